@@ -1,0 +1,245 @@
+"""What the engine is asked for and what it gives back: requests, tickets, progress, pictures.
+
+Owns the values that cross the engine's border; all of them are plain and picklable but the
+ticket, which stays in the engine's process. Imports neither torch nor ray, so that the HTTP side
+can use them in a process without either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from farm.errors import RequestRefused
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from farm.base.model import SchedulerName
+
+__all__ = [
+    "SCHEDULERS",
+    "AdapterRef",
+    "DrawRequest",
+    "Picture",
+    "Progress",
+    "RequestLimits",
+    "Stage",
+    "Ticket",
+]
+
+SCHEDULERS: tuple[SchedulerName, ...] = ("base", "ddim", "euler", "euler_a", "dpm++2m", "unipc")
+"""The names of ``farm.base.model.SchedulerName``, here without torch."""
+
+Stage = Literal["queued", "loading", "drawing", "decoding", "done"]
+"""Where a request stands; the order is the order of its way."""
+
+MAX_SEED = 2**63 - 1
+MAX_WEIGHT = 8.0
+"""Absolute adapter weight beyond which no picture is worth drawing."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """One adapter by its content: the job key is the identity, the name is for people."""
+
+    key: str
+    """Job key: 32 hex digits over everything that made the adapter."""
+    namespace: str = ""
+    name: str = ""
+    sha256: str = ""
+    """As the name's pointer in the store tells it; empty when asked for by key."""
+
+    @property
+    def label(self) -> str:
+        """How messages call it: by name where there is one."""
+        return f"{self.name}@{self.key}" if self.name else self.key
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRequest:
+    """One picture to draw. The picture depends on these values alone, never on its neighbours."""
+
+    id: str
+    """Names the request in logs, events and the receipt; unique among those in flight."""
+    prompt: str
+    """With the identifier already in place of ``[V]``."""
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 25
+    guidance: float = 5.0
+    """Classifier-free guidance scale; 1 or less costs no unconditional row."""
+    scheduler: SchedulerName = "base"
+    width_px: int | None = None
+    """None is the base's own resolution."""
+    height_px: int | None = None
+    adapters: tuple[tuple[AdapterRef, float], ...] = ()
+    """Adapters with their weights (1 is as trained); empty is the bare base."""
+    tenant: str = ""
+    """Whose share of the machine the request is counted against."""
+    deadline_s: float | None = None
+    """Seconds after submission at which the picture is of no more use; None is never."""
+    preview_every: int = 0
+    """Steps between previews sent as progress; 0 sends none."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether the request needs an unconditional row."""
+        return self.guidance > 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the request takes in a denoising pass."""
+        return 2 if self.guided else 1
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may ask for; more is refused before it costs anything."""
+
+    max_steps: int = 150
+    max_side_px: int = 2048
+    max_prompt_characters: int = 4000
+    max_guidance: float = 50.0
+    max_adapters: int = 4
+
+    def check(self, request: DrawRequest) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            RequestRefused: naming the field that is wrong.
+        """
+        self._check_numbers(request)
+        for field_name in ("prompt", "negative_prompt"):
+            if len(getattr(request, field_name)) > self.max_prompt_characters:
+                raise RequestRefused(
+                    f"{field_name} is longer than {self.max_prompt_characters} characters",
+                    "shorten it; the text encoder reads 77 tokens",
+                    field_name,
+                )
+        if request.scheduler not in SCHEDULERS:
+            raise RequestRefused(
+                f"unknown scheduler {request.scheduler!r}",
+                f"use one of {', '.join(SCHEDULERS)}",
+                "scheduler",
+            )
+        if len(request.adapters) > self.max_adapters:
+            raise RequestRefused(
+                f"{len(request.adapters)} adapters on one picture",
+                f"use at most {self.max_adapters}",
+                "adapters",
+            )
+
+    def _check_numbers(self, request: DrawRequest) -> None:
+        ranges: list[tuple[str, float | None, float, float]] = [
+            ("steps", request.steps, 1, self.max_steps),
+            ("seed", request.seed, 0, MAX_SEED),
+            ("guidance", request.guidance, 0, self.max_guidance),
+            ("width_px", request.width_px, 8, self.max_side_px),
+            ("height_px", request.height_px, 8, self.max_side_px),
+            ("deadline_s", request.deadline_s, 0, math.inf),
+            ("preview_every", request.preview_every, 0, math.inf),
+            *(("adapters", weight, -MAX_WEIGHT, MAX_WEIGHT) for _, weight in request.adapters),
+        ]
+        for name, value, least, most in ranges:
+            if value is not None and not least <= value <= most:  # NaN fails every comparison
+                raise RequestRefused(
+                    f"{name} is {value}", f"use a number from {least} to {most}", name
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request has come."""
+
+    stage: Stage
+    step: int = 0
+    """Denoising steps done."""
+    steps: int = 0
+    """Denoising steps in all."""
+    preview: NDArray[np.uint8] | None = None
+    """The picture as the denoiser now believes it, uint8 [H, W, 3]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One finished picture with its receipt."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 [H, W, 3]."""
+    receipt: dict[str, Any] = field(default_factory=dict)
+    """Everything that made the picture, as plain JSON values; see ``farm.serving.receipt``."""
+
+
+class Ticket:
+    """A submitted request: a future of its picture, its progress, and the way to cancel it.
+
+    ``future`` may be awaited from asyncio with ``asyncio.wrap_future``; cancelling that cancels
+    the request. Errors in the future are ``FarmError``s.
+    """
+
+    def __init__(self, request: DrawRequest) -> None:
+        self.request = request
+        self.future: Future[Picture] = Future()
+        self.progress = Progress("queued", 0, request.steps)
+        self._listeners: list[Callable[[Progress], None]] = []
+
+    def cancel(self) -> bool:
+        """Stop the request within one denoising step; False if it had already ended."""
+        return self.future.cancel()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the request was cancelled before it ended."""
+        return self.future.cancelled()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is a picture, an error, or a cancellation."""
+        return self.future.done()
+
+    def result(self, timeout_s: float | None = None) -> Picture:
+        """Wait for the picture.
+
+        Raises:
+            FarmError: what went wrong.
+            TimeoutError: if it takes longer than ``timeout_s``.
+            concurrent.futures.CancelledError: if it was cancelled.
+        """
+        return self.future.result(timeout_s)
+
+    def listen(self, callback: Callable[[Progress], None]) -> None:
+        """Call back on every progress from now on, in a thread of the engine.
+
+        The callback must return at once and not raise; hand the value to a queue or event loop.
+        """
+        self._listeners.append(callback)
+
+    # -- the engine's side --------------------------------------------------------------------
+
+    def report(self, progress: Progress) -> None:
+        """Publish progress to the listeners; a listener that raises is dropped."""
+        if self.ended:
+            return
+        self.progress = progress
+        for listener in list(self._listeners):
+            try:
+                listener(progress)
+            except Exception:  # a closed event loop must not stop the batch
+                self._listeners.remove(listener)
+
+    def succeed(self, picture: Picture) -> None:
+        """Hand over the picture, unless the request was cancelled meanwhile."""
+        self.report(Progress("done", self.request.steps, self.request.steps))
+        with suppress(InvalidStateError):
+            self.future.set_result(picture)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, unless the request had already ended."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
