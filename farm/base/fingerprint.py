@@ -1,0 +1,133 @@
+"""The fingerprint of a base: one hash over the weights and configs that decide what it draws.
+
+Two copies of a model have one fingerprint, wherever they lie and whatever dtype suffix their
+file names carry; a changed weight or config value changes it. Safety checkers, READMEs and other
+files that no picture depends on are left out.
+
+Hashing gigabytes takes seconds, so digests of local files are cached by path, size and
+modification time in the user's cache folder; a stale entry can only cost time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from farm.errors import BaseModelError
+from farm.keys import digest, file_digest
+
+__all__ = ["cache_folder", "fingerprint_folder", "fingerprint_inputs", "weight_files"]
+
+PARTS = (
+    "tokenizer",
+    "tokenizer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "vae",
+    "unet",
+    "transformer",
+    "scheduler",
+)
+"""Parts of a diffusers folder that decide the picture."""
+
+IGNORED_CONFIG_KEYS = re.compile(r"^_|^transformers_version$|^torch_dtype$|^dtype$")
+"""Provenance that tools write into configs: versions, names, load dtypes."""
+
+MAIN_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors$")
+VARIANT_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)\.fp16(-\d+-of-\d+)?\.safetensors$")
+
+TOKENIZER_FILES = {"vocab.json", "merges.txt", "spiece.model", "tokenizer.json"}
+
+
+def cache_folder() -> Path:
+    """Where digests are cached: ``$FARM_CACHE``, else the platform's user cache."""
+    root = os.environ.get("FARM_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "dreambooth-farm"
+    )
+    return Path(root).expanduser()
+
+
+def fingerprint_folder(folder: str | Path) -> str:
+    """The fingerprint of a local diffusers folder, 64 hex digits.
+
+    Raises:
+        BaseModelError: if the folder holds no part of a pipeline.
+    """
+    return digest(fingerprint_inputs(folder))
+
+
+def fingerprint_inputs(folder: str | Path) -> dict[str, object]:
+    """What the fingerprint covers: per part, the config's values and each file's sha256.
+
+    Stored beside the adapters (``bases/<fingerprint>.json``), so that a later difference can be
+    traced to a file.
+    """
+    root = Path(folder)
+    parts: dict[str, object] = {
+        part: _part_inputs(root / part) for part in PARTS if (root / part).is_dir()
+    }
+    if not parts:
+        raise BaseModelError(
+            f"{root} is not a diffusers folder: it has none of {', '.join(PARTS)}",
+            "point to the folder that holds model_index.json",
+        )
+    return parts
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one part that are loaded, in order.
+
+    A part may hold several variants of one model; the main one is loaded, else ``fp16``.
+    """
+    for pattern in (MAIN_WEIGHTS, VARIANT_WEIGHTS):
+        found = sorted(path for path in folder.iterdir() if pattern.match(path.name))
+        if found:
+            return found
+    return []
+
+
+def _part_inputs(folder: Path) -> dict[str, object]:
+    configs: dict[str, object] = {}
+    # shards are named by position, so their order is their name's; digests keep that order
+    weights = [_cached_digest(path) for path in weight_files(folder)]
+    for path in sorted(folder.iterdir()):
+        if path.name in TOKENIZER_FILES:
+            configs[path.name] = _cached_digest(path)
+        elif path.name in ("config.json", "scheduler_config.json"):
+            configs[path.name] = _meaningful(json.loads(path.read_text()))
+    return {"configs": configs, "weights": weights}
+
+
+def _meaningful(value: Any) -> Any:
+    """A config without its provenance, nested parts included."""
+    if isinstance(value, dict):
+        return {
+            key: _meaningful(item)
+            for key, item in value.items()
+            if not IGNORED_CONFIG_KEYS.match(key)
+        }
+    if isinstance(value, list):
+        return [_meaningful(item) for item in value]
+    return value
+
+
+def _cached_digest(path: Path) -> str:
+    real = path.resolve()
+    facts = real.stat()
+    entry = cache_folder() / "digests" / f"{digest(str(real))[:32]}.json"
+    known = {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "inode": facts.st_ino}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        cached = json.loads(entry.read_text())
+        if all(cached[name] == value for name, value in known.items()):
+            return str(cached["sha256"])
+    sha256 = file_digest(real)
+    with contextlib.suppress(OSError):  # a read-only home costs time, nothing else
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        aside = entry.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps({**known, "sha256": sha256}))
+        aside.replace(entry)
+    return sha256

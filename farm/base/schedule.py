@@ -1,0 +1,76 @@
+"""Noise schedules and prediction types: how a latent is noised and what the denoiser predicts.
+
+Owns the arithmetic of training targets. Drawing uses diffusers' own scheduler objects instead.
+
+Legend: R rows, C channels, H W latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["NoiseSchedule", "PredictionType"]
+
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The forward process of one base: ``x_t = signal(t) · x_0 + sigma(t) · noise``.
+
+    For epsilon and v-prediction the process is variance preserving; for flow matching it is the
+    straight line of rectified flow, ``signal = 1 - sigma``.
+    """
+
+    prediction_type: PredictionType
+    signal_N: Tensor
+    """float32 factor of the clean latent at each of the N training timesteps (1000)."""
+    sigma_N: Tensor
+    """float32 factor of the noise at each training timestep."""
+
+    @classmethod
+    def from_alphas(
+        cls, alphas_cumprod_N: Tensor, prediction_type: PredictionType
+    ) -> NoiseSchedule:
+        """From the cumulative product of alphas of a DDPM-like scheduler (Ho et al. 2020)."""
+        alphas_N = alphas_cumprod_N.float()
+        return cls(prediction_type, alphas_N.sqrt(), (1 - alphas_N).sqrt())
+
+    @property
+    def num_timesteps(self) -> int:
+        """Training timesteps."""
+        return self.signal_N.numel()
+
+    def to(self, device: torch.device | str) -> NoiseSchedule:
+        """The same schedule with its tables on a device."""
+        return NoiseSchedule(
+            self.prediction_type, self.signal_N.to(device), self.sigma_N.to(device)
+        )
+
+    def add_noise(self, latents_RCHW: Tensor, noise_RCHW: Tensor, timesteps_R: Tensor) -> Tensor:
+        """Noised latents, each row at its own timestep."""
+        signal, sigma = self._factors(timesteps_R, latents_RCHW)
+        return signal * latents_RCHW + sigma * noise_RCHW
+
+    def target(self, latents_RCHW: Tensor, noise_RCHW: Tensor, timesteps_R: Tensor) -> Tensor:
+        """What the denoiser is to predict: noise, velocity (Salimans & Ho 2022) or flow."""
+        if self.prediction_type == "epsilon":
+            return noise_RCHW
+        if self.prediction_type == "flow":
+            return noise_RCHW - latents_RCHW
+        signal, sigma = self._factors(timesteps_R, latents_RCHW)
+        return signal * noise_RCHW - sigma * latents_RCHW
+
+    def snr(self, timesteps_R: Tensor) -> Tensor:
+        """Signal-to-noise ratio of each row's timestep."""
+        return (self.signal_N[timesteps_R] / self.sigma_N[timesteps_R]) ** 2
+
+    def _factors(self, timesteps_R: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *([1] * (like.ndim - 1)))
+        signal_R = self.signal_N[timesteps_R].to(like.dtype)
+        sigma_R = self.sigma_N[timesteps_R].to(like.dtype)
+        return signal_R.view(shape), sigma_R.view(shape)

@@ -1,0 +1,207 @@
+"""Every error that the farm raises on purpose, in one tree.
+
+    FarmError                       exit 1, a retry does not help
+    ├── UserError                   exit 2: the command or its input is wrong; never retried
+    │   ├── ManifestError           exit 3: manifest or photos have faults, all told at once
+    │   ├── BaseModelError          the base cannot be read, or is refused (pickled weights)
+    │   ├── AdapterFileError        an adapter file is missing, corrupt, or does not fit the base
+    │   └── PlanError               the plan cannot fit the hardware; says by how much
+    ├── StoreError                  the store did not answer in time or lost a write; retried
+    ├── LaneLost                    a lane, node or driver vanished; not the job's fault
+    ├── JobError                    one job's own failure; the run goes on
+    │   ├── JobDiverged             its loss or weights are not finite
+    │   └── JobOutOfMemory          it does not fit even alone in a lane
+    ├── ServingError                a request that the endpoint answers with an HTTP error
+    │   ├── RequestRefused          400, the request itself is wrong
+    │   ├── NotAuthorized           401, no key or a wrong one
+    │   ├── AdapterNotFound         404, unknown name, revoked, or another tenant's
+    │   ├── TooBusy                 429, carries ``retry_after_s`` from the real backlog
+    │   └── Draining                503, the replica is restarting
+    └── Interrupted                 exit 130: the user stopped it; says how to go on
+
+Each class says whether a retry helps (``retryable``) and carries a remedy. All of them take
+positional arguments only, so they survive pickling across processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+__all__ = [
+    "AdapterFileError",
+    "AdapterNotFound",
+    "BaseModelError",
+    "Draining",
+    "FarmError",
+    "Fault",
+    "Interrupted",
+    "JobDiverged",
+    "JobError",
+    "JobOutOfMemory",
+    "LaneLost",
+    "ManifestError",
+    "NotAuthorized",
+    "PlanError",
+    "RequestRefused",
+    "ServingError",
+    "StoreError",
+    "TooBusy",
+    "UserError",
+]
+
+
+class FarmError(Exception):
+    """Base of all errors of the farm: a message for the user and a remedy."""
+
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
+
+
+class UserError(FarmError):
+    """The user's command or input is wrong."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of a manifest or a photo, with the place where it stands and what mends it."""
+
+    file: str
+    message: str
+    remedy: str
+    line: int | None = None
+    """1-based line in ``file``; the row number for tables without lines."""
+    field: str = ""
+    """Dotted path, such as ``subjects[3].recipe.rank``."""
+    subject: str = ""
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        field = f" {self.field}:" if self.field else ""
+        return f"{place}:{field} {self.message} ({self.remedy})"
+
+
+class ManifestError(UserError):
+    """A manifest with faults; all of them are told at once."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, remedy: str = "", faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message, remedy)
+        self.faults = tuple(faults)
+        self.args = (message, remedy, self.faults)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(f"  {fault}" for fault in self.faults)])
+
+
+class BaseModelError(UserError):
+    """A base model that cannot be loaded or is refused."""
+
+
+class AdapterFileError(UserError):
+    """An adapter file that is missing, corrupt, or does not fit its base."""
+
+
+class PlanError(UserError):
+    """A plan that no hardware at hand can carry."""
+
+
+class StoreError(FarmError):
+    """The store failed; the same call may succeed later."""
+
+    retryable = True
+
+
+class LaneLost(FarmError):
+    """A lane, its node or the driver vanished. Not the job's fault."""
+
+    retryable = True
+
+
+class JobError(FarmError):
+    """One job failed for reasons of its own; retried a set number of times, then quarantined."""
+
+    retryable = True
+
+
+class JobDiverged(JobError):
+    """A job whose loss, gradient or weights are no longer finite."""
+
+
+class JobOutOfMemory(JobError):
+    """A job that does not fit in the memory of a lane."""
+
+
+class ServingError(FarmError):
+    """A request that is answered with an HTTP error."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, remedy: str = "", param: str | None = None) -> None:
+        super().__init__(message, remedy)
+        self.param = param
+        self.args = (message, remedy, param)
+
+
+class RequestRefused(ServingError):
+    """The request itself is wrong."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class NotAuthorized(ServingError):
+    """No key, or a key that is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class AdapterNotFound(ServingError):
+    """No such adapter for this key: unknown, revoked, or another tenant's."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class TooBusy(ServingError):
+    """The backlog or the key's rate is over its limit."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    retryable = True
+
+    def __init__(
+        self, message: str, remedy: str = "", param: str | None = None, retry_after_s: float = 1.0
+    ) -> None:
+        super().__init__(message, remedy, param)
+        self.retry_after_s = retry_after_s
+        self.args = (message, remedy, param, retry_after_s)
+
+
+class Draining(ServingError):
+    """The replica is going away; another one will answer."""
+
+    status = 503
+    code = "service_unavailable"
+    retryable = True
+
+
+class Interrupted(FarmError):
+    """The user stopped the command."""
+
+    exit_code = 130

@@ -1,0 +1,71 @@
+"""Names made from content: digests of values and files, keys of jobs and prior sets, seeds.
+
+A key hashes exactly the inputs that determine the result, so finished work is found and never
+redone. Everything here is pure; nothing touches a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["bytes_digest", "canonical_json", "derive_seed", "digest", "file_digest", "key_of"]
+
+KEY_LENGTH = 32
+"""Hex digits in a job or prior key: 128 bits, short enough for a path."""
+
+
+def canonical_json(value: object) -> str:
+    """Serialise plain values in the one form that equal values share.
+
+    Raises:
+        ValueError: on NaN and infinity, which JSON cannot name and no key may hold.
+        TypeError: on anything but dict, list, tuple, str, int, float, bool and None.
+    """
+    _refuse_non_finite(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _refuse_non_finite(value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} cannot be part of a key")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"key {key!r} is not a string")
+            _refuse_non_finite(item)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            _refuse_non_finite(item)
+
+
+def bytes_digest(data: bytes) -> str:
+    """The sha256 of bytes, 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest(value: object) -> str:
+    """The sha256 of a plain value's canonical JSON, 64 hex digits."""
+    return bytes_digest(canonical_json(value).encode())
+
+
+def file_digest(path: str | Path) -> str:
+    """The sha256 of a local file's bytes, 64 hex digits, read in bounded memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(kind: str, **inputs: object) -> str:
+    """The key of one piece of work: 32 hex digits over its kind and all its inputs."""
+    return digest({"kind": kind, **inputs})[:KEY_LENGTH]
+
+
+def derive_seed(*parts: str | int) -> int:
+    """A 63-bit seed from a path of names and numbers, such as ``(job seed, "noise", step)``.
+
+    Neighbouring parts give unrelated seeds, so streams never overlap by arithmetic accident.
+    """
+    return int.from_bytes(hashlib.sha256(canonical_json(list(parts)).encode()).digest()[:8]) >> 1

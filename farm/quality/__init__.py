@@ -1,0 +1,1 @@
+"""Scores, stopping, studies and the report: did each subject learn, and did the class survive."""

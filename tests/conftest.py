@@ -1,0 +1,22 @@
+"""What every test shares: no network, private caches, one thread per torch process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests and fetched bases go to a folder of this test session."""
+    folder = Path(tmp_path_factory.getbasetemp()) / "cache"
+    monkeypatch.setenv("FARM_CACHE", str(folder))

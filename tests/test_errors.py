@@ -1,0 +1,49 @@
+"""Errors survive pickling, carry remedies, and know their exit codes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import farm.errors as errors
+from farm.errors import FarmError, Fault, ManifestError, TooBusy
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_survives_pickling_with_its_message_and_remedy(name: str) -> None:
+    kind = getattr(errors, name)
+    if not issubclass(kind, FarmError):
+        pytest.skip("a plain value")
+    copy = pickle.loads(pickle.dumps(kind("it broke", "mend it")))
+    assert type(copy) is kind
+    assert str(copy).startswith("it broke")
+    assert "mend it" in str(copy)
+    assert copy.exit_code == kind.exit_code
+
+
+def test_a_manifest_error_tells_every_fault_with_its_place() -> None:
+    faults = [
+        Fault("m.yaml", "rank is 0", "use 1 to 256", line=3, field="subjects[0].recipe.rank"),
+        Fault("photos/1.jpg", "is truncated", "upload it again"),
+    ]
+    error = pickle.loads(pickle.dumps(ManifestError("2 faults", "", faults)))
+    assert "m.yaml:3: subjects[0].recipe.rank: rank is 0 (use 1 to 256)" in str(error)
+    assert "photos/1.jpg: is truncated" in str(error)
+    assert error.exit_code == 3
+
+
+def test_a_busy_endpoint_says_when_to_come_back() -> None:
+    error = pickle.loads(pickle.dumps(TooBusy("backlog", "wait", None, 7.5)))
+    assert error.retry_after_s == 7.5
+    assert error.status == 429
+
+
+def test_every_error_is_public_and_drawn_in_the_tree() -> None:
+    kinds = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, FarmError)
+    ]
+    assert set(kinds) <= set(errors.__all__)
+    assert all(name in (errors.__doc__ or "") for name in kinds)
