@@ -1,0 +1,212 @@
+"""Photos as pixels: one way to open any of them, and the crops that training sees.
+
+Owns decoding, its limits and its colour rules. Where the bytes come from is in ``reading.py``.
+
+Legend: N crops, P pixels of a side.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from farm.intake.errors import PhotoFault
+from farm.intake.reading import read_photo_bytes
+
+__all__ = [
+    "MAX_PHOTO_PIXELS",
+    "MIN_SIDE_PX",
+    "PHOTO_SUFFIXES",
+    "as_rgb",
+    "crops",
+    "open_header",
+    "open_photo",
+]
+
+MAX_PHOTO_PIXELS = 100_000_000
+"""Width times height: 300 MB once decoded. Known from the header, before anything is unpacked."""
+MIN_SIDE_PX = 32
+"""Of the shorter side; below it there is nothing to learn at any resolution."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "MPO", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
+"""Decoders that photos may reach. The rest of Pillow's (PostScript, PSD, fonts …) stay shut."""
+PHOTO_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".mpo", ".tif", ".tiff", ".bmp", ".gif")
+    + (".avif", ".jp2", ".ppm", ".pgm", ".tga", ".heic", ".heif")
+)
+"""File names that a folder, glob or archive offers as photos. HEIC is among them so that it is
+told to be unreadable rather than passed over in silence."""
+
+_SIGNATURES = (
+    (4, b"ftyphei", "a HEIC photo", "convert it to JPEG; phones: camera `most compatible`"),
+    (4, b"ftypmif1", "a HEIF photo", "convert it to JPEG"),
+    (4, b"ftyp", "a video", "take photos, or still frames of it"),
+    (0, b"%PDF", "a PDF document", "export its pictures as JPEG or PNG"),
+    (0, b"PK\x03\x04", "an archive", "name it `….zip` in `photos`, or unpack it"),
+    (0, b"8BPS", "a Photoshop document", "export it as PNG"),
+    (0, b"<svg", "a drawing in SVG", "export it as PNG"),
+    (0, b"<?xml", "XML", "export it as PNG if it is a drawing"),
+    (0, b"<!DOCTYPE", "a web page", "use the address of the picture itself"),
+    (0, b"<html", "a web page", "use the address of the picture itself"),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
+)
+_SRGB = ImageCms.createProfile("sRGB")
+_open_lock = threading.Lock()
+
+
+def open_photo(photo: bytes | str) -> Image.Image:
+    """Decode a photo as it should be seen: upright, sRGB, 8 bits, nothing transparent.
+
+    EXIF rotation is applied, colour profiles are converted, transparency is laid on white, and
+    grey, palette, CMYK and 16-bit photos become RGB. Of animations the first frame is taken.
+
+    Args:
+        photo: the file's bytes, or a URI as in ``Photo.uri``.
+
+    Raises:
+        PhotoFault: if it is missing, no photo, truncated, or larger than ``MAX_PHOTO_PIXELS``.
+    """
+    data = read_photo_bytes(photo) if isinstance(photo, str) else photo
+    image = open_header(data)
+    try:
+        image.load()
+        return as_rgb(image)
+    except Exception as error:  # decoders of eleven formats raise what they like
+        raise _decode_fault(error) from error
+
+
+def open_header(data: bytes) -> Image.Image:
+    """Identify a photo and check its size without decoding it.
+
+    Raises:
+        PhotoFault: if it is empty, no photo, or absurdly large.
+    """
+    if not data:
+        raise PhotoFault("the file is empty", "copy it again")
+    try:
+        # Pillow warns of large headers through the process-wide filters; we judge the size below
+        with _open_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise PhotoFault(
+            f"it is larger than {MAX_PHOTO_PIXELS // 10**6} megapixels", "save it smaller"
+        ) from error
+    except Exception as error:  # see above
+        raise _unidentified(data, error) from error
+    if image.width * image.height > MAX_PHOTO_PIXELS:
+        raise PhotoFault(
+            f"it is {image.width} x {image.height} px, more than "
+            f"{MAX_PHOTO_PIXELS // 10**6} megapixels",
+            "save it smaller; training never sees more than the resolution",
+        )
+    return image
+
+
+def _unidentified(data: bytes, error: Exception) -> PhotoFault:
+    head = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
+    for offset, signature, what, remedy in _SIGNATURES:
+        if head[offset:].startswith(signature):
+            return PhotoFault(f"it is {what}, not a photo that can be read", remedy)
+    if isinstance(error, OSError | SyntaxError) and not isinstance(error, UnidentifiedImageError):
+        return _decode_fault(error)
+    return PhotoFault("it is not a photo", "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF")
+
+
+def _decode_fault(error: Exception) -> PhotoFault:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in text.lower() or "Truncated" in text or isinstance(error, EOFError):
+        return PhotoFault("it is truncated", "copy it again; the end of the file is missing")
+    return PhotoFault(f"it is damaged: {text[:200]}", "copy it again, or save it anew")
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture as an upright RGB one; see ``open_photo``."""
+    profile = image.info.get("icc_profile")
+    image = _upright(image)
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if _is_transparent(image):
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+        image = image.convert("RGB")
+    if profile:
+        image = _in_srgb(image, profile)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing of the pixels
+        return image
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deep grey as 8-bit grey. Pillow's own conversion clips at 255: a white picture."""
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    peak = float(values.max(initial=0.0))
+    if image.mode.startswith("I;16") or (image.mode == "I" and peak > 255):
+        white = 65535.0 if peak <= 65535 else peak
+    else:  # float and wide integer files name no white point: take the usual one that fits
+        white = next((usual for usual in (1.0, 255.0, 65535.0) if peak <= usual), peak)
+        white = 255.0 if image.mode == "I" else white
+    return Image.fromarray((values * (255.0 / white)).round().clip(0, 255).astype(np.uint8))
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The picture in sRGB; unchanged where its profile is sRGB already, or broken."""
+    if image.mode not in {"RGB", "CMYK", "L"}:
+        image = image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    return converted if converted is not None else image
+
+
+def crops(
+    photo: Image.Image, resolution_px: int, count: int = 1, *, flip: bool = False, seed: int = 0
+) -> NDArray[np.uint8]:
+    """The square crops of a photo that training sees.
+
+    The first is the centre crop over the whole shorter side, as the diffusers scripts take it.
+    The others have a side of 85 to 100 % of it at a random place, so that square photos vary too.
+
+    Args:
+        photo: RGB.
+        resolution_px: side of the crops.
+        count: crops before mirroring.
+        flip: also return every crop mirrored, after all the plain ones.
+        seed: root of the places.
+
+    Returns:
+        uint8 [N, P, P, 3] with N = count, or 2 x count with ``flip``.
+    """
+    random = np.random.default_rng(seed)
+    shorter = min(photo.size)
+    pictures = []
+    for index in range(count):
+        side = shorter if index == 0 else shorter * random.uniform(0.85, 1.0)
+        room = np.array([photo.width - side, photo.height - side])
+        left, top = room / 2 if index == 0 else room * random.uniform(size=2)
+        box = (float(left), float(top), float(left + side), float(top + side))
+        # reducing_gap is off: it would make a crop depend on how far the photo is shrunk
+        picture = photo.resize((resolution_px, resolution_px), Image.Resampling.LANCZOS, box=box)
+        pictures.append(np.asarray(picture, dtype=np.uint8))
+    plain_NPP3 = np.stack(pictures)
+    return np.concatenate([plain_NPP3, plain_NPP3[:, :, ::-1]]) if flip else plain_NPP3

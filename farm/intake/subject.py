@@ -1,0 +1,169 @@
+"""A subject as the farm knows it: every default applied, every photo found.
+
+Owns the resolved values (``Subject``, ``Photo``, ``PriorSettings``), the charset of names and the
+rules of prompts. What a user writes, with its shorthands, is in ``entry.py``; bytes and pixels are
+in ``photos.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from farm.recipe import Recipe
+
+__all__ = [
+    "CLASS_NOUN_FIELD",
+    "DEFAULT_CLASS_PROMPT",
+    "DEFAULT_IDENTIFIER",
+    "DEFAULT_INSTANCE_PROMPT",
+    "DEFAULT_NAMESPACE",
+    "DEFAULT_SAMPLE_PROMPTS",
+    "MAX_NAME_LENGTH",
+    "NAME_PATTERN",
+    "PLACEHOLDER",
+    "ClassNoun",
+    "Identifier",
+    "Name",
+    "Photo",
+    "PriorSettings",
+    "Prompt",
+    "SamplerName",
+    "Subject",
+    "names_identifier",
+]
+
+PLACEHOLDER = "[V]"
+"""Stands for the identifier in every prompt."""
+CLASS_NOUN_FIELD = "{class_noun}"
+"""Stands for the class noun in every prompt of a manifest; resolved prompts no longer hold it."""
+
+DEFAULT_NAMESPACE = "default"
+DEFAULT_IDENTIFIER = "sks"
+DEFAULT_INSTANCE_PROMPT = "a photo of [V] {class_noun}"
+DEFAULT_CLASS_PROMPT = "a photo of a {class_noun}"
+DEFAULT_SAMPLE_PROMPTS = ("a photo of [V] {class_noun}", "a [V] {class_noun} in space")
+
+NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]|\.[A-Za-z0-9_-])*$"
+"""Ids, names and namespaces become paths and URLs: ASCII letters, digits, ``_ - .``; the first is a
+letter or digit, no two dots together, no dot at the end."""
+MAX_NAME_LENGTH = 128
+
+_NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+ClassNoun = Annotated[
+    str, StringConstraints(strip_whitespace=True, pattern=_NO_CONTROL, min_length=1, max_length=100)
+]
+Prompt = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=_NO_CONTROL, min_length=1, max_length=1000),
+]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f\[\]{}]{1,64}$")]
+
+SamplerName = Literal["ddim", "euler", "euler_a", "dpm++2m", "unipc", "base"]
+"""The samplers of ``farm.base.model.SchedulerName``, said again because intake stands below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One photo: where it lies, and the caption that stands in for the instance prompt."""
+
+    uri: str
+    """Absolute local path, fsspec URL, or ``zip://member::archive`` for a member of an archive."""
+    caption: str | None = None
+
+
+class PriorSettings(BaseModel):
+    """How the untouched base draws the class images of a prior set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    scheduler: SamplerName = "base"
+    """Sampler of the class images; ``base`` is the one that the base's own folder names."""
+    steps: int = Field(25, ge=1, le=1_000)
+    """Denoising steps of each class image. The set is shared by all subjects of a class, and class
+    images need to be typical, not flawless."""
+    guidance: float = Field(5.0, ge=1, le=30)
+    """Classifier-free guidance scale; 1 draws unguided, at half the price."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Root of the seeds of the class images; each image has its own."""
+
+
+class Subject(BaseModel):
+    """One thing to learn, resolved: no field is left to a default elsewhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    id: Name
+    """Unique in its manifest."""
+    class_noun: ClassNoun
+    """What it is: ``cat``, ``stuffed animal``."""
+    photos: tuple[Photo, ...] = Field(min_length=1)
+    """In the order of the manifest; an archive or folder in the order of its names."""
+    namespace: Name = DEFAULT_NAMESPACE
+    """Whose adapter it will be; keys of the endpoint are bound to namespaces."""
+    name: Name
+    """Under which the adapter is served; the id where the manifest gives none."""
+    identifier: Identifier = DEFAULT_IDENTIFIER
+    """The rare token that ``[V]`` stands for."""
+    instance_prompt: Prompt
+    """With ``[V]``; of every photo that has no caption of its own."""
+    class_prompt: Prompt
+    """Of the prior set; never names the identifier."""
+    class_images: tuple[str, ...] = ()
+    """URIs of the user's own class images; empty where the base draws them."""
+    sample_prompts: tuple[Prompt, ...]
+    """Drawn with the trained adapter; they do not enter the job's key."""
+    priority: int = 0
+    """Higher trains earlier."""
+    recipe: Recipe = Recipe()
+    """How to train it."""
+    prior: PriorSettings = PriorSettings()
+    """How its class images are drawn."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: object) -> object:
+        """Fill the fields that follow from others: the name, and prompts with the class noun."""
+        if not isinstance(values, dict):
+            return values
+        noun = values.get("class_noun")
+        filled = {
+            "name": values.get("id"),
+            "instance_prompt": DEFAULT_INSTANCE_PROMPT,
+            "class_prompt": DEFAULT_CLASS_PROMPT,
+            "sample_prompts": DEFAULT_SAMPLE_PROMPTS,
+            **values,
+        }
+        if isinstance(noun, str):
+            for field in ("instance_prompt", "class_prompt", "sample_prompts"):
+                filled[field] = _with_noun(filled[field], noun.strip())
+        return filled
+
+    def prompt(self, text: str) -> str:
+        """A prompt as the text encoder reads it: ``[V]`` replaced by the identifier."""
+        return text.replace(PLACEHOLDER, self.identifier)
+
+    @property
+    def photo_prompts(self) -> tuple[str, ...]:
+        """What each photo is trained on: its caption or the instance prompt, ``[V]`` replaced."""
+        return tuple(self.prompt(photo.caption or self.instance_prompt) for photo in self.photos)
+
+
+def _with_noun(value: object, noun: str) -> object:
+    """Prompts with the class noun put in; what is no prompt stays for validation to refuse."""
+    if isinstance(value, str):
+        return value.replace(CLASS_NOUN_FIELD, noun)
+    if isinstance(value, list | tuple):
+        return tuple(_with_noun(item, noun) for item in value)
+    return value
+
+
+def names_identifier(prompt: str, identifier: str) -> bool:
+    """Whether a prompt speaks of the subject: by ``[V]``, or by the identifier as a whole word."""
+    if PLACEHOLDER in prompt:
+        return True
+    return re.search(rf"(?<!\w){re.escape(identifier)}(?!\w)", prompt) is not None
