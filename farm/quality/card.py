@@ -1,0 +1,365 @@
+"""The quality card of an adapter: its scores beside the untouched base's, and the verdict.
+
+Owns the examination of many adapters at once: one flat batch of pictures through the bank, one
+embedding of all of them, one card for each. The base's own pictures (what the class and the prompts
+looked like before) are drawn once per class and shared by all its subjects.
+
+Legend: G generated pictures, P photos, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from farm.base.model import Base
+from farm.keys import derive_seed
+from farm.quality import scores
+from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows, seeds_for
+from farm.quality.intervals import MIN_PICTURES, Estimate
+from farm.quality.protocol import PromptPair, Protocol, ScoringBudget, protocol_for
+from farm.quality.scorer import ImageScorer, Scorer
+from farm.quality.verdict import Evidence, judge
+
+if TYPE_CHECKING:
+    from farm.adapters.bank import Bank
+
+__all__ = ["Candidate", "Examination", "Examiner", "missing_card", "score_adapters"]
+
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One adapter to examine: where it is, and what it was to learn."""
+
+    slot: int
+    """Its place in the bank now."""
+    photos: Sequence[Image.Image]
+    """As the user gave them, turned upright; cropped by the scorer's own preprocessing."""
+    class_noun: str
+    identifier: str
+    class_prompt: str
+    seed: int = 0
+    """Of the bootstrap. Pictures' seeds are the class's, so that all its subjects share the base's
+    pictures, and no card depends on slot or neighbours."""
+    evaluation_curve: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A card, and the pictures that it was made from."""
+
+    card: dict[str, Any]
+    """Plain values, ready for ``adapter.json``."""
+    prompts: tuple[str, ...]
+    pictures_GPP3: Tensor
+    """uint8, the subject's own pictures, one per prompt: a gallery for nothing."""
+    class_pictures_GPP3: Tensor
+    """uint8, what the bare class looks like under the adapter."""
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What the untouched base draws for one class, embedded by each scorer."""
+
+    prompted: Mapping[str, Tensor]
+    class_pictures: Mapping[str, Tensor]
+    drift: Mapping[str, Tensor]
+
+
+@dataclass
+class Examiner:
+    """Examines adapters of one bank; keeps the base's pictures of each class between calls."""
+
+    base: Base
+    bank: Bank
+    scorer: Scorer
+    budget: ScoringBudget = field(default_factory=ScoringBudget)
+    extra_scorers: Mapping[str, ImageScorer] = field(default_factory=dict)
+    """Further views on likeness by name, such as ``{"dino": DinoScorer(…)}``."""
+    protocol_of: Callable[[str], Protocol] | None = None
+    """Class noun to protocol; None takes the base's own."""
+    batch: int = 32
+    """Pictures in one denoising pass."""
+    num_pictures_drawn: int = 0
+    _references: dict[tuple[str, str], _Reference] = field(default_factory=dict)
+
+    def examine(self, candidates: Sequence[Candidate]) -> list[Examination]:
+        """Cards of all candidates, drawn and embedded together."""
+        started = time.perf_counter()
+        self._prepare(candidates)
+        rows: list[PictureRow] = []
+        for candidate in candidates:
+            rows += self._rows(candidate)
+        pictures_GPP3 = self._draw(rows)
+        vectors = self._embed(pictures_GPP3)
+        results = []
+        for index, candidate in enumerate(candidates):
+            part = slice(index * self.budget.num_pictures, (index + 1) * self.budget.num_pictures)
+            own = {name: value[part] for name, value in vectors.items()}
+            results.append(self._examination(candidate, own, pictures_GPP3[part]))
+        each_s = (time.perf_counter() - started) / max(len(candidates), 1)
+        for result in results:
+            result.card["seconds"] = round(each_s, 3)
+        return results
+
+    # -- drawing ------------------------------------------------------------------------------
+
+    def protocol(self, class_noun: str) -> Protocol:
+        """The protocol for a class."""
+        if self.protocol_of is not None:
+            return self.protocol_of(class_noun)
+        return protocol_for(self.base.name, class_noun)
+
+    def _pairs(self, candidate: Candidate) -> list[PromptPair]:
+        num = self.budget.num_prompt_pictures
+        protocol = self.protocol(candidate.class_noun)
+        return protocol.prompts(num, candidate.identifier, candidate.class_noun)
+
+    def _rows(self, candidate: Candidate) -> list[PictureRow]:
+        """Prompted, class and drift pictures of one adapter, in that order."""
+        budget, slot = self.budget, candidate.slot
+        prompted = [pair.drawn for pair in self._pairs(candidate)]
+        plain = [candidate.class_prompt] * budget.num_class_pictures
+        unrelated = self.protocol(candidate.class_noun).unrelated_prompts(budget.num_drift_pictures)
+        seeds = self._seeds(candidate.class_noun)
+        return [
+            PictureRow(slot, prompt, seed)
+            for prompt, seed in zip([*prompted, *plain, *unrelated], seeds, strict=True)
+        ]
+
+    def _seeds(self, class_noun: str) -> list[int]:
+        """The class's picture seeds: the base's pictures serve all subjects of the class."""
+        root = derive_seed("class", class_noun)
+        return [
+            *seeds_for(root, "prompted", self.budget.num_prompt_pictures),
+            *seeds_for(root, "class", self.budget.num_class_pictures),
+            *seeds_for(root, "drift", self.budget.num_drift_pictures),
+        ]
+
+    def _prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Draw the base's pictures of each class that was not met before, in one batch."""
+        fresh = {
+            (candidate.class_noun, candidate.class_prompt): candidate for candidate in candidates
+        }
+        fresh = {key: value for key, value in fresh.items() if key not in self._references}
+        rows: list[PictureRow] = []
+        for candidate in fresh.values():
+            noun, budget = candidate.class_noun, self.budget
+            protocol = self.protocol(noun)
+            prompts = [
+                *protocol.class_texts(budget.num_prompt_pictures, noun),
+                *[candidate.class_prompt] * budget.num_class_pictures,
+                *protocol.unrelated_prompts(budget.num_drift_pictures),
+            ]
+            seeds = self._seeds(noun)
+            rows += [
+                PictureRow(BASE_SLOT, prompt, seed)
+                for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
+        vectors = self._embed(self._draw(rows)) if rows else {}
+        for index, key in enumerate(fresh):
+            start = index * self.budget.num_pictures
+            self._references[key] = _Reference(
+                *(self._part(vectors, start, part) for part in range(3))
+            )
+
+    def _part(self, vectors: Mapping[str, Tensor], start: int, part: int) -> dict[str, Tensor]:
+        """Prompted (0), class (1) or drift (2) vectors of the adapter that starts at ``start``."""
+        budget = self.budget
+        sizes = (budget.num_prompt_pictures, budget.num_class_pictures, budget.num_drift_pictures)
+        begin = start + sum(sizes[:part])
+        return {name: value[begin : begin + sizes[part]] for name, value in vectors.items()}
+
+    def _draw(self, rows: Sequence[PictureRow]) -> Tensor:
+        self.num_pictures_drawn += len(rows)
+        return draw_rows(self.base, self.bank, rows, self.budget, batch=self.batch)
+
+    def _embed(self, pictures: Tensor | Sequence[Image.Image]) -> dict[str, Tensor]:
+        scorers = {"clip": self.scorer, **self.extra_scorers}
+        return {name: scorer.embed_images(pictures) for name, scorer in scorers.items()}
+
+    # -- scoring ------------------------------------------------------------------------------
+
+    def _examination(
+        self, candidate: Candidate, own: Mapping[str, Tensor], pictures_GPP3: Tensor
+    ) -> Examination:
+        pairs = self._pairs(candidate)
+        texts = self.scorer.embed_texts([pair.text for pair in pairs])
+        reference = self._references[(candidate.class_noun, candidate.class_prompt)]
+        photos = self._embed(candidate.photos)
+        tuned = _Reference(*(self._part(own, 0, part) for part in range(3)))
+        values: dict[str, Estimate | None] = {}
+        base_values: dict[str, Estimate | None] = {}
+        for name in photos:
+            values |= _scores_of(name, tuned, reference, photos[name], candidate.seed)
+            base_values |= _scores_of(name, reference, None, photos[name], candidate.seed)
+        values["clip_t"] = scores.prompt_fidelity(tuned.prompted["clip"], texts, candidate.seed)
+        base_values["clip_t"] = scores.prompt_fidelity(
+            reference.prompted["clip"], texts, candidate.seed
+        )
+        main = "dino" if "dino" in photos else "clip"
+        likeness = scores.photo_likeness(photos[main])
+        evidence = _evidence(main, values, base_values, likeness, candidate.evaluation_curve)
+        card = self._card(candidate, values, base_values, likeness, evidence)
+        card["poses"] = self._poses(candidate, tuned, reference)
+        start, end = len(pairs), len(pairs) + self.budget.num_class_pictures
+        return Examination(
+            card,
+            tuple(pair.drawn for pair in pairs),
+            pictures_GPP3[:start],
+            pictures_GPP3[start:end],
+        )
+
+    def _card(
+        self,
+        candidate: Candidate,
+        values: Mapping[str, Estimate | None],
+        base_values: Mapping[str, Estimate | None],
+        likeness: scores.PhotoLikeness | None,
+        evidence: Evidence,
+    ) -> dict[str, Any]:
+        return {
+            "version": CARD_VERSION,
+            "scorers": {"clip": self.scorer.name}
+            | {name: scorer.name for name, scorer in self.extra_scorers.items()},
+            "protocol": self.protocol(candidate.class_noun).name,
+            "budget": asdict(self.budget),
+            "min_pictures": MIN_PICTURES,
+            "num_photos": len(candidate.photos),
+            "scores": {name: _plain(value) for name, value in values.items()},
+            "base_scores": {name: _plain(value) for name, value in base_values.items()},
+            "photo_likeness": asdict(likeness) if likeness else None,
+            "evidence": {
+                key: round(value, 4) if isinstance(value, float) else value
+                for key, value in asdict(evidence).items()
+            },
+            "verdict": judge(evidence).to_json(),
+        }
+
+    def _poses(
+        self, candidate: Candidate, tuned: _Reference, reference: _Reference
+    ) -> dict[str, Any] | None:
+        protocol = self.protocol(candidate.class_noun)
+        if not protocol.poses or self.budget.num_class_pictures < MIN_PICTURES:
+            return None
+        texts = self.scorer.embed_texts(protocol.pose_texts(candidate.class_noun))
+        found = {
+            name: scores.poses(source.class_pictures["clip"], texts, protocol.poses)
+            for name, source in (("adapter", tuned), ("base", reference))
+        }
+        return {name: asdict(value) for name, value in found.items()}
+
+
+def score_adapters(
+    base: Base,
+    bank: Bank,
+    candidates: Sequence[Candidate],
+    scorer: Scorer,
+    *,
+    budget: ScoringBudget | None = None,
+    extra_scorers: Mapping[str, ImageScorer] | None = None,
+) -> list[Examination]:
+    """Examine adapters once. A lane that goes on keeps an ``Examiner`` instead."""
+    examiner = Examiner(base, bank, scorer, budget or ScoringBudget(), extra_scorers or {})
+    return examiner.examine(candidates)
+
+
+def missing_card(reason: str) -> dict[str, Any]:
+    """The card of an adapter that was not examined, with the reason."""
+    evidence = Evidence(None, None, None, None, None, missing=reason)
+    return {
+        "version": CARD_VERSION,
+        "scores": {},
+        "base_scores": {},
+        "verdict": judge(evidence).to_json(),
+    }
+
+
+def _scores_of(
+    scorer: str, drawn: _Reference, base: _Reference | None, photos_PD: Tensor, seed: int
+) -> dict[str, Estimate | None]:
+    """The scores that one scorer gives; drift only against a base."""
+    prompted_GD, class_GD = drawn.prompted[scorer], drawn.class_pictures[scorer]
+    names = _names(scorer)
+    found = {
+        names["fidelity"]: scores.fidelity(prompted_GD, photos_PD, seed),
+        names["pres"]: scores.preservation(class_GD, photos_PD, seed),
+        names["div"]: scores.diversity(class_GD, seed),
+        names["copying"]: scores.copying(prompted_GD, photos_PD, seed),
+    }
+    if base is not None:
+        found[names["drift"]] = scores.drift(base.drift[scorer], drawn.drift[scorer], seed)
+    return found
+
+
+def _names(scorer: str) -> dict[str, str]:
+    """The scores' names: CLIP's are the plain ones, others carry their scorer's name."""
+    plain = ("fidelity", "pres", "div", "copying", "drift")
+    if scorer == "clip":
+        return {name: "clip_i" if name == "fidelity" else name for name in plain}
+    return {name: scorer if name == "fidelity" else f"{name}_{scorer}" for name in plain}
+
+
+def _evidence(
+    scorer: str,
+    values: Mapping[str, Estimate | None],
+    base_values: Mapping[str, Estimate | None],
+    likeness: scores.PhotoLikeness | None,
+    curve: Sequence[tuple[int, float]],
+) -> Evidence:
+    """Ratios against the base and the photos, where all their parts were measured."""
+    names = _names(scorer)
+    own = {key: _mean(values.get(name)) for key, name in names.items()}
+    base = {key: _mean(base_values.get(name)) for key, name in names.items()}
+    fidelity, before = own["fidelity"], base["fidelity"]
+    gain = None
+    if likeness is not None:
+        gain = _share(fidelity, before, likeness.mean)
+    elif fidelity is not None and before is not None:
+        gain = _share(fidelity, before, 1.0)
+    copy_excess = _share(own["copying"], likeness.nearest if likeness else None, 1.0)
+    return Evidence(
+        gain=gain,
+        capture=_share(own["pres"], base["pres"], fidelity),
+        diversity_ratio=_ratio(own["div"], base["div"]),
+        copy_excess=copy_excess,
+        prompt_ratio=_ratio(_mean(values.get("clip_t")), _mean(base_values.get("clip_t"))),
+        loss_ratio=_ratio(curve[-1][1], curve[0][1]) if len(curve) > 1 else None,
+        missing="" if fidelity is not None else f"Fewer than {MIN_PICTURES} pictures were drawn.",
+    )
+
+
+def _mean(value: Estimate | None) -> float | None:
+    return value.mean if value is not None else None
+
+
+def _share(value: float | None, start: float | None, end: float | None) -> float | None:
+    """How far ``value`` lies on the way from ``start`` to ``end``."""
+    if value is None or start is None or end is None or end - start < 1e-3:
+        return None
+    return (value - start) / (end - start)
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    if value is None or reference is None or abs(reference) < 1e-6:
+        return None
+    return value / reference
+
+
+def _plain(value: Estimate | None) -> dict[str, Any]:
+    if value is None:
+        return {"missing": f"fewer than {MIN_PICTURES} pictures"}
+    return value.to_json()
+
+
+def pillow(pictures_GPP3: Tensor) -> list[Image.Image]:
+    """Pictures as Pillow's."""
+    return [Image.fromarray(picture) for picture in pictures_GPP3.to(torch.uint8).cpu().numpy()]

@@ -1,0 +1,85 @@
+"""Tiny random scorers, saved as the folders that real ones come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTModel,
+)
+
+WORDS = ("<|startoftext|>", "<|endoftext|>", "a", "photo", "of", "cat", "dog", "in", "the", "snow")
+
+
+def save_clip(folder: Path, *, side_px: int = 32) -> Path:
+    """A random CLIPModel with a word tokenizer."""
+    torch.manual_seed(7)
+    common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = CLIPConfig(
+        text_config={
+            **common,
+            "num_attention_heads": 2,
+            "vocab_size": len(WORDS),
+            "max_position_embeddings": 12,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+        },
+        vision_config={
+            **common,
+            "num_attention_heads": 2,
+            "image_size": side_px,
+            "patch_size": 8,
+        },
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first DINO: a plain ViT."""
+    folder = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(8)
+    config = ViTConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    ViTModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(9)
+    config = Dinov2Config(
+        hidden_size=16, mlp_ratio=2, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+        patch_size=14,
+    )  # fmt: skip
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
