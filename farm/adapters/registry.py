@@ -1,0 +1,283 @@
+"""Adapters in the store: committed by key, found by name, revoked by tombstone.
+
+Owns ``adapters/``, ``names/`` and ``revoked/`` of the store (DESIGN §6). Does not know what an
+adapter holds; ``formats`` writes and reads the files, ``record`` says what ``adapter.json`` means.
+
+An adapter is committed when its ``adapter.json`` exists, and that file is written last. What is
+committed never changes; a name is a pointer that is replaced whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from farm.adapters.record import AdapterRecord
+from farm.errors import AdapterFileError, UserError
+from farm.keys import bytes_digest, file_digest
+from farm.storage import Store
+
+__all__ = ["NamedAdapter", "Registry"]
+
+RECORD_FILE = "adapter.json"
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+PARALLEL_READS = 16
+"""Store look-ups in flight at once: object stores answer in tens of milliseconds each."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """What a name points to."""
+
+    namespace: str
+    name: str
+    job_key: str
+    sha256: str
+    """Of the weights file, so that a cache knows its copy; of ``adapter.json`` where none is."""
+    created: str
+    """When the name was made to point here, UTC, ISO 8601."""
+
+
+class Registry:
+    """The committed adapters of one store. Picklable; holds no state but the store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    # -- committing ---------------------------------------------------------------------------
+
+    def publish(
+        self,
+        record: AdapterRecord,
+        local_folder: str | Path,
+        *,
+        names: Iterable[tuple[str, str]] | None = None,
+    ) -> bool:
+        """Commit a saved adapter and point its names to it.
+
+        Files go first, ``adapter.json`` last, then the names. Called again after a crash at any
+        point it completes what is missing and changes nothing that was committed.
+
+        Args:
+            record: as ``save_adapter`` returned it; ``files`` names what is uploaded.
+            local_folder: holds the files and ``adapter.json``.
+            names: (namespace, name) pairs; None takes the record's own.
+
+        Returns:
+            Whether this call committed it; False where it was committed already.
+
+        Raises:
+            AdapterFileError: if a local file is missing or is not the one the record names.
+        """
+        folder = Path(local_folder)
+        fresh = not self.is_committed(record.job_key)
+        if fresh:
+            _check_files(folder, record)
+            for name in sorted(record.files):
+                self.store.upload(folder / name, _adapter_path(record.job_key, name))
+            fresh = self.store.create(
+                _adapter_path(record.job_key, RECORD_FILE), (folder / RECORD_FILE).read_bytes()
+            )
+        pairs = [(record.namespace, record.name)] if names is None else list(names)
+        committed = record if fresh else self.record(record.job_key)
+        for namespace, name in pairs:
+            self.point(namespace, name, committed)
+        return fresh
+
+    def point(self, namespace: str, name: str, record: AdapterRecord) -> NamedAdapter:
+        """Make a name point to a committed adapter; nothing is written if it does already."""
+        path = _name_path(namespace, name)
+        sha256 = _weights_digest(record)
+        before = self._read_name(namespace, name)
+        if before is not None and (before.job_key, before.sha256) == (record.job_key, sha256):
+            return before
+        named = NamedAdapter(namespace, name, record.job_key, sha256, datetime.now(UTC).isoformat())
+        body = {key: value for key, value in asdict(named).items() if key in _POINTER_FIELDS}
+        self.store.write_json(path, body)
+        return named
+
+    # -- finding ------------------------------------------------------------------------------
+
+    def is_committed(self, job_key: str) -> bool:
+        """Whether the adapter of a job is whole in the store."""
+        return self.store.exists(_adapter_path(job_key, RECORD_FILE))
+
+    def committed_among(self, job_keys: Iterable[str]) -> set[str]:
+        """Those of the given keys that are committed, looked up in parallel."""
+        keys = list(job_keys)
+        present = set(self.store.list("adapters")) if len(keys) > PARALLEL_READS else set(keys)
+        candidates = [key for key in keys if key in present]
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            found = pool.map(self.is_committed, candidates)
+            return {key for key, committed in zip(candidates, found, strict=True) if committed}
+
+    def committed_keys(self) -> list[str]:
+        """The keys of all committed adapters, sorted; half-written ones are left out."""
+        return sorted(self.committed_among(self.store.list("adapters")))
+
+    def record(self, job_key: str) -> AdapterRecord:
+        """The record of a committed adapter.
+
+        Raises:
+            AdapterFileError: if there is none, or it cannot be read.
+        """
+        try:
+            data = self.store.read(_adapter_path(job_key, RECORD_FILE))
+            return AdapterRecord.model_validate_json(data)
+        except FileNotFoundError as error:
+            raise AdapterFileError(
+                f"no adapter {job_key} in {self.store.url}",
+                "list the names with `farm status`, or train it with `farm run`",
+            ) from error
+        except ValueError as error:
+            raise AdapterFileError(
+                f"{self.store.url}/{_adapter_path(job_key, RECORD_FILE)} is not a record: {error}",
+                "remove the adapter's folder and run the manifest again",
+            ) from error
+
+    def resolve(self, namespace: str, name: str) -> NamedAdapter | None:
+        """What a name points to; None for a name that nobody made. Revocation is not asked."""
+        return self._read_name(namespace, name)
+
+    def names(self, namespace: str | None = None) -> Iterator[NamedAdapter]:
+        """All names, or those of one namespace, sorted."""
+        spaces = self.store.list("names") if namespace is None else [namespace]
+        pairs = (
+            (space, file.removesuffix(".json"))
+            for space in spaces
+            for file in self.store.list(f"names/{_safe(space)}")
+            if file.endswith(".json")
+        )
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            for named in pool.map(lambda pair: self._read_name(*pair), pairs):
+                if named is not None:
+                    yield named
+
+    def fetch(
+        self, job_key: str, local_folder: str | Path, *, names: Collection[str] | None = None
+    ) -> AdapterRecord:
+        """Copy an adapter's files to a local folder, each checked against its digest.
+
+        ``adapter.json`` is written last here too, so that a folder with it is whole.
+
+        Args:
+            names: the files wanted, of those in the record; None takes all.
+
+        Raises:
+            AdapterFileError: if the adapter is not committed or a file is not the recorded one.
+        """
+        record = self.record(job_key)
+        folder = Path(local_folder)
+        for name, sha256 in sorted(record.files.items()):
+            if names is not None and name not in names:
+                continue
+            target = folder / name
+            if target.is_file() and file_digest(target) == sha256:
+                continue
+            try:
+                self.store.download(_adapter_path(job_key, name), target)
+            except FileNotFoundError as error:
+                raise _broken(job_key, f"{name} is missing") from error
+            if file_digest(target) != sha256:
+                target.unlink()
+                raise _broken(job_key, f"{name} is not the file that was committed")
+        self.store.download(_adapter_path(job_key, RECORD_FILE), folder / RECORD_FILE)
+        return record
+
+    # -- revoking -----------------------------------------------------------------------------
+
+    def revoke(
+        self,
+        namespace: str | None = None,
+        name: str | None = None,
+        *,
+        job_key: str | None = None,
+        reason: str = "",
+    ) -> str:
+        """Withdraw an adapter from service, by name or by key. Its files stay.
+
+        Returns:
+            The job key that is now revoked.
+
+        Raises:
+            UserError: if neither a known name nor a key is given.
+        """
+        if job_key is None:
+            named = self._read_name(namespace or "default", name) if name else None
+            if named is None:
+                raise UserError(
+                    f"no adapter is named {namespace or 'default'}/{name}",
+                    "give a name that exists, or the job key",
+                )
+            job_key = named.job_key
+        body = {"job_key": job_key, "reason": reason, "revoked": datetime.now(UTC).isoformat()}
+        data = json.dumps(body, indent=2, sort_keys=True).encode()
+        self.store.create(f"revoked/{_safe(job_key)}.json", data)
+        return job_key
+
+    def is_revoked(self, job_key: str) -> bool:
+        """Whether an adapter was withdrawn."""
+        return self.store.exists(f"revoked/{_safe(job_key)}.json")
+
+    def revoked_keys(self) -> set[str]:
+        """The keys of all withdrawn adapters, by one listing."""
+        return {
+            name.removesuffix(".json")
+            for name in self.store.list("revoked")
+            if name.endswith(".json")
+        }
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _read_name(self, namespace: str, name: str) -> NamedAdapter | None:
+        try:
+            body = self.store.read_json(_name_path(namespace, name))
+        except FileNotFoundError:
+            return None
+        pointer = {key: str(body.get(key, "")) for key in _POINTER_FIELDS}
+        return NamedAdapter(namespace=namespace, name=name, **pointer)
+
+
+_POINTER_FIELDS = ("job_key", "sha256", "created")
+
+
+def _check_files(folder: Path, record: AdapterRecord) -> None:
+    for name, sha256 in sorted(record.files.items()):
+        file = folder / name
+        if not file.is_file():
+            raise _broken(record.job_key, f"{name} was not saved")
+        if file_digest(file) != sha256:
+            raise _broken(record.job_key, f"{name} changed after it was saved")
+
+
+def _weights_digest(record: AdapterRecord) -> str:
+    return record.files.get(WEIGHTS_FILE) or bytes_digest(record.model_dump_json().encode())
+
+
+def _adapter_path(job_key: str, name: str) -> str:
+    return f"adapters/{_safe(job_key)}/{name}"
+
+
+def _name_path(namespace: str, name: str) -> str:
+    return f"names/{_safe(namespace)}/{_safe(name)}.json"
+
+
+def _safe(part: str) -> str:
+    """A part of a path, refused where it could name another place."""
+    if not SAFE_NAME.fullmatch(part):
+        raise UserError(
+            f"{part!r} cannot be a name", "use letters, digits, dot, dash and underscore"
+        )
+    return part
+
+
+def _broken(job_key: str, what: str) -> AdapterFileError:
+    return AdapterFileError(
+        f"adapter {job_key}: {what}", "remove the adapter's folder and run the manifest again"
+    )

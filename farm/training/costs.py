@@ -1,0 +1,104 @@
+"""What a lane costs: bytes of memory and seconds of work, as formulas of a base's plain facts.
+
+Owns the two models and their constants, each with its source. ``plan`` chooses with them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from farm.base.model import MemoryFacts
+from farm.training.shape import LaneShape, Workload
+
+__all__ = [
+    "CONTEXT_BYTES",
+    "fixed_bytes",
+    "expected_hours",
+    "lane_bytes",
+    "row_flops",
+    "rows_per_s",
+    "slot_bytes",
+]
+
+# -- the memory model -----------------------------------------------------------------------------
+
+CONTEXT_BYTES = 600 * 2**20
+"""CUDA context, cuBLAS and cuDNN workspaces of one process: 400 to 600 MiB on A100 and H100."""
+STATE_BYTES_PER_WEIGHT = 16
+"""Of an adapter in training: float32 weight, gradient and two Adam moments."""
+ADAPTER_SHARE_PER_RANK = 2.32e-4
+"""Adapter parameters per rank over denoiser parameters. Stable Diffusion v1-5, q, k, v and out of
+all attentions: 199,296 over 859.5 M (counted)."""
+SAVED_PER_CELL = 4.3
+"""Values kept for the backward pass, per latent cell and square root of denoiser parameters, with
+flash attention. Counted with saved-tensor hooks on the v1-5 denoiser: 256 MiB at 32×32 cells and
+2,215 MiB at 96×96, bfloat16, one row."""
+SAVED_PER_CELL_CHECKPOINTED = 0.62
+"""The same with gradient checkpointing: 142 MiB at 64×64 cells."""
+RECOMPUTED_SHARE = 0.25
+"""Of the unchecked values that stand at once while a checkpointed block is recomputed."""
+TRANSIENT_FACTOR = 1.3
+"""Gradients in flight, workspaces and fragmentation over what is saved."""
+FILL = 0.92
+"""Of a lane's share that the plan fills."""
+
+# -- the speed model ------------------------------------------------------------------------------
+
+FLOP_PER_CELL_PARAMETER = 0.228
+"""Forward pass: 803 GFLOP for 859.5 M parameters on 64×64 cells (counted, attention included)."""
+TRAINING_FACTOR = 2.13
+"""LoRA forward and backward over forward alone: 1.714 TFLOP over 803 GFLOP (counted)."""
+CHECKPOINT_FACTOR = 1.47
+"""Recomputing the forward pass: +0.80 TFLOP on 1.714 (counted)."""
+PEAK_SHARE = 0.40
+"""Of a GPU's dense half-precision peak that a large batch reaches; half of it at
+``HALF_FLOPS`` of work in one pass."""
+HALF_FLOPS_PER_PEAK = 0.008
+"""Seconds of peak work at which a pass runs at half that share (small passes wait for launches)."""
+CPU_FLOPS = 25e9
+"""Useful float32 FLOP/s of one CPU core in small convolutions and attention."""
+SHARING_LOSS = 0.03
+"""Of the time, lost to switching where several lanes share a GPU."""
+
+
+def lane_bytes(facts: MemoryFacts, shape: LaneShape, slots: int, *, checkpointing: bool) -> int:
+    """Bytes of GPU memory that a lane with full slots takes, the CUDA context included."""
+    return fixed_bytes(facts) + slots * slot_bytes(facts, shape, checkpointing)
+
+
+def fixed_bytes(facts: MemoryFacts) -> int:
+    return CONTEXT_BYTES + facts.weight_bytes
+
+
+def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int:
+    value_bytes = max(1, round(facts.weight_bytes / facts.num_parameters))
+    adapter = facts.denoiser_parameters * ADAPTER_SHARE_PER_RANK * shape.max_rank
+    whole = SAVED_PER_CELL * math.sqrt(facts.denoiser_parameters) * cells(facts, shape)
+    per_row = whole
+    if checkpointing:
+        kept = whole * SAVED_PER_CELL_CHECKPOINTED / SAVED_PER_CELL
+        per_row = kept + whole * RECOMPUTED_SHARE
+    activations = per_row * value_bytes * TRANSIENT_FACTOR * shape.rows
+    return round(adapter * STATE_BYTES_PER_WEIGHT + activations)
+
+
+def cells(facts: MemoryFacts, shape: LaneShape) -> int:
+    return (shape.resolution_px // facts.latent_factor) ** 2
+
+
+def row_flops(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> float:
+    forward = FLOP_PER_CELL_PARAMETER * facts.denoiser_parameters * cells(facts, shape)
+    return forward * (TRAINING_FACTOR * (CHECKPOINT_FACTOR if checkpointing else 1.0))
+
+
+def rows_per_s(flops: float, rows: int, peak_flops: float) -> float:
+    """Rows a second of one busy GPU: a pass is long enough to saturate it or it is not."""
+    work = flops * rows
+    half = HALF_FLOPS_PER_PEAK * peak_flops
+    return PEAK_SHARE * peak_flops * work / (work + half) / flops
+
+
+def expected_hours(workload: Workload, rate: float, forward_flops: float, flops: float) -> float:
+    training_s = workload.row_steps / rate
+    drawing_s = workload.num_prior_images * workload.prior_steps * 2 * forward_flops / flops
+    return (training_s + drawing_s) / 3600

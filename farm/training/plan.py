@@ -1,0 +1,331 @@
+"""The plan: how to cut the hardware into lanes and slots, how long it takes and what it costs.
+
+Owns the memory model and the speed model, both pure functions of plain numbers with their sources
+beside the constants. Measures nothing and starts nothing. The yardstick is a lane on 1/8 of a GPU
+(the article's run); a larger share is chosen only where the model says that it is clearly faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from farm.base.model import MemoryFacts
+from farm.errors import PlanError
+from farm.training.costs import (
+    CHECKPOINT_FACTOR,
+    CONTEXT_BYTES,
+    CPU_FLOPS,
+    FILL,
+    PEAK_SHARE,
+    SHARING_LOSS,
+    TRAINING_FACTOR,
+    expected_hours,
+    fixed_bytes,
+    lane_bytes,
+    row_flops,
+    rows_per_s,
+    slot_bytes,
+)
+from farm.training.shape import LaneShape, Workload
+
+__all__ = ["GPUS", "Hardware", "Plan", "make_plan"]
+
+GIB = 2**30
+
+CLEARLY_FASTER = 1.10
+"""How much faster a larger share must be before the yardstick of 1/8 is left."""
+YARDSTICK = 0.125
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)
+"""Binary-exact shares: others round badly in Ray's arithmetic."""
+MAX_SLOTS = 64
+"""More slots than this gain nothing: the pass is long saturated, and first results come late."""
+CPU_SLOTS = 16
+PRIOR_FRACTION = 0.125
+"""Share of one GPU that draws missing prior sets beside the lanes."""
+
+GPUS: dict[str, tuple[float, float]] = {
+    # name part: (dense bf16/fp16 peak in TFLOP/s, USD per hour, order of magnitude on demand)
+    "H200": (989, 4.0),
+    "H100": (989, 3.0),
+    "A100": (312, 1.8),
+    "L40": (181, 1.2),
+    "L4": (121, 0.7),
+    "A10": (125, 0.9),
+    "V100": (125, 1.5),
+    "T4": (65, 0.4),
+    "4090": (165, 0.5),
+    "3090": (71, 0.3),
+}
+UNKNOWN_GPU = (100.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the lanes run on. All nodes are alike; the head that only drives is not counted."""
+
+    gpu_name: str | None
+    """None plans for CPUs."""
+    gpu_bytes: int
+    gpus_per_node: int
+    cpus_per_node: float
+    num_nodes: int = 1
+    dollars_per_gpu_hour: float | None = None
+    """None takes a rough market price by the GPU's name."""
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether lanes get GPUs."""
+        return self.gpu_name is not None and self.gpus_per_node > 0
+
+    @property
+    def peak_flops(self) -> float:
+        """Dense half-precision FLOP/s of one GPU; of all cores of a node without one."""
+        return self._facts()[0] * 1e12 if self.has_gpu else CPU_FLOPS * self.cpus_per_node
+
+    @property
+    def hourly_dollars(self) -> float:
+        """Of one GPU; 0 without one."""
+        if not self.has_gpu:
+            return 0.0
+        price = self.dollars_per_gpu_hour
+        return self._facts()[1] if price is None else price
+
+    def _facts(self) -> tuple[float, float]:
+        name = self.gpu_name or ""
+        return next((facts for part, facts in GPUS.items() if part in name), UNKNOWN_GPU)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run uses its hardware. Printed before anything is spent."""
+
+    device: str
+    """``cuda`` or ``cpu``."""
+    num_nodes: int
+    lanes_per_node: int
+    gpu_fraction: float
+    """Of one GPU, per lane; 0 on CPUs."""
+    cpus_per_lane: float
+    slots: int
+    checkpointing: bool
+    lane_bytes: int
+    """What a full lane is expected to take."""
+    share_bytes: int
+    """What it may take: its share of the GPU; 0 on CPUs, where nothing is capped."""
+    rows_per_s: float
+    """Of all lanes together, once they are full."""
+    hours: float
+    """Expected wall time, drawing of missing priors included."""
+    gpu_hours: float
+    dollars: float
+    prior_fraction: float
+    """Share of a GPU that is kept free for drawing priors; 0 if none are missing."""
+    reason: str
+    """Why this cut and not another."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_lanes(self) -> int:
+        """Lanes of all nodes."""
+        return self.num_nodes * self.lanes_per_node
+
+    @property
+    def memory_fraction(self) -> float | None:
+        """What a lane passes to ``torch.cuda.set_per_process_memory_fraction``: its share less
+        the CUDA context, which PyTorch's allocator does not see. None on CPUs."""
+        if self.device != "cuda":
+            return None
+        whole = self.share_bytes / self.gpu_fraction
+        return (self.share_bytes - CONTEXT_BYTES) / whole
+
+
+def make_plan(
+    facts: MemoryFacts,
+    workload: Workload,
+    hardware: Hardware,
+    *,
+    slots: int | None = None,
+    fraction: float | None = None,
+    lanes: int | None = None,
+    checkpointing: bool | None = None,
+) -> Plan:
+    """Choose lanes and slots.
+
+    Args:
+        slots, fraction, lanes, checkpointing: fixed by the user; None lets the plan choose.
+            ``lanes`` counts those of one node.
+
+    Raises:
+        PlanError: if nothing fits, or what the user fixed does not; with the numbers.
+    """
+    shape = replace(workload.shape, max_rank=workload.max_rank)
+    if not hardware.has_gpu:
+        return _cpu_plan(facts, workload, hardware, slots, lanes, bool(checkpointing))
+    candidates = [
+        candidate
+        for share in ((fraction,) if fraction else FRACTIONS)
+        for checked in ((checkpointing,) if checkpointing is not None else (False, True))
+        if (candidate := _candidate(facts, shape, workload, hardware, share, checked, slots, lanes))
+    ]
+    if not candidates:
+        raise _impossible(facts, shape, hardware, slots, fraction, checkpointing)
+    return _choose(candidates, facts, shape)
+
+
+def _candidate(
+    facts: MemoryFacts,
+    shape: LaneShape,
+    workload: Workload,
+    hardware: Hardware,
+    fraction: float,
+    checkpointing: bool,
+    slots: int | None,
+    lanes: int | None,
+) -> Plan | None:
+    """The plan of one cut; None if it does not fit."""
+    share = int(hardware.gpu_bytes * fraction)
+    room = int(share * FILL) - fixed_bytes(facts)
+    most = room // slot_bytes(facts, shape, checkpointing)
+    if most < max(slots or 1, 1):
+        return None
+    per_gpu = int(1 / fraction)
+    missing_priors = workload.num_prior_images > 0
+    lanes_per_node = min(lanes or per_gpu * hardware.gpus_per_node, workload.num_jobs)
+    wanted = math.ceil(workload.num_jobs / (lanes_per_node * hardware.num_nodes))
+    chosen = slots or max(1, min(most, MAX_SLOTS, wanted))
+    work = row_flops(facts, shape, checkpointing)
+    on_one_gpu = min(per_gpu, math.ceil(lanes_per_node / hardware.gpus_per_node))
+    rate = rows_per_s(work, chosen * shape.rows, hardware.peak_flops)
+    rate *= 1 - SHARING_LOSS if on_one_gpu > 1 else 1.0
+    busy_gpus = math.ceil(lanes_per_node / on_one_gpu) * hardware.num_nodes
+    rate *= busy_gpus
+    forward = work / TRAINING_FACTOR / (CHECKPOINT_FACTOR if checkpointing else 1.0)
+    hours = expected_hours(workload, rate, forward, hardware.peak_flops * PEAK_SHARE * busy_gpus)
+    gpu_hours = hours * busy_gpus
+    return Plan(
+        device="cuda",
+        num_nodes=hardware.num_nodes,
+        lanes_per_node=lanes_per_node,
+        gpu_fraction=fraction,
+        cpus_per_lane=_cpus_per_lane(hardware, lanes_per_node),
+        slots=chosen,
+        checkpointing=checkpointing,
+        lane_bytes=lane_bytes(facts, shape, chosen, checkpointing=checkpointing),
+        share_bytes=share,
+        rows_per_s=rate,
+        hours=hours,
+        gpu_hours=gpu_hours,
+        dollars=gpu_hours * hardware.hourly_dollars,
+        prior_fraction=PRIOR_FRACTION if missing_priors else 0.0,
+        reason="",
+    )
+
+
+def _cpus_per_lane(hardware: Hardware, lanes: int) -> float:
+    """Cores of one lane, leaving a quarter of the node (at most one core) to everything else."""
+    spare = min(1.0, hardware.cpus_per_node / 4)
+    exact = min((hardware.cpus_per_node - spare) / lanes, 1.0 if hardware.has_gpu else math.inf)
+    return max(0.125, math.floor(exact * 8) / 8)
+
+
+def _choose(candidates: Sequence[Plan], facts: MemoryFacts, shape: LaneShape) -> Plan:
+    """The yardstick where it is nearly as fast as the best cut, else the best one, and why."""
+    fastest = max(candidates, key=lambda plan: (plan.rows_per_s, -plan.gpu_fraction))
+    usual = [plan for plan in candidates if plan.gpu_fraction == YARDSTICK]
+    chosen, reason = fastest, "as asked"
+    if usual:
+        yardstick = max(usual, key=lambda plan: plan.rows_per_s)
+        gain = fastest.rows_per_s / yardstick.rows_per_s
+        if gain < CLEARLY_FASTER:
+            chosen = yardstick
+            reason = "1/8 of a GPU per lane, the yardstick; no other cut is 10 % faster"
+        else:
+            reason = (
+                f"{chosen.gpu_fraction:g} GPU per lane is expected to be {gain:.1f}× as fast as "
+                f"1/8: {chosen.slots} slots share one copy of the base and longer passes"
+            )
+    elif len(candidates) > 1:
+        need = lane_bytes(facts, shape, 1, checkpointing=True) / GIB
+        reason = f"1/8 of the GPU cannot hold the base and one slot ({need:.1f} GiB)"
+    return replace(chosen, reason=reason, notes=(_checkpoint_note(candidates, chosen),))
+
+
+def _checkpoint_note(candidates: Sequence[Plan], chosen: Plan) -> str:
+    """Whether gradient checkpointing pays on the chosen share."""
+    other = [
+        plan
+        for plan in candidates
+        if plan.gpu_fraction == chosen.gpu_fraction and plan.checkpointing != chosen.checkpointing
+    ]
+    word = "pays" if chosen.checkpointing else "does not pay"
+    if not other:
+        return f"gradient checkpointing: {'needed' if chosen.checkpointing else 'not considered'}"
+    rate = max(plan.rows_per_s for plan in other)
+    return (
+        f"gradient checkpointing {word}: {chosen.slots} slots at {chosen.rows_per_s:.3g} rows/s "
+        f"against {other[0].slots} at {rate:.3g}"
+    )
+
+
+def _cpu_plan(
+    facts: MemoryFacts,
+    workload: Workload,
+    hardware: Hardware,
+    slots: int | None,
+    lanes: int | None,
+    checkpointing: bool,
+) -> Plan:
+    """On CPUs one lane with many slots is fastest: its passes use all cores by themselves."""
+    lanes_per_node = lanes or 1
+    wanted = math.ceil(workload.num_jobs / (lanes_per_node * hardware.num_nodes))
+    chosen = slots or max(1, min(CPU_SLOTS, wanted))
+    flops = hardware.peak_flops * hardware.num_nodes
+    rate = flops / row_flops(facts, workload.shape, checkpointing)
+    forward = row_flops(facts, workload.shape, False) / TRAINING_FACTOR
+    shape = replace(workload.shape, max_rank=workload.max_rank)
+    return Plan(
+        device="cpu",
+        num_nodes=hardware.num_nodes,
+        lanes_per_node=lanes_per_node,
+        gpu_fraction=0.0,
+        cpus_per_lane=_cpus_per_lane(hardware, lanes_per_node),
+        slots=chosen,
+        checkpointing=checkpointing,
+        lane_bytes=lane_bytes(facts, shape, chosen, checkpointing=checkpointing) - CONTEXT_BYTES,
+        share_bytes=0,
+        rows_per_s=rate,
+        hours=expected_hours(workload, rate, forward, flops),
+        gpu_hours=0.0,
+        dollars=0.0,
+        prior_fraction=0.0,
+        reason="no GPU: one lane with many slots keeps all cores busy",
+    )
+
+
+def _impossible(
+    facts: MemoryFacts,
+    shape: LaneShape,
+    hardware: Hardware,
+    slots: int | None,
+    fraction: float | None,
+    checkpointing: bool | None,
+) -> PlanError:
+    checked = True if checkpointing is None else checkpointing
+    need = lane_bytes(facts, shape, slots or 1, checkpointing=checked) / FILL
+    share = hardware.gpu_bytes * (fraction or 1.0)
+    smallest = lane_bytes(facts, shape, 1, checkpointing=True) / FILL
+    remedy = (
+        "a smaller resolution, fewer rows or a smaller base is needed"
+        if smallest > hardware.gpu_bytes
+        else f"give a lane at least {smallest / hardware.gpu_bytes:.3f} of this GPU, fewer slots, "
+        "or switch gradient checkpointing on"
+    )
+    return PlanError(
+        f"a lane with {slots or 1} slot(s) needs {need / GIB:.1f} GiB and its share of "
+        f"{hardware.gpu_name} is {share / GIB:.1f} GiB "
+        f"(base {facts.weight_bytes / GIB:.1f} GiB, context {CONTEXT_BYTES / GIB:.1f} GiB, each "
+        f"slot {slot_bytes(facts, shape, checked) / GIB:.1f} GiB)",
+        remedy,
+    )

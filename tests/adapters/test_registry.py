@@ -1,0 +1,150 @@
+"""The registry: what is committed stays, what is half-written is never seen, names move whole."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from farm.adapters.record import AdapterRecord
+from farm.adapters.registry import RECORD_FILE, WEIGHTS_FILE, NamedAdapter, Registry
+from farm.errors import AdapterFileError, UserError
+from farm.keys import bytes_digest
+from farm.recipe import Recipe
+from farm.storage import Store
+
+
+def saved(
+    folder: Path, key: str, *, name: str = "kira", weights: bytes = b"weights"
+) -> AdapterRecord:
+    """A folder as ``save_adapter`` leaves it, with the record that names its files."""
+    contents = {WEIGHTS_FILE: weights, "samples/000.png": b"png"}
+    for file, data in contents.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(data)
+    record = AdapterRecord(
+        job_key=key,
+        subject_id=name,
+        name=name,
+        class_noun="cat",
+        instance_prompt="a photo of sks cat",
+        base_id="tiny",
+        base_fingerprint="f" * 64,
+        recipe=Recipe(steps=1),
+        files={file: bytes_digest(data) for file, data in contents.items()},
+    )
+    (folder / RECORD_FILE).write_text(record.to_json())
+    return record
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(Store(tmp_path / "store"))
+
+
+def test_a_published_adapter_is_found_by_key_and_by_name(
+    registry: Registry, tmp_path: Path
+) -> None:
+    record = saved(tmp_path / "a", "k1")
+    assert registry.publish(record, tmp_path / "a")
+    assert registry.is_committed("k1")
+    assert registry.committed_keys() == ["k1"]
+    assert registry.record("k1") == record
+    named = registry.resolve("default", "kira")
+    assert named is not None
+    assert (named.job_key, named.sha256) == ("k1", bytes_digest(b"weights"))
+
+
+def test_an_adapter_without_its_record_is_not_committed(registry: Registry) -> None:
+    registry.store.write(f"adapters/k1/{WEIGHTS_FILE}", b"weights")
+    assert not registry.is_committed("k1")
+    assert registry.committed_keys() == []
+    assert registry.committed_among(["k1", "k2"]) == set()
+
+
+def test_publishing_again_changes_nothing_and_completes_a_missing_name(
+    registry: Registry, tmp_path: Path
+) -> None:
+    record = saved(tmp_path / "a", "k1")
+    registry.publish(record, tmp_path / "a", names=[])  # killed before the name
+    assert registry.resolve("default", "kira") is None
+    other = saved(tmp_path / "b", "k1", weights=b"a second training of the same key")
+    assert not registry.publish(other, tmp_path / "b")
+    assert registry.store.read(f"adapters/k1/{WEIGHTS_FILE}") == b"weights"
+    named = registry.resolve("default", "kira")
+    assert named is not None
+    assert named.sha256 == bytes_digest(b"weights")
+
+
+def test_two_subjects_with_one_key_share_one_adapter(registry: Registry, tmp_path: Path) -> None:
+    record = saved(tmp_path / "a", "k1")
+    registry.publish(record, tmp_path / "a", names=[("default", "kira"), ("studio", "rex")])
+    assert {(n.namespace, n.name, n.job_key) for n in registry.names()} == {
+        ("default", "kira", "k1"),
+        ("studio", "rex", "k1"),
+    }
+    assert [named.name for named in registry.names("studio")] == ["rex"]
+
+
+def test_a_name_moves_to_the_newer_adapter_and_stays_when_nothing_changed(
+    registry: Registry, tmp_path: Path
+) -> None:
+    first = saved(tmp_path / "a", "k1")
+    registry.publish(first, tmp_path / "a")
+    before = registry.resolve("default", "kira")
+    assert registry.point("default", "kira", first) == before
+    registry.publish(saved(tmp_path / "b", "k2", weights=b"newer"), tmp_path / "b")
+    after = registry.resolve("default", "kira")
+    assert isinstance(after, NamedAdapter)
+    assert after.job_key == "k2"
+
+
+def test_a_file_that_changed_after_saving_is_refused(registry: Registry, tmp_path: Path) -> None:
+    record = saved(tmp_path / "a", "k1")
+    (tmp_path / "a" / WEIGHTS_FILE).write_bytes(b"other")
+    with pytest.raises(AdapterFileError, match="changed after it was saved"):
+        registry.publish(record, tmp_path / "a")
+    assert not registry.is_committed("k1")
+
+
+def test_fetch_brings_every_file_and_checks_it(registry: Registry, tmp_path: Path) -> None:
+    record = saved(tmp_path / "a", "k1")
+    registry.publish(record, tmp_path / "a")
+    assert registry.fetch("k1", tmp_path / "copy") == record
+    assert (tmp_path / "copy" / "samples/000.png").read_bytes() == b"png"
+    registry.store.write(f"adapters/k1/{WEIGHTS_FILE}", b"rotten")
+    with pytest.raises(AdapterFileError, match="not the file that was committed"):
+        registry.fetch("k1", tmp_path / "second")
+    assert not (tmp_path / "second" / RECORD_FILE).exists()
+
+
+def test_a_missing_adapter_or_file_says_what_to_do(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match="no adapter k9"):
+        registry.record("k9")
+    registry.publish(saved(tmp_path / "a", "k1"), tmp_path / "a")
+    registry.store.delete(f"adapters/k1/{WEIGHTS_FILE}")
+    with pytest.raises(AdapterFileError, match="is missing"):
+        registry.fetch("k1", tmp_path / "copy")
+
+
+def test_revoking_by_name_leaves_a_tombstone_and_the_files(
+    registry: Registry, tmp_path: Path
+) -> None:
+    registry.publish(saved(tmp_path / "a", "k1"), tmp_path / "a")
+    assert not registry.is_revoked("k1")
+    assert registry.revoke("default", "kira", reason="the owner asked") == "k1"
+    assert registry.is_revoked("k1")
+    assert registry.is_committed("k1")
+    with pytest.raises(UserError, match="no adapter is named"):
+        registry.revoke("default", "nobody")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../../etc", ".hidden", "a b"])
+def test_names_cannot_leave_their_folder(registry: Registry, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be a name"):
+        registry.resolve("default", name)
+
+
+def test_a_registry_travels_between_processes(registry: Registry) -> None:
+    assert pickle.loads(pickle.dumps(registry)).store == registry.store
