@@ -1,0 +1,152 @@
+"""Errors on the wire: OpenAI's shape, a request id, and whether a retry helps.
+
+Owns which error becomes which status, and that no answer tells where files lie. What is not
+expected becomes a 500 that says nothing but its request id; the log has the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from farm.errors import AdapterFileError, FarmError, ServingError, StoreError, TooBusy, UserError
+
+__all__ = ["error_answer", "error_body", "error_response", "install_error_handlers", "scrub"]
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_CHARACTERS = 600
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+_PLACES = re.compile(
+    r"""(?:[a-z][a-z0-9+.]*://|(?<![\w.])(?:[A-Za-z]:)?[\\/](?!v1/))[^\s'",;()\[\]{}<>]+""",
+    re.IGNORECASE,
+)
+"""URLs and absolute paths, which say where things lie; the endpoint's own routes may be named."""
+
+
+def scrub(text: str) -> str:
+    """A message without places and without control characters, not too long."""
+    clean = "".join(c if c.isprintable() or c == "\n" else "?" for c in _PLACES.sub("…", text))
+    if len(clean) > MAX_MESSAGE_CHARACTERS:
+        clean = clean[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+    return clean
+
+
+def error_body(status: int, message: str, code: str | None, param: str | None) -> dict[str, Any]:
+    """The JSON of an error."""
+    return {
+        "error": {
+            "message": scrub(message),
+            "type": TYPES.get(status, "server_error"),
+            "param": param,
+            "code": code,
+        }
+    }
+
+
+def error_answer(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, JSON and headers for an error from anywhere inside."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, FarmError):  # as Ray wraps what a replica raised
+        error = cause
+    if isinstance(error, ServingError):
+        message = f"{error.message}: {error.remedy}" if error.remedy else error.message
+        headers = _retry_headers(error)
+        return error.status, error_body(error.status, message, error.code, error.param), headers
+    if isinstance(error, AdapterFileError):
+        body = error_body(422, error.message, "adapter_invalid", "model")
+        return 422, body, {"x-should-retry": "false"}
+    if isinstance(error, UserError):
+        return 400, error_body(400, error.message, "invalid_request", None), {}
+    if isinstance(error, StoreError):
+        body = error_body(503, "the store does not answer", "store_unavailable", None)
+        return 503, body, {"x-should-retry": "true", "retry-after": "2"}
+    if isinstance(error, TimeoutError):
+        body = error_body(504, "the picture was not done in time", "deadline_exceeded", None)
+        return 504, body, {"x-should-retry": "false"}
+    logger.error("unexpected error", exc_info=error)
+    body = error_body(
+        500, "something went wrong inside; say the request id", "internal_error", None
+    )
+    return 500, body, {"x-should-retry": "false"}
+
+
+def _retry_headers(error: ServingError) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if isinstance(error, TooBusy):
+        wait_s = min(max(error.retry_after_s, 0.05), 3600.0)
+        headers["retry-after"] = str(math.ceil(wait_s))
+        headers["retry-after-ms"] = str(math.ceil(wait_s * 1000))
+        headers["x-should-retry"] = "true"
+    elif error.status == 503:
+        headers = {"retry-after": "1", "x-should-retry": "true"}
+    elif error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def error_response(error: BaseException) -> JSONResponse:
+    """The answer for an error from anywhere inside."""
+    status, body, headers = error_answer(error)
+    return JSONResponse(body, status, headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error that routes raise an answer in OpenAI's shape."""
+
+    async def farm_error(_: Request, error: Exception) -> JSONResponse:
+        return error_response(error)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        message, param = _describe(error.errors())
+        return JSONResponse(error_body(400, message, "invalid_request", param), 400)
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        words = {
+            404: ("there is nothing at this path", "not_found"),
+            405: (f"{request.method} does not work here", "method_not_allowed"),
+        }
+        message, code = words.get(error.status_code, (str(error.detail), "invalid_request"))
+        body = error_body(error.status_code, message, code, None)
+        return JSONResponse(body, error.status_code, error.headers)
+
+    app.add_exception_handler(FarmError, farm_error)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http_error)
+
+
+def _describe(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """All faults in one line, and the field of the first; values are not repeated."""
+    faults = []
+    first: str | None = None
+    for error in errors[:8]:
+        place = ".".join(str(part) for part in error.get("loc", ())[1:]) or "body"
+        place = place if len(place) <= 60 and place.isascii() and place.isprintable() else "…"
+        first = first or place
+        if error.get("type") == "extra_forbidden":
+            faults.append(f"{place}: is not known")
+        else:
+            faults.append(f"{place}: {error.get('msg', 'is wrong')}")
+    return "; ".join(faults), first

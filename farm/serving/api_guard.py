@@ -1,0 +1,164 @@
+"""What every HTTP request passes first: a name, a key, a bound on its size, a last resort.
+
+Owns the request id, authentication, the body's limit in bytes and in silence, the plain headers
+of every answer, and the catch for what nobody caught. A plain ASGI layer, so that streams pass
+through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from farm.serving.api_errors import error_body, error_response
+from farm.serving.auth import Gate
+from farm.serving.limits import Limits
+
+__all__ = ["Guard"]
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", ""})
+PROTECTED = ("/v1/", "/metrics")
+PUBLIC = ("/v1/pictures/",)
+"""Links carry their own signature."""
+PLAIN_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+}
+
+
+class Guard:
+    """The outermost layer of the app."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        limits: Limits,
+        observe: Callable[[str, str, int, float], None] | None = None,
+    ) -> None:
+        """Args:
+        observe: told the method, route, status and seconds of every request.
+        """
+        self._app = app
+        self._gate = gate
+        self._limits = limits
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        started_s = time.perf_counter()
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                out = MutableHeaders(scope=message)
+                out["x-request-id"] = request_id
+                for name, value in PLAIN_HEADERS.items():
+                    out.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._admit(scope, headers)
+            body = _BoundedBody(receive, self._limits)
+            await self._app(scope, body.receive, answer)
+        except Exception as error:
+            if status:  # an answer has begun; all that is left is to break it off
+                raise
+            await self._refusal(error)(scope, receive, answer)
+        finally:
+            if self._observe is not None:
+                route = getattr(scope.get("route"), "path", "other")
+                took_s = time.perf_counter() - started_s
+                self._observe(scope["method"], route, status, took_s)
+
+    async def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Check size and key before a byte of the body is read."""
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or len(length) > 18:
+            raise HTTPException(400, "content-length is not a number")
+        if int(length) > self._limits.max_body_bytes:
+            raise _too_large(self._limits)
+        path = scope["path"]
+        if not path.startswith(PROTECTED) or path.startswith(PUBLIC):
+            return
+        scope["state"]["tenant"] = await self._gate.admit(headers.get("authorization"))
+        if self._gate.is_open and not _is_loopback(headers.get("host", "")):
+            # a web page that makes its own name mean 127.0.0.1 shall not draw here
+            raise HTTPException(403, "without keys this endpoint answers to localhost only")
+
+    @staticmethod
+    def _refusal(error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException):
+            body = error_body(error.status_code, str(error.detail), _code(error), None)
+            return JSONResponse(body, error.status_code, error.headers)
+        return error_response(error)
+
+
+class _BoundedBody:
+    """A ``receive`` that ends a body which grows too large or falls silent."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive = receive
+        self._limits = limits
+        self._num_bytes = 0
+        self._is_whole = False
+
+    async def receive(self) -> Message:
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, "the body did not come") from None
+        if message["type"] == "http.request":
+            self._num_bytes += len(message.get("body", b""))
+            self._is_whole = not message.get("more_body", False)
+            if self._num_bytes > self._limits.max_body_bytes:
+                raise _too_large(self._limits)
+        return message
+
+
+def _too_large(limits: Limits) -> HTTPException:
+    return HTTPException(
+        413,
+        f"the body is over the limit of {limits.max_body_bytes} bytes",
+        # what is left of the body is not read, so the connection cannot go on
+        {"connection": "close"},
+    )
+
+
+def _code(error: HTTPException) -> str:
+    return {413: "request_too_large", 403: "forbidden", 408: "timeout"}.get(
+        error.status_code, "invalid_request"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name.lower() in LOOPBACK_HOSTS or host.lower() in LOOPBACK_HOSTS

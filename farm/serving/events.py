@@ -1,0 +1,67 @@
+"""Server-sent events in the names and shapes that OpenAI's clients read.
+
+Owns the words on the wire; knows nothing of engines. An event that OpenAI does not have
+(``image_generation.progress``) is sent only to callers who ask for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["DONE", "KEEP_ALIVE", "completed", "encode_event", "failed", "partial", "progress"]
+
+KEEP_ALIVE = b": still here\n\n"
+"""A comment: clients skip it, proxies see that the connection lives."""
+DONE = b"data: [DONE]\n\n"
+
+
+def encode_event(event: Mapping[str, Any]) -> bytes:
+    """One event on the wire; its name is the ``type`` inside."""
+    name = event.get("type", "error")
+    return f"event: {name}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def partial(
+    shared: Mapping[str, Any], b64_json: str, index: int, step: int, num_steps: int, picture: int
+) -> dict[str, Any]:
+    """A picture on its way, as the denoiser now believes it."""
+    return {
+        "type": "image_generation.partial_image",
+        **shared,
+        "b64_json": b64_json,
+        "partial_image_index": index,
+        "step": step,
+        "num_steps": num_steps,
+        "picture_index": picture,
+    }
+
+
+def progress(
+    created_at: int, stage: str, step: int, num_steps: int, picture: int
+) -> dict[str, Any]:
+    """How far a picture has come; an event of our own."""
+    return {
+        "type": "image_generation.progress",
+        "created_at": created_at,
+        "stage": stage,
+        "step": step,
+        "num_steps": num_steps,
+        "picture_index": picture,
+    }
+
+
+def completed(shared: Mapping[str, Any], item: Mapping[str, Any], picture: int) -> dict[str, Any]:
+    """A finished picture: what the answer without streaming holds, and its usage."""
+    return {
+        "type": "image_generation.completed",
+        **shared,
+        **item,
+        "picture_index": picture,
+    }
+
+
+def failed(error: Mapping[str, Any]) -> dict[str, Any]:
+    """The error that ends a stream; OpenAI's clients raise it."""
+    return {"type": "error", **error}

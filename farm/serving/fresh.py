@@ -1,0 +1,129 @@
+"""Values read from the store and kept fresh: what names, keys and listings are looked up through.
+
+Owns how old an answer may be, that one read serves all who wait for it, and that a store which
+does not answer leaves the last good value in place. Knows nothing of what is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from farm.errors import StoreError
+
+__all__ = ["Fresh", "store_threads"]
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+NUM_STORE_THREADS = 16
+"""Store reads that may wait at once; enough to hide a bucket's latency behind a page of names."""
+
+
+def store_threads() -> ThreadPoolExecutor:
+    """A pool for store reads, so that the event loop never waits for a bucket."""
+    return ThreadPoolExecutor(NUM_STORE_THREADS, thread_name_prefix="store")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known(Generic[Value]):
+    """The last answer: a value, or that there is none."""
+
+    value: Value | None
+    missing: FileNotFoundError | None
+    read_at_s: float
+
+
+class Fresh(Generic[Key, Value]):
+    """A bounded table of values, each read again when it is older than ``ttl_s``.
+
+    That something is missing is not remembered unless asked for: what was not there a moment ago
+    may have just been made, and its maker wants to see it.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Key], Value],
+        *,
+        ttl_s: float,
+        executor: Executor,
+        missing_ttl_s: float = 0.0,
+        max_items: int = 10_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        read: a blocking read; FileNotFoundError means that there is none.
+        ttl_s: how old an answer may be; ``inf`` for values named by their content.
+        missing_ttl_s: how long "there is none" is believed.
+        max_items: answers kept; the one used longest ago goes first.
+        """
+        self._read = read
+        self._ttl_s = ttl_s
+        self._missing_ttl_s = missing_ttl_s
+        self._executor = executor
+        self._max_items = max_items
+        self._clock = clock
+        self._known: OrderedDict[Key, _Known[Value]] = OrderedDict()
+        self._flights: dict[Key, asyncio.Task[_Known[Value]]] = {}
+
+    async def get(self, key: Key) -> Value:
+        """The value, at most ``ttl_s`` old unless the store does not answer.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            StoreError: if the store does not answer and nothing is known yet.
+        """
+        known = self._known.get(key)
+        if known is None or self._is_stale(known):
+            known = await self._flight(key, known)
+        else:
+            self._known.move_to_end(key)
+        if known.missing is not None:
+            raise FileNotFoundError(*known.missing.args)
+        assert known.value is not None
+        return known.value
+
+    def peek(self, key: Key) -> Value | None:
+        """The last value, however old, without a read."""
+        known = self._known.get(key)
+        return known.value if known is not None else None
+
+    def forget(self, key: Key) -> None:
+        """Read this one again at the next call."""
+        self._known.pop(key, None)
+
+    def _is_stale(self, known: _Known[Value]) -> bool:
+        ttl_s = self._ttl_s if known.missing is None else self._missing_ttl_s
+        return self._clock() - known.read_at_s >= ttl_s
+
+    async def _flight(self, key: Key, old: _Known[Value] | None) -> _Known[Value]:
+        task = self._flights.get(key)
+        if task is None:
+            task = asyncio.create_task(self._reread(key, old))
+            self._flights[key] = task
+            task.add_done_callback(lambda _: self._flights.pop(key, None))
+        # shielded: one caller who gives up does not end the read for the others
+        return await asyncio.shield(task)
+
+    async def _reread(self, key: Key, old: _Known[Value] | None) -> _Known[Value]:
+        started_s = self._clock()
+        loop = asyncio.get_running_loop()
+        try:
+            value = await loop.run_in_executor(self._executor, self._read, key)
+            known = _Known(value, None, started_s)
+        except FileNotFoundError as error:
+            known = _Known(None, error, started_s)
+        except StoreError:
+            if old is None:
+                raise
+            known = old  # still too old, so the next call asks again
+        self._known[key] = known
+        self._known.move_to_end(key)
+        while len(self._known) > self._max_items:
+            self._known.popitem(last=False)
+        return known

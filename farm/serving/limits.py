@@ -1,0 +1,141 @@
+"""How much one request and one key may ask for, decided before any picture is begun.
+
+Owns the numbers and the counting per key. The engine guards its own backlog; this guards the
+endpoint from a single caller. Counts are per ingress process: behind several of them a key gets
+its rate from each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.errors import RequestRefused, TooBusy
+
+__all__ = ["Limits", "RateLimiter", "WaitingRoom"]
+
+MAX_TRACKED_KEYS = 10_000
+
+
+class Limits(BaseModel):
+    """What a request may ask for; more is refused with 400, 413 or 429."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_bytes: int = Field(256 * 1024, ge=1024)
+    """Of a request's JSON. A prompt is text; nothing larger belongs in it."""
+    body_timeout_s: float = Field(30.0, gt=0)
+    """Longest silence while a body is being sent."""
+    max_prompt_characters: int = Field(4000, ge=1, le=32_000)
+    """The text encoder reads 77 tokens; what is beyond them only costs time."""
+    max_pictures: int = Field(10, ge=1, le=10)
+    """``n`` of one request; OpenAI's own limit."""
+    min_side_px: int = Field(64, ge=8)
+    max_side_px: int = Field(2048, ge=64)
+    max_steps: int = Field(150, ge=1)
+    max_pixel_steps: float = Field(1024 * 1024 * 50 * 10, gt=0)
+    """Width × height × steps × n: what one request may cost. Ten 1024 px pictures of 50 steps."""
+    pictures_per_minute: int = Field(600, ge=1)
+    """Per key, unless the key says otherwise; a minute's worth may come at once."""
+    pictures_waiting: int = Field(64, ge=1)
+    """Per key: pictures asked for and not yet answered."""
+    deadline_s: float = Field(300.0, gt=0)
+    """A picture that cannot be there by then is not begun, or is given up."""
+
+    def check_cost(self, width_px: int, height_px: int, steps: int, num_pictures: int) -> None:
+        """Refuse a request that costs too much as a whole.
+
+        Raises:
+            RequestRefused: with the number that is over its limit.
+        """
+        for param, value, most in (
+            ("n", num_pictures, self.max_pictures),
+            ("num_inference_steps", steps, self.max_steps),
+            ("size", max(width_px, height_px), self.max_side_px),
+        ):
+            if value > most:
+                raise RequestRefused(f"{param}: {value} is over the limit of {most}", "", param)
+        if min(width_px, height_px) < self.min_side_px:
+            raise RequestRefused(f"size: a side is under {self.min_side_px} px", "", "size")
+        cost = width_px * height_px * steps * num_pictures
+        if cost > self.max_pixel_steps:
+            raise RequestRefused(
+                f"size × steps × n is {cost:.3g} pixel steps, over the limit of "
+                f"{self.max_pixel_steps:.3g}",
+                "ask for fewer pictures, fewer steps or a smaller size",
+                "num_inference_steps",
+            )
+
+
+class RateLimiter:
+    """A token bucket per key, counted in pictures, refilled over a minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key_id: str, num_pictures: int, pictures_per_minute: int) -> None:
+        """Count pictures against a key.
+
+        Raises:
+            TooBusy: if the key is over its rate; says when there will be room again.
+        """
+        now_s = self._clock()
+        # a bucket holds at least one whole request, or that request could never be made
+        capacity = float(max(pictures_per_minute, num_pictures))
+        level, seen_s = self._buckets.get(key_id, (capacity, now_s))
+        level = min(capacity, level + (now_s - seen_s) * pictures_per_minute / 60)
+        missing = num_pictures - level
+        self._buckets[key_id] = (level if missing > 0 else level - num_pictures, now_s)
+        self._buckets.move_to_end(key_id)
+        while len(self._buckets) > MAX_TRACKED_KEYS:
+            self._buckets.popitem(last=False)
+        if missing > 0:
+            raise TooBusy(
+                f"this key may draw {pictures_per_minute} pictures a minute",
+                "wait as the Retry-After header says",
+                None,
+                missing * 60 / pictures_per_minute,
+            )
+
+
+class WaitingRoom:
+    """How many pictures each key waits for."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Pictures that are waited for in all."""
+        return sum(self._waiting.values())
+
+    @contextmanager
+    def enter(self, key_id: str, num_pictures: int, retry_after_s: float) -> Iterator[None]:
+        """Wait for pictures while inside.
+
+        Raises:
+            TooBusy: if the key waits for too many already.
+        """
+        waiting = self._waiting.get(key_id, 0)
+        if waiting + num_pictures > max(self._most, num_pictures):
+            raise TooBusy(
+                f"this key waits for {waiting} pictures already; the limit is {self._most}",
+                "ask again when some have come",
+                None,
+                retry_after_s,
+            )
+        self._waiting[key_id] = waiting + num_pictures
+        try:
+            yield
+        finally:
+            left = self._waiting[key_id] - num_pictures
+            if left:
+                self._waiting[key_id] = left
+            else:
+                del self._waiting[key_id]

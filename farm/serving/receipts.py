@@ -1,0 +1,103 @@
+"""Pictures as files that say how they were made.
+
+Owns the encoding of pictures and where the receipt lies in each format. What a receipt says is
+the engine's part; see ``farm.serving.request.Picture``.
+
+    PNG    iTXt ``farm.receipt`` (JSON), and ``parameters`` in the words other tools read
+    JPEG   EXIF UserComment (JSON)
+    WebP   EXIF UserComment (JSON)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["OutputFormat", "encode_picture", "read_receipt"]
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+RECEIPT_KEYWORD = "farm.receipt"
+EXIF_IFD = 0x8769
+USER_COMMENT = 0x9286
+UNICODE_PREFIX = b"UNICODE\0"
+"""How EXIF 2.3 marks a comment in Unicode; the text follows in UTF-8 as most readers take it."""
+JPEG_QUALITY = 95
+
+
+def encode_picture(
+    pixels: NDArray[np.uint8],
+    receipt: Mapping[str, Any] | None = None,
+    output_format: OutputFormat = "png",
+    *,
+    quality: int | None = None,
+    fast: bool = False,
+) -> bytes:
+    """A picture file.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        receipt: plain JSON values to put into the file; None puts nothing.
+        quality: 1..100 for JPEG and WebP.
+        fast: compress less; for previews that live a second.
+    """
+    image = Image.fromarray(pixels)
+    text = json.dumps(receipt, sort_keys=True) if receipt is not None else None
+    out = io.BytesIO()
+    if output_format == "png":
+        info = PngInfo()
+        if text is not None and receipt is not None:
+            info.add_itxt(RECEIPT_KEYWORD, text)
+            info.add_itxt("parameters", _parameters(receipt))
+        image.save(out, "PNG", pnginfo=info, compress_level=1 if fast else 6)
+        return out.getvalue()
+    exif = Image.Exif()
+    if text is not None:
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE_PREFIX + text.encode()
+    image.save(
+        out,
+        output_format.upper(),
+        exif=exif.tobytes() if text is not None else b"",
+        quality=max(1, quality if quality is not None else JPEG_QUALITY),
+    )
+    return out.getvalue()
+
+
+def read_receipt(data: bytes) -> dict[str, Any] | None:
+    """The receipt inside a picture file; None where there is none."""
+    with Image.open(io.BytesIO(data)) as image:
+        text: object = getattr(image, "text", {}).get(RECEIPT_KEYWORD)
+        if text is None:
+            comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+            if isinstance(comment, bytes) and comment.startswith(UNICODE_PREFIX):
+                text = comment.removeprefix(UNICODE_PREFIX).decode()
+    if not isinstance(text, str):
+        return None
+    receipt = json.loads(text)
+    return receipt if isinstance(receipt, dict) else None
+
+
+def _parameters(receipt: Mapping[str, Any]) -> str:
+    """The one-line form that A1111 and its kin write and read."""
+    facts = {
+        "Steps": receipt.get("steps"),
+        "Sampler": receipt.get("scheduler"),
+        "CFG scale": receipt.get("guidance"),
+        "Seed": receipt.get("seed"),
+        "Size": f"{receipt.get('width_px')}x{receipt.get('height_px')}",
+        "Model": receipt.get("base"),
+    }
+    lines = [str(receipt.get("prompt", ""))]
+    if receipt.get("negative_prompt"):
+        lines.append(f"Negative prompt: {receipt['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {value}" for key, value in facts.items() if value is not None))
+    return "\n".join(lines)
