@@ -14,6 +14,7 @@ O outputs, r rank (the bank's largest; smaller adapters leave their last columns
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -100,6 +101,8 @@ class Bank(nn.Module):
         self.grad_SP: Tensor | None = None
         if self.trainable:
             self.grad_SP = torch.zeros_like(self._compute_ZP[: self.num_slots])
+            # a layer's gradients are strided views of the flat tensor, on purpose
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient")
 
     def _stacked(self, index: int, place: LayerPlace) -> StackedWeights:
         down, up = self._views(self._compute_ZP, place)
@@ -222,7 +225,7 @@ class Bank(nn.Module):
         Raises:
             AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.
         """
-        self._check_fits(weights)
+        self.check_fits(weights)
         row_P = torch.zeros(self.num_parameters, dtype=self.dtype)
         scale_L = torch.zeros(len(self.places), dtype=torch.float64)
         for index, (name, place) in enumerate(self.places.items()):
@@ -233,7 +236,8 @@ class Bank(nn.Module):
             down[0, :, : layer.rank] = layer.down.detach().flatten(1).T.to(row_P)
             up[0, : layer.rank] = layer.up.detach().flatten(1).T.to(row_P)
             scale_L[index] = weights.scale(name)
-        self._write_row(slot, row_P, scale_L)
+        self.write_row(slot, row_P)
+        self.scale_LZ[:, slot].copy_(scale_L)
         self._alphas[slot] = dict(weights.alphas)
         self._ranks[slot] = {name: layer.rank for name, layer in weights.layers.items()}
 
@@ -270,16 +274,23 @@ class Bank(nn.Module):
         self.set_slot(slot, AdapterWeights.with_alpha(layers, alpha))
 
     def pack(self, weights: AdapterWeights) -> Tensor:
-        """An adapter as one flat row [P] on the CPU, in the bank's layout and float32.
+        """An adapter as one flat row [P] on the CPU, in the bank's layout and dtype.
 
         Optimiser moments have the shape of an adapter too, and travel the same way.
         """
-        row_P = torch.zeros(self.num_parameters)
+        row_P = torch.zeros(self.num_parameters, dtype=self.dtype)
         for name, layer in weights.layers.items():
             down, up = self._views(row_P.unsqueeze(0), self.places[name])
             down[0, :, : layer.rank] = layer.down.flatten(1).T
             up[0, : layer.rank] = layer.up.flatten(1).T
         return row_P
+
+    @torch.no_grad()
+    def write_row(self, slot: int, row_P: Tensor) -> None:
+        """Replace a slot's weights by a flat row [P]; its ranks and alphas stay."""
+        self.flat_ZP[self._checked(slot)].copy_(row_P)
+        if self._compute_ZP is not self.flat_ZP:
+            self._compute_ZP[slot].copy_(self.flat_ZP[slot])
 
     def unpack(self, slot: int, row_P: Tensor) -> AdapterWeights:
         """A flat row [P] as an adapter, with the ranks and alphas that the slot has now."""
@@ -298,18 +309,17 @@ class Bank(nn.Module):
 
     # -- checks -------------------------------------------------------------------------------
 
-    def _write_row(self, slot: int, row_P: Tensor, scale_L: Tensor) -> None:
-        self.flat_ZP[self._checked(slot)].copy_(row_P)
-        if self._compute_ZP is not self.flat_ZP:
-            self._compute_ZP[slot].copy_(self.flat_ZP[slot])
-        self.scale_LZ[:, slot].copy_(scale_L)
-
     def _checked(self, slot: int) -> int:
         if not 0 <= slot < self.num_slots:
             raise IndexError(f"slot {slot} of a bank with {self.num_slots}")
         return slot
 
-    def _check_fits(self, weights: AdapterWeights) -> None:
+    def check_fits(self, weights: AdapterWeights) -> None:
+        """Refuse an adapter that no slot can hold.
+
+        Raises:
+            AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.
+        """
         unknown = sorted(set(weights.layers) - set(self.places))
         if unknown:
             raise AdapterFileError(
