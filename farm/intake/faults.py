@@ -1,0 +1,179 @@
+"""From what pydantic says to what a user can act on: line, field, and a remedy.
+
+Owns the words of every fault of a field. Ranges and choices in remedies are read from the models,
+so they cannot go stale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from farm.errors import Fault
+from farm.intake.rows import Path, Row
+
+__all__ = ["expected", "faults_of", "nearest", "slug"]
+
+
+_BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
+
+
+def faults_of(
+    error: ValidationError, row: Row, model: type[BaseModel], prefix: Path = ()
+) -> list[Fault]:
+    """One fault for each thing that pydantic refused.
+
+    Args:
+        row: where the values were written.
+        model: what was validated; its fields name the remedies.
+        prefix: from the row down to the validated value.
+    """
+    found: dict[Path, Fault] = {}
+    for detail in error.errors(include_url=False):
+        # pydantic adds the branch of a union to the place; a field's path ends before it
+        path = tuple(part for part in detail["loc"] if not _is_branch(part))
+        message, remedy = _words(detail, path, model)
+        found.setdefault(prefix + path, row.fault(prefix + path, message, remedy))
+    return list(found.values())
+
+
+def _is_branch(part: str | int) -> bool:
+    return (
+        isinstance(part, str) and re.search(r"[\[\(]|^(?:dict|list|str|literal)$", part) is not None
+    )
+
+
+def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
+    """Message and remedy of one refusal."""
+    kind, value = detail["type"], detail.get("input")
+    field = str(path[-1]) if path else ""
+    if kind == "missing":
+        return f"`{field}` is missing", f"add `{field}`: {expected(model, path)}"
+    if kind == "extra_forbidden":
+        return f"unknown key `{field}`", nearest(field, _fields(model, path[:-1]))
+    if kind == "value_error":
+        message, _, remedy = str(detail["ctx"]["error"]).partition("; ")
+        return message, remedy or "change one of them"
+    if kind == "string_pattern_mismatch" and "A-Za-z0-9" in str(detail["ctx"]["pattern"]):
+        return (
+            f"{_shown(value)} cannot be part of a path",
+            f"use letters, digits, - _ and single dots, for instance `{slug(str(value))}`",
+        )
+    wanted = expected(model, path)
+    if kind == "literal_error" and isinstance(value, str):
+        choices = [word.strip("`") for word in re.findall(r"`[^`]+`", wanted)]
+        return f"{_shown(value)} is none of the choices", nearest(value, choices)
+    if kind.startswith(("greater_than", "less_than")):
+        return f"{_shown(value)} is out of range", f"give {wanted}"
+    return f"{_shown(value)} is not {wanted}", f"give {wanted}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return f"`{value[:60]}…`" if len(value) > 60 else f"`{value}`"
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return {True: "true", False: "false", None: "null"}.get(value, str(value))  # type: ignore[call-overload, no-any-return]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A remedy that names the nearest known word, or all of them."""
+    words = list(known)
+    by_fold = {one.casefold().replace("-", "_"): one for one in words}
+    close = get_close_matches(word.casefold().replace("-", "_"), by_fold, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean `{by_fold[close[0]]}`?"
+    return f"known here: {', '.join(words)}" if words else "remove it"
+
+
+def slug(text: str) -> str:
+    """The nearest text that may be an id."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+    plain = re.sub(r"\.{2,}", ".", plain).strip("-._")
+    return plain[:128].rstrip(".") or "subject-1"
+
+
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _at(model: type[BaseModel], path: Path) -> dict[str, Any]:
+    """The JSON schema of a place inside a model; empty where it says nothing."""
+    whole = _schema(model)
+    place: dict[str, Any] = whole
+    for part in path:
+        place = _opened(place, whole)
+        if isinstance(part, int):
+            place = place.get("items", {})
+        else:
+            place = place.get("properties", {}).get(part) or place.get("additionalProperties") or {}
+        if not isinstance(place, dict):
+            return {}
+    return _opened(place, whole)
+
+
+def _opened(place: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its reference followed, and of a choice the one that is not null."""
+    while "$ref" in place or "anyOf" in place:
+        if "$ref" in place:
+            place = whole["$defs"][place["$ref"].rsplit("/", 1)[-1]]
+        else:
+            place = next(one for one in place["anyOf"] if one.get("type") != "null")
+    return place
+
+
+def _fields(model: type[BaseModel], path: Path) -> list[str]:
+    return list(_at(model, path).get("properties", {}))
+
+
+_KINDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+}
+
+
+def expected(model: type[BaseModel], path: Path) -> str:
+    """What a field takes, in words: ``a whole number from 1 to 256``."""
+    schema = _at(model, path)
+    choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    if choices:
+        return "one of " + ", ".join(f"`{choice}`" for choice in choices)
+    words = _KINDS.get(schema.get("type", ""), "another value")
+    if words == "text":
+        return _text_words(schema)
+    return words + _range_words(schema)
+
+
+def _text_words(schema: dict[str, Any]) -> str:
+    if "A-Za-z0-9" in schema.get("pattern", ""):
+        return "a name of letters, digits, - _ and single dots"
+    if "{1,64}" in schema.get("pattern", ""):
+        return "one word of at most 64 characters, without brackets"
+    if longest := schema.get("maxLength"):
+        return f"text of 1 to {longest} characters on one line"
+    return "text"
+
+
+def _range_words(schema: dict[str, Any]) -> str:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}" if high < 1e6 else f" from {low} to {high}"
+    parts = [
+        f"at least {low:g}" if low is not None else "",
+        f"above {above:g}" if above is not None else "",
+        f"at most {high:g}" if high is not None else "",
+        f"below {below:.4g}" if below is not None else "",
+    ]
+    parts = [part for part in parts if part]
+    return " " + " and ".join(parts) if parts else ""

@@ -1,0 +1,210 @@
+"""JSON and JSONL manifests, read with the line of every value.
+
+Owns a small JSON reader, because Python's own tells no lines and lets a key be given twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from farm.errors import Fault
+from farm.intake.rows import Path, Row, Rows, shown_field
+
+__all__ = ["read_json", "read_jsonl"]
+
+MAX_DEPTH = 24
+"""Of nested lists and objects; a manifest needs five."""
+_SPACE = re.compile(r"[ \t\r\n]*")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(\.[0-9]+)?([eE][-+]?[0-9]+)?(?![0-9])")
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+def read_json(text: str, file: str, base: str) -> Rows:
+    """Read a manifest object, or a bare array of subjects."""
+    faults: list[Fault] = []
+    reader = _Reader(text, file, faults)
+    try:
+        document = reader.document()
+    except json.JSONDecodeError as error:
+        faults.append(_syntax_fault(error, file))
+        return Rows(Row({}, file, base), iter(()), faults)
+    if isinstance(document, list):
+        document = {"subjects": document}
+        reader.lines = {("subjects", *path): line for path, line in reader.lines.items()}
+    if not isinstance(document, dict):
+        faults.append(Fault(file, "this is no manifest", 'write {"subjects": [ … ]}', line=1))
+        return Rows(Row({}, file, base), iter(()), faults)
+    subjects = document.get("subjects")
+    if not isinstance(subjects, list):
+        return Rows(Row(document, file, base, 1, reader.lines), iter(()), faults)
+    head = {key: value for key, value in document.items() if key != "subjects"}
+    rows = _subject_rows(subjects, reader.lines, file, base, faults)
+    return Rows(Row(head, file, base, 1, reader.lines), rows, faults)
+
+
+def _subject_rows(
+    subjects: list[Any], lines: dict[Path, int], file: str, base: str, faults: list[Fault]
+) -> Iterator[Row]:
+    inner: list[dict[Path, int]] = [{} for _ in subjects]
+    for path, line in lines.items():
+        if len(path) > 2 and path[0] == "subjects" and isinstance(path[1], int):
+            inner[path[1]][path[2:]] = line
+    for index, value in enumerate(subjects):
+        place: Path = ("subjects", index)
+        if isinstance(value, dict):
+            yield Row(value, file, base, lines[place], inner[index], place)
+        else:
+            faults.append(_not_an_object(file, lines[place], shown_field(place)))
+
+
+def read_jsonl(lines: Iterable[str], file: str, base: str) -> Rows:
+    """Read one subject a line; a first line without ``id`` that has ``defaults`` is the head."""
+    faults: list[Fault] = []
+    rows = _line_rows(lines, file, base, faults)
+    first = next(rows, None)
+    if first is not None and "id" not in first.value and {"version", "defaults"} & set(first.value):
+        return Rows(first, rows, faults)
+
+    def every() -> Iterator[Row]:
+        if first is not None:
+            yield first
+            yield from rows
+
+    return Rows(Row({}, file, base), every(), faults)
+
+
+def _line_rows(lines: Iterable[str], file: str, base: str, faults: list[Fault]) -> Iterator[Row]:
+    for number, text in enumerate(lines, 1):
+        text = text.lstrip("\ufeff") if number == 1 else text
+        if not text.strip():
+            continue
+        reader = _Reader(text, file, faults, first_line=number)
+        try:
+            value = reader.document()
+        except json.JSONDecodeError as error:
+            faults.append(_syntax_fault(error, file, number))
+            continue
+        if isinstance(value, dict):
+            yield Row(value, file, base, number)
+        else:
+            faults.append(_not_an_object(file, number, ""))
+
+
+def _not_an_object(file: str, line: int, field: str) -> Fault:
+    return Fault(
+        file,
+        "a subject must be an object with `id`, `class_noun` and `photos`",
+        'write {"id": …}',
+        line=line,
+        field=field,
+    )
+
+
+def _syntax_fault(error: json.JSONDecodeError, file: str, line: int | None = None) -> Fault:
+    return Fault(
+        file,
+        f"not valid JSON: {error.msg} at column {error.colno}",
+        "mend the syntax" if line else "mend the syntax; nothing of the file could be used",
+        line=line or error.lineno,
+    )
+
+
+class _Reader:
+    """A JSON reader that notes lines and keys given twice."""
+
+    def __init__(self, text: str, file: str, faults: list[Fault], first_line: int = 1) -> None:
+        self._text = text
+        self._file = file
+        self._faults = faults
+        self._first_line = first_line
+        self._breaks = [match.start() for match in re.finditer("\n", text)]
+        self.lines: dict[Path, int] = {}
+
+    def document(self) -> Any:
+        value, end = self._value(self._skip(0), (), 0)
+        if (end := self._skip(end)) != len(self._text):
+            raise json.JSONDecodeError("something follows the value", self._text, end)
+        return value
+
+    def _skip(self, at: int) -> int:
+        match = _SPACE.match(self._text, at)
+        assert match is not None
+        return match.end()
+
+    def _line(self, at: int) -> int:
+        return bisect_right(self._breaks, at - 1) + self._first_line
+
+    def _value(self, at: int, path: Path, depth: int) -> tuple[Any, int]:
+        if depth > MAX_DEPTH:
+            raise json.JSONDecodeError("nested too deeply", self._text, at)
+        mark = self._text[at : at + 1]
+        if mark == "{":
+            return self._object(at, path, depth)
+        if mark == "[":
+            return self._array(at, path, depth)
+        if mark == '"':
+            return self._string(at)
+        for word, value in _WORDS.items():
+            if self._text.startswith(word, at):
+                return value, at + len(word)
+        if match := _NUMBER.match(self._text, at):
+            number = match.group()
+            is_float = match.group(1) or match.group(2)
+            return (float(number) if is_float else int(number)), match.end()
+        raise json.JSONDecodeError("a value is expected", self._text, at)
+
+    def _string(self, at: int) -> tuple[str, int]:
+        text, end = json.decoder.scanstring(self._text, at + 1, True)  # type: ignore[attr-defined]
+        return str(text), int(end)
+
+    def _object(self, at: int, path: Path, depth: int) -> tuple[dict[str, Any], int]:
+        found: dict[str, Any] = {}
+        at = self._skip(at + 1)
+        while self._text[at : at + 1] != "}":
+            if found:
+                at = self._skip(self._expect(",", at))
+            if self._text[at : at + 1] != '"':
+                raise json.JSONDecodeError("a key in quotes is expected", self._text, at)
+            start = at
+            key, at = self._string(at)
+            place = (*path, key)
+            self.lines[place] = self._line(start)
+            if key in found:
+                self._twice(place)
+            at = self._skip(self._expect(":", self._skip(at)))
+            found[key], at = self._value(at, place, depth + 1)
+            at = self._skip(at)
+        return found, at + 1
+
+    def _array(self, at: int, path: Path, depth: int) -> tuple[list[Any], int]:
+        found: list[Any] = []
+        at = self._skip(at + 1)
+        while self._text[at : at + 1] != "]":
+            if found:
+                at = self._skip(self._expect(",", at))
+            place = (*path, len(found))
+            self.lines[place] = self._line(at)
+            item, at = self._value(at, place, depth + 1)
+            found.append(item)
+            at = self._skip(at)
+        return found, at + 1
+
+    def _expect(self, mark: str, at: int) -> int:
+        if self._text[at : at + 1] != mark:
+            raise json.JSONDecodeError(f"`{mark}` is expected", self._text, at)
+        return at + 1
+
+    def _twice(self, place: Path) -> None:
+        self._faults.append(
+            Fault(
+                self._file,
+                "this key is given twice",
+                "remove one of them",
+                line=self.lines[place],
+                field=shown_field(place),
+            )
+        )

@@ -1,0 +1,107 @@
+"""Whether prompts can teach: the subject's must name it, the class's must not.
+
+Owns every judgement on the words of prompts and captions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from farm.errors import Fault
+from farm.intake.photo_list import ListedPhoto
+from farm.intake.rows import Path, Row
+from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
+
+__all__ = ["judge_prompts"]
+
+_BRACES = re.compile(r"\{[^{}]*\}")
+
+
+def judge_prompts(
+    subject: Subject, photos: Sequence[ListedPhoto], row: Row, head: Row
+) -> list[Fault]:
+    """Every fault of a subject's prompts and captions, at the line where the prompt was written.
+
+    Args:
+        photos: the subject's photos as they were listed, for the places of captions.
+        head: the manifest's head, where prompts that the row does not hold were written.
+    """
+    place = _Places(row, head)
+    faults = [*_identifier_faults(subject, place), *_caption_faults(subject, photos, row)]
+    for field in ("instance_prompt", "class_prompt", "sample_prompts"):
+        value = getattr(subject, field)
+        for text in (value,) if isinstance(value, str) else value:
+            if unknown := _BRACES.search(text):
+                message = f"{unknown.group()} stands for nothing"
+                faults.append(place.fault(field, message, _brace_remedy()))
+    return faults
+
+
+class _Places:
+    """Where a prompt was written: on the subject, among the defaults, or nowhere."""
+
+    def __init__(self, row: Row, head: Row) -> None:
+        self._row, self._head = row, head
+
+    def fault(self, field: str, message: str, remedy: str, *, is_warning: bool = False) -> Fault:
+        severity: Literal["error", "warning"] = "warning" if is_warning else "error"
+        defaults = self._head.value.get("defaults")
+        if field in self._row.value or not isinstance(defaults, dict) or field not in defaults:
+            return self._row.fault((field,), message, remedy, severity=severity)
+        # one wrong default is one fault, however many subjects take it over
+        return self._head.fault(("defaults", field), message, remedy, severity=severity)
+
+
+def _brace_remedy() -> str:
+    return f"write {CLASS_NOUN_FIELD} for the class noun, or drop the braces"
+
+
+def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
+    identifier = subject.identifier
+    if not names_identifier(subject.instance_prompt, identifier):
+        yield place.fault(
+            "instance_prompt",
+            f"`{subject.instance_prompt}` does not name the subject",
+            f"put {PLACEHOLDER} where its identifier belongs: `a photo of {PLACEHOLDER} …`",
+        )
+    if names_identifier(subject.class_noun, identifier):
+        yield place.fault(
+            "identifier",
+            f"the identifier `{identifier}` is a word of the class noun",
+            "choose a token that means nothing, such as `sks`",
+        )
+    elif subject.recipe.uses_prior and names_identifier(subject.class_prompt, identifier):
+        yield place.fault(
+            "class_prompt",
+            f"`{subject.class_prompt}` names the subject; the prior set shows the class",
+            f"write it without {PLACEHOLDER} and without `{identifier}`",
+        )
+    for prompt in subject.sample_prompts:
+        if not names_identifier(prompt, identifier):
+            message = f"`{prompt}` does not name the subject, so it shows the class"
+            remedy = f"put {PLACEHOLDER} into it, if that is not what you want"
+            yield place.fault("sample_prompts", message, remedy, is_warning=True)
+
+
+def _caption_faults(subject: Subject, photos: Sequence[ListedPhoto], row: Row) -> Iterator[Fault]:
+    for listed in photos:
+        caption = listed.photo.caption
+        if caption is None or names_identifier(caption, subject.identifier):
+            continue
+        name = listed.photo.uri.rsplit("/", 1)[-1]
+        message = f"the caption of {name} does not name the subject: `{caption[:80]}`"
+        remedy = f"put {PLACEHOLDER} into it, or set `captions: none`"
+        if (written := listed.caption_file) is not None:
+            yield Fault(
+                written.file,
+                message,
+                remedy,
+                line=written.line,
+                field="caption",
+                subject=subject.id,
+            )
+        else:
+            path: Path = listed.path
+            yield row.fault(path, message, remedy)

@@ -1,0 +1,95 @@
+"""Recipes from layers: the preset, the defaults, the subject's own fields.
+
+Owns the order of the layers and which layer a fault belongs to. A layer wins over the one before
+it field by field; presets stand below everything that the manifest writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from farm.errors import Fault
+from farm.intake.faults import faults_of
+from farm.intake.rows import Row
+from farm.intake.subject import PriorSettings
+from farm.recipe import PRESETS, PresetName, Recipe
+
+__all__ = ["Layers"]
+
+Model = TypeVar("Model", bound=BaseModel)
+Fields = Mapping[str, Any]
+
+
+class Layers:
+    """The layers below a subject's own: made once a manifest, asked once a subject.
+
+    Equal recipes are one object, so ten thousand subjects cost no memory for theirs.
+    """
+
+    def __init__(
+        self, head: Row, preset: PresetName | None, recipe: Fields | None, prior: Fields | None
+    ) -> None:
+        """Validate the defaults; ``faults`` says what is wrong with them.
+
+        Args:
+            head: where the defaults were written, under ``defaults``.
+        """
+        self._preset = preset
+        self._recipe = dict(recipe or {})
+        self._prior = dict(prior or {})
+        self._made: dict[str, BaseModel] = {}
+        self.faults: list[Fault] = []
+        for field, model, layer in (
+            ("recipe", Recipe, _merged(PRESETS[preset] if preset else {}, self._recipe)),
+            ("prior", PriorSettings, self._prior),
+        ):
+            try:
+                self._validated(model, layer)
+            except ValidationError as error:
+                self.faults += faults_of(error, head, model, ("defaults", field))
+                # told once, here; the subjects are judged on what they add
+                setattr(self, f"_{field}", {})
+
+    def recipe(
+        self, row: Row, preset: PresetName | None, own: Fields | None, faults: list[Fault]
+    ) -> Recipe | None:
+        """A subject's recipe; None, and why among the faults, where it is refused."""
+        chosen = preset or self._preset
+        below = _merged(PRESETS[chosen] if chosen else {}, self._recipe)
+        try:
+            return self._validated(Recipe, _merged(below, own or {}))
+        except ValidationError as error:
+            faults += faults_of(error, row, Recipe, ("recipe",))
+            return None
+
+    def prior(self, row: Row, own: Fields | None, faults: list[Fault]) -> PriorSettings | None:
+        """How a subject's class images are drawn; None as for ``recipe``."""
+        try:
+            return self._validated(PriorSettings, _merged(self._prior, own or {}))
+        except ValidationError as error:
+            faults += faults_of(error, row, PriorSettings, ("prior",))
+            return None
+
+    def _validated(self, model: type[Model], values: Fields) -> Model:
+        # through JSON, where strict still lets a list be a tuple; strict, so that `true` is no 1
+        text = json.dumps(values, sort_keys=True)
+        made = self._made.get(key := model.__name__ + text)
+        if made is None:
+            made = self._made[key] = model.model_validate_json(text, strict=True)
+        assert isinstance(made, model)
+        return made
+
+
+def _merged(below: Fields, above: Fields) -> dict[str, Any]:
+    """Two layers as one; mappings inside merge too, null wipes."""
+    merged = dict(below)
+    for field, value in above.items():
+        under = merged.get(field)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            value = _merged(under, value)
+        merged[field] = value
+    return merged

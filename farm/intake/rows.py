@@ -1,0 +1,101 @@
+"""Raw rows of a manifest: plain values that know the file and line they were written in.
+
+Owns the one form that every format (YAML, JSON, JSONL, CSV, Parquet, importers) is read into, and
+how a fault finds its line. Means nothing by the values; that is ``resolve.py``'s part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from farm.errors import Fault
+
+__all__ = ["Path", "Row", "Rows", "join_url", "parent_url", "shown_field"]
+
+Path = tuple[str | int, ...]
+"""Keys and indices from a row down to a value: ``("recipe", "rank")``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One mapping of a manifest: a subject, or the head with version and defaults."""
+
+    value: dict[str, Any]
+    """Plain values: dict, list, str, int, float, bool, None."""
+    file: str
+    """As faults name it."""
+    base: str
+    """Folder or URL that relative paths of the row start from."""
+    line: int | None = None
+    """1-based line of the row; the row's number in a table that has no lines."""
+    lines: Mapping[Path, int] = field(default_factory=dict)
+    """Lines of values inside the row, where the format tells them."""
+    prefix: Path = ()
+    """Where the row stands in its document: ``("subjects", 3)``."""
+
+    def fault(
+        self,
+        path: Path,
+        message: str,
+        remedy: str,
+        *,
+        severity: Literal["error", "warning"] = "error",
+    ) -> Fault:
+        """A fault of a value in this row, with the nearest line that is known."""
+        subject = self.value.get("id", "")
+        return Fault(
+            file=self.file,
+            message=message,
+            remedy=remedy,
+            line=self.line_of(path),
+            field=shown_field(self.prefix + path),
+            subject=str(subject) if isinstance(subject, str | int) else "",
+            severity=severity,
+        )
+
+    def line_of(self, path: Path) -> int | None:
+        """The line of a value, or of the closest thing around it."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return self.lines[path[:length]]
+        return self.line
+
+
+@dataclass(slots=True)
+class Rows:
+    """A manifest as it is read: its head, then its subjects one by one."""
+
+    head: Row
+    """``version`` and ``defaults``; empty for tables."""
+    subjects: Iterator[Row]
+    """Read as it is consumed; what cannot be read goes to ``faults`` instead."""
+    faults: list[Fault]
+    """Grows while ``subjects`` is consumed."""
+
+
+def shown_field(path: Sequence[str | int]) -> str:
+    """A path as people write it: ``subjects[3].recipe.rank``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text
+
+
+def parent_url(url: str) -> str:
+    """The folder of a file, for local paths and URLs alike."""
+    head, slash, _ = url.rstrip("/").rpartition("/")
+    return head or ("/" if slash else ".")
+
+
+def join_url(base: str, path: str) -> str:
+    """A path as seen from a folder; absolute paths and URLs stay as they are."""
+    if path.startswith(("/", "~")) or "://" in path:
+        return path
+    while path.startswith("./"):
+        path = path[2:]
+    return base if path in {"", "."} else f"{base.rstrip('/')}/{path}"
