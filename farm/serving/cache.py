@@ -1,0 +1,324 @@
+"""Adapters on their way in: store → local disk → host memory, each bounded, each verified.
+
+Owns loading, verification and remembering of bad adapters. Loads run in threads of their own, in
+parallel across adapters and once per adapter however many requests wait for it. The last tier,
+the bank's slots, belongs to the engine, because only it knows which rows still run.
+
+An adapter's identity is its job key, which names its content; so nothing here ever goes stale,
+and a re-trained name arrives as another key. What may change is that a key is revoked.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from farm.adapters.record import AdapterRecord
+from farm.adapters.weights import AdapterWeights
+from farm.errors import AdapterFileError, AdapterNotFound, FarmError
+from farm.keys import file_digest
+from farm.serving.request import AdapterRef
+from farm.serving.revocations import Revocations
+from farm.serving.tiers import CacheLimits, CacheStats, DiskTier, MemoryTier, Pinned, Tier
+
+__all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
+
+LOG = logging.getLogger(__name__)
+
+RECORD_FILE = "adapter.json"
+PREFERRED_FILES = (
+    "pytorch_lora_weights.safetensors",
+    "peft/adapter_model.safetensors",
+)
+KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""What may become the name of a folder."""
+
+
+class AdapterSource(Protocol):
+    """Where adapters come from; ``farm.adapters.registry.Registry`` is one."""
+
+    def is_committed(self, job_key: str) -> bool:
+        """Whether the adapter is whole in the store."""
+
+    def fetch(
+        self, job_key: str, local_folder: str | Path, *, names: Collection[str] | None = None
+    ) -> AdapterRecord:
+        """Copy the named files (all if None) and the record into a folder."""
+
+    def record(self, job_key: str) -> AdapterRecord:
+        """What the store knows of an adapter."""
+
+    def revoked_keys(self) -> Collection[str]:
+        """All keys that were withdrawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedAdapter:
+    """A verified adapter in host memory."""
+
+    key: str
+    weights: AdapterWeights
+    sha256: str
+    """Of the weights file that was read."""
+    tier: Tier
+    """Where this load found it."""
+    load_s: float
+    """Seconds from the request to host memory; 0 if it was there."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for layer in self.weights.layers.values()
+            for tensor in (layer.down, layer.up)
+        )
+
+
+class AdapterCache:
+    """The tiers above the slots, one per engine."""
+
+    def __init__(
+        self,
+        source: AdapterSource,
+        read: Callable[[Path], AdapterWeights],
+        *,
+        folder: Path,
+        base_fingerprint: str,
+        check: Callable[[AdapterWeights], None] = lambda weights: None,
+        prepare: Callable[[AdapterWeights], AdapterWeights] = lambda weights: weights,
+        limits: CacheLimits | None = None,
+        revocations: Revocations | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the tiers.
+
+        Args:
+            source: where adapters come from.
+            read: reads a safetensors file of any known form; raises AdapterFileError.
+            folder: of the disk tier; processes of one machine may share it.
+            base_fingerprint: adapters of another base are refused.
+            check: raises AdapterFileError if the weights do not fit the bank.
+            prepare: last change before host memory, such as the bank's dtype and page-locking.
+        """
+        self._source = source
+        self._read = read
+        self._base_fingerprint = base_fingerprint
+        self._check = check
+        self._prepare = prepare
+        self._limits = limits or CacheLimits()
+        self._clock = clock
+        self.revocations = revocations or Revocations(source.revoked_keys)
+        self.revocations.listen(self._purge)
+        self._disk = DiskTier(folder, self._limits.disk_bytes)
+        self._host: MemoryTier[HostedAdapter] = MemoryTier(self._limits.host_bytes)
+        self._flights: dict[str, list[Future[Pinned[HostedAdapter]]]] = {}
+        self._bad: dict[str, tuple[float, AdapterFileError]] = {}
+        self._lock = threading.Lock()
+        self._loaders = ThreadPoolExecutor(self._limits.num_loaders, thread_name_prefix="load")
+        self._stats = CacheStats()
+
+    def start(self) -> None:
+        """Begin to watch for revocations."""
+        self.revocations.start()
+
+    def close(self) -> None:
+        """End the threads; loads that have begun end first."""
+        self.revocations.stop()
+        self._loaders.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counts and sizes now."""
+        self._stats.host_bytes = self._host.num_bytes
+        self._stats.disk_bytes = self._disk.num_bytes
+        return self._stats
+
+    def is_hosted(self, key: str) -> bool:
+        """Whether an adapter lies in host memory."""
+        return key in self._host
+
+    # -- taking into use ----------------------------------------------------------------------
+
+    def acquire(self, ref: AdapterRef) -> Future[Pinned[HostedAdapter]]:
+        """Bring an adapter to host memory and pin it there; never blocks on a load.
+
+        The future's error is AdapterNotFound (no such adapter, or revoked), AdapterFileError
+        (it cannot be used, and why) or StoreError (the store did not answer; try again).
+        Whoever gets the pinned adapter releases it.
+        """
+        future: Future[Pinned[HostedAdapter]] = Future()
+        try:
+            self.check(ref)
+        except FarmError as error:
+            self._stats.refused += 1
+            future.set_exception(error)
+            return future
+        with self._lock:
+            pinned = self._host.pin(ref.key)
+            if pinned is not None:
+                self._stats.host_hits += 1
+                future.set_result(pinned)
+            elif ref.key in self._flights:
+                self._stats.joined_loads += 1
+                self._flights[ref.key].append(future)
+            else:
+                self._flights[ref.key] = [future]
+                self._loaders.submit(self._fly, ref)
+        return future
+
+    def check(self, ref: AdapterRef) -> None:
+        """Refuse what cannot be served, as far as is known without a load.
+
+        Raises:
+            AdapterNotFound: for a malformed or revoked key.
+            AdapterFileError: for an adapter that was found bad a while ago.
+            StoreError: if the revocations are too old to tell.
+        """
+        if not KEY.fullmatch(ref.key):
+            raise _not_found(ref)
+        self.revocations.check(ref.key, ref.label)
+        bad = self._bad.get(ref.key)
+        if bad is None:
+            return
+        if self._clock() < bad[0]:
+            raise bad[1]
+        self._bad.pop(ref.key, None)
+
+    def _fly(self, ref: AdapterRef) -> None:
+        """Load for all who wait; their futures get the outcome, whatever it is."""
+        started_s = self._clock()
+        try:
+            hosted = self._load(ref, started_s)
+            self.revocations.check(ref.key, ref.label)  # it may have been revoked meanwhile
+        except BaseException as error:
+            self._land_failed(ref, error)
+            return
+        with self._lock:
+            waiting = self._flights.pop(ref.key)
+            mine = self._host.add(ref.key, hosted, hosted.num_bytes)
+            for future in waiting:
+                pinned = self._host.pin(ref.key) or Pinned(hosted)
+                if not future.set_running_or_notify_cancel():
+                    pinned.release()
+                    continue
+                future.set_result(pinned)
+            mine.release()
+        self._stats.load_s += hosted.load_s
+
+    def _land_failed(self, ref: AdapterRef, error: BaseException) -> None:
+        if isinstance(error, AdapterFileError):
+            LOG.warning("adapter %s is refused: %s", ref.label, error.message)
+            self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error)
+        elif not isinstance(error, FarmError):
+            LOG.error("loading %s failed", ref.label, exc_info=error)
+            error = AdapterFileError(f"adapter {ref.label} could not be loaded", "try again later")
+        self._stats.failed += 1
+        with self._lock:
+            waiting = self._flights.pop(ref.key)
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    # -- loading ------------------------------------------------------------------------------
+
+    def _load(self, ref: AdapterRef, started_s: float) -> HostedAdapter:
+        """From the disk if it is there and good, else from the store."""
+        try:
+            with self._disk.use(ref.key) as folder:
+                if folder is not None:
+                    hosted = self._open(ref, folder, "disk", started_s)
+                    self._stats.disk_hits += 1
+                    return hosted
+        except AdapterFileError as error:
+            # the local copy may be at fault: the store decides
+            LOG.warning("the disk's copy of %s is bad: %s", ref.label, error.message)
+            self._disk.drop(ref.key)
+        self._disk.fill(ref.key, lambda empty: self._fetch(ref, empty))
+        try:
+            with self._disk.use(ref.key) as folder:
+                if folder is None:
+                    raise AdapterFileError(f"adapter {ref.label} left the disk", "try again")
+                self._stats.store_loads += 1
+                return self._open(ref, folder, "store", started_s)
+        except AdapterFileError:
+            self._disk.drop(ref.key)
+            raise
+
+    def _fetch(self, ref: AdapterRef, folder: Path) -> None:
+        try:
+            record = self._source.record(ref.key)
+            self._source.fetch(ref.key, folder, names=[_weights_file(ref, record)])
+        except AdapterFileError as error:
+            if not self._source.is_committed(ref.key):
+                raise _not_found(ref) from error
+            raise _bad(ref, _without_path(error.message, folder)) from error
+
+    def _open(self, ref: AdapterRef, folder: Path, tier: Tier, started_s: float) -> HostedAdapter:
+        """Verify an adapter's files and read them.
+
+        Raises:
+            AdapterFileError: naming the adapter and what is wrong with it, and no path.
+        """
+        try:
+            record = AdapterRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
+            name = _weights_file(ref, record)
+            if record.job_key != ref.key:
+                raise _bad(ref, "its record names another job")
+            if record.base_fingerprint != self._base_fingerprint:
+                raise _bad(ref, f"it was trained on another base, {record.base_id}")
+            if (folder / name).stat().st_size > self._limits.max_file_bytes:
+                raise _bad(ref, f"its file is over {self._limits.max_file_bytes} bytes")
+            sha256 = file_digest(folder / name)
+            if sha256 != record.files[name]:
+                raise _bad(ref, f"{name} is not the file that was committed (sha256)")
+            weights = self._read(folder / name)
+            if not weights.is_finite:
+                raise _bad(ref, "it holds values that are not finite")
+            self._check(weights)
+        except AdapterFileError as error:
+            raise _bad(ref, _without_path(error.message, folder)) from error
+        except (OSError, ValueError) as error:
+            raise _bad(ref, _without_path(str(error), folder)) from error
+        prepared = self._prepare(weights)
+        return HostedAdapter(ref.key, prepared, sha256, tier, self._clock() - started_s)
+
+    def _purge(self, keys: frozenset[str]) -> None:
+        """Remove revoked adapters from every tier that this cache owns."""
+        for key in keys:
+            self._host.drop(key)
+            if KEY.fullmatch(key):
+                self._disk.drop(key)
+
+
+def _weights_file(ref: AdapterRef, record: AdapterRecord) -> str:
+    """The safetensors file to serve from, in whichever form there is."""
+    forms = [name for name in sorted(record.files) if name.endswith(".safetensors")]
+    chosen = next((name for name in PREFERRED_FILES if name in forms), None)
+    if chosen is None and not forms:
+        raise _bad(ref, "it has no safetensors file; nothing else is read")
+    return chosen or forms[0]
+
+
+def _bad(ref: AdapterRef, reason: str) -> AdapterFileError:
+    prefix = f"adapter {ref.label} cannot be used: "
+    return AdapterFileError(
+        prefix + reason.removeprefix(prefix), "train it again, or revoke it and publish a good one"
+    )
+
+
+def _not_found(ref: AdapterRef) -> AdapterNotFound:
+    return AdapterNotFound(
+        f"no adapter {ref.label}", "list the adapters with GET /v1/models", "model"
+    )
+
+
+def _without_path(message: str, folder: Path) -> str:
+    return message.replace(f"{folder}/", "").replace(str(folder), "its folder")

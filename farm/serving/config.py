@@ -1,0 +1,103 @@
+"""How an engine is set up, and what it counts."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.serving.request import RequestLimits
+from farm.serving.tiers import CacheLimits, CacheStats
+
+__all__ = ["EngineConfig", "EngineStats"]
+
+
+class EngineConfig(BaseModel):
+    """The engine's settings; the defaults suit one whole GPU and Stable Diffusion v1-5."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_slots: int = Field(65, ge=2, le=4096)
+    """Slots of the bank, the bare base's slot 0 included; twice the pictures of a full batch lets
+    the next ones load while the present ones run."""
+    max_rank: int = Field(16, ge=1, le=256)
+    """Largest rank that is served; every slot has room for it."""
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Endings of the denoiser's module names that adapters may change."""
+    text_encoder_modules: tuple[str, ...] = ()
+    """The same for the text encoder."""
+    batch_rows: int | None = Field(None, ge=1, le=1024)
+    """Rows of a full pass at the base's own size; None measures the knee at start-up."""
+    max_batch_rows: int = Field(128, ge=2, le=1024)
+    """The measurement looks no further."""
+    memory_reserve: float = Field(0.1, ge=0, lt=0.9)
+    """Share of the device's memory that joining rows must leave free."""
+    max_sizes: int = Field(4, ge=1, le=64)
+    """Full batches of different picture sizes that may run at once; they take turns."""
+    lookahead: int | None = Field(None, ge=1)
+    """Requests prepared ahead of joining; None is the batch limit."""
+    decode_batch: int = Field(4, ge=1, le=64)
+    """Pictures decoded at once."""
+    max_prompts: int = Field(512, ge=1)
+    """Encoded prompts remembered."""
+    max_waiting: int = Field(256, ge=1)
+    """Requests in the queue; more are refused, but tenants below their share may go beyond."""
+    max_wait_s: float = Field(120.0, gt=0)
+    """Longest expected wait at which a request is still taken."""
+    quantum: float = Field(50.0, gt=0)
+    """Row-steps that a tenant may spend per round; 50 is one guided picture of 25 steps."""
+    stuck_after_s: float = Field(120.0, gt=0)
+    """A loop that has not turned for so long is not healthy."""
+    limits: RequestLimits = Field(default_factory=RequestLimits)
+    """What one request may ask for."""
+    cache: CacheLimits = Field(default_factory=CacheLimits)
+    """How much the tiers above the slots may hold."""
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counts since the start, and sizes at the moment of asking."""
+
+    submitted: int = 0
+    drawn: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    """Turned away at ``submit`` for load."""
+    passes: int = 0
+    rows: int = 0
+    """Rows of all passes."""
+    denoise_s: float = 0.0
+    """Seconds of all passes, scheduler steps included."""
+    last_rows: int = 0
+    out_of_memory: int = 0
+    seconds_per_cost: float = 0.0
+    """Running mean of a row-step's seconds at the base's own size."""
+    waiting: int = 0
+    preparing: int = 0
+    running: int = 0
+    decoding: int = 0
+    backlog_s: float = 0.0
+    """Seconds of work that wait or run."""
+    wait_s: float = 0.0
+    """Seconds that a picture asked for now would wait before it is begun."""
+    batch_rows: int = 0
+    """Rows of a full pass at the base's own size."""
+    slots_in_use: int = 0
+    slots_filled: int = 0
+    slot_hits: int = 0
+    """Adapters that lay in a slot already when a request came for them."""
+    prompt_hits: int = 0
+    prompts_encoded: int = 0
+    revocations_age_s: float = 0.0
+    cache: CacheStats = field(default_factory=CacheStats)
+
+    def copy(self) -> EngineStats:
+        """A snapshot."""
+        return copy.copy(self)
+
+    @property
+    def batch_fill(self) -> float:
+        """Mean share of a full pass that passes had."""
+        return self.rows / (self.passes * self.batch_rows) if self.passes else 0.0

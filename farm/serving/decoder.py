@@ -1,0 +1,175 @@
+"""From clean latents to pixels, in a thread beside the denoising loop.
+
+Owns decoding, in batches of one size, and the handing over of pictures and previews. Finished
+pictures go before previews, and a preview that a newer one overtook is not decoded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from farm.base.draw import to_uint8
+from farm.base.model import Base
+from farm.errors import AdapterFileError, FarmError
+from farm.serving.request import Picture, Progress
+from farm.serving.rows import Row
+
+__all__ = ["Decoder"]
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Preview:
+    latents_1CHW: Tensor
+    step: int
+
+
+class Decoder:
+    """Turns rows into pictures and hands them to their tickets."""
+
+    def __init__(self, base: Base, *, max_batch: int, on_end: Callable[[Row, bool], None]) -> None:
+        """Prepare; ``start`` begins.
+
+        Args:
+            max_batch: pictures decoded at once; a decoder takes far more memory a picture than
+                the denoiser.
+            on_end: called with each row and whether it became a picture.
+        """
+        self._base = base
+        self._max_batch = max_batch
+        self._on_end = on_end
+        self._finished: list[Row] = []
+        self._previews: dict[Row, _Preview] = {}
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Decode what is left, then end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    @property
+    def backlog(self) -> int:
+        """Finished pictures that wait for their pixels."""
+        return len(self._finished)
+
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Decode drawn rows and end their tickets."""
+        with self._wake:
+            self._finished.extend(rows)
+            for row in rows:
+                self._previews.pop(row, None)
+            self._wake.notify()
+
+    def preview(self, row: Row) -> None:
+        """Decode what a row looks like now and report it as progress."""
+        with self._wake:
+            self._previews[row] = _Preview(row.sampler.estimate(), row.sampler.step)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._finished or self._previews or self._stopping):
+                    self._wake.wait()
+                if not (self._finished or self._previews):
+                    return
+                finished = self._take_finished()
+                preview = None if finished else self._previews.popitem()
+            if finished:
+                self._decode_finished(finished)
+            elif preview is not None:
+                self._decode_preview(*preview)
+
+    def _take_finished(self) -> list[Row]:
+        """The oldest row and those of its size that fit with it."""
+        if not self._finished:
+            return []
+        size = self._finished[0].waiting.size
+        taken = [row for row in self._finished if row.waiting.size == size][: self._max_batch]
+        self._finished = [row for row in self._finished if row not in taken]
+        return taken
+
+    def _decode_finished(self, rows: list[Row]) -> None:
+        wanted = [row for row in rows if not row.ticket.ended]
+        for row in rows:
+            if row.ticket.ended:
+                self._on_end(row, False)
+        started_s = time.monotonic()
+        try:
+            pixels, is_finite = self._pixels([row.sampler.latents_1CHW for row in wanted])
+        except Exception as error:
+            LOG.exception("decoding failed")
+            self._fail(wanted, error)
+            return
+        ended_s = time.monotonic()
+        for row, picture, finite in zip(wanted, pixels, is_finite, strict=True):
+            if finite:
+                receipt = row.receipt(self._base, ended_s, ended_s - started_s)
+                row.ticket.succeed(Picture(picture, receipt))
+            else:
+                row.ticket.fail(_not_finite(row))
+            self._on_end(row, finite)
+
+    def _fail(self, rows: list[Row], error: Exception) -> None:
+        """End rows that could not be decoded together; each gets a try of its own first."""
+        for row in rows:
+            try:
+                if len(rows) == 1:
+                    raise error
+                self._decode_finished([row])
+            except Exception:
+                row.ticket.fail(FarmError("the picture could not be decoded", "try again"))
+                self._on_end(row, False)
+
+    @torch.no_grad()
+    def _pixels(self, latents: list[Tensor]) -> tuple[list[NDArray[np.uint8]], list[bool]]:
+        """uint8 [H, W, 3] for each latent, and whether it was finite."""
+        if not latents:
+            return [], []
+        latents_BCHW = torch.cat(latents)
+        is_finite_B = torch.isfinite(latents_BCHW).flatten(1).all(1)
+        decoded_B3PP = self._base.decode(latents_BCHW)
+        is_finite_B &= torch.isfinite(decoded_B3PP).flatten(1).all(1)
+        pixels_BPP3 = to_uint8(torch.nan_to_num(decoded_B3PP)).numpy()
+        return list(pixels_BPP3), is_finite_B.tolist()
+
+    def _decode_preview(self, row: Row, preview: _Preview) -> None:
+        if row.ticket.ended:
+            return
+        try:
+            pixels, _ = self._pixels([preview.latents_1CHW])
+        except Exception:  # a preview is a courtesy
+            LOG.exception("decoding a preview failed")
+            return
+        row.ticket.report(Progress("drawing", preview.step, row.sampler.num_steps, pixels[0]))
+
+
+def _not_finite(row: Row) -> FarmError:
+    names = ", ".join(ref.label for ref, _ in row.request.adapters)
+    if not names:
+        return FarmError("the base drew values that are not finite", "load it in float32")
+    return AdapterFileError(
+        f"adapter {names} drew values that are not finite",
+        "use a smaller adapter weight or guidance, or train it again",
+    )

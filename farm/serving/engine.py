@@ -1,0 +1,441 @@
+"""The engine: a running batch in which every row may draw with another adapter.
+
+Owns the denoising loop: at each step requests join and leave, rows of one picture size share a
+pass, and sizes take turns. Who may enter is admission's part, what a row needs before it joins is
+the preparer's, pixels are the decoder's, adapters in memory are the cache's. Needs torch alone;
+the endpoint wraps it.
+
+One thread runs the loop and owns all state of the batch; other threads post calls to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from farm.adapters.bank import Bank
+from farm.adapters.formats import load_adapter
+from farm.adapters.weights import AdapterWeights
+from farm.base.model import Base
+from farm.errors import (
+    AdapterFileError,
+    AdapterNotFound,
+    Draining,
+    FarmError,
+    RequestRefused,
+    TooBusy,
+    UserError,
+)
+from farm.serving.admission import Admission
+from farm.serving.batch import Batch
+from farm.serving.cache import AdapterCache, AdapterSource
+from farm.serving.capacity import Capacity, measure_capacity
+from farm.serving.config import EngineConfig, EngineStats
+from farm.serving.decoder import Decoder
+from farm.serving.denoiser import Denoiser
+from farm.serving.preparer import Preparer
+from farm.serving.prompts import PromptEncoder
+from farm.serving.request import DrawRequest, Progress, Ticket
+from farm.serving.rows import Row, Size, Waiting
+from farm.serving.slots import SlotTable
+
+__all__ = ["Engine"]
+
+LOG = logging.getLogger(__name__)
+
+IDLE_S = 0.25
+"""How often an idle loop looks for deadlines that passed."""
+
+
+class Engine:
+    """Draws pictures with any adapters of a source, many at once."""
+
+    def __init__(
+        self,
+        base: Base,
+        source: AdapterSource | None = None,
+        config: EngineConfig | None = None,
+        *,
+        cache_folder: str | Path | None = None,
+    ) -> None:
+        """Wrap the base and open the cache; ``start`` begins to draw.
+
+        Args:
+            base: belongs to the engine until ``stop``; its layers are wrapped.
+            source: where adapters come from, such as a ``Registry``; None draws the bare base.
+            cache_folder: of the disk tier; needed with a source.
+
+        Raises:
+            UserError: if the config does not fit the base.
+        """
+        self.base = base
+        self.config = config or EngineConfig()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._admission = Admission(self.config)
+        self._batch = Batch(self.config.max_sizes)
+        self._stats = EngineStats()
+        self._counting = threading.Lock()
+        self._num_open = 0
+        self._is_draining = False
+        self._stop_at_s = math.inf
+        self._beat_s = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self.capacity = Capacity.unmeasured(base, self.config.batch_rows or 2)
+        self._bank = self._open_bank() if source is not None else None
+        self._prompts = PromptEncoder(
+            base,
+            modules=self.config.text_encoder_modules if source is not None else (),
+            max_rank=self.config.max_rank,
+            max_adapters=self.config.limits.max_adapters,
+            max_prompts=self.config.max_prompts,
+        )
+        self.cache = self._open_cache(source, cache_folder) if source is not None else None
+        self._slots = SlotTable(self.config.num_slots)
+        self._denoiser = Denoiser(base, self._bank)
+        self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
+        self._preparer = Preparer(
+            base,
+            self._bank,
+            self._slots,
+            self.cache,
+            self._prompts,
+            post=self._inbox.put,
+            on_ready=self._batch.add_ready,
+            on_failed=self._failed,
+        )
+
+    def _open_bank(self) -> Bank:
+        config = self.config
+        return Bank(
+            self.base,
+            num_slots=config.num_slots,
+            max_rank=config.max_rank,
+            target_modules=config.target_modules,
+            dtype=self.base.dtype,
+            max_per_row=config.limits.max_adapters,
+        )
+
+    def _open_cache(self, source: AdapterSource, folder: str | Path | None) -> AdapterCache:
+        if folder is None:
+            raise UserError("an engine with adapters needs a cache folder", "name one")
+        cache = AdapterCache(
+            source,
+            lambda path: load_adapter(path, self.base),
+            folder=Path(folder),
+            base_fingerprint=self.base.fingerprint,
+            check=self._check_fits,
+            prepare=self._hosted_form,
+            limits=self.config.cache,
+        )
+        cache.revocations.listen(lambda keys: self._inbox.put(lambda: self._revoked(keys)))
+        return cache
+
+    def _check_fits(self, weights: AdapterWeights) -> None:
+        """Refuse what the banks cannot hold. Raises AdapterFileError."""
+        assert self._bank is not None
+        self._bank.check_fits(weights.of_component(self.base.denoiser_name))
+        text = weights.of_component("text_encoder")
+        if text.layers and self._prompts.bank is None:
+            raise AdapterFileError(
+                "it has text-encoder layers, which this endpoint does not serve",
+                "set text_encoder_modules in the engine's config",
+            )
+        if self._prompts.bank is not None:
+            self._prompts.bank.check_fits(text)
+
+    def _hosted_form(self, weights: AdapterWeights) -> AdapterWeights:
+        return weights.to(self.base.dtype)
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Measure the knee and begin to draw."""
+        if self.config.batch_rows is None:
+            self.capacity = measure_capacity(self.base, self._bank, self.config)
+            LOG.info("batch limit: %s", self.capacity.reason)
+        if self.cache is not None:
+            self.cache.start()
+        self._decoder.start()
+        self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
+        self._thread.start()
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Refuse new requests, finish what can be finished in ``drain_s`` seconds, and end.
+
+        Requests that are not finished fail with ``Draining``.
+        """
+        self._is_draining = True
+        self._stop_at_s = time.monotonic() + drain_s
+        self._wake()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._preparer.close()
+        self._decoder.stop()
+        if self.cache is not None:
+            self.cache.close()
+        self._prompts.close()
+        if self._bank is not None:
+            self._bank.close()
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the loop runs and has moved lately."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return is_alive and time.monotonic() - self._beat_s < self.config.stuck_after_s
+
+    # -- asking -------------------------------------------------------------------------------
+
+    def submit(self, request: DrawRequest) -> Ticket:
+        """Queue a request; returns at once.
+
+        Raises:
+            RequestRefused: if it cannot be drawn, whatever the load.
+            TooBusy: if the backlog is too long, or longer than the request's deadline allows.
+            Draining: if the engine is stopping.
+        """
+        if self._is_draining or self._thread is None:
+            raise Draining("the engine is stopping", "try again; another replica answers")
+        self.config.limits.check(request)
+        size = self._size(request)
+        cost = self.capacity.cost(request, size)
+        waiting = Waiting(Ticket(request), size, cost, time.monotonic())
+        with self._counting:
+            self._num_open += 1
+        try:
+            self._admission.admit(waiting, self.capacity)
+        except TooBusy:
+            with self._counting:
+                self._num_open -= 1
+            raise
+        self._stats.submitted += 1
+        self._wake()
+        return waiting.ticket
+
+    def _size(self, request: DrawRequest) -> Size:
+        width = request.width_px or self.base.resolution_px
+        height = request.height_px or self.base.resolution_px
+        try:
+            self.base.latent_shape(width, height)
+        except UserError as error:
+            raise RequestRefused(error.message, error.remedy, "size") from error
+        return width, height
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of work that wait or run."""
+        return self._admission.backlog_s(self.capacity)
+
+    def stats(self) -> EngineStats:
+        """Counts since the start and sizes now."""
+        stats = self._stats.copy()
+        stats.waiting = len(self._admission)
+        stats.refused = self._admission.num_refused
+        stats.preparing = self._preparer.num_preparing
+        stats.running = len(self._batch)
+        stats.decoding = self._decoder.backlog
+        stats.backlog_s = self.backlog_s
+        stats.wait_s = self._admission.wait_s(self.capacity)
+        stats.seconds_per_cost = self._admission.seconds_per_cost(self.capacity)
+        stats.batch_rows = self.capacity.rows
+        stats.slots_in_use = self._slots.num_in_use
+        stats.slots_filled = len(self._slots.keys)
+        stats.slot_hits = self._preparer.slot_hits
+        stats.prompt_hits = self._prompts.num_hits
+        stats.prompts_encoded = self._prompts.num_encoded
+        if self.cache is not None:
+            stats.cache = self.cache.stats
+            stats.revocations_age_s = self.cache.revocations.age_s
+        return stats
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._inbox.put(lambda: None)
+
+    def _run(self) -> None:
+        with torch.no_grad():
+            while not self._is_over():
+                try:
+                    self._turn()
+                except Exception:  # whatever it was, the loop must go on for the others
+                    LOG.exception("a turn of the engine failed")
+        self._end_all(Draining("the engine is stopping", "try again; another replica answers"))
+
+    def _is_over(self) -> bool:
+        if not self._is_draining:
+            return False
+        return not self._num_open or time.monotonic() >= self._stop_at_s
+
+    def _turn(self) -> None:
+        self._beat_s = time.monotonic()
+        self._read_inbox()
+        self._drop_ended()
+        self._let_go()
+        for row in self._batch.join(self.capacity):
+            row.joined_s = time.monotonic()
+            row.ticket.report(Progress("drawing", 0, row.sampler.num_steps))
+        rows = self._batch.choose(self.capacity)
+        if rows:
+            self._step(rows)
+
+    def _read_inbox(self) -> None:
+        """Run what other threads posted; wait for it if there is nothing to draw."""
+        try:
+            if self._batch.is_idle:
+                self._inbox.get(timeout=IDLE_S)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _drop_ended(self) -> None:
+        """Forget cancelled requests, and those whose deadline passed before they began."""
+        for waiting in self._admission.drop_ended():
+            late = TooBusy("the deadline passed before the picture was begun", "try again later")
+            self._failed(waiting, late)
+        for row in self._batch.leave_where(lambda row: row.ticket.ended):
+            self._left(row)
+            self._ended(row, False)
+
+    def _let_go(self) -> None:
+        """Start to prepare as many requests as could join soon."""
+        window = self.config.lookahead or self.capacity.rows
+        while self._preparer.num_preparing + self._batch.num_ready < window:
+            waiting = self._admission.let_go()
+            if waiting is None:
+                return
+            self._preparer.begin(waiting)
+
+    def _step(self, rows: list[Row]) -> None:
+        """One pass, then each row's own scheduler step."""
+        started_s = time.monotonic()
+        try:
+            predictions_PCHW = self._denoiser.predict(rows)
+        except torch.OutOfMemoryError:
+            self._shrink(rows)
+            return
+        except Exception as error:
+            self._isolate(rows, error)
+            return
+        num_rows = sum(row.num_rows for row in rows)
+        for row, prediction_CHW in zip(rows, predictions_PCHW, strict=True):
+            row.rows_seen += num_rows
+            row.largest_pass = max(row.largest_pass, num_rows)
+            self._advance(row, prediction_CHW.unsqueeze(0))
+        self.capacity.pace()
+        self._count_pass(rows, num_rows, time.monotonic() - started_s)
+        self._finish([row for row in rows if row.sampler.is_done])
+
+    def _advance(self, row: Row, prediction_1CHW: torch.Tensor) -> None:
+        try:
+            row.sampler.advance(prediction_1CHW)
+        except Exception:
+            LOG.exception("a scheduler step failed")
+            self._fail_row(row, FarmError("the scheduler failed", "try another scheduler"))
+            return
+        step, steps = row.sampler.step, row.sampler.num_steps
+        row.ticket.report(Progress("drawing", step, steps))
+        every = row.request.preview_every
+        if every and step < steps and step % every == 0:
+            self._decoder.preview(row)
+
+    def _count_pass(self, rows: list[Row], num_rows: int, pass_s: float) -> None:
+        self._stats.passes += 1
+        self._stats.rows += num_rows
+        self._stats.denoise_s += pass_s
+        self._stats.last_rows = num_rows
+        cost = sum(row.waiting.cost / row.sampler.num_steps for row in rows)
+        self._admission.count_pass(cost, pass_s)
+
+    def _finish(self, rows: list[Row]) -> None:
+        """Hand drawn rows to the decoder."""
+        for row in rows:
+            self._batch.leave(row)
+            row.drawn_s = time.monotonic()
+            self._left(row)
+            row.ticket.report(Progress("decoding", row.sampler.num_steps, row.sampler.num_steps))
+        if rows:
+            self._decoder.finish(rows)
+
+    # -- leaving ------------------------------------------------------------------------------
+
+    def _left(self, row: Row) -> None:
+        """A row takes part in no further pass."""
+        self._denoiser.forget()
+        self._admission.give_up(row.remaining_cost)
+        reservations, row.reservations = row.reservations, []
+        self._preparer.release(reservations)
+
+    def _ended(self, row: Row, is_drawn: bool) -> None:
+        self._count_end("drawn" if is_drawn else "cancelled" if row.ticket.cancelled else "failed")
+
+    def _failed(self, waiting: Waiting, error: BaseException) -> None:
+        waiting.ticket.fail(error)
+        if waiting.popped_s:
+            self._admission.give_up(waiting.cost)
+        self._count_end("cancelled" if waiting.ticket.cancelled else "failed")
+
+    def _count_end(self, how: str) -> None:
+        with self._counting:
+            self._num_open -= 1
+            setattr(self._stats, how, getattr(self._stats, how) + 1)
+
+    def _fail_row(self, row: Row, error: BaseException) -> None:
+        row.ticket.fail(error)  # ``_drop_ended`` takes it out at the next turn
+
+    def _revoked(self, keys: frozenset[str]) -> None:
+        """Withdraw adapters from the batch and the slots."""
+        for row in self._batch:
+            for ref, _ in row.request.adapters:
+                if ref.key in keys:
+                    gone = AdapterNotFound(f"no adapter {ref.label}", "it was withdrawn", "model")
+                    self._fail_row(row, gone)
+        self._preparer.revoke(keys)
+
+    def _shrink(self, rows: list[Row]) -> None:
+        """The pass did not fit in memory: halve the limit, or give up a row that fits not alone."""
+        self._denoiser.forget()
+        num_rows = sum(row.num_rows for row in rows)
+        LOG.warning("a pass of %d rows is out of memory", num_rows)
+        self.capacity.release_memory()
+        if len(rows) == 1:
+            self._fail_row(
+                rows[0], TooBusy("the picture does not fit in memory", "ask for a smaller one")
+            )
+            return
+        self._stats.out_of_memory += 1
+        self.capacity.shrink(rows[0].waiting.size, num_rows // 2)
+
+    def _isolate(self, rows: list[Row], error: Exception) -> None:
+        """A pass failed: find out whose fault it is, each row alone, and fail those only."""
+        LOG.error("a pass of %d pictures failed", len(rows), exc_info=error)
+        self._denoiser.forget()
+        for row in rows:
+            try:
+                self._advance(row, self._denoiser.predict([row]))
+            except Exception:
+                self._fail_row(row, FarmError("the picture could not be drawn", "try again"))
+        self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
+
+    def _end_all(self, error: FarmError) -> None:
+        """Fail whatever has no picture yet; those that are being decoded get theirs."""
+        for waiting in self._admission.drop_all():
+            waiting.ticket.fail(error)
+        for row in self._batch.leave_where(lambda _: True):
+            row.ticket.fail(error)
+        self._preparer.abandon(error)

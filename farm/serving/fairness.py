@@ -1,0 +1,152 @@
+"""Who is next: deadline first, within each tenant's fair share.
+
+Owns the order of waiting requests. Deficit round robin (Shreedhar & Varghese 1995) gives every
+tenant with waiting work the same share of cost; among the tenants whose share is not used up, the
+one with the earliest deadline goes first, and within a tenant the earliest deadline goes first.
+So a tenant who sets short deadlines overtakes nobody beyond the own share.
+
+Not thread-safe: the engine holds its lock around every call.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+__all__ = ["FairQueue"]
+
+Item = TypeVar("Item")
+
+
+@dataclass(order=True)
+class _Waiting(Generic[Item]):
+    """One waiting item; ordered by deadline, then by arrival."""
+
+    deadline: float
+    arrival: int
+    cost: float = field(compare=False)
+    item: Item = field(compare=False)
+
+
+@dataclass
+class _Tenant(Generic[Item]):
+    """One tenant's waiting items and how much of its share is left."""
+
+    heap: list[_Waiting[Item]] = field(default_factory=list)
+    deficit: float = 0.0
+
+
+class FairQueue(Generic[Item]):
+    """Waiting items of many tenants, taken out in fair order."""
+
+    def __init__(self, quantum: float) -> None:
+        """Make an empty queue.
+
+        Args:
+            quantum: cost that each tenant may spend per round; about one item's cost gives the
+                finest interleaving.
+        """
+        if quantum <= 0:
+            raise ValueError(f"quantum is {quantum}")
+        self._quantum = quantum
+        self._tenants: OrderedDict[str, _Tenant[Item]] = OrderedDict()
+        self._arrivals = itertools.count()
+        self._length = 0
+        self._cost = 0.0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Item]:
+        """All waiting items, in no order."""
+        return (entry.item for tenant in self._tenants.values() for entry in tenant.heap)
+
+    @property
+    def cost(self) -> float:
+        """Of all that waits."""
+        return self._cost if self._length else 0.0
+
+    def length_of(self, tenant: str) -> int:
+        """Items that a tenant has waiting."""
+        return len(self._tenants[tenant].heap) if tenant in self._tenants else 0
+
+    def cost_of(self, tenant: str) -> float:
+        """Cost of all that a tenant has waiting."""
+        if tenant not in self._tenants:
+            return 0.0
+        return sum(entry.cost for entry in self._tenants[tenant].heap)
+
+    def num_tenants(self, besides: str) -> int:
+        """Tenants with waiting items, this one counted whether it has any or not."""
+        return len(self._tenants) + (besides not in self._tenants)
+
+    def push(self, item: Item, *, tenant: str, cost: float, deadline: float = math.inf) -> None:
+        """Add an item.
+
+        Args:
+            cost: of drawing it, in the queue's own unit; above 0.
+            deadline: on any clock that all items share; ``inf`` is none.
+        """
+        entry = _Waiting(deadline, next(self._arrivals), cost, item)
+        heapq.heappush(self._tenants.setdefault(tenant, _Tenant()).heap, entry)
+        self._length += 1
+        self._cost += cost
+
+    def pop(self) -> Item | None:
+        """Take out the next item; None if nothing waits."""
+        if not self._length:
+            return None
+        self._top_up()
+        name = self._most_urgent()
+        tenant = self._tenants[name]
+        entry = heapq.heappop(tenant.heap)
+        tenant.deficit -= entry.cost
+        self._length -= 1
+        self._cost -= entry.cost
+        if not tenant.heap:
+            del self._tenants[name]  # an idle tenant saves nothing up
+        elif tenant.deficit < tenant.heap[0].cost:
+            self._tenants.move_to_end(name)
+        return entry.item
+
+    def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
+        """Take out all items of which a claim is true."""
+        removed = []
+        for name, tenant in list(self._tenants.items()):
+            kept = []
+            for entry in tenant.heap:
+                if unwanted(entry.item):
+                    removed.append(entry.item)
+                    self._length -= 1
+                    self._cost -= entry.cost
+                else:
+                    kept.append(entry)
+            if not kept:
+                del self._tenants[name]
+            elif len(kept) < len(tenant.heap):
+                heapq.heapify(kept)
+                tenant.heap = kept
+        return removed
+
+    def _top_up(self) -> None:
+        """Give every tenant as many quanta as it takes until one of them can afford its head."""
+        short = [tenant.heap[0].cost - tenant.deficit for tenant in self._tenants.values()]
+        rounds = max(0, math.ceil(min(short) / self._quantum))
+        if rounds:
+            for tenant in self._tenants.values():
+                tenant.deficit += rounds * self._quantum
+
+    def _most_urgent(self) -> str:
+        """The first tenant in turn among those with the earliest deadline that can afford it."""
+        slack = self._quantum * 1e-9  # deficits are sums of floats
+        affordable = [
+            (tenant.heap[0].deadline, turn, name)
+            for turn, (name, tenant) in enumerate(self._tenants.items())
+            if tenant.deficit + slack >= tenant.heap[0].cost
+        ]
+        return min(affordable)[2]

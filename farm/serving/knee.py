@@ -1,0 +1,65 @@
+"""How many rows a pass should hold: measured, not configured.
+
+Owns the search for the knee of the throughput curve. A bigger batch pays only until it fills the
+processor; beyond the knee it adds latency to everybody and pictures per second to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Knee", "find_knee"]
+
+WORTH_IT = 0.10
+"""A batch twice as large has to give at least this much more throughput."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knee:
+    """The measured curve and what follows from it."""
+
+    rows: int
+    """Rows of a full pass at the measured size."""
+    seconds_by_rows: dict[int, float]
+    """Seconds of a pass, by its rows."""
+
+    @property
+    def seconds_per_row(self) -> float:
+        """Seconds of machine time that a row costs in a full pass."""
+        return self.seconds_by_rows[self.rows] / self.rows
+
+    @property
+    def reason(self) -> str:
+        """The curve in one line, for logs."""
+        points = ", ".join(
+            f"{rows}: {1000 * seconds:.1f} ms" for rows, seconds in self.seconds_by_rows.items()
+        )
+        return f"{self.rows} rows a pass ({points})"
+
+
+def find_knee(
+    pass_seconds: Callable[[int], float],
+    *,
+    max_rows: int,
+    fits: Callable[[int], bool] = lambda rows: True,
+    worth_it: float = WORTH_IT,
+) -> Knee:
+    """Double the rows while that pays and fits.
+
+    Args:
+        pass_seconds: measures a pass of so many rows.
+        max_rows: never more than this.
+        fits: whether a pass of so many rows is safe for the memory, asked before it is run.
+        worth_it: the least gain in throughput that justifies doubling, as a fraction.
+    """
+    measured = {1: pass_seconds(1)}
+    rows = 1
+    while rows * 2 <= max_rows and fits(rows * 2):
+        measured[rows * 2] = pass_seconds(rows * 2)
+        gain = 2 * measured[rows] / measured[rows * 2] - 1
+        # a guided picture needs two rows, so two are always allowed
+        if gain < worth_it and rows >= 2:
+            break
+        rows *= 2
+    return Knee(rows, measured)
