@@ -190,38 +190,6 @@ def _fill(prompt: str, used: Sequence[AdapterFacts]) -> str:
 
 # -- drawing -----------------------------------------------------------------------------------
 
-News = tuple[int, Progress | Picture]
-
-
-async def _draw_all(services: Services, order: Order, *, listen: bool) -> AsyncGenerator[News]:
-    """Draw all pictures of an order side by side; news as it comes, with the picture's index.
-
-    The first error ends them all. Closing this ends them all too.
-    """
-    news: asyncio.Queue[News | BaseException] = asyncio.Queue()
-
-    async def draw(index: int, request: DrawRequest) -> None:
-        try:
-            async with contextlib.aclosing(services.client.draw(request, listen=listen)) as steps:
-                async for item in steps:
-                    news.put_nowait((index, item))
-        except Exception as error:
-            news.put_nowait(error)
-
-    tasks = [asyncio.create_task(draw(i, one)) for i, one in enumerate(order.pictures)]
-    try:
-        num_done = 0
-        while num_done < len(tasks):
-            item = await news.get()
-            if isinstance(item, BaseException):
-                raise item
-            num_done += isinstance(item[1], Picture)
-            yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
 
 async def _make_item(
     services: Services, order: Order, index: int, picture: Picture
@@ -251,7 +219,7 @@ async def _make_item(
 
 async def _answer(services: Services, order: Order, base: BaseFacts) -> bytes:
     items: dict[int, dict[str, Any]] = {}
-    async with contextlib.aclosing(_draw_all(services, order, listen=False)) as news:
+    async with contextlib.aclosing(services.client.draw(order.pictures, listen=False)) as news:
         async for index, item in news:
             if isinstance(item, Picture):
                 items[index] = await _make_item(services, order, index, item)
@@ -338,9 +306,8 @@ async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerat
 async def _events(services: Services, order: Order, base: BaseFacts) -> AsyncGenerator[bytes]:
     num_shown = [0] * len(order.pictures)
     with _counted(services, order):
-        drawing = _draw_all(services, order, listen=True)
-        news = _once_all_began(drawing, len(order.pictures))
-        async with contextlib.aclosing(drawing), contextlib.aclosing(news):
+        drawing = services.client.draw(order.pictures, listen=True)
+        async with contextlib.aclosing(drawing) as news:
             async for index, item in news:
                 if isinstance(item, Picture):
                     done = await _make_item(services, order, index, item)
@@ -354,19 +321,6 @@ async def _events(services: Services, order: Order, base: BaseFacts) -> AsyncGen
                     num_shown[index] += 1
                 yield _progress(order, index, item)
     yield events.DONE
-
-
-async def _once_all_began(news: AsyncGenerator[News], num_pictures: int) -> AsyncGenerator[News]:
-    """The same news, held back until every picture was taken in: until then all may be refused."""
-    held: list[News] = []
-    began: set[int] = set()
-    async for item in news:
-        began.add(item[0])
-        held.append(item)
-        if len(began) == num_pictures:
-            for early in held:
-                yield early
-            held.clear()
 
 
 async def _partial(

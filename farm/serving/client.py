@@ -9,17 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farm.errors import Draining
+from farm.serving.config import EngineStats
 from farm.serving.request import DrawRequest, Picture, Progress, Ticket
 
 if TYPE_CHECKING:
     from farm.serving.engine import Engine
 
-__all__ = ["BaseFacts", "EngineClient", "EngineLoad", "LocalEngine"]
+__all__ = [
+    "BaseFacts",
+    "EngineClient",
+    "EngineLoad",
+    "LocalEngine",
+    "News",
+    "draw_with",
+    "flat_stats",
+]
+
+News = tuple[int, Progress | Picture]
+"""What happened, and to which of the pictures asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +65,12 @@ class EngineClient(Protocol):
         """What base it holds. Raises Draining while there is no engine yet."""
         ...
 
-    def draw(self, request: DrawRequest, *, listen: bool) -> AsyncGenerator[Progress | Picture]:
-        """Draw one picture: progress if ``listen``, then the picture, last.
+    def draw(self, requests: Sequence[DrawRequest], *, listen: bool) -> AsyncGenerator[News]:
+        """Draw pictures side by side: news with the picture's index, a picture last for each.
 
-        Closing the generator cancels the request. Raises ServingError, UserError, StoreError.
+        All are taken in or none is; the first error ends them all. Without ``listen`` there are
+        pictures only. Closing the generator cancels what is not done. Raises ServingError,
+        UserError, StoreError.
         """
         ...
 
@@ -78,39 +94,55 @@ class LocalEngine:
     async def facts(self) -> BaseFacts:
         return self._facts
 
-    async def draw(
-        self, request: DrawRequest, *, listen: bool
-    ) -> AsyncGenerator[Progress | Picture]:
+    async def draw(self, requests: Sequence[DrawRequest], *, listen: bool) -> AsyncGenerator[News]:
         if self._draining:
             raise Draining("the endpoint is shutting down", "ask again in a moment")
-        ticket = self._engine.submit(request)
-        try:
-            if listen:
-                async with contextlib.aclosing(_progress_of(ticket)) as steps:
-                    async for progress in steps:
-                        yield progress
-            yield await asyncio.wrap_future(ticket.future)
-        finally:
-            ticket.cancel()  # nothing once the picture is there
+        async with contextlib.aclosing(draw_with(self._engine, requests, listen=listen)) as news:
+            async for item in news:
+                yield item
 
     async def load(self) -> EngineLoad:
         stats = self._engine.stats()
-        return EngineLoad(
-            ready=not self._draining and self._engine.healthy, wait_s=stats.wait_s, stats={}
-        )
+        is_ready = not self._draining and self._engine.is_healthy
+        return EngineLoad(ready=is_ready, wait_s=stats.backlog_s, stats=flat_stats(stats))
 
 
-async def _progress_of(ticket: Ticket) -> AsyncGenerator[Progress]:
-    """Progress until the ticket ends, handed over from the engine's thread."""
+def flat_stats(stats: EngineStats) -> dict[str, Any]:
+    """An engine's numbers as plain values, with those that are computed."""
+    values = asdict(stats)
+    values["batch_fill"] = stats.batch_fill
+    values["step_s"] = stats.denoise_s / stats.passes if stats.passes else 0.0
+    return values
+
+
+async def draw_with(
+    engine: Engine, requests: Sequence[DrawRequest], *, listen: bool
+) -> AsyncGenerator[News]:
+    """Draw with an engine of this process; see ``EngineClient.draw``."""
     loop = asyncio.get_running_loop()
-    news: asyncio.Queue[Progress | None] = asyncio.Queue()
+    inbox: asyncio.Queue[tuple[int, Progress | Future[Picture]]] = asyncio.Queue()
 
-    def tell(progress: Progress | None) -> None:
+    def post(index: int, item: Progress | Future[Picture]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens
-            loop.call_soon_threadsafe(news.put_nowait, progress)
+            loop.call_soon_threadsafe(inbox.put_nowait, (index, item))
 
-    yield ticket.progress
-    ticket.listen(tell)
-    ticket.future.add_done_callback(lambda _: tell(None))
-    while (progress := await news.get()) is not None:
-        yield progress
+    tickets: list[Ticket] = []
+    try:
+        for request in requests:
+            tickets.append(engine.submit(request))
+        for index, ticket in enumerate(tickets):
+            if listen:
+                yield index, ticket.progress
+                ticket.listen(partial(post, index))
+            ticket.future.add_done_callback(partial(post, index))
+        num_done = 0
+        while num_done < len(tickets):
+            index, item = await inbox.get()
+            if isinstance(item, Progress):
+                yield index, item
+            else:
+                yield index, item.result()
+                num_done += 1
+    finally:
+        for ticket in tickets:
+            ticket.cancel()  # nothing where the picture is there

@@ -1,0 +1,273 @@
+"""``farm serve`` and ``farm keys``: run the endpoint here, and say who may ask it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from farm.serving.client import LocalEngine
+    from farm.serving.settings import EndpointConfig
+
+__all__ = ["register"]
+
+STORE = typer.Option(..., "--store", envvar="FARM_STORE", help="Folder or URL with the adapters.")
+JSON = typer.Option(False, "--json", help="Print one JSON document on the last line.")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``serve`` and the ``keys`` group to the command line."""
+    app.command()(serve)
+    group = typer.Typer(help="Keys of the endpoint: create, list, revoke.", no_args_is_help=True)
+    group.command("create")(create)
+    group.command("list")(list_)
+    group.command("revoke")(revoke)
+    app.add_typer(group, name="keys")
+
+
+# -- serving -----------------------------------------------------------------------------------
+
+
+def serve(
+    store: str = STORE,
+    base: str = typer.Option("embedded", help="embedded, tiny, a folder, a URL, or a hub id."),
+    revision: str = typer.Option(None, help="Branch, tag or commit of a hub id."),
+    host: str = typer.Option("127.0.0.1", help="Where to listen; anything else needs keys."),
+    port: int = typer.Option(8000, min=0, max=65535, help="0 takes any free one."),
+    namespace: str = typer.Option(
+        "default", help="Whose adapters are seen without a key, while there are no keys."
+    ),
+    device: str = typer.Option("auto", help="cpu, cuda, or auto."),
+    slots: int = typer.Option(0, min=0, help="Adapters at hand in the model; 0 chooses."),
+    max_rank: int = typer.Option(16, min=1, help="Largest rank that is served."),
+    config: str = typer.Option("", help="YAML file with fields of EndpointConfig; options win."),
+    ray: bool = typer.Option(False, "--ray", help="Run on Ray Serve, engines in processes."),
+    engines: int = typer.Option(1, min=1, help="With --ray: engine processes."),
+    drain: float = typer.Option(30.0, min=0, help="Seconds to finish what has begun."),
+) -> None:
+    """Serve the base and every adapter of a store over OpenAI's image interface.
+
+    Stop it with Ctrl-C: it takes no new request and finishes those it has.
+    """
+    settings = _settings(
+        config,
+        store=store,
+        base=base,
+        revision=revision,
+        device=device,
+        namespace=namespace if host in LOOPBACK else None,
+        slots=slots,
+        max_rank=max_rank,
+        engines=engines,
+    )
+    _check_exposure(store, host)
+    if ray:
+        _serve_with_ray(settings, host, port)
+    else:
+        _serve_here(settings, host, port, drain)
+
+
+def _settings(file: str, **options: Any) -> EndpointConfig:
+    """The endpoint's config from a file and the options of the command line."""
+    from pydantic import ValidationError
+
+    from farm.errors import UserError
+    from farm.serving.settings import EndpointConfig
+
+    values = _read_config(file) if file else {}
+    for name in ("store", "base", "revision", "device"):
+        values[name] = options[name]
+    values.setdefault("anonymous_namespace", options["namespace"])
+    engine = values.setdefault("engine", {})
+    engine.setdefault("max_rank", options["max_rank"])
+    if options["slots"]:
+        engine["num_slots"] = options["slots"] + 1  # the bare base has one of its own
+    values.setdefault("replicas", {}).setdefault("max_engines", options["engines"])
+    values["replicas"].setdefault("min_engines", options["engines"])
+    try:
+        return EndpointConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise UserError(
+            f"the config is wrong: {faults}", "docs/serving.md lists its fields"
+        ) from None
+
+
+def _read_config(file: str) -> dict[str, Any]:
+    from pathlib import Path
+
+    import yaml
+
+    from farm.errors import UserError
+
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {file}: {error}", "name a YAML file") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds no fields", "see docs/serving.md")
+    return values
+
+
+def _check_exposure(store: str, host: str) -> None:
+    """Without keys the endpoint is for this machine alone.
+
+    Raises:
+        UserError: if it would be open to a network.
+    """
+    from farm.errors import UserError
+    from farm.serving.auth import list_keys
+    from farm.storage import Store
+
+    if host in LOOPBACK or any(is_good for _, is_good in list_keys(Store(store))):
+        return
+    raise UserError(
+        f"without keys the endpoint does not listen on {host}",
+        f"make one with 'farm keys create --store {store}', or listen on 127.0.0.1",
+    )
+
+
+def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -> None:
+    """Engine and HTTP in this process."""
+    import secrets
+    import sys
+
+    import uvicorn
+
+    from farm.serving.api import create_app
+    from farm.serving.build import build_engine, build_services
+    from farm.serving.client import LocalEngine
+    from farm.serving.metrics import PrometheusMetrics
+
+    print(f"loading {settings.base} …", file=sys.stderr)
+    engine, facts = build_engine(settings)
+    engine.start()
+    client = LocalEngine(engine, facts)
+    services = build_services(
+        settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
+    )
+    server = _draining_server(
+        uvicorn.Config(
+            create_app(services),
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=max(1, int(drain_s)),
+            server_header=False,
+        ),
+        client,
+        f"{settings.public_base} and the adapters of {settings.store}",
+    )
+    try:
+        server.run()
+    finally:
+        engine.stop()
+
+
+def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
+    """A server that says where it listens, and takes nothing new once it is told to stop."""
+    import sys
+
+    import uvicorn
+
+    class DrainingServer(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                for server in self.servers:
+                    address = server.sockets[0].getsockname()
+                    print(f"serving {what} at http://{address[0]}:{address[1]}", file=sys.stderr)
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            client.drain()
+            super().handle_exit(sig, frame)
+
+    return DrainingServer(config)
+
+
+def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
+    """The Ray Serve application on a cluster, or on one of this machine's own."""
+    import signal
+    import sys
+    import threading
+
+    import ray
+    from ray import serve as ray_serve
+
+    from farm.serving.app import build_app
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    ray_serve.start(http_options={"host": host, "port": port or 8000})
+    ray_serve.run(build_app(settings), name="farm", route_prefix="/")
+    print(f"serving {settings.public_base} at http://{host}:{port or 8000}", file=sys.stderr)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        stop.wait()
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+# -- keys --------------------------------------------------------------------------------------
+
+
+def create(
+    store: str = STORE,
+    namespace: str = typer.Option("default", help="Whose adapters the key may draw with."),
+    label: str = typer.Option("", help="For people, such as the app that holds it."),
+    rate: int = typer.Option(
+        None, min=1, help="Pictures a minute; the endpoint's own if left out."
+    ),
+    json: bool = JSON,
+) -> None:
+    """Make a key and print it. It is shown this once; the store keeps its hash."""
+    from farm.cli.output import print_json
+    from farm.serving.auth import create_key
+    from farm.storage import Store
+
+    token, record = create_key(Store(store), namespace, label=label, pictures_per_minute=rate)
+    if json:
+        print_json({"key": token, "key_id": record.key_id, "namespace": record.namespace})
+    else:
+        print(token)
+
+
+def list_(store: str = STORE, json: bool = JSON) -> None:
+    """Show every key: its id, namespace and label, and whether it is still good."""
+    from farm.cli.output import print_json, print_table
+    from farm.serving.auth import list_keys
+    from farm.storage import Store
+
+    rows = [
+        (
+            record.key_id,
+            record.namespace,
+            record.label,
+            record.created,
+            "yes" if good else "revoked",
+        )
+        for record, good in list_keys(Store(store))
+    ]
+    headers = ("key_id", "namespace", "label", "created", "good")
+    if json:
+        print_json([dict(zip(headers, row, strict=True)) for row in rows])
+    else:
+        print_table(headers, rows)
+
+
+def revoke(
+    key_id: str = typer.Argument(help="As 'farm keys list' shows it."),
+    store: str = STORE,
+    reason: str = typer.Option("", help="For the books."),
+) -> None:
+    """Make a key useless; endpoints notice within seconds."""
+    from farm.serving.auth import revoke_key
+    from farm.storage import Store
+
+    revoke_key(Store(store), key_id, reason)
+    print(f"revoked {key_id}")

@@ -1,0 +1,309 @@
+"""The endpoint on Ray Serve: ingress processes before, engines behind.
+
+Owns the deployments: what a replica does, when there should be more of them, and what happens to
+a request whose replica dies. A picture depends on its request alone, so a lost one is simply drawn
+again by another replica, and the caller does not notice.
+
+    build_app(config)   for `serve run`, `serve deploy` and jobs/serve.yaml
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, TaskCancelledError
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingContext,
+    AutoscalingPolicy,
+    RequestRouterConfig,
+)
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from farm.errors import Draining, FarmError
+from farm.serving.api import create_app
+from farm.serving.api_services import Services
+from farm.serving.app_metrics import RayMetrics
+from farm.serving.app_router import ROUTERS, AdapterRouter
+from farm.serving.build import build_engine, build_services
+from farm.serving.client import BaseFacts, EngineLoad, News, draw_with, flat_stats
+from farm.serving.metrics import observe_stats
+from farm.serving.request import DrawRequest, Picture
+from farm.serving.routing import wanted_replicas
+from farm.serving.settings import EndpointConfig, ReplicaConfig
+
+__all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_backlog"]
+
+ENGINE = "engine"
+NUM_ATTEMPTS = 3
+"""How often a picture is begun when replicas die under it."""
+LINK_SECRET_VARIABLE = "FARM_LINK_SECRET"
+FACTS_TIMEOUT_S = 5.0
+LOST = (RayActorError, DeploymentUnavailableError)
+"""The replica is gone, or all are."""
+
+
+# -- the engine's side ---------------------------------------------------------------------------
+
+
+class EngineReplica:
+    """One engine in one process, on its share of a GPU."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        self._engine, self._facts = build_engine(config)
+        self._engine.start()
+        self._metrics = RayMetrics()
+
+    async def facts(self) -> BaseFacts:
+        """What the base is."""
+        return self._facts
+
+    async def draw(self, requests: tuple[DrawRequest, ...]) -> list[Picture]:
+        """Draw pictures side by side; cancelling the call cancels them."""
+        pictures: dict[int, Picture] = {}
+        async with contextlib.aclosing(draw_with(self._engine, requests, listen=False)) as news:
+            async for index, item in news:
+                if isinstance(item, Picture):
+                    pictures[index] = item
+        return [pictures[index] for index in range(len(requests))]
+
+    async def draw_listening(self, requests: tuple[DrawRequest, ...]) -> AsyncGenerator[News]:
+        """The same, and tell of it while it happens."""
+        async with contextlib.aclosing(draw_with(self._engine, requests, listen=True)) as news:
+            async for item in news:
+                yield item
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve; raising gets the replica replaced."""
+        if not self._engine.is_healthy:
+            raise RuntimeError("the engine's loop has stopped or is stuck")
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Told to every ingress by Ray Serve, every ``stats_every_s``."""
+        stats = self._engine.stats()
+        flat = flat_stats(stats)
+        observe_stats(self._metrics, flat)
+        return {"wait_s": stats.backlog_s, "at_s": time.time(), "stats": flat}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What ``scale_on_backlog`` decides on."""
+        return {"backlog_s": self._engine.stats().backlog_s}
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            # Ray Serve has waited for what was under way; nothing is left to drain
+            engine.stop()
+
+
+def scale_on_backlog(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """How many engines there should be: Ray Serve's autoscaling policy.
+
+    A count of requests says little, as one may be 12 steps of 512 px and another 1,500 of 1024;
+    so engines report seconds of work. Requests that wait for any engine count one target each.
+    """
+    config = context.config
+    target_s = float(getattr(config, "target_ongoing_requests", None) or 10.0)
+    reported = (context.aggregated_metrics or {}).get("backlog_s", {})
+    backlog_s = sum(reported.values())
+    unplaced = float(context.total_queued_requests or 0)
+    wanted = wanted_replicas(context.current_num_replicas, backlog_s, target_s)
+    floor = 1.0 if context.total_num_requests else 0.0
+    return max(floor, wanted + min(unplaced, 1.0)), context.policy_state
+
+
+# -- the ingress's side --------------------------------------------------------------------------
+
+
+class ReplicaClient:
+    """The engines behind a handle, as ``EngineClient``."""
+
+    def __init__(self, handle: DeploymentHandle, replicas: ReplicaConfig) -> None:
+        self._handle = handle
+        self._replicas = replicas
+        self._facts: BaseFacts | None = None
+
+    async def facts(self) -> BaseFacts:
+        if self._facts is None:
+            response = self._handle.facts.remote()
+            try:
+                async with asyncio.timeout(FACTS_TIMEOUT_S):
+                    self._facts = await response
+            except (TimeoutError, *LOST) as error:
+                response.cancel()
+                raise _restarting() from error
+        assert self._facts is not None
+        return self._facts
+
+    async def draw(self, requests: Sequence[DrawRequest], *, listen: bool) -> AsyncGenerator[News]:
+        todo = dict(enumerate(requests))
+        for attempt in range(NUM_ATTEMPTS):
+            await self._some_engine()
+            indices = sorted(todo)
+            batch = tuple(todo[index] for index in indices)
+            try:
+                async with contextlib.aclosing(self._draw_once(batch, listen)) as news:
+                    async for position, item in news:
+                        index = indices[position]
+                        if isinstance(item, Picture):
+                            todo.pop(index, None)
+                        yield index, item
+                return
+            except (Draining, *LOST) as error:
+                if attempt == NUM_ATTEMPTS - 1:
+                    raise _restarting() from error
+                # a replica that drains says so at once; give the router time to learn of it
+                await asyncio.sleep(0.2 * (attempt + 1))
+
+    async def _draw_once(
+        self, batch: tuple[DrawRequest, ...], listen: bool
+    ) -> AsyncGenerator[News]:
+        if not listen:
+            response = self._handle.draw.remote(batch)
+            try:
+                pictures = await response
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except TaskCancelledError as error:
+                raise _restarting() from error
+            for position, picture in enumerate(pictures):
+                yield position, picture
+            return
+        stream = self._handle.options(stream=True).draw_listening.remote(batch)
+        is_whole = False
+        try:
+            async for item in stream:
+                yield item
+            is_whole = True
+        finally:
+            if not is_whole:
+                stream.cancel()
+
+    async def _some_engine(self) -> None:
+        """Wait a little for any engine to be there.
+
+        Raises:
+            Draining: if none comes. The request has not been sent anywhere.
+        """
+        router = ROUTERS.get(ENGINE)
+        if router is None:  # made by the first call
+            return
+        if router.replica_stats():
+            return
+        waited_until_s = time.monotonic() + self._replicas.engine_wait_s
+        while time.monotonic() < waited_until_s:
+            await asyncio.sleep(0.1)
+            if router.replica_stats():
+                return
+        raise _restarting()
+
+    async def load(self) -> EngineLoad:
+        router = ROUTERS.get(ENGINE)
+        if router is None:
+            await self.facts()
+            router = ROUTERS.get(ENGINE)
+        reports = router.replica_stats() if router is not None else []
+        waits = [float(report.get("wait_s", 0.0)) for report in reports]
+        stats = {"num_engines": float(len(reports))}
+        return EngineLoad(ready=bool(reports), wait_s=min(waits, default=0.0), stats=stats)
+
+
+def _restarting() -> Draining:
+    return Draining("no engine is ready at the moment", "ask again in a moment")
+
+
+_ingress_services: list[Services] = []
+"""Of this process; a replica has one. The app is built after the replica's constructor, by a
+function without arguments, which is what all versions of Ray Serve can do."""
+
+
+def _ingress_app() -> FastAPI:
+    return create_app(_ingress_services[0])
+
+
+@serve.ingress(_ingress_app)
+class Ingress:
+    """One HTTP process: checks, looks up, hands on, encodes. Holds no model and no GPU."""
+
+    def __init__(
+        self, config: EndpointConfig, link_secret: bytes, engines: DeploymentHandle
+    ) -> None:
+        client = ReplicaClient(engines, config.replicas)
+        services = build_services(config, client, RayMetrics(), link_secret=link_secret)
+        _ingress_services[:] = [services]
+
+
+# -- the application -----------------------------------------------------------------------------
+
+
+def build_app(args: Mapping[str, Any] | EndpointConfig) -> serve.Application:
+    """The application for `serve run farm.serving.app:build_app store=…` and for config files.
+
+    Raises:
+        FarmError: if the config is wrong.
+    """
+    config = _parse(args)
+    replicas = config.replicas
+    secret = os.environ.get(LINK_SECRET_VARIABLE, "").encode() or secrets.token_bytes(32)
+    engine = serve.deployment(
+        EngineReplica,
+        name=ENGINE,
+        ray_actor_options={
+            "num_cpus": replicas.cpus_per_engine,
+            "num_gpus": replicas.gpus_per_engine,
+        },
+        max_ongoing_requests=replicas.requests_per_engine,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=replicas.min_engines,
+            max_replicas=replicas.max_engines,
+            # read by ``scale_on_backlog`` as seconds of work for each engine
+            target_ongoing_requests=replicas.target_wait_s,
+            upscale_delay_s=replicas.upscale_delay_s,
+            downscale_delay_s=replicas.downscale_delay_s,
+            policy=AutoscalingPolicy(policy_function="farm.serving.app:scale_on_backlog"),
+        ),
+        request_router_config=RequestRouterConfig(
+            request_router_class=AdapterRouter,
+            request_router_kwargs={"load_bound": replicas.load_bound},
+            request_routing_stats_period_s=replicas.stats_every_s,
+        ),
+        health_check_period_s=5.0,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=replicas.drain_s,
+    ).bind(config)
+    ingress = serve.deployment(
+        Ingress,
+        name="ingress",
+        num_replicas=replicas.num_ingresses,
+        ray_actor_options={"num_cpus": replicas.cpus_per_ingress},
+        max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=replicas.drain_s,
+    )
+    return ingress.bind(config, secret, engine)
+
+
+def _parse(args: Mapping[str, Any] | EndpointConfig) -> EndpointConfig:
+    if isinstance(args, EndpointConfig):
+        return args
+    from pydantic import ValidationError
+
+    try:
+        return EndpointConfig.model_validate(dict(args))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise FarmError(
+            f"the endpoint's config is wrong: {faults}", "docs/serving.md lists its fields"
+        ) from None

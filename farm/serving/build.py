@@ -1,0 +1,80 @@
+"""From a config to a running engine and to the services around it.
+
+Owns the wiring and nothing else. Torch is imported when an engine is built, not before.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
+
+from farm.adapters.registry import Registry
+from farm.serving.api_services import Services
+from farm.serving.auth import Gate
+from farm.serving.catalog import Catalog
+from farm.serving.client import BaseFacts, EngineClient
+from farm.serving.fresh import store_threads
+from farm.serving.metrics import Metrics
+from farm.serving.pictures import PictureShelf
+from farm.serving.settings import EndpointConfig
+from farm.storage import Store
+
+if TYPE_CHECKING:
+    from farm.serving.engine import Engine
+
+__all__ = ["build_engine", "build_services", "engine_facts"]
+
+
+def build_engine(config: EndpointConfig) -> tuple[Engine, BaseFacts]:
+    """Load the base and open an engine over the store's adapters; the caller starts it.
+
+    Raises:
+        UserError: if the base cannot be loaded or the config does not fit it.
+    """
+    import torch
+
+    from farm.base.load import load_base
+    from farm.serving.engine import Engine
+
+    has_gpu = torch.cuda.is_available()
+    device = ("cuda" if has_gpu else "cpu") if config.device == "auto" else config.device
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    base = load_base(config.base, device=device, dtype=dtype, revision=config.revision)
+    registry = Registry(Store(config.store))
+    engine = Engine(base, registry, config.engine, cache_folder=config.disk_folder)
+    return engine, engine_facts(engine, config.public_base)
+
+
+def engine_facts(engine: Engine, public_id: str) -> BaseFacts:
+    """What the HTTP side must know of an engine's base."""
+    base = engine.base
+    return BaseFacts(
+        id=public_id,
+        fingerprint=base.fingerprint,
+        resolution_px=base.resolution_px,
+        side_multiple_px=base.memory.latent_factor,
+    )
+
+
+def build_services(
+    config: EndpointConfig,
+    client: EngineClient,
+    metrics: Metrics,
+    *,
+    link_secret: bytes,
+    executor: Executor | None = None,
+) -> Services:
+    """The services of one ingress process."""
+    store = Store(config.store)
+    threads = executor or store_threads()
+    pictures = Store(config.pictures_store) if config.pictures_store else store
+    return Services(
+        client=client,
+        catalog=Catalog(Registry(store), executor=threads),
+        gate=Gate(store, executor=threads, anonymous_namespace=config.anonymous_namespace),
+        shelf=PictureShelf(pictures, link_secret, lifetime_s=config.link_lifetime_s),
+        metrics=metrics,
+        executor=threads,
+        limits=config.limits,
+        public_url=config.public_url.rstrip("/"),
+    )

@@ -1,0 +1,95 @@
+"""How an endpoint is set up: the store and base, the engine, the limits, the replicas.
+
+Owns the one file that an operator writes (the ``args`` of ``jobs/serve.yaml``). Imports neither
+torch nor ray, so that a config can be checked anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.serving.config import EngineConfig
+from farm.serving.limits import Limits
+
+__all__ = ["EndpointConfig", "ReplicaConfig", "public_base_id"]
+
+_NOT_PUBLIC = re.compile(r"[^A-Za-z0-9_.\-]+")
+
+
+class ReplicaConfig(BaseModel):
+    """The Ray Serve side: how many engines, on what, and when there should be more."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_engines: int = Field(1, ge=0)
+    max_engines: int = Field(1, ge=1)
+    gpus_per_engine: float = Field(0.0, ge=0)
+    """Fractions share a GPU; 0.125, 0.25 and 0.5 add up without rounding."""
+    cpus_per_engine: float = Field(1.0, ge=0)
+    num_ingresses: int = Field(1, ge=1)
+    cpus_per_ingress: float = Field(0.5, ge=0)
+    requests_per_engine: int = Field(256, ge=1)
+    """HTTP requests that an engine may hold at once; its own queue orders and bounds them."""
+    target_wait_s: float = Field(10.0, gt=0)
+    """Engines are added when the backlog would keep a new picture waiting longer."""
+    upscale_delay_s: float = Field(15.0, ge=0)
+    downscale_delay_s: float = Field(300.0, ge=0)
+    drain_s: float = Field(120.0, gt=0)
+    """How long an engine that goes away may finish what it has begun."""
+    stats_every_s: float = Field(1.0, gt=0)
+    """How often engines tell the ingresses how they stand."""
+    engine_wait_s: float = Field(10.0, gt=0)
+    """How long a request waits for any engine to be there before it is told 503."""
+    load_bound: float = Field(1.25, ge=1)
+    """How far above the mean load an engine may be and still be given its own adapters."""
+
+
+class EndpointConfig(BaseModel):
+    """Everything that an endpoint needs to start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str
+    """Folder or URL with the adapters; keys lie there too."""
+    base: str = "embedded"
+    """As ``farm.base.load.load_base`` takes it."""
+    base_id: str = ""
+    """What callers name the base; empty makes a name of ``base`` that tells no path."""
+    revision: str | None = None
+    device: str = "auto"
+    """``auto`` takes a GPU where there is one."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    limits: Limits = Field(default_factory=Limits)
+    replicas: ReplicaConfig = Field(default_factory=ReplicaConfig)
+    cache_folder: str = ""
+    """Of the disk tier; empty is a folder of this machine's temporary files."""
+    anonymous_namespace: str | None = None
+    """Whose adapters callers without a key see while no key exists. Set by ``farm serve`` for an
+    endpoint bound to loopback; None always asks for a key."""
+    public_url: str = ""
+    """How callers reach the endpoint, for links; empty takes what each request says."""
+    pictures_store: str = ""
+    """Where pictures behind links lie; empty is the store itself."""
+    link_lifetime_s: float = Field(600.0, gt=0)
+
+    @property
+    def public_base(self) -> str:
+        """The base's name as callers see it."""
+        return self.base_id or public_base_id(self.base)
+
+    @property
+    def disk_folder(self) -> Path:
+        """Of the disk tier."""
+        return Path(self.cache_folder or Path(tempfile.gettempdir()) / "farm-adapters")
+
+
+def public_base_id(base: str) -> str:
+    """The last part of a base's name, so that no path or bucket is told."""
+    last = base.rstrip("/").rsplit("/", 1)[-1]
+    return _NOT_PUBLIC.sub("-", last).strip("-.") or "base"
