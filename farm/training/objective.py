@@ -54,12 +54,13 @@ def row_weights(
 def slot_losses(
     prediction_RCHW: Tensor, target_RCHW: Tensor, weights_R: Tensor, num_slots: int
 ) -> Tensor:
-    """Loss of each slot [S], float32; rows come as S equal groups in slot order.
+    """Loss of each slot [S], float32 or wider; rows come as S equal groups in slot order.
 
     Rows of weight 0 are left out by choice, never by multiplication, so a blank row's NaN would
     not reach its slot's loss.
     """
-    error_RCHW = prediction_RCHW.float() - target_RCHW
+    wide = torch.promote_types(prediction_RCHW.dtype, torch.float32)
+    error_RCHW = prediction_RCHW.to(wide) - target_RCHW
     error_R = error_RCHW.square().flatten(1).mean(1)
     weighted_R = torch.where(weights_R > 0, weights_R * error_R, 0.0)
     return weighted_R.view(num_slots, -1).sum(1)

@@ -106,7 +106,7 @@ class SlotAdamW:
         moments bit for bit.
 
         Args:
-            table_SK: ``SlotUpdate.row`` of every slot, float32 on the device.
+            table_SK: ``SlotUpdate.row`` of every slot, on the device.
             losses_S: this step's losses on the device.
             loss_scale: factor that the gradients carry.
 
@@ -120,9 +120,8 @@ class SlotAdamW:
         if loss_scale != 1.0:
             grad_SP.mul_(1 / loss_scale)
         norm_S1 = torch.linalg.vector_norm(grad_SP, dim=1, keepdim=True)
-        active, decay, rest1, beta2, rest2, negative_step, root2, epsilon, max_norm = table_SK.to(
-            master
-        ).split(1, dim=1)
+        columns = table_SK.to(master).T.unsqueeze(2)  # [K, S, 1]
+        active, decay, rest1, beta2, rest2, negative_step, root2, epsilon, max_norm = columns
         good_S1 = (active > 0) & torch.isfinite(norm_S1) & torch.isfinite(losses_S).unsqueeze(1)
         clip_S1 = (max_norm / (norm_S1 + CLIP_EPSILON)).clamp(max=1.0)
         grad_SP.mul_(clip_S1).masked_fill_(~good_S1, 0.0)

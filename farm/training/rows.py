@@ -138,7 +138,7 @@ class StepBatch:
             target[places] = job_rows.target_nCHW
             timesteps[places] = job_rows.timesteps_n
             weights[places] = job_rows.weights_n
-        numbers = torch.tensor(table, pin_memory=pin)
+        numbers = torch.tensor(table, dtype=torch.float64, pin_memory=pin)
 
         def sent(tensor: Tensor) -> Tensor:
             return tensor.to(base.device, non_blocking=True)
