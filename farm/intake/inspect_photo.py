@@ -6,17 +6,17 @@ in common is in ``check.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from PIL import Image
 
 from farm.intake.errors import PhotoFault
-from farm.intake.photos import MIN_SIDE_PX, as_rgb, decoding, open_header
+from farm.intake.photos import MIN_SIDE_PX, as_rgb, decoding, open_header, seen_size
 from farm.intake.reading import read_photo_bytes
 from farm.keys import bytes_digest
 
-__all__ = ["PhotoFacts", "PhotoVerdict", "inspect_photo", "inspect_photos"]
+__all__ = ["PhotoFacts", "PhotoRefusal", "inspect_photo", "inspect_photos"]
 
 LOOK_SIDE_PX = 64
 """Side at which JPEG decoders may shrink a photo while decoding: all bytes are read, so truncation
@@ -38,30 +38,29 @@ class PhotoFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class PhotoVerdict:
-    """A photo's facts, or what is wrong with it."""
+class PhotoRefusal:
+    """Why a photo cannot be used; the message reads after the photo's name."""
 
-    facts: PhotoFacts | None
-    message: str = ""
-    remedy: str = ""
+    message: str
+    remedy: str
 
 
-def inspect_photos(uris: list[str]) -> list[PhotoVerdict]:
-    """Judge photos one after the other; what a worker process is asked."""
+def inspect_photos(uris: Sequence[str]) -> list[PhotoFacts | PhotoRefusal]:
+    """Read, decode and judge photos one after the other; what a thread is asked."""
     return [inspect_photo(uri) for uri in uris]
 
 
-def inspect_photo(uri: str) -> PhotoVerdict:
-    """Read, decode and judge one photo. Never raises for what a photo may be."""
+def inspect_photo(uri: str) -> PhotoFacts | PhotoRefusal:
+    """Read, decode and judge one photo. Raises for nothing that a photo may be."""
     try:
-        return PhotoVerdict(_facts(read_photo_bytes(uri)))
+        return _facts(read_photo_bytes(uri))
     except PhotoFault as fault:
-        return PhotoVerdict(None, fault.message, fault.remedy)
+        return PhotoRefusal(fault.message, fault.remedy)
 
 
 def _facts(data: bytes) -> PhotoFacts:
     image = open_header(data)
-    width_px, height_px = image.size
+    width_px, height_px = seen_size(image)
     if min(width_px, height_px) < MIN_SIDE_PX:
         raise PhotoFault(
             f"it is {width_px} x {height_px} px, too small to learn from",
@@ -73,8 +72,6 @@ def _facts(data: bytes) -> PhotoFacts:
         if max(image.size) > 4 * LOOK_SIDE_PX:
             image = _shrunk(image)
         small = as_rgb(image)
-    if (small.width > small.height) != (width_px > height_px) and small.width != small.height:
-        width_px, height_px = height_px, width_px
     return PhotoFacts(bytes_digest(data), width_px, height_px, len(data), _look(small))
 
 
@@ -89,12 +86,7 @@ def _shrunk(image: Image.Image) -> Image.Image:
 
 
 def _look(image: Image.Image) -> int:
-    bits = _hasher()(image).hash.flatten()
-    return int("".join("1" if bit else "0" for bit in bits), 2)
+    # brings scipy along; only checks pay for that
+    from imagehash import phash
 
-
-@cache
-def _hasher():  # type: ignore[no-untyped-def]  # imagehash brings scipy; only checks pay for it
-    import imagehash
-
-    return imagehash.phash
+    return int(str(phash(image)), 16)

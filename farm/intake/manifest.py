@@ -7,7 +7,7 @@ form that a run keeps as Parquet.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -113,18 +113,15 @@ def read_manifest(url: str, *, strict: bool = True) -> Manifest:
         told[Fault(url, "it holds no subjects", "add subjects")] = None
     manifest = Manifest(url, tuple(register.subjects), tuple(told), register.places)
     if strict and manifest.errors:
-        raise invalid(manifest)
+        raise invalid(url, manifest.faults)
     return manifest
 
 
-def invalid(manifest: Manifest) -> ManifestError:
+def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     """The error that says everything that is wrong with a manifest."""
-    count = len(manifest.errors)
-    return ManifestError(
-        f"{manifest.source} has {count} fault{'s' if count > 1 else ''}",
-        "mend them all and try again",
-        manifest.faults,
-    )
+    count = sum(fault.severity == "error" for fault in faults)
+    message = f"{source} has {count} fault{'s' if count > 1 else ''}"
+    return ManifestError(message, "mend them all and try again", faults)
 
 
 def _resolved(

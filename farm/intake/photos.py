@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from farm.intake.errors import PhotoFault
 from farm.intake.reading import read_photo_bytes
@@ -24,8 +26,10 @@ __all__ = [
     "PHOTO_SUFFIXES",
     "as_rgb",
     "crops",
+    "decoding",
     "open_header",
     "open_photo",
+    "seen_size",
 ]
 
 MAX_PHOTO_PIXELS = 100_000_000
@@ -73,9 +77,16 @@ def open_photo(photo: bytes | str) -> Image.Image:
     """
     data = read_photo_bytes(photo) if isinstance(photo, str) else photo
     image = open_header(data)
-    try:
+    with decoding():
         image.load()
         return as_rgb(image)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever a decoder raises inside, as a ``PhotoFault``."""
+    try:
+        yield
     except Exception as error:  # decoders of eleven formats raise what they like
         raise _decode_fault(error) from error
 
@@ -146,6 +157,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing of the pixels
         return image
+
+
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened photo as it will be seen, EXIF rotation applied."""
+    try:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
+    except Exception:  # see above
+        is_turned = False
+    return (image.height, image.width) if is_turned else (image.width, image.height)
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -1,0 +1,181 @@
+"""The check: every photo of a manifest decoded, measured and compared.
+
+Owns the flow, with a bounded number of photos in flight whatever the manifest's length, and the
+report. One photo is judged in ``inspect_photo.py``, a subject's photos together in ``judge.py``.
+
+Threads do it, not processes: Pillow, zlib, hashing and the network all let go of the interpreter
+(benchmarks/intake-*.md compares the two).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+from farm.errors import Fault
+from farm.intake.inspect_photo import PhotoFacts, PhotoRefusal, inspect_photos
+from farm.intake.judge import Judge
+from farm.intake.manifest import Manifest, invalid
+from farm.intake.reading import is_remote
+from farm.intake.subject import Subject
+
+__all__ = ["CheckReport", "Progress", "check_manifest"]
+
+CHUNK_PHOTOS = 16
+"""Handed to a thread at once."""
+REMOTE_THREADS = 16
+"""That fetch photos at once; each waits for the network most of the time."""
+WINDOW_SUBJECTS = 64
+WINDOWS = 3
+"""Windows of subjects in flight: one awaited, the others keep the threads busy meanwhile."""
+
+_Sent = tuple[list[str], Future[list[PhotoFacts | PhotoRefusal]]]
+Progress = Callable[[int, int], None]
+"""Called with the photos done and the photos known of in all."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the check found."""
+
+    manifest: Manifest
+    faults: tuple[Fault, ...]
+    """The manifest's own and the photos', in the order of the manifest."""
+    facts: dict[str, PhotoFacts] = field(repr=False)
+    """By URI, of every photo and class image that can be used."""
+    good_subjects: tuple[Subject, ...] = field(repr=False)
+    """Those that can be trained: no error in them or in any of their photos."""
+    num_photos: int
+    """Photos looked at, good or bad; shared ones once."""
+    seconds: float
+
+    @property
+    def errors(self) -> tuple[Fault, ...]:
+        """Faults that keep a subject from being trained."""
+        return tuple(fault for fault in self.faults if fault.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Fault, ...]:
+        """Faults that a user should know of."""
+        return tuple(fault for fault in self.faults if fault.severity == "warning")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all usable photos together."""
+        return sum(facts.num_bytes for facts in self.facts.values())
+
+    def photo_digests(self, subject: Subject) -> tuple[str, ...]:
+        """sha256 of each photo of a good subject, in the order of ``subject.photos``."""
+        return tuple(self.facts[photo.uri].digest for photo in subject.photos)
+
+    def class_image_digests(self, subject: Subject) -> tuple[str, ...]:
+        """sha256 of each class image of a good subject, in the order of its ``class_images``."""
+        return tuple(self.facts[uri].digest for uri in subject.class_images)
+
+    def raise_for_errors(self) -> None:
+        """Raise ``ManifestError`` with all faults, if one of them is an error."""
+        if self.errors:
+            raise invalid(self.manifest.source, self.faults)
+
+
+def check_manifest(
+    manifest: Manifest,
+    *,
+    workers: int | None = None,
+    resolution_px: int | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Decode and judge every photo of a manifest.
+
+    Args:
+        manifest: as read with ``strict=False``, so that all faults are told together.
+        workers: threads for local photos; None means the CPU's cores.
+        resolution_px: side of the training crops where a recipe names none; None judges photos of
+            such recipes by the absolute limits alone.
+        progress: called now and then from this thread.
+    """
+    started = time.monotonic()
+    workers = workers or os.cpu_count() or 1
+    inspector = _Inspector(manifest.subjects, workers, progress)
+    judge = Judge(inspector.verdicts, resolution_px)
+    faults: list[Fault] = []
+    good: list[Subject] = []
+    for subject in inspector.run():
+        own = judge.faults(subject, manifest.places[subject.id])
+        faults += own
+        if all(fault.severity == "warning" for fault in own):
+            good.append(subject)
+    verdicts = inspector.verdicts
+    return CheckReport(
+        manifest=manifest,
+        faults=(*manifest.faults, *faults),
+        facts={uri: one for uri, one in verdicts.items() if isinstance(one, PhotoFacts)},
+        good_subjects=tuple(good),
+        num_photos=len(verdicts),
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Inspector:
+    """Sends photos through threads, a window of subjects at a time, and keeps what comes back."""
+
+    def __init__(
+        self, subjects: Sequence[Subject], workers: int, progress: Progress | None
+    ) -> None:
+        self._subjects = subjects
+        self._workers = workers
+        self._progress = progress
+        self._total = len({uri for subject in subjects for uri in _uris(subject)})
+        self._sent: set[str] = set()
+        self.verdicts: dict[str, PhotoFacts | PhotoRefusal] = {}
+        """Of every photo of the subjects that ``run`` has given back."""
+
+    def run(self) -> Iterator[Subject]:
+        """Each subject, in order, once all its photos have a verdict."""
+        local, remote = ThreadPoolExecutor(self._workers), ThreadPoolExecutor(REMOTE_THREADS)
+        waiting: deque[tuple[list[Subject], list[_Sent]]] = deque()
+        subjects = iter(self._subjects)
+        try:
+            while window := list(islice(subjects, WINDOW_SUBJECTS)):
+                waiting.append((window, self._send(window, local, remote)))
+                if len(waiting) == WINDOWS:
+                    yield from self._receive(*waiting.popleft())
+            while waiting:
+                yield from self._receive(*waiting.popleft())
+        finally:
+            # an interrupted check does not wait for what is queued
+            local.shutdown(cancel_futures=True)
+            remote.shutdown(cancel_futures=True)
+
+    def _send(
+        self, window: list[Subject], local: ThreadPoolExecutor, remote: ThreadPoolExecutor
+    ) -> list[_Sent]:
+        uris = [uri for subject in window for uri in _uris(subject)]
+        fresh = [uri for uri in dict.fromkeys(uris) if uri not in self._sent]
+        self._sent.update(fresh)
+        sent = []
+        for pool, here in (
+            (local, [uri for uri in fresh if not is_remote(uri)]),
+            (remote, [uri for uri in fresh if is_remote(uri)]),
+        ):
+            size = CHUNK_PHOTOS if pool is local else 1
+            chunks = (here[start : start + size] for start in range(0, len(here), size))
+            sent += [(chunk, pool.submit(inspect_photos, chunk)) for chunk in chunks]
+        return sent
+
+    def _receive(self, window: list[Subject], sent: list[_Sent]) -> Iterator[Subject]:
+        for chunk, future in sent:
+            self.verdicts.update(zip(chunk, future.result(), strict=True))
+            if self._progress is not None:
+                self._progress(len(self.verdicts), self._total)
+        yield from window
+
+
+def _uris(subject: Subject) -> Iterator[str]:
+    yield from (photo.uri for photo in subject.photos)
+    yield from subject.class_images
