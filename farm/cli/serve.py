@@ -32,14 +32,16 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     store: str = STORE,
-    base: str = typer.Option("embedded", help="embedded, tiny, a folder, a URL, or a hub id."),
+    base: str = typer.Option(
+        None, help="embedded (if left out), tiny, a folder, a URL, or a hub id."
+    ),
     revision: str = typer.Option(None, help="Branch, tag or commit of a hub id."),
     host: str = typer.Option("127.0.0.1", help="Where to listen; anything else needs keys."),
     port: int = typer.Option(8000, min=0, max=65535, help="0 takes any free one."),
     namespace: str = typer.Option(
         "default", help="Whose adapters are seen without a key, while there are no keys."
     ),
-    device: str = typer.Option("auto", help="cpu, cuda, or auto."),
+    device: str = typer.Option(None, help="cpu, cuda, or auto (if left out)."),
     slots: int = typer.Option(0, min=0, help="Adapters at hand in the model; 0 chooses."),
     max_rank: int = typer.Option(16, min=1, help="Largest rank that is served."),
     config: str = typer.Option("", help="YAML file with fields of EndpointConfig; options win."),
@@ -77,8 +79,8 @@ def _settings(file: str, **options: Any) -> EndpointConfig:
     from farm.serving.settings import EndpointConfig
 
     values = _read_config(file) if file else {}
-    for name in ("store", "base", "revision", "device"):
-        values[name] = options[name]
+    given = {name: options[name] for name in ("store", "base", "revision", "device")}
+    values.update({name: value for name, value in given.items() if value is not None})
     values.setdefault("anonymous_namespace", options["namespace"])
     engine = values.setdefault("engine", {})
     engine.setdefault("max_rank", options["max_rank"])

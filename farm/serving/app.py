@@ -85,7 +85,7 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Called by Ray Serve; raising gets the replica replaced."""
-        if not self._engine.is_healthy:
+        if not self._engine.healthy:
             raise RuntimeError("the engine's loop has stopped or is stuck")
 
     async def record_routing_stats(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class LocalEngine:
 
     async def load(self) -> EngineLoad:
         stats = self._engine.stats()
-        is_ready = not self._draining and self._engine.is_healthy
+        is_ready = not self._draining and self._engine.healthy
         return EngineLoad(ready=is_ready, wait_s=stats.backlog_s, stats=flat_stats(stats))
 
 
