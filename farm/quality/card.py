@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from farm.adapters.bank import Bank
 from farm.base.model import Base
 from farm.keys import derive_seed
 from farm.quality import scores
@@ -27,12 +28,11 @@ from farm.quality.protocol import PromptPair, Protocol, ScoringBudget, protocol_
 from farm.quality.scorer import ImageScorer, Scorer
 from farm.quality.verdict import Evidence, judge
 
-if TYPE_CHECKING:
-    from farm.adapters.bank import Bank
-
 __all__ = ["Candidate", "Examination", "Examiner", "missing_card", "score_adapters"]
 
 CARD_VERSION = 1
+MIN_SPAN = 0.01
+"""Cosines that differ by less span no scale to measure on."""
 
 
 @dataclass(frozen=True)
@@ -320,11 +320,11 @@ def _evidence(
     own = {key: _mean(values.get(name)) for key, name in names.items()}
     base = {key: _mean(base_values.get(name)) for key, name in names.items()}
     fidelity, before = own["fidelity"], base["fidelity"]
-    gain = None
-    if likeness is not None:
-        gain = _share(fidelity, before, likeness.mean)
-    elif fidelity is not None and before is not None:
-        gain = _share(fidelity, before, 1.0)
+    # a single photo has no likeness to others; then the photo itself is the end of the way
+    gain = _share(fidelity, before, likeness.mean if likeness else 1.0)
+    missing = f"Fewer than {MIN_PICTURES} pictures were drawn." if fidelity is None else ""
+    if gain is None and not missing:
+        missing = "The scorer cannot tell this subject's photos from others of its class."
     copy_excess = _share(own["copying"], likeness.nearest if likeness else None, 1.0)
     return Evidence(
         gain=gain,
@@ -333,7 +333,7 @@ def _evidence(
         copy_excess=copy_excess,
         prompt_ratio=_ratio(_mean(values.get("clip_t")), _mean(base_values.get("clip_t"))),
         loss_ratio=_ratio(curve[-1][1], curve[0][1]) if len(curve) > 1 else None,
-        missing="" if fidelity is not None else f"Fewer than {MIN_PICTURES} pictures were drawn.",
+        missing=missing,
     )
 
 
@@ -343,7 +343,7 @@ def _mean(value: Estimate | None) -> float | None:
 
 def _share(value: float | None, start: float | None, end: float | None) -> float | None:
     """How far ``value`` lies on the way from ``start`` to ``end``."""
-    if value is None or start is None or end is None or end - start < 1e-3:
+    if value is None or start is None or end is None or end - start < MIN_SPAN:
         return None
     return (value - start) / (end - start)
 

@@ -68,6 +68,7 @@ def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=2,
         image_size=32,
         patch_size=8,
+        initializer_range=2.0,  # so that pictures differ, as they do for a trained model
     )
     ViTModel(config).save_pretrained(folder)
     return folder

@@ -1,0 +1,98 @@
+"""Render a run's view as one HTML file.
+
+Owns the template, its security policy (no network, no inline script but the page's own, every value
+escaped) and the writing of the file. What is shown comes from ``view.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from farm.quality.report import curve
+from farm.quality.report.view import RunView, SubjectView, duration
+
+__all__ = ["render", "write_report"]
+
+LANE_WIDTH = 1000
+
+
+def render(run: RunView) -> str:
+    """The page as text."""
+    script, style = _asset("report.js"), _asset("report.css")
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = duration
+    environment.filters["slug"] = _slug
+    environment.globals.update(loss_plot=_plot, plot_width=curve.WIDTH, plot_height=curve.HEIGHT)
+    policy = (
+        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"script-src '{_sha256(script)}'; style-src '{_sha256(style)}'"
+    )
+    return environment.get_template("report.html.jinja").render(
+        run=run,
+        policy=policy,
+        # the page's own files are markup; nothing of the user's is ever marked safe
+        script=Markup(script),
+        style=Markup(style),
+        lane_rows=_lane_rows(run),
+    )
+
+
+def write_report(run: RunView, path: str | Path) -> Path:
+    """Write the page aside, then rename it onto ``path``."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.part")
+    aside.write_text(render(run), encoding="utf-8")
+    aside.replace(target)
+    return target
+
+
+def _plot(subject: SubjectView) -> curve.LossPlot | None:
+    kept = subject.steps_trained if subject.stopped_because == "keep_best" else None
+    return curve.loss_plot(subject.loss_curve, subject.evaluation_curve, kept)
+
+
+def _lane_rows(run: RunView) -> list[tuple[str, list[tuple[float, float, str, bool]]]]:
+    """Per lane its spans as (x, width, subject, ended well) in a view box LANE_WIDTH wide."""
+    if run.seconds <= 0:
+        return []
+    scale = LANE_WIDTH / run.seconds
+    rows = []
+    for lane in run.lanes:
+        spans = [
+            (
+                round(span.start_s * scale, 1),
+                round(max((span.end_s - span.start_s) * scale, 1.5), 1),
+                span.subject,
+                span.ended_well,
+            )
+            for span in run.spans
+            if span.lane == lane
+        ]
+        rows.append((lane, spans))
+    return rows
+
+
+def _slug(label: str) -> str:
+    """A verdict as a CSS class."""
+    return "".join(letter if letter.isalnum() else "-" for letter in label)
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _sha256(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

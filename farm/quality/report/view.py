@@ -1,0 +1,430 @@
+"""What the report shows: plain frozen values, ready for the template.
+
+Owns the shape of the page's data and what is derived from it (counts, headline, the order of
+verdicts, bars). Reads no store and makes no HTML.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm.quality.verdict import Label
+
+__all__ = [
+    "VERDICT_ORDER",
+    "Bar",
+    "Failure",
+    "LaneSpan",
+    "Picture",
+    "RunView",
+    "SubjectView",
+    "VerdictCount",
+    "duration",
+]
+
+VERDICT_ORDER: tuple[str, ...] = (
+    "learned well",
+    "partly learned",
+    "class forgotten",
+    "copies its photos",
+    "never learned",
+    "diverged",
+    "failed",
+    "unfinished",
+    "not scored",
+)
+"""Best first; what was not scored says nothing and comes last."""
+GOOD: frozenset[str] = frozenset({"learned well", "partly learned"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One thumbnail with what it shows, in words."""
+
+    uri: str
+    """A data URI; the page loads nothing."""
+    text: str
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One score of the card in plain words, as a share of the best that can be."""
+
+    title: str
+    help: str
+    value: float
+    """0 to 1, where 1 is best."""
+    low: float
+    high: float
+    shown: str
+    """The number as it is read, such as ``82 %``."""
+
+
+@dataclass(frozen=True)
+class SubjectView:
+    """One subject's row and page."""
+
+    id: str
+    name: str
+    namespace: str
+    class_noun: str
+    status: str
+    """As in the ledger: committed, quarantined, rejected, …"""
+    job_key: str = ""
+    reason: str = ""
+    """Why it failed."""
+    remedy: str = ""
+    photos: Sequence[Picture] = ()
+    progress: Sequence[Picture] = ()
+    """Pictures of one prompt by training step, steps rising."""
+    gallery: Sequence[Picture] = ()
+    class_pictures: Sequence[Picture] = ()
+    """What the bare class looks like under the adapter."""
+    row_photo: str = ""
+    row_picture: str = ""
+    """Small data URIs for the table."""
+    card: Mapping[str, Any] | None = None
+    loss_curve: Sequence[float] = ()
+    evaluation_curve: Sequence[tuple[int, float]] = ()
+    steps_trained: int = 0
+    steps_planned: int = 0
+    stopped_because: str = ""
+    seconds: float = 0.0
+    was_reused: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+
+    @property
+    def verdict(self) -> Label | str:
+        """The card's label, or what kept it from having one."""
+        if self.status in ("quarantined", "rejected", "failed"):
+            return "failed"
+        if self.status != "committed":
+            return "unfinished"
+        if not self.card:
+            return "not scored"
+        return str(self.card.get("verdict", {}).get("label", "not scored"))
+
+    @property
+    def verdict_rank(self) -> int:
+        """Its place in ``VERDICT_ORDER``."""
+        return VERDICT_ORDER.index(self.verdict) if self.verdict in VERDICT_ORDER else 99
+
+    @property
+    def headline(self) -> str:
+        """The verdict's sentence."""
+        if self.verdict == "failed":
+            return "No adapter was made."
+        if self.verdict == "unfinished":
+            return f"Not finished: {self.status}."
+        if not self.card:
+            return "No scores were made."
+        return str(self.card.get("verdict", {}).get("headline", ""))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the verdict is what it is."""
+        if self.verdict == "failed":
+            return [self.reason] if self.reason else []
+        return list((self.card or {}).get("verdict", {}).get("reasons", []))
+
+    @property
+    def remedies(self) -> list[str]:
+        """What to do about it."""
+        if self.verdict == "failed":
+            return [self.remedy] if self.remedy else []
+        return list((self.card or {}).get("verdict", {}).get("remedies", []))
+
+    @property
+    def bars(self) -> list[Bar]:
+        """The card in plain words."""
+        return card_bars(self.card or {})
+
+    @property
+    def likeness(self) -> float | None:
+        """0 to 1: how far towards the photos' own likeness; sorts the table."""
+        return _evidence(self.card or {}, "gain")
+
+    @property
+    def class_kept(self) -> float | None:
+        """0 to 1: how much of the bare class is still itself."""
+        capture = _evidence(self.card or {}, "capture")
+        return None if capture is None else _clip(1 - capture)
+
+    @property
+    def prompt_followed(self) -> float | None:
+        """CLIP-T against the base's own."""
+        return _evidence(self.card or {}, "prompt_ratio")
+
+    @property
+    def score_rows(self) -> list[tuple[str, str, str, str]]:
+        """(score, adapter, base, unit count) as text, for the table of raw numbers."""
+        card = self.card or {}
+        base = card.get("base_scores", {})
+        return [
+            (SCORE_TITLES.get(name, name), _told(value), _told(base.get(name)), _count(value))
+            for name, value in card.get("scores", {}).items()
+        ]
+
+    @property
+    def poses(self) -> list[tuple[str, int, int]]:
+        """(pose, pictures by the adapter, pictures by the base)."""
+        found = (self.card or {}).get("poses")
+        if not found:
+            return []
+        base = found["base"]["counts"]
+        return [(pose, num, base.get(pose, 0)) for pose, num in found["adapter"]["counts"].items()]
+
+
+SCORE_TITLES = {
+    "clip_i": "Subject fidelity (CLIP-I)",
+    "dino": "Subject fidelity (DINO)",
+    "clip_t": "Prompt fidelity (CLIP-T)",
+    "pres": "Class preservation (PRES, lower is better)",
+    "pres_dino": "Class preservation (PRES, DINO, lower is better)",
+    "div": "Class diversity (DIV)",
+    "div_dino": "Class diversity (DIV, DINO)",
+    "copying": "Nearest photo (copying)",
+    "copying_dino": "Nearest photo (copying, DINO)",
+    "drift": "Drift on unrelated prompts (lower is better)",
+    "drift_dino": "Drift on unrelated prompts (DINO, lower is better)",
+}
+
+
+def card_bars(card: Mapping[str, Any]) -> list[Bar]:
+    """The four questions that an owner of photos asks, as shares of the best that can be."""
+    bars = []
+    gain = _evidence(card, "gain")
+    if gain is not None:
+        low, high = _gain_interval(card, gain)
+        bars.append(
+            Bar(
+                "Looks like the subject",
+                "From any of its class (0 %) to as alike as the photos are to each other (100 %).",
+                _clip(gain),
+                _clip(low),
+                _clip(high),
+                _percent(gain),
+            )
+        )
+    followed = _evidence(card, "prompt_ratio")
+    if followed is not None:
+        bars.append(_plain_bar("Follows the prompt", "Measured against the base.", followed))
+    capture = _evidence(card, "capture")
+    if capture is not None:
+        text = "Pictures of the bare class that have not turned into this subject."
+        bars.append(_plain_bar("Leaves its class alone", text, 1 - capture))
+    variety = _evidence(card, "diversity_ratio")
+    if variety is not None:
+        text = "How varied the bare class still is, against the base."
+        bars.append(_plain_bar("Keeps the class varied", text, variety))
+    copy_excess = _evidence(card, "copy_excess")
+    if copy_excess is not None:
+        text = "0 % would be a repeated photo."
+        bars.append(_plain_bar("Makes new pictures", text, 1 - copy_excess))
+    return bars
+
+
+def _plain_bar(title: str, text: str, value: float) -> Bar:
+    share = _clip(value)
+    return Bar(title, text, share, share, share, _percent(value))
+
+
+def _gain_interval(card: Mapping[str, Any], gain: float) -> tuple[float, float]:
+    """The fidelity's interval, carried over to the gain's scale."""
+    name = "dino" if "dino" in card.get("scores", {}) else "clip_i"
+    own = card.get("scores", {}).get(name, {})
+    base = card.get("base_scores", {}).get(name, {})
+    span = own.get("mean", 0) - base.get("mean", 0)
+    if "low" not in own or abs(span) < 1e-6:
+        return gain, gain
+    factor = gain / span
+    return (
+        gain + (own["low"] - own["mean"]) * factor,
+        gain + (own["high"] - own["mean"]) * factor,
+    )
+
+
+def _evidence(card: Mapping[str, Any], name: str) -> float | None:
+    value = card.get("evidence", {}).get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * min(max(value, 0), 1.5):.0f} %"
+
+
+def _told(value: Mapping[str, Any] | None) -> str:
+    if not value:
+        return "–"
+    if "mean" not in value:
+        return str(value.get("missing", "–"))
+    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _count(value: Mapping[str, Any]) -> str:
+    return f"{value['num']} {value.get('unit', 'pictures')}" if "num" in value else ""
+
+
+@dataclass(frozen=True)
+class LaneSpan:
+    """A stretch of a lane's time that one job took."""
+
+    lane: str
+    start_s: float
+    """Since the run's start."""
+    end_s: float
+    job: str
+    subject: str
+    ended_well: bool
+
+
+@dataclass(frozen=True)
+class VerdictCount:
+    """A verdict, and how many subjects have it."""
+
+    label: str
+    num: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Subjects that failed for one reason."""
+
+    reason: str
+    remedy: str
+    subjects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """The whole page."""
+
+    run_id: str
+    base: str
+    created: str
+    """UTC, as text."""
+    seconds: float
+    subjects: Sequence[SubjectView]
+    spans: Sequence[LaneSpan] = ()
+    dollars: float | None = None
+    """Price of the lanes' time, where a price was given."""
+    dollars_per_hour: float | None = None
+    gpu_share: float = 1.0
+    """Of a device, by one lane."""
+    device: str = "cpu"
+    rows_per_s: float | None = None
+    notes: Sequence[str] = ()
+    """Whatever the page could not show, and why."""
+    farm_version: str = ""
+
+    @property
+    def verdicts(self) -> list[VerdictCount]:
+        """Verdicts that occur, best first."""
+        tally = Counter(subject.verdict for subject in self.subjects)
+        total = max(len(self.subjects), 1)
+        return [
+            VerdictCount(label, tally[label], tally[label] / total)
+            for label in VERDICT_ORDER
+            if tally[label]
+        ]
+
+    @property
+    def num_committed(self) -> int:
+        """Subjects with an adapter."""
+        return sum(subject.status == "committed" for subject in self.subjects)
+
+    @property
+    def num_reused(self) -> int:
+        """Subjects whose adapter was there already."""
+        return sum(subject.was_reused for subject in self.subjects)
+
+    @property
+    def headline(self) -> str:
+        """The run in one sentence."""
+        total = len(self.subjects)
+        scored = [subject for subject in self.subjects if subject.card]
+        noun = "subject" if total == 1 else "subjects"
+        if scored:
+            good = sum(subject.verdict in GOOD for subject in self.subjects)
+            return f"{good} of {total} {noun} learned."
+        return f"{self.num_committed} of {total} {noun} trained."
+
+    @property
+    def classes(self) -> list[str]:
+        """Class nouns that occur."""
+        return sorted({subject.class_noun for subject in self.subjects})
+
+    @property
+    def lanes(self) -> list[str]:
+        """Lanes that worked, in the order of their names."""
+        return sorted({span.lane for span in self.spans})
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the lanes' time in which they held at least one job."""
+        if not self.spans or self.seconds <= 0:
+            return None
+        busy = sum(_union([(s.start_s, s.end_s) for s in self.spans if s.lane == lane])
+                   for lane in self.lanes)  # fmt: skip
+        return min(1.0, busy / (self.seconds * len(self.lanes)))
+
+    @property
+    def seconds_a_subject(self) -> float | None:
+        """Lane time over the subjects that it trained."""
+        trained = self.num_committed - self.num_reused
+        if not trained:
+            return None
+        return self.seconds * max(len(self.lanes), 1) / trained
+
+    @property
+    def saved_steps(self) -> tuple[int, int]:
+        """(steps that early stopping saved, steps planned) over committed subjects."""
+        done = [subject for subject in self.subjects if subject.status == "committed"]
+        planned = sum(subject.steps_planned for subject in done)
+        return planned - sum(subject.steps_trained for subject in done), planned
+
+    @property
+    def best(self) -> list[SubjectView]:
+        """The subjects to be proud of, for the head of the page."""
+        shown = [s for s in self.subjects if s.photos and s.gallery and s.status == "committed"]
+        return sorted(shown, key=lambda s: (s.verdict_rank, -(s.likeness or 0)))[:6]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Failed subjects, those of one reason together, most frequent reason first."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for subject in self.subjects:
+            if subject.verdict == "failed":
+                groups.setdefault((subject.reason, subject.remedy), []).append(subject.id)
+        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+        return [Failure(reason, remedy, tuple(ids)) for (reason, remedy), ids in ordered]
+
+
+def _union(spans: list[tuple[float, float]]) -> float:
+    """Total length of the spans, overlaps counted once."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
