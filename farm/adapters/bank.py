@@ -21,7 +21,14 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from farm.adapters.layers import BankConv2d, BankLayer, BankLinear, Route, StackedWeights
+from farm.adapters.layers import (
+    BankConv2d,
+    BankLayer,
+    BankLinear,
+    Route,
+    RowPart,
+    StackedWeights,
+)
 from farm.adapters.layout import LayerPlace, lay_out, matching_layers
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.draw import Routing
@@ -98,6 +105,9 @@ class Bank(nn.Module):
         self._compute_ZP = self.flat_ZP if shares else self.flat_ZP.to(self.compute_dtype)
         scale = torch.zeros(len(self.places), shape[0], dtype=self.compute_dtype, device=device)
         self.register_buffer("scale_LZ", scale, persistent=False)
+        self.host_scale_LZ = torch.zeros(scale.shape, dtype=torch.float64)
+        """``scale_LZ`` on the host, for decisions that must not wait for the device."""
+        self._versions = [0] * shape[0]
         self.grad_SP: Tensor | None = None
         if self.trainable:
             self.grad_SP = torch.zeros_like(self._compute_ZP[: self.num_slots])
@@ -112,7 +122,20 @@ class Bank(nn.Module):
             slots_down.requires_grad_()
             slots_up.requires_grad_()
             slots_down.grad, slots_up.grad = self._views(self.grad_SP, place)
-        return StackedWeights(slots_down, slots_up, down, up, self.scale_LZ[index])
+        return StackedWeights(slots_down, slots_up, down, up, self.scale_LZ[index], index)
+
+    @property
+    def compute_ZP(self) -> Tensor:  # noqa: N802
+        """What the layers read: the master weights in the base's dtype."""
+        return self._compute_ZP
+
+    def layer_views(self, flat_RP: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's down [R, I, r] and up [R, r, O] in rows laid out as the slots are."""
+        return [self._views(flat_RP, place) for place in self.places.values()]
+
+    def version(self, slot: int) -> int:
+        """Changes whenever the slot's weights are replaced; training steps do not count."""
+        return self._versions[slot]
 
     def _views(self, flat: Tensor, place: LayerPlace) -> tuple[Tensor, Tensor]:
         """Down [rows, I, r] and up [rows, r, O] of one layer in a flat tensor [rows, P]."""
@@ -195,6 +218,17 @@ class Bank(nn.Module):
             yield
 
     @contextmanager
+    def route_parts(self, parts: Sequence[RowPart]) -> Iterator[None]:
+        """The rows inside use weights that ``farm.adapters.rows`` gathered beforehand."""
+        before = self._route.parts
+        self._route.parts = parts
+        try:
+            with self._entered("parts" if parts else "none", None, None):
+                yield
+        finally:
+            self._route.parts = before
+
+    @contextmanager
     def _entered(
         self, mode: str, slots_RK: Tensor | None, weights_RK: Tensor | None
     ) -> Iterator[None]:
@@ -238,6 +272,7 @@ class Bank(nn.Module):
             scale_L[index] = weights.scale(name)
         self.write_row(slot, row_P)
         self.scale_LZ[:, slot].copy_(scale_L)
+        self.host_scale_LZ[:, slot] = scale_L
         self._alphas[slot] = dict(weights.alphas)
         self._ranks[slot] = {name: layer.rank for name, layer in weights.layers.items()}
 
@@ -247,6 +282,8 @@ class Bank(nn.Module):
         self.flat_ZP[self._checked(slot)].zero_()
         self._compute_ZP[slot].zero_()
         self.scale_LZ[:, slot].zero_()
+        self.host_scale_LZ[:, slot] = 0
+        self._versions[slot] += 1
         self._alphas[slot], self._ranks[slot] = {}, {}
 
     @torch.no_grad()
@@ -291,6 +328,7 @@ class Bank(nn.Module):
         self.flat_ZP[self._checked(slot)].copy_(row_P)
         if self._compute_ZP is not self.flat_ZP:
             self._compute_ZP[slot].copy_(self.flat_ZP[slot])
+        self._versions[slot] += 1
 
     def unpack(self, slot: int, row_P: Tensor) -> AdapterWeights:
         """A flat row [P] as an adapter, with the ranks and alphas that the slot has now."""

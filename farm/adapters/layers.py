@@ -3,15 +3,17 @@
 Owns the arithmetic of one layer in both routings. Which rows belong to which slot is decided by
 the bank, which holds the weights too; a layer sees views of them.
 
-Two routings. *Grouped*: rows come as S equal groups in slot order, so the stacked weights meet
+Three routings. *Grouped*: rows come as S equal groups in slot order, so the stacked weights meet
 them in one ``bmm`` without a copy; training uses it. *Gathered*: each row names K slots; their
-weights are gathered per row, so what another slot holds, NaN included, is never touched.
+weights are gathered per row, so what another slot holds, NaN included, is never touched. *Parts*:
+the same, gathered beforehand by ``farm.adapters.rows``; serving uses it.
 
 Legend: S slots, R rows, K adapters per row, N positions, I inputs, O outputs, r rank, H W picture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,18 +21,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BankConv2d", "BankLayer", "BankLinear", "Route", "StackedWeights"]
+__all__ = ["BankConv2d", "BankLayer", "BankLinear", "Route", "RowPart", "StackedWeights"]
+
+
+@dataclass
+class RowPart:
+    """One adapter of every row, gathered beforehand; see ``farm.adapters.rows``."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """down [R, I, r] and up [R, r, O] of each layer, in the bank's order."""
+    factor_LR11: Tensor | None = None
+    """Factors on the hidden values by layer and row; None means 1."""
 
 
 @dataclass
 class Route:
     """Which slots the rows of the present pass belong to; one object shared by all layers."""
 
-    mode: Literal["none", "grouped", "gathered"] = "none"
+    mode: Literal["none", "grouped", "gathered", "parts"] = "none"
     slots_RK: Tensor | None = None
     """int64; the index S (the bank's last, always zero) stands for no adapter."""
     weights_RK: Tensor | None = None
     """Factors on each row's adapters; None means 1."""
+    parts: Sequence[RowPart] = ()
+    """The rows' weights where they were gathered beforehand (mode ``parts``)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class StackedWeights:
     all_up_ZrO: Tensor
     scale_Z: Tensor
     """alpha / rank of this layer in each slot."""
+    index: int = 0
+    """Of the layer in its bank."""
 
 
 class BankLayer(nn.Module):
@@ -77,6 +93,8 @@ class BankLayer(nn.Module):
         Returns:
             down [R, I, K·r], up [R, K·r, O] and the factors on the hidden values [R, 1, K·r].
         """
+        if self.route.mode == "parts":
+            return self._beforehand()
         slots_RK, weights_RK = self.route.slots_RK, self.route.weights_RK
         assert slots_RK is not None
         rows, count = slots_RK.shape
@@ -97,6 +115,20 @@ class BankLayer(nn.Module):
         up_RkO = up[slots_RK].reshape(rows, count * rank, -1)
         return down_RIk.to(like.dtype), up_RkO.to(like.dtype), factor_R1k.to(like.dtype)
 
+    def _beforehand(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from weights that were gathered beforehand."""
+        index = self.stacked.index
+        downs, ups, factors = [], [], []
+        for part in self.route.parts:
+            down, up = part.layers[index]
+            downs.append(down)
+            ups.append(up)
+            given = part.factor_LR11
+            rows, rank = down.shape[0], down.shape[2]
+            one = down.new_ones(rows, 1, 1) if given is None else given[index]
+            factors.append(one.expand(rows, 1, rank))
+        return torch.cat(downs, 2), torch.cat(ups, 1), torch.cat(factors, 2)
+
 
 class BankLinear(BankLayer):
     """``y = W x + b + scale · B A x`` with A and B of each row's slot."""
@@ -106,6 +138,8 @@ class BankLinear(BankLayer):
         mode = self.route.mode
         if mode == "none":
             return functional.linear(x, self.weight, self.bias)
+        if mode == "parts":
+            return self._with_parts(x)
         if mode == "grouped":
             x_GNI = x.reshape(self.num_slots, -1, x.shape[-1])
             down, up = self.stacked.down_SIr.to(x.dtype), self.stacked.up_SrO.to(x.dtype)
@@ -117,6 +151,18 @@ class BankLinear(BankLayer):
         hidden_GNr = torch.bmm(x_GNI, down) * factor
         # in place: a frozen layer's backward pass needs its weight, never its output
         return y_GNO.baddbmm_(hidden_GNr, up).view(*x.shape[:-1], -1)
+
+    def _with_parts(self, x: Tensor) -> Tensor:
+        """Nothing but products: the weights and factors of each row lie ready."""
+        x_RNI = x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+        y_RNO = functional.linear(x_RNI, self.weight, self.bias)
+        for part in self.route.parts:
+            down, up = part.layers[self.stacked.index]
+            hidden_RNr = torch.bmm(x_RNI, down)
+            if part.factor_LR11 is not None:
+                hidden_RNr = hidden_RNr * part.factor_LR11[self.stacked.index]
+            y_RNO = y_RNO.baddbmm_(hidden_RNr, up)
+        return y_RNO if x.ndim == 3 else y_RNO.view(*x.shape[:-1], -1)
 
 
 class BankConv2d(BankLayer):
