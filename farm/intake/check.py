@@ -20,7 +20,7 @@ from itertools import islice
 from farm.errors import Fault
 from farm.intake.inspect_photo import PhotoFacts, PhotoRefusal, inspect_photos
 from farm.intake.judge import Judge
-from farm.intake.manifest import Manifest, invalid
+from farm.intake.manifest import Manifest, Written, invalid
 from farm.intake.reading import is_remote
 from farm.intake.subject import Subject
 
@@ -101,15 +101,15 @@ def check_manifest(
     """
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
-    inspector = _Inspector(manifest.subjects, workers, progress)
+    inspector = _Inspector(manifest.written, workers, progress)
     judge = Judge(inspector.verdicts, resolution_px)
     faults: list[Fault] = []
     good: list[Subject] = []
-    for subject in inspector.run():
-        own = judge.faults(subject, manifest.places[subject.id])
+    for written in inspector.run():
+        own = judge.faults(written)
         faults += own
-        if all(fault.severity == "warning" for fault in own):
-            good.append(subject)
+        if written.subject is not None and all(fault.severity == "warning" for fault in own):
+            good.append(written.subject)
     verdicts = inspector.verdicts
     return CheckReport(
         manifest=manifest,
@@ -125,7 +125,7 @@ class _Inspector:
     """Sends photos through threads, a window of subjects at a time, and keeps what comes back."""
 
     def __init__(
-        self, subjects: Sequence[Subject], workers: int, progress: Progress | None
+        self, subjects: Sequence[Written], workers: int, progress: Progress | None
     ) -> None:
         self._subjects = subjects
         self._workers = workers
@@ -135,10 +135,10 @@ class _Inspector:
         self.verdicts: dict[str, PhotoFacts | PhotoRefusal] = {}
         """Of every photo of the subjects that ``run`` has given back."""
 
-    def run(self) -> Iterator[Subject]:
+    def run(self) -> Iterator[Written]:
         """Each subject, in order, once all its photos have a verdict."""
         local, remote = ThreadPoolExecutor(self._workers), ThreadPoolExecutor(REMOTE_THREADS)
-        waiting: deque[tuple[list[Subject], list[_Sent]]] = deque()
+        waiting: deque[tuple[list[Written], list[_Sent]]] = deque()
         subjects = iter(self._subjects)
         try:
             while window := list(islice(subjects, WINDOW_SUBJECTS)):
@@ -153,7 +153,7 @@ class _Inspector:
             remote.shutdown(cancel_futures=True)
 
     def _send(
-        self, window: list[Subject], local: ThreadPoolExecutor, remote: ThreadPoolExecutor
+        self, window: list[Written], local: ThreadPoolExecutor, remote: ThreadPoolExecutor
     ) -> list[_Sent]:
         uris = [uri for subject in window for uri in _uris(subject)]
         fresh = [uri for uri in dict.fromkeys(uris) if uri not in self._sent]
@@ -168,7 +168,7 @@ class _Inspector:
             sent += [(chunk, pool.submit(inspect_photos, chunk)) for chunk in chunks]
         return sent
 
-    def _receive(self, window: list[Subject], sent: list[_Sent]) -> Iterator[Subject]:
+    def _receive(self, window: list[Written], sent: list[_Sent]) -> Iterator[Written]:
         for chunk, future in sent:
             self.verdicts.update(zip(chunk, future.result(), strict=True))
             if self._progress is not None:
@@ -176,6 +176,6 @@ class _Inspector:
         yield from window
 
 
-def _uris(subject: Subject) -> Iterator[str]:
-    yield from (photo.uri for photo in subject.photos)
+def _uris(subject: Written) -> Iterator[str]:
+    yield from subject.uris
     yield from subject.class_images

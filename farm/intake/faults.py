@@ -7,17 +7,20 @@ so they cannot go stale.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
 from farm.intake.rows import Path, Row
 
-__all__ = ["expected", "faults_of", "nearest", "slug"]
+__all__ = ["expected", "faults_of", "nearest", "slug", "validated"]
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 _BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
@@ -40,6 +43,39 @@ def faults_of(
         message, remedy = _words(detail, path, model)
         found.setdefault(prefix + path, row.fault(prefix + path, message, remedy))
     return list(found.values())
+
+
+def validated(
+    model: type[Model], value: Mapping[str, Any], row: Row, prefix: Path = ()
+) -> tuple[Model | None, list[Fault]]:
+    """Validate what can be validated: refused fields are told, left out, and the rest is kept.
+
+    Returns:
+        The model without the refused fields, None where required ones are missing; and the faults.
+    """
+    try:
+        return model.model_validate(value), []
+    except ValidationError as error:
+        faults = faults_of(error, row, model, prefix)
+        rest = deepcopy(dict(value))
+        for detail in error.errors(include_url=False):
+            _drop(rest, detail["loc"])
+    try:
+        return model.model_validate(rest), faults
+    except ValidationError:
+        return None, faults
+
+
+def _drop(value: Any, path: Path) -> None:
+    """Remove what stands at a path; items of a list go with the whole list."""
+    for part in path[:-1]:
+        inner = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(inner, dict):
+            path = (part,)
+            break
+        value = inner
+    if isinstance(value, dict) and path:
+        value.pop(path[-1], None)
 
 
 def _is_branch(part: str | int) -> bool:
@@ -70,7 +106,7 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
         return f"{_shown(value)} is none of the choices", nearest(value, choices)
     if kind.startswith(("greater_than", "less_than")):
         return f"{_shown(value)} is out of range", f"give {wanted}"
-    return f"{_shown(value)} is not {wanted}", f"give {wanted}"
+    return f"{_shown(value)} is not {wanted.split(' from ')[0]}", f"give {wanted}"
 
 
 def _shown(value: object) -> str:
@@ -78,7 +114,9 @@ def _shown(value: object) -> str:
         return f"`{value[:60]}…`" if len(value) > 60 else f"`{value}`"
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
-    return {True: "true", False: "false", None: "null"}.get(value, str(value))  # type: ignore[call-overload, no-any-return]
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -12,8 +12,7 @@ import numpy as np
 
 from farm.errors import Fault
 from farm.intake.inspect_photo import PhotoFacts, PhotoRefusal
-from farm.intake.manifest import Place
-from farm.intake.subject import Subject
+from farm.intake.manifest import Written
 
 __all__ = ["Judge", "look_alikes"]
 
@@ -43,16 +42,16 @@ class Judge:
         self._seen: dict[str, tuple[str, str]] = {}
         """By digest: class noun and subject where a photo was first seen."""
 
-    def faults(self, subject: Subject, place: Place) -> list[Fault]:
+    def faults(self, written: Written) -> list[Fault]:
         """Everything that is wrong with a subject's photos and class images."""
-        uris = [photo.uri for photo in subject.photos]
-        told = _Telling(subject, place)
-        self._tell_refused(uris, told, "photos")
-        self._tell_refused(subject.class_images, told, "class_images")
-        known = [(uri, facts) for uri in uris if (facts := self._facts(uri)) is not None]
+        told = _Telling(written)
+        self._tell_refused(written.uris, told, "photos")
+        self._tell_refused(written.class_images, told, "class_images")
+        known = [(uri, facts) for uri in written.uris if (facts := self._facts(uri)) is not None]
         _tell_copies(known, told)
-        self._tell_other_class(known, subject, told)
-        resolution_px = subject.recipe.resolution_px or self._resolution_px
+        self._tell_other_class(known, written, told)
+        recipe = written.subject.recipe if written.subject is not None else None
+        resolution_px = (recipe.resolution_px if recipe else None) or self._resolution_px
         if resolution_px is not None:
             _tell_small(known, resolution_px, told)
         _tell_long(known, told)
@@ -69,12 +68,12 @@ class Judge:
                 told.error(f"{told.name(uri)}: {verdict.message}", verdict.remedy, field)
 
     def _tell_other_class(
-        self, known: Sequence[tuple[str, PhotoFacts]], subject: Subject, told: _Telling
+        self, known: Sequence[tuple[str, PhotoFacts]], written: Written, told: _Telling
     ) -> None:
-        for uri, facts in known:
-            mine = (subject.class_noun, subject.id)
+        mine = (written.class_noun, written.id)
+        for uri, facts in known if written.class_noun else ():
             noun, other = self._seen.setdefault(facts.digest, mine)
-            if noun != subject.class_noun:
+            if noun != written.class_noun:
                 told.warning(
                     f"{told.name(uri)} is also a photo of `{other}`, which is a {noun}",
                     "is it in the right folder?",
@@ -84,26 +83,26 @@ class Judge:
 class _Telling:
     """Puts a subject's faults at its place in the manifest."""
 
-    def __init__(self, subject: Subject, place: Place) -> None:
-        self._subject, self._place = subject, place
+    def __init__(self, written: Written) -> None:
+        self._written = written
         self.faults: list[Fault] = []
 
     def name(self, uri: str) -> str:
         """A photo's name as short as it can be."""
         inner, _, archive = uri.removeprefix("zip://").partition("::")
         name = f"{archive}:{inner}" if archive else inner
-        return name.removeprefix(self._place.base.rstrip("/") + "/")
+        return name.removeprefix(self._written.base.rstrip("/") + "/")
 
     def error(self, message: str, remedy: str, field: str = "photos") -> None:
         """A fault that keeps the subject from being trained."""
-        at = self._place.field if field == "photos" else field
-        file, line, subject = self._place.file, self._place.line, self._subject.id
-        self.faults.append(Fault(file, message, remedy, line, at, subject))
+        place = self._written
+        field = place.field if field == "photos" else field
+        self.faults.append(Fault(place.file, message, remedy, place.line, field, place.id))
 
     def warning(self, message: str, remedy: str) -> None:
         """A fault that the user should know of."""
-        file, line, subject = self._place.file, self._place.line, self._subject.id
-        fault = Fault(file, message, remedy, line, self._place.field, subject, "warning")
+        place = self._written
+        fault = Fault(place.file, message, remedy, place.line, place.field, place.id, "warning")
         self.faults.append(fault)
 
 

@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 from farm.errors import Fault, ManifestError
-from farm.intake.resolve import Resolver
+from farm.intake.resolve import Resolved, Resolver
 from farm.intake.rows import Row, shown_field
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
 
-__all__ = ["Manifest", "Place", "invalid", "read_manifest"]
+__all__ = ["Manifest", "Written", "invalid", "read_manifest"]
 
 CHUNK_ROWS = 256
 """Rows resolved between two looks at the results; bounds what is in flight."""
@@ -27,10 +26,19 @@ REMOTE_THREADS = 16
 """That list folders of a store at once; each waits for the network most of the time."""
 
 
-class Place(NamedTuple):
-    """Where a subject was written."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One subject as the check sees it, with errors or without."""
 
+    subject: Subject | None
+    """None where its fields have errors."""
+    id: str
+    class_noun: str
+    uris: tuple[str, ...]
+    """Of its photos."""
+    class_images: tuple[str, ...]
     file: str
+    """Where it was written."""
     line: int | None
     field: str
     """Of its photos, such as ``subjects[3].photos``."""
@@ -48,8 +56,8 @@ class Manifest:
     """Those without errors."""
     faults: tuple[Fault, ...] = ()
     """Warnings; and errors too where it was read with ``strict=False``."""
-    places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
-    """Where each subject was written, by id; also of those with errors."""
+    written: tuple[Written, ...] = field(default=(), compare=False, repr=False)
+    """All subjects of the file, for the check."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -91,27 +99,31 @@ def _as_row(subject: Subject) -> dict[str, object]:
     }
 
 
-def read_manifest(url: str, *, strict: bool = True) -> Manifest:
+def read_manifest(
+    url: str, *, strict: bool = True, recipe: Mapping[str, object] | None = None
+) -> Manifest:
     """Read a manifest and resolve every subject.
 
     Args:
         url: a manifest (YAML, JSON, JSONL, CSV, Parquet, kohya TOML, Hugging Face metadata), or a
             folder of folders; a local path or any fsspec URL.
         strict: raise where anything is wrong; otherwise the faults are in the manifest.
+        recipe: fields that win over everything that the manifest writes, for every subject.
 
     Raises:
         ManifestError: with every fault, if there is an error and ``strict``; if the file cannot be
             read at all, always.
     """
     rows = open_rows(url)
-    resolver = Resolver(rows.head)
+    resolver = Resolver(rows.head, recipe)
     register = _Register()
-    for row, subject, faults in _resolved(rows.subjects, resolver):
-        register.add(row, subject, faults)
+    for row, resolved in _resolved(rows.subjects, resolver):
+        register.add(row, resolved)
     told = dict.fromkeys((*rows.faults, *resolver.faults, *register.faults))
-    if not register.subjects and not told:
+    if not register.written and not told:
         told[Fault(url, "it holds no subjects", "add subjects")] = None
-    manifest = Manifest(url, tuple(register.subjects), tuple(told), register.places)
+    subjects = tuple(one.subject for one in register.written if one.subject is not None)
+    manifest = Manifest(url, subjects, tuple(told), tuple(register.written))
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest
@@ -124,50 +136,57 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     return ManifestError(message, "mend them all and try again", faults)
 
 
-def _resolved(
-    rows: Iterable[Row], resolver: Resolver
-) -> Iterator[tuple[Row, Subject | None, list[Fault]]]:
+def _resolved(rows: Iterable[Row], resolver: Resolver) -> Iterator[tuple[Row, Resolved]]:
     """Every row with what it resolves to, in order."""
     rows = iter(rows)
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
         while chunk := list(islice(rows, CHUNK_ROWS)):
             is_remote = any("://" in str(row.value.get("photos", row.base)) for row in chunk)
             results = (pool.map if is_remote else map)(resolver.resolve, chunk)
-            for row, (subject, faults) in zip(chunk, results, strict=True):
-                yield row, subject, faults
+            yield from zip(chunk, results, strict=True)
 
 
 class _Register:
-    """Collects subjects and tells ids and names that are given twice."""
+    """Collects subjects and tells ids and names that are given twice; the first of them stays."""
 
     def __init__(self) -> None:
-        self.subjects: list[Subject] = []
+        self.written: list[Written] = []
         self.faults: list[Fault] = []
-        self.places: dict[str, Place] = {}
         self._ids: dict[str, str] = {}
         self._names: dict[tuple[str, str], str] = {}
 
-    def add(self, row: Row, subject: Subject | None, faults: list[Fault]) -> None:
-        """Take one resolved row; the first of two equal ids stays."""
-        self.faults += faults
+    def add(self, row: Row, resolved: Resolved) -> None:
+        """Take one resolved row."""
+        faults = resolved.faults
+        subject = resolved.subject
         place = f"{row.file}:{row.line}" if row.line else row.file
+        # names become paths, and some file systems do not tell `Cat` from `cat`
         name = str(row.value.get("id", ""))
-        if name:
-            first = self._ids.setdefault(name.casefold(), place)
+        first = self._ids.setdefault(name.casefold(), place)
+        if name and first is not place:
+            message = f"the id `{name}` is given twice; first in {first}"
+            faults.append(row.fault(("id",), message, "give each an id of its own"))
+        elif subject is not None:
+            served = (subject.namespace.casefold(), subject.name.casefold())
+            first = self._names.setdefault(served, place)
             if first is not place:
-                message = f"the id `{name}` is given twice; first in {first}"
-                self.faults.append(
-                    row.fault(("id",), message, "give each subject an id of its own")
-                )
-                return
-        if subject is None:
-            return
-        field = shown_field((*row.prefix, "photos"))
-        self.places[subject.id] = Place(row.file, row.line_of(("photos",)), field, row.base)
-        served = (subject.namespace.casefold(), subject.name.casefold())
-        first = self._names.setdefault(served, place)
-        if first is not place:
-            message = f"`{subject.namespace}/{subject.name}` names two subjects; first in {first}"
-            self.faults.append(row.fault(("name",), message, "give it another `name`"))
-        elif not any(fault.severity == "error" for fault in faults):
-            self.subjects.append(subject)
+                names = f"`{subject.namespace}/{subject.name}` names two subjects"
+                message = f"{names}; first in {first}"
+                faults.append(row.fault(("name",), message, "give it another `name`"))
+        self.faults += faults
+        self.written.append(_written(row, resolved))
+
+
+def _written(row: Row, resolved: Resolved) -> Written:
+    is_good = all(fault.severity == "warning" for fault in resolved.faults)
+    return Written(
+        subject=resolved.subject if is_good else None,
+        id=str(row.value.get("id", "")),
+        class_noun=resolved.subject.class_noun if resolved.subject is not None else "",
+        uris=tuple(listed.photo.uri for listed in resolved.listed),
+        class_images=resolved.class_images,
+        file=row.file,
+        line=row.line_of(("photos",)),
+        field=shown_field((*row.prefix, "photos")),
+        base=row.base,
+    )

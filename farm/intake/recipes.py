@@ -43,16 +43,21 @@ class Layers:
         self._prior = dict(prior or {})
         self._made: dict[str, BaseModel] = {}
         self.faults: list[Fault] = []
-        for field, model, layer in (
-            ("recipe", Recipe, _merged(PRESETS[preset] if preset else {}, self._recipe)),
-            ("prior", PriorSettings, self._prior),
-        ):
-            try:
-                self._validated(model, layer)
-            except ValidationError as error:
-                self.faults += faults_of(error, head, model, ("defaults", field))
-                # told once, here; the subjects are judged on what they add
-                setattr(self, f"_{field}", {})
+        below: Fields = PRESETS[preset] if preset else {}
+        # a refused field is told once, here; the subjects are judged on what they add
+        self._refuse(Recipe, below, self._recipe, head, "recipe")
+        self._refuse(PriorSettings, {}, self._prior, head, "prior")
+
+    def _refuse(
+        self, model: type[Model], below: Fields, layer: dict[str, Any], head: Row, field: str
+    ) -> None:
+        """Tell what is wrong with a layer of the defaults, and take that out of it."""
+        try:
+            self._validated(model, _merged(below, layer))
+        except ValidationError as error:
+            self.faults += faults_of(error, head, model, ("defaults", field))
+            for detail in error.errors(include_url=False):
+                layer.pop(str(detail["loc"][0]) if detail["loc"] else "", None)
 
     def recipe(
         self, row: Row, preset: PresetName | None, own: Fields | None, faults: list[Fault]

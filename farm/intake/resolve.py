@@ -6,82 +6,87 @@ subjects (ids given twice) is in ``manifest.py``; pixels are judged in ``check.p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from farm.errors import Fault
 from farm.intake.entry import Head, SubjectEntry
-from farm.intake.faults import faults_of
-from farm.intake.photo_list import list_photos, list_uris
+from farm.intake.faults import slug, validated
+from farm.intake.photo_list import ListedPhoto, list_photos, list_uris
 from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
 from farm.intake.rows import Row
 from farm.intake.subject import Subject
 
-__all__ = ["Resolver"]
+__all__ = ["Resolved", "Resolver"]
 
 _PLAIN = ("class_noun", "namespace", "identifier", "instance_prompt", "class_prompt")
 FEW_PHOTOS = 3
 """Fewer show too little of a subject to tell it from its background."""
 
 
+@dataclass(slots=True)
+class Resolved:
+    """What one row came to."""
+
+    subject: Subject | None
+    """None where an error leaves nothing to train."""
+    listed: list[ListedPhoto]
+    """Its photos all the same, so that they are checked in the same pass."""
+    class_images: tuple[str, ...]
+    faults: list[Fault]
+
+
 class Resolver:
     """Turns the rows of one manifest into subjects. Safe in several threads at once."""
 
-    def __init__(self, head: Row) -> None:
-        """Validate the head; ``faults`` says what is wrong with it."""
-        self.faults: list[Fault] = []
-        self.head = Head()
-        try:
-            self.head = Head.model_validate(head.value)
-        except ValidationError as error:
-            self.faults += faults_of(error, head, Head)
+    def __init__(self, head: Row, recipe: Mapping[str, Any] | None = None) -> None:
+        """Validate the head; ``faults`` says what is wrong with it.
+
+        Args:
+            recipe: fields that win over everything the manifest writes.
+        """
+        value = {**head.value, "subjects": None}
+        found, self.faults = validated(Head, value, head)
+        self._head = found or Head()
         self._row = head
-        defaults = self.head.defaults
+        defaults = self._head.defaults
         self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior)
         self.faults += self._layers.faults
+        self._above = dict(recipe or {})
         self._class_images = {
             noun: list_uris(references, head, ("class_images", noun), self.faults)
-            for noun, references in (self.head.class_images or {}).items()
+            for noun, references in (self._head.class_images or {}).items()
         }
 
-    def resolve(self, row: Row) -> tuple[Subject | None, list[Fault]]:
-        """One subject with all its faults; None where an error leaves nothing to train."""
-        faults: list[Fault] = []
-        try:
-            entry = SubjectEntry.model_validate(row.value)
-        except ValidationError as error:
-            faults += faults_of(error, row, SubjectEntry)
-            faults += self._told_beside(row, {fault.field for fault in faults})
-            return None, faults
-        recipe = self._layers.recipe(row, entry.preset, entry.recipe, faults)
+    def resolve(self, row: Row) -> Resolved:
+        """One subject with all its faults: a refused field does not hide another's fault."""
+        found, faults = validated(SubjectEntry, row.value, row)
+        is_refused = bool(faults)
+        entry = found or SubjectEntry.model_validate(
+            {**_kept(row.value), "id": slug(str(row.value.get("id", "")))}
+        )
+        own = {**(entry.recipe or {}), **self._above}
+        recipe = self._layers.recipe(row, entry.preset, own, faults)
         prior = self._layers.prior(row, entry.prior, faults)
         listed = list_photos(entry.photos, row, entry.captions or "files", faults)
         values = self._values(entry, row, faults)
+        images = values.get("class_images", ())
         if recipe is None or prior is None or not listed or "class_noun" not in values:
-            return None, faults
+            return Resolved(None, listed, images, faults)
         photos = tuple(one.photo for one in listed)
         values |= {"recipe": recipe, "prior": prior, "photos": photos}
         subject = Subject.model_validate(values)
         faults += _count_faults(subject, row)
         faults += judge_prompts(subject, listed, row, self._row)
-        return subject, faults
-
-    def _told_beside(self, row: Row, told: set[str]) -> list[Fault]:
-        """What can still be told of a row whose own fields are refused: all faults in one pass."""
-        faults: list[Fault] = []
-        recipe, prior = row.value.get("recipe"), row.value.get("prior")
-        if isinstance(recipe, dict):
-            self._layers.recipe(row, None, recipe, faults)
-        if isinstance(prior, dict):
-            self._layers.prior(row, prior, faults)
-        list_photos(row.value.get("photos"), row, "files", faults)
-        return [fault for fault in faults if fault.field not in told]
+        return Resolved(None if is_refused else subject, listed, images, faults)
 
     def _values(self, entry: SubjectEntry, row: Row, faults: list[Fault]) -> dict[str, Any]:
         """The plain fields: the subject's own, else the defaults'; absent ones are left out."""
-        defaults = self.head.defaults
+        defaults = self._head.defaults
         values: dict[str, Any] = {"id": entry.id}
         for field in (*_PLAIN, "priority", "sample_prompts"):
             own = getattr(entry, field)
@@ -99,6 +104,18 @@ class Resolver:
         elif noun in self._class_images:
             values["class_images"] = self._class_images[noun]
         return values
+
+
+def _kept(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row without a usable id that can be taken as they are."""
+    kept = {}
+    for field in SubjectEntry.model_fields.keys() & value.keys() - {"id"}:
+        try:
+            SubjectEntry.model_validate({"id": "any", field: value[field]})
+        except ValidationError:
+            continue
+        kept[field] = value[field]
+    return kept
 
 
 def _count_faults(subject: Subject, row: Row) -> list[Fault]:

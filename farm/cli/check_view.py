@@ -1,0 +1,155 @@
+"""How a check's report looks in a terminal: faults by file and line, then what can be trained.
+
+Owns the layout only; nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from farm.errors import Fault
+    from farm.intake.check import CheckReport
+    from farm.intake.subject import Subject
+
+__all__ = ["render_faults", "render_report"]
+
+MARKS = {"error": ("✗", "bold red"), "warning": ("!", "bold yellow")}
+MAX_RECIPES = 6
+"""Lines of recipes in the summary; more is counted."""
+
+
+def render_report(report: CheckReport, shown_per_kind: int | None = None) -> RenderableType:
+    """The whole report: faults first, the verdict last, where the eye is when it is printed.
+
+    Args:
+        shown_per_kind: faults of one kind that are shown; None shows all.
+    """
+    parts: list[RenderableType] = []
+    if report.faults:
+        parts += [render_faults(report.faults, shown_per_kind), Text()]
+    if report.good_subjects:
+        parts += [_recipes(report.good_subjects), Text()]
+    return Group(*parts, _verdict(report))
+
+
+def render_faults(faults: Sequence[Fault], shown_per_kind: int | None = None) -> RenderableType:
+    """Faults grouped by file, in the order of lines, each with its remedy below it."""
+    parts: list[RenderableType] = []
+    ordered = sorted(faults, key=lambda fault: (fault.file, fault.line or 0))
+    for file, group in groupby(ordered, key=lambda fault: fault.file):
+        shown, hidden = _limited(list(group), shown_per_kind)
+        parts.append(Text(file, style="bold underline"))
+        table = Table.grid(padding=(0, 1), expand=False)
+        table.add_column(justify="right", style="dim", no_wrap=True, min_width=6)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for fault in shown:
+            mark, style = MARKS[fault.severity]
+            table.add_row(str(fault.line or ""), Text(mark, style=style), _words(fault))
+            if more := hidden.get(id(fault)):
+                table.add_row("", "", Text(f"… and {more:,} more like this", style="dim italic"))
+        parts += [table, Text()]
+    return Group(*parts[:-1])
+
+
+def _words(fault: Fault) -> Text:
+    text = Text()
+    if fault.subject:
+        text.append(fault.subject, style="bold")
+        text.append("  ")
+    if fault.field:
+        text.append(_short_field(fault.field), style="cyan")
+        text.append("  ")
+    text.append(fault.message)
+    text.append(f"\n→ {fault.remedy}", style="green")
+    return text
+
+
+def _short_field(field: str) -> str:
+    """A field without the number of its subject: the line and the id say which one it is."""
+    return re.sub(r"^subjects\[\d+\]\.", "", field)
+
+
+def _limited(faults: list[Fault], limit: int | None) -> tuple[list[Fault], dict[int, int]]:
+    """The faults to show, and how many more of its kind stand behind the last shown of each."""
+    if limit is None:
+        return faults, {}
+    kinds: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
+    for fault in faults:
+        kinds[_kind(fault)].append(fault)
+    kept = {id(fault) for same in kinds.values() for fault in same[:limit]}
+    hidden = {
+        id(same[limit - 1]): len(same) - limit for same in kinds.values() if len(same) > limit
+    }
+    return [fault for fault in faults if id(fault) in kept], hidden
+
+
+def _kind(fault: Fault) -> tuple[str, str]:
+    """What makes faults alike: severity, field and words, names and numbers aside."""
+    field = re.sub(r"\[\d+\]", "[]", fault.field)
+    words = fault.message.rsplit(": ", 1)[-1] if fault.field.endswith("photos") else fault.message
+    return fault.severity + field, re.sub(r"`[^`]*`|\S*[\d/.]\S*", "_", words)
+
+
+def _recipes(subjects: Iterable[Subject]) -> RenderableType:
+    """What will be trained: one line per recipe, and the prior sets it needs."""
+    groups: defaultdict[tuple[object, ...], list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        recipe = subject.recipe
+        groups[recipe.steps, recipe.rank, recipe.learning_rate, recipe.uses_prior].append(subject)
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    for header in ("subjects", "photos", "steps", "rank", "learning rate"):
+        table.add_column(header, justify="right")
+    table.add_column("prior sets")
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    for (steps, rank, rate, _), group in ordered[:MAX_RECIPES]:
+        photos = sum(len(subject.photos) for subject in group)
+        numbers = [f"{len(group):,}", f"{photos:,}", f"{steps:,}", f"{rank}", f"{rate:g}"]
+        table.add_row(*numbers, _classes(group))
+    parts: list[RenderableType] = [table]
+    if len(ordered) > MAX_RECIPES:
+        rest = sum(len(group) for _, group in ordered[MAX_RECIPES:])
+        more = f"… and {len(ordered) - MAX_RECIPES} more recipes for {rest:,} subjects"
+        parts.append(Text(more, style="dim italic"))
+    return Padding(Group(*parts), (0, 0, 0, 2))
+
+
+def _classes(subjects: Iterable[Subject]) -> Text:
+    """The most frequent classes that a prior set is needed for."""
+    counts = Counter(subject.class_noun for subject in subjects if subject.recipe.uses_prior)
+    if not counts:
+        return Text("none", style="dim")
+    named = ", ".join(noun for noun, _ in counts.most_common(4))
+    more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
+    return Text(f"{len(counts)}: {named}{more}")
+
+
+def _verdict(report: CheckReport) -> Text:
+    written, good = len(report.manifest.written), len(report.good_subjects)
+    text = Text()
+    if report.errors:
+        text.append(f"✗ {_count(len(report.errors), 'error')}", style="bold red")
+    else:
+        text.append("✓ nothing is wrong" if not report.warnings else "✓ no errors", "bold green")
+    if report.warnings:
+        text.append(", ").append(_count(len(report.warnings), "warning"), style="yellow")
+    able = "all" if good == written else f"{good:,}"
+    text.append(f"  ·  {_count(written, 'subject')}, {able} can be trained")
+    size = report.num_bytes / 2**20
+    text.append(f"  ·  {_count(report.num_photos, 'photo')}, {size:,.1f} MiB", style="dim")
+    text.append(f", {report.seconds:.1f} s", style="dim")
+    return text
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
