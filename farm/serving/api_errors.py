@@ -19,7 +19,14 @@ from starlette.responses import JSONResponse
 
 from farm.errors import AdapterFileError, FarmError, ServingError, StoreError, TooBusy, UserError
 
-__all__ = ["error_answer", "error_body", "error_response", "install_error_handlers", "scrub"]
+__all__ = [
+    "error_answer",
+    "error_body",
+    "error_response",
+    "http_response",
+    "install_error_handlers",
+    "scrub",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +43,13 @@ TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
     504: "timeout_error",
+}
+HTTP_CODES = {
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "request_too_large",
 }
 _PLACES = re.compile(
     r"""(?:[a-z][a-z0-9+.]*://|(?<![\w.])(?:[A-Za-z]:)?[\\/](?!v1/))[^\s'",;()\[\]{}<>]+""",
@@ -111,6 +125,13 @@ def error_response(error: BaseException) -> JSONResponse:
     return JSONResponse(body, status, headers)
 
 
+def http_response(error: HTTPException) -> JSONResponse:
+    """The answer for an error that the web framework or the guard raised."""
+    code = HTTP_CODES.get(error.status_code, "invalid_request")
+    body = error_body(error.status_code, str(error.detail), code, None)
+    return JSONResponse(body, error.status_code, error.headers)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Make every error that routes raise an answer in OpenAI's shape."""
 
@@ -124,13 +145,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        words = {
-            404: ("there is nothing at this path", "not_found"),
-            405: (f"{request.method} does not work here", "method_not_allowed"),
-        }
-        message, code = words.get(error.status_code, (str(error.detail), "invalid_request"))
-        body = error_body(error.status_code, message, code, None)
-        return JSONResponse(body, error.status_code, error.headers)
+        if error.status_code == 404:
+            error.detail = "there is nothing at this path"
+        elif error.status_code == 405:
+            error.detail = f"{request.method} does not work here"
+        return http_response(error)
 
     app.add_exception_handler(FarmError, farm_error)
     app.add_exception_handler(RequestValidationError, invalid)

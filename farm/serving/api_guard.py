@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from farm.serving.api_errors import error_body, error_response
+from farm.serving.api_errors import error_response, http_response
 from farm.serving.auth import Gate
 from farm.serving.limits import Limits
 
@@ -114,8 +114,7 @@ class Guard:
     @staticmethod
     def _refusal(error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException):
-            body = error_body(error.status_code, str(error.detail), _code(error), None)
-            return JSONResponse(body, error.status_code, error.headers)
+            return http_response(error)
         return error_response(error)
 
 
@@ -150,12 +149,6 @@ def _too_large(limits: Limits) -> HTTPException:
         f"the body is over the limit of {limits.max_body_bytes} bytes",
         # what is left of the body is not read, so the connection cannot go on
         {"connection": "close"},
-    )
-
-
-def _code(error: HTTPException) -> str:
-    return {413: "request_too_large", 403: "forbidden", 408: "timeout"}.get(
-        error.status_code, "invalid_request"
     )
 
 

@@ -93,7 +93,7 @@ class EngineReplica:
         stats = self._engine.stats()
         flat = flat_stats(stats)
         observe_stats(self._metrics, flat)
-        return {"wait_s": stats.backlog_s, "at_s": time.time(), "stats": flat}
+        return {"wait_s": stats.wait_s, "at_s": time.time(), "stats": flat}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``scale_on_backlog`` decides on."""

@@ -104,7 +104,7 @@ class LocalEngine:
     async def load(self) -> EngineLoad:
         stats = self._engine.stats()
         is_ready = not self._draining and self._engine.healthy
-        return EngineLoad(ready=is_ready, wait_s=stats.backlog_s, stats=flat_stats(stats))
+        return EngineLoad(ready=is_ready, wait_s=stats.wait_s, stats=flat_stats(stats))
 
 
 def flat_stats(stats: EngineStats) -> dict[str, Any]:

@@ -71,15 +71,15 @@ class Fresh(Generic[Key, Value]):
         self._known: OrderedDict[Key, _Known[Value]] = OrderedDict()
         self._flights: dict[Key, asyncio.Task[_Known[Value]]] = {}
 
-    async def get(self, key: Key) -> Value:
-        """The value, at most ``ttl_s`` old unless the store does not answer.
+    async def get(self, key: Key, *, max_age_s: float | None = None) -> Value:
+        """The value, at most ``ttl_s`` (or less, if asked for) old unless the store is silent.
 
         Raises:
             FileNotFoundError: if there is none.
             StoreError: if the store does not answer and nothing is known yet.
         """
         known = self._known.get(key)
-        if known is None or self._is_stale(known):
+        if known is None or self._is_stale(known, max_age_s):
             known = await self._flight(key, known)
         else:
             self._known.move_to_end(key)
@@ -97,9 +97,10 @@ class Fresh(Generic[Key, Value]):
         """Read this one again at the next call."""
         self._known.pop(key, None)
 
-    def _is_stale(self, known: _Known[Value]) -> bool:
+    def _is_stale(self, known: _Known[Value], max_age_s: float | None) -> bool:
         ttl_s = self._ttl_s if known.missing is None else self._missing_ttl_s
-        return self._clock() - known.read_at_s >= ttl_s
+        age_s = self._clock() - known.read_at_s
+        return age_s >= ttl_s or (max_age_s is not None and age_s >= max_age_s)
 
     async def _flight(self, key: Key, old: _Known[Value] | None) -> _Known[Value]:
         task = self._flights.get(key)

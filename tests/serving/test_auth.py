@@ -43,9 +43,10 @@ def admit(gate: Gate, *headers: str | None) -> list[Tenant | str]:
 def test_a_key_opens_its_own_namespace(store: Store, threads: ThreadPoolExecutor) -> None:
     token, record = create_key(store, "acme", pictures_per_minute=7)
     gate = Gate(store, executor=threads)
-    assert admit(gate, f"Bearer {token}", f"bearer {token}") == [
-        Tenant(key_id=record.key_id, namespace="acme", pictures_per_minute=7)
-    ] * 2
+    assert (
+        admit(gate, f"Bearer {token}", f"bearer {token}")
+        == [Tenant(key_id=record.key_id, namespace="acme", pictures_per_minute=7)] * 2
+    )
 
 
 def test_the_store_never_holds_the_secret(store: Store, tmp_path: Path) -> None:
@@ -92,16 +93,17 @@ def test_a_revoked_key_is_refused_and_stays_on_the_books(
     refused, kept = admit(gate, f"Bearer {token}", f"Bearer {keeper}")
     assert refused == "the key is not valid"
     assert isinstance(kept, Tenant)
-    assert dict((entry.key_id, good) for entry, good in list_keys(store))[record.key_id] is False
+    assert {entry.key_id: good for entry, good in list_keys(store)}[record.key_id] is False
 
 
 def test_without_keys_loopback_callers_see_one_namespace(
     store: Store, threads: ThreadPoolExecutor
 ) -> None:
     gate = Gate(store, executor=threads, anonymous_namespace="default")
-    assert admit(gate, None, "Bearer whatever") == [
-        Tenant(key_id="anonymous", namespace="default")
-    ] * 2
+    assert (
+        admit(gate, None, "Bearer whatever")
+        == [Tenant(key_id="anonymous", namespace="default")] * 2
+    )
 
 
 def test_an_open_endpoint_closes_for_good_when_the_first_key_is_made(
