@@ -1,0 +1,76 @@
+"""What a lane is given: its settings, its line to the dispatcher, its judge.
+
+Owns the two seams of a lane (each with two real implementations) and the plain settings. The judge
+comes from above, from ``farm.quality``; training never imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from PIL import Image
+
+from farm.adapters.bank import Bank
+from farm.adapters.formats import Form
+from farm.base.model import Base
+from farm.intake.job import JobSpec
+from farm.training.orders import LaneOrders, LaneReport
+from farm.training.prior_sets import PriorArrays
+
+__all__ = ["Judge", "Judged", "LaneSettings", "Link", "SampleSettings"]
+
+
+class Link(Protocol):
+    """The lane's line to the dispatcher: a call in this process, or a Ray actor."""
+
+    def exchange(self, report: LaneReport) -> LaneOrders:
+        """Report and be told. Raises LaneLost where the dispatcher is gone for good."""
+
+    def prior(self, prior_key: str) -> PriorArrays:
+        """A prior set; one read-only copy per node where that can be. Raises StoreError."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge made of one adapter."""
+
+    card: dict[str, Any] | None
+    """Goes into ``adapter.json``."""
+    pictures: tuple[Image.Image, ...] = ()
+    """Goes beside the samples."""
+
+
+class Judge(Protocol):
+    """Scores finishing adapters while they still sit in the bank (``farm.quality``)."""
+
+    def judge(
+        self, base: Base, bank: Bank, specs: Mapping[int, JobSpec], curves: Mapping[int, Any]
+    ) -> dict[int, Judged]:
+        """By slot. Whatever it raises is written on the card and stops nothing."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How sample pictures are drawn."""
+
+    steps: int = 25
+    guidance: float = 5.0
+    per_prompt: int = 1
+    """Pictures of each sample prompt; 0 draws none."""
+
+
+@dataclass(frozen=True)
+class LaneSettings:
+    """How a lane works; the same for all lanes of a run."""
+
+    slots: int = 4
+    checkpointing: bool = False
+    compile: bool = False
+    samples: SampleSettings = field(default_factory=SampleSettings)
+    forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
+    beat_s: float = 1.0
+    """Seconds between two words to the dispatcher when nothing happens."""
+    prepare_threads: int = 1
+    publish_threads: int = 2

@@ -1,0 +1,130 @@
+"""Everything that is known before anything is spent: jobs, what is committed, priors, the plan.
+
+Owns the way from a manifest (or from a run in the store) to a ``PreparedRun``. Reads photos once,
+for their digests; starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from farm.adapters.registry import Registry
+from farm.errors import UserError
+from farm.intake.check import CheckReport, Progress, check_manifest
+from farm.intake.job import JobSpec, PriorSpec, job_spec
+from farm.intake.manifest import read_manifest
+from farm.storage import Store
+from farm.training.orders import Assignment
+from farm.training.plan import Hardware, Plan, make_plan
+from farm.training.prior_work import missing_priors
+from farm.training.run_files import name_run, read_assignments
+from farm.training.run_request import BaseFacts, PreparedRun, RunRequest
+from farm.training.shape import workload_of
+
+__all__ = ["assignments_of", "base_facts", "prepare_run", "resume_run", "this_machine"]
+
+
+def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> PreparedRun:
+    """Check the manifest, name the jobs, look what is committed, and plan the rest.
+
+    Raises:
+        ManifestError: if the manifest has faults (unless ``skip_faulty``).
+        BaseModelError, PlanError: if the base cannot be loaded, or nothing can hold it.
+    """
+    store = Store(request.store)
+    manifest = read_manifest(request.manifest, strict=False)
+    base = base_facts(request.base, request.revision)
+    check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
+    if not request.skip_faulty:
+        check.raise_for_errors()
+    assignments = assignments_of(check, base)
+    if not assignments:
+        check.raise_for_errors()
+        raise UserError(f"{request.manifest} has no subjects", "add at least one")
+    faulty = {fault.subject for fault in check.errors if fault.subject}
+    prepared = _prepared(request, store, base, assignments)
+    return replace(prepared, num_rejected=len(faulty), manifest=manifest, check=check)
+
+
+def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
+    """Prepare a run from what the store keeps of it; the manifest is not read again."""
+    store = Store(request.store)
+    assignments = tuple(read_assignments(store, run_id))
+    return _prepared(request, store, base_facts(request.base, request.revision), assignments)
+
+
+def base_facts(name: str, revision: str | None = None) -> BaseFacts:
+    """Load a base, keep its facts, let it go."""
+    from farm.base.load import load_base
+
+    base = load_base(name, revision=revision)
+    return BaseFacts(name, base.fingerprint, base.resolution_px, base.memory)
+
+
+def assignments_of(check: CheckReport, base: BaseFacts) -> tuple[Assignment, ...]:
+    """The jobs of all good subjects; subjects that make the same job share it."""
+    specs: dict[str, JobSpec] = {}
+    names: dict[str, list[tuple[str, str]]] = {}
+    for subject in check.good_subjects:
+        spec = job_spec(
+            subject,
+            check.photo_digests(subject),
+            base_fingerprint=base.fingerprint,
+            resolution_px=base.resolution_px,
+            class_image_digests=check.class_image_digests(subject),
+        )
+        specs.setdefault(spec.key, spec)
+        names.setdefault(spec.key, []).append((subject.namespace, subject.name))
+    return tuple(Assignment(spec, tuple(names[key])) for key, spec in specs.items())
+
+
+def _prepared(
+    request: RunRequest, store: Store, base: BaseFacts, assignments: tuple[Assignment, ...]
+) -> PreparedRun:
+    committed = frozenset(Registry(store).committed_among(a.spec.key for a in assignments))
+    rest = [item.spec for item in assignments if item.spec.key not in committed]
+    by_need = sorted(rest, key=lambda spec: -spec.subject.priority)
+    priors = missing_priors(store, (spec.prior for spec in by_need if spec.prior is not None))
+    return PreparedRun(
+        request=request,
+        run_id=name_run(assignments),
+        store=store,
+        base=base,
+        assignments=assignments,
+        committed=committed,
+        priors=tuple(priors),
+        plan=_plan(request, base, rest, priors) if rest else None,
+    )
+
+
+def _plan(
+    request: RunRequest, base: BaseFacts, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+) -> Plan:
+    drawn = [spec for spec in priors if not spec.is_brought]
+    workload = workload_of(
+        [spec.subject.recipe for spec in rest],
+        base.resolution_px,
+        num_prior_images=sum(spec.num_images for spec in drawn),
+    )
+    return make_plan(
+        base.memory,
+        workload,
+        request.hardware or this_machine(),
+        slots=request.slots,
+        fraction=request.gpu_fraction,
+        lanes=request.lanes,
+        checkpointing=request.checkpointing,
+    )
+
+
+def this_machine() -> Hardware:
+    """The hardware under this process."""
+    import torch
+
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if not torch.cuda.is_available():
+        return Hardware(None, 0, 0, cpus)
+    properties = torch.cuda.get_device_properties(0)
+    return Hardware(properties.name, properties.total_memory, torch.cuda.device_count(), cpus)

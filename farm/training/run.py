@@ -1,0 +1,121 @@
+"""A run from manifest to adapters.
+
+Owns the order of things and the summary. Survives being killed at any instant: started again with
+the same manifest it is the same run, finds what is committed, and goes on with the rest. Prints
+nothing; a ``View`` is told.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from farm.errors import Interrupted, StoreError
+from farm.training.dispatch import Dispatcher
+from farm.training.driver import Driver, claim_run, point_names, write_run_files
+from farm.training.ledger import Job, Ledger, Status, counts
+from farm.training.prepare_run import prepare_run, resume_run
+from farm.training.run_request import PreparedRun, RunRequest, RunSummary, View
+
+__all__ = [
+    "PreparedRun",
+    "RunRequest",
+    "RunSummary",
+    "View",
+    "execute_run",
+    "prepare_run",
+    "resume_run",
+    "run_manifest",
+    "summarise",
+]
+
+
+def run_manifest(
+    request: RunRequest, *, view: View | None = None, stop: threading.Event | None = None
+) -> RunSummary:
+    """Prepare and execute; for programs. The command line asks between the two."""
+    return execute_run(prepare_run(request), view=view, stop=stop)
+
+
+def execute_run(
+    prepared: PreparedRun, *, view: View | None = None, stop: threading.Event | None = None
+) -> RunSummary:
+    """Train what is not committed.
+
+    Args:
+        stop: set it to stop cleanly: running jobs are saved and given back.
+
+    Raises:
+        Interrupted: after a clean stop.
+        UserError: if another driver has this run.
+        LaneLost: if the lanes cannot be kept alive, or another driver took the run over.
+    """
+    began = time.monotonic()
+    claim = claim_run(prepared)
+    driver = Driver(prepared, claim, view, stop or threading.Event())
+    try:
+        write_run_files(prepared, claim)
+        point_names(prepared)
+        jobs = _drive(driver)
+    finally:
+        with suppress(StoreError):
+            claim.release()
+    summary = summarise(prepared, jobs, time.monotonic() - began)
+    left = sum(not job.is_final for job in jobs)
+    if driver.stop.is_set() and left:
+        raise Interrupted(
+            f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "
+            f"committed and safe; {left} jobs are left and keep their last checkpoints "
+            f"(run {prepared.run_id} in {prepared.store.url})",
+            "run the same command again to go on",
+        )
+    return summary
+
+
+def _drive(driver: Driver) -> list[Job]:
+    prepared = driver.prepared
+    if prepared.plan is not None and prepared.request.executor == "ray":
+        from farm.training.ray_run import run_on_ray
+
+        return run_on_ray(driver)
+    dispatcher = Dispatcher(
+        prepared.assignments,
+        Ledger(prepared.store, prepared.run_id, epoch=driver.claim.number),
+        resolution_px=prepared.base.resolution_px,
+        ready_priors=driver.ready_priors,
+        committed=prepared.committed,
+        settings=prepared.request.dispatch,
+    )
+    if prepared.plan is None:  # nothing to train: no Ray, no lane, only the ledger's word
+        driver.show(dispatcher.snapshot(), dispatcher.news())
+        return dispatcher.jobs()
+    from farm.training.local_run import run_in_process
+
+    return run_in_process(driver, dispatcher)
+
+
+def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> RunSummary:
+    """Count how the jobs ended."""
+    tally = counts(jobs)
+    done = {job.key for job in jobs if job.status is Status.COMMITTED}
+    # one that somebody else committed meanwhile was not trained by this run
+    own = {job.key for job in jobs if job.key in done and not job.reused} - prepared.committed
+    subjects = {item.spec.key: item.spec.subject.id for item in prepared.assignments}
+    ended_badly = (Status.QUARANTINED, Status.REJECTED, Status.CANCELLED)
+    return RunSummary(
+        run=prepared.run_id,
+        jobs=len(jobs) + prepared.num_rejected,
+        committed=len(own),
+        reused=len(done) - len(own),
+        failed=tally["quarantined"] + tally["rejected"] + prepared.num_rejected,
+        quarantined=tally["quarantined"],
+        cancelled=tally["cancelled"],
+        seconds=seconds,
+        failures=tuple(
+            (subjects[job.key], str(job.status), job.reason)
+            for job in jobs
+            if job.status in ended_badly
+        ),
+    )
