@@ -28,7 +28,14 @@ from farm.quality.protocol import PromptPair, Protocol, ScoringBudget, protocol_
 from farm.quality.scorer import ImageScorer, Scorer
 from farm.quality.verdict import Evidence, judge
 
-__all__ = ["Candidate", "Examination", "Examiner", "missing_card", "score_adapters"]
+__all__ = [
+    "Candidate",
+    "Examination",
+    "Examiner",
+    "missing_card",
+    "pillow",
+    "score_adapters",
+]
 
 CARD_VERSION = 1
 MIN_SPAN = 0.01

@@ -23,6 +23,7 @@ __all__ = [
     "PromptPair",
     "Protocol",
     "ScoringBudget",
+    "drawn_protocol",
     "protocol_for",
 ]
 
@@ -148,14 +149,19 @@ def protocol_for(base_name: str, class_noun: str, kind: SubjectKind | None = Non
         kind: ``object`` or ``live``; None decides by the noun.
     """
     if base_name == EMBEDDED:
-        others = [noun for noun in CLASS_NOUNS if noun != class_noun]
-        unrelated = [f"a {noun} {SCENERY[index]}" for index, noun in enumerate(others)]
-        poses = POSES_OF.get(class_noun, ())
-        return Protocol("drawn world", DRAWN_TEMPLATES, tuple(unrelated), poses)
+        return drawn_protocol(class_noun)
     live = kind == "live" or (kind is None and class_noun.split()[-1] in LIVE_NOUNS)
     if live:
         return Protocol("DreamBooth, live subjects", LIVE_TEMPLATES, UNRELATED, LIVE_POSES)
     return Protocol("DreamBooth, objects", OBJECT_TEMPLATES, UNRELATED, ())
+
+
+def drawn_protocol(class_noun: str) -> Protocol:
+    """The protocol in the drawn world's words, whatever the noun."""
+    others = [noun for noun in CLASS_NOUNS if noun != class_noun]
+    unrelated = tuple(f"a {noun} {SCENERY[index]}" for index, noun in enumerate(others))
+    poses = POSES_OF.get(class_noun, ())
+    return Protocol("drawn world", DRAWN_TEMPLATES, unrelated, poses)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ WORDS = ("<|startoftext|>", "<|endoftext|>", "a", "photo", "of", "cat", "dog", "
 def save_clip(folder: Path, *, side_px: int = 32) -> Path:
     """A random CLIPModel with a word tokenizer."""
     torch.manual_seed(7)
+    # strong random weights, so that pictures differ as they do for a trained model
     common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    common |= {"initializer_factor": 12.0}
     config = CLIPConfig(
         text_config={
             **common,

@@ -123,14 +123,17 @@ class SubjectView:
             return f"Not finished: {self.status}."
         if not self.card:
             return "No scores were made."
-        return str(self.card.get("verdict", {}).get("headline", ""))
+        return str(self.card.get("verdict", {}).get("headline", "No scores were made."))
 
     @property
     def reasons(self) -> list[str]:
         """Why the verdict is what it is."""
         if self.verdict == "failed":
             return [self.reason] if self.reason else []
-        return list((self.card or {}).get("verdict", {}).get("reasons", []))
+        card = self.card or {}
+        if "missing" in card:
+            return [f"The card {card['missing']}"]
+        return list(card.get("verdict", {}).get("reasons", []))
 
     @property
     def remedies(self) -> list[str]:

@@ -1,0 +1,1 @@
+"""The article's claims, measured anew: with and without prior preservation, and step by step."""

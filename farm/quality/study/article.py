@@ -1,0 +1,210 @@
+"""``farm study article``: one particular cat and one decorative mushroom, as the article did it.
+
+Owns the run and its pictures: the table by training step for ``A [V] cat`` and its animation, the
+gallery of places and styles, and random members of the class that must stay random.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from farm.base.embedded.world.words import SCENERY
+from farm.base.load import load_base
+from farm.base.model import Base
+from farm.keys import derive_seed
+from farm.quality.card import Examination, Examiner, pillow
+from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows
+from farm.quality.protocol import ScoringBudget, drawn_protocol
+from farm.quality.scorer import Scorer, embedded_scorer
+from farm.quality.study.bench import Bench, Trainee, class_prompt, make_prior_sets
+from farm.quality.study.drawn import individuals, photograph
+from farm.quality.study.grids import Cell, labelled_grid, save_animation
+from farm.quality.study.tables import article_page
+from farm.recipe import Recipe
+
+__all__ = ["ArticleStudy", "run_article_study"]
+
+NOUNS = ("cat", "mushroom")
+POSES = {"cat": ("sitting", "standing", "sleeping"), "mushroom": ("standing", "tilted")}
+STYLES = (
+    "a photo of sks {}", "a pencil drawing of sks {}", "a painting of sks {} in the mountains",
+    "a pencil sketch of sks {} in the city", "a sks {} wearing a red hat",
+    "a sks {} wearing blue glasses", "a sks {} wearing a yellow crown in space",
+    "a sks {} jumping", "a sks {} upside down on a pink background",
+    "a sks {} sleeping under water",
+)  # fmt: skip
+ROW_PICTURES = 8
+FINE = ScoringBudget(steps=25, guidance=5.0)
+"""How pictures that are looked at, not scored, are drawn."""
+
+
+@dataclass(frozen=True)
+class ArticleStudy:
+    """The run's size."""
+
+    steps: int = 400
+    every: int = 50
+    num_photos: int = 6
+    num_prior_images: int = 100
+    rank: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 1
+    budget: ScoringBudget = field(
+        default_factory=lambda: ScoringBudget(12, 16, 6, steps=15, guidance=5.0)
+    )
+
+    @property
+    def recipe(self) -> Recipe:
+        """With prior preservation, as the article trained."""
+        return Recipe(
+            steps=self.steps,
+            rank=self.rank,
+            learning_rate=self.learning_rate,
+            num_prior_images=self.num_prior_images,
+            checkpoint_every=100_000,
+            seed=self.seed,
+        )
+
+
+def run_article_study(
+    base_name: str,
+    study: ArticleStudy,
+    out: Path,
+    *,
+    scorer: Scorer | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run it and write its page, grids, animations and ``results.json`` to ``out``.
+
+    Args:
+        scorer: a CLIP; None takes the embedded one.
+    """
+    began = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    base = load_base(base_name)
+    people = individuals(len(NOUNS), NOUNS, seed=study.seed)
+    photos = {
+        person.class_noun: photograph(person, study.num_photos, poses=POSES[person.class_noun])
+        for person in people
+    }
+    say(f"drawing {study.num_prior_images} class images for each class")
+    priors = make_prior_sets(base, NOUNS, study.num_prior_images)
+    trainees = [Trainee(noun, noun, photos[noun], study.recipe) for noun in NOUNS]
+    bench = Bench(base, trainees, priors)
+    examiner = Examiner(
+        base,
+        bench.trainer.bank,
+        scorer or embedded_scorer(),
+        study.budget,
+        protocol_of=drawn_protocol,
+        batch=64,
+    )
+    stages: dict[str, dict[int, list[Image.Image]]] = {noun: {} for noun in NOUNS}
+    cards: dict[str, dict[int, Examination]] = {noun: {} for noun in NOUNS}
+    try:
+        for step in range(0, study.steps + 1, study.every):
+            bench.train_to(step)
+            _note_stage(bench, base, step, stages)
+            for noun, found in bench.examine(examiner).items():
+                cards[noun][step] = found
+            say(f"step {step}")
+        for noun in NOUNS:
+            _draw_pages(bench, base, noun, photos[noun], stages[noun], out)
+    finally:
+        bench.close()
+    result = {
+        "study": {key: value for key, value in asdict(study).items() if key != "budget"},
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "subjects": {noun: _subject_result(cards[noun]) for noun in NOUNS},
+        "seconds": round(time.perf_counter() - began, 1),
+        "hardware": f"{platform.machine()}, CPU",
+    }
+    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "README.md").write_text(article_page(result))
+    return result
+
+
+def _subject_result(cards: Mapping[int, Examination]) -> dict[str, Any]:
+    last = cards[max(cards)].card
+    return {
+        "by_step": [
+            {"step": step, "scores": found.card["scores"]} for step, found in cards.items()
+        ],
+        "base_scores": last["base_scores"],
+        "poses": last["poses"],
+        "verdict": last["verdict"],
+        "evidence": last["evidence"],
+    }
+
+
+def _note_stage(
+    bench: Bench, base: Base, step: int, stages: Mapping[str, dict[int, list[Image.Image]]]
+) -> None:
+    """Pictures of ``A [V] noun`` on the same seeds at every stage."""
+    rows = [
+        PictureRow(bench.slots[noun], f"a sks {noun}", derive_seed("stage", index))
+        for noun in NOUNS
+        for index in range(ROW_PICTURES)
+    ]
+    pictures = pillow(draw_rows(base, bench.trainer.bank, rows, FINE))
+    for index, noun in enumerate(NOUNS):
+        stages[noun][step] = pictures[index * ROW_PICTURES : (index + 1) * ROW_PICTURES]
+
+
+def _draw_pages(
+    bench: Bench,
+    base: Base,
+    noun: str,
+    photos: Sequence[Image.Image],
+    stages: Mapping[int, Sequence[Image.Image]],
+    out: Path,
+) -> None:
+    labelled_grid([Cell("photos", photos)], cell_px=128).save(out / f"{noun}-photos.png")
+    rows = [Cell(f"step {step}", pictures) for step, pictures in stages.items()]
+    labelled_grid(rows).save(out / f"{noun}-steps.png")
+    frames = [
+        labelled_grid([Cell(f"A [V] {noun}\nstep {step}", pictures[:4])], cell_px=160)
+        for step, pictures in stages.items()
+    ]
+    save_animation(frames, out / f"{noun}.gif")
+    slot, bank = bench.slots[noun], bench.trainer.bank
+    prompts = [f"a sks {noun} {place}" for place in SCENERY] + [
+        text.format(noun) for text in STYLES
+    ]
+    drawn = pillow(
+        draw_rows(base, bank, [PictureRow(slot, text, derive_seed("gallery", n))
+                               for n, text in enumerate(prompts)], FINE)
+    )  # fmt: skip
+    _gallery(prompts, drawn).save(out / f"{noun}-gallery.png")
+    seeds = [derive_seed("random", noun, index) for index in range(ROW_PICTURES)]
+    both = [
+        Cell(label, pillow(draw_rows(base, bank, [PictureRow(chosen, class_prompt(noun), seed)
+                                                  for seed in seeds], FINE)))
+        for label, chosen in (("untouched base", BASE_SLOT), ("with the adapter", slot))
+    ]  # fmt: skip
+    labelled_grid(both).save(out / f"{noun}-class.png")
+
+
+def _gallery(prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures with their prompts above, six a row."""
+    columns, strips = 6, []
+    for start in range(0, len(prompts), columns):
+        row = slice(start, start + columns)
+        headings = [text.replace("sks", "[V]") + "\n" for text in prompts[row]]
+        strips.append(labelled_grid([Cell("", pictures[row])], headings, cell_px=128))
+    sheet = Image.new(
+        "RGB", (strips[0].width, sum(strip.height for strip in strips)), (251, 250, 247)
+    )
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet

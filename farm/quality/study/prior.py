@@ -1,0 +1,290 @@
+"""``farm study prior``: does class-specific prior preservation heal what DreamBooth breaks?
+
+Owns the experiment: the same drawn individuals, photographed in one pose only, trained with and
+without prior preservation, several seeds, all in the slots of one trainer; their scores by step
+with intervals over individuals; and what is concluded. Figures are ``figures.py``'s.
+
+The claims, of DreamBooth (Ruiz et al. 2023, §3.2, §4.3, Table 3): without the prior loss the class
+drifts to the subject (PRES rises), its diversity is lost (DIV falls, poses collapse onto that of
+the photos), and the loss costs next to no fidelity.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from farm import __version__
+from farm.base.embedded.world.words import POSES_OF
+from farm.base.load import load_base
+from farm.base.model import Base
+from farm.quality.card import Examination, Examiner
+from farm.quality.intervals import estimate, paired_difference
+from farm.quality.protocol import ScoringBudget, drawn_protocol
+from farm.quality.scorer import Scorer, embedded_scorer
+from farm.quality.study.bench import Bench, Trainee, make_prior_sets
+from farm.quality.study.drawn import Individual, individuals, photograph
+from farm.quality.study.figures import plot_by_step
+from farm.quality.study.grids import arms_grid, steps_grid
+from farm.quality.study.pose_check import pose_accuracy
+from farm.quality.study.tables import prior_page
+from farm.recipe import Recipe
+
+__all__ = ["ARMS", "PriorStudy", "run_prior_study"]
+
+ARMS = ("without", "with")
+"""Without prior preservation, and with it."""
+METRICS: Mapping[str, str] = {
+    "fidelity": "Subject fidelity (CLIP-I)",
+    "prompt": "Prompt fidelity (CLIP-T)",
+    "pres": "PRES (class drifts to subject)",
+    "div": "DIV (diversity of the class)",
+    "poses": "Poses of the class",
+    "drift": "Drift on other prompts",
+}
+PHOTO_POSE = "sitting"
+NOUNS = ("dog", "cat", "robot", "bird")
+"""Classes that can sit, in the order in which individuals are taken from them."""
+
+
+@dataclass(frozen=True)
+class PriorStudy:
+    """The experiment's size; every field enters the result's file."""
+
+    num_subjects: int = 8
+    num_seeds: int = 2
+    steps: int = 300
+    num_checks: int = 4
+    """Times that all are examined, evenly spaced; the base counts as step 0."""
+    num_photos: int = 5
+    num_prior_images: int = 64
+    prior_weight: float = 1.0
+    rank: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 0
+    budget: ScoringBudget = field(
+        default_factory=lambda: ScoringBudget(8, 16, 6, steps=12, guidance=4.0)
+    )
+    nouns: tuple[str, ...] = NOUNS
+
+    def recipe(self, arm: str, seed: int) -> Recipe:
+        """One arm's recipe."""
+        prior = arm == "with"
+        return Recipe(
+            steps=self.steps,
+            prior_rows=1 if prior else 0,
+            prior_weight=self.prior_weight,
+            num_prior_images=self.num_prior_images if prior else 0,
+            rank=self.rank,
+            learning_rate=self.learning_rate,
+            checkpoint_every=100_000,
+            seed=seed,
+        )
+
+    @property
+    def check_steps(self) -> list[int]:
+        """Steps after which all are examined."""
+        return [
+            round(self.steps * (index + 1) / self.num_checks) for index in range(self.num_checks)
+        ]
+
+
+@dataclass
+class _Records:
+    """Scores of all trainees by (arm, subject, seed) at every examined step."""
+
+    values: dict[int, dict[tuple[str, str, int], dict[str, float]]] = field(default_factory=dict)
+    base: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The untouched base's scores by subject."""
+
+    def over_subjects(self, step: int, arm: str, metric: str) -> list[float]:
+        """One number a subject: the mean over its seeds."""
+        if step == 0:
+            return [scores[metric] for scores in self.base.values()]
+        by_subject: dict[str, list[float]] = {}
+        for (own_arm, subject, _), scores in self.values[step].items():
+            if own_arm == arm:
+                by_subject.setdefault(subject, []).append(scores[metric])
+        return [fmean(numbers) for numbers in by_subject.values()]
+
+
+def run_prior_study(
+    base_name: str,
+    study: PriorStudy,
+    out: Path,
+    *,
+    scorer: Scorer | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run the experiment and write its page, plots, grids and ``results.json`` to ``out``.
+
+    Args:
+        scorer: a CLIP; None takes the embedded one.
+    """
+    began = time.perf_counter()
+    base, scorer = load_base(base_name), scorer or embedded_scorer()
+    people = individuals(study.num_subjects, study.nouns, seed=study.seed)
+    photos = {
+        person.name: photograph(person, study.num_photos, poses=[PHOTO_POSE], seed=study.seed)
+        for person in people
+    }
+    say(f"drawing {study.num_prior_images} class images for each class")
+    priors = make_prior_sets(base, [person.class_noun for person in people], study.num_prior_images)
+    trainees = _trainees(study, people, photos)
+    say(f"training {len(trainees)} adapters at once, {study.steps} steps")
+    bench = Bench(base, trainees, priors)
+    try:
+        records, shown = _measure(bench, study, base, scorer, say)
+    finally:
+        bench.close()
+    result = _result(study, base, scorer, records, people)
+    result["seconds"] = {
+        "total": round(time.perf_counter() - began, 1),
+        "training": round(bench.training_s, 1),
+        "examining": round(bench.examining_s, 1),
+    }
+    _write(out, result, shown, photos, people)
+    say(f"done in {result['seconds']['total']:.0f} s")
+    return result
+
+
+def _trainees(
+    study: PriorStudy, people: Sequence[Individual], photos: Mapping[str, Any]
+) -> list[Trainee]:
+    return [
+        Trainee(
+            key=f"{arm}/{person.name}/{seed}",
+            class_noun=person.class_noun,
+            photos=photos[person.name],
+            recipe=study.recipe(arm, study.seed + seed),
+        )
+        for arm in ARMS
+        for person in people
+        for seed in range(study.num_seeds)
+    ]
+
+
+def _measure(
+    bench: Bench, study: PriorStudy, base: Base, scorer: Scorer, say: Callable[[str], None]
+) -> tuple[_Records, dict[int, dict[str, Examination]]]:
+    examiner = Examiner(
+        base, bench.trainer.bank, scorer, study.budget, protocol_of=drawn_protocol, batch=64
+    )
+    records, shown = _Records(), {}
+    for step in study.check_steps:
+        bench.train_to(step)
+        examined = bench.examine(examiner)
+        shown[step] = examined
+        records.values[step] = {}
+        for key, found in examined.items():
+            arm, subject, seed = key.split("/")
+            records.values[step][(arm, subject, int(seed))] = _numbers(found.card, "adapter")
+            records.base.setdefault(subject, _numbers(found.card, "base"))
+        say(f"step {step}: trained {bench.training_s:.0f} s, examined {bench.examining_s:.0f} s")
+    return records, shown
+
+
+def _numbers(card: Mapping[str, Any], whose: str) -> dict[str, float]:
+    scores = card["scores" if whose == "adapter" else "base_scores"]
+    return {
+        "fidelity": scores["clip_i"]["mean"],
+        "prompt": scores["clip_t"]["mean"],
+        "pres": scores["pres"]["mean"],
+        "div": scores["div"]["mean"],
+        "poses": card["poses"][whose]["effective"],
+        "drift": scores["drift"]["mean"] if whose == "adapter" else 0.0,
+    }
+
+
+def _result(
+    study: PriorStudy, base: Base, scorer: Scorer, records: _Records, people: Sequence[Individual]
+) -> dict[str, Any]:
+    steps = [0, *study.check_steps]
+    curves = {
+        arm: {
+            metric: [_told(records.over_subjects(step, arm, metric)) for step in steps]
+            for metric in METRICS
+        }
+        for arm in ARMS
+    }
+    last = study.check_steps[-1]
+    contrasts = {metric: _contrast(records, last, metric) for metric in METRICS}
+    return {
+        "study": {key: value for key, value in asdict(study).items() if key != "budget"},
+        "budget": asdict(study.budget),
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "scorer": scorer.name,
+        "pose_accuracy": pose_accuracy(scorer, study.nouns),
+        "subjects": [person.name for person in people],
+        "steps": steps,
+        "curves": curves,
+        "contrasts": contrasts,
+        "claims": _claims(contrasts, curves),
+        "max_poses": len(POSES_OF[study.nouns[0]]),
+        "hardware": f"{platform.machine()}, CPU",
+        "farm_version": __version__,
+    }
+
+
+def _told(values: Sequence[float]) -> dict[str, Any]:
+    found = estimate(values, unit="subjects", min_num=2)
+    return found.to_json() if found else {"mean": fmean(values), "num": len(values)}
+
+
+def _contrast(records: _Records, step: int, metric: str) -> dict[str, Any]:
+    """Both arms after the last step, and the paired difference with − without."""
+    without, with_ = (records.over_subjects(step, arm, metric) for arm in ARMS)
+    first = estimate(without, unit="subjects", min_num=2)
+    second = estimate(with_, unit="subjects", min_num=2)
+    difference = paired_difference(with_, without, min_num=2)
+    if first is None or second is None or difference is None:
+        return {"without": fmean(without), "with": fmean(with_)}
+    return {
+        "without": first.to_json(),
+        "with": second.to_json(),
+        "difference": difference.to_json(),
+        "intervals_overlap": first.overlaps(second),
+    }
+
+
+def _claims(contrasts: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
+    """The article's three claims, each with what was found."""
+
+    def differs(metric: str, sign: int) -> bool | None:
+        found = contrasts[metric]
+        if "difference" not in found:
+            return None
+        return bool(sign * found["difference"]["mean"] > 0 and not found["intervals_overlap"])
+
+    fidelity = contrasts["fidelity"]
+    lost = None
+    if "difference" in fidelity:
+        lost = -fidelity["difference"]["mean"] / fidelity["without"]["mean"]
+    return {
+        "prior preservation lowers PRES, intervals apart": differs("pres", -1),
+        "prior preservation keeps more poses, intervals apart": differs("poses", 1),
+        "prior preservation keeps DIV higher, intervals apart": differs("div", 1),
+        "fidelity lost, as a share": None if lost is None else round(lost, 4),
+    }
+
+
+def _write(
+    out: Path,
+    result: Mapping[str, Any],
+    shown: Mapping[int, Mapping[str, Examination]],
+    photos: Mapping[str, Any],
+    people: Sequence[Individual],
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    plot_by_step(result, METRICS, out / "by-step.png")
+    last = max(shown)
+    arms_grid(shown[last], [person.name for person in people[:4]], photos).save(out / "arms.png")
+    steps_grid(shown, people[0].name).save(out / "steps.png")
+    (out / "README.md").write_text(prior_page(result, METRICS))

@@ -1,0 +1,154 @@
+"""The studies' pages in Markdown: the table, the claims, how to read and to repeat them.
+
+Owns wording and layout; every number comes from the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["article_page", "prior_page"]
+
+BETTER = {
+    "fidelity": "higher", "prompt": "higher", "pres": "lower", "div": "higher", "poses": "higher",
+    "drift": "lower",
+}  # fmt: skip
+
+
+def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
+    """The page of ``farm study prior``."""
+    study, budget = result["study"], result["budget"]
+    num_adapters = 2 * study["num_subjects"] * study["num_seeds"]
+    lines = [
+        "# Does prior preservation keep the class?",
+        "",
+        "Written by `farm study prior`; every number is in `results.json`.",
+        "",
+        f"{study['num_subjects']} drawn individuals, each photographed {study['num_photos']} "
+        f"times, always sitting, were trained with and without prior preservation, "
+        f"{study['num_seeds']} seeds each: {num_adapters} adapters in the slots of one trainer. "
+        f"Recipe: {study['steps']} steps, rank {study['rank']}, learning rate "
+        f"{study['learning_rate']:g}, λ = {study['prior_weight']:g}, "
+        f"{study['num_prior_images']} class images.",
+        "",
+        "![The class, with and without](arms.png)",
+        "",
+        f"## After {study['steps']} steps",
+        "",
+        "| score | better | untouched base | without | with | with − without | intervals |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for metric, title in metrics.items():
+        lines.append(_prior_row(result, metric, title))
+    pose = result["pose_accuracy"]
+    lines += [
+        "",
+        "Means over individuals with 95 % intervals (bootstrap over individuals, seeds averaged). "
+        '"Poses of the class" is the number of evenly used poses with the entropy that '
+        f"was found, at most {result['max_poses']}; the scorer names the pose of a drawn picture "
+        f"rightly in {100 * pose['accuracy']:.0f} % of {pose['num']}.",
+        "",
+        "## The article's claims",
+        "",
+        *_claim_lines(result["claims"]),
+        "",
+        "## By training step",
+        "",
+        "![Scores by step](by-step.png)",
+        "",
+        "![The class by step](steps.png)",
+        "",
+        "## To repeat it",
+        "",
+        "```",
+        f"farm study prior --base {result['base']['name']} --subjects {study['num_subjects']} "
+        f"--seeds {study['num_seeds']} --steps {study['steps']}",
+        "```",
+        "",
+        f"Each score of one adapter is from {budget['num_prompt_pictures']} pictures of the "
+        f"subject, {budget['num_class_pictures']} of the class and {budget['num_drift_pictures']} "
+        f"of other prompts, {budget['steps']} denoising steps each, the same seeds for both arms "
+        f"and the base. {result['seconds']['total']:.0f} s in all on {result['hardware']} "
+        f"({result['seconds']['training']:.0f} s of training, "
+        f"{result['seconds']['examining']:.0f} s of drawing and scoring). "
+        f"Base fingerprint `{result['base']['fingerprint'][:16]}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _prior_row(result: Mapping[str, Any], metric: str, title: str) -> str:
+    contrast = result["contrasts"][metric]
+    base = result["curves"]["with"][metric][0]["mean"]
+    if "difference" not in contrast:
+        return f"| {title} | {BETTER[metric]} | {base:.3f} | {contrast['without']:.3f} | {contrast['with']:.3f} | – | – |"  # noqa: E501
+    apart = "overlap" if contrast["intervals_overlap"] else "**apart**"
+    cells = [_interval(contrast[key]) for key in ("without", "with", "difference")]
+    return f"| {title} | {BETTER[metric]} | {base:.3f} | {' | '.join(cells)} | {apart} |"
+
+
+def _interval(value: Mapping[str, Any]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _claim_lines(claims: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for claim, found in claims.items():
+        if isinstance(found, bool):
+            lines.append(f"- {'**Holds**' if found else '**Does not hold here**'}: {claim}.")
+        elif found is not None:
+            lines.append(f"- {claim}: {100 * found:.1f} %.")
+    return lines
+
+
+def article_page(result: Mapping[str, Any]) -> str:
+    """The page of ``farm study article``."""
+    lines = [
+        "# The article's run",
+        "",
+        "Written by `farm study article`; every number is in `results.json`.",
+        "",
+        "One particular cat and one decorative mushroom, trained side by side in two slots "
+        f"({result['study']['steps']} steps, rank {result['study']['rank']}, learning rate "
+        f"{result['study']['learning_rate']:g}, with prior preservation).",
+        "",
+    ]
+    for noun, found in result["subjects"].items():
+        lines += [
+            f"## The {noun}",
+            "",
+            f"![Photos of the {noun}]({noun}-photos.png)",
+            "",
+            f"### `A [V] {noun}`, step by step",
+            "",
+            f"![By step]({noun}-steps.png)",
+            "",
+            f"![Animation]({noun}.gif)",
+            "",
+            "| step | fidelity (CLIP-I) | prompt (CLIP-T) | PRES | DIV | drift |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in found["by_step"]:
+            cells = [_score(row["scores"].get(name)) for name in
+                     ("clip_i", "clip_t", "pres", "div", "drift")]  # fmt: skip
+            lines.append(f"| {row['step']} | {' | '.join(cells)} |")
+        lines += [
+            "",
+            f"Verdict: **{found['verdict']['label']}**. {' '.join(found['verdict']['reasons'])}",
+            "",
+            f"### The same {noun} in many places and styles",
+            "",
+            f"![Gallery]({noun}-gallery.png)",
+            "",
+            f"### Random {noun}s stay random",
+            "",
+            f"![Random {noun}s]({noun}-class.png)",
+            "",
+        ]
+    lines += [f"{result['seconds']:.0f} s in all on {result['hardware']}.", ""]
+    return "\n".join(lines)
+
+
+def _score(value: Mapping[str, Any] | None) -> str:
+    return _interval(value) if value and "low" in value else "–"
