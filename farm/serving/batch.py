@@ -47,6 +47,10 @@ class Batch:
         """Whether there is nothing to draw."""
         return not self._ready and not any(self._groups.values())
 
+    def has(self, size: Size) -> bool:
+        """Whether pictures of a size run."""
+        return bool(self._groups.get(size))
+
     def add_ready(self, row: Row) -> None:
         """Let a row join when there is room."""
         self._ready.append(row)

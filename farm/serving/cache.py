@@ -22,7 +22,7 @@ from typing import Protocol
 
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
-from farm.errors import AdapterFileError, AdapterNotFound, FarmError
+from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
 from farm.keys import file_digest
 from farm.serving.request import AdapterRef
 from farm.serving.revocations import Revocations
@@ -33,10 +33,8 @@ __all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
 LOG = logging.getLogger(__name__)
 
 RECORD_FILE = "adapter.json"
-PREFERRED_FILES = (
-    "pytorch_lora_weights.safetensors",
-    "peft/adapter_model.safetensors",
-)
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FOLDER = "peft"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What may become the name of a folder."""
 
@@ -66,7 +64,7 @@ class HostedAdapter:
     key: str
     weights: AdapterWeights
     sha256: str
-    """Of the weights file that was read."""
+    """Of the (first) weights file that was read."""
     tier: Tier
     """Where this load found it."""
     load_s: float
@@ -102,7 +100,7 @@ class AdapterCache:
 
         Args:
             source: where adapters come from.
-            read: reads a safetensors file of any known form; raises AdapterFileError.
+            read: reads a safetensors file or a PEFT folder; raises AdapterFileError.
             folder: of the disk tier; processes of one machine may share it.
             base_fingerprint: adapters of another base are refused.
             check: raises AdapterFileError if the weights do not fit the bank.
@@ -158,7 +156,7 @@ class AdapterCache:
         try:
             self.check(ref)
         except FarmError as error:
-            self._stats.refused += 1
+            self._count("refused")
             future.set_exception(error)
             return future
         with self._lock:
@@ -189,7 +187,7 @@ class AdapterCache:
         if bad is None:
             return
         if self._clock() < bad[0]:
-            raise bad[1]
+            raise AdapterFileError(*bad[1].args)  # a fresh one, without old tracebacks
         self._bad.pop(ref.key, None)
 
     def _fly(self, ref: AdapterRef) -> None:
@@ -204,14 +202,11 @@ class AdapterCache:
         with self._lock:
             waiting = self._flights.pop(ref.key)
             mine = self._host.add(ref.key, hosted, hosted.num_bytes)
-            for future in waiting:
-                pinned = self._host.pin(ref.key) or Pinned(hosted)
-                if not future.set_running_or_notify_cancel():
-                    pinned.release()
-                    continue
-                future.set_result(pinned)
-            mine.release()
-        self._stats.load_s += hosted.load_s
+            self._stats.load_s += hosted.load_s
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._host.pin(ref.key) or Pinned(hosted))
+        mine.release()
 
     def _land_failed(self, ref: AdapterRef, error: BaseException) -> None:
         if isinstance(error, AdapterFileError):
@@ -219,9 +214,9 @@ class AdapterCache:
             self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error)
         elif not isinstance(error, FarmError):
             LOG.error("loading %s failed", ref.label, exc_info=error)
-            error = AdapterFileError(f"adapter {ref.label} could not be loaded", "try again later")
-        self._stats.failed += 1
+            error = StoreError(f"adapter {ref.label} could not be loaded", "try again later")
         with self._lock:
+            self._stats.failed += 1
             waiting = self._flights.pop(ref.key)
         for future in waiting:
             if future.set_running_or_notify_cancel():
@@ -235,27 +230,28 @@ class AdapterCache:
             with self._disk.use(ref.key) as folder:
                 if folder is not None:
                     hosted = self._open(ref, folder, "disk", started_s)
-                    self._stats.disk_hits += 1
+                    self._count("disk_hits")
                     return hosted
         except AdapterFileError as error:
             # the local copy may be at fault: the store decides
             LOG.warning("the disk's copy of %s is bad: %s", ref.label, error.message)
             self._disk.drop(ref.key)
-        self._disk.fill(ref.key, lambda empty: self._fetch(ref, empty))
         try:
-            with self._disk.use(ref.key) as folder:
-                if folder is None:
-                    raise AdapterFileError(f"adapter {ref.label} left the disk", "try again")
-                self._stats.store_loads += 1
+            with self._disk.bring(ref.key, lambda empty: self._fetch(ref, empty)) as folder:
+                self._count("store_loads")
                 return self._open(ref, folder, "store", started_s)
         except AdapterFileError:
             self._disk.drop(ref.key)
             raise
 
+    def _count(self, name: str) -> None:
+        with self._lock:
+            setattr(self._stats, name, getattr(self._stats, name) + 1)
+
     def _fetch(self, ref: AdapterRef, folder: Path) -> None:
         try:
             record = self._source.record(ref.key)
-            self._source.fetch(ref.key, folder, names=[_weights_file(ref, record)])
+            self._source.fetch(ref.key, folder, names=_served_form(ref, record)[1])
         except AdapterFileError as error:
             if not self._source.is_committed(ref.key):
                 raise _not_found(ref) from error
@@ -269,17 +265,11 @@ class AdapterCache:
         """
         try:
             record = AdapterRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
-            name = _weights_file(ref, record)
-            if record.job_key != ref.key:
-                raise _bad(ref, "its record names another job")
-            if record.base_fingerprint != self._base_fingerprint:
-                raise _bad(ref, f"it was trained on another base, {record.base_id}")
-            if (folder / name).stat().st_size > self._limits.max_file_bytes:
-                raise _bad(ref, f"its file is over {self._limits.max_file_bytes} bytes")
-            sha256 = file_digest(folder / name)
-            if sha256 != record.files[name]:
-                raise _bad(ref, f"{name} is not the file that was committed (sha256)")
-            weights = self._read(folder / name)
+            self._check_record(ref, record)
+            target, names = _served_form(ref, record)
+            for name in names:
+                self._check_file(ref, folder / name, record.files[name])
+            weights = self._read(folder / target)
             if not weights.is_finite:
                 raise _bad(ref, "it holds values that are not finite")
             self._check(weights)
@@ -288,7 +278,21 @@ class AdapterCache:
         except (OSError, ValueError) as error:
             raise _bad(ref, _without_path(str(error), folder)) from error
         prepared = self._prepare(weights)
+        sha256 = record.files[names[0]]
         return HostedAdapter(ref.key, prepared, sha256, tier, self._clock() - started_s)
+
+    def _check_record(self, ref: AdapterRef, record: AdapterRecord) -> None:
+        if record.job_key != ref.key:
+            raise _bad(ref, "its record names another job")
+        if record.base_fingerprint != self._base_fingerprint:
+            raise _bad(ref, f"it was trained on another base, {record.base_id}")
+
+    def _check_file(self, ref: AdapterRef, path: Path, sha256: str) -> None:
+        most = self._limits.max_file_bytes
+        if path.stat().st_size > most:
+            raise _bad(ref, f"{path.name} is over {most} bytes")
+        if file_digest(path) != sha256:
+            raise _bad(ref, f"{path.name} is not the file that was committed (sha256)")
 
     def _purge(self, keys: frozenset[str]) -> None:
         """Remove revoked adapters from every tier that this cache owns."""
@@ -298,13 +302,21 @@ class AdapterCache:
                 self._disk.drop(key)
 
 
-def _weights_file(ref: AdapterRef, record: AdapterRecord) -> str:
-    """The safetensors file to serve from, in whichever form there is."""
-    forms = [name for name in sorted(record.files) if name.endswith(".safetensors")]
-    chosen = next((name for name in PREFERRED_FILES if name in forms), None)
-    if chosen is None and not forms:
+def _served_form(ref: AdapterRef, record: AdapterRecord) -> tuple[str, list[str]]:
+    """What to read (a file, or PEFT's folder) and the files that takes, in whichever form there is.
+
+    Raises:
+        AdapterFileError: if the adapter has no safetensors file.
+    """
+    if DIFFUSERS_FILE in record.files:
+        return DIFFUSERS_FILE, [DIFFUSERS_FILE]
+    if f"{PEFT_FOLDER}/adapter_model.safetensors" in record.files:
+        prefix = f"{PEFT_FOLDER}/"
+        return PEFT_FOLDER, sorted(name for name in record.files if name.startswith(prefix))
+    single = sorted(name for name in record.files if name.endswith(".safetensors"))
+    if not single:
         raise _bad(ref, "it has no safetensors file; nothing else is read")
-    return chosen or forms[0]
+    return single[0], single[:1]
 
 
 def _bad(ref: AdapterRef, reason: str) -> AdapterFileError:

@@ -106,7 +106,7 @@ class Capacity:
         """Wait until the device is at most ``PASSES_AHEAD`` passes behind."""
         if self._device.type != "cuda":
             return
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._events.append(event)
         while len(self._events) > PASSES_AHEAD:

@@ -1,10 +1,11 @@
 """One denoising pass over rows that differ in everything but their picture size.
 
-Owns the assembly of a pass: prompted rows of all pictures first, unconditional rows of the guided
-ones after them, each row routed to its own slots of the bank; then guidance and each picture's
-own scheduler step. What stays equal while the same pictures go on together is assembled once.
+Owns the assembly of a pass: a prompted row for each picture and an unconditional row for each
+guided one, each with its own adapters; then guidance. What stays equal while the same pictures go
+on together is assembled once, and a row keeps its place in the pass while its picture is drawn,
+so that a picture which comes or goes costs the copy of its own weights only.
 
-Legend: P pictures, R rows (P prompted, then G unconditional), K adapters per row, C H W latent.
+Legend: P pictures, G guided ones among them, R rows, K adapters per row, C H W latent.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ import torch
 from torch import Tensor
 
 from farm.adapters.bank import Bank
+from farm.adapters.rows import RowWeights
 from farm.base.model import Base, Conditioning
-from farm.serving.rows import Row
+from farm.serving.rows import Row, Size
 
-__all__ = ["Denoiser"]
+__all__ = ["Denoiser", "arranged"]
+
+Line = tuple[Row, bool]
+"""One row of a pass: whose it is, and whether it is the prompted one."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +33,29 @@ class _Layout:
     """What a pass needs beside latents and timesteps; the same for the same pictures."""
 
     rows: tuple[Row, ...]
-    conditioning: Conditioning
+    lines: list[Line]
+    pictures_R: Tensor
+    """int64: the picture of each row."""
+    prompted_P: Tensor
+    """int64: where in the pass each picture's prompted row is."""
     guided_G: Tensor
-    """int64: which pictures have an unconditional row, in the order of those rows."""
+    """int64: which pictures are guided."""
+    plain_G: Tensor
+    """int64: where in the pass their unconditional rows are."""
     guidance_G111: Tensor
-    slots_RK: Tensor | None
-    """None if no picture has an adapter: then the base runs bare."""
-    factors_RK: Tensor | None
-    """None if all factors are 1."""
+    conditioning: Conditioning
+    has_adapters: bool
 
 
 class Denoiser:
-    """Takes pictures one step further, all in one pass."""
+    """Predicts for many pictures in one pass."""
 
     def __init__(self, base: Base, bank: Bank | None) -> None:
         self._base = base
         self._bank = bank
-        self._layout: _Layout | None = None
+        # sizes take turns: what one of them has assembled should not be undone by the next
+        self._layouts: dict[Size, _Layout] = {}
+        self._weights: dict[Size, RowWeights] = {}
 
     @torch.no_grad()
     def predict(self, rows: Sequence[Row]) -> Tensor:
@@ -54,66 +65,88 @@ class Denoiser:
         """
         layout = self._layout_of(tuple(rows))
         latents_PCHW = torch.cat([row.sampler.model_input() for row in rows])
-        guided_G = layout.guided_G
-        latents_RCHW = torch.cat([latents_PCHW, latents_PCHW[guided_G]])
-        timesteps_P = torch.tensor([row.sampler.timestep for row in rows], dtype=torch.float32)
-        timesteps_R = torch.cat([timesteps_P, timesteps_P[guided_G.cpu()]])
+        latents_RCHW = latents_PCHW.index_select(0, layout.pictures_R).to(self._base.dtype)
+        timesteps_R = torch.tensor(
+            [row.sampler.timestep for row, _ in layout.lines], dtype=torch.float32
+        ).to(self._base.device, non_blocking=True)
         with self._routed(layout):
-            prediction_RCHW = self._base.denoise(
-                latents_RCHW.to(self._base.dtype),
-                timesteps_R.to(self._base.device, non_blocking=True),
-                layout.conditioning,
-            ).float()
-        prompted_PCHW = prediction_RCHW[: len(rows)]
-        if not len(guided_G):
+            prediction_RCHW = self._base.denoise(latents_RCHW, timesteps_R, layout.conditioning)
+        prediction_RCHW = prediction_RCHW.float()
+        prompted_PCHW = prediction_RCHW.index_select(0, layout.prompted_P)
+        if not len(layout.guided_G):
             return prompted_PCHW
-        plain_GCHW = prediction_RCHW[len(rows) :]
-        change_GCHW = layout.guidance_G111 * (prompted_PCHW[guided_G] - plain_GCHW)
-        return prompted_PCHW.index_copy(0, guided_G, plain_GCHW + change_GCHW)
+        plain_GCHW = prediction_RCHW.index_select(0, layout.plain_G)
+        guided_GCHW = prompted_PCHW.index_select(0, layout.guided_G)
+        guided_GCHW = plain_GCHW + layout.guidance_G111 * (guided_GCHW - plain_GCHW)
+        return prompted_PCHW.index_copy(0, layout.guided_G, guided_GCHW)
 
-    def forget(self) -> None:
-        """Let go of the last pass's pictures."""
-        self._layout = None
+    def forget(self, size: Size) -> None:
+        """Let go of the pictures of a size; called when the last of them has left."""
+        self._layouts.pop(size, None)
+        self._weights.pop(size, None)
 
     def _routed(self, layout: _Layout) -> AbstractContextManager[None]:
-        if self._bank is None or layout.slots_RK is None:
-            return nullcontext()
-        return self._bank.route(layout.slots_RK, layout.factors_RK)
+        if not layout.has_adapters:
+            return nullcontext()  # the base runs bare, and costs what it costs bare
+        return self._weights[layout.rows[0].waiting.size].active()
 
     def _layout_of(self, rows: tuple[Row, ...]) -> _Layout:
-        if self._layout is None or self._layout.rows != rows:
-            self._layout = self._assembled(rows)
-        return self._layout
+        size = rows[0].waiting.size
+        layout = self._layouts.get(size)
+        if layout is None or layout.rows != rows:
+            layout = self._assembled(rows, layout.lines if layout is not None else [])
+            self._layouts[size] = layout
+        return layout
 
-    def _assembled(self, rows: tuple[Row, ...]) -> _Layout:
+    def _assembled(self, rows: tuple[Row, ...], before: list[Line]) -> _Layout:
         device = self._base.device
+        wanted = [(row, True) for row in rows]
+        wanted += [(row, False) for row in rows if row.unprompted is not None]
+        lines = arranged(before, wanted)
+        place = {line: i for i, line in enumerate(lines)}
+        picture = {row: i for i, row in enumerate(rows)}
         guided = [i for i, row in enumerate(rows) if row.unprompted is not None]
-        unprompted = [row.unprompted for row in rows if row.unprompted is not None]
         guidance_G = torch.tensor([rows[i].request.guidance for i in guided])
-        slots_RK, factors_RK = self._routing(rows, guided)
+
+        def indices(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64).to(device)
+
         return _Layout(
             rows=rows,
-            conditioning=Conditioning.concatenate([row.prompted for row in rows] + unprompted),
-            guided_G=torch.tensor(guided, dtype=torch.int64, device=device),
+            lines=lines,
+            pictures_R=indices([picture[row] for row, _ in lines]),
+            prompted_P=indices([place[row, True] for row in rows]),
+            guided_G=indices(guided),
+            plain_G=indices([place[rows[i], False] for i in guided]),
             guidance_G111=guidance_G.view(-1, 1, 1, 1).to(device),
-            slots_RK=slots_RK,
-            factors_RK=factors_RK,
+            conditioning=Conditioning.concatenate([_conditioning(line) for line in lines]),
+            has_adapters=self._assign(rows[0].waiting.size, lines),
         )
 
-    def _routing(
-        self, rows: tuple[Row, ...], guided: list[int]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        width = max(len(row.slots) for row in rows)
-        if not width:
-            return None, None
-        # slot 0 is the bare base: a row with fewer adapters fills up with it
-        slots_PK = torch.tensor([_padded(row.slots, width, 0) for row in rows])
-        factors_PK = torch.tensor([_padded(row.factors, width, 1.0) for row in rows])
-        slots_RK = torch.cat([slots_PK, slots_PK[guided]])
-        if bool((factors_PK == 1).all()):
-            return slots_RK, None
-        return slots_RK, torch.cat([factors_PK, factors_PK[guided]])
+    def _assign(self, size: Size, lines: list[Line]) -> bool:
+        """Lay the rows' weights ready; False if no picture has an adapter."""
+        if not any(row.slots for row, _ in lines):
+            return False
+        assert self._bank is not None
+        weights = self._weights.setdefault(size, RowWeights(self._bank))
+        weights.assign([row.slots for row, _ in lines], [row.factors for row, _ in lines])
+        return True
 
 
-def _padded(values: Sequence[float], width: int, filler: float) -> list[float]:
-    return [*values, *[filler] * (width - len(values))]
+def arranged(before: Sequence[Line], wanted: Sequence[Line]) -> list[Line]:
+    """The wanted lines in an order that leaves as many as possible where they were."""
+    missing = set(wanted)
+    places: list[Line | None] = [None] * len(wanted)
+    for i, line in enumerate(before[: len(wanted)]):
+        if line in missing:
+            places[i] = line
+            missing.discard(line)
+    rest = iter([line for line in wanted if line in missing])
+    return [line if line is not None else next(rest) for line in places]
+
+
+def _conditioning(line: Line) -> Conditioning:
+    row, is_prompted = line
+    conditioning = row.prompted if is_prompted else row.unprompted
+    assert conditioning is not None
+    return conditioning

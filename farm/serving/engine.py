@@ -15,13 +15,14 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 
 from farm.adapters.bank import Bank
 from farm.adapters.formats import load_adapter
+from farm.adapters.names import layer_names
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base
 from farm.errors import (
@@ -88,6 +89,7 @@ class Engine:
         self._beat_s = time.monotonic()
         self._thread: threading.Thread | None = None
         self.capacity = Capacity.unmeasured(base, self.config.batch_rows or 2)
+        layers = layer_names(base)  # before the bank wraps some of them
         self._bank = self._open_bank() if source is not None else None
         self._prompts = PromptEncoder(
             base,
@@ -96,7 +98,9 @@ class Engine:
             max_adapters=self.config.limits.max_adapters,
             max_prompts=self.config.max_prompts,
         )
-        self.cache = self._open_cache(source, cache_folder) if source is not None else None
+        self.cache: AdapterCache | None = None
+        if source is not None:
+            self.cache = self._open_cache(source, cache_folder, layers)
         self._slots = SlotTable(self.config.num_slots)
         self._denoiser = Denoiser(base, self._bank)
         self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
@@ -122,12 +126,14 @@ class Engine:
             max_per_row=config.limits.max_adapters,
         )
 
-    def _open_cache(self, source: AdapterSource, folder: str | Path | None) -> AdapterCache:
+    def _open_cache(
+        self, source: AdapterSource, folder: str | Path | None, layers: Collection[str]
+    ) -> AdapterCache:
         if folder is None:
             raise UserError("an engine with adapters needs a cache folder", "name one")
         cache = AdapterCache(
             source,
-            lambda path: load_adapter(path, self.base),
+            lambda path: load_adapter(path, layers),
             folder=Path(folder),
             base_fingerprint=self.base.fingerprint,
             check=self._check_fits,
@@ -376,7 +382,8 @@ class Engine:
 
     def _left(self, row: Row) -> None:
         """A row takes part in no further pass."""
-        self._denoiser.forget()
+        if not self._batch.has(row.waiting.size):
+            self._denoiser.forget(row.waiting.size)
         self._admission.give_up(row.remaining_cost)
         reservations, row.reservations = row.reservations, []
         self._preparer.release(reservations)
@@ -409,7 +416,7 @@ class Engine:
 
     def _shrink(self, rows: list[Row]) -> None:
         """The pass did not fit in memory: halve the limit, or give up a row that fits not alone."""
-        self._denoiser.forget()
+        self._denoiser.forget(rows[0].waiting.size)
         num_rows = sum(row.num_rows for row in rows)
         LOG.warning("a pass of %d rows is out of memory", num_rows)
         self.capacity.release_memory()
@@ -424,7 +431,7 @@ class Engine:
     def _isolate(self, rows: list[Row], error: Exception) -> None:
         """A pass failed: find out whose fault it is, each row alone, and fail those only."""
         LOG.error("a pass of %d pictures failed", len(rows), exc_info=error)
-        self._denoiser.forget()
+        self._denoiser.forget(rows[0].waiting.size)
         for row in rows:
             try:
                 self._advance(row, self._denoiser.predict([row]))

@@ -180,46 +180,59 @@ class DiskTier:
     @contextmanager
     def use(self, key: str) -> Iterator[Path | None]:
         """The folder of an adapter, kept from eviction inside the block; None if not here."""
-        path = self.folder / key
-        with self._lock:
-            here = path.is_dir()
-            if here:
-                self._sizes.setdefault(key, _folder_bytes(path))  # another process brought it
-                self._sizes.move_to_end(key)
-                self._uses[key] = self._uses.get(key, 0) + 1
-            else:
-                self._sizes.pop(key, None)
+        is_here = self._pin(key)
         try:
-            yield path if here else None
+            yield self.folder / key if is_here else None
         finally:
-            if here:
-                with self._lock:
-                    self._uses[key] -= 1
-                    if not self._uses[key]:
-                        del self._uses[key]
-                    self._evict()
+            if is_here:
+                self._unpin(key)
 
-    def fill(self, key: str, write: Callable[[Path], None]) -> None:
-        """Bring an adapter in: ``write`` fills an empty folder, which then appears whole."""
+    @contextmanager
+    def bring(self, key: str, write: Callable[[Path], None]) -> Iterator[Path]:
+        """Bring an adapter in and use it: ``write`` fills an empty folder, which then appears
+        whole. It stays at least until the end of the block, however small the tier is."""
         aside = self.folder / f".{key}.{uuid.uuid4().hex}"
         aside.mkdir()
         try:
             write(aside)
+            self._appear(key, aside)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        try:
+            yield self.folder / key
+        finally:
+            self._unpin(key)
+
+    def _appear(self, key: str, aside: Path) -> None:
+        with self._lock:
             try:
                 aside.rename(self.folder / key)
             except OSError:  # not empty: another process brought the same content
                 if not (self.folder / key).is_dir():
                     raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        with self._lock:
             self._sizes[key] = _folder_bytes(self.folder / key)
             self._sizes.move_to_end(key)
-            self._uses[key] = self._uses.get(key, 0) + 1  # what just came does not leave first
+            self._uses[key] = self._uses.get(key, 0) + 1
             self._evict()
+
+    def _pin(self, key: str) -> bool:
+        path = self.folder / key
+        with self._lock:
+            if not path.is_dir():
+                self._sizes.pop(key, None)
+                return False
+            if key not in self._sizes:  # another process brought it
+                self._sizes[key] = _folder_bytes(path)
+            self._sizes.move_to_end(key)
+            self._uses[key] = self._uses.get(key, 0) + 1
+            return True
+
+    def _unpin(self, key: str) -> None:
+        with self._lock:
             self._uses[key] -= 1
             if not self._uses[key]:
                 del self._uses[key]
+            self._evict()
 
     def drop(self, key: str) -> None:
         """Remove an adapter's folder; readers that have it open keep reading."""

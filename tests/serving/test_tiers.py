@@ -63,7 +63,8 @@ def test_memory_never_exceeds_its_bound_once_nothing_is_in_use(items):
 
 
 def fill(tier, key, num_bytes):
-    tier.fill(key, lambda folder: (folder / "file").write_bytes(b"x" * num_bytes))
+    with tier.bring(key, lambda folder: (folder / "file").write_bytes(b"x" * num_bytes)) as folder:
+        assert (folder / "file").stat().st_size == num_bytes
 
 
 def test_the_least_recently_used_leaves_the_disk_first(tmp_path):
@@ -83,7 +84,13 @@ def test_a_folder_in_use_is_not_evicted(tmp_path):
     with tier.use("a") as folder:
         fill(tier, "b", 10)
         assert (folder / "file").exists()
-    assert not (tmp_path / "a").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_larger_than_the_disk_tier_can_still_be_used_once(tmp_path):
+    tier = DiskTier(tmp_path, 5)
+    fill(tier, "a", 10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -94,8 +101,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert not (tmp_path / "a").exists()
         raise OSError("the network went away")
 
-    with pytest.raises(OSError, match="went away"):
-        tier.fill("a", write)
+    with pytest.raises(OSError, match="went away"), tier.bring("a", write):
+        pass
     assert list(tmp_path.iterdir()) == []
     with tier.use("a") as folder:
         assert folder is None
