@@ -7,6 +7,7 @@ so that a driver can send it to its lanes.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,20 @@ from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.training.lane_settings import Judged
 
-__all__ = ["MAX_PHOTOS", "QualityJudge"]
+__all__ = ["MAX_PHOTOS", "QualityJudge", "default_judge"]
 
 MAX_PHOTOS = 12
 """Photos of one subject that are compared with: more change no mean, and cost embedding."""
 TOO_SHORT = "The recipe is too short: scoring would cost more than its share of the training."
+
+
+def default_judge(base: Base) -> QualityJudge:
+    """The judge of a run: the embedded scorer for the embedded base, else what is set.
+
+    Environment: ``FARM_SCORER`` names a CLIP, ``FARM_DINO`` a DINO; both a folder or hub id. They
+    reach the lanes of a cluster as the driver's environment does.
+    """
+    return QualityJudge(os.environ.get("FARM_SCORER"), os.environ.get("FARM_DINO"))
 
 
 @dataclass
@@ -66,7 +76,7 @@ class QualityJudge:
         """
         name = self.scorer or (EMBEDDED if base.name == EMBEDDED else None)
         if name is None:
-            reason = "No scorer was named: give --scorer a CLIP folder or hub id."
+            reason = "No scorer was named: set FARM_SCORER to a CLIP folder or hub id."
             return {slot: Judged(missing_card(reason)) for slot in specs}
         judged = {}
         groups: dict[ScoringBudget, list[int]] = defaultdict(list)
@@ -124,5 +134,7 @@ def _judged(examined: Examination) -> Judged:
         "gallery": list(examined.prompts),
         "num_class_pictures": len(examined.class_pictures_GPP3),
     }
-    pictures = [*pillow(examined.pictures_GPP3), *pillow(examined.class_pictures_GPP3)]
-    return Judged(card, tuple(pictures))
+    own, of_class = pillow(examined.pictures_GPP3), pillow(examined.class_pictures_GPP3)
+    for picture, prompt in zip(own, examined.prompts, strict=True):
+        picture.info["prompt"] = prompt  # becomes its caption on the adapter's own card
+    return Judged(card, (*own, *of_class))

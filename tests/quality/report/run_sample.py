@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from farm.base.embedded.world.draw import draw_scene
 from farm.base.embedded.world.scene import Scene, sample_scene
 from farm.base.embedded.world.words import POSES_OF, SCENERY
-from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
+from farm.quality.report.thumbs import ThumbBudget, data_uri
 from farm.quality.report.view import LaneSpan, Picture, RunView, SubjectView
 from farm.quality.verdict import Evidence, judge
 
@@ -65,7 +65,7 @@ def make_card(label: str, rng: random.Random) -> dict[str, Any]:
 
 def stages(scene: Scene, num: int) -> list[Image.Image]:
     """A picture that comes clear, step by step."""
-    clear = draw_scene(scene, size_px=128)
+    clear = draw_scene(scene, size_px=64)
     result = []
     for index in range(num):
         share = index / (num - 1)
@@ -87,8 +87,8 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
         for n in range(min(4, budget.num_photos))
     ]  # fmt: skip
     drawn = [replace(scene, place=place) for place in SCENERY[: budget.num_gallery]]
-    pictures = [draw_scene(one, size_px=128) for one in drawn]
-    shots = [draw_scene(one, size_px=128) for one in photos]
+    pictures = [draw_scene(one, size_px=64) for one in drawn]
+    shots = [draw_scene(one, size_px=64) for one in photos]
     losses = [0.45 * math.exp(-step / 120) + 0.2 + rng.gauss(0, 0.09) for step in range(400)]
     return SubjectView(
         id=f"{scene.class_noun}-{index:04d}",
@@ -108,7 +108,7 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
         ],
         class_pictures=[
             Picture(thumb(draw_scene(replace(sample_scene(5, n), class_noun=scene.class_noun,
-            pose=POSES_OF[scene.class_noun][0]), size_px=128)), f"a {scene.class_noun}")
+            pose=POSES_OF[scene.class_noun][0]), size_px=64)), f"a {scene.class_noun}")
             for n in range(budget.num_class)
         ],
         row_photo=data_uri(shots[0], budget.row_px),
@@ -126,8 +126,11 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
     )  # fmt: skip
 
 
-def make_run(num: int, *, num_failed: int = 2) -> RunView:
-    budget = budget_for(num)
+SPARE = ThumbBudget(64, 48, 60, 2, 3, 3, 2)
+"""Enough for tests; drawing is what takes time."""
+
+
+def make_run(num: int, *, num_failed: int = 2, budget: ThumbBudget = SPARE) -> RunView:
     rng = random.Random(3)
     subjects = [make_subject(n, budget, LABELS[n % len(LABELS)]) for n in range(num - num_failed)]
     for n in range(num_failed):

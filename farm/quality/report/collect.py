@@ -1,0 +1,291 @@
+"""A run's view out of the store: its jobs, its ledger, its adapters' records and pictures.
+
+Owns the reading. Whatever cannot be read becomes a note on the page, never a failed report.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from farm import __version__
+from farm.adapters.record import AdapterRecord
+from farm.adapters.registry import Registry
+from farm.errors import FarmError
+from farm.intake.photos import open_photo
+from farm.intake.reading import read_photo_bytes
+from farm.intake.subject import Subject
+from farm.quality.report.page import render
+from farm.quality.report.samples import sample_plan
+from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
+from farm.quality.report.timeline import Timeline, read_timeline
+from farm.quality.report.view import Picture, RunView, SubjectView
+from farm.quality.trackers import track_run
+from farm.storage import Store
+from farm.training.ledger import Job, Status
+from farm.training.orders import Assignment
+from farm.training.run_files import read_assignments, read_settings
+
+__all__ = ["collect", "report_run"]
+
+READERS = 8
+SHOWN_RECIPE = (
+    "rank", "learning_rate", "learning_rate_schedule", "instance_rows", "prior_rows",
+    "prior_weight", "num_prior_images", "snr_gamma", "seed",
+)  # fmt: skip
+
+
+def report_run(
+    store: Store,
+    run_id: str,
+    *,
+    out: Path | None = None,
+    price: float | None = None,
+    trackers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write ``runs/<run_id>/report.html`` in the store, and a copy to ``out``.
+
+    Args:
+        price: dollars for an hour of one device.
+        trackers: names of trackers that get the curves and scores too.
+
+    Returns:
+        Where it lies, and the verdicts' counts.
+
+    Raises:
+        UserError: if there is no such run, or a tracker is not known or installed.
+    """
+    run = collect(store, run_id, price=price)
+    page = render(run).encode()
+    path = f"runs/{run_id}/report.html"
+    store.write(path, page)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(page)
+    logged = track_run(run, trackers, folder=_tracking_folder(store, run_id))
+    return {
+        "run": run_id,
+        "report": str(out) if out is not None else store.full_path(path),
+        "bytes": len(page),
+        "subjects": len(run.subjects),
+        "committed": run.num_committed,
+        "verdicts": {verdict.label: verdict.num for verdict in run.verdicts},
+        "seconds": round(run.seconds, 1),
+        "utilisation": None if run.utilisation is None else round(run.utilisation, 4),
+        "trackers": logged,
+    }
+
+
+def collect(store: Store, run_id: str, *, price: float | None = None) -> RunView:
+    """Read a run.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    assignments = read_assignments(store, run_id)
+    settings = read_settings(store, run_id)
+    timeline = read_timeline(store, run_id, {a.spec.key: a.spec.subject.id for a in assignments})
+    reader = _Reader(store, Registry(store), budget_for(len(assignments)), timeline.jobs)
+    with ThreadPoolExecutor(READERS) as pool:
+        subjects = list(pool.map(reader.subject, assignments))
+    plan = settings.get("plan") or {}
+    shares = float(plan.get("gpu_fraction") or 0.0) * len(timeline.lanes)
+    # on CPUs the price is for a machine; with a GPU, for the shares that the lanes held
+    devices = shares or float(plan.get("num_nodes") or 1)
+    dollars = None if price is None else price * devices * timeline.seconds / 3600
+    return RunView(
+        run_id=run_id,
+        base=str((settings.get("base") or {}).get("name") or "its base"),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        seconds=timeline.seconds,
+        subjects=subjects,
+        spans=timeline.spans,
+        dollars=dollars,
+        dollars_per_hour=price,
+        device=str(plan.get("device") or "cpu"),
+        rows_per_s=_rows_per_s(assignments, timeline),
+        notes=reader.notes(),
+        farm_version=__version__,
+    )
+
+
+def _rows_per_s(assignments: Sequence[Assignment], timeline: Timeline) -> float | None:
+    rows = 0
+    for assignment in assignments:
+        job = timeline.jobs.get(assignment.spec.key)
+        if job is not None and job.status is Status.COMMITTED and not job.reused:
+            recipe = assignment.spec.subject.recipe
+            each = recipe.instance_rows + (recipe.prior_rows if recipe.uses_prior else 0)
+            rows += job.step * each
+    return rows / timeline.seconds if rows and timeline.seconds > 0 else None
+
+
+def _tracking_folder(store: Store, run_id: str) -> Path:
+    """Trackers write local files: beside the run, or here for a store that is elsewhere."""
+    if store.is_local:
+        return Path(store.full_path(f"runs/{run_id}/tracking"))
+    return Path("tracking") / run_id
+
+
+@dataclass
+class _Reader:
+    """Reads subjects; one object for all threads, counting what was missing."""
+
+    store: Store
+    registry: Registry
+    budget: ThumbBudget
+    jobs: Mapping[str, Job]
+    missing_photos: int = 0
+    missing_records: int = 0
+    missing_samples: int = 0
+
+    def notes(self) -> list[str]:
+        """What the page lacks, in words."""
+        told = [
+            (self.missing_photos, "photos could not be read any more and are not shown"),
+            (self.missing_records, "adapters' records could not be read"),
+            (self.missing_samples, "sample pictures could not be read"),
+        ]
+        return [f"{num} {text}." for num, text in told if num]
+
+    def subject(self, assignment: Assignment) -> SubjectView:
+        """One subject's view."""
+        spec = assignment.spec
+        subject, job = spec.subject, self.jobs.get(spec.key)
+        status = str(job.status) if job is not None else "queued"
+        record = self._record(spec.key) if status in ("committed", "queued") else None
+        if record is not None:
+            status = "committed"  # the store is the truth; the ledger may lag
+        photos = self._photos(subject)
+        pictures = self._pictures(record, subject) if record is not None else _Pictures()
+        namespace, name = assignment.names[0]
+        reason, remedy = _split_reason(job.reason if job is not None else "")
+        first = pictures.gallery[0] if pictures.gallery else None
+        return SubjectView(
+            id=subject.id,
+            name=name,
+            namespace=namespace,
+            class_noun=subject.class_noun,
+            status=status,
+            job_key=spec.key,
+            reason=reason,
+            remedy=remedy,
+            photos=[self._thumb(photo, f"photo {n}") for n, photo in enumerate(photos, 1)],
+            progress=pictures.progress,
+            gallery=pictures.gallery,
+            class_pictures=pictures.class_pictures,
+            row_photo=data_uri(photos[0], self.budget.row_px) if photos else "",
+            row_picture=pictures.row or (first.uri if first else ""),
+            card=record.quality if record is not None else None,
+            loss_curve=record.loss_curve if record is not None else (),
+            evaluation_curve=record.evaluation_curve if record is not None else (),
+            steps_trained=record.steps_trained if record is not None else (job.step if job else 0),
+            steps_planned=subject.recipe.steps,
+            stopped_because=record.stopped_because if record is not None else "",
+            seconds=record.gpu_seconds if record is not None else (job.seconds if job else 0.0),
+            was_reused=bool(job and job.reused),
+            recipe=_shown_recipe(subject),
+            prompt=subject.prompt(subject.instance_prompt),
+        )
+
+    def _record(self, key: str) -> AdapterRecord | None:
+        try:
+            return self.registry.record(key)
+        except FarmError:
+            job = self.jobs.get(key)
+            self.missing_records += bool(job and job.status is Status.COMMITTED)
+            return None
+
+    def _photos(self, subject: Subject) -> list[Image.Image]:
+        found = []
+        for photo in subject.photos[: self.budget.num_photos]:
+            try:
+                found.append(open_photo(read_photo_bytes(photo.uri)))
+            except (FarmError, OSError, ValueError):
+                self.missing_photos += 1
+        return found
+
+    def _pictures(self, record: AdapterRecord, subject: Subject) -> _Pictures:
+        names = sorted((n for n in record.files if n.startswith("samples/")), key=_number)
+        plan = sample_plan(
+            len(names),
+            [subject.prompt(text) for text in subject.sample_prompts],
+            record.recipe.sample_every,
+            record.quality or {},
+        )
+        pictures = _Pictures()
+        limits = (
+            (plan.progress, pictures.progress, self.budget.num_progress),
+            (plan.gallery, pictures.gallery, self.budget.num_gallery),
+            (plan.class_pictures, pictures.class_pictures, self.budget.num_class),
+        )
+        for wanted, shown, most in limits:
+            for item in _evenly(wanted, most):
+                image = self._sample(record.job_key, names[item.index])
+                if image is None:
+                    continue
+                shown.append(self._thumb(image, item.text, item.step))
+                if shown is pictures.gallery and not pictures.row:
+                    pictures.row = data_uri(image, self.budget.row_px)
+        return pictures
+
+    def _sample(self, key: str, name: str) -> Image.Image | None:
+        try:
+            data = self.store.read(f"adapters/{key}/{name}")
+            return Image.open(io.BytesIO(data)).convert("RGB")
+        except (OSError, FarmError):
+            self.missing_samples += 1
+            return None
+
+    def _thumb(self, image: Image.Image, text: str, step: int | None = None) -> Picture:
+        return Picture(data_uri(image, self.budget.side_px, self.budget.quality), text, step)
+
+
+class _Pictures:
+    """One adapter's pictures by what they show."""
+
+    def __init__(self) -> None:
+        self.progress: list[Picture] = []
+        self.gallery: list[Picture] = []
+        self.class_pictures: list[Picture] = []
+        self.row = ""
+
+
+def _number(name: str) -> tuple[int, str]:
+    stem = Path(name).stem
+    return (int(stem) if stem.isdigit() else 10**9, name)
+
+
+def _evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """At most ``most`` items, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    if most < 2:
+        return list(items[:most])
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
+
+
+def _split_reason(reason: str) -> tuple[str, str]:
+    """A ledger's reason as what happened and what to do."""
+    text, _, remedy = reason.partition("\n  remedy: ")
+    if remedy or not text:
+        return text, remedy
+    known = {
+        "not finite": "Lower learning_rate to a third, or add warmup_steps, and run again.",
+        "out of memory": "Lower resolution_px or rank, or use a larger GPU share for a lane.",
+        "photo": "Replace the photo, and run the manifest again: only this subject is trained.",
+    }
+    found = next((advice for sign, advice in known.items() if sign in text.lower()), "")
+    return text, found
+
+
+def _shown_recipe(subject: Subject) -> dict[str, Any]:
+    recipe = subject.recipe.model_dump()
+    return {name: recipe[name] for name in SHOWN_RECIPE if recipe[name] is not None}

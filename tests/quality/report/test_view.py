@@ -1,0 +1,77 @@
+"""What the page says about a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_sample import make_run
+
+from farm.quality.report.curve import HEIGHT, WIDTH, loss_plot
+from farm.quality.report.view import LaneSpan, RunView, SubjectView, duration
+
+
+@pytest.fixture(scope="module")
+def run() -> RunView:
+    return make_run(16)
+
+
+def test_every_subject_is_counted_under_one_verdict(run: RunView) -> None:
+    assert sum(verdict.num for verdict in run.verdicts) == len(run.subjects) == 16
+    assert run.verdicts[0].label == "learned well"
+    assert run.headline.endswith("of 16 subjects learned.")
+
+
+def test_failures_of_one_reason_stand_together(run: RunView) -> None:
+    (failure,) = run.failures
+    assert failure.subjects == ("broken-0", "broken-1")
+    assert failure.remedy
+
+
+def test_overlapping_jobs_of_a_lane_are_counted_once() -> None:
+    spans = [LaneSpan("l", 0, 6, "a", "a", True), LaneSpan("l", 2, 8, "b", "b", True)]
+    run = RunView("r", "b", "", 10.0, [], spans)
+    assert run.utilisation == pytest.approx(0.8)
+
+
+def test_reused_adapters_cost_no_time() -> None:
+    subjects = [
+        SubjectView(str(n), str(n), "default", "cat", "committed", was_reused=n > 0)
+        for n in range(4)
+    ]
+    run = RunView("r", "b", "", 10.0, subjects)
+    assert run.seconds_a_subject == pytest.approx(10.0)
+    assert run.num_reused == 3
+    reused = replace(subjects[0], was_reused=True)
+    assert RunView("r", "b", "", 10.0, [reused]).seconds_a_subject is None
+
+
+def test_a_card_without_scores_says_why() -> None:
+    subject = SubjectView(
+        "a", "a", "default", "cat", "committed", card={"missing": "could not be judged: x"}
+    )
+    assert subject.verdict == "not scored"
+    assert subject.reasons == ["The card could not be judged: x"]
+    assert subject.bars == []
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=600))
+def test_curves_stay_inside_their_frame(losses: list[float]) -> None:
+    small = [loss if loss != loss else max(min(loss, 1e6), -1.0) for loss in losses]
+    plot = loss_plot([abs(loss) for loss in small])
+    if plot is None:
+        return
+    for point in plot.raw[1:].split("L"):
+        x, y = map(float, point.split())
+        assert 0 <= x <= WIDTH
+        assert 0 <= y <= HEIGHT
+    assert plot.raw.count("L") <= 242
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.21, "3.2 s"), (45, "45 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
