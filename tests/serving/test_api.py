@@ -14,7 +14,7 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from live_endpoint import LiveEndpoint, eventually, live_endpoint, pixels_of
+from live_endpoint import LiveEndpoint, are_same, eventually, live_endpoint, pixels_of
 
 from farm.base.draw import draw_pictures
 from farm.serving.limits import Limits
@@ -77,15 +77,14 @@ def test_the_same_request_gives_the_same_picture_beside_others(client: openai.Op
         thread.start()
     for thread in threads:
         thread.join()
-    assert np.abs(results[0] - alone).max() <= 1
+    assert are_same(results[0], alone)
 
 
 def test_several_pictures_count_their_seeds_up(client: openai.OpenAI) -> None:
     three = client.images.generate(model="rex", prompt="a photo", n=3, extra_body=FEW)
     assert [item.seed for item in three.data] == [5, 6, 7]
     third = draw(client, "rex", "a photo", seed=7)
-    difference = pixels_of(three.data[2].b64_json) - pixels_of(third.data[0].b64_json)
-    assert np.abs(difference).max() <= 1
+    assert are_same(pixels_of(three.data[2].b64_json), pixels_of(third.data[0].b64_json))
 
 
 def test_v_stands_for_the_subject_of_the_model(client: openai.OpenAI) -> None:
@@ -106,7 +105,7 @@ def test_two_adapters_on_one_picture_each_by_its_own_name(client: openai.OpenAI)
 def test_a_weight_of_nothing_is_the_bare_base(client: openai.OpenAI) -> None:
     none = pixels_of(draw(client, "rex", "a photo", adapter_weight=0.0).data[0].b64_json)
     base = pixels_of(draw(client, "tiny", "a photo").data[0].b64_json)
-    assert np.abs(none - base).max() <= 1
+    assert are_same(none, base)
 
 
 def test_v_without_a_subject_is_refused(client: openai.OpenAI) -> None:
@@ -165,7 +164,7 @@ def test_a_link_gives_the_same_bytes_without_a_key(client: openai.OpenAI) -> Non
     fetched = httpx2.get(linked.url)
     assert fetched.headers["content-type"] == "image/png"
     shown = pixels_of(base64.b64encode(fetched.content).decode())
-    assert np.abs(shown - pixels_of(inline.b64_json)).max() <= 1
+    assert are_same(shown, pixels_of(inline.b64_json))
     assert httpx2.get(linked.url + "0").status_code == 404
 
 
@@ -190,8 +189,7 @@ def test_partial_pictures_come_in_openais_events_and_end_in_the_picture(
     final = stream_events[-1]
     assert final.usage.total_tokens == 64
     assert final.receipt["seed"] == 5
-    difference = pixels_of(final.b64_json) - pixels_of(plain.data[0].b64_json)
-    assert np.abs(difference).max() <= 1
+    assert are_same(pixels_of(final.b64_json), pixels_of(plain.data[0].b64_json))
 
 
 def test_progress_is_told_step_by_step_to_those_who_ask(endpoint: LiveEndpoint) -> None:
@@ -286,7 +284,7 @@ def test_a_retrained_name_is_picked_up_and_the_old_version_can_be_pinned(
     after = pixels_of(draw(client, "again", "a photo").data[0].b64_json)
     assert np.abs(before - after).mean() > 1
     pinned = pixels_of(draw(client, f"again@{old.job_key}", "a photo").data[0].b64_json)
-    assert np.abs(before - pinned).max() <= 1
+    assert are_same(before, pinned)
 
 
 def test_a_revoked_adapter_is_refused_within_seconds_by_any_name(
