@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -34,6 +34,8 @@ class Driver:
     claim: Claim
     view: View | None
     stop: threading.Event
+    arm: Callable[[], None] | None = None
+    """Installs the signal handlers that set ``stop``."""
     _renewed: float = 0.0
     _heard: int = 0
 

@@ -21,7 +21,7 @@ import ray
 import ray.exceptions
 from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
-from ray.train.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry

@@ -30,7 +30,7 @@ from farm.training.costs import (
 )
 from farm.training.shape import LaneShape, Workload
 
-__all__ = ["GPUS", "Hardware", "Plan", "make_plan"]
+__all__ = ["GPUS", "Hardware", "Plan", "make_plan", "memory_of"]
 
 GIB = 2**30
 
@@ -45,20 +45,21 @@ CPU_SLOTS = 16
 PRIOR_FRACTION = 0.125
 """Share of one GPU that draws missing prior sets beside the lanes."""
 
-GPUS: dict[str, tuple[float, float]] = {
-    # name part: (dense bf16/fp16 peak in TFLOP/s, USD per hour, order of magnitude on demand)
-    "H200": (989, 4.0),
-    "H100": (989, 3.0),
-    "A100": (312, 1.8),
-    "L40": (181, 1.2),
-    "L4": (121, 0.7),
-    "A10": (125, 0.9),
-    "V100": (125, 1.5),
-    "T4": (65, 0.4),
-    "4090": (165, 0.5),
-    "3090": (71, 0.3),
+GPUS: dict[str, tuple[float, float, float]] = {
+    # name part: dense half-precision peak in TFLOP/s, USD per hour (order of magnitude on demand),
+    # memory in GiB (of the common model)
+    "H200": (989, 4.0, 140),
+    "H100": (989, 3.0, 80),
+    "A100": (312, 1.8, 40),
+    "L40": (181, 1.2, 45),
+    "L4": (121, 0.7, 22.5),
+    "A10": (125, 0.9, 22.5),
+    "V100": (125, 1.5, 16),
+    "T4": (65, 0.4, 15),
+    "4090": (165, 0.5, 24),
+    "3090": (71, 0.3, 24),
 }
-UNKNOWN_GPU = (100.0, 1.5)
+UNKNOWN_GPU = (100.0, 1.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,17 @@ class Hardware:
         price = self.dollars_per_gpu_hour
         return self._facts()[1] if price is None else price
 
-    def _facts(self) -> tuple[float, float]:
-        name = self.gpu_name or ""
-        return next((facts for part, facts in GPUS.items() if part in name), UNKNOWN_GPU)
+    def _facts(self) -> tuple[float, float, float]:
+        return _facts_of(self.gpu_name or "")
+
+
+def memory_of(gpu_name: str) -> float | None:
+    """GiB of a well-known GPU; None for others."""
+    return _facts_of(gpu_name)[2] or None
+
+
+def _facts_of(gpu_name: str) -> tuple[float, float, float]:
+    return next((facts for part, facts in GPUS.items() if part in gpu_name), UNKNOWN_GPU)
 
 
 @dataclass(frozen=True)

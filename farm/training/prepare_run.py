@@ -34,7 +34,7 @@ def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> Pre
         BaseModelError, PlanError: if the base cannot be loaded, or nothing can hold it.
     """
     store = Store(request.store)
-    manifest = read_manifest(request.manifest, strict=False)
+    manifest = read_manifest(request.manifest, strict=False, recipe=request.recipe)
     base = base_facts(request.base, request.revision)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:

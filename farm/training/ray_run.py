@@ -72,6 +72,8 @@ def _connected(driver: Driver) -> Iterator[None]:
             f"no Ray cluster at {address}: {error}",
             "check --address and RAY_ADDRESS; clusters with tokens need RAY_AUTH_MODE=token",
         ) from error
+    if driver.arm is not None:
+        driver.arm()
     try:
         yield
     finally:

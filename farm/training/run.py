@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from farm.errors import Interrupted, StoreError
@@ -40,12 +40,18 @@ def run_manifest(
 
 
 def execute_run(
-    prepared: PreparedRun, *, view: View | None = None, stop: threading.Event | None = None
+    prepared: PreparedRun,
+    *,
+    view: View | None = None,
+    stop: threading.Event | None = None,
+    arm: Callable[[], None] | None = None,
 ) -> RunSummary:
     """Train what is not committed.
 
     Args:
         stop: set it to stop cleanly: running jobs are saved and given back.
+        arm: installs signal handlers that set ``stop``; called again once Ray runs, which
+            installs its own.
 
     Raises:
         Interrupted: after a clean stop.
@@ -54,7 +60,7 @@ def execute_run(
     """
     began = time.monotonic()
     claim = claim_run(prepared)
-    driver = Driver(prepared, claim, view, stop or threading.Event())
+    driver = Driver(prepared, claim, view, stop or threading.Event(), arm)
     try:
         write_run_files(prepared, claim)
         point_names(prepared)

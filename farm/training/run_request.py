@@ -5,7 +5,7 @@ Owns no behaviour: ``prepare_run`` fills in, ``run`` executes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -30,6 +30,8 @@ class RunRequest:
     store: str
     base: str = "embedded"
     revision: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Recipe fields that win over the manifest's, for every subject."""
     executor: Literal["ray", "local"] = "ray"
     """``ray``, or ``local`` for one lane in this process."""
     address: str | None = None

@@ -1,0 +1,250 @@
+"""How plans, running runs and their ends look in a terminal.
+
+Owns layout and the arithmetic of rates and remaining time. Progress goes to stderr: a live table
+where that is a terminal, plain lines where it is not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from farm.training.orders import News, Snapshot
+    from farm.training.plan import Plan
+    from farm.training.run_request import PreparedRun, RunSummary
+
+__all__ = ["LiveView", "Pace", "PlainView", "duration", "plan_facts", "plan_table", "run_view"]
+
+GIB = 2**30
+PLAIN_EVERY_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """``1h 05m``, ``3m 20s`` or ``12s``."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def plan_facts(prepared: PreparedRun) -> dict[str, Any]:
+    """A prepared run as plain values, for ``--json``."""
+    from dataclasses import asdict
+
+    plan = prepared.plan
+    return {
+        "run": prepared.run_id,
+        "store": prepared.store.url,
+        "base": prepared.base.name,
+        "base_fingerprint": prepared.base.fingerprint,
+        "jobs": len(prepared.assignments),
+        "committed": len(prepared.committed),
+        "to_train": prepared.num_to_train,
+        "rejected": prepared.num_rejected,
+        "prior_sets_to_draw": len(prepared.priors),
+        "prior_images_to_draw": sum(spec.num_images for spec in prepared.priors),
+        "plan": asdict(plan) | {"lanes": plan.num_lanes} if plan is not None else None,
+    }
+
+
+def plan_table(prepared: PreparedRun) -> Table:
+    """What is to be done, with what, how long it takes and what it costs."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"run {prepared.run_id}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _plan_lines(prepared):
+        table.add_row(name, Text(value))
+    return table
+
+
+def _plan_lines(prepared: PreparedRun) -> list[tuple[str, str]]:
+    facts = [
+        ("store", prepared.store.url),
+        ("base", f"{prepared.base.name} ({prepared.base.fingerprint[:12]})"),
+        (
+            "subjects",
+            f"{prepared.num_to_train:,} to train, {len(prepared.committed):,} committed already"
+            + (f", {prepared.num_rejected:,} left out for faults" if prepared.num_rejected else ""),
+        ),
+    ]
+    if prepared.priors:
+        images = sum(spec.num_images for spec in prepared.priors)
+        facts.append(("prior sets", f"{len(prepared.priors)} to draw, {images:,} images"))
+    if prepared.plan is not None:
+        facts += _hardware_lines(prepared.plan)
+    return facts
+
+
+def _hardware_lines(plan: Plan) -> list[tuple[str, str]]:
+    place = (
+        f"{plan.gpu_fraction:g} GPU each"
+        if plan.device == "cuda"
+        else f"{plan.cpus_per_lane:g} CPU cores each"
+    )
+    lines = [
+        ("lanes", f"{plan.num_lanes} on {plan.num_nodes} node(s), {place}"),
+        ("slots", f"{plan.slots} per lane, {plan.slots * plan.num_lanes} subjects at a time"),
+    ]
+    if plan.share_bytes:
+        share = f"{plan.lane_bytes / GIB:.1f} of {plan.share_bytes / GIB:.1f} GiB per lane"
+        lines.append(("GPU memory", share))
+    else:
+        lines.append(("memory", f"about {plan.lane_bytes / GIB:.1f} GiB per lane"))
+    lines += [("expected", duration(plan.hours * 3600)), ("why", plan.reason)]
+    if plan.device == "cuda":
+        cost = f"{plan.gpu_hours:.2f} GPU hours, about ${plan.dollars:.2f}"
+        lines.insert(-1, ("cost", cost))
+    return lines + [("note", note) for note in plan.notes]
+
+
+class Pace:
+    """Remaining time from the share that is done, over the last minute or so."""
+
+    def __init__(self, window_s: float = 60.0) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def note(self, now: float, share: float) -> float | None:
+        """Take a look in; seconds that are left, or None while that cannot be told."""
+        self._seen.append((now, share))
+        while len(self._seen) > 2 and now - self._seen[0][0] > self._window_s:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        if share <= before or now <= then:
+            return None
+        return (1.0 - share) * (now - then) / (share - before)
+
+
+class PlainView:
+    """One line for what happened, and one for where the run stands every ten seconds."""
+
+    def __init__(self) -> None:
+        self._pace = Pace()
+        self._told = 0.0
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+        """Write to stderr."""
+        for line in news:
+            print(line.text, file=sys.stderr, flush=True)
+        now = time.monotonic()
+        left = self._pace.note(now, snapshot.done_share)
+        text = _standing(snapshot, left)
+        if now - self._told >= PLAIN_EVERY_S and text != self._last:
+            self._told, self._last = now, text
+            print(text, file=sys.stderr, flush=True)
+
+
+def _standing(snapshot: Snapshot, left_s: float | None) -> str:
+    tally = snapshot.counts
+    in_flight = tally["leased"] + tally["training"]
+    failed = tally["quarantined"] + tally["rejected"]
+    parts = [
+        f"{tally['committed']} of {snapshot.num_jobs} committed",
+        f"{in_flight} in flight",
+        f"{failed} failed",
+    ]
+    if snapshot.waiting_for_priors:
+        parts.append(f"{snapshot.waiting_for_priors} wait for their prior set")
+    rate = sum(lane.rows_per_s for lane in snapshot.lanes)
+    if rate:
+        parts.append(f"{rate:.0f} rows/s")
+    if left_s is not None:
+        parts.append(f"about {duration(left_s)} left")
+    return ", ".join(parts)
+
+
+class LiveView:
+    """A table that renews itself: the whole run, then a line for each lane, then the last news."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._pace = Pace()
+        self._news: deque[News] = deque(maxlen=6)
+        self._live = Live(console=Console(stderr=True), refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+        """Renew the table; bad news also stay above it."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        for line in news:
+            if line.is_bad:
+                self._live.console.print(Text(line.text, style="yellow"))
+        self._news.extend(line for line in news if not line.is_bad)
+        left = self._pace.note(time.monotonic(), snapshot.done_share)
+        bar = ProgressBar(total=1.0, completed=snapshot.done_share, width=60)
+        last = [Text(line.text, style="dim") for line in self._news]
+        standing = Text(_standing(snapshot, left), style="bold")
+        self._live.update(Group(standing, bar, _lanes_table(snapshot), *last))
+
+
+def _lanes_table(snapshot: Snapshot) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2))
+    for name in ("lane", "slots", "rows/s", "memory", "last word"):
+        table.add_column(name, justify="left" if name == "lane" else "right")
+    for number, lane in enumerate(snapshot.lanes):
+        table.add_row(
+            str(number),
+            f"{lane.held}/{lane.slots}",
+            f"{lane.rows_per_s:.0f}",
+            f"{lane.rss_bytes / GIB:.1f} GiB",
+            f"{lane.silent_s:.0f}s ago",
+        )
+    return table
+
+
+def run_view(*, plain: bool = False) -> LiveView | PlainView:
+    """The live table on a terminal, plain lines elsewhere."""
+    return PlainView() if plain or not sys.stderr.isatty() else LiveView()
+
+
+def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
+    """How a run ended, in words."""
+    lines = [
+        f"run {summary.run}: {summary.committed} trained, {summary.reused} found, "
+        f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
+    ]
+    lines += [f"  {name}: {status}: {reason}" for name, status, reason in summary.failures[:20]]
+    if len(summary.failures) > 20:
+        lines.append(f"  … {len(summary.failures) - 20} more: farm status {summary.run}")
+    return [*lines, f"adapters: {store_url}"]
