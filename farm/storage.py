@@ -100,7 +100,8 @@ class Store:
         """Write one object only if none is there; say whether this call made it.
 
         Atomic on local folders (``link``) and on stores whose fsspec driver has exclusive
-        creation (s3fs ``If-None-Match``); elsewhere the last of two racing writers wins.
+        creation (s3fs ``If-None-Match``); elsewhere the last of two racing writers wins. A retry
+        after a lost answer recognises its own data, so callers that race write distinct bytes.
         """
         full = self.full_path(path)
         if self.is_local:
@@ -112,7 +113,8 @@ class Store:
             try:
                 self._fs.pipe_file(full, data, mode="create")
             except FileExistsError:
-                return False
+                # ours, if the answer to an earlier try (ours or the driver's own) got lost
+                return bytes(self._fs.cat_file(full)) == data
             return True
 
         return self._attempt(path, put)
@@ -228,12 +230,22 @@ class Store:
                 with attempt:
                     return call()
         except Exception as error:
+            if _is_refusal(error):
+                raise UserError(
+                    f"{self.url}/{path} may not be used: {error}",
+                    "check the credentials and rights for this store",
+                ) from error
             if _is_transient(error):
                 raise StoreError(
                     f"{self.url}/{path}: {error}", "the store did not answer; try again"
                 ) from error
             raise
         raise AssertionError("unreachable")
+
+
+CLIENT_PACKAGES = frozenset({"botocore", "aiobotocore", "aiohttp", "urllib3", "requests"})
+"""Their own errors (lost connections, half answers) reach us where fsspec does not translate
+them."""
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -245,7 +257,15 @@ def _is_transient(error: BaseException) -> bool:
         NotADirectoryError,
         IsADirectoryError,
     )
-    return isinstance(error, OSError | TimeoutError) and not isinstance(error, final)
+    if isinstance(error, final) or _is_refusal(error):
+        return False
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | TimeoutError) or package in CLIENT_PACKAGES
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the store says that this user may not."""
+    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__
 
 
 def _normal_url(url: str) -> str:

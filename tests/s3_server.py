@@ -1,0 +1,118 @@
+"""An S3 server in a process of its own (moto's), and a proxy before it that fails now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+BUCKET = "farm"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _process(arguments: list[str], port: int) -> Iterator[str]:
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | CREDENTIALS,
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None, f"{arguments} ended"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """moto's server; yields its endpoint with an empty bucket in it."""
+    port = free_port()
+    with _process(["-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port) as endpoint:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("PUT", f"/{BUCKET}")
+        assert connection.getresponse().status == 200
+        connection.close()
+        yield endpoint
+
+
+@contextlib.contextmanager
+def flaky_proxy(endpoint: str, every: int) -> Iterator[str]:
+    """Passes requests on, but fails every so-many-th: by turns it refuses, and it loses the answer
+    of a request that was carried out."""
+    port = free_port()
+    arguments = [str(Path(__file__)), str(port), endpoint.rsplit(":", 1)[1], str(every)]
+    with _process(arguments, port) as proxy:
+        yield proxy
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    upstream_port = 0
+    every = 0
+    numbers = itertools.count(1)
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        number = next(self.numbers)
+        fails, kind = number % self.every == 0, number // self.every % 2
+        if fails and kind == 0:
+            self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
+        headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
+        upstream.request(self.command, self.path, body, headers)
+        response = upstream.getresponse()
+        data = response.read()
+        upstream.close()
+        if fails:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self._answer(response.status, response.getheaders(), data)
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        length = next((v for n, v in headers if n.lower() == "content-length"), str(len(data)))
+        is_head = self.command == "HEAD"
+        self.send_header("Content-Length", length if is_head else str(len(data)))
+        self.end_headers()
+        if not is_head:
+            self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    own, _Proxy.upstream_port, _Proxy.every = (int(argument) for argument in sys.argv[1:])
+    ThreadingHTTPServer(("127.0.0.1", own), _Proxy).serve_forever()
