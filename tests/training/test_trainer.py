@@ -351,8 +351,8 @@ def test_the_evaluation_loss_is_fixed_and_no_neighbour_moves_it(
 def test_a_subject_that_no_longer_improves_stops_early_and_keeps_its_best_weights(
     base: Base, make_job: MakeJob
 ) -> None:
-    rule = EarlyStop(every_steps=2, patience=2, min_steps=4, min_delta=0.5)
-    job = make_job(base, 0, steps=100, early_stop=rule, keep_best=True, learning_rate=1.0)
+    rule = EarlyStop(every_steps=1, patience=8, min_steps=4, min_delta=0.3)
+    job = make_job(base, 0, steps=100, early_stop=rule, keep_best=True, learning_rate=0.1)
     trainer = SlotTrainer(base, num_slots=2, max_rank=4)
     trainer.admit(job)
     best: dict[int, AdapterWeights] = {}
