@@ -35,6 +35,9 @@ __all__ = ["Preparer"]
 
 LOG = logging.getLogger(__name__)
 
+PATIENCE = 8
+"""Requests that may overtake one that waits for slots."""
+
 Post = Callable[[Callable[[], None]], None]
 """Runs a call in the engine's loop, soon."""
 
@@ -47,6 +50,8 @@ class _Preparing:
     hosted: dict[str, Pinned[HostedAdapter]] = field(default_factory=dict)
     reservations: list[Reservation] = field(default_factory=list)
     error: BaseException | None = None
+    overtaken: int = 0
+    """Requests behind it that got slots while it found too few."""
 
     def unpin(self) -> None:
         """Let the host tier have its adapters back."""
@@ -128,17 +133,23 @@ class Preparer:
         """Give slots to whoever waits for them, in order.
 
         A request that finds too few keeps its place: those behind it may only use slots that
-        hold their adapters already, so that no stream of small requests starves a large one.
+        hold their adapters already, and only ``PATIENCE`` of them, so that no stream of small
+        requests starves a large one.
         """
-        is_short = False
+        short: _Preparing | None = None
         for job in list(self._blocked):
             keys = job.waiting.keys
-            if is_short and not all(key in self._slots for key in keys):
-                continue
+            if short is not None:
+                if short.overtaken >= PATIENCE:
+                    return
+                if not all(key in self._slots for key in keys):
+                    continue
             reservations = None if job.waiting.ticket.ended else self._slots.reserve(keys)
             if reservations is None and not job.waiting.ticket.ended:
-                is_short = True
+                short = short or job
                 continue
+            if short is not None:
+                short.overtaken += 1
             self._blocked.remove(job)
             self._reserved(job, reservations)
 
