@@ -12,16 +12,16 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 
 from farm.errors import Fault
 from farm.intake.inspect_photo import PhotoFacts, PhotoRefusal, inspect_photos
 from farm.intake.judge import Judge
 from farm.intake.manifest import Manifest, Written, invalid
-from farm.intake.reading import is_remote
+from farm.intake.reading import is_remote, split_member_uri
 from farm.intake.subject import Subject
 
 __all__ = ["CheckReport", "Progress", "check_manifest"]
@@ -159,13 +159,9 @@ class _Inspector:
         fresh = [uri for uri in dict.fromkeys(uris) if uri not in self._sent]
         self._sent.update(fresh)
         sent = []
-        for pool, here in (
-            (local, [uri for uri in fresh if not is_remote(uri)]),
-            (remote, [uri for uri in fresh if is_remote(uri)]),
-        ):
-            size = CHUNK_PHOTOS if pool is local else 1
-            chunks = (here[start : start + size] for start in range(0, len(here), size))
-            sent += [(chunk, pool.submit(inspect_photos, chunk)) for chunk in chunks]
+        for chunk in _chunks(fresh):
+            pool = remote if is_remote(chunk[0]) else local
+            sent.append((chunk, pool.submit(inspect_photos, chunk)))
         return sent
 
     def _receive(self, window: list[Written], sent: list[_Sent]) -> Iterator[Written]:
@@ -174,6 +170,22 @@ class _Inspector:
             if self._progress is not None:
                 self._progress(len(self.verdicts), self._total)
         yield from window
+
+
+def _chunks(uris: Iterable[str]) -> Iterator[list[str]]:
+    """Photos that one thread takes together: of one archive, or neighbours on the local disk."""
+    for place, group in groupby(uris, key=_place):
+        members = list(group)
+        size = 1 if "://" in place and not members[0].startswith("zip://") else CHUNK_PHOTOS
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
+
+
+def _place(uri: str) -> str:
+    """The archive of a member, the address of a remote photo, and nothing for local photos."""
+    if uri.startswith("zip://"):
+        return split_member_uri(uri)[1]
+    return uri if is_remote(uri) else ""
 
 
 def _uris(subject: Written) -> Iterator[str]:

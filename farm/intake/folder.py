@@ -8,41 +8,38 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from farm.errors import ManifestError
 from farm.intake.faults import slug
 from farm.intake.rows import Row, Rows
 
-__all__ = ["open_folder"]
+__all__ = ["MANIFEST_NAMES", "TABLE_NAMES", "read_folder"]
 
+TABLE_NAMES = (
+    *("subjects.csv", "subjects.jsonl", "subjects.parquet"),
+    *("metadata.jsonl", "metadata.csv"),
+)
+"""Tables that speak for a folder; the first present wins."""
 MANIFEST_NAMES = (
     *(f"manifest.{suffix}" for suffix in ("yaml", "yml", "json", "jsonl", "csv", "parquet")),
-    "subjects.csv",
-    "subjects.jsonl",
-    "subjects.parquet",
-    "metadata.jsonl",
-    "metadata.csv",
+    *TABLE_NAMES,
 )
-"""What speaks for a folder; the first present wins."""
+"""Everything that speaks for a folder; the first present wins."""
 
 _KOHYA_NAME = re.compile(r"(\d+)_(\S+)\s+(.+)")
 """``10_sks cat``: repeats, identifier, class noun, as kohya's scripts name folders."""
 
 
-def open_folder(folder: str, open_file: Callable[[str], Rows]) -> Rows:
-    """Open a folder as a manifest.
+def read_folder(folder: str) -> Rows:
+    """Read a folder without any table: each folder in it is a subject.
 
-    A manifest or ``subjects.csv`` inside speaks for it. Otherwise each folder in it is a subject:
-    named ``<repeats>_<identifier> <class noun>`` as for kohya's scripts, or by its id alone, and
-    then the class noun has to come from a head's defaults.
+    It is named ``<repeats>_<identifier> <class noun>`` as for kohya's scripts, or by its id alone,
+    and then the class noun has to come from a head's defaults.
 
     Raises:
-        ManifestError: if there is nothing of the kind.
+        ManifestError: if there are no folders.
     """
-    for name in MANIFEST_NAMES:
-        if os.path.isfile(os.path.join(folder, name)):
-            return open_file(os.path.join(folder, name))
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
     if not names:

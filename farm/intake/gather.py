@@ -112,7 +112,7 @@ def _is_photo_name(name: str) -> bool:
 def _sorted_out(names: Iterable[str], where: str, archive: str | None = None) -> _Listing:
     """A listing of the names of a folder or archive: photos, litter, others."""
     listing = _Listing(where, archive=archive)
-    every = sorted(names)
+    every = sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
     for name in every:
         if _is_photo_name(name):
             uri = member_uri(name, archive) if archive is not None else join_url(where, name)
@@ -228,6 +228,8 @@ def _remote_glob(url: str) -> _Listing:
         names = sorted(str(name) for name in filesystem.glob(path))
     listing = _Listing(url.rpartition("/")[0])
     for name in filter(_is_photo_name, names):
+        if name.rsplit("/", 1)[-1].startswith("."):
+            continue
         listing.files.append((name, str(filesystem.unstrip_protocol(name))))
     return listing
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from farm.intake.errors import PhotoFault
 from farm.intake.photos import MIN_SIDE_PX, as_rgb, decoding, open_header, seen_size
-from farm.intake.reading import read_photo_bytes
+from farm.intake.reading import PhotoReader
 from farm.keys import bytes_digest
 
 __all__ = ["PhotoFacts", "PhotoRefusal", "inspect_photo", "inspect_photos"]
@@ -47,13 +47,14 @@ class PhotoRefusal:
 
 def inspect_photos(uris: Sequence[str]) -> list[PhotoFacts | PhotoRefusal]:
     """Read, decode and judge photos one after the other; what a thread is asked."""
-    return [inspect_photo(uri) for uri in uris]
+    with PhotoReader() as reader:
+        return [inspect_photo(uri, reader) for uri in uris]
 
 
-def inspect_photo(uri: str) -> PhotoFacts | PhotoRefusal:
+def inspect_photo(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
     """Read, decode and judge one photo. Raises for nothing that a photo may be."""
     try:
-        return _facts(read_photo_bytes(uri))
+        return _facts(reader.read(uri))
     except PhotoFault as fault:
         return PhotoRefusal(fault.message, fault.remedy)
 

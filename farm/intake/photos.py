@@ -37,7 +37,7 @@ MAX_PHOTO_PIXELS = 100_000_000
 MIN_SIDE_PX = 32
 """Of the shorter side; below it there is nothing to learn at any resolution."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "MPO", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 """Decoders that photos may reach. The rest of Pillow's (PostScript, PSD, fonts …) stay shut."""
 PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".mpo", ".tif", ".tiff", ".bmp", ".gif")

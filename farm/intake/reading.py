@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -21,9 +22,11 @@ from farm.intake.errors import PhotoFault
 __all__ = [
     "MAX_ARCHIVE_MEMBERS",
     "MAX_PHOTO_BYTES",
+    "PhotoReader",
     "archive_members",
     "is_remote",
     "member_uri",
+    "open_archive",
     "read_photo_bytes",
     "split_member_uri",
 ]
@@ -32,6 +35,8 @@ MAX_PHOTO_BYTES = 256 * 2**20
 """A 100-megapixel raw TIFF fits; more is a mistake or an attack."""
 MAX_ARCHIVE_MEMBERS = 10_000
 """Of one subject's archive, whatever they are."""
+MAX_ARCHIVE_BYTES = 2 * 2**30
+"""Of an archive that must be fetched whole."""
 MAX_ARCHIVE_RATIO = 200
 """Unpacked over packed size of a member; photos are packed already and barely shrink further."""
 READ_ATTEMPTS = 4
@@ -62,18 +67,49 @@ def read_photo_bytes(uri: str) -> bytes:
     Raises:
         PhotoFault: if it is missing, unreadable or too large; says what mends it.
     """
-    if uri.startswith(_ZIP):
-        member, archive = split_member_uri(uri)
-        with open_archive(archive) as opened:
-            return _read_member(opened, member)
-    try:
+    with PhotoReader() as reader:
+        return reader.read(uri)
+
+
+class PhotoReader:
+    """Reads photos one after the other; members of one archive in a row open it once."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._archive: tuple[str, zipfile.ZipFile] | None = None
+
+    def __enter__(self) -> PhotoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of one photo; see ``read_photo_bytes``."""
+        if uri.startswith(_ZIP):
+            member, archive = split_member_uri(uri)
+            return _read_member(self._opened(archive), member)
         if "://" not in uri or uri.startswith("file://"):
-            return _read_local(uri.removeprefix("file://"))
-        return _read_remote(uri)
+            with _told():
+                return _read_local(uri.removeprefix("file://"))
+        with _told():
+            return _read_remote(uri)
+
+    def _opened(self, archive: str) -> zipfile.ZipFile:
+        if self._archive is None or self._archive[0] != archive:
+            self._archive = None
+            self._stack.close()
+            self._archive = archive, self._stack.enter_context(open_archive(archive))
+        return self._archive[1]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a filesystem may raise, as a fault."""
+    try:
+        yield
     except FileNotFoundError as error:
-        raise PhotoFault(
-            "there is no such file", "correct the path, or remove the entry"
-        ) from error
+        raise PhotoFault("there is no such file", "correct the path, or remove it") from error
     except PermissionError as error:
         raise PhotoFault(
             "it may not be read", "give this user the right to read it, or the store's credentials"
@@ -135,20 +171,40 @@ def _too_many_bytes() -> PhotoFault:
 
 @contextmanager
 def open_archive(uri: str) -> Iterator[zipfile.ZipFile]:
-    """A zip archive opened for reading, local or remote; remote ones are read by ranges.
+    """A zip archive opened for reading, local or remote.
+
+    Remote ones are read by ranges; from web servers without ranges they are fetched whole, into a
+    temporary file that goes with the archive.
 
     Raises:
-        PhotoFault: if it is missing or not a zip archive.
+        PhotoFault: if it is missing, too large to fetch, or not a zip archive.
     """
-    try:
-        with fsspec.open(uri, "rb") as file, zipfile.ZipFile(cast("Any", file)) as archive:
-            yield archive
-    except FileNotFoundError as error:
-        raise PhotoFault("there is no such archive", "correct the path") from error
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise PhotoFault(f"it is not a whole zip archive: {error}", "make it again") from error
-    except (OSError, ValueError, ImportError) as error:
-        raise PhotoFault(f"it cannot be read: {_words(error)}", "correct the address") from error
+    with ExitStack() as stack:
+        try:
+            with _told():
+                archive = zipfile.ZipFile(stack.enter_context(_seekable(uri)))
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise PhotoFault(f"it is not a whole zip archive: {error}", "make it again") from error
+        yield stack.enter_context(archive)
+
+
+@contextmanager
+def _seekable(uri: str) -> Iterator[Any]:
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    is_web = uri.startswith(("http://", "https://"))
+    if not is_web or filesystem.info(path).get("partial"):
+        with filesystem.open(path, "rb") as file:
+            yield file
+        return
+    with tempfile.SpooledTemporaryFile(max_size=2**26) as copy:
+        with filesystem.open(path, "rb", block_size=0) as file:
+            while part := file.read(2**22):
+                copy.write(part)
+                if copy.tell() > MAX_ARCHIVE_BYTES:
+                    message = f"it is larger than {MAX_ARCHIVE_BYTES // 2**30} GiB"
+                    raise PhotoFault(message, "pack only the subject's photos")
+        copy.seek(0)
+        yield copy
 
 
 def archive_members(archive: zipfile.ZipFile) -> list[str]:

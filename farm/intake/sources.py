@@ -7,14 +7,14 @@ subjects.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import fsspec
 
 from farm.errors import Fault, ManifestError
-from farm.intake.folder import open_folder
+from farm.intake.folder import MANIFEST_NAMES, TABLE_NAMES, read_folder
 from farm.intake.imagefolder import read_imagefolder
 from farm.intake.json_rows import read_json, read_jsonl
 from farm.intake.kohya import read_kohya
@@ -46,12 +46,20 @@ def open_rows(url: str) -> Rows:
     Raises:
         ManifestError: if it is not there, not text, or of no known form.
     """
-    url = os.path.expanduser(url.removeprefix("file://"))
-    if "://" not in url and os.path.isdir(url):
-        return open_folder(url, open_rows)
-    rows = _open_file(url)
+    rows = _open(url, MANIFEST_NAMES)
     table = rows.head.value.get("subjects")
     return _with_table(rows, table) if isinstance(table, str) else rows
+
+
+def _open(url: str, names: Sequence[str]) -> Rows:
+    """Open a file, or what speaks for a folder by one of some names."""
+    url = os.path.expanduser(url.removeprefix("file://"))
+    if "://" in url or not os.path.isdir(url):
+        return _open_file(url)
+    for name in names:
+        if os.path.isfile(os.path.join(url, name)):
+            return _open_file(os.path.join(url, name))
+    return read_folder(url)
 
 
 def _open_file(url: str) -> Rows:
@@ -73,7 +81,8 @@ def _open_file(url: str) -> Rows:
 def _with_table(rows: Rows, table: str) -> Rows:
     """The subjects of a head that lie in a table or folder of their own."""
     try:
-        inner = open_rows(join_url(rows.head.base, table))
+        # a folder's own manifest may be this very head
+        inner = _open(join_url(rows.head.base, table), TABLE_NAMES)
     except ManifestError as error:
         rows.faults.append(rows.head.fault(("subjects",), error.message, error.remedy))
         return rows

@@ -126,9 +126,9 @@ def _parquet_rows(table: Any, file: str, base: str, faults: list[Fault]) -> Iter
             number += 1
             row = Row({}, file, base, number)
             for column, cell in value.items():
-                if column in {"recipe", "prior"} and isinstance(cell, str):
-                    cell = _parsed(cell, row, column, faults)
-                _place(row, column, _plain(cell), faults)
+                is_json = column in {"recipe", "prior"} and isinstance(cell, str)
+                plain = _parsed(cell, row, column, faults) if is_json else _plain(cell)
+                _place(row, column, plain, faults)
             yield row
 
 

@@ -1,0 +1,202 @@
+"""Time and memory of `farm check` on 10,000 subjects with 50,000 small photos.
+
+    python benchmarks/check_intake.py [--subjects 10000] [--photos 5] [--side 256] [--keep FOLDER]
+
+Draws the photos, writes the manifest in every form, measures each reading and the check in a fresh
+process of its own, and writes benchmarks/intake-<cpu>-<date>.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).parent
+FORMS = ("yaml", "json", "jsonl", "csv", "parquet", "folder")
+NOUNS = ("cat", "dog", "toy", "vase", "backpack")
+
+
+def draw_photos(folder: Path, num_subjects: int, num_photos: int, side_px: int) -> None:
+    """Smooth random pictures with grain, each another: they cost a decoder what photos cost."""
+    for subject in range(num_subjects):
+        random = np.random.default_rng(subject)
+        place = folder / f"subject-{subject:05}"
+        place.mkdir(parents=True, exist_ok=True)
+        for photo in range(num_photos):
+            coarse = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            smooth = Image.fromarray(coarse).resize((side_px, side_px), Image.Resampling.BICUBIC)
+            grain = random.integers(-9, 9, (side_px, side_px, 1), dtype=np.int16)
+            pixels = (np.asarray(smooth, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(place / f"{photo}.jpg", quality=85)
+
+
+def write_manifests(folder: Path, num_subjects: int) -> None:
+    """The same subjects in every form; `folder` needs its subjects.csv."""
+    subjects = [
+        {"id": f"subject-{n:05}", "class_noun": NOUNS[n % len(NOUNS)], "priority": n % 3}
+        for n in range(num_subjects)
+    ]
+    rows = [subject | {"photos": subject["id"]} for subject in subjects]
+    yaml = ["version: 1", "defaults:", "  recipe: {steps: 300, rank: 4}", "subjects:"]
+    for row in rows:
+        yaml += [f"  - id: {row['id']}", f"    class_noun: {row['class_noun']}"]
+        yaml += [f"    priority: {row['priority']}", f"    photos: {row['photos']}"]
+    (folder / "m.yaml").write_text("\n".join(yaml) + "\n")
+    (folder / "m.json").write_text(json.dumps({"version": 1, "subjects": rows}, indent=1))
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open(folder / "m.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    with open(folder / "subjects.csv", "w", newline="") as file:
+        short = csv.writer(file)
+        short.writerow(("subject", "class"))
+        short.writerows((subject["id"], subject["class_noun"]) for subject in subjects)
+
+
+def measure(url: str, with_photos: bool) -> dict[str, float]:
+    """Read, and check, one manifest in this process."""
+    import imagehash  # noqa: F401  # not the check's time
+
+    from farm.intake.check import check_manifest
+    from farm.intake.manifest import read_manifest
+
+    facts: dict[str, float] = {"start_mib": _rss_mib()}
+    started = time.perf_counter()
+    manifest = read_manifest(url, strict=False)
+    facts["read_s"] = time.perf_counter() - started
+    facts["read_mib"] = _rss_mib()
+    facts["subjects"] = len(manifest)
+    if not with_photos:
+        return facts
+    marks: dict[int, float] = {}
+
+    def progress(done: int, total: int) -> None:
+        marks.setdefault(10 * done // total, _rss_mib())
+
+    started, cpu = time.perf_counter(), time.process_time()
+    report = check_manifest(manifest, resolution_px=64, progress=progress)
+    facts["check_s"] = time.perf_counter() - started
+    facts["check_cpu_s"] = time.process_time() - cpu
+    facts |= {"photos": report.num_photos, "faults": len(report.faults)}
+    facts |= {"mib": report.num_bytes / 2**20, "trainable": len(report.good_subjects)}
+    return facts | {f"rss_at_{tenth}0": mib for tenth, mib in marks.items()} | {"peak_mib": _peak()}
+
+
+def _rss_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_fresh_process(url: str, with_photos: bool) -> dict[str, float]:
+    """``measure`` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", url] + ["--with-photos"] * with_photos
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    facts: dict[str, float] = json.loads(output.splitlines()[-1])
+    return facts
+
+
+def cpu_name() -> str:
+    """The processor's name, and how many cores this process may use."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    match = re.search(r"model name\s*:\s*(.+)", text)
+    name = match.group(1) if match else platform.processor() or platform.machine()
+    plain = re.sub(r"\((R|TM)\)", "", name)
+    return f"{plain}, {len(os.sched_getaffinity(0))} cores"
+
+
+def write_report(results: dict[str, dict[str, float]], side_px: int, load: float) -> Path:
+    """The measurements as a page of Markdown."""
+    whole, today = results["yaml"], datetime.date.today().isoformat()
+    cpu = cpu_name()
+    marks = [f"{whole[key]:.0f}" for key in sorted(whole) if key.startswith("rss_at_")]
+    lines = [
+        f"# Intake: {whole['subjects']:,.0f} subjects, {whole['photos']:,.0f} photos",
+        "",
+        f"Written by `benchmarks/check_intake.py` on {today}. {cpu}; Python "
+        f"{platform.python_version()}; load average at the start {load:.1f}.",
+        f"Photos: JPEG, {side_px} x {side_px} px, {whole['mib']:,.0f} MiB in all, on a local disk.",
+        "",
+        "## The check (every photo decoded, hashed and compared)",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| wall clock | {whole['check_s']:.1f} s |",
+        f"| CPU time | {whole['check_cpu_s']:.1f} s |",
+        f"| photos per second | {whole['photos'] / whole['check_s']:,.0f} |",
+        f"| peak memory of the process | {whole['peak_mib']:.0f} MiB |",
+        f"| of it before the first photo | {whole['read_mib']:.0f} MiB |",
+        f"| memory by tenths of the photos, MiB | {', '.join(marks)} |",
+        f"| faults found | {whole['faults']:.0f} |",
+        "",
+        "## Reading the manifest (every folder listed, every subject resolved)",
+        "",
+        "| form | seconds | MiB grown |",
+        "|---|---:|---:|",
+    ]
+    for form, facts in results.items():
+        grown = facts["read_mib"] - facts["start_mib"]
+        lines.append(f"| {form} | {facts['read_s']:.1f} | {grown:.0f} |")
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
+    path = HERE / f"intake-{slug}-{today}.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(folder: Path, num_subjects: int, num_photos: int, side_px: int) -> Path:
+    """Everything: photos, manifests, measurements, report."""
+    if not (folder / "m.yaml").exists():
+        draw_photos(folder, num_subjects, num_photos, side_px)
+        write_manifests(folder, num_subjects)
+    if not (folder / "m.parquet").exists():
+        from farm.intake.manifest import read_manifest
+
+        (folder / "m.parquet").write_bytes(read_manifest(str(folder / "m.csv")).to_parquet())
+    load = os.getloadavg()[0]
+    results = {}
+    for form in FORMS:
+        url = folder if form == "folder" else folder / f"m.{form}"
+        results[form] = in_fresh_process(str(url), form == "yaml")
+        print(form, json.dumps(results[form]), file=sys.stderr)
+    return write_report(results, side_px, load)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subjects", type=int, default=10_000)
+    parser.add_argument("--photos", type=int, default=5)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--keep", type=Path, help="use and keep this folder of photos")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--with-photos", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.with_photos)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        print(run(folder, options.subjects, options.photos, options.side))
+
+
+if __name__ == "__main__":
+    main()
