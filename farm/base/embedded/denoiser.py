@@ -1,0 +1,191 @@
+"""The embedded base's own UNet: its shape, its noise schedule, its training.
+
+Legend: N rows, C latent channels, H W latent positions, T tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
+from farm.base.embedded.progress import Progress
+from farm.base.embedded.scorer import WIDTH, encode_texts
+from farm.base.embedded.vae import NUM_LATENT_CHANNELS
+from farm.base.embedded.world.captions import write_caption, write_short_caption
+from farm.base.embedded.world.scene import Scene
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+def build_denoiser() -> UNet2DConditionModel:
+    """Build the UNet with fresh weights from torch's global generator."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=NUM_LATENT_CHANNELS,
+        out_channels=NUM_LATENT_CHANNELS,
+        block_out_channels=(48, 80, 112),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def build_schedule() -> DDIMScheduler:
+    """The noise schedule: nothing of the picture is left at its end, so the noise's mean tells
+    nothing.
+
+    v-prediction stays well-posed there. `clip_sample` would ruin latents, which reach past 1;
+    "trailing" starts sampling where training ended.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.02,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+
+@dataclass(frozen=True)
+class DenoiserPlan:
+    """How long and how hard the denoiser trains."""
+
+    num_steps: int = 9000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    num_warmup_steps: int = 150
+    decay_share: float = 0.35
+    """Last share of the steps, over which the rate falls to zero. Until then it is constant, so a
+    training stopped before
+    can be given more steps."""
+    average_decay: float = 0.998
+    seed: int = 0
+    checkpoint_every: int = 500
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step (from 0)."""
+        warm = min(1.0, (step + 1) / self.num_warmup_steps)
+        left = (self.num_steps - step) / (self.num_steps * self.decay_share)
+        return self.learning_rate * min(warm, 1.0, max(0.0, left))
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """What the denoiser learns from: latents of drawn scenes, and the frozen text side."""
+
+    latents_NCHW: Tensor
+    scenes: list[Scene]
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+
+    @torch.no_grad()
+    def sample(self, seed: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Latents (N, C, H, W) and prompt embeddings (N, T, D) of one step; a tenth of the
+        prompts are empty.
+        """
+        rng = random.Random(f"denoiser/{seed}/{step}")
+        chosen = [rng.randrange(len(self.scenes)) for _ in range(batch_size)]
+        texts = []
+        for index in chosen:
+            kind = rng.random()
+            write = write_caption if kind < 0.68 else write_short_caption
+            texts.append("" if kind < 0.1 else write(self.scenes[index], rng).text)
+        ids = encode_texts(self.tokenizer, texts).to(self.latents_NCHW.device)
+        return self.latents_NCHW[chosen], self.text_encoder(ids)[0]
+
+
+def v_loss(
+    denoiser: UNet2DConditionModel,
+    alphas_bar: Tensor,
+    latents_NCHW: Tensor,
+    prompts_NTD: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error of v at timesteps that cover the schedule evenly (Salimans & Ho 2022,
+    eq. in appendix D).
+    """
+    num_rows = len(latents_NCHW)
+    strata = (torch.arange(num_rows) + torch.rand(num_rows, generator=generator)) / num_rows
+    timesteps = (strata * NUM_TRAIN_TIMESTEPS).long().to(latents_NCHW.device)
+    noise = torch.randn(latents_NCHW.shape, generator=generator).to(latents_NCHW.device)
+    signal = alphas_bar[timesteps].sqrt()[:, None, None, None]
+    spread = (1 - alphas_bar[timesteps]).sqrt()[:, None, None, None]
+    noisy = signal * latents_NCHW + spread * noise
+    target = signal * noise - spread * latents_NCHW
+    predicted = denoiser(noisy, timesteps, prompts_NTD).sample
+    return torch.nn.functional.mse_loss(predicted, target)
+
+
+def train_denoiser(
+    data: LatentSet,
+    plan: DenoiserPlan,
+    progress: Progress,
+    checkpoint: Path,
+    *,
+    on_checkpoint: Callable[[int, UNet2DConditionModel], None] | None = None,
+) -> UNet2DConditionModel:
+    """Train, or go on training from a checkpoint file; returns the weights' average."""
+    device = data.latents_NCHW.device
+    torch.manual_seed(plan.seed)
+    denoiser = build_denoiser().to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    average = {name: tensor.detach().clone() for name, tensor in denoiser.state_dict().items()}
+    first = load_checkpoint(checkpoint, denoiser, optimizer, average)
+    alphas_bar = build_schedule().alphas_cumprod.to(device)
+    window: list[Tensor] = []
+    started_s = time.monotonic()
+    for step in range(first, plan.num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate_at(step)
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        latents, prompts = data.sample(plan.seed, step, plan.batch_size)
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        loss = v_loss(denoiser, alphas_bar, latents, prompts, generator)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        _follow(average, denoiser, min(plan.average_decay, (step + 1) / (step + 20)))
+        window.append(loss.detach())
+        if (step + 1) % 50 == 0:
+            mean = torch.stack(window).mean().item()
+            rate_s = (time.monotonic() - started_s) / (step + 1 - first)
+            progress.log(
+                "denoiser", step + 1, loss=mean, learning_rate=plan.rate_at(step), step_s=rate_s
+            )
+            window.clear()
+        if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.num_steps:
+            save_checkpoint(checkpoint, step + 1, denoiser, optimizer, average)
+            if on_checkpoint is not None:
+                on_checkpoint(step + 1, averaged(average))
+    return averaged(average)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], denoiser: UNet2DConditionModel, decay: float) -> None:
+    state = denoiser.state_dict()
+    torch._foreach_lerp_(list(average.values()), [state[name] for name in average], 1 - decay)
+
+
+def averaged(average: dict[str, Tensor]) -> UNet2DConditionModel:
+    """A UNet that holds the averaged weights."""
+    denoiser = build_denoiser()
+    denoiser.load_state_dict(average)
+    return denoiser.eval()

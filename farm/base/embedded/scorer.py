@@ -1,0 +1,296 @@
+"""The scorer of the drawn world: a tiny CLIP whose text tower becomes the embedded base's text
+encoder.
+
+Owns its shape, its contrastive training and its held-out accuracy. Because a caption's claims are
+known, every pair of a batch that is true counts as a positive; no true pair is ever pushed apart.
+Legend: N pictures, M captions, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from farm.base.embedded.album import scenes_of
+from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
+from farm.base.embedded.progress import Progress
+from farm.base.embedded.tokenizer import MAX_TOKENS
+from farm.base.embedded.vae import one_cycle, to_unit
+from farm.base.embedded.world.captions import (
+    UNCLAIMED,
+    claim_vector,
+    fact_vector,
+    write_caption,
+    write_short_caption,
+)
+from farm.base.embedded.world.scene import Scene
+from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, PLACES, POSES_OF
+
+WIDTH = 128
+_MAX_LOGIT_SCALE = 4.6052
+"""CLIP's own bound: logits are scaled by 100 at most."""
+
+
+def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Build the scorer with fresh weights from torch's global generator."""
+    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_TOKENS,
+        num_hidden_layers=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=WIDTH,
+        **shape,
+    )
+    vision = CLIPVisionConfig(
+        image_size=64, patch_size=8, num_hidden_layers=3, projection_dim=WIDTH, **shape
+    )
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH
+    )
+    return CLIPModel(config)
+
+
+def scorer_folder() -> Path:
+    """The folder of the shipped scorer inside the package."""
+    return Path(__file__).parent / "scorer"
+
+
+def load_scorer(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
+    """Load the shipped scorer, or another, in float32 by the path that any CLIP takes."""
+    where = folder or scorer_folder()
+    scorer: CLIPModel = CLIPModel.from_pretrained(where, dtype=torch.float32)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(where)
+    return scorer.eval(), tokenizer
+
+
+def build_image_processor() -> CLIPImageProcessor:
+    """The picture side of the scorer's path: 64 px, scaled to [-1, 1] as the VAE's are."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+
+
+def encode_texts(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Token ids (M, T), padded to the full length, as Stable Diffusion's pipeline pads them."""
+    encoded = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+    )
+    ids: Tensor = encoded.input_ids
+    return ids
+
+
+@dataclass(frozen=True)
+class CaptionedBatch:
+    """Pictures, two captions of each, and which pairs are true."""
+
+    pictures_NCHW: Tensor
+    ids_MT: tuple[Tensor, Tensor]
+    """The long captions and the short ones, each cut to its own longest: what follows the end
+    token changes nothing.
+    """
+    is_true_NM: Tensor
+
+    def to(self, device: torch.device) -> CaptionedBatch:
+        """The same batch on a device."""
+        long_ids, short_ids = self.ids_MT
+        return CaptionedBatch(
+            self.pictures_NCHW.to(device),
+            (long_ids.to(device), short_ids.to(device)),
+            self.is_true_NM.to(device),
+        )
+
+
+def sample_captioned(
+    album: NDArray[np.uint8],
+    facts: NDArray[np.int16],
+    scenes: list[Scene],
+    tokenizer: CLIPTokenizer,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+) -> CaptionedBatch:
+    """Draw the batch of one step: each picture brings one long and one short caption."""
+    rng = random.Random(f"scorer/{seed}/{step}")
+    chosen = [rng.randrange(len(album)) for _ in range(batch_size)]
+    texts, claims = [], []
+    for write in (write_caption, write_short_caption):
+        for index in chosen:
+            caption = write(scenes[index], rng)
+            texts.append(caption.text)
+            claims.append(claim_vector(scenes[index], caption))
+    pictures = album[chosen]
+    if rng.random() < 0.5:
+        pictures = np.ascontiguousarray(pictures[:, :, ::-1])
+    pictures = _shift(pictures, rng.randint(-3, 3), rng.randint(-3, 3))
+    claimed = np.stack(claims)[None]
+    held = facts[chosen][:, None]
+    is_true = ((claimed == UNCLAIMED) | (claimed == held)).all(-1)
+    long_ids, short_ids = (_cut(ids) for ids in encode_texts(tokenizer, texts).chunk(2))
+    return CaptionedBatch(to_unit(pictures), (long_ids, short_ids), torch.from_numpy(is_true))
+
+
+def _shift(pictures_NHWC: NDArray[np.uint8], x: int, y: int) -> NDArray[np.uint8]:
+    """Move pictures by whole px, at most 3; their edges stretch."""
+    wide = np.pad(pictures_NHWC, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
+    return wide[:, 3 + y : 67 + y, 3 + x : 67 + x]
+
+
+def _cut(ids_MT: Tensor) -> Tensor:
+    """Drop the padding that every row has: the pad token is the end token, the highest id."""
+    num_tokens = int(ids_MT.argmax(1).max()) + 1
+    return ids_MT[:, :num_tokens]
+
+
+def _logits(scorer: CLIPModel, batch: CaptionedBatch) -> Tensor:
+    normalize = torch.nn.functional.normalize
+    pooled = scorer.vision_model(pixel_values=batch.pictures_NCHW).pooler_output
+    pictures = scorer.visual_projection(pooled)
+    texts = torch.cat([scorer.text_model(input_ids=ids).pooler_output for ids in batch.ids_MT])
+    texts = scorer.text_projection(texts)
+    scale = scorer.logit_scale.exp()
+    logits_NM: Tensor = scale * normalize(pictures, dim=-1) @ normalize(texts, dim=-1).T
+    return logits_NM
+
+
+def contrastive_loss(logits_NM: Tensor, is_true_NM: Tensor) -> Tensor:
+    """InfoNCE of each true pair against the false pairs of its row, and of its column."""
+    return (_one_way(logits_NM, is_true_NM) + _one_way(logits_NM.T, is_true_NM.T)) / 2
+
+
+def _one_way(logits: Tensor, is_true: Tensor) -> Tensor:
+    against = logits.masked_fill(is_true, -1e4).logsumexp(1, keepdim=True)
+    loss = torch.nn.functional.softplus(against - logits) * is_true
+    return (loss.sum(1) / is_true.sum(1).clamp_min(1)).mean()
+
+
+def train_scorer(
+    album: NDArray[np.uint8],
+    tokenizer: CLIPTokenizer,
+    num_steps: int,
+    progress: Progress,
+    checkpoint: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    batch_size: int = 80,
+    learning_rate: float = 1.5e-3,
+    start: CLIPModel | None = None,
+) -> CLIPModel:
+    """Train the scorer on an album of stream `seed`, from the first picture on. Resumes from
+    `checkpoint`; `start` is trained on.
+    """
+    scenes = scenes_of(seed, len(album))
+    facts = np.stack([fact_vector(scene) for scene in scenes])
+    torch.manual_seed(seed)
+    scorer = (build_scorer(tokenizer) if start is None else start).to(device).train()
+    optimizer = torch.optim.AdamW(
+        scorer.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    for step in range(load_checkpoint(checkpoint, scorer, optimizer), num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * one_cycle(step, num_steps, warm_share=0.1)
+        batch = sample_captioned(
+            album, facts, scenes, tokenizer, seed=seed, step=step, batch_size=batch_size
+        ).to(device)
+        loss = contrastive_loss(_logits(scorer, batch), batch.is_true_NM)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            scorer.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
+        if step % 25 == 0 or step == num_steps - 1:
+            progress.log("scorer", step, loss=loss.item())
+        if (step + 1) % 250 == 0:
+            save_checkpoint(checkpoint, step + 1, scorer, optimizer)
+    return scorer.cpu().eval()
+
+
+@torch.no_grad()
+def embed_texts(scorer: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Unit text embeddings (M, D), by the path that any CLIP takes."""
+    output = scorer.text_model(input_ids=encode_texts(tokenizer, texts))
+    return torch.nn.functional.normalize(
+        scorer.text_projection(output.pooler_output).float(), dim=-1
+    )
+
+
+@torch.no_grad()
+def embed_pictures(scorer: CLIPModel, pictures_NHWC: NDArray[np.uint8]) -> Tensor:
+    """Unit picture embeddings (N, D) of uint8 pictures."""
+    parts = []
+    for start in range(0, len(pictures_NHWC), 128):
+        pixels = to_unit(pictures_NHWC[start : start + 128]).to(scorer.dtype)
+        pooled = scorer.vision_model(pixel_values=pixels).pooler_output
+        parts.append(scorer.visual_projection(pooled).float())
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def article(word: str) -> str:
+    """`a` or `an`."""
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def options_for(fact: str, class_noun: str) -> tuple[tuple[str, ...], list[str]]:
+    """The answers to one question about a picture of a class, and the prompt of each."""
+    if fact == "class_noun":
+        return CLASS_NOUNS, [article(noun) for noun in CLASS_NOUNS]
+    if fact == "colour":
+        colours = tuple(COLOURS)
+        return colours, [f"{article(colour)} {class_noun}" for colour in colours]
+    if fact == "place":
+        return PLACES, [f"{article(class_noun)} {place}" for place in PLACES]
+    poses = POSES_OF[class_noun]
+    return poses, [f"{article(class_noun)} {pose}" for pose in poses]
+
+
+def answer(
+    scorer: CLIPModel, tokenizer: CLIPTokenizer, pictures_ND: Tensor, nouns: list[str], fact: str
+) -> list[str]:
+    """For each picture embedding of a class noun, the option whose prompt scores highest."""
+    answers = []
+    cache: dict[str, tuple[tuple[str, ...], Tensor]] = {}
+    for embedding, noun in zip(pictures_ND, nouns, strict=True):
+        if noun not in cache:
+            options, prompts = options_for(fact, noun)
+            cache[noun] = (options, embed_texts(scorer, tokenizer, prompts))
+        options, texts = cache[noun]
+        answers.append(options[int((texts @ embedding).argmax())])
+    return answers
+
+
+def measure_scorer(
+    scorer: CLIPModel, tokenizer: CLIPTokenizer, album: NDArray[np.uint8], scenes: list[Scene]
+) -> dict[str, float]:
+    """Share of right answers on an album, by fact."""
+    embeddings = embed_pictures(scorer, album)
+    nouns = [scene.class_noun for scene in scenes]
+    accuracies = {}
+    for fact in ("class_noun", "colour", "place", "pose"):
+        answers = answer(scorer, tokenizer, embeddings, nouns, fact)
+        right = [
+            getattr(scene, fact) == given for scene, given in zip(scenes, answers, strict=True)
+        ]
+        accuracies[fact] = sum(right) / len(right)
+    return accuracies

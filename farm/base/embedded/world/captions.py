@@ -1,0 +1,164 @@
+"""Captions: a random part of what a scene shows, in varied words.
+
+Owns the phrasing and what each caption claims. A caption's claims are exact, so whether it is
+*true* of any picture is known: the scorer's training never calls a true pair false. Owns no
+drawing.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.base.embedded.world.scene import Scene
+from farm.base.embedded.world.words import (
+    ACCESSORIES,
+    CLASS_NOUNS,
+    COLOURS,
+    MARKS,
+    PLACES,
+    POSES,
+    STYLES,
+)
+
+_COLOUR_WORDS = tuple(COLOURS)
+FACTS = (
+    "class_noun",
+    "colour",
+    "pose",
+    "place",
+    "style",
+    "accessory",
+    "accessory_colour",
+    "mark",
+    "mark_colour",
+)
+"""The facts of a scene that captions may name, in the order of a fact vector."""
+
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "class_noun": CLASS_NOUNS,
+    "colour": _COLOUR_WORDS,
+    "pose": POSES,
+    "place": PLACES,
+    "style": STYLES,
+    "accessory": ACCESSORIES,
+    "accessory_colour": _COLOUR_WORDS,
+    "mark": MARKS,
+    "mark_colour": _COLOUR_WORDS,
+}
+UNCLAIMED = -1
+
+_PREFIXES = (
+    "",
+    "",
+    "",
+    "",
+    "a photo of ",
+    "a photo of ",
+    "a picture of ",
+    "an image of ",
+    "a good photo of ",
+)
+_STYLE_PREFIXES = {
+    "flat": ("a flat drawing of ", "a drawing of ", "a painting of "),
+    "pencil": ("a pencil drawing of ", "a pencil drawing of ", "a pencil sketch of "),
+}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Words, and the names of the facts that they claim."""
+
+    text: str
+    claims: frozenset[str]
+
+
+def fact_vector(scene: Scene) -> NDArray[np.int16]:
+    """The facts as option indices, (9,); -2 where the scene has none."""
+    values = (getattr(scene, fact) for fact in FACTS)
+    return np.array(
+        [
+            -2 if value is None else _OPTIONS[fact].index(value)
+            for fact, value in zip(FACTS, values, strict=True)
+        ],
+        dtype=np.int16,
+    )
+
+
+def claim_vector(scene: Scene, caption: Caption) -> NDArray[np.int16]:
+    """The claimed facts as option indices, (9,); `UNCLAIMED` where the caption is silent."""
+    facts = fact_vector(scene)
+    claimed = np.array([fact in caption.claims for fact in FACTS])
+    return np.where(claimed, facts, UNCLAIMED).astype(np.int16)
+
+
+def write_caption(scene: Scene, rng: random.Random) -> Caption:
+    """Write one caption: a few facts in a quarter of them, any share of them in the rest."""
+    lavish = rng.random()
+    claims = {"class_noun"}
+    share = 0.3 if lavish < 0.35 else 0.65 if lavish < 0.8 else 1.0
+    if rng.random() < max(share, 0.5):
+        claims.add("colour")
+    if rng.random() < max(share, 0.5):
+        claims.add("place")
+    if rng.random() < share * 0.75:
+        claims.add("pose")
+    if scene.accessory and rng.random() < share + 0.25:
+        claims |= {"accessory", "accessory_colour"} if rng.random() < 0.85 else {"accessory"}
+    if scene.mark and rng.random() < share + 0.25:
+        claims |= {"mark", "mark_colour"} if rng.random() < 0.85 else {"mark"}
+    if rng.random() < (0.92 if scene.style == "pencil" else 0.1):
+        claims.add("style")
+    return phrase(scene, frozenset(claims), rng)
+
+
+def write_short_caption(scene: Scene, rng: random.Random) -> Caption:
+    """Write a caption of one or two facts: `a cat`, `a red cat`, `a cat in the snow`."""
+    extra = rng.choice(("", "", "", "colour", "colour", "place", "place", "pose", "colour+place"))
+    claims = {"class_noun", *filter(None, extra.split("+"))}
+    if scene.style == "pencil" and rng.random() < 0.5:
+        claims.add("style")
+    return phrase(scene, frozenset(claims), rng)
+
+
+def phrase(scene: Scene, claims: frozenset[str], rng: random.Random) -> Caption:
+    """Put claimed facts of a scene into words, in one of the usual ways."""
+    noun = f"{scene.colour} {scene.class_noun}" if "colour" in claims else scene.class_noun
+    article = "an" if noun[0] in "aeiou" else "a"
+    if rng.random() < 0.06:
+        article = "the"
+    prefix = rng.choice(_STYLE_PREFIXES[scene.style] if "style" in claims else _PREFIXES)
+    parts = []
+    if "pose" in claims:
+        lead = "that is " if not prefix and rng.random() < 0.1 else ""
+        parts.append(lead + scene.pose)
+    details = _details(scene, claims, rng)
+    place = [scene.place] if "place" in claims else []
+    comma = rng.random() < 0.08
+    if place and rng.random() < 0.25:
+        parts = [*parts, *place, *details]
+    else:
+        parts = [*parts, *details, *place]
+    text = (", " if comma else " ").join([f"{prefix}{article} {noun}", *parts])
+    return Caption(text, claims)
+
+
+def _details(scene: Scene, claims: frozenset[str], rng: random.Random) -> list[str]:
+    details = []
+    if "accessory" in claims and scene.accessory:
+        article = "" if scene.accessory == "glasses" else "a "
+        if "accessory_colour" in claims:
+            starts_open = (scene.accessory_colour or "")[0] in "aeiou"
+            article = "" if scene.accessory == "glasses" else "an " if starts_open else "a "
+            article += f"{scene.accessory_colour} "
+        verb = rng.choice(("wearing", "wearing", "with", "in"))
+        details.append(f"{verb} {article}{scene.accessory}")
+    if "mark" in claims and scene.mark:
+        coloured = f"{scene.mark_colour} {scene.mark}" if "mark_colour" in claims else scene.mark
+        article = "" if scene.mark == "stripes" else "an " if coloured[0] in "aeiou" else "a "
+        details.append(f"with {article}{coloured}")
+    rng.shuffle(details)
+    return details
