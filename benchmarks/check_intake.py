@@ -15,11 +15,12 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,32 @@ def _rss_mib() -> float:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not getrusage: its maximum is taken over from the parent
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found.group(1)) / 1024 if found else float("nan")
+
+
+def compare_workers(folder: Path, num_photos: int) -> dict[str, float]:
+    """Photos per second through one thread, a thread a core, and a process a core."""
+    from farm.intake.inspect_photo import inspect_photos
+
+    uris = [str(path) for path in sorted(folder.glob("subject-*/*.jpg"))[:num_photos]]
+    chunks = [uris[start : start + 16] for start in range(0, len(uris), 16)]
+    cores = len(os.sched_getaffinity(0))
+    inspect_photos(uris[:500])  # the disk cache, and scipy, are not what is compared
+    pools = {
+        "1 thread": ThreadPoolExecutor(1),
+        f"{cores} threads": ThreadPoolExecutor(cores),
+        f"{cores} processes": ProcessPoolExecutor(cores, mp_context=get_context("forkserver")),
+    }
+    rates = {}
+    for name, pool in pools.items():
+        with pool:
+            list(pool.map(inspect_photos, chunks[:cores]))
+            started = time.perf_counter()
+            list(pool.map(inspect_photos, chunks))
+            rates[name] = len(uris) / (time.perf_counter() - started)
+    return rates
 
 
 def in_fresh_process(url: str, with_photos: bool) -> dict[str, float]:
@@ -124,7 +150,9 @@ def cpu_name() -> str:
     return f"{plain}, {len(os.sched_getaffinity(0))} cores"
 
 
-def write_report(results: dict[str, dict[str, float]], side_px: int, load: float) -> Path:
+def write_report(
+    results: dict[str, dict[str, float]], rates: dict[str, float], side_px: int, load: float
+) -> Path:
     """The measurements as a page of Markdown."""
     whole, today = results["yaml"], datetime.date.today().isoformat()
     cpu = cpu_name()
@@ -156,6 +184,8 @@ def write_report(results: dict[str, dict[str, float]], side_px: int, load: float
     for form, facts in results.items():
         grown = facts["read_mib"] - facts["start_mib"]
         lines.append(f"| {form} | {facts['read_s']:.1f} | {grown:.0f} |")
+    lines += ["", "## Threads or processes", "", "| workers | photos per second |", "|---|---:|"]
+    lines += [f"| {name} | {rate:,.0f} |" for name, rate in rates.items()]
     slug = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
     path = HERE / f"intake-{slug}-{today}.md"
     path.write_text("\n".join(lines) + "\n")
@@ -177,7 +207,8 @@ def run(folder: Path, num_subjects: int, num_photos: int, side_px: int) -> Path:
         url = folder if form == "folder" else folder / f"m.{form}"
         results[form] = in_fresh_process(str(url), form == "yaml")
         print(form, json.dumps(results[form]), file=sys.stderr)
-    return write_report(results, side_px, load)
+    rates = compare_workers(folder, min(5_000, num_subjects * num_photos))
+    return write_report(results, rates, side_px, load)
 
 
 def main() -> None:

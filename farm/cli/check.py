@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ __all__ = ["progress_bar", "register", "report_document"]
 
 SHOWN_PER_KIND = 5
 """Faults of one kind that are shown before the rest is counted."""
+PIPE_WIDTH = 200
+"""Columns of what is not a terminal, so that a fault stays on one line for `grep`."""
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +63,10 @@ def check(
     if json:
         print_json(report_document(report))
     else:
-        Console().print(render_report(report, None if every else SHOWN_PER_KIND))
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = PIPE_WIDTH
+        console.print(render_report(report, None if every else SHOWN_PER_KIND))
     if is_bad:
         raise typer.Exit(ManifestError.exit_code)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from farm.intake.subject import ClassNoun, Identifier, Name, Prompt
 from farm.recipe import PresetName
@@ -97,7 +97,7 @@ class SubjectEntry(Defaults):
 
 
 class Head(_Entry):
-    """The top of a manifest."""
+    """The top of a manifest. Keys that begin with ``x-`` are the user's own, for YAML anchors."""
 
     version: Literal[1] = 1
     """Of this format."""
@@ -108,3 +108,10 @@ class Head(_Entry):
     subjects: str | None = None
     """The list of subjects; or a path from this file to a table of them (CSV, JSONL, Parquet) or to
     a folder of folders."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_extensions(cls, values: object) -> object:
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if not str(key).startswith("x-")}
+        return values

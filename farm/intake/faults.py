@@ -206,12 +206,18 @@ def _range_words(schema: dict[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}" if high < 1e6 else f" from {low} to {high}"
+        return f" from {_number(low)} to {_number(high)}"
     parts = [
-        f"at least {low:g}" if low is not None else "",
-        f"above {above:g}" if above is not None else "",
-        f"at most {high:g}" if high is not None else "",
-        f"below {below:.4g}" if below is not None else "",
+        f"at least {_number(low)}" if low is not None else "",
+        f"above {_number(above)}" if above is not None else "",
+        f"at most {_number(high)}" if high is not None else "",
+        f"below {_number(below)}" if below is not None else "",
     ]
     parts = [part for part in parts if part]
     return " " + " and ".join(parts) if parts else ""
+
+
+def _number(value: float) -> str:
+    if value == 2**63:
+        return "2^63"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"

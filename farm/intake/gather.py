@@ -183,13 +183,17 @@ def _single(path: str) -> _Listing:
 def _nearest_path(path: str) -> str:
     """What stands nearest to a path that is not there."""
     folder, name = os.path.split(path)
+    is_inside = False
     while folder != "/" and not os.path.isdir(folder):
         folder, name = os.path.split(folder)
+        is_inside = True
     try:
-        close = get_close_matches(name, os.listdir(folder), n=1)
+        names = [one for one in os.listdir(folder) if not is_inside or "." not in one]
     except OSError:
-        close = []
-    return f"did you mean {os.path.join(folder, close[0])}?" if close else "correct the path"
+        names = []
+    if close := get_close_matches(name, names, n=1):
+        return f"did you mean {os.path.join(folder, close[0])}?"
+    return f"{folder} holds no `{name}`; correct the path, or put the photos there"
 
 
 # -- archives and URLs ----------------------------------------------------------------------------

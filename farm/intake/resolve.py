@@ -20,6 +20,7 @@ from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
 from farm.intake.rows import Row
 from farm.intake.subject import Subject
+from farm.recipe import Recipe
 
 __all__ = ["Resolved", "Resolver"]
 
@@ -56,11 +57,18 @@ class Resolver:
         defaults = self._head.defaults
         self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior)
         self.faults += self._layers.faults
-        self._above = dict(recipe or {})
+        self._above = self._checked(recipe or {})
         self._class_images = {
             noun: list_uris(references, head, ("class_images", noun), self.faults)
             for noun, references in (self._head.class_images or {}).items()
         }
+
+    def _checked(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The caller's fields that a recipe can have; the others are told once, not per subject."""
+        _, faults = validated(Recipe, recipe, Row({}, "the command line", ""), ("recipe",))
+        self.faults += faults
+        refused = {fault.field.split(".")[1] for fault in faults if "." in fault.field}
+        return {field: value for field, value in recipe.items() if field not in refused}
 
     def resolve(self, row: Row) -> Resolved:
         """One subject with all its faults: a refused field does not hide another's fault."""

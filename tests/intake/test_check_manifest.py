@@ -63,15 +63,7 @@ def test_every_bad_photo_is_told_and_the_good_subjects_remain(
     report = check_manifest(read_manifest(str(path), strict=False))
     told = [(fault.line, fault.severity, fault.message) for fault in report.faults]
     photos = [message for line, _, message in told if line == 3]
-    assert [message.split(": ")[-1][:16] for message in photos] == [
-        "it is truncated",
-        "it is not a phot",
-        "the file is empt",
-        "it is 20 x 300 p",
-        "it is larger tha",
-        "rex/9.png is the same file as rex/0.png"[:16],
-        "rex/11.jpg looks like rex/10.png"[:16],
-    ] or len(photos) == 8
+    assert len(photos) == 7
     for words in (
         "4.jpg: it is truncated",
         "5.jpg: it is not a photo",

@@ -60,7 +60,7 @@ def test_home_is_known(photos: Path, monkeypatch: pytest.MonkeyPatch):
     ("reference", "message", "remedy"),
     [
         ("catt", "there is no", "did you mean"),
-        ("none/x/y", "there is no", "correct the path"),
+        ("none/x/y", "there is no", "holds no `none`"),
         ("*.gif", "nothing matches", "correct the pattern"),
         ("empty", "holds no photos", "put 3 to 20"),
         ("full", "only folders", "**"),

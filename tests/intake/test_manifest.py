@@ -130,6 +130,14 @@ def test_the_callers_recipe_wins_over_everything(write: Write):
     assert manifest.subjects[0].recipe.rank == 8
 
 
+def test_a_wrong_field_of_the_caller_is_told_once(write: Write):
+    path = write("manifest.yaml", YAML)
+    manifest = read_manifest(str(path), strict=False, recipe={"stepps": 7, "rank": 2})
+    (fault,) = manifest.faults
+    assert (fault.file, fault.field) == ("the command line", "recipe.stepps")
+    assert [subject.recipe.rank for subject in manifest.subjects] == [2, 2]
+
+
 def test_class_images_are_given_per_class(manifest_of: ManifestOf):
     tom, rex = manifest_of(YAML.rstrip() + "\n    class_images: {dog: rex}\n").subjects
     assert tom.class_images == ()

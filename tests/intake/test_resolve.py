@@ -54,12 +54,13 @@ def test_a_class_prompt_is_free_where_no_prior_is_kept(manifest_of: ManifestOf):
     assert manifest_of(text).subjects
 
 
-def test_a_sample_prompt_without_the_subject_is_a_warning(faults_of: FaultsOf):
-    (fault,) = faults_of(
-        subject("sample_prompts: [a photo of a cat, a [V] cat]".replace("[V]", "sks"))
-    )
+def test_sample_prompts_that_all_show_the_class_are_a_warning(
+    faults_of: FaultsOf, manifest_of: ManifestOf
+):
+    (fault,) = faults_of(subject("sample_prompts: [a photo of a cat, a cat]"))
     assert fault.severity == "warning"
-    assert "shows the class" in fault.message
+    assert "no sample prompt names the subject" in fault.message
+    assert not manifest_of(subject("sample_prompts: [a photo of a cat, a sks cat]")).faults
 
 
 def test_a_wrong_default_prompt_is_told_at_the_default(faults_of: FaultsOf):

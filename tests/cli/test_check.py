@@ -1,0 +1,113 @@
+"""`farm check` as a user sees it: exit codes, stdout, stderr, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from farm.cli import app
+from farm.cli.check_view import render_faults
+from farm.errors import Fault
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """One good subject of four photos."""
+    (tmp_path / "tom").mkdir()
+    for number in range(4):
+        coarse = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((96, 80)).save(tmp_path / f"tom/{number}.png")
+    path = tmp_path / "manifest.yaml"
+    path.write_text("subjects:\n- {id: tom, class_noun: cat}\n")
+    return path
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = runner.invoke(app, ["check", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_good_manifest_exits_with_0_and_says_so(manifest: Path):
+    code, out, err = run(manifest)
+    assert code == 0
+    assert "nothing is wrong" in out
+    assert "1 subject, all can be trained" in out
+    assert err == ""
+
+
+def test_faults_exit_with_3_and_show_place_and_remedy(manifest: Path):
+    manifest.write_text("subjects:\n- {id: tom, clas_noun: cat}\n")
+    code, out, _ = run(manifest)
+    assert code == 3
+    assert "manifest.yaml" in out
+    assert "unknown key `clas_noun`" in out
+    assert "did you mean `class_noun`?" in out
+    assert "0 can be trained" in out
+
+
+def test_warnings_exit_with_0_unless_they_count(manifest: Path):
+    (manifest.parent / "tom/9.png").write_bytes((manifest.parent / "tom/0.png").read_bytes())
+    code, out, _ = run(manifest)
+    assert code == 0
+    assert "the same file as" in out
+    assert "1 warning" in out
+    assert run(manifest, "--strict")[0] == 3
+
+
+def test_json_is_the_last_line_and_tells_everything(manifest: Path):
+    (manifest.parent / "tom/4.png").write_bytes(b"broken")
+    code, out, _ = run(manifest, "--json")
+    assert code == 3
+    told = json.loads(out.splitlines()[-1])
+    assert (told["ok"], told["subjects"], told["trainable"], told["photos"]) == (False, 1, 0, 5)
+    (fault,) = told["faults"]
+    assert fault["line"] == 2
+    assert fault["field"] == "subjects[0].photos"
+    assert fault["subject"] == "tom"
+    assert fault["severity"] == "error"
+    assert fault["remedy"]
+
+
+def test_the_resolution_is_held_against_the_photos(manifest: Path):
+    assert run(manifest, "--resolution", 64)[0] == 0
+    code, out, _ = run(manifest, "--resolution", 512)
+    assert code == 3
+    assert "too small for 512 px" in out
+
+
+def test_what_is_not_there_is_an_invalid_manifest(tmp_path: Path):
+    result = runner.invoke(app, ["check", str(tmp_path / "none.yaml")])
+    assert result.exception is not None
+    assert getattr(result.exception, "exit_code", None) == 3
+
+
+def test_a_wrong_option_is_a_usage_error(manifest: Path):
+    assert run(manifest, "--resolution", "big")[0] == 2
+
+
+def test_ten_thousand_faults_of_a_kind_are_counted_not_printed():
+    faults = [
+        Fault("m.yaml", f"photo-{n}.png: it is truncated", "copy it again", n, "photos", f"s{n}")
+        for n in range(1, 10_001)
+    ]
+    faults.append(Fault("m.yaml", "unknown key `x`", "remove it", 7, "x", "s7"))
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_faults(faults, 5))
+    text = console.export_text()
+    assert text.count("it is truncated") == 5
+    assert "… and 9,995 more like this" in text
+    assert "unknown key `x`" in text
+
+
+def test_square_brackets_in_names_are_shown_as_they_are(manifest: Path):
+    manifest.write_text("subjects:\n- {id: '[bold]tom', class_noun: cat, photos: tom}\n")
+    _, out, _ = run(manifest)
+    assert "[bold]tom" in out
