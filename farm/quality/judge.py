@@ -30,16 +30,20 @@ __all__ = ["MAX_PHOTOS", "QualityJudge", "default_judge"]
 
 MAX_PHOTOS = 12
 """Photos of one subject that are compared with: more change no mean, and cost embedding."""
+DEFAULT_SHARE = 0.12
+"""Kept well below the promised 20 %: decoding, scoring and the base's pictures come on top."""
 TOO_SHORT = "The recipe is too short: scoring would cost more than its share of the training."
 
 
 def default_judge(base: Base) -> QualityJudge:
     """The judge of a run: the embedded scorer for the embedded base, else what is set.
 
-    Environment: ``FARM_SCORER`` names a CLIP, ``FARM_DINO`` a DINO; both a folder or hub id. They
-    reach the lanes of a cluster as the driver's environment does.
+    Environment: ``FARM_SCORER`` names a CLIP, ``FARM_DINO`` a DINO; both a folder or hub id.
+    ``FARM_SCORING_SHARE`` is the share of training's cost that cards may take (0.12). They reach
+    the lanes of a cluster as the driver's environment does.
     """
-    return QualityJudge(os.environ.get("FARM_SCORER"), os.environ.get("FARM_DINO"))
+    share = float(os.environ.get("FARM_SCORING_SHARE", DEFAULT_SHARE))
+    return QualityJudge(os.environ.get("FARM_SCORER"), os.environ.get("FARM_DINO"), share)
 
 
 @dataclass
@@ -51,7 +55,7 @@ class QualityJudge:
     base, and scores nothing on others."""
     dino: str | None = None
     """Name of a DINO or DINOv2, for likeness that CLIP is blind to."""
-    share: float = 0.12
+    share: float = DEFAULT_SHARE
     """Of training's cost that scoring may take, in denoiser rows."""
     batch: int = 32
     """Pictures drawn in one pass."""

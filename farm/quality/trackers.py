@@ -93,14 +93,15 @@ def _log_subject(tracker: Any, subject: SubjectView) -> None:
     if scores:
         tracker.log(scores, step=last)
     if hasattr(tracker, "log_images"):  # MLflow's has none
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         for picture in subject.progress:
             pixels = _pixels(picture.uri)
-            tracker.log_images({"progress": pixels}, step=picture.step)
+            tracker.log_images({"progress": pixels}, step=picture.step, **layout)
         if subject.gallery:
             pictures = [_pixels(picture.uri) for picture in subject.gallery]
             side = min(picture.shape[1] for picture in pictures)
             stacked = np.concatenate([picture[:, :side, :side] for picture in pictures])
-            tracker.log_images({"gallery": stacked}, step=last)
+            tracker.log_images({"gallery": stacked}, step=last, **layout)
 
 
 def _pixels(uri: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

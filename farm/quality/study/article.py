@@ -25,7 +25,7 @@ from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, class_prompt, make_prior_sets
-from farm.quality.study.drawn import individuals, photograph
+from farm.quality.study.drawn import photograph, sitters
 from farm.quality.study.grids import Cell, labelled_grid, save_animation
 from farm.quality.study.tables import article_page
 from farm.recipe import Recipe
@@ -90,7 +90,7 @@ def run_article_study(
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     base = load_base(base_name)
-    people = individuals(len(NOUNS), NOUNS, seed=study.seed)
+    people = sitters(len(NOUNS), NOUNS, seed=study.seed)
     photos = {
         person.class_noun: photograph(person, study.num_photos, poses=POSES[person.class_noun])
         for person in people

@@ -1,87 +1,70 @@
 """Drawn individuals for the studies: who they are, and the photos that are taken of them.
 
-Owns the choice of individuals and of their photos' poses and places. The drawing is the drawn
-world's.
+Owns the choice of individuals and of their photos' poses and places; drawing is the drawn world's.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from farm.base.embedded.world.draw import draw_scene
-from farm.base.embedded.world.scene import DETAILS, Scene, View, sample_look, sample_view
-from farm.base.embedded.world.words import COLOURS, MARKS, POSES_OF, SCENERY
+from farm.base.embedded.world import SCENERY, Individual, draw_subject, sample_individual
+from farm.base.embedded.world.words import MARKS
+from farm.keys import derive_seed
 
-__all__ = ["Individual", "individuals", "photograph", "picture_of"]
+__all__ = ["Sitter", "photograph", "pixels", "sitters"]
 
 STANDING_OUT = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 """Coats that are seen against every place."""
 
 
 @dataclass(frozen=True)
-class Individual:
-    """One particular member of a class."""
+class Sitter:
+    """One particular member of a class, who sits for its photos."""
 
     name: str
-    scene: Scene
-    """Its look, colour and mark; pose, place and view are the photographer's."""
+    individual: Individual
 
     @property
     def class_noun(self) -> str:
         """What it is."""
-        return self.scene.class_noun
+        return self.individual.class_noun
 
 
-def individuals(num: int, nouns: Sequence[str], *, seed: int = 0) -> list[Individual]:
-    """``num`` individuals, the nouns in turn, each with a colour, a mark and an odd detail."""
+def sitters(num: int, nouns: Sequence[str], *, seed: int = 0) -> list[Sitter]:
+    """``num`` sitters, the nouns in turn, each with a colour, a mark and an odd detail."""
     found = []
     for index in range(num):
-        rng = random.Random(f"individual/{seed}/{index}")
         noun = nouns[index % len(nouns)]
-        # names are unique up to eight individuals of a noun
+        # names are unique up to eight of a noun
         colour = STANDING_OUT[(index * 3 + index // 8 + seed) % len(STANDING_OUT)]
-        mark = rng.choice(MARKS)
-        mark_colour = rng.choice([c for c in STANDING_OUT if c != colour and c in COLOURS])
-        look = replace(sample_look(rng, colour, detail_share=1.0), detail=rng.choice(DETAILS))
-        scene = Scene(noun, colour, POSES_OF[noun][0], SCENERY[0], look, View(), mark=mark,
-                      mark_colour=mark_colour)  # fmt: skip
-        found.append(Individual(f"{colour} {noun}", scene))
+        individual = sample_individual(
+            derive_seed("sitter", seed, index),
+            class_noun=noun,
+            colour=colour,
+            mark=MARKS[index % len(MARKS)],
+        )
+        found.append(Sitter(f"{colour} {noun}", individual))
     return found
 
 
 def photograph(
-    individual: Individual, num: int, *, poses: Sequence[str], seed: int = 0
+    sitter: Sitter, num: int, *, poses: Sequence[str], seed: int = 0
 ) -> list[Image.Image]:
-    """``num`` photos in different places, the poses in turn.
+    """``num`` photos, each in another place, the poses in turn.
 
     With one pose only this is the article's case: a dog that was photographed sitting, always.
     """
-    rng = random.Random(f"photos/{individual.name}/{seed}")
-    places = rng.sample(SCENERY, min(num, len(SCENERY)))
-    return [
-        draw_scene(
-            replace(
-                individual.scene,
-                pose=poses[index % len(poses)],
-                place=places[index % len(places)],
-                view=sample_view(rng),
-            )
-        )
-        for index in range(num)
-    ]
-
-
-def picture_of(individual: Individual, place: str, pose: str, seed: int) -> Image.Image:
-    """What a perfect adapter would draw: the individual in a place and pose."""
-    rng = random.Random(f"truth/{individual.name}/{seed}")
-    return draw_scene(replace(individual.scene, place=place, pose=pose, view=sample_view(rng)))
+    own_seed = derive_seed("photos", sitter.name, seed)
+    places = random.Random(own_seed).sample(SCENERY, min(num, len(SCENERY)))
+    photos = draw_subject(own_seed, num, individual=sitter.individual, poses=poses, places=places)
+    return [photo.picture for photo in photos]
 
 
 def pixels(pictures: Sequence[Image.Image]) -> Tensor:

@@ -29,7 +29,7 @@ from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.drawn import Individual, individuals, photograph
+from farm.quality.study.drawn import Sitter, photograph, sitters
 from farm.quality.study.figures import plot_by_step
 from farm.quality.study.grids import arms_grid, steps_grid
 from farm.quality.study.pose_check import pose_accuracy
@@ -129,7 +129,7 @@ def run_prior_study(
     """
     began = time.perf_counter()
     base, scorer = load_base(base_name), scorer or embedded_scorer()
-    people = individuals(study.num_subjects, study.nouns, seed=study.seed)
+    people = sitters(study.num_subjects, study.nouns, seed=study.seed)
     photos = {
         person.name: photograph(person, study.num_photos, poses=[PHOTO_POSE], seed=study.seed)
         for person in people
@@ -155,7 +155,7 @@ def run_prior_study(
 
 
 def _trainees(
-    study: PriorStudy, people: Sequence[Individual], photos: Mapping[str, Any]
+    study: PriorStudy, people: Sequence[Sitter], photos: Mapping[str, Any]
 ) -> list[Trainee]:
     return [
         Trainee(
@@ -203,7 +203,7 @@ def _numbers(card: Mapping[str, Any], whose: str) -> dict[str, float]:
 
 
 def _result(
-    study: PriorStudy, base: Base, scorer: Scorer, records: _Records, people: Sequence[Individual]
+    study: PriorStudy, base: Base, scorer: Scorer, records: _Records, people: Sequence[Sitter]
 ) -> dict[str, Any]:
     steps = [0, *study.check_steps]
     curves = {
@@ -279,7 +279,7 @@ def _write(
     result: Mapping[str, Any],
     shown: Mapping[int, Mapping[str, Examination]],
     photos: Mapping[str, Any],
-    people: Sequence[Individual],
+    people: Sequence[Sitter],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ClipScorer
-from farm.quality.study.drawn import individuals, photograph
+from farm.quality.study.drawn import photograph, sitters
 from farm.quality.study.prior import ARMS, METRICS, PriorStudy, run_prior_study
 
 STUDY = PriorStudy(
@@ -75,7 +75,7 @@ def test_the_page_shows_tables_plots_and_grids(study: tuple[Path, dict[str, Any]
 
 
 def test_photos_are_taken_in_one_pose_and_many_places() -> None:
-    person = individuals(1, ["dog"])[0]
+    person = sitters(1, ["dog"])[0]
     photos = photograph(person, 4, poses=["sitting"])
     assert photos == photograph(person, 4, poses=["sitting"])
     corners = {photo.getpixel((2, 2)) for photo in photos}
@@ -83,5 +83,5 @@ def test_photos_are_taken_in_one_pose_and_many_places() -> None:
 
 
 def test_individuals_have_names_of_their_own() -> None:
-    names = [person.name for person in individuals(32, ["dog", "cat", "robot", "bird"])]
+    names = [person.name for person in sitters(32, ["dog", "cat", "robot", "bird"])]
     assert len(set(names)) == 32

@@ -1,0 +1,146 @@
+"""A real run, through training and judge, becomes a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from farm.base.embedded.world import draw_subject
+from farm.errors import UserError
+from farm.quality.judge import TOO_SHORT
+from farm.quality.report.collect import collect, report_run
+from farm.storage import Store
+from farm.training.lane_settings import SampleSettings
+from farm.training.run import RunRequest, run_manifest
+
+JUDGE = "farm.quality.judge:default_judge"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> tuple[Store, str]:
+    """Three subjects: one with progress pictures, one plain, one that diverges."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe: dict[str, Any] = {"steps": 6, "rank": 2, "prior_rows": 0, "num_prior_images": 0}
+    subjects = []
+    for number, extra in enumerate(({"sample_every": 2}, {}, {"learning_rate": 1.0})):
+        (folder / f"cat{number}").mkdir()
+        for index, photo in enumerate(draw_subject(number, 2, class_noun="cat")):
+            photo.picture.save(folder / f"cat{number}" / f"{index}.png")
+        subjects.append(
+            {"id": f"cat{number}", "class_noun": "cat", "photos": f"cat{number}", "recipe": extra}
+        )
+    # a step size that float32 does not survive
+    subjects[2]["recipe"] |= {"adam_epsilon": 1e-30, "weight_decay": 1.0, "max_grad_norm": 1e6}
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(
+        yaml.safe_dump({"version": 1, "defaults": {"recipe": recipe}, "subjects": subjects})
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FARM_SCORER", str(clip_folder))
+        patch.setenv("FARM_SCORING_SHARE", "100")
+        store = Store(folder / "store")
+        request = RunRequest(
+            str(manifest),
+            store.url,
+            base="tiny",
+            executor="local",
+            judge=JUDGE,
+            slots=3,
+            samples=SampleSettings(steps=2),
+        )
+        summary = run_manifest(request)
+    return store, summary.run
+
+
+def test_the_report_holds_what_the_run_made(run: tuple[Store, str]) -> None:
+    store, run_id = run
+    view = collect(store, run_id, price=2.5)
+    assert len(view.subjects) == 3
+    first = view.subjects[0]
+    assert first.status == "committed"
+    assert [picture.step for picture in first.progress] == [2, 4, 6]
+    assert first.progress[0].text == "a photo of sks cat"
+    assert all("sks cat" in picture.text for picture in first.gallery)
+    assert len(first.gallery) == 2 + 8
+    assert len(first.class_pictures) == 6
+    assert len(first.photos) == 2
+    assert first.card is not None
+    assert first.card["scores"]["clip_i"]["num"] == 8
+    assert len(first.loss_curve) == 6
+    assert not view.subjects[1].progress
+    assert view.seconds > 0
+    assert view.lanes
+    assert view.dollars is not None
+    assert view.dollars > 0
+    assert not view.notes
+
+
+def test_the_page_is_written_into_the_store_and_aside(
+    run: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, run_id = run
+    out = tmp_path / "pages" / "report.html"
+    summary = report_run(store, run_id, out=out, trackers=("tensorboard",))
+    assert out.read_bytes() == store.read(f"runs/{run_id}/report.html")
+    assert summary["subjects"] == 3
+    assert sum(summary["verdicts"].values()) == 3
+    logs = Path(store.full_path(f"runs/{run_id}/tracking/default/cat0"))
+    assert any(logs.iterdir())
+
+
+def test_photos_that_are_gone_are_told_not_fatal(run: tuple[Store, str]) -> None:
+    store, run_id = run
+    photo = Path(store.full_path("")).parent / "cat1" / "0.png"
+    kept = photo.read_bytes()
+    photo.unlink()
+    try:
+        view = collect(store, run_id)
+        assert len(view.subjects[1].photos) == 1
+        assert any("photos could not be read" in note for note in view.notes)
+    finally:
+        photo.write_bytes(kept)
+
+
+def test_a_run_that_is_not_there_is_named(run: tuple[Store, str]) -> None:
+    store, run_id = run
+    with pytest.raises(UserError, match="no run") as caught:
+        report_run(store, "nosuchrun")
+    assert run_id in caught.value.remedy
+
+
+def test_recipes_too_short_for_a_card_say_so(run: tuple[Store, str], clip_folder: Path) -> None:
+    store, run_id = run
+    from farm.adapters.bank import Bank
+    from farm.base.load import load_base
+    from farm.quality.judge import QualityJudge
+    from farm.training.run_files import read_assignments
+
+    spec = read_assignments(store, run_id)[0].spec
+    base = load_base("tiny")
+    bank = Bank(base, num_slots=1, max_rank=2, target_modules=("to_q",))
+    try:
+        judge = QualityJudge(str(clip_folder))
+        assert judge.judge(base, bank, {0: spec}, {})[0].card is not None
+        card = judge.judge(base, bank, {0: spec}, {})[0].card
+        assert card is not None
+        assert card["verdict"]["reasons"] == [TOO_SHORT]
+        unnamed = QualityJudge().judge(base, bank, {0: spec}, {})[0].card
+        assert unnamed is not None
+        assert "FARM_SCORER" in unnamed["verdict"]["reasons"][0]
+    finally:
+        bank.close()
+
+
+def test_thumbnails_are_small_pictures(run: tuple[Store, str]) -> None:
+    import base64
+    import io
+
+    store, run_id = run
+    uri = collect(store, run_id).subjects[0].photos[0].uri
+    assert uri.startswith("data:image/webp;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+        assert picture.size == (64, 64)
