@@ -1,53 +1,55 @@
-"""Tiny real jobs, made from a seed alone."""
+"""What tests of this folder share: a tiny base and jobs, one Ray, a private S3 server."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
-from farm.base.load import load_base
-from farm.base.model import Base
-from farm.recipe import Recipe
-from farm.training.jobs import PriorSet, TrainingJob
+sys.path.insert(0, str(Path(__file__).parent.parent))  # s3_server is shared by several folders
 
-MakeJob = Callable[..., TrainingJob]
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    from s3_server import s3_server
+
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A local Ray with two logical CPUs, in a private folder."""
+    from farm.training.lanes import quiet_ray
+
+    quiet_ray()
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+        _temp_dir=str(tmp_path_factory.mktemp("ray", numbered=True)),
+    )
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture
-def base() -> Base:
+def base() -> Any:
+    """A tiny real base, fresh for each test."""
+    from farm.base.load import load_base
+
     return load_base("tiny")
 
 
 @pytest.fixture
-def make_job() -> MakeJob:
+def make_job() -> Any:
+    """Builds a tiny training job from a base and a number."""
+    from tiny_jobs import build_job
+
     return build_job
-
-
-def build_job(base: Base, number: int, *, photos: int = 5, **recipe: object) -> TrainingJob:
-    """A job whose latents, prompts and seed follow from its number."""
-    generator = torch.Generator().manual_seed(1000 + number)
-    shape = base.latent_shape(base.resolution_px, base.resolution_px)
-
-    def moments(count: int) -> torch.Tensor:
-        mean_NCHW = torch.randn(count, *shape, generator=generator)
-        std_NCHW = torch.rand(count, *shape, generator=generator) / 10
-        return torch.stack([mean_NCHW, std_NCHW], 1)
-
-    settings = Recipe.model_validate({"steps": 12, "learning_rate": 1e-2, "seed": number, **recipe})
-    instance, prior = moments(photos), moments(7)
-    prompts = [f"a photo of sks thing {number}"]
-    return TrainingJob(
-        key=f"job-{number}",
-        recipe=settings,
-        seed=settings.seed,
-        instance_moments=instance,
-        instance_conditioning=base.encode_prompts(prompts),
-        instance_tokens=base.tokenize(prompts),
-        prior=PriorSet(
-            prior,
-            base.encode_prompts(["a photo of a thing"]),
-            base.tokenize(["a photo of a thing"]),
-        )
-        if settings.uses_prior
-        else None,
-    )
