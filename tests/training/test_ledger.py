@@ -13,6 +13,7 @@ from farm.storage import Store
 from farm.training.ledger import (
     FINAL,
     Event,
+    EventKind,
     Job,
     Ledger,
     Status,
@@ -22,10 +23,21 @@ from farm.training.ledger import (
     replay,
 )
 
-KINDS = (
-    "queued reused vanished leased progress released lost committed failed retry quarantined "
-    "rejected cancelled"
-).split()
+KINDS: list[EventKind] = [
+    "queued",
+    "reused",
+    "vanished",
+    "leased",
+    "progress",
+    "released",
+    "lost",
+    "committed",
+    "failed",
+    "retry",
+    "quarantined",
+    "rejected",
+    "cancelled",
+]
 events = st.builds(
     Event,
     kind=st.sampled_from(KINDS),
