@@ -1,0 +1,220 @@
+"""The ways to serve many adapters that the benchmark compares, each with a base of its own.
+
+All of them draw the same requests, decode them, and see at most ``waiting`` requests at a time, as
+so many clients would send them who each wait for their picture before they ask again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from serve_trace import TARGETS, Workload
+from torch import Tensor
+
+from farm.adapters.bank import Bank
+from farm.adapters.formats import load_adapter
+from farm.adapters.names import layer_names
+from farm.base.draw import draw_latents, to_uint8
+from farm.base.model import Base
+from farm.serving.config import EngineConfig
+from farm.serving.engine import Engine
+from farm.serving.request import DrawRequest, Picture
+
+Drawn = dict[str, np.ndarray]
+"""Pictures by request."""
+
+
+class PlainDiffusers:
+    """``load_lora_weights`` for each request, one picture at a time, ``unload_lora_weights``."""
+
+    name = "diffusers, load per request"
+
+    def __init__(self, base: Base, workload: Workload) -> None:
+        self._base, self._pipeline = base, base.pipeline()
+        self._folder = Path(workload.registry.store.url) / "adapters"
+
+    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+        drawn = {}
+        for request in requests:
+            ((ref, _),) = request.adapters
+            self._pipeline.load_lora_weights(
+                self._folder / ref.key, weight_name="pytorch_lora_weights.safetensors"
+            )
+            self._pipeline.scheduler = self._base.scheduler(request.scheduler)
+            image = self._pipeline(
+                request.prompt,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                generator=torch.Generator("cpu").manual_seed(request.seed),
+                output_type="np",
+            ).images[0]
+            self._pipeline.unload_lora_weights()
+            drawn[request.id] = (image * 255).round().astype(np.uint8)
+        return drawn
+
+
+def _batch(base: Base, requests: Sequence[DrawRequest], routing: Callable[[Tensor], Any]) -> Drawn:
+    """Draw equal requests together from start to end."""
+    first = requests[0]
+    latents = draw_latents(
+        base,
+        base.encode_prompts([request.prompt for request in requests]),
+        [request.seed for request in requests],
+        steps=first.steps,
+        guidance=first.guidance,
+        scheduler=first.scheduler,
+        routing=routing,
+    )
+    pixels = to_uint8(base.decode(latents)).numpy()
+    return {request.id: picture for request, picture in zip(requests, pixels, strict=True)}
+
+
+class PeftMixed:
+    """peft's mixed-adapter batch: ``adapter_names`` in every LoRA layer, full batches in order.
+
+    All adapters of the trace are in memory before the clock starts.
+    """
+
+    name = "peft, adapter_names"
+
+    def __init__(self, base: Base, workload: Workload, pictures: int, rank: int) -> None:
+        self._base, self._pictures = base, pictures
+        self._unet = base.components[base.denoiser_name]
+        self._names: list[str] = []
+        folder = Path(workload.registry.store.url) / "adapters"
+        keys = {ref.key for request in workload.requests for ref, _ in request.adapters}
+        known = layer_names(base)  # before peft wraps some of them
+        for key in sorted(keys):
+            weights = load_adapter(folder / key / "pytorch_lora_weights.safetensors", known)
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
+            inject_adapter_in_model(config, self._unet, adapter_name=key)
+            state = {}
+            for name, layer in weights.layers.items():
+                path = name.split(".", 1)[1]
+                state[f"{path}.lora_A.weight"] = layer.down
+                state[f"{path}.lora_B.weight"] = layer.up
+            set_peft_model_state_dict(self._unet, state, adapter_name=key)
+        for module in self._unet.modules():
+            if isinstance(module, LoraLayer):
+                module.register_forward_pre_hook(self._name_rows, with_kwargs=True)
+
+    def _name_rows(self, module: Any, given: Any, named: Any) -> Any:
+        return given, {**named, "adapter_names": self._names}
+
+    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+        drawn: Drawn = {}
+        for start in range(0, len(requests), self._pictures):
+            batch = requests[start : start + self._pictures]
+            keys = [request.adapters[0][0].key for request in batch]
+
+            @contextmanager
+            def routing(pictures_R: Tensor, keys: list[str] = keys) -> Iterator[None]:
+                self._names = [keys[i] for i in pictures_R.tolist()]
+                yield
+
+            drawn |= _batch(self._base, batch, routing)
+        return drawn
+
+
+class OneAdapterBatches:
+    """Only rows of one adapter share a batch; the oldest request chooses which.
+
+    The rule of servers that batch by adapter. The weights come from a bank as ours do, so what is
+    compared is the rule alone; all adapters of the trace are in memory before the clock starts.
+    """
+
+    name = "one adapter per batch"
+
+    def __init__(
+        self, base: Base, workload: Workload, pictures: int, rank: int, waiting: int
+    ) -> None:
+        self._base, self._pictures, self._waiting = base, pictures, waiting
+        folder = Path(workload.registry.store.url) / "adapters"
+        keys = {ref.key for request in workload.requests for ref, _ in request.adapters}
+        self._slot = {key: slot for slot, key in enumerate(sorted(keys))}
+        self._bank = Bank(
+            base, num_slots=len(keys), max_rank=rank, target_modules=TARGETS, dtype=base.dtype
+        )
+        known = list(self._bank.places)
+        for key, slot in self._slot.items():
+            file = folder / key / "pytorch_lora_weights.safetensors"
+            self._bank.set_slot(slot, load_adapter(file, known))
+
+    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+        drawn: Drawn = {}
+        coming = list(requests)
+        while coming:
+            seen = coming[: self._waiting]
+            key = seen[0].adapters[0][0].key
+            batch = [r for r in seen if r.adapters[0][0].key == key][: self._pictures]
+            slot = self._slot[key]
+            drawn |= _batch(
+                self._base,
+                batch,
+                lambda pictures_R, slot=slot: self._bank.route(torch.full_like(pictures_R, slot)),
+            )
+            taken = {request.id for request in batch}
+            coming = [request for request in coming if request.id not in taken]
+        return drawn
+
+
+class Ours:
+    """This project's engine, adapters from the store on."""
+
+    def __init__(
+        self, name: str, base: Base, workload: Workload, config: EngineConfig, folder: Path,
+        waiting: int, *, bare: bool = False,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self._waiting, self._bare = waiting, bare
+        self.engine = Engine(base, workload.registry, config, cache_folder=folder)
+        self.engine.start()
+
+    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+        from dataclasses import replace
+
+        drawn: Drawn = {}
+        room = threading.Semaphore(self._waiting)
+        tickets = []
+        for request in requests:
+            room.acquire()
+            ticket = self.engine.submit(replace(request, adapters=()) if self._bare else request)
+            ticket.future.add_done_callback(lambda _: room.release())
+            tickets.append(ticket)
+        for request, ticket in zip(requests, tickets, strict=True):
+            drawn[request.id] = ticket.result(600).pixels
+        return drawn
+
+    def draw_at(self, requests: Sequence[DrawRequest], rate: float, seed: int) -> list[float]:
+        """Poisson arrivals at so many pictures a second; each one's seconds to its picture."""
+        gaps = np.random.default_rng(seed).exponential(1 / rate, len(requests))
+        latencies: list[float] = []
+        tickets = []
+        started = next_s = time.perf_counter()
+        for request, gap in zip(requests, gaps, strict=True):
+            next_s += gap
+            time.sleep(max(0.0, next_s - time.perf_counter()))
+
+            def ended(_: object, due_s: float = next_s) -> None:
+                latencies.append(time.perf_counter() - due_s)
+
+            ticket = self.engine.submit(request)
+            ticket.future.add_done_callback(ended)
+            tickets.append(ticket)
+        for ticket in tickets:
+            picture: Picture = ticket.result(600)
+            assert picture.pixels.size
+        assert started
+        return latencies
+
+    def close(self) -> None:
+        self.engine.stop()

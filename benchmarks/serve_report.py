@@ -1,0 +1,159 @@
+"""The serving benchmark's note, table and plot."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+INK, OURS, OTHER = "#222222", "#1f6f5c", "#b9c4c9"
+
+
+def write_report(report: dict[str, Any], folder: Path, name: str) -> None:
+    """Write the note, the CSV and the plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(report, folder / f"{name}.csv")
+    _plot(report, folder / f"{name}.png")
+    (folder / f"{name}.md").write_text(_note(report, name))
+    print(folder / f"{name}.md")
+
+
+def _medians(report: dict[str, Any]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in report["speeds"].items()}
+
+
+def _write_csv(report: dict[str, Any], path: Path) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", "of", "what", "value"])
+        for name, values in report["speeds"].items():
+            for number, value in enumerate(values, 1):
+                writer.writerow(["pictures_per_s", name, f"round {number}", f"{value:.4f}"])
+        for load, numbers in report["latencies"].items():
+            for what, value in numbers.items():
+                writer.writerow(["latency", f"load {load}", what, f"{value:.4f}"])
+        for name, numbers in report["swaps"].items():
+            for what, value in numbers.items():
+                writer.writerow(["swaps", name, what, f"{value:.4f}"])
+        for rows, seconds in report["knee"].items():
+            writer.writerow(["pass_seconds", "engine", f"{rows} rows", f"{seconds:.6f}"])
+
+
+def _plot(report: dict[str, Any], path: Path) -> None:
+    medians = _medians(report)
+    names = sorted(medians, key=lambda name: medians[name])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    colors = [OURS if name == report["ours"] else OTHER for name in names]
+    left.barh(names, [medians[name] for name in names], color=colors)
+    for i, name in enumerate(names):
+        values = report["speeds"][name]
+        left.plot(values, [i] * len(values), "|", color=INK, markersize=9)
+        left.text(medians[name], i, f" {medians[name]:.2f}", va="center", ha="left", color=INK)
+    left.set_xlim(0, max(max(values) for values in report["speeds"].values()) * 1.18)
+    left.set_xlabel("pictures per second (bar: median, marks: rounds)")
+    rates = [numbers["rate"] for numbers in report["latencies"].values()]
+    for what, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+        values = [numbers[what] for numbers in report["latencies"].values()]
+        right.plot(rates, values, style, marker="o", color=OURS, markersize=4, label=what)
+    right.set_xlabel("pictures asked for per second (Poisson)")
+    right.set_ylabel("seconds to the picture")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _note(report: dict[str, Any], name: str) -> str:
+    options, medians = report["options"], _medians(report)
+    ours = medians[report["ours"]]
+    lines = [
+        f"# Serving on {report['hardware']}",
+        "",
+        f"Written by `benchmarks/serve_engine.py` on {options['date']}. Base `{options['base']}`, "
+        f"{options['adapters']} adapters of rank {options['rank']} in a store, a Zipf trace "
+        f"(exponent {options['zipf']}; {report['num_asked']} of them are asked for), "
+        f"{options['steps']} steps of DPM++ 2M, guidance {options['guidance']}, every prompt "
+        f"different, {report['waiting']} clients that each wait for their picture. "
+        f"{options['rounds']} rounds of {options['requests']} pictures in which the methods take "
+        f"turns on the same slice of the trace ({options['slow']} for one picture at a time); "
+        "medians.",
+        "",
+        f"![]({name}.png)",
+        "",
+        "| method | pictures/s | the engine against it | largest difference of a pixel |",
+        "|---|---|---|---|",
+    ]
+    for method, speed in sorted(medians.items(), key=lambda item: -item[1]):
+        ratio = "" if method == report["ours"] else f"{ours / speed:.2f}×"
+        difference = report["differences"].get(method)
+        shown = "" if difference is None else f"{difference} of 255"
+        lines.append(f"| {method} | {speed:.2f} | {ratio} | {shown} |")
+    lines += [
+        "",
+        "*diffusers* loads and unloads each request's adapter with `load_lora_weights`. *peft* "
+        "passes `adapter_names` to every LoRA layer of full batches. *One adapter per batch* lets "
+        "only rows of one adapter share a batch, as other servers do. The last two have all "
+        "adapters in memory before the clock starts; the engine brings them in from the store.",
+        "",
+        *_latency_lines(report),
+        "",
+        *_swap_lines(report),
+        "",
+        *_knee_lines(report),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latency_lines(report: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Seconds to the picture at several loads",
+        "",
+        "| share of its throughput | pictures/s asked for | p50 | p95 | p99 |",
+        "|---|---|---|---|---|",
+    ]
+    for load, n in report["latencies"].items():
+        lines.append(
+            f"| {load:.0%} | {n['rate']:.2f} | {n['p50']:.2f} s | {n['p95']:.2f} s "
+            f"| {n['p99']:.2f} s |"
+        )
+    return [*lines, "", f"{report['options']['open']} requests at each load, arrivals by Poisson."]
+
+
+def _swap_lines(report: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Swapping in from host memory",
+        "",
+        "The same pictures with a slot for every adapter, and with so few that the adapters are "
+        "copied in from host memory while the batch runs.",
+        "",
+        "| | swaps | pictures/s | a full pass | between passes | longest gap |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, n in report["swaps"].items():
+        lines.append(
+            f"| {name} | {n['swaps']:.0f} | {n['pictures_per_s']:.2f} | {n['step_ms']:.1f} ms "
+            f"| {n['between_ms']:.1f} ms | {n['longest_gap_steps']:.2f} steps |"
+        )
+    return lines
+
+
+def _knee_lines(report: dict[str, Any]) -> list[str]:
+    points = ", ".join(f"{rows}: {1000 * s:.1f} ms" for rows, s in report["knee"].items())
+    stats = report["stats"]
+    return [
+        "## The batch",
+        "",
+        f"Batch limit {report['rows']} rows ({report['rows'] // 2} guided pictures), by the "
+        f"measured seconds of a pass by its rows: {points}. Mean fill of the passes "
+        f"{stats.batch_fill:.0%}. Adapters found: {stats.slot_hits} in a slot, "
+        f"{stats.cache.host_hits} in host memory, {stats.cache.disk_hits} on the disk, "
+        f"{stats.cache.store_loads} in the store.",
+    ]

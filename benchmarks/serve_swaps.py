@@ -1,0 +1,102 @@
+"""Does an adapter on its way from host memory to a slot hold up the running batch?
+
+Two engines draw the same pictures one after another. In one every adapter lies in a slot; in the
+other there are so few slots that nearly every request has its adapter copied in, from host memory,
+while the batch runs. What the running batch sees is measured pass by pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from serve_methods import Ours
+from serve_trace import Workload
+
+from farm.base.model import Base
+from farm.serving.config import EngineConfig
+from farm.serving.request import RequestLimits
+
+NUM_ADAPTERS = 48
+ROUNDS = 3
+
+
+def measure_swaps(
+    base: Base, workload: Workload, options: argparse.Namespace, folder: Path, rows: int
+) -> dict[str, Any]:
+    """Passes with and without swaps; the two take turns for ``ROUNDS`` rounds."""
+    refs = workload.refs[:NUM_ADAPTERS]
+    requests = [
+        _with_adapter(request, refs[i % len(refs)])
+        for i, request in enumerate(workload.requests[: 2 * len(refs)])
+    ]
+    found: dict[str, list[dict[str, float]]] = {"resident": [], "swapping": []}
+    for _ in range(ROUNDS):
+        for name, slots in (("resident", len(refs) + 1), ("swapping", rows + 1)):
+            found[name].append(_observed(base, workload, requests, folder, rows, slots, options))
+    return {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in found.items()
+    }
+
+
+def _observed(
+    base: Base, workload: Workload, requests: list[Any], folder: Path, rows: int, slots: int,
+    options: argparse.Namespace,
+) -> dict[str, float]:  # fmt: skip
+    config = EngineConfig(
+        num_slots=slots,
+        max_rank=options.rank,
+        batch_rows=rows,
+        max_waiting=10_000,
+        max_wait_s=1e6,
+        decode_batch=options.decode_batch,
+        limits=RequestLimits(max_adapters=1),
+    )
+    ours = Ours("swaps", base, workload, config, folder, rows)
+    try:
+        ours.draw(requests)  # everything is in host memory now, and in slots where they suffice
+        before = ours.engine.stats()
+        passes = _watch(ours)
+        started_s = time.perf_counter()
+        ours.draw(requests)
+        seconds = time.perf_counter() - started_s
+        stats = ours.engine.stats()
+        swaps = len(requests) - (stats.slot_hits - before.slot_hits)
+    finally:
+        ours.close()
+    full = [p for p in passes if p[2] == max(rows for _, _, rows in passes)]
+    step_s = statistics.median(end - start for start, end, _ in full)
+    gaps = [later[0] - one[1] for one, later in zip(passes, passes[1:], strict=False)]
+    return {
+        "swaps": swaps,
+        "pictures_per_s": len(requests) / seconds,
+        "passes": len(passes),
+        "step_ms": 1000 * step_s,
+        "between_ms": 1000 * statistics.mean(gaps),
+        "longest_gap_steps": max(gaps) / step_s,
+    }
+
+
+def _watch(ours: Ours) -> list[tuple[float, float, int]]:
+    """Start, end and rows of every pass from now on."""
+    passes: list[tuple[float, float, int]] = []
+    predict = ours.engine._denoiser.predict
+
+    def watched(rows: Any) -> Any:
+        start = time.perf_counter()
+        prediction = predict(rows)
+        passes.append((start, time.perf_counter(), sum(row.num_rows for row in rows)))
+        return prediction
+
+    ours.engine._denoiser.predict = watched  # type: ignore[method-assign]
+    return passes
+
+
+def _with_adapter(request: Any, ref: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(request, adapters=((ref, 1.0),))
