@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import io
 import json
 import os
 import platform
@@ -28,21 +29,34 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 FORMS = ("yaml", "json", "jsonl", "csv", "parquet", "folder")
+POOL = 500
+"""Different pictures; a multiple of the photos per subject apart, so none looks like its neighbour."""
 NOUNS = ("cat", "dog", "toy", "vase", "backpack")
 
 
 def draw_photos(folder: Path, num_subjects: int, num_photos: int, side_px: int) -> None:
-    """Smooth random pictures with grain, each another: they cost a decoder what photos cost."""
+    """Write the photos: files of a pool of pictures, each made another by bytes after its end."""
+    pool = [_picture(seed, side_px) for seed in range(min(POOL, num_subjects * num_photos))]
+    number = 0
     for subject in range(num_subjects):
-        random = np.random.default_rng(subject)
         place = folder / f"subject-{subject:05}"
         place.mkdir(parents=True, exist_ok=True)
         for photo in range(num_photos):
-            coarse = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            smooth = Image.fromarray(coarse).resize((side_px, side_px), Image.Resampling.BICUBIC)
-            grain = random.integers(-9, 9, (side_px, side_px, 1), dtype=np.int16)
-            pixels = (np.asarray(smooth, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(place / f"{photo}.jpg", quality=85)
+            data = pool[number % len(pool)] + f"photo {number}".encode()
+            (place / f"{photo}.jpg").write_bytes(data)
+            number += 1
+
+
+def _picture(seed: int, side_px: int) -> bytes:
+    """The JPEG file of a smooth random picture with grain: it costs a decoder what photos cost."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((side_px, side_px), Image.Resampling.BICUBIC)
+    grain = random.integers(-9, 9, (side_px, side_px, 1), dtype=np.int16)
+    pixels = (np.asarray(smooth, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def write_manifests(folder: Path, num_subjects: int) -> None:

@@ -26,6 +26,8 @@ __all__ = ["render_faults", "render_report"]
 MARKS = {"error": ("✗", "bold red"), "warning": ("!", "bold yellow")}
 MAX_RECIPES = 6
 """Lines of recipes in the summary; more is counted."""
+MAX_NOUNS = 3
+"""Class nouns named in one of them."""
 
 
 def render_report(report: CheckReport, shown_per_kind: int | None = None) -> RenderableType:
@@ -129,8 +131,8 @@ def _classes(subjects: Iterable[Subject]) -> Text:
     counts = Counter(subject.class_noun for subject in subjects if subject.recipe.uses_prior)
     if not counts:
         return Text("none", style="dim")
-    named = ", ".join(noun for noun, _ in counts.most_common(4))
-    more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
+    named = ", ".join(noun for noun, _ in counts.most_common(MAX_NOUNS))
+    more = f" and {len(counts) - MAX_NOUNS} more" if len(counts) > MAX_NOUNS else ""
     return Text(f"{len(counts)}: {named}{more}")
 
 

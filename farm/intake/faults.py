@@ -198,7 +198,7 @@ def _text_words(schema: dict[str, Any]) -> str:
     if "{1,64}" in schema.get("pattern", ""):
         return "one word of at most 64 characters, without brackets"
     if longest := schema.get("maxLength"):
-        return f"text of 1 to {longest} characters on one line"
+        return f"text of 1 to {_number(longest)} characters on one line"
     return "text"
 
 

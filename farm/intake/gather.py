@@ -20,7 +20,7 @@ import fsspec
 from farm.intake.captions import Caption, Captions
 from farm.intake.errors import PhotoFault
 from farm.intake.photos import PHOTO_SUFFIXES
-from farm.intake.reading import archive_members, member_uri, open_archive, read_photo_bytes
+from farm.intake.reading import PhotoReader, archive_members, member_uri, open_archive
 from farm.intake.rows import join_url
 
 __all__ = ["MAX_PHOTOS", "Found", "find_photos", "matches"]
@@ -57,17 +57,21 @@ def find_photos(reference: str, base: str, *, with_captions: bool = True) -> Fou
         PhotoFault: if there is nothing, nothing that is a photo, or an archive that is not safe.
     """
     url = join_url(base, reference)
-    found = _find_remote(url) if "://" in url else _find_local(url)
+    with _told(url):
+        found = _find_remote(url) if "://" in url else _find_local(url)
     if not found.files:
         raise PhotoFault(*found.emptiness())
     if len(found.files) > MAX_PHOTOS:
         raise PhotoFault(f"it holds {len(found.files)} photos", f"give at most {MAX_PHOTOS}")
-    captions = Captions(found.siblings, found.read) if with_captions else None
-    result = Found(passed_over=found.passed_over)
-    for name, uri in found.files:
-        result.uris.append(uri)
-        if captions is not None and (caption := captions.of(name)) is not None:
-            result.captions[uri] = replace(caption, file=join_url(found.where, caption.file))
+    result = Found([uri for _, uri in found.files], passed_over=found.passed_over)
+    if not with_captions:
+        return result
+    with PhotoReader() as reader:
+        captions = Captions(found.siblings, lambda name: reader.read(found.uri(name)))
+        for name, uri in found.files:
+            if (caption := captions.of(name)) is not None:
+                place = join_url(found.where, caption.file)
+                result.captions[uri] = replace(caption, file=place)
     return result
 
 
@@ -84,11 +88,11 @@ class _Listing:
     folders: int = 0
     archive: str | None = None
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a sibling."""
+    def uri(self, name: str) -> str:
+        """The URI of a sibling."""
         if self.archive is not None:
-            return read_photo_bytes(member_uri(name, self.archive))
-        return read_photo_bytes(join_url(self.where, name))
+            return member_uri(name, self.archive)
+        return join_url(self.where, name)
 
     def emptiness(self) -> tuple[str, str]:
         """Message and remedy for a listing without photos."""
@@ -115,8 +119,7 @@ def _sorted_out(names: Iterable[str], where: str, archive: str | None = None) ->
     every = sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
     for name in every:
         if _is_photo_name(name):
-            uri = member_uri(name, archive) if archive is not None else join_url(where, name)
-            listing.files.append((name, uri))
+            listing.files.append((name, listing.uri(name)))
         elif PurePosixPath(name).suffix.lower() not in _QUIET_SUFFIXES:
             listing.passed_over.append(name)
     listing.siblings = frozenset(every)
@@ -216,9 +219,8 @@ def _find_remote(url: str) -> _Listing:
         return _remote_glob(url)
     if _is_photo_name(url):
         return _Listing(url, [(url.rsplit("/", 1)[-1], url)])
-    with _told(url):
-        filesystem, path = fsspec.core.url_to_fs(url)
-        entries = filesystem.ls(path, detail=True)
+    filesystem, path = fsspec.core.url_to_fs(url)
+    entries = filesystem.ls(path, detail=True)
     files = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
     listing = _sorted_out((name.rsplit("/", 1)[-1] for name in files), url.rstrip("/"))
     listing.folders = len(entries) - len(files)
@@ -227,9 +229,8 @@ def _find_remote(url: str) -> _Listing:
 
 def _remote_glob(url: str) -> _Listing:
     """The photos that match; captions beside them would cost a listing each, so none are sought."""
-    with _told(url):
-        filesystem, path = fsspec.core.url_to_fs(url)
-        names = sorted(str(name) for name in filesystem.glob(path))
+    filesystem, path = fsspec.core.url_to_fs(url)
+    names = sorted(str(name) for name in filesystem.glob(path))
     listing = _Listing(url.rpartition("/")[0])
     for name in filter(_is_photo_name, names):
         if name.rsplit("/", 1)[-1].startswith("."):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from farm.errors import Fault
 from farm.intake.entry import Head, SubjectEntry
-from farm.intake.faults import slug, validated
+from farm.intake.faults import faults_of, slug, validated
 from farm.intake.photo_list import ListedPhoto, list_photos, list_uris
 from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
@@ -87,7 +87,10 @@ class Resolver:
             return Resolved(None, listed, images, faults)
         photos = tuple(one.photo for one in listed)
         values |= {"recipe": recipe, "prior": prior, "photos": photos}
-        subject = Subject.model_validate(values)
+        try:
+            subject = Subject.model_validate(values)
+        except ValidationError as error:  # a prompt may grow too long by its class noun
+            return Resolved(None, listed, images, faults + faults_of(error, row, Subject))
         faults += _count_faults(subject, row)
         faults += judge_prompts(subject, listed, row, self._row)
         return Resolved(None if is_refused else subject, listed, images, faults)

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from conftest import Draw, Write
-from made_photos import encoded, picture
+from made_photos import encoded, picture, png_bomb
 from PIL import Image
 
 from farm.errors import ManifestError
@@ -52,7 +52,7 @@ def test_every_bad_photo_is_told_and_the_good_subjects_remain(
     (tmp_path / "rex/5.jpg").write_bytes(b"no photo")
     (tmp_path / "rex/6.jpg").write_bytes(b"")
     draw("rex/7.png", 8, (20, 300))
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "rex/8.png")
+    (tmp_path / "rex/8.png").write_bytes(png_bomb())
     (tmp_path / "rex/9.png").write_bytes((tmp_path / "rex/0.png").read_bytes())
     picture(7).save(tmp_path / "rex/10.png")
     picture(7, (192, 160)).save(tmp_path / "rex/11.jpg", quality=60)

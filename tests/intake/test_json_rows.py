@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.intake.json_rows import read_json, read_jsonl
@@ -19,6 +19,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text().filter(lambda key: key != "subjects"), values), st.integers(0, 2))
 def test_what_json_writes_is_read_back(value: dict[str, object], indent: int):
     text = json.dumps(value, indent=indent or None)

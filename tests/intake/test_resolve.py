@@ -49,6 +49,14 @@ def test_prompts_that_cannot_teach_are_errors(
     assert errors[0].remedy
 
 
+def test_a_prompt_that_grows_too_long_by_its_noun_is_told(faults_of: FaultsOf):
+    text = "[V] " + "{class_noun} " * 70
+    noun = "x" * 99
+    (fault,) = faults_of(f"subjects:\n- {{id: tom, class_noun: {noun}, class_prompt: '{text}'}}\n")
+    assert fault.field == "subjects[0].class_prompt"
+    assert "1 to 1,000 characters" in fault.remedy
+
+
 def test_a_class_prompt_is_free_where_no_prior_is_kept(manifest_of: ManifestOf):
     text = subject("class_prompt: a [V] cat\n  preset: style")
     assert manifest_of(text).subjects

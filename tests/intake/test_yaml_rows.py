@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.intake.rows import Rows
@@ -140,6 +140,7 @@ plain = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(st.dictionaries(st.text("klm", min_size=1), plain, max_size=3), max_size=3))
 def test_what_yaml_writes_is_read_back(subjects: list[dict[str, object]]):
     text = yaml.safe_dump({"subjects": subjects}, allow_unicode=True)
