@@ -39,7 +39,9 @@ def report(
     ] = None,
     track: Annotated[
         list[str] | None,
-        typer.Option("--track", help="Also log to tensorboard, wandb or mlflow; may repeat."),
+        typer.Option(
+            "--track", help="Log to tensorboard (the default), wandb, mlflow, or none; may repeat."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -48,7 +50,8 @@ def report(
     from farm.quality.report.collect import report_run
     from farm.storage import Store
 
-    summary = report_run(Store(store), run, out=out, price=price, trackers=tuple(track or ()))
+    trackers = None if track is None else tuple(name for name in track if name != "none")
+    summary = report_run(Store(store), run, out=out, price=price, trackers=trackers)
     if json:
         print_json(summary)
     else:

@@ -48,13 +48,14 @@ def report_run(
     *,
     out: Path | None = None,
     price: float | None = None,
-    trackers: Sequence[str] = (),
+    trackers: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Write ``runs/<run_id>/report.html`` in the store, and a copy to ``out``.
 
     Args:
-        price: dollars for an hour of one device.
-        trackers: names of trackers that get the curves and scores too.
+        price: dollars for an hour of one device; None takes the run's own, if it had one.
+        trackers: names of trackers that get the curves and scores too; None means TensorBoard
+            beside the run, where the store is a folder.
 
     Returns:
         Where it lies, and the verdicts' counts.
@@ -69,7 +70,8 @@ def report_run(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(page)
-    logged = track_run(run, trackers, folder=_tracking_folder(store, run_id))
+    chosen = (("tensorboard",) if store.is_local else ()) if trackers is None else trackers
+    logged = track_run(run, chosen, folder=_tracking_folder(store, run_id))
     return {
         "run": run_id,
         "report": str(out) if out is not None else store.full_path(path),
@@ -96,6 +98,9 @@ def collect(store: Store, run_id: str, *, price: float | None = None) -> RunView
     with ThreadPoolExecutor(READERS) as pool:
         subjects = list(pool.map(reader.subject, assignments))
     plan = settings.get("plan") or {}
+    if price is None:
+        hardware = (settings.get("request") or {}).get("hardware") or {}
+        price = hardware.get("dollars_per_gpu_hour")
     shares = float(plan.get("gpu_fraction") or 0.0) * len(timeline.lanes)
     # on CPUs the price is for a machine; with a GPU, for the shares that the lanes held
     devices = shares or float(plan.get("num_nodes") or 1)

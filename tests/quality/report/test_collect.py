@@ -10,9 +10,11 @@ import yaml
 from PIL import Image
 
 from farm.base.embedded.world import draw_subject
-from farm.errors import UserError
+from farm.errors import FarmError, UserError
 from farm.quality.judge import TOO_SHORT
+from farm.quality.protocol import ScoringBudget
 from farm.quality.report.collect import collect, report_run
+from farm.quality.rescoring import score_named
 from farm.storage import Store
 from farm.training.lane_settings import SampleSettings
 from farm.training.run import RunRequest, run_manifest
@@ -84,7 +86,7 @@ def test_the_page_is_written_into_the_store_and_aside(
 ) -> None:
     store, run_id = run
     out = tmp_path / "pages" / "report.html"
-    summary = report_run(store, run_id, out=out, trackers=("tensorboard",))
+    summary = report_run(store, run_id, out=out)  # TensorBoard by default
     assert out.read_bytes() == store.read(f"runs/{run_id}/report.html")
     assert summary["subjects"] == 3
     assert sum(summary["verdicts"].values()) == 3
@@ -144,3 +146,22 @@ def test_thumbnails_are_small_pictures(run: tuple[Store, str]) -> None:
     assert uri.startswith("data:image/webp;base64,")
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
         assert picture.size == (64, 64)
+
+
+def test_committed_adapters_are_scored_anew(run: tuple[Store, str], clip_folder: Path) -> None:
+    store, run_id = run
+    small = ScoringBudget(4, 4, 4, steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("farm.quality.rescoring.CAREFUL", small)
+        cards = score_named(
+            store, ["default/cat1", "cat0"], base_name="tiny", scorer_name=str(clip_folder)
+        )
+    assert list(cards) == ["default/cat1", "cat0"]
+    assert cards["cat0"]["scores"]["clip_i"]["num"] == 4
+    assert cards["cat0"]["scores"]["drift"]["mean"] != cards["default/cat1"]["scores"]["drift"]
+    with pytest.raises(UserError, match="no scorer"):
+        score_named(store, ["cat0"], base_name="tiny")
+    with pytest.raises(UserError, match="was trained on tiny, not on tiny-v"):
+        score_named(store, ["cat0"], base_name="tiny-v", scorer_name=str(clip_folder))
+    with pytest.raises(FarmError, match="no adapter"):
+        score_named(store, ["nobody"], base_name="tiny", scorer_name=str(clip_folder))
