@@ -58,8 +58,12 @@ PNG: dict[int | str, dict[str, Any]] = {
 _bearer = HTTPBearer(auto_error=False, description="A key from `farm keys create`.")
 
 
-def create_app(services: Services) -> FastAPI:
-    """The ASGI app over given services; ready to run under uvicorn or Ray Serve."""
+def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
+    """The ASGI app over given services; ready to run under uvicorn or Ray Serve.
+
+    Args:
+        names_requests: puts request ids into answers; False behind a proxy that does.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -83,7 +87,11 @@ def create_app(services: Services) -> FastAPI:
     _add_page(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(
-        Guard, gate=services.gate, limits=services.limits, observe=_observer(services)
+        Guard,
+        gate=services.gate,
+        limits=services.limits,
+        observe=_observer(services),
+        names_requests=names_requests,
     )
     return app
 

@@ -51,14 +51,17 @@ class Guard:
         gate: Gate,
         limits: Limits,
         observe: Callable[[str, str, int, float], None] | None = None,
+        names_requests: bool = True,
     ) -> None:
         """Args:
         observe: told the method, route, status and seconds of every request.
+        names_requests: puts the request id into answers; Ray Serve's proxy does it already.
         """
         self._app = app
         self._gate = gate
         self._limits = limits
         self._observe = observe
+        self._names_requests = names_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,7 +80,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = int(message["status"])
                 out = MutableHeaders(scope=message)
-                out["x-request-id"] = request_id
+                if self._names_requests:
+                    out["x-request-id"] = request_id
                 for name, value in PLAIN_HEADERS.items():
                     out.setdefault(name, value)
             await send(message)

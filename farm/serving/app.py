@@ -9,47 +9,40 @@ again by another replica, and the caller does not notice.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.config import (
     AutoscalingConfig,
     AutoscalingContext,
     AutoscalingPolicy,
     RequestRouterConfig,
 )
-from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from farm.errors import Draining, FarmError
+from farm.errors import FarmError
 from farm.serving.api import create_app
 from farm.serving.api_services import Services
+from farm.serving.app_client import ENGINE, ReplicaClient
 from farm.serving.app_metrics import RayMetrics
-from farm.serving.app_router import ROUTERS, AdapterRouter
+from farm.serving.app_router import AdapterRouter
 from farm.serving.build import build_engine, build_services
-from farm.serving.client import BaseFacts, EngineLoad, News, draw_with, flat_stats
+from farm.serving.client import BaseFacts, News, draw_with, flat_stats
 from farm.serving.metrics import observe_stats
 from farm.serving.request import DrawRequest, Picture
 from farm.serving.routing import wanted_replicas
-from farm.serving.settings import EndpointConfig, ReplicaConfig
+from farm.serving.settings import EndpointConfig
 
 __all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_backlog"]
 
-ENGINE = "engine"
-NUM_ATTEMPTS = 3
-"""How often a picture is begun when replicas die under it."""
 LINK_SECRET_VARIABLE = "FARM_LINK_SECRET"
-FACTS_TIMEOUT_S = 5.0
-LOST = (RayActorError, DeploymentUnavailableError)
-"""The replica is gone, or all are."""
 
 
 # -- the engine's side ---------------------------------------------------------------------------
@@ -63,6 +56,7 @@ class EngineReplica:
         self._engine, self._facts = build_engine(config)
         self._engine.start()
         self._metrics = RayMetrics()
+        self._name = serve.get_replica_context().replica_id.unique_id
 
     async def facts(self) -> BaseFacts:
         """What the base is."""
@@ -75,13 +69,17 @@ class EngineReplica:
             async for index, item in news:
                 if isinstance(item, Picture):
                     pictures[index] = item
-        return [pictures[index] for index in range(len(requests))]
+        return [self._signed(pictures[index]) for index in range(len(requests))]
 
     async def draw_listening(self, requests: tuple[DrawRequest, ...]) -> AsyncGenerator[News]:
         """The same, and tell of it while it happens."""
         async with contextlib.aclosing(draw_with(self._engine, requests, listen=True)) as news:
-            async for item in news:
-                yield item
+            async for index, item in news:
+                yield index, self._signed(item) if isinstance(item, Picture) else item
+
+    def _signed(self, picture: Picture) -> Picture:
+        """The picture with this engine's name in its receipt."""
+        return replace(picture, receipt={**picture.receipt, "engine": self._name})
 
     async def check_health(self) -> None:
         """Called by Ray Serve; raising gets the replica replaced."""
@@ -124,112 +122,13 @@ def scale_on_backlog(context: AutoscalingContext) -> tuple[float, dict[str, Any]
 
 # -- the ingress's side --------------------------------------------------------------------------
 
-
-class ReplicaClient:
-    """The engines behind a handle, as ``EngineClient``."""
-
-    def __init__(self, handle: DeploymentHandle, replicas: ReplicaConfig) -> None:
-        self._handle = handle
-        self._replicas = replicas
-        self._facts: BaseFacts | None = None
-
-    async def facts(self) -> BaseFacts:
-        if self._facts is None:
-            response = self._handle.facts.remote()
-            try:
-                async with asyncio.timeout(FACTS_TIMEOUT_S):
-                    self._facts = await response
-            except (TimeoutError, *LOST) as error:
-                response.cancel()
-                raise _restarting() from error
-        assert self._facts is not None
-        return self._facts
-
-    async def draw(self, requests: Sequence[DrawRequest], *, listen: bool) -> AsyncGenerator[News]:
-        todo = dict(enumerate(requests))
-        for attempt in range(NUM_ATTEMPTS):
-            await self._some_engine()
-            indices = sorted(todo)
-            batch = tuple(todo[index] for index in indices)
-            try:
-                async with contextlib.aclosing(self._draw_once(batch, listen)) as news:
-                    async for position, item in news:
-                        index = indices[position]
-                        if isinstance(item, Picture):
-                            todo.pop(index, None)
-                        yield index, item
-                return
-            except (Draining, *LOST) as error:
-                if attempt == NUM_ATTEMPTS - 1:
-                    raise _restarting() from error
-                # a replica that drains says so at once; give the router time to learn of it
-                await asyncio.sleep(0.2 * (attempt + 1))
-
-    async def _draw_once(
-        self, batch: tuple[DrawRequest, ...], listen: bool
-    ) -> AsyncGenerator[News]:
-        if not listen:
-            response = self._handle.draw.remote(batch)
-            try:
-                pictures = await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            except TaskCancelledError as error:
-                raise _restarting() from error
-            for position, picture in enumerate(pictures):
-                yield position, picture
-            return
-        stream = self._handle.options(stream=True).draw_listening.remote(batch)
-        is_whole = False
-        try:
-            async for item in stream:
-                yield item
-            is_whole = True
-        finally:
-            if not is_whole:
-                stream.cancel()
-
-    async def _some_engine(self) -> None:
-        """Wait a little for any engine to be there.
-
-        Raises:
-            Draining: if none comes. The request has not been sent anywhere.
-        """
-        router = ROUTERS.get(ENGINE)
-        if router is None:  # made by the first call
-            return
-        if router.replica_stats():
-            return
-        waited_until_s = time.monotonic() + self._replicas.engine_wait_s
-        while time.monotonic() < waited_until_s:
-            await asyncio.sleep(0.1)
-            if router.replica_stats():
-                return
-        raise _restarting()
-
-    async def load(self) -> EngineLoad:
-        router = ROUTERS.get(ENGINE)
-        if router is None:
-            await self.facts()
-            router = ROUTERS.get(ENGINE)
-        reports = router.replica_stats() if router is not None else []
-        waits = [float(report.get("wait_s", 0.0)) for report in reports]
-        stats = {"num_engines": float(len(reports))}
-        return EngineLoad(ready=bool(reports), wait_s=min(waits, default=0.0), stats=stats)
-
-
-def _restarting() -> Draining:
-    return Draining("no engine is ready at the moment", "ask again in a moment")
-
-
 _ingress_services: list[Services] = []
 """Of this process; a replica has one. The app is built after the replica's constructor, by a
 function without arguments, which is what all versions of Ray Serve can do."""
 
 
 def _ingress_app() -> FastAPI:
-    return create_app(_ingress_services[0])
+    return create_app(_ingress_services[0], names_requests=False)
 
 
 @serve.ingress(_ingress_app)

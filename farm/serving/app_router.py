@@ -6,7 +6,7 @@ pictures sent and not yet answered, because a replica's own report is up to a se
 
 from __future__ import annotations
 
-import logging
+import importlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +21,7 @@ from ray.serve.request_router import (
 from farm.serving.request import DrawRequest
 from farm.serving.routing import LOAD_BOUND, rank_replicas
 
-__all__ = ["ROUTERS", "AdapterRouter"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ROUTERS", "AdapterRouter", "adapter_key", "drawings"]
 
 
 class AdapterRouter(RequestRouter):  # type: ignore[misc]
@@ -39,7 +37,7 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
         self._load_bound = load_bound
         self._sent: Counter[str] = Counter()
         self._under_way: dict[str, tuple[str, int]] = {}
-        ROUTERS[self._deployment_id.name] = self
+        _this_module().ROUTERS[self._deployment_id.name] = self
 
     async def choose_replicas(
         self,
@@ -49,7 +47,8 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
         """The replicas in order, each alone in its rank, so that the order is kept."""
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         loads = {name: float(self._sent[name]) for name in by_name}
-        order = rank_replicas(_adapter_key(pending_request), loads, bound=self._load_bound)
+        key = _this_module().adapter_key(pending_request)
+        order = rank_replicas(key, loads, bound=self._load_bound)
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
         return [[by_name[name]] for name in order]
@@ -58,7 +57,7 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
         """Count what a replica has taken."""
-        count = len(_drawings(pending_request))
+        count = len(_this_module().drawings(pending_request))
         if count:
             name = replica_id.unique_id
             self._under_way[pending_request.metadata.internal_request_id] = (name, count)
@@ -76,18 +75,28 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
         return [dict(replica.routing_stats) for replica in list(self._replicas_list)]
 
 
+def _this_module() -> Any:
+    """This module as its process imported it.
+
+    Ray Serve ships the class by value, with copies of this module's globals: a table that only a
+    copy fills is of no use to others, and a copied class is not the class of the requests.
+    """
+    return importlib.import_module("farm.serving.app_router")
+
+
 ROUTERS: dict[str, AdapterRouter] = {}
 """The routers of this process by deployment, so that the ingress sees what its replicas report."""
 
 
-def _drawings(pending: PendingRequest | None) -> Sequence[DrawRequest]:
+def drawings(pending: PendingRequest | None) -> Sequence[DrawRequest]:
+    """The pictures that a call asks for; none if it asks for something else."""
     first = pending.args[0] if pending is not None and pending.args else None
     if isinstance(first, tuple) and all(isinstance(item, DrawRequest) for item in first):
         return first
     return ()
 
 
-def _adapter_key(pending: PendingRequest | None) -> str:
+def adapter_key(pending: PendingRequest | None) -> str:
     """The key of the first adapter of the request; empty for the bare base and for other calls."""
-    drawings = _drawings(pending)
-    return drawings[0].adapters[0][0].key if drawings and drawings[0].adapters else ""
+    requests = drawings(pending)
+    return requests[0].adapters[0][0].key if requests and requests[0].adapters else ""

@@ -1,0 +1,175 @@
+"""What a request for pictures means: which adapters, which prompt, which seeds, at what cost.
+
+Owns the checks in the order in which they are cheap, so that nothing is looked up for a request
+that cannot be, and nothing is drawn for one that may not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+
+from farm.errors import RequestRefused
+from farm.serving.api_services import Services
+from farm.serving.auth import Tenant
+from farm.serving.catalog import AdapterFacts
+from farm.serving.client import BaseFacts
+from farm.serving.receipts import OutputFormat
+from farm.serving.request import MAX_SEED, AdapterRef, DrawRequest
+from farm.serving.schemas import GenerateRequest
+
+__all__ = ["Order", "understand"]
+
+DEFAULT_GUIDANCE = 5.0
+_PLACEHOLDER = re.compile(r"\[V(?::([A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}))?\]")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request understood: what is to be drawn, one entry per picture."""
+
+    asked: GenerateRequest
+    tenant: Tenant
+    pictures: tuple[DrawRequest, ...]
+    width_px: int
+    height_px: int
+    link_root: str
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """Of the files."""
+        return self.asked.output_format or "png"
+
+    def shared(self) -> dict[str, Any]:
+        """What every answer and event repeats of the request, in OpenAI's words."""
+        quality = {"standard": "medium", "hd": "high"}.get(
+            self.asked.quality or "auto", self.asked.quality or "auto"
+        )
+        return {
+            "created_at": int(time.time()),
+            "size": f"{self.width_px}x{self.height_px}",
+            "quality": quality,
+            "background": "opaque",
+            "output_format": self.output_format,
+        }
+
+    def usage(self, base: BaseFacts, num_pictures: int) -> dict[str, Any]:
+        """Latent cells drawn, in the place where OpenAI counts tokens."""
+        cells = (self.width_px // base.side_multiple_px) * (self.height_px // base.side_multiple_px)
+        details = {"text_tokens": 0, "image_tokens": 0}
+        return {
+            "input_tokens": 0,
+            "input_tokens_details": details,
+            "output_tokens": cells * num_pictures,
+            "total_tokens": cells * num_pictures,
+        }
+
+
+async def understand(
+    services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
+) -> tuple[Order, BaseFacts]:
+    """Check a request against the limits, the key's rate and the catalog; nothing is drawn.
+
+    Raises:
+        ServingError: what is wrong, or when to come again.
+    """
+    limits = services.limits
+    base = await services.client.facts()
+    width_px, height_px = asked.side_px(base.resolution_px)
+    _check_side(width_px, height_px, base.side_multiple_px)
+    num_pictures = asked.n or 1
+    limits.check_cost(width_px, height_px, asked.steps, num_pictures)
+    for field, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt)):
+        if text is not None and len(text) > limits.max_prompt_characters:
+            most = limits.max_prompt_characters
+            raise RequestRefused(f"{field}: longer than {most} characters", "", field)
+    # counted before the names are looked up, so that guessing names costs the guesser
+    per_minute = tenant.pictures_per_minute or limits.pictures_per_minute
+    services.rates.take(tenant.key_id, num_pictures, per_minute)
+    used = await _find_adapters(services, tenant, asked, base)
+    prompt = _fill(asked.prompt, [facts for facts, _, _ in used])
+    first_seed = asked.seed if asked.seed is not None else secrets.randbelow(2**32)
+    if first_seed > MAX_SEED - num_pictures:
+        raise RequestRefused("seed: too large for n pictures that count up from it", "", "seed")
+    template = DrawRequest(
+        id="",
+        prompt=prompt,
+        negative_prompt=asked.negative_prompt or "",
+        steps=asked.steps,
+        guidance=asked.guidance_scale if asked.guidance_scale is not None else DEFAULT_GUIDANCE,
+        scheduler=asked.scheduler or "base",
+        width_px=width_px,
+        height_px=height_px,
+        adapters=tuple((ref, weight) for _, ref, weight in used),
+        tenant=tenant.namespace,
+        deadline_s=limits.deadline_s,
+        preview_every=_preview_every(asked),
+    )
+    request_id = request.state.request_id
+    # the id is the request's own and unique, even if a caller names two requests alike
+    unique = secrets.token_hex(4)
+    pictures = tuple(
+        replace(template, id=f"{request_id}-{unique}-{index}", seed=first_seed + index)
+        for index in range(num_pictures)
+    )
+    root = services.public_url or str(request.base_url).rstrip("/")
+    return Order(asked, tenant, pictures, width_px, height_px, root), base
+
+
+def _check_side(width_px: int, height_px: int, multiple_px: int) -> None:
+    if width_px % multiple_px or height_px % multiple_px:
+        raise RequestRefused(f"size: sides are multiples of {multiple_px} px", "round it", "size")
+
+
+def _preview_every(asked: GenerateRequest) -> int:
+    """Steps between previews, so that as many come as were asked for, evenly spread."""
+    count = (asked.partial_images or 0) if asked.stream else 0
+    return max(1, asked.steps // (count + 1)) if count else 0
+
+
+async def _find_adapters(
+    services: Services, tenant: Tenant, asked: GenerateRequest, base: BaseFacts
+) -> list[tuple[AdapterFacts, AdapterRef, float]]:
+    """The adapters of a request, the one that ``model`` names first."""
+    wanted: list[tuple[str, float]] = []
+    if asked.model is not None and asked.model not in (base.id, "base"):
+        weight = asked.adapter_weight
+        wanted.append((asked.model, weight if weight is not None else 1.0))
+    wanted += [(use.model, use.weight) for use in asked.adapters or ()]
+
+    async def find(model: str, weight: float) -> tuple[AdapterFacts, AdapterRef, float]:
+        named, facts = await services.catalog.resolve(tenant.namespace, model)
+        if facts.base_fingerprint != base.fingerprint:
+            raise RequestRefused(
+                f"{named.name} was trained on another base than this endpoint holds",
+                "train it on this base, or ask the endpoint of its own",
+                "model",
+            )
+        return facts, AdapterRef(named.job_key, tenant.namespace, named.name, named.sha256), weight
+
+    return list(await asyncio.gather(*(find(model, weight) for model, weight in wanted)))
+
+
+def _fill(prompt: str, used: Sequence[AdapterFacts]) -> str:
+    """The prompt with identifiers in place of ``[V]`` and ``[V:name]``."""
+    by_name = {facts.name: facts for facts in used}
+
+    def identifier(match: re.Match[str]) -> str:
+        name = match.group(1)
+        facts = by_name.get(name) if name else (used[0] if used else None)
+        if facts is None:
+            raise RequestRefused(
+                f"prompt: no adapter of this request stands for {match.group(0)}",
+                "name one in 'model' or in 'adapters'",
+                "prompt",
+            )
+        return facts.identifier
+
+    return _PLACEHOLDER.sub(identifier, prompt)
