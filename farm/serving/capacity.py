@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -27,6 +29,8 @@ REPEATS = 3
 PASSES_AHEAD = 1
 """Passes that may be queued on the device: enough to hide Python, few enough to cancel fast."""
 UNMEASURED_PASS_S = 0.05
+MAX_HOST_RESERVE = 512 << 20
+MEMINFO = Path("/proc/meminfo")
 
 
 class Capacity:
@@ -87,7 +91,8 @@ class Capacity:
     def has_memory(self) -> bool:
         """Whether the device has more free than the reserve."""
         if self._device.type != "cuda":
-            return True
+            free, total = _host_memory()
+            return free >= min(self._memory_reserve * total, MAX_HOST_RESERVE)
         free, total = torch.cuda.mem_get_info(self._device)
         cached = torch.cuda.memory_reserved(self._device)
         cached -= torch.cuda.memory_allocated(self._device)
@@ -146,8 +151,17 @@ def measure_capacity(base: Base, bank: Bank | None, config: EngineConfig) -> Cap
     return Capacity(base, knee, memory_reserve=config.memory_reserve)
 
 
-def _timed(run: object, device: torch.device) -> float:
-    assert callable(run)
+def _host_memory() -> tuple[int, int]:
+    """Available and total bytes of the host; unlimited where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        available, total = (int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
+    except (OSError, KeyError, ValueError):
+        return 1 << 60, 1 << 60
+    return available << 10, total << 10
+
+
+def _timed(run: Callable[[], None], device: torch.device) -> float:
     _synchronize(device)
     started_s = time.perf_counter()
     run()

@@ -25,14 +25,15 @@ class EngineConfig(BaseModel):
     """Largest rank that is served; every slot has room for it."""
     target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Endings of the denoiser's module names that adapters may change."""
-    text_encoder_modules: tuple[str, ...] = ()
-    """The same for the text encoder."""
+    text_encoder_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """The same for the text encoder; empty refuses adapters with text layers."""
     batch_rows: int | None = Field(None, ge=1, le=1024)
     """Rows of a full pass at the base's own size; None measures the knee at start-up."""
     max_batch_rows: int = Field(128, ge=2, le=1024)
     """The measurement looks no further."""
     memory_reserve: float = Field(0.1, ge=0, lt=0.9)
-    """Share of the device's memory that joining rows must leave free."""
+    """Share of the device's memory that joining rows must leave free; on a CPU at most 512 MiB,
+    for other programs use that memory too."""
     max_sizes: int = Field(4, ge=1, le=64)
     """Full batches of different picture sizes that may run at once; they take turns."""
     lookahead: int | None = Field(None, ge=1)

@@ -1,7 +1,9 @@
 """From clean latents to pixels, in a thread beside the denoising loop.
 
 Owns decoding, in batches of one size, and the handing over of pictures and previews. Finished
-pictures go before previews, and a preview that a newer one overtook is not decoded.
+pictures go before previews, and a preview that a newer one overtook is not decoded. On a GPU the
+decoder has a stream of its own, which waits for the very pass that made the latents clean and for
+no later one.
 """
 
 from __future__ import annotations
@@ -29,9 +31,13 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Preview:
+class _Latents:
+    """Latents that the denoising stream has been told to make."""
+
     latents_1CHW: Tensor
     step: int
+    made: torch.cuda.Event | None
+    """When they are there; None where nothing runs behind Python's back."""
 
 
 class Decoder:
@@ -48,8 +54,10 @@ class Decoder:
         self._base = base
         self._max_batch = max_batch
         self._on_end = on_end
-        self._finished: list[Row] = []
-        self._previews: dict[Row, _Preview] = {}
+        on_gpu = base.device.type == "cuda"
+        self._stream = torch.cuda.Stream(base.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._finished: dict[Row, _Latents] = {}
+        self._previews: dict[Row, _Latents] = {}
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -75,17 +83,28 @@ class Decoder:
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Decode drawn rows and end their tickets."""
+        made = self._mark()
         with self._wake:
-            self._finished.extend(rows)
             for row in rows:
+                sampler = row.sampler
+                self._finished[row] = _Latents(sampler.latents_1CHW, sampler.step, made)
                 self._previews.pop(row, None)
             self._wake.notify()
 
     def preview(self, row: Row) -> None:
         """Decode what a row looks like now and report it as progress."""
+        now = _Latents(row.sampler.estimate(), row.sampler.step, self._mark())
         with self._wake:
-            self._previews[row] = _Preview(row.sampler.estimate(), row.sampler.step)
+            self._previews[row] = now
             self._wake.notify()
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """This point in the denoising stream; called in the denoising thread."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     def _run(self) -> None:
         while True:
@@ -101,23 +120,19 @@ class Decoder:
             elif preview is not None:
                 self._decode_preview(*preview)
 
-    def _take_finished(self) -> list[Row]:
+    def _take_finished(self) -> dict[Row, _Latents]:
         """The oldest row and those of its size that fit with it."""
-        if not self._finished:
-            return []
-        size = self._finished[0].waiting.size
-        taken = [row for row in self._finished if row.waiting.size == size][: self._max_batch]
-        self._finished = [row for row in self._finished if row not in taken]
-        return taken
+        size = next((row.waiting.size for row in self._finished), None)
+        same = [row for row in self._finished if row.waiting.size == size]
+        return {row: self._finished.pop(row) for row in same[: self._max_batch]}
 
-    def _decode_finished(self, rows: list[Row]) -> None:
-        wanted = [row for row in rows if not row.ticket.ended]
-        for row in rows:
-            if row.ticket.ended:
-                self._on_end(row, False)
+    def _decode_finished(self, rows: dict[Row, _Latents]) -> None:
+        wanted = {row: latents for row, latents in rows.items() if not row.ticket.ended}
+        for row in rows.keys() - wanted.keys():
+            self._on_end(row, False)
         started_s = time.monotonic()
         try:
-            pixels, is_finite = self._pixels([row.sampler.latents_1CHW for row in wanted])
+            pixels, is_finite = self._pixels(list(wanted.values()))
         except Exception as error:
             LOG.exception("decoding failed")
             self._fail(wanted, error)
@@ -131,34 +146,44 @@ class Decoder:
                 row.ticket.fail(_not_finite(row))
             self._on_end(row, finite)
 
-    def _fail(self, rows: list[Row], error: Exception) -> None:
-        """End rows that could not be decoded together; each gets a try of its own first."""
+    def _fail(self, rows: dict[Row, _Latents], error: Exception) -> None:
+        """Rows could not be decoded together: each gets a try of its own, or is given up."""
+        if len(rows) > 1:
+            for row, latents in rows.items():
+                self._decode_finished({row: latents})
+            return
         for row in rows:
-            try:
-                if len(rows) == 1:
-                    raise error
-                self._decode_finished([row])
-            except Exception:
-                row.ticket.fail(FarmError("the picture could not be decoded", "try again"))
-                self._on_end(row, False)
+            failed = FarmError("the picture could not be decoded", "try again")
+            failed.__cause__ = error
+            row.ticket.fail(failed)
+            self._on_end(row, False)
 
     @torch.no_grad()
-    def _pixels(self, latents: list[Tensor]) -> tuple[list[NDArray[np.uint8]], list[bool]]:
+    def _pixels(self, latents: list[_Latents]) -> tuple[list[NDArray[np.uint8]], list[bool]]:
         """uint8 [H, W, 3] for each latent, and whether it was finite."""
         if not latents:
             return [], []
-        latents_BCHW = torch.cat(latents)
+        if self._stream is None:
+            return self._decoded(latents)
+        with torch.cuda.stream(self._stream):
+            for item in latents:
+                assert item.made is not None
+                self._stream.wait_event(item.made)
+            return self._decoded(latents)  # ends with a copy to the host, so nothing is in flight
+
+    def _decoded(self, latents: list[_Latents]) -> tuple[list[NDArray[np.uint8]], list[bool]]:
+        latents_BCHW = torch.cat([item.latents_1CHW for item in latents])
         is_finite_B = torch.isfinite(latents_BCHW).flatten(1).all(1)
         decoded_B3PP = self._base.decode(latents_BCHW)
         is_finite_B &= torch.isfinite(decoded_B3PP).flatten(1).all(1)
         pixels_BPP3 = to_uint8(torch.nan_to_num(decoded_B3PP)).numpy()
         return list(pixels_BPP3), is_finite_B.tolist()
 
-    def _decode_preview(self, row: Row, preview: _Preview) -> None:
+    def _decode_preview(self, row: Row, preview: _Latents) -> None:
         if row.ticket.ended:
             return
         try:
-            pixels, _ = self._pixels([preview.latents_1CHW])
+            pixels, _ = self._pixels([preview])
         except Exception:  # a preview is a courtesy
             LOG.exception("decoding a preview failed")
             return

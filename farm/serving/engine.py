@@ -15,18 +15,13 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from farm.adapters.bank import Bank
-from farm.adapters.formats import load_adapter
-from farm.adapters.names import layer_names
-from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base
 from farm.errors import (
-    AdapterFileError,
     AdapterNotFound,
     Draining,
     FarmError,
@@ -34,18 +29,17 @@ from farm.errors import (
     TooBusy,
     UserError,
 )
+from farm.serving.adapters import AdapterSide
 from farm.serving.admission import Admission
 from farm.serving.batch import Batch
-from farm.serving.cache import AdapterCache, AdapterSource
+from farm.serving.cache import AdapterSource
 from farm.serving.capacity import Capacity, measure_capacity
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.decoder import Decoder
 from farm.serving.denoiser import Denoiser
 from farm.serving.preparer import Preparer
-from farm.serving.prompts import PromptEncoder
 from farm.serving.request import DrawRequest, Progress, Ticket
 from farm.serving.rows import Row, Size, Waiting
-from farm.serving.slots import SlotTable
 
 __all__ = ["Engine"]
 
@@ -53,6 +47,8 @@ LOG = logging.getLogger(__name__)
 
 IDLE_S = 0.25
 """How often an idle loop looks for deadlines that passed."""
+MAX_FAILED_TURNS = 3
+"""Turns that may fail one after another before all rows are given up."""
 
 
 class Engine:
@@ -85,89 +81,34 @@ class Engine:
         self._counting = threading.Lock()
         self._num_open = 0
         self._is_draining = False
+        self._is_over = False
         self._stop_at_s = math.inf
         self._beat_s = time.monotonic()
         self._thread: threading.Thread | None = None
         self.capacity = Capacity.unmeasured(base, self.config.batch_rows or 2)
-        layers = layer_names(base)  # before the bank wraps some of them
-        self._bank = self._open_bank() if source is not None else None
-        self._prompts = PromptEncoder(
-            base,
-            modules=self.config.text_encoder_modules if source is not None else (),
-            max_rank=self.config.max_rank,
-            max_adapters=self.config.limits.max_adapters,
-            max_prompts=self.config.max_prompts,
-        )
-        self.cache: AdapterCache | None = None
-        if source is not None:
-            self.cache = self._open_cache(source, cache_folder, layers)
-        self._slots = SlotTable(self.config.num_slots)
-        self._denoiser = Denoiser(base, self._bank)
+        self._adapters = AdapterSide(base, source, self.config, cache_folder)
+        self.cache = self._adapters.cache
+        if self.cache is not None:
+            listen = self.cache.revocations.listen
+            listen(lambda keys: self._inbox.put(lambda: self._revoked(keys)))
+        self._denoiser = Denoiser(base, self._adapters.bank)
         self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
         self._preparer = Preparer(
             base,
-            self._bank,
-            self._slots,
-            self.cache,
-            self._prompts,
+            self._adapters,
             post=self._inbox.put,
             on_ready=self._batch.add_ready,
             on_failed=self._failed,
         )
-
-    def _open_bank(self) -> Bank:
-        config = self.config
-        return Bank(
-            self.base,
-            num_slots=config.num_slots,
-            max_rank=config.max_rank,
-            target_modules=config.target_modules,
-            dtype=self.base.dtype,
-            max_per_row=config.limits.max_adapters,
-        )
-
-    def _open_cache(
-        self, source: AdapterSource, folder: str | Path | None, layers: Collection[str]
-    ) -> AdapterCache:
-        if folder is None:
-            raise UserError("an engine with adapters needs a cache folder", "name one")
-        cache = AdapterCache(
-            source,
-            lambda path: load_adapter(path, layers),
-            folder=Path(folder),
-            base_fingerprint=self.base.fingerprint,
-            check=self._check_fits,
-            prepare=self._hosted_form,
-            limits=self.config.cache,
-        )
-        cache.revocations.listen(lambda keys: self._inbox.put(lambda: self._revoked(keys)))
-        return cache
-
-    def _check_fits(self, weights: AdapterWeights) -> None:
-        """Refuse what the banks cannot hold. Raises AdapterFileError."""
-        assert self._bank is not None
-        self._bank.check_fits(weights.of_component(self.base.denoiser_name))
-        text = weights.of_component("text_encoder")
-        if text.layers and self._prompts.bank is None:
-            raise AdapterFileError(
-                "it has text-encoder layers, which this endpoint does not serve",
-                "set text_encoder_modules in the engine's config",
-            )
-        if self._prompts.bank is not None:
-            self._prompts.bank.check_fits(text)
-
-    def _hosted_form(self, weights: AdapterWeights) -> AdapterWeights:
-        return weights.to(self.base.dtype)
 
     # -- life ---------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Measure the knee and begin to draw."""
         if self.config.batch_rows is None:
-            self.capacity = measure_capacity(self.base, self._bank, self.config)
+            self.capacity = measure_capacity(self.base, self._adapters.bank, self.config)
             LOG.info("batch limit: %s", self.capacity.reason)
-        if self.cache is not None:
-            self.cache.start()
+        self._adapters.start()
         self._decoder.start()
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
@@ -185,11 +126,7 @@ class Engine:
             self._thread = None
         self._preparer.close()
         self._decoder.stop()
-        if self.cache is not None:
-            self.cache.close()
-        self._prompts.close()
-        if self._bank is not None:
-            self._bank.close()
+        self._adapters.close()
 
     def __enter__(self) -> Engine:
         self.start()
@@ -215,7 +152,7 @@ class Engine:
             Draining: if the engine is stopping.
         """
         if self._is_draining or self._thread is None:
-            raise Draining("the engine is stopping", "try again; another replica answers")
+            raise _stopping()
         self.config.limits.check(request)
         size = self._size(request)
         cost = self.capacity.cost(request, size)
@@ -230,6 +167,8 @@ class Engine:
             raise
         self._stats.submitted += 1
         self._wake()
+        if self._is_over:  # the loop ended meanwhile and may have missed this one
+            waiting.ticket.fail(_stopping())
         return waiting.ticket
 
     def _size(self, request: DrawRequest) -> Size:
@@ -258,11 +197,11 @@ class Engine:
         stats.wait_s = self._admission.wait_s(self.capacity)
         stats.seconds_per_cost = self._admission.seconds_per_cost(self.capacity)
         stats.batch_rows = self.capacity.rows
-        stats.slots_in_use = self._slots.num_in_use
-        stats.slots_filled = len(self._slots.keys)
+        stats.slots_in_use = self._adapters.slots.num_in_use
+        stats.slots_filled = len(self._adapters.slots.keys)
         stats.slot_hits = self._preparer.slot_hits
-        stats.prompt_hits = self._prompts.num_hits
-        stats.prompts_encoded = self._prompts.num_encoded
+        stats.prompt_hits = self._adapters.prompts.num_hits
+        stats.prompts_encoded = self._adapters.prompts.num_encoded
         if self.cache is not None:
             stats.cache = self.cache.stats
             stats.revocations_age_s = self.cache.revocations.age_s
@@ -274,15 +213,21 @@ class Engine:
         self._inbox.put(lambda: None)
 
     def _run(self) -> None:
+        num_failed = 0
         with torch.no_grad():
-            while not self._is_over():
+            while not self._may_end():
                 try:
                     self._turn()
-                except Exception:  # whatever it was, the loop must go on for the others
+                    num_failed = 0
+                except Exception:  # whatever it was, the loop goes on for the others
                     LOG.exception("a turn of the engine failed")
-        self._end_all(Draining("the engine is stopping", "try again; another replica answers"))
+                    num_failed += 1
+                    if num_failed >= MAX_FAILED_TURNS:
+                        self._drop_all(FarmError("the engine failed", "try again"))
+        self._is_over = True
+        self._drop_all(_stopping())
 
-    def _is_over(self) -> bool:
+    def _may_end(self) -> bool:
         if not self._is_draining:
             return False
         return not self._num_open or time.monotonic() >= self._stop_at_s
@@ -439,10 +384,16 @@ class Engine:
                 self._fail_row(row, FarmError("the picture could not be drawn", "try again"))
         self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
 
-    def _end_all(self, error: FarmError) -> None:
+    def _drop_all(self, error: FarmError) -> None:
         """Fail whatever has no picture yet; those that are being decoded get theirs."""
         for waiting in self._admission.drop_all():
-            waiting.ticket.fail(error)
+            self._failed(waiting, error)
         for row in self._batch.leave_where(lambda _: True):
             row.ticket.fail(error)
+            self._left(row)
+            self._ended(row, False)
         self._preparer.abandon(error)
+
+
+def _stopping() -> Draining:
+    return Draining("the engine is stopping", "try again; another replica answers")

@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from farm.adapters.bank import Bank
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base
 from farm.errors import AdapterFileError, FarmError
-from farm.serving.cache import AdapterCache, HostedAdapter
-from farm.serving.prompts import PromptEncoder, has_text_layers
+from farm.serving.adapters import AdapterSide
+from farm.serving.cache import HostedAdapter
+from farm.serving.prompts import has_text_layers
 from farm.serving.request import AdapterRef, Progress
 from farm.serving.rows import AdapterUse, Row, Waiting
 from farm.serving.sampler import Sampler
-from farm.serving.slots import Reservation, SlotTable
+from farm.serving.slots import Reservation
 from farm.serving.tiers import Pinned
 
 __all__ = ["Preparer"]
@@ -66,10 +66,7 @@ class Preparer:
     def __init__(
         self,
         base: Base,
-        bank: Bank | None,
-        slots: SlotTable,
-        cache: AdapterCache | None,
-        prompts: PromptEncoder,
+        adapters: AdapterSide,
         *,
         post: Post,
         on_ready: Callable[[Row], None],
@@ -83,10 +80,10 @@ class Preparer:
             on_failed: takes each request that cannot be drawn, in the loop.
         """
         self._base = base
-        self._bank = bank
-        self._slots = slots
-        self._cache = cache
-        self._prompts = prompts
+        self._bank = adapters.bank
+        self._slots = adapters.slots
+        self._cache = adapters.cache
+        self._prompts = adapters.prompts
         self._post = post
         self._on_ready = on_ready
         self._on_failed = on_failed

@@ -21,9 +21,10 @@ from farm.adapters.bank import Bank
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base, Conditioning
 
-__all__ = ["PromptEncoder", "has_text_layers"]
+__all__ = ["TEXT_ENCODER", "PromptEncoder", "has_text_layers"]
 
 TEXT_ENCODER = "text_encoder"
+"""The text encoder's name among a base's components."""
 
 _TextKey = tuple[tuple[tuple[str, float], ...], str]
 

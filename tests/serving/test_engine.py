@@ -61,7 +61,8 @@ def make_engine(tmp_path, base):
     opened = []
 
     def make(source=None, *, start=True, **options):
-        settings = {"num_slots": 9, "max_rank": 8, "batch_rows": 8, **options}
+        settings = {"num_slots": 9, "max_rank": 8, "batch_rows": 8, "text_encoder_modules": ()}
+        settings |= options
         engine = Engine(base, source, EngineConfig(**settings), cache_folder=tmp_path / "disk")
         opened.append(engine)
         if start:
@@ -438,7 +439,7 @@ def test_a_revoked_adapter_is_refused_even_in_mid_drawing(make_engine, base, tmp
         engine.submit(ask(2, gone)).result(WAIT_S)
     neighbour.result(WAIT_S)
     wait_for(lambda: engine.stats().slots_filled == 1)
-    assert not engine._bank.slot_weights(1).layers or not engine._bank.slot_weights(2).layers
+    assert not engine._adapters.bank.slot_weights(1).layers or not engine._adapters.bank.slot_weights(2).layers
 
 
 def test_an_engine_without_a_store_draws_the_bare_base_only(make_engine):
