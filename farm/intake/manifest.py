@@ -72,20 +72,16 @@ class Manifest:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [_as_row(subject) for subject in self.subjects]
         photo = pa.struct([("uri", pa.string()), ("caption", pa.string())])
-        lists = {"sample_prompts": pa.string(), "class_images": pa.string(), "photos": photo}
-        schema = pa.schema(
-            [
-                (
-                    field,
-                    pa.list_(lists[field])
-                    if field in lists
-                    else (pa.int64() if field == "priority" else pa.string()),
-                )
-                for field in Subject.model_fields
-            ]
-        )
+        kinds = {
+            "photos": pa.list_(photo),
+            "sample_prompts": pa.list_(pa.string()),
+            "class_images": pa.list_(pa.string()),
+            "priority": pa.int64(),
+        }
+        fields = [*Subject.model_fields, "captions"]
+        schema = pa.schema([(field, kinds.get(field, pa.string())) for field in fields])
+        rows = [_as_row(subject) for subject in self.subjects]
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
         return buffer.getvalue()
@@ -96,6 +92,8 @@ def _as_row(subject: Subject) -> dict[str, object]:
     return row | {
         "recipe": subject.recipe.model_dump_json(),
         "prior": subject.prior.model_dump_json(),
+        # they are resolved: what lies beside the photos is not asked again
+        "captions": "none",
     }
 
 

@@ -66,8 +66,10 @@ class Resolver:
     def _checked(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """The caller's fields that a recipe can have; the others are told once, not per subject."""
         _, faults = validated(Recipe, recipe, Row({}, "the command line", ""), ("recipe",))
-        self.faults += faults
-        refused = {fault.field.split(".")[1] for fault in faults if "." in fault.field}
+        # how fields fit together is judged with the subject's own, below
+        told = [fault for fault in faults if fault.field != "recipe"]
+        self.faults += told
+        refused = {fault.field.split(".")[1] for fault in told}
         return {field: value for field, value in recipe.items() if field not in refused}
 
     def resolve(self, row: Row) -> Resolved:

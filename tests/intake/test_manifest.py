@@ -88,6 +88,15 @@ def test_a_manifest_survives_parquet_whole(manifest_of: ManifestOf, tmp_path: Pa
     assert len(manifest.subjects[0].class_images) == 4
 
 
+def test_captions_are_resolved_for_good(manifest_of: ManifestOf, write: Write, tmp_path: Path):
+    write("tom/0.txt", "[V] asleep")
+    manifest = manifest_of("subjects:\n- {id: tom, class_noun: cat}\n")
+    (tmp_path / "run.parquet").write_bytes(manifest.to_parquet())
+    write("tom/0.txt", "[V] awake")
+    write("tom/1.txt", "[V] new")
+    assert read_manifest(f"{tmp_path}/run.parquet").subjects == manifest.subjects
+
+
 def test_an_empty_manifest_has_a_parquet_form_too(manifest_of: ManifestOf, tmp_path: Path):
     empty = Manifest("none", ())
     (tmp_path / "none.parquet").write_bytes(empty.to_parquet())
@@ -136,6 +145,14 @@ def test_a_wrong_field_of_the_caller_is_told_once(write: Write):
     (fault,) = manifest.faults
     assert (fault.file, fault.field) == ("the command line", "recipe.stepps")
     assert [subject.recipe.rank for subject in manifest.subjects] == [2, 2]
+
+
+def test_the_callers_fields_are_judged_together_with_the_subjects(write: Write):
+    path = write("manifest.yaml", YAML.replace("steps: 300", "steps: 3000"))
+    manifest = read_manifest(str(path), recipe={"warmup_steps": 900})
+    assert manifest.subjects[0].recipe.warmup_steps == 900
+    faults = read_manifest(str(path), strict=False, recipe={"warmup_steps": 3000}).faults
+    assert {fault.message for fault in faults} == {"warmup_steps must be smaller than steps"}
 
 
 def test_class_images_are_given_per_class(manifest_of: ManifestOf):
