@@ -23,6 +23,7 @@ from farm.base.model import Base
 from farm.keys import derive_seed
 from farm.quality import scores
 from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows, seeds_for
+from farm.quality.evidence import Drawn, evidence_of, scores_of
 from farm.quality.intervals import MIN_PICTURES, Estimate
 from farm.quality.protocol import PromptPair, Protocol, ScoringBudget, protocol_for
 from farm.quality.scorer import ImageScorer, Scorer
@@ -38,8 +39,6 @@ __all__ = [
 ]
 
 CARD_VERSION = 1
-MIN_SPAN = 0.01
-"""Cosines that differ by less span no scale to measure on."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,6 @@ class Examination:
     """uint8, what the bare class looks like under the adapter."""
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """What the untouched base draws for one class, embedded by each scorer."""
-
-    prompted: Mapping[str, Tensor]
-    class_pictures: Mapping[str, Tensor]
-    drift: Mapping[str, Tensor]
-
-
 @dataclass
 class Examiner:
     """Examines adapters of one bank; keeps the base's pictures of each class between calls."""
@@ -96,7 +86,7 @@ class Examiner:
     batch: int = 32
     """Pictures in one denoising pass."""
     num_pictures_drawn: int = 0
-    _references: dict[tuple[str, str], _Reference] = field(default_factory=dict)
+    _references: dict[tuple[str, str], Drawn] = field(default_factory=dict)
 
     def examine(self, candidates: Sequence[Candidate]) -> list[Examination]:
         """Cards of all candidates, drawn and embedded together."""
@@ -174,9 +164,7 @@ class Examiner:
         vectors = self._embed(self._draw(rows)) if rows else {}
         for index, key in enumerate(fresh):
             start = index * self.budget.num_pictures
-            self._references[key] = _Reference(
-                *(self._part(vectors, start, part) for part in range(3))
-            )
+            self._references[key] = Drawn(*(self._part(vectors, start, part) for part in range(3)))
 
     def _part(self, vectors: Mapping[str, Tensor], start: int, part: int) -> dict[str, Tensor]:
         """Prompted (0), class (1) or drift (2) vectors of the adapter that starts at ``start``."""
@@ -202,19 +190,19 @@ class Examiner:
         texts = self.scorer.embed_texts([pair.text for pair in pairs])
         reference = self._references[(candidate.class_noun, candidate.class_prompt)]
         photos = self._embed(candidate.photos)
-        tuned = _Reference(*(self._part(own, 0, part) for part in range(3)))
+        tuned = Drawn(*(self._part(own, 0, part) for part in range(3)))
         values: dict[str, Estimate | None] = {}
         base_values: dict[str, Estimate | None] = {}
         for name in photos:
-            values |= _scores_of(name, tuned, reference, photos[name], candidate.seed)
-            base_values |= _scores_of(name, reference, None, photos[name], candidate.seed)
+            values |= scores_of(name, tuned, reference, photos[name], candidate.seed)
+            base_values |= scores_of(name, reference, None, photos[name], candidate.seed)
         values["clip_t"] = scores.prompt_fidelity(tuned.prompted["clip"], texts, candidate.seed)
         base_values["clip_t"] = scores.prompt_fidelity(
             reference.prompted["clip"], texts, candidate.seed
         )
         main = "dino" if "dino" in photos else "clip"
         likeness = scores.photo_likeness(photos[main])
-        evidence = _evidence(main, values, base_values, likeness, candidate.evaluation_curve)
+        evidence = evidence_of(main, values, base_values, likeness, candidate.evaluation_curve)
         card = self._card(candidate, values, base_values, likeness, evidence)
         card["poses"] = self._poses(candidate, tuned, reference)
         start, end = len(pairs), len(pairs) + self.budget.num_class_pictures
@@ -251,9 +239,7 @@ class Examiner:
             "verdict": judge(evidence).to_json(),
         }
 
-    def _poses(
-        self, candidate: Candidate, tuned: _Reference, reference: _Reference
-    ) -> dict[str, Any] | None:
+    def _poses(self, candidate: Candidate, tuned: Drawn, reference: Drawn) -> dict[str, Any] | None:
         protocol = self.protocol(candidate.class_noun)
         if not protocol.poses or self.budget.num_class_pictures < MIN_PICTURES:
             return None
@@ -288,77 +274,6 @@ def missing_card(reason: str) -> dict[str, Any]:
         "base_scores": {},
         "verdict": judge(evidence).to_json(),
     }
-
-
-def _scores_of(
-    scorer: str, drawn: _Reference, base: _Reference | None, photos_PD: Tensor, seed: int
-) -> dict[str, Estimate | None]:
-    """The scores that one scorer gives; drift only against a base."""
-    prompted_GD, class_GD = drawn.prompted[scorer], drawn.class_pictures[scorer]
-    names = _names(scorer)
-    found = {
-        names["fidelity"]: scores.fidelity(prompted_GD, photos_PD, seed),
-        names["pres"]: scores.preservation(class_GD, photos_PD, seed),
-        names["div"]: scores.diversity(class_GD, seed),
-        names["copying"]: scores.copying(prompted_GD, photos_PD, seed),
-    }
-    if base is not None:
-        found[names["drift"]] = scores.drift(base.drift[scorer], drawn.drift[scorer], seed)
-    return found
-
-
-def _names(scorer: str) -> dict[str, str]:
-    """The scores' names: CLIP's are the plain ones, others carry their scorer's name."""
-    plain = ("fidelity", "pres", "div", "copying", "drift")
-    if scorer == "clip":
-        return {name: "clip_i" if name == "fidelity" else name for name in plain}
-    return {name: scorer if name == "fidelity" else f"{name}_{scorer}" for name in plain}
-
-
-def _evidence(
-    scorer: str,
-    values: Mapping[str, Estimate | None],
-    base_values: Mapping[str, Estimate | None],
-    likeness: scores.PhotoLikeness | None,
-    curve: Sequence[tuple[int, float]],
-) -> Evidence:
-    """Ratios against the base and the photos, where all their parts were measured."""
-    names = _names(scorer)
-    own = {key: _mean(values.get(name)) for key, name in names.items()}
-    base = {key: _mean(base_values.get(name)) for key, name in names.items()}
-    fidelity, before = own["fidelity"], base["fidelity"]
-    # a single photo has no likeness to others; then the photo itself is the end of the way
-    gain = _share(fidelity, before, likeness.mean if likeness else 1.0)
-    missing = f"Fewer than {MIN_PICTURES} pictures were drawn." if fidelity is None else ""
-    if gain is None and not missing:
-        missing = "The scorer cannot tell this subject's photos from others of its class."
-    copy_excess = _share(own["copying"], likeness.nearest if likeness else None, 1.0)
-    return Evidence(
-        gain=gain,
-        capture=_share(own["pres"], base["pres"], fidelity),
-        diversity_ratio=_ratio(own["div"], base["div"]),
-        copy_excess=copy_excess,
-        prompt_ratio=_ratio(_mean(values.get("clip_t")), _mean(base_values.get("clip_t"))),
-        loss_ratio=_ratio(curve[-1][1], curve[0][1]) if len(curve) > 1 else None,
-        missing=missing,
-    )
-
-
-def _mean(value: Estimate | None) -> float | None:
-    return value.mean if value is not None else None
-
-
-def _share(value: float | None, start: float | None, end: float | None) -> float | None:
-    """How far ``value`` lies on the way from ``start`` to ``end``."""
-    if value is None or start is None or end is None or end - start < MIN_SPAN:
-        return None
-    return (value - start) / (end - start)
-
-
-def _ratio(value: float | None, reference: float | None) -> float | None:
-    if value is None or reference is None or abs(reference) < 1e-6:
-        return None
-    return value / reference
 
 
 def _plain(value: Estimate | None) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from farm.quality.report.bars import Bar, card_bars, evidence, score_rows
 from farm.quality.verdict import Label
 
 __all__ = [
     "VERDICT_ORDER",
-    "Bar",
     "Failure",
     "LaneSpan",
     "Picture",
@@ -48,20 +48,6 @@ class Picture:
     """A data URI; the page loads nothing."""
     text: str
     step: int | None = None
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One score of the card in plain words, as a share of the best that can be."""
-
-    title: str
-    help: str
-    value: float
-    """0 to 1, where 1 is best."""
-    low: float
-    high: float
-    shown: str
-    """The number as it is read, such as ``82 %``."""
 
 
 @dataclass(frozen=True)
@@ -150,28 +136,23 @@ class SubjectView:
     @property
     def likeness(self) -> float | None:
         """0 to 1: how far towards the photos' own likeness; sorts the table."""
-        return _evidence(self.card or {}, "gain")
+        return evidence(self.card or {}, "gain")
 
     @property
     def class_kept(self) -> float | None:
         """0 to 1: how much of the bare class is still itself."""
-        capture = _evidence(self.card or {}, "capture")
-        return None if capture is None else _clip(1 - capture)
+        capture = evidence(self.card or {}, "capture")
+        return None if capture is None else min(1.0, max(0.0, 1 - capture))
 
     @property
     def prompt_followed(self) -> float | None:
         """CLIP-T against the base's own."""
-        return _evidence(self.card or {}, "prompt_ratio")
+        return evidence(self.card or {}, "prompt_ratio")
 
     @property
     def score_rows(self) -> list[tuple[str, str, str, str]]:
         """(score, adapter, base, unit count) as text, for the table of raw numbers."""
-        card = self.card or {}
-        base = card.get("base_scores", {})
-        return [
-            (SCORE_TITLES.get(name, name), _told(value), _told(base.get(name)), _count(value))
-            for name, value in card.get("scores", {}).items()
-        ]
+        return score_rows(self.card or {})
 
     @property
     def poses(self) -> list[tuple[str, int, int]]:
@@ -181,100 +162,6 @@ class SubjectView:
             return []
         base = found["base"]["counts"]
         return [(pose, num, base.get(pose, 0)) for pose, num in found["adapter"]["counts"].items()]
-
-
-SCORE_TITLES = {
-    "clip_i": "Subject fidelity (CLIP-I)",
-    "dino": "Subject fidelity (DINO)",
-    "clip_t": "Prompt fidelity (CLIP-T)",
-    "pres": "Class preservation (PRES, lower is better)",
-    "pres_dino": "Class preservation (PRES, DINO, lower is better)",
-    "div": "Class diversity (DIV)",
-    "div_dino": "Class diversity (DIV, DINO)",
-    "copying": "Nearest photo (copying)",
-    "copying_dino": "Nearest photo (copying, DINO)",
-    "drift": "Drift on unrelated prompts (lower is better)",
-    "drift_dino": "Drift on unrelated prompts (DINO, lower is better)",
-}
-
-
-def card_bars(card: Mapping[str, Any]) -> list[Bar]:
-    """The four questions that an owner of photos asks, as shares of the best that can be."""
-    bars = []
-    gain = _evidence(card, "gain")
-    if gain is not None:
-        low, high = _gain_interval(card, gain)
-        bars.append(
-            Bar(
-                "Looks like the subject",
-                "From any of its class (0 %) to as alike as the photos are to each other (100 %).",
-                _clip(gain),
-                _clip(low),
-                _clip(high),
-                _percent(gain),
-            )
-        )
-    followed = _evidence(card, "prompt_ratio")
-    if followed is not None:
-        bars.append(_plain_bar("Follows the prompt", "Measured against the base.", followed))
-    capture = _evidence(card, "capture")
-    if capture is not None:
-        text = "Pictures of the bare class that have not turned into this subject."
-        bars.append(_plain_bar("Leaves its class alone", text, 1 - capture))
-    variety = _evidence(card, "diversity_ratio")
-    if variety is not None:
-        text = "How varied the bare class still is, against the base."
-        bars.append(_plain_bar("Keeps the class varied", text, variety))
-    copy_excess = _evidence(card, "copy_excess")
-    if copy_excess is not None:
-        text = "0 % would be a repeated photo."
-        bars.append(_plain_bar("Makes new pictures", text, 1 - copy_excess))
-    return bars
-
-
-def _plain_bar(title: str, text: str, value: float) -> Bar:
-    share = _clip(value)
-    return Bar(title, text, share, share, share, _percent(value))
-
-
-def _gain_interval(card: Mapping[str, Any], gain: float) -> tuple[float, float]:
-    """The fidelity's interval, carried over to the gain's scale."""
-    name = "dino" if "dino" in card.get("scores", {}) else "clip_i"
-    own = card.get("scores", {}).get(name, {})
-    base = card.get("base_scores", {}).get(name, {})
-    span = own.get("mean", 0) - base.get("mean", 0)
-    if "low" not in own or abs(span) < 1e-6:
-        return gain, gain
-    factor = gain / span
-    return (
-        gain + (own["low"] - own["mean"]) * factor,
-        gain + (own["high"] - own["mean"]) * factor,
-    )
-
-
-def _evidence(card: Mapping[str, Any], name: str) -> float | None:
-    value = card.get("evidence", {}).get(name)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _clip(value: float) -> float:
-    return min(1.0, max(0.0, value))
-
-
-def _percent(value: float) -> str:
-    return f"{100 * min(max(value, 0), 1.5):.0f} %"
-
-
-def _told(value: Mapping[str, Any] | None) -> str:
-    if not value:
-        return "–"
-    if "mean" not in value:
-        return str(value.get("missing", "–"))
-    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
-
-def _count(value: Mapping[str, Any]) -> str:
-    return f"{value['num']} {value.get('unit', 'pictures')}" if "num" in value else ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""From embeddings to scores and to the verdict's evidence: one scorer's view of one adapter.
+
+Owns the scores' names on the card and the ratios against the untouched base and the photos. Draws
+and embeds nothing.
+
+Legend: P photos, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from farm.quality import scores
+from farm.quality.intervals import MIN_PICTURES, Estimate
+from farm.quality.verdict import Evidence
+
+__all__ = ["Drawn", "evidence_of", "scores_of"]
+
+MIN_SPAN = 0.01
+"""Cosines that differ by less span no scale to measure on."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one adapter (or the untouched base) drew for one class, embedded by each scorer."""
+
+    prompted: Mapping[str, Tensor]
+    class_pictures: Mapping[str, Tensor]
+    drift: Mapping[str, Tensor]
+
+
+def scores_of(
+    scorer: str, drawn: Drawn, base: Drawn | None, photos_PD: Tensor, seed: int
+) -> dict[str, Estimate | None]:
+    """The scores that one scorer gives, by their names on the card; drift only against a base."""
+    prompted_GD, class_GD = drawn.prompted[scorer], drawn.class_pictures[scorer]
+    names = _names(scorer)
+    found = {
+        names["fidelity"]: scores.fidelity(prompted_GD, photos_PD, seed),
+        names["pres"]: scores.preservation(class_GD, photos_PD, seed),
+        names["div"]: scores.diversity(class_GD, seed),
+        names["copying"]: scores.copying(prompted_GD, photos_PD, seed),
+    }
+    if base is not None:
+        found[names["drift"]] = scores.drift(base.drift[scorer], drawn.drift[scorer], seed)
+    return found
+
+
+def _names(scorer: str) -> dict[str, str]:
+    """The scores' names: CLIP's are the plain ones, others carry their scorer's name."""
+    plain = ("fidelity", "pres", "div", "copying", "drift")
+    if scorer == "clip":
+        return {name: "clip_i" if name == "fidelity" else name for name in plain}
+    return {name: scorer if name == "fidelity" else f"{name}_{scorer}" for name in plain}
+
+
+def evidence_of(
+    scorer: str,
+    values: Mapping[str, Estimate | None],
+    base_values: Mapping[str, Estimate | None],
+    likeness: scores.PhotoLikeness | None,
+    curve: Sequence[tuple[int, float]],
+) -> Evidence:
+    """Ratios against the base and the photos, where all their parts were measured."""
+    names = _names(scorer)
+    own = {key: _mean(values.get(name)) for key, name in names.items()}
+    base = {key: _mean(base_values.get(name)) for key, name in names.items()}
+    fidelity, before = own["fidelity"], base["fidelity"]
+    # a single photo has no likeness to others; then the photo itself is the end of the way
+    gain = _share(fidelity, before, likeness.mean if likeness else 1.0)
+    missing = f"Fewer than {MIN_PICTURES} pictures were drawn." if fidelity is None else ""
+    if gain is None and not missing:
+        missing = "The scorer cannot tell this subject's photos from others of its class."
+    copy_excess = _share(own["copying"], likeness.nearest if likeness else None, 1.0)
+    return Evidence(
+        gain=gain,
+        capture=_share(own["pres"], base["pres"], fidelity),
+        diversity_ratio=_ratio(own["div"], base["div"]),
+        copy_excess=copy_excess,
+        prompt_ratio=_ratio(_mean(values.get("clip_t")), _mean(base_values.get("clip_t"))),
+        loss_ratio=_ratio(curve[-1][1], curve[0][1]) if len(curve) > 1 else None,
+        missing=missing,
+    )
+
+
+def _mean(value: Estimate | None) -> float | None:
+    return value.mean if value is not None else None
+
+
+def _share(value: float | None, start: float | None, end: float | None) -> float | None:
+    """How far ``value`` lies on the way from ``start`` to ``end``."""
+    if value is None or start is None or end is None or end - start < MIN_SPAN:
+        return None
+    return (value - start) / (end - start)
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    if value is None or reference is None or abs(reference) < 1e-6:
+        return None
+    return value / reference
