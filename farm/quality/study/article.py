@@ -116,8 +116,10 @@ def run_article_study(
             for noun, found in bench.examine(examiner).items():
                 cards[noun][step] = found
             say(f"step {step}")
-        for noun in NOUNS:
-            _draw_pages(bench, base, noun, photos[noun], stages[noun], out)
+        galleries = {
+            noun: _draw_pages(bench, base, noun, photos[noun], stages[noun], out) for noun in NOUNS
+        }
+        _opening(photos, galleries).save(out / "opening.png")
     finally:
         bench.close()
     result = {
@@ -166,7 +168,8 @@ def _draw_pages(
     photos: Sequence[Image.Image],
     stages: Mapping[int, Sequence[Image.Image]],
     out: Path,
-) -> None:
+) -> list[Image.Image]:
+    """Write one subject's pictures; returns the gallery's, places first."""
     labelled_grid([Cell("photos", photos)], cell_px=128).save(out / f"{noun}-photos.png")
     rows = [Cell(f"step {step}", pictures) for step, pictures in stages.items()]
     labelled_grid(rows).save(out / f"{noun}-steps.png")
@@ -191,6 +194,20 @@ def _draw_pages(
         for label, chosen in (("untouched base", BASE_SLOT), ("with the adapter", slot))
     ]  # fmt: skip
     labelled_grid(both).save(out / f"{noun}-class.png")
+    return drawn
+
+
+def _opening(
+    photos: Mapping[str, Sequence[Image.Image]], galleries: Mapping[str, Sequence[Image.Image]]
+) -> Image.Image:
+    """The picture that opens the README: photos beside what the adapters draw."""
+    chosen = [0, 2, 5, 6, 9]
+    headings = ["photo", "photo", "", *(SCENERY[index] for index in chosen)]
+    rows = [
+        Cell(f"one {noun}", [*photos[noun][:2], None, *(galleries[noun][i] for i in chosen)])
+        for noun in photos
+    ]
+    return labelled_grid(rows, headings, cell_px=128)
 
 
 def _gallery(prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Image.Image:

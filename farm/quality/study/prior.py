@@ -60,7 +60,7 @@ class PriorStudy:
     num_subjects: int = 8
     num_seeds: int = 2
     steps: int = 300
-    num_checks: int = 4
+    num_checks: int = 3
     """Times that all are examined, evenly spaced; the base counts as step 0."""
     num_photos: int = 5
     num_prior_images: int = 64
@@ -69,7 +69,7 @@ class PriorStudy:
     learning_rate: float = 1e-3
     seed: int = 0
     budget: ScoringBudget = field(
-        default_factory=lambda: ScoringBudget(8, 16, 6, steps=12, guidance=4.0)
+        default_factory=lambda: ScoringBudget(6, 16, 4, steps=12, guidance=4.0)
     )
     nouns: tuple[str, ...] = NOUNS
 

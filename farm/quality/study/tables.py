@@ -113,6 +113,8 @@ def article_page(result: Mapping[str, Any]) -> str:
         f"({result['study']['steps']} steps, rank {result['study']['rank']}, learning rate "
         f"{result['study']['learning_rate']:g}, with prior preservation).",
         "",
+        "![Photos, and what the adapters draw](opening.png)",
+        "",
     ]
     for noun, found in result["subjects"].items():
         lines += [
