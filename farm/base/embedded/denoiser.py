@@ -24,6 +24,8 @@ from farm.base.embedded.world.captions import write_caption, write_short_caption
 from farm.base.embedded.world.scene import Scene
 
 NUM_TRAIN_TIMESTEPS = 1000
+AVERAGE_EVERY = 10
+"""Steps between two updates of the weights' average."""
 
 
 def build_denoiser() -> UNet2DConditionModel:
@@ -58,6 +60,7 @@ def build_schedule() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # "trailing" does not read it; the pipeline warns of any other value
     )
 
 
@@ -76,6 +79,7 @@ class DenoiserPlan:
     average_decay: float = 0.998
     seed: int = 0
     checkpoint_every: int = 500
+    """A multiple of `AVERAGE_EVERY`."""
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step (from 0)."""
@@ -144,7 +148,11 @@ def train_denoiser(
     torch.manual_seed(plan.seed)
     denoiser = build_denoiser().to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(
-        denoiser.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+        denoiser.parameters(),
+        lr=plan.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        fused=True,
     )
     average = {name: tensor.detach().clone() for name, tensor in denoiser.state_dict().items()}
     first = load_checkpoint(checkpoint, denoiser, optimizer, average)
@@ -162,7 +170,9 @@ def train_denoiser(
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
-        _follow(average, denoiser, min(plan.average_decay, (step + 1) / (step + 20)))
+        if (step + 1) % AVERAGE_EVERY == 0:
+            decay = min(plan.average_decay, (step + 1) / (step + 20)) ** AVERAGE_EVERY
+            _follow(average, denoiser, decay)
         window.append(loss.detach())
         if (step + 1) % 50 == 0:
             mean = torch.stack(window).mean().item()
@@ -171,7 +181,8 @@ def train_denoiser(
                 "denoiser", step + 1, loss=mean, learning_rate=plan.rate_at(step), step_s=rate_s
             )
             window.clear()
-        if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.num_steps:
+        is_due = (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.num_steps
+        if is_due:
             save_checkpoint(checkpoint, step + 1, denoiser, optimizer, average)
             if on_checkpoint is not None:
                 on_checkpoint(step + 1, averaged(average))

@@ -66,7 +66,9 @@ def _write_vocabulary(folder: Path, tokenizer: CLIPTokenizer) -> None:
 
 
 def _forget_origins(folder: Path) -> None:
-    """Drop the paths of the machine that wrote a folder from its JSON."""
+    """Drop the paths of the machine that wrote a folder from its JSON; let everyone read it."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:

@@ -208,11 +208,9 @@ def draw_bird(brush: Brush, pose: str, look: Look, tone: Palette) -> Anchors:
         brush.spot(ellipse(hx + 0.06, hy - 0.04, 0.19, 0.2), look.detail_shade)
     if flying:
         up = 0.85 * look.limbs
-        far = blob((0.3, 0.02), (0.34, -up * 0.7), (0.1, -up * 1.1), (-0.06, -0.1))
         near = blob(
             (0.14, 0.26), (-0.3, -up * 0.75), (-0.66, -up), (-0.62, -up * 0.5), (-0.36, 0.22)
         )
-        brush.layer((far, tone.dark)) if False else None
         brush.layer((near, tone.dark))
     else:
         wing = blob((0.18, 0.1 + low), (-0.16, 0.0 + low), (-0.62, 0.34 + low), (-0.2, 0.46 + low))
