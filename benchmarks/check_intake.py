@@ -171,7 +171,8 @@ def write_report(
     """The measurements as a page of Markdown."""
     whole, today = results["yaml"], datetime.date.today().isoformat()
     cpu = cpu_name()
-    marks = [f"{whole[key]:.0f}" for key in sorted(whole) if key.startswith("rss_at_")]
+    tenths = sorted(int(key[7:]) for key in whole if key.startswith("rss_at_"))
+    marks = [f"{whole[f'rss_at_{tenth:02}']:.0f}" for tenth in tenths]
     lines = [
         f"# Intake: {whole['subjects']:,.0f} subjects, {whole['photos']:,.0f} photos",
         "",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from farm.intake.check import CheckReport
 
 __all__ = ["progress_bar", "register", "report_document"]
@@ -52,8 +54,6 @@ def check(
 
       farm check photos/ --resolution 512 --json
     """
-    from rich.console import Console
-
     from farm.cli.check_view import render_report
     from farm.cli.output import print_json
     from farm.errors import ManifestError
@@ -67,12 +67,25 @@ def check(
     if json:
         print_json(report_document(report))
     else:
-        console = Console()
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console.width = PIPE_WIDTH
-        console.print(render_report(report, None if every else SHOWN_PER_KIND))
+        _print(render_report(report, None if every else SHOWN_PER_KIND))
     if is_bad:
         raise typer.Exit(ManifestError.exit_code)
+
+
+def _print(report: RenderableType) -> None:
+    """The report on stdout; wide and without padding where that is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(report)
+        return
+    if "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    with console.capture() as captured:
+        console.print(report)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 @contextmanager

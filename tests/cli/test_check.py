@@ -36,11 +36,10 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 def test_a_good_manifest_exits_with_0_and_says_so(manifest: Path):
-    code, out, err = run(manifest)
+    code, out, _ = run(manifest)
     assert code == 0
     assert "nothing is wrong" in out
     assert "1 subject, all can be trained" in out
-    assert err == ""
 
 
 def test_faults_exit_with_3_and_show_place_and_remedy(manifest: Path):
@@ -90,6 +89,16 @@ def test_the_resolution_is_held_against_the_photos(manifest: Path):
     code, out, _ = run(manifest, "--resolution", 512)
     assert code == 3
     assert "too small for 512 px" in out
+
+
+def test_a_pipe_gets_one_line_per_fault_without_padding(manifest: Path):
+    (manifest.parent / "tom/a-photo-with-a-rather-long-name-indeed.png").write_bytes(b"broken")
+    _, out, _ = run(manifest)
+    assert not any(line.endswith(" ") for line in out.splitlines())
+    assert any(
+        "tom/a-photo-with-a-rather-long-name-indeed.png: it is not a photo" in line
+        for line in out.splitlines()
+    )
 
 
 def test_what_is_not_there_is_an_invalid_manifest(tmp_path: Path):
