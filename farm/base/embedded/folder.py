@@ -46,7 +46,7 @@ def write_base(
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     _write_vocabulary(folder / "tokenizer", tokenizer)
-    _forget_origins(folder)
+    _tidy(folder)
 
 
 def write_scorer(folder: Path, scorer: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -57,7 +57,7 @@ def write_scorer(folder: Path, scorer: CLIPModel, tokenizer: CLIPTokenizer) -> N
     tokenizer.save_pretrained(folder)
     _write_vocabulary(folder, tokenizer)
     build_image_processor().save_pretrained(folder)
-    _forget_origins(folder)
+    _tidy(folder)
 
 
 def _write_vocabulary(folder: Path, tokenizer: CLIPTokenizer) -> None:
@@ -65,14 +65,23 @@ def _write_vocabulary(folder: Path, tokenizer: CLIPTokenizer) -> None:
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
-def _forget_origins(folder: Path) -> None:
-    """Drop the paths of the machine that wrote a folder from its JSON; let everyone read it."""
+def _tidy(folder: Path) -> None:
+    """Drop the writing machine's paths; let everyone read; load as float32 unless told otherwise.
+
+    transformers loads a model in the dtype that its config names, diffusers in float32: with
+    float16 named, a pipeline loaded plainly would hold both, and could not draw.
+    """
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if not isinstance(content, dict):
+            continue
+        tidied = {key: value for key, value in content.items() if key != "_name_or_path"}
+        if "dtype" in tidied:
+            tidied["dtype"] = "float32"
+        if tidied != content:
+            path.write_text(json.dumps(tidied, indent=2) + "\n", encoding="utf-8")
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
