@@ -245,7 +245,7 @@ def test_sizes_share_the_machine_and_keep_their_shapes(make_engine, committed):
 
 def test_requests_join_and_leave_while_others_run(make_engine):
     engine = make_engine()
-    long = engine.submit(ask(0, steps=40))
+    long = engine.submit(ask(0, steps=150))
     wait_for(lambda: long.progress.step > 0)
     draw(engine, ask(1, steps=2))
     assert not long.ended
@@ -271,13 +271,14 @@ def test_a_cancelled_request_leaves_within_a_step_and_others_go_on(make_engine):
     engine = make_engine()
     doomed, other = engine.submit(ask(0, steps=150)), engine.submit(ask(1, steps=20))
     wait_for(lambda: doomed.progress.step > 0)
-    step = doomed.progress.step
+    row = next(row for row in engine._batch if row.ticket is doomed)
     assert doomed.cancel()
+    step = row.sampler.step
     with pytest.raises(CancelledError):
         doomed.result(WAIT_S)
     other.result(WAIT_S)
-    assert doomed.progress.step <= step + 2
     wait_for(lambda: engine.stats().cancelled == 1)
+    assert row.sampler.step <= step + 1
     assert engine.stats().drawn == 1
 
 
@@ -439,7 +440,8 @@ def test_a_revoked_adapter_is_refused_even_in_mid_drawing(make_engine, base, tmp
         engine.submit(ask(2, gone)).result(WAIT_S)
     neighbour.result(WAIT_S)
     wait_for(lambda: engine.stats().slots_filled == 1)
-    assert not engine._adapters.bank.slot_weights(1).layers or not engine._adapters.bank.slot_weights(2).layers
+    bank = engine._adapters.bank
+    assert sum(bool(bank.slot_weights(slot).layers) for slot in range(9)) == 1
 
 
 def test_an_engine_without_a_store_draws_the_bare_base_only(make_engine):
@@ -493,14 +495,19 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_drawing(make_engine, monke
 
 
 def test_tenants_take_turns_however_much_one_of_them_asks(make_engine):
-    engine = make_engine(batch_rows=2, lookahead=1)
-    flood = [engine.submit(ask(i, steps=4, tenant="flood")) for i in range(12)]
-    modest = [engine.submit(ask(i, steps=4, tenant="modest")) for i in range(3)]
-    for ticket in modest:
+    engine = make_engine(batch_rows=2, lookahead=1, quantum=8.0)
+    blockers = [engine.submit(ask(i, steps=150)) for i in range(2)]
+    wait_for(lambda: engine.stats().preparing + engine._batch.num_ready == 1)
+    flood = [engine.submit(ask(i, tenant="flood")) for i in range(12)]
+    modest = [engine.submit(ask(i, tenant="modest")) for i in range(3)]
+    done = []
+    for ticket in flood + modest:
+        ticket.future.add_done_callback(lambda _, ticket=ticket: done.append(ticket))
+    for ticket in blockers:
+        ticket.cancel()
+    for ticket in flood + modest:
         ticket.result(WAIT_S)
-    assert sum(ticket.ended for ticket in flood) <= 8
-    for ticket in flood:
-        ticket.result(WAIT_S)
+    assert all(ticket in done[:8] for ticket in modest)
 
 
 def test_the_backlog_is_told_in_seconds_and_empties(make_engine):
@@ -539,12 +546,13 @@ def test_draining_finishes_what_was_taken_on_and_refuses_the_rest(make_engine):
 def test_stopping_at_once_ends_every_request(make_engine, committed):
     registry, refs = committed
     engine = make_engine(registry, batch_rows=2)
-    tickets = [engine.submit(ask(i, refs[i % 4], steps=100)) for i in range(12)]
+    tickets = [engine.submit(ask(i, refs[i % 4], steps=150)) for i in range(12)]
     wait_for(lambda: tickets[0].progress.step > 0)
     engine.stop()
-    for ticket in tickets:
-        with pytest.raises(Draining):
-            ticket.result(5)
+    assert all(ticket.ended for ticket in tickets)
+    errors = [ticket.future.exception() for ticket in tickets]
+    assert all(error is None or isinstance(error, Draining) for error in errors)
+    assert any(errors)
     assert not engine.healthy
 
 
