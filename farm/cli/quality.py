@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="The run's id.")],
+    run: Annotated[str | None, typer.Argument(help="The run's id; the latest by default.")] = None,
     store: StoreUrl = "work",
     out: Annotated[Path | None, typer.Option("--out", help="The HTML file to write.")] = None,
     price: Annotated[
@@ -47,11 +47,13 @@ def report(
 ) -> None:
     """Write a run's report: one HTML page with pictures, verdicts, costs and failures."""
     from farm.cli.output import print_json
+    from farm.cli.runs import known_run
     from farm.quality.report.collect import report_run
     from farm.storage import Store
 
+    opened = Store(store)
     trackers = None if track is None else tuple(name for name in track if name != "none")
-    summary = report_run(Store(store), run, out=out, price=price, trackers=trackers)
+    summary = report_run(opened, known_run(opened, run), out=out, price=price, trackers=trackers)
     if json:
         print_json(summary)
     else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from farm.storage import Store
     from farm.training.run_files import Request
 
-__all__ = ["register"]
+__all__ = ["known_run", "register"]
 
 OptionalRun = Annotated[str | None, typer.Argument(help="The run's id; the latest by default.")]
 SubjectsOption = Annotated[
@@ -46,7 +46,7 @@ def status(
     from farm.training.run_status import run_status
 
     opened = Store(store)
-    run_id = _known_run(opened, run)
+    run_id = known_run(opened, run)
     while True:
         facts = run_status(opened, run_id)
         if json:
@@ -83,7 +83,7 @@ def logs(
     from farm.training.run_files import read_assignments
 
     opened = Store(store)
-    run_id = _known_run(opened, run)
+    run_id = known_run(opened, run)
     subjects = {a.spec.key: a.spec.subject.id for a in read_assignments(opened, run_id)}
     chosen = [
         event
@@ -137,7 +137,7 @@ def _request(
     from farm.training.run_status import settle_requests
 
     opened = Store(store)
-    run_id = _known_run(opened, run)
+    run_id = known_run(opened, run)
     keys = None
     if subjects:
         by_id = {a.spec.subject.id: a.spec.key for a in read_assignments(opened, run_id)}
@@ -224,7 +224,7 @@ def submit(
         typer.echo(f"follow it with: ray job logs --follow --address {address} {job_id}")
 
 
-def _known_run(store: Store, run: str | None) -> str:
+def known_run(store: Store, run: str | None) -> str:
     """The run that is meant: the named one, or the one that was started last.
 
     Raises:

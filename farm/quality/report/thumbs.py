@@ -30,12 +30,16 @@ class ThumbBudget:
 
 
 def budget_for(num_subjects: int) -> ThumbBudget:
-    """About 30 MB of pictures at the most, whatever the number of subjects."""
+    """Some 50 MB of pictures at the most for 10,000 subjects, and for any number below."""
     if num_subjects <= 40:
         return ThumbBudget(224, 96, 84, 8, 16, 16, 6)
     if num_subjects <= 300:
         return ThumbBudget(144, 80, 78, 6, 10, 8, 4)
-    return ThumbBudget(96, 64, 68, 4, 6, 4, 0)
+    if num_subjects <= 1200:
+        return ThumbBudget(96, 64, 68, 4, 6, 4, 0)
+    if num_subjects <= 4000:
+        return ThumbBudget(64, 48, 60, 2, 0, 2, 0)
+    return ThumbBudget(48, 40, 55, 1, 0, 1, 0)
 
 
 def data_uri(picture: Image.Image, side_px: int, quality: int = 80) -> str:

@@ -177,5 +177,6 @@
     if (match) open(Number(match[1]));
   }
   addEventListener("hashchange", follow);
-  follow();
+  // the subjects' pages stand below this script: the table is usable before they have arrived
+  addEventListener("DOMContentLoaded", follow);
 })();

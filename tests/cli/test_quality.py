@@ -1,0 +1,32 @@
+"""The commands of ``farm report``, ``farm score`` and ``farm study``: options, errors, no work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from farm.cli import app
+from farm.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["report"], "--track"),
+        (["score"], "--full"),
+        (["study", "prior"], "--seeds"),
+        (["study", "article"], "--steps"),
+    ],
+)
+def test_every_command_explains_itself(command: list[str], word: str) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"})
+    assert result.exit_code == 0
+    assert word in result.output
+
+
+def test_a_report_of_an_empty_store_names_the_remedy(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["report", "--store", str(tmp_path)])
+    assert isinstance(result.exception, UserError)
+    assert "farm run" in result.exception.remedy
