@@ -125,7 +125,7 @@ def _peak() -> float:
 
 
 def compare_workers(folder: Path, num_photos: int) -> dict[str, float]:
-    """Photos per second through one thread, a thread a core, and a process a core."""
+    """Photos per second through one thread, a thread a core, one more, and a process a core."""
     from farm.intake.inspect_photo import inspect_photos
 
     uris = [str(path) for path in sorted(folder.glob("subject-*/*.jpg"))[:num_photos]]
@@ -133,9 +133,10 @@ def compare_workers(folder: Path, num_photos: int) -> dict[str, float]:
     cores = len(os.sched_getaffinity(0))
     inspect_photos(uris[:500])  # the disk cache, and scipy, are not what is compared
     pools = {
-        "1 thread": ThreadPoolExecutor(1),
-        f"{cores} threads": ThreadPoolExecutor(cores),
-        f"{cores} processes": ProcessPoolExecutor(cores, mp_context=get_context("forkserver")),
+        "1 thread(s)": ThreadPoolExecutor(1),
+        f"{cores + 1} threads": ThreadPoolExecutor(cores + 1),
+        f"{cores} thread(s)": ThreadPoolExecutor(cores),
+        f"{cores} process(es)": ProcessPoolExecutor(cores, mp_context=get_context("forkserver")),
     }
     rates = {}
     for name, pool in pools.items():
@@ -162,7 +163,8 @@ def cpu_name() -> str:
     match = re.search(r"model name\s*:\s*(.+)", text)
     name = match.group(1) if match else platform.processor() or platform.machine()
     plain = re.sub(r"\((R|TM)\)", "", name)
-    return f"{plain}, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    return f"{plain}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def write_report(
