@@ -6,7 +6,7 @@ denoiser alone. Here the prompts are encoded under the routing too, as plain dif
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from farm.adapters.bank import Bank
 from farm.base.draw import draw_latents, to_uint8
 from farm.base.model import Base, SchedulerName
 
-__all__ = ["draw_adapted"]
+__all__ = ["draw_adapted", "draw_by_slot"]
 
 
 @torch.no_grad()
@@ -62,3 +62,39 @@ def draw_adapted(
         )
         pictures.append(to_uint8(base.decode(latents_RCHW)))
     return torch.cat(pictures)
+
+
+def draw_by_slot(
+    base: Base,
+    bank: Bank,
+    prompts: Mapping[int, Sequence[str]],
+    seeds: Sequence[int],
+    *,
+    side_px: int,
+    steps: int = 25,
+    guidance: float = 5.0,
+) -> dict[int, Tensor]:
+    """Square pictures of several slots' prompts, all drawn together.
+
+    Args:
+        prompts: by slot; the i-th prompt of each slot is drawn with the i-th seed.
+
+    Returns:
+        uint8 [prompts, P, P, 3] on the CPU by slot.
+    """
+    asked = [(slot, i, text) for slot, texts in prompts.items() for i, text in enumerate(texts)]
+    if not asked:
+        return {}
+    pictures = draw_adapted(
+        base,
+        bank,
+        [text for _, _, text in asked],
+        [seeds[i % len(seeds)] for _, i, _ in asked],
+        [slot for slot, _, _ in asked],
+        steps=steps,
+        guidance=guidance,
+        width_px=side_px,
+        height_px=side_px,
+    )
+    counts = [len(texts) for texts in prompts.values()]
+    return dict(zip(prompts, torch.split(pictures, counts), strict=True))

@@ -8,6 +8,7 @@ latent's mean and standard deviation.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,43 @@ class TrainingJob:
         _check_rows("instance tokens", len(self.instance_tokens), self.num_instances)
         if self.recipe.uses_prior and (self.prior is None or self.prior.tokens is None):
             raise ValueError(f"job {self.key} adapts the text encoder; its prior has no tokens")
+
+    def check_fits(
+        self,
+        *,
+        max_rank: int,
+        instance_rows: int,
+        prior_rows: int,
+        latent_shape: tuple[int, int, int],
+        target_modules: Collection[str],
+        text_encoder_modules: Collection[str],
+    ) -> None:
+        """Refuse a trainer of another shape.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        limits = (
+            ("rank", self.recipe.rank, max_rank),
+            ("instance_rows", self.instance_rows, instance_rows),
+            ("prior_rows", self.prior_rows, prior_rows),
+        )
+        for name, wanted, most in limits:
+            if wanted > most:
+                raise ValueError(f"job {self.key} wants {name} {wanted}; the trainer has {most}")
+        if set(self.recipe.target_modules) != set(target_modules) or set(
+            self.recipe.text_encoder_modules
+        ) != set(text_encoder_modules):
+            raise ValueError(f"job {self.key} adapts other modules than the trainer")
+        moments = [self.instance_moments]
+        if self.prior is not None and self.prior_rows:
+            moments.append(self.prior.moments)
+        for tensor in moments:
+            if tuple(tensor.shape[1:]) != (2, *latent_shape):
+                raise ValueError(
+                    f"job {self.key} has latents of shape {tuple(tensor.shape[1:])}; "
+                    f"the trainer has {(2, *latent_shape)}"
+                )
 
     @property
     def num_instances(self) -> int:

@@ -98,6 +98,11 @@ class SlotAdamW:
         self.first_SP[slot].zero_()
         self.second_SP[slot].zero_()
 
+    def drop_gradients(self) -> None:
+        """Forget what an interrupted backward pass left behind."""
+        assert self.bank.grad_SP is not None
+        self.bank.grad_SP.zero_()
+
     @torch.no_grad()
     def step(self, table_SK: Tensor, losses_S: Tensor, loss_scale: float = 1.0) -> Tensor:
         """Clip and apply the bank's gradients, then zero them.

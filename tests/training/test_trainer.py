@@ -265,6 +265,25 @@ def test_reading_the_device_rarely_changes_nothing_but_when_the_host_learns(
     assert ends[0][1:] == ends[1][1:]
 
 
+def test_a_half_precision_base_trains_float32_adapters_nearly_as_well(make_job: MakeJob) -> None:
+    curves = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        base = load_base("tiny", dtype=dtype)
+        job = make_job(base, 1, steps=6)
+        trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+        slot = trainer.admit(job)
+        trainer.admit(make_job(base, 2, steps=6))
+        while trainer.active_slots:
+            assert not trainer.step().failed
+        layer = next(iter(trainer.weights(slot).layers.values()))
+        assert layer.up.dtype == torch.float32
+        assert layer.up.abs().max() > 1e-3
+        curves[dtype] = torch.tensor(trainer.loss_curve(slot))
+        trainer.close()
+    for dtype in (torch.bfloat16, torch.float16):
+        torch.testing.assert_close(curves[dtype], curves[torch.float32], rtol=0.05, atol=0.02)
+
+
 def test_gradient_checkpointing_gives_the_same_adapter(base: Base, make_job: MakeJob) -> None:
     job = make_job(base, 0, steps=5, target_modules=WIDE)
     plain = train_alone(base, job)
@@ -368,6 +387,31 @@ def test_a_subject_that_no_longer_improves_stops_early_and_keeps_its_best_weight
     assert trainer.steps_trained(0) == lowest
     assert lowest < trainer.steps_done(0)
     assert_same_bits(trainer.weights(0), best[lowest])
+
+
+def test_a_pass_that_runs_out_of_memory_halfway_leaves_no_trace(
+    base: Base, make_job: MakeJob
+) -> None:
+    job = make_job(base, 0, steps=4)
+    calm = train_alone(base, job)
+    trainer = SlotTrainer(base, num_slots=1, max_rank=4)
+    trainer.admit(job)
+    trainer.step()
+
+    def interrupt(_: object) -> None:
+        raise torch.OutOfMemoryError("halfway through the backward pass")
+
+    def hook(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
+        output.register_hook(interrupt)
+
+    handle = base.components["unet"].mid_block.register_forward_hook(hook)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step()
+    handle.remove()
+    assert trainer.steps_done(0) == 1
+    while trainer.active_slots:
+        trainer.step()
+    assert_same_bits(trainer.weights(0), calm)
 
 
 def test_samples_are_drawn_for_all_slots_together(base: Base, make_job: MakeJob) -> None:

@@ -1,0 +1,60 @@
+"""The record says all that is needed to judge an adapter or to train it again."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farm.adapters.record import AdapterRecord
+from farm.errors import AdapterFileError
+from farm.recipe import PRESETS, Recipe
+
+
+def record(**changes: object) -> AdapterRecord:
+    return AdapterRecord.model_validate(
+        {
+            "job_key": "0123abcd",
+            "subject_id": "tom",
+            "name": "tom",
+            "class_noun": "cat",
+            "instance_prompt": "a photo of sks cat",
+            "base_id": "tiny",
+            "base_fingerprint": "f" * 64,
+            "recipe": Recipe(),
+            **changes,
+        }
+    )
+
+
+@given(
+    loss_curve=st.lists(st.floats(0, 1e6), max_size=5).map(tuple),
+    seed=st.integers(0, 2**63 - 1),
+    preset=st.sampled_from(sorted(PRESETS)),
+    quality=st.none() | st.dictionaries(st.text(max_size=5), st.floats(0, 1)),
+)
+def test_a_record_reads_back_as_it_was_written(
+    loss_curve: tuple[float, ...],
+    seed: int,
+    preset: str,
+    quality: dict[str, float] | None,
+) -> None:
+    recipe = Recipe.model_validate({**PRESETS[preset], "seed": seed})  # type: ignore[index]
+    written = record(
+        recipe=recipe,
+        loss_curve=loss_curve,
+        evaluation_curve=((25, 0.5), (50, 0.25)),
+        quality=quality,
+    )
+    assert AdapterRecord.from_json(written.to_json()) == written
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match="does not exist"):
+        AdapterRecord.read(tmp_path)
+    for text in ("", "{}", "[1]", record().to_json().replace('"cat"', "17")):
+        (tmp_path / "adapter.json").write_text(text)
+        with pytest.raises(AdapterFileError, match="not an adapter record"):
+            AdapterRecord.read(tmp_path)
+    with pytest.raises(AdapterFileError):
+        AdapterRecord.from_json(record().to_json().replace('"namespace"', '"nmspace"'))
