@@ -172,6 +172,7 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
 
 def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
     """A server that says where it listens, and takes nothing new once it is told to stop."""
+    import signal
     import sys
 
     import uvicorn
@@ -185,8 +186,10 @@ def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
                     print(f"serving {what} at http://{address[0]}:{address[1]}", file=sys.stderr)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
+            # being told to stop is no error, so the signal is not raised again afterwards
             client.drain()
-            super().handle_exit(sig, frame)
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
 
     return DrainingServer(config)
 

@@ -1,0 +1,146 @@
+"""``farm serve`` and ``farm keys`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from farm.cli import app
+
+FARM = [sys.executable, "-c", "from farm.cli import main; main()"]
+
+
+def farm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*FARM, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A served endpoint's address and process, once it says that it serves."""
+    process = subprocess.Popen(
+        [*FARM, "serve", "--base", "tiny", "--port", "0", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = []
+    try:
+        for line in process.stderr:
+            told.append(line)
+            found = re.search(r"at (http://\S+)", line)
+            if found:
+                yield found.group(1), process
+                break
+        else:
+            raise AssertionError("".join(told))
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        process.stderr.close()
+
+
+def keys(*arguments: str) -> list[str]:
+    """The lines that ``farm keys`` prints, in this process."""
+    done = CliRunner().invoke(app, ["keys", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()
+
+
+def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path))
+    made = json.loads(
+        keys("create", *store, "--namespace", "acme", "--label", "the shop", "--json")[-1]
+    )
+    assert made["key"].startswith(f"farm_{made['key_id']}_")
+    listed = keys("list", *store, "--json")
+    assert made["key"].split("_", 2)[2] not in "".join(listed)
+    (row,) = json.loads(listed[-1])
+    assert (row["namespace"], row["label"], row["good"]) == ("acme", "the shop", "yes")
+    keys("revoke", made["key_id"], *store)
+    (row,) = json.loads(keys("list", *store, "--json")[-1])
+    assert row["good"] == "revoked"
+    assert any(made["key_id"] in line for line in keys("list", *store))
+
+
+def test_revoking_an_unknown_key_says_where_to_look(tmp_path: Path) -> None:
+    unknown = farm("keys", "revoke", "nothing", "--store", str(tmp_path))
+    assert (unknown.returncode, "farm keys list" in unknown.stderr) == (2, True)
+
+
+def test_without_a_good_key_it_does_not_listen_to_a_network(tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path))
+    revoked = json.loads(keys("create", *store, "--json")[-1])["key_id"]
+    keys("revoke", revoked, *store)
+    refused = farm("serve", *store, "--base", "tiny", "--host", "0.0.0.0")
+    assert refused.returncode == 2
+    assert "farm keys create" in refused.stderr
+
+
+def test_a_wrong_config_file_is_explained(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("limits: {max_picture: 3}\n")
+    told = farm("serve", "--store", str(tmp_path), "--config", str(config))
+    assert told.returncode == 2
+    assert "limits.max_picture" in told.stderr
+
+
+@pytest.mark.slow
+def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
+    """A run commits an adapter while the endpoint is up; the next request draws with it."""
+    store = str(tmp_path / "store")
+    manifest = tmp_path / "manifest.jsonl"
+    subject = {
+        "id": "rex",
+        "class_noun": "dog",
+        "photos": [],
+        "recipe": {"steps": 4, "num_prior_images": 2, "crops_per_photo": 1},
+        "prior": {"steps": 2},
+    }
+    for index in range(2):
+        photo = tmp_path / f"{index}.png"
+        Image.effect_noise((72, 72), 50 + 50 * index).convert("RGB").save(photo)
+        subject["photos"].append(str(photo))  # type: ignore[attr-defined]
+    manifest.write_text(json.dumps(subject) + "\n")
+    with serving("--store", store, "--slots", "4") as (url, process):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        ask = {"extra_body": {"seed": 1, "num_inference_steps": 2}}
+        with pytest.raises(openai.NotFoundError):
+            client.images.generate(model="rex", prompt="a photo of [V] dog", **ask)
+        done = farm(
+            "run", str(manifest), "--store", store, "--base", "tiny", "--in-process", "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        drawn = client.images.generate(model="rex", prompt="a photo of [V] dog", **ask).data[0]
+        assert drawn.revised_prompt == "a photo of sks dog"
+        assert drawn.receipt["adapters"][0]["name"] == "rex"
+        assert "rex" in {model.id for model in client.models.list()}
+        sample = httpx2.get(f"{url}/v1/models/rex/samples/0")
+        assert sample.status_code == 200
+        # and it ends by itself when it is told to, with nothing under way
+        process.send_signal(signal.SIGTERM)
+        until_s = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until_s:
+            time.sleep(0.1)
+        assert process.poll() == 0
