@@ -72,3 +72,16 @@ def test_utilisation_follows_from_rows_and_the_cards_peak(script: ModuleType) ->
     derived = script.with_derived(measured, setting)
     assert derived["subject_s"] == pytest.approx(7.0)
     assert derived["utilisation"] == pytest.approx(64 / 0.28 * 1.714 / 989)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["sd15_count"], indirect=True)
+def test_a_row_of_the_true_shape_costs_what_the_model_costs_whatever_the_slots(
+    script: ModuleType,
+) -> None:
+    unet = script.meta_unet()
+    one, many = script.count(unet, 1, 4), script.count(unet, 8, 4)
+    assert one.slot_parameters == 797_184  # q, k, v and out of 16 blocks, twice, at rank 4
+    assert many.total == one.total
+    assert one.total == pytest.approx(1.714, abs=0.001)
+    assert "797,184" in script.report([one, many])
