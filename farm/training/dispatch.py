@@ -47,6 +47,7 @@ class _Lane:
     held: dict[str, int] = field(default_factory=dict)
     rows_per_s: float = 0.0
     rss_bytes: int = 0
+    pid: int = 0
     busy: float = 0.0
     """Last time it held something or was given something."""
     journaled: float = 0.0
@@ -162,6 +163,7 @@ class Dispatcher:
         lane.group = _group_of(report)
         lane.held = dict(report.held)
         lane.rows_per_s, lane.rss_bytes = report.rows_per_s, report.rss_bytes
+        lane.pid = report.pid
         return lane
 
     def _settle(self, result: JobResult, name: str) -> None:
@@ -331,6 +333,7 @@ class Dispatcher:
                     rows_per_s=lane.rows_per_s,
                     rss_bytes=lane.rss_bytes,
                     silent_s=now - lane.seen,
+                    pid=lane.pid,
                 )
                 for place, lane in sorted(self._lanes.items())
             ),

@@ -6,6 +6,7 @@ ended, and what the dispatcher's orders change. Thread-safe; trains, prepares an
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections import deque
@@ -134,6 +135,7 @@ class HeldJobs:
                 leaving=leaving,
                 rows_per_s=self.rows_per_s,
                 rss_bytes=self.rss_bytes,
+                pid=os.getpid(),
             )
 
     def _num_wanted(self) -> int:

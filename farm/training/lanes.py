@@ -313,6 +313,8 @@ def quiet_ray() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_DEDUP_LOGS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Ray's own 15 starves lanes, and even the dispatcher, beside any other busy process
+        "RAY_worker_niceness": "5",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -91,6 +91,8 @@ class LaneReport:
     """It returns after this word; whatever it still holds goes back to the queue."""
     rows_per_s: float = 0.0
     rss_bytes: int = 0
+    pid: int = 0
+    """Its process, on whatever node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class LaneView:
     rows_per_s: float
     rss_bytes: int
     silent_s: float
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

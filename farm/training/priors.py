@@ -8,6 +8,8 @@ the driver: the actor that draws a part writes it.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +111,8 @@ def draw_with_ray(
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    if not os.environ.get("FARM_DEBUG"):
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
     rows = [
         {"prior_key": part.prior_key, "number": part.number, "first": part.first, "stop": part.stop}
         for spec in specs

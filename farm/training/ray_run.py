@@ -6,6 +6,7 @@ started again, and what cannot be kept alive ends the run with a reason and noth
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -108,7 +109,7 @@ class _RayRun:
 
     def _make_lane_spec(self, dispatcher: str) -> LaneSpec:
         request, plan = self._prepared.request, self._plan
-        threads = max(1, _num_cpus() // plan.lanes_per_node) if plan.device == "cpu" else 1
+        threads = math.ceil(plan.cpus_per_lane)
         return LaneSpec(
             dispatcher=dispatcher,
             store_url=self._prepared.store.url,
@@ -234,7 +235,7 @@ class _RayRun:
             revision=request.revision,
             device=plan.device,
             gpu_fraction=PRIOR_FRACTION if on_gpu else 0.0,
-            threads=1 if on_gpu else _num_cpus(),
+            threads=math.ceil(plan.cpus_per_lane),
             max_actors=plan.num_nodes,
         )
         store = self._prepared.store

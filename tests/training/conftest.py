@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A local Ray with two logical CPUs, in a private folder."""
     from farm.training.lanes import quiet_ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")
     quiet_ray()
     import ray
 
