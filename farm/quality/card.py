@@ -245,7 +245,9 @@ class Examiner:
             return None
         texts = self.scorer.embed_texts(protocol.pose_texts(candidate.class_noun))
         found = {
-            name: scores.poses(source.class_pictures["clip"], texts, protocol.poses)
+            name: scores.poses(
+                scores.pose_labels(source.class_pictures["clip"], texts), protocol.poses
+            )
             for name, source in (("adapter", tuned), ("base", reference))
         }
         return {name: asdict(value) for name, value in found.items()}

@@ -27,6 +27,7 @@ __all__ = [
     "fidelity",
     "likeness",
     "photo_likeness",
+    "pose_labels",
     "poses",
     "preservation",
     "prompt_fidelity",
@@ -122,17 +123,20 @@ class Poses:
     num: int
 
 
-def poses(pictures_GD: Tensor, texts_KD: Tensor, names: Sequence[str]) -> Poses:
-    """Classify each picture's pose by the text most like it, and measure the spread.
+def pose_labels(pictures_GD: Tensor, texts_KD: Tensor) -> list[int]:
+    """Each picture's pose: the text most like it, of texts that differ in the pose alone."""
+    return [int(label) for label in (pictures_GD @ texts_KD.T).argmax(1)]
+
+
+def poses(labels: Sequence[int], names: Sequence[str]) -> Poses:
+    """The spread of poses.
 
     Args:
-        texts_KD: embeddings of prompts that differ in the pose alone.
-        names: the K poses.
+        labels: each picture's pose as an index of ``names``.
     """
-    chosen_G = (pictures_GD @ texts_KD.T).argmax(1).tolist()
-    counts = {name: chosen_G.count(index) for index, name in enumerate(names)}
+    counts = {name: list(labels).count(index) for index, name in enumerate(names)}
     entropy = _entropy_bits(list(counts.values()))
-    return Poses(counts, entropy, 2.0**entropy, len(pictures_GD))
+    return Poses(counts, entropy, 2.0**entropy, len(labels))
 
 
 def _entropy_bits(counts: Sequence[int]) -> float:

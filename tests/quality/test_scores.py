@@ -82,13 +82,14 @@ def test_photos_are_compared_with_other_photos_only() -> None:
 def test_poses_are_counted_and_their_spread_measured() -> None:
     texts = torch.eye(4)
     names = ("sitting", "standing", "jumping", "sleeping")
-    even = scores.poses(torch.eye(4)[[0, 1, 2, 3]], texts, names)
+    assert scores.pose_labels(torch.eye(4)[[3, 0, 2]], texts) == [3, 0, 2]
+    even = scores.poses([0, 1, 2, 3], names)
     assert even.counts == dict.fromkeys(names, 1)
     assert even.entropy_bits == pytest.approx(2)
     assert even.effective == pytest.approx(4)
-    stuck = scores.poses(torch.eye(4)[[0, 0, 0, 0]], texts, names)
+    stuck = scores.poses([0, 0, 0, 0], names)
     assert stuck.counts["sitting"] == 4
     assert stuck.entropy_bits == 0
-    uneven = scores.poses(torch.eye(4)[[0, 0, 0, 1]], texts, names)
+    uneven = scores.poses([0, 0, 0, 1], names)
     expected = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
     assert uneven.entropy_bits == pytest.approx(expected)

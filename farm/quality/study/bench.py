@@ -120,9 +120,12 @@ class Bench:
             self.step += 1
         self.training_s += time.perf_counter() - began
 
-    def examine(self, examiner: Examiner) -> dict[str, Examination]:
-        """Every trainee's card as it stands, by key."""
+    def examine(
+        self, examiner: Examiner, only: Sequence[str] | None = None
+    ) -> dict[str, Examination]:
+        """Cards as they stand, by key: every trainee's, or those of some keys."""
         began = time.perf_counter()
+        wanted = [one for one in self.trainees if only is None or one.key in only]
         candidates = [
             Candidate(
                 self.slots[trainee.key],
@@ -132,11 +135,11 @@ class Bench:
                 trainee.class_prompt,
                 seed=trainee.recipe.seed,
             )
-            for trainee in self.trainees
+            for trainee in wanted
         ]
         examined = examiner.examine(candidates)
         self.examining_s += time.perf_counter() - began
-        return {trainee.key: found for trainee, found in zip(self.trainees, examined, strict=True)}
+        return {trainee.key: found for trainee, found in zip(wanted, examined, strict=True)}
 
     def close(self) -> None:
         """Give the base back as it was."""

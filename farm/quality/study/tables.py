@@ -46,8 +46,10 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
         "",
         "Means over individuals with 95 % intervals (bootstrap over individuals, seeds averaged). "
         '"Poses of the class" is the number of evenly used poses with the entropy that '
-        f"was found, at most {result['max_poses']}; the scorer names the pose of a drawn picture "
-        f"rightly in {100 * pose['accuracy']:.0f} % of {pose['num']}.",
+        f"was found, at most {result['max_poses']}. The pose is read by a linear probe on the "
+        "scorer's embedding, fitted to drawn pictures; of pictures that it was not fitted to it "
+        f"names {100 * pose['accuracy']:.0f} % of {pose['num']} rightly (chance: "
+        f"{100 / result['max_poses']:.0f} %).",
         "",
         "## The article's claims",
         "",

@@ -1,0 +1,91 @@
+"""Reads poses off pictures: a linear probe on the scorer's embedding, with its accuracy.
+
+Owns the probe. Asking the scorer in words (``scores.pose_labels``) needs no fitting and is what
+cards do; but a small CLIP names poses far less surely than classes, and a study that counts poses
+must know how well it counts.
+
+Legend: G pictures, D width, K poses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from farm.base.embedded.world import POSES_OF, draw_scene, sample_scene
+from farm.quality.scorer import ImageScorer
+from farm.quality.scores import Poses, poses
+
+__all__ = ["PoseReader"]
+
+HELD_OUT = 2_000_003
+"""A stream of scenes that nothing was trained on."""
+RIDGE = 0.02
+"""Of the probe; unit vectors differ by little, so it is small."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    mean_D: Tensor
+    weight_DK: Tensor
+
+    def __call__(self, pictures_GD: Tensor) -> list[int]:
+        return [int(k) for k in ((pictures_GD - self.mean_D) @ self.weight_DK).argmax(1)]
+
+
+class PoseReader:
+    """Knows the poses of some nouns of the drawn world."""
+
+    def __init__(
+        self, scorer: ImageScorer, nouns: Sequence[str], *, num_a_pose: int = 60, num_held: int = 15
+    ) -> None:
+        """Fit a probe for each noun to drawn pictures, and check it on others.
+
+        Args:
+            num_a_pose: pictures of each pose to fit to.
+            num_held: pictures of each pose to check with.
+        """
+        self._scorer = scorer
+        self._probes: dict[str, _Probe] = {}
+        right = total = 0
+        for noun in dict.fromkeys(nouns):
+            fitted, held = [], []
+            for index, pose in enumerate(POSES_OF[noun]):
+                pictures = _pictures(noun, pose, index, num_a_pose + num_held)
+                vectors_GD = scorer.embed_images(pictures)
+                fitted.append(vectors_GD[:num_a_pose])
+                held.append(vectors_GD[num_a_pose:])
+            probe = self._probes[noun] = _fit(fitted)
+            for index, vectors_GD in enumerate(held):
+                right += probe(vectors_GD).count(index)
+                total += len(vectors_GD)
+        self.accuracy = round(right / max(total, 1), 4)
+        """Share of pictures that were held out whose pose it names rightly."""
+        self.num_held_out = total
+
+    def read(self, noun: str, pictures_GPP3: Tensor) -> Poses:
+        """The spread of poses in pictures of one noun, uint8 [G, P, P, 3]."""
+        labels = self._probes[noun](self._scorer.embed_images(pictures_GPP3))
+        return poses(labels, POSES_OF[noun])
+
+
+def _pictures(noun: str, pose: str, index: int, num: int) -> list[Image.Image]:
+    first = 10_000 * index
+    scenes = (sample_scene(HELD_OUT, first + n) for n in range(num))
+    return [draw_scene(replace(scene, class_noun=noun, pose=pose)) for scene in scenes]
+
+
+def _fit(by_pose: Sequence[Tensor]) -> _Probe:
+    """Ridge regression onto the poses' indicators."""
+    vectors_GD = torch.cat(list(by_pose)).double()
+    labels_G = torch.cat([torch.full((len(part),), k) for k, part in enumerate(by_pose)])
+    targets_GK = torch.nn.functional.one_hot(labels_G, len(by_pose)).double()
+    mean_D = vectors_GD.mean(0)
+    centred_GD = vectors_GD - mean_D
+    square_DD = centred_GD.T @ centred_GD + RIDGE * torch.eye(len(mean_D), dtype=torch.float64)
+    weight_DK = torch.linalg.solve(square_DD, centred_GD.T @ (targets_GK - targets_GK.mean(0)))
+    return _Probe(mean_D.float(), weight_DK.float())
