@@ -31,6 +31,9 @@ from farm.serving.schemas import GenerateRequest
 
 __all__ = ["answer_images", "stream_images"]
 
+GRACE_S = 30.0
+"""Beyond the deadline, for decoding, encoding and the way here."""
+
 
 async def _make_item(
     services: Services, order: Order, base_id: str, index: int, picture: Picture
@@ -66,10 +69,13 @@ async def _make_item(
 
 async def _answer(services: Services, order: Order, base: BaseFacts) -> bytes:
     items: dict[int, dict[str, Any]] = {}
-    async with contextlib.aclosing(services.client.draw(order.pictures, listen=False)) as news:
-        async for index, item in news:
-            if isinstance(item, Picture):
-                items[index] = await _make_item(services, order, base.id, index, item)
+    drawing = services.client.draw(order.pictures, listen=False)
+    # the engine keeps deadlines itself; this is for an engine that no longer answers
+    async with asyncio.timeout(services.limits.deadline_s + GRACE_S):
+        async with contextlib.aclosing(drawing) as news:
+            async for index, item in news:
+                if isinstance(item, Picture):
+                    items[index] = await _make_item(services, order, base.id, index, item)
     shared = order.shared()
     answer = {
         "created": shared.pop("created_at"),
@@ -154,7 +160,7 @@ async def stream_images(
     stream = _events(services, order, base)
     # the first event is awaited here, so that a full queue is still a 429
     first = await anext(stream)
-    return EventStream(_with_first(first, stream))
+    return EventStream(_with_first(first, stream), services.limits.deadline_s + GRACE_S)
 
 
 async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -31,10 +31,14 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: AsyncGenerator[bytes]) -> None:
+    def __init__(self, stream: AsyncGenerator[bytes], silence_s: float) -> None:
+        """Args:
+        silence_s: without any event for so long, the stream ends with a timeout.
+        """
         super().__init__(headers={"x-accel-buffering": "no", "cache-control": "no-store"})
         del self.headers["content-length"]
         self._stream = stream
+        self._silence_s = silence_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -53,7 +57,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         try:
-            async for event in _with_heartbeat(self._stream):
+            async for event in _with_heartbeat(self._stream, self._silence_s):
                 await one(event)
         except Exception as error:
             _, body, _ = error_answer(error)
@@ -61,16 +65,25 @@ class EventStream(Response):
         await one(b"", more=False)
 
 
-async def _with_heartbeat(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events, with a comment wherever they are silent for long."""
+async def _with_heartbeat(stream: AsyncIterator[bytes], silence_s: float) -> AsyncIterator[bytes]:
+    """The events, with a comment wherever they are silent for long.
+
+    Raises:
+        TimeoutError: if they are silent for longer than ``silence_s``.
+    """
     upcoming: asyncio.Task[bytes] | None = None
+    silent_s = 0.0
     try:
         while True:
             upcoming = upcoming or asyncio.ensure_future(_next(stream))
             done, _ = await asyncio.wait({upcoming}, timeout=HEARTBEAT_S)
             if not done:
+                silent_s += HEARTBEAT_S
+                if silent_s > silence_s:
+                    raise TimeoutError
                 yield events.KEEP_ALIVE
                 continue
+            silent_s = 0.0
             try:
                 event = upcoming.result()
             except StopAsyncIteration:
