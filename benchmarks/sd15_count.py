@@ -114,8 +114,8 @@ def report(counts: list[Count]) -> str:
         ),
         "",
         "A slot's weights in float32, their bfloat16 copy and gradient, and Adam's two moments "
-        f"are {(3 * state + state) / 2**20:.1f} MiB at rank {plain.rank}; activations come on top and "
-        "are what the GPU benchmark measures.",
+        f"are {(3 * state + state) / 2**20:.1f} MiB at rank {plain.rank}; activations come on top "
+        "and are what the GPU benchmark measures.",
     ]
     return "\n".join(lines) + "\n"
 
