@@ -176,7 +176,7 @@ def run(
         recipe=recipe_fields(recipe),
         executor="local" if in_process else "ray",
         address=address,
-        hardware=hardware_of(gpu, gpu_memory, gpus, nodes, cpus, price),
+        hardware=hardware_of(gpu, gpu_memory, gpus, nodes, cpus, price, address),
         slots=slots,
         lanes=lanes,
         gpu_fraction=gpu_fraction,
@@ -224,11 +224,13 @@ def hardware_of(
     nodes: int,
     cpus: float | None,
     price: float | None,
-) -> Hardware | None:
-    """The hardware that the user described; None means: look at this machine.
+    address: str | None = None,
+) -> Hardware:
+    """The hardware that the user described, or this machine.
 
     Raises:
-        UserError: if the memory of an unknown GPU is not given.
+        UserError: if the memory of an unknown GPU is not given, or nothing is said of a cluster
+            (its nodes may not even exist yet).
     """
     from dataclasses import replace
 
@@ -236,6 +238,11 @@ def hardware_of(
     from farm.training.plan import Hardware, memory_of
     from farm.training.prepare_run import this_machine
 
+    if address is not None and gpu is None and cpus is None:
+        raise UserError(
+            "nothing is known of the cluster's nodes, which may not even run yet",
+            "say what they have: --gpu A100 --gpus 8 --nodes 4, or --cpus 16 --nodes 4",
+        )
     if gpu is None:
         machine = this_machine()
         gpus = machine.gpus_per_node if gpus == 1 else gpus

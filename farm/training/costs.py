@@ -48,15 +48,16 @@ FLOP_PER_CELL_PARAMETER = 0.228
 """Forward pass: 803 GFLOP for 859.5 M parameters on 64×64 cells (counted, attention included)."""
 TRAINING_FACTOR = 2.13
 """LoRA forward and backward over forward alone: 1.714 TFLOP over 803 GFLOP (counted)."""
-CHECKPOINT_FACTOR = 1.47
-"""Recomputing the forward pass: +0.80 TFLOP on 1.714 (counted)."""
+CHECKPOINT_FACTOR = 1.34
+"""Recomputing the checkpointed blocks: 2.302 TFLOP over 1.714 (counted)."""
 PEAK_SHARE = 0.40
 """Of a GPU's dense half-precision peak that a large batch reaches; half of it at
 ``HALF_FLOPS`` of work in one pass."""
 HALF_FLOPS_PER_PEAK = 0.008
 """Seconds of peak work at which a pass runs at half that share (small passes wait for launches)."""
-CPU_FLOPS = 25e9
-"""Useful float32 FLOP/s of one CPU core in small convolutions and attention."""
+CPU_FLOPS = 45e9
+"""Useful float32 FLOP/s of one CPU core: the embedded base's 0.51 GFLOP rows at 94 a CPU second
+with 16 slots (benchmarks/slots-*cpu-*.md)."""
 SHARING_LOSS = 0.03
 """Of the time, lost to switching where several lanes share a GPU."""
 

@@ -25,7 +25,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry
-from farm.errors import LaneLost
+from farm.errors import LaneLost, UserError
 from farm.storage import Store
 from farm.training.dispatch import Dispatcher
 from farm.training.judging import make_judge
@@ -44,10 +44,12 @@ __all__ = [
     "LaneSpec",
     "quiet_ray",
     "start_dispatcher",
+    "start_ray",
 ]
 
 NAMESPACE = "farm"
 EXCHANGE_TIMEOUT_S = 120.0
+RAY_STARTS = 4
 
 
 class LaneBackend(Backend):  # type: ignore[misc]  # Ray has no types
@@ -299,6 +301,32 @@ class LaneRun:
             self.error = error
         finally:
             self._folder.cleanup()
+
+
+def start_ray(**options: Any) -> None:
+    """``ray.init`` that tries again where a busy machine made Ray give up on itself.
+
+    Raises:
+        UserError: if a cluster was named and cannot be reached.
+        LaneLost: if Ray does not start here.
+    """
+    quiet_ray()
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            ray.init(logging_level="error", **options)
+            return
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster at {options.get('address') or 'this machine'}: {error}",
+                "check --address and RAY_ADDRESS; clusters with tokens need RAY_AUTH_MODE=token",
+            ) from error
+        except Exception as error:  # Ray says so with no class of its own
+            ray.shutdown()
+            if attempt == RAY_STARTS:
+                raise LaneLost(
+                    f"Ray did not start within 30 s, {attempt} times: {error}",
+                    "the machine is too busy; try again, or use --in-process",
+                ) from error
 
 
 def quiet_ray() -> None:

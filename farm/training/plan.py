@@ -41,7 +41,8 @@ FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 """Binary-exact shares: others round badly in Ray's arithmetic."""
 MAX_SLOTS = 64
 """More slots than this gain nothing: the pass is long saturated, and first results come late."""
-CPU_SLOTS = 16
+CPU_SLOTS = 24
+"""Where rows a CPU second stop growing (benchmarks/slots-*cpu-*.md)."""
 PRIOR_FRACTION = 0.125
 """Share of one GPU that draws missing prior sets beside the lanes."""
 
@@ -193,15 +194,24 @@ def _candidate(
     slots: int | None,
     lanes: int | None,
 ) -> Plan | None:
-    """The plan of one cut; None if it does not fit."""
+    """The plan of one cut; None if it does not fit.
+
+    While prior sets are missing, one drawer per node needs a place beside the lanes: whole-GPU
+    lanes leave it an eighth, smaller ones leave it one lane's place.
+    """
+    missing_priors = workload.num_prior_images > 0
+    places = int(1 / fraction) * hardware.gpus_per_node
+    if missing_priors and fraction == 1.0:
+        fraction -= PRIOR_FRACTION
+    elif missing_priors and lanes is None and places > 1:
+        places -= 1
     share = int(hardware.gpu_bytes * fraction)
     room = int(share * FILL) - fixed_bytes(facts)
     most = room // slot_bytes(facts, shape, checkpointing)
     if most < max(slots or 1, 1):
         return None
     per_gpu = int(1 / fraction)
-    missing_priors = workload.num_prior_images > 0
-    lanes_per_node = min(lanes or per_gpu * hardware.gpus_per_node, workload.num_jobs)
+    lanes_per_node = min(lanes or places, workload.num_jobs)
     wanted = math.ceil(workload.num_jobs / (lanes_per_node * hardware.num_nodes))
     chosen = slots or max(1, min(most, MAX_SLOTS, wanted))
     work = row_flops(facts, shape, checkpointing)

@@ -17,15 +17,15 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from farm.errors import FarmError, LaneLost, StoreError, UserError
+from farm.errors import FarmError, LaneLost, StoreError
 from farm.training.driver import Driver
 from farm.training.lanes import (
     DispatchSpec,
     LaneRun,
     LaneSpec,
     dispatcher_name,
-    quiet_ray,
     start_dispatcher,
+    start_ray,
 )
 from farm.training.ledger import Job
 from farm.training.orders import News, Snapshot
@@ -56,7 +56,6 @@ def run_on_ray(driver: Driver) -> list[Job]:
 @contextmanager
 def _connected(driver: Driver) -> Iterator[None]:
     """Ray, started here or found; what this run started is gone afterwards."""
-    quiet_ray()
     if ray.is_initialized():  # somebody else's, such as a test's or a notebook's
         yield
         return
@@ -66,13 +65,7 @@ def _connected(driver: Driver) -> Iterator[None]:
         plan = driver.prepared.plan
         assert plan is not None
         options |= {"include_dashboard": False, "num_cpus": _num_cpus()}
-    try:
-        ray.init(address=address, logging_level="error", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster at {address}: {error}",
-            "check --address and RAY_ADDRESS; clusters with tokens need RAY_AUTH_MODE=token",
-        ) from error
+    start_ray(address=address, **options)
     if driver.arm is not None:
         driver.arm()
     try:

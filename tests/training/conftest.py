@@ -24,16 +24,14 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A local Ray with two logical CPUs, in a private folder."""
-    from farm.training.lanes import quiet_ray
-
     os.environ.setdefault("RAY_worker_niceness", "0")
-    quiet_ray()
     import ray
 
-    ray.init(
+    from farm.training.lanes import start_ray
+
+    start_ray(
         num_cpus=2,
         include_dashboard=False,
-        logging_level="error",
         log_to_driver=False,
         _temp_dir=str(tmp_path_factory.mktemp("ray", numbered=True)),
     )

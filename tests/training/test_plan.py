@@ -98,6 +98,12 @@ def test_drawing_missing_priors_costs_time_and_keeps_a_share_free() -> None:
     # 200 class images at 50 steps cost six times one training; at 25 steps three times
     assert drawing.hours / without.hours == pytest.approx(4, rel=0.5)
     assert drawing.prior_fraction > 0 == without.prior_fraction
+    whole = make_plan(SD15, workload_of([RECIPE] * 1000, 512, num_prior_images=200), A100)
+    assert whole.gpu_fraction == 0.875
+    eighths = make_plan(
+        SD15, workload_of([RECIPE] * 1000, 512, num_prior_images=200), A100, fraction=0.125
+    )
+    assert eighths.lanes_per_node == 7
 
 
 def test_nothing_to_train_is_no_plan() -> None:

@@ -1,0 +1,120 @@
+"""What the farm itself costs per job: everything but decoding, training and drawing.
+
+    python benchmarks/farm_orchestration.py --jobs 1000
+
+Runs many one-step jobs in one process (dispatcher, lane, publisher and ledger, as under Ray) and
+counts CPU seconds. Subtracted is what the work itself needs: reading, decoding and encoding of
+photos, admitting and stepping, and the writing of adapter files in three forms. What is left is
+orchestration: leases, ledger, commits, names, threads. Wall seconds of the whole are told too.
+
+Writes ``farm-orchestration-<n>cpu-<date>.md`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests" / "training"))
+
+
+class Meter:
+    """CPU seconds of threads inside chosen functions."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+
+    def wrap(self, owner: Any, name: str, label: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                with self._lock:
+                    self.seconds[label] += time.thread_time() - began
+
+        setattr(owner, name, timed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--base", default="tiny")
+    arguments = parser.parse_args()
+
+    import torch
+    from made_manifest import request, write_manifest
+
+    from farm.training import preparer, publisher
+    from farm.training.lane import Lane
+    from farm.training.lane_settings import SampleSettings
+    from farm.training.run import execute_run, prepare_run
+    from farm.training.trainer import SlotTrainer
+
+    torch.set_num_threads(1)  # so that all of its work is counted on the calling thread
+    meter = Meter()
+    meter.wrap(preparer, "prepare_photos", "decode and encode")
+    meter.wrap(SlotTrainer, "step", "train")
+    meter.wrap(SlotTrainer, "admit", "train")
+    meter.wrap(SlotTrainer, "weights", "train")
+    meter.wrap(SlotTrainer, "release", "train")
+    meter.wrap(Lane, "_encode_prompts", "decode and encode")
+    meter.wrap(publisher, "save_adapter", "adapter files")
+    recipe = {"steps": 1, "prior_rows": 0, "num_prior_images": 0, "crops_per_photo": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_manifest(Path(folder) / "m", arguments.jobs, recipe=recipe, photos=1)
+        prepared = prepare_run(
+            request(
+                manifest,
+                Path(folder) / "store",
+                base=arguments.base,
+                slots=24,
+                samples=SampleSettings(per_prompt=0),
+                beat_s=1.0,
+            )
+        )
+        cpu, wall = time.process_time(), time.perf_counter()
+        summary = execute_run(prepared)
+        cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - wall
+    assert summary.committed == arguments.jobs, summary
+    left = cpu_s - sum(meter.seconds.values())
+    each_ms = 1000 * left / arguments.jobs
+    today = datetime.date.today().isoformat()
+    lines = [
+        f"# Orchestration of {arguments.jobs} one-step jobs, {today}",
+        "",
+        f"`{arguments.base}` base in one process, {os.cpu_count()} cores, load average "
+        f"{os.getloadavg()[0]:.1f}. Command: `python benchmarks/farm_orchestration.py`; its head "
+        "says what is counted.",
+        "",
+        "| part | CPU s | ms a job |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {seconds:.1f} | {1000 * seconds / arguments.jobs:.1f} |"
+            for name, seconds in sorted(meter.seconds.items())
+        ),
+        f"| **orchestration** (the rest) | {left:.1f} | **{each_ms:.1f}** |",
+        f"| whole, CPU | {cpu_s:.1f} | {1000 * cpu_s / arguments.jobs:.1f} |",
+        f"| whole, wall clock | {wall_s:.1f} | {1000 * wall_s / arguments.jobs:.1f} |",
+        "",
+    ]
+    page = HERE / f"farm-orchestration-{os.cpu_count()}cpu-{today}.md"
+    page.write_text("\n".join(lines))
+    print(page.read_text())
+
+
+if __name__ == "__main__":
+    main()

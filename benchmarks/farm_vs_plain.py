@@ -1,0 +1,214 @@
+"""The farm against one process per subject with a plain diffusers + peft loop, end to end.
+
+    python benchmarks/farm_vs_plain.py --subjects 32 --steps 100 --plain-subjects 4
+
+Both sides start from photos in a folder and end with adapter files, on this machine, one after the
+other. The farm is `farm run` as a user starts it: Ray, prior sets, training, publishing in three
+forms. The plain side is what people script: for each subject a fresh process that loads the base,
+reads its photos, trains rank-4 LoRA with peft, AdamW and a gradient clip, and saves; one photo and
+one class image a step. It is spared the drawing of class images (it reads latents that lie ready)
+and of samples, so both sides draw none. Its subjects are measured one by one and the mean is taken
+for the rest; every process is alike. Wall and CPU seconds are told: CPU seconds count what the
+processes themselves used, whoever else was running.
+
+Writes ``farm-vs-plain-<n>cpu-<date>.md`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+HERE = Path(__file__).parent
+FARM = "from farm.cli import main; main()"
+
+
+def write_subjects(folder: Path, subjects: int, steps: int) -> Path:
+    """Drawn subjects with five photos each, and their manifest."""
+    import yaml
+
+    from farm.cli.demo import write_demo_manifest
+
+    manifest = write_demo_manifest(folder, subjects, steps)
+    body = yaml.safe_load(manifest.read_text())
+    body["defaults"]["recipe"] |= {"checkpoint_every": 100_000}
+    manifest.write_text(yaml.safe_dump(body))
+    return manifest
+
+
+def timed(command: list[str]) -> tuple[float, float, str]:
+    """Wall and CPU seconds of a command with all its children, and its output."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    watched = CpuWatch()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    watched.follow(process.pid)
+    output, _ = process.communicate()
+    wall_s = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert process.returncode == 0, f"{command} ended with {process.returncode}"
+    own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall_s, max(own, watched.stop()), output
+
+
+class CpuWatch:
+    """CPU seconds of a process and everything below it, Ray's detached processes included."""
+
+    def __init__(self) -> None:
+        import threading
+
+        self._seen: dict[int, float] = {}
+        self._ended = threading.Event()
+        self._thread: Any = None
+
+    def follow(self, pid: int) -> None:
+        import threading
+
+        self._thread = threading.Thread(target=self._watch, args=(pid,), daemon=True)
+        self._thread.start()
+
+    def _watch(self, pid: int) -> None:
+        import psutil
+
+        session = os.getsid(pid)
+        while not self._ended.wait(0.5):
+            for process in psutil.process_iter():
+                try:
+                    below = {process.pid, *(parent.pid for parent in process.parents())}
+                    if pid in below or (os.getsid(process.pid) == session and process.pid == pid):
+                        times = process.cpu_times()
+                        self._seen[process.pid] = times.user + times.system
+                except (psutil.Error, OSError):
+                    continue
+
+    def stop(self) -> float:
+        self._ended.set()
+        self._thread.join()
+        return sum(self._seen.values())
+
+
+def run_farm(manifest: Path, store: Path, base: str) -> dict[str, float]:
+    """`farm run`, as a user starts it."""
+    command = [sys.executable, "-c", FARM, "run", str(manifest), "--store", str(store)]
+    command += ["--base", base, "--samples", "0", "--no-cards", "--no-report", "--json"]
+    wall_s, cpu_s, output = timed(command)
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["committed"] == summary["jobs"], summary
+    return {"wall_s": wall_s, "cpu_s": cpu_s}
+
+
+def run_plain(manifest: Path, store: Path, base: str, count: int) -> dict[str, float]:
+    """One process per subject; means over ``count`` of them."""
+    wall, cpu = [], []
+    for number in range(count):
+        arguments = ["--one-plain", str(number), "--manifest", str(manifest)]
+        arguments += ["--store", str(store), "--base", base]
+        wall_s, cpu_s, _ = timed([sys.executable, str(Path(__file__)), *arguments])
+        wall.append(wall_s)
+        cpu.append(cpu_s)
+    return {"wall_s": sum(wall) / count, "cpu_s": sum(cpu) / count}
+
+
+def train_one_plainly(manifest: Path, store: str, base_name: str, number: int) -> None:
+    """What one plain process does: photos to a saved adapter."""
+    from diffusers import StableDiffusionPipeline
+    from peft.utils import get_peft_model_state_dict
+    from plain_loop import PlainLoop
+
+    from farm.base.load import load_base
+    from farm.training.prepare import assemble_job, prepare_photos
+    from farm.training.prepare_run import prepare_run
+    from farm.training.prior_sets import as_prior_set, read_prior_set
+    from farm.training.run_request import RunRequest
+
+    prepared = prepare_run(RunRequest(str(manifest), store, base=base_name))
+    spec = prepared.assignments[number].spec
+    base = load_base(base_name)
+    assert spec.prior_key is not None
+    prior = as_prior_set(read_prior_set(prepared.store, spec.prior_key), base)
+
+    def encode(prompts: Any) -> Any:
+        return base.tokenize(prompts), base.encode_prompts(prompts)
+
+    job = assemble_job(spec, prepare_photos(base, spec), prior, encode)
+    loop = PlainLoop(base, job)
+    for _ in range(spec.subject.recipe.steps):
+        loop.step()
+    with tempfile.TemporaryDirectory() as folder:
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=get_peft_model_state_dict(loop.unet)
+        )
+
+
+def write_page(out: Path, facts: dict[str, Any]) -> None:
+    farm, plain, subjects = facts["farm"], facts["plain"], facts["subjects"]
+    rows = []
+    for name, key in (("wall clock", "wall_s"), ("CPU time", "cpu_s")):
+        farm_each, plain_each = farm[key] / subjects, plain[key]
+        rows.append(
+            f"| {name} | {3600 / plain_each:.0f} | {3600 / farm_each:.0f} | "
+            f"{plain_each / farm_each:.1f}× |"
+        )
+    out.write_text(
+        f"# The farm against one process per subject, {facts['date']}\n\n"
+        f"`{facts['base']}` base, {subjects} subjects, {facts['steps']} steps with prior "
+        f"preservation, {os.cpu_count()} cores, load average {facts['load']:.1f} at the start "
+        f"(what is above 0 is other work). Plain: mean of {facts['plain_subjects']} processes. "
+        "Command: `python benchmarks/farm_vs_plain.py`; its head says what each side does.\n\n"
+        "| subjects per hour by | plain | farm | ratio |\n|---|---|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\nThe farm took {farm['wall_s']:.0f} s of wall clock and {farm['cpu_s']:.0f} CPU "
+        f"seconds for all {subjects}, Ray's start and the drawing of prior sets included; one "
+        f"plain process took {plain['wall_s']:.0f} s and {plain['cpu_s']:.0f} CPU seconds.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--subjects", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--plain-subjects", type=int, default=4)
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--manifest", type=Path)
+    parser.add_argument("--store")
+    parser.add_argument("--one-plain", type=int)
+    arguments = parser.parse_args()
+    if arguments.one_plain is not None:
+        train_one_plainly(arguments.manifest, arguments.store, arguments.base, arguments.one_plain)
+        return
+    today = datetime.date.today().isoformat()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_subjects(Path(folder), arguments.subjects, arguments.steps)
+        store = Path(folder) / "store"
+        farm = run_farm(manifest, store, arguments.base)
+        print("farm", farm, flush=True)
+        plain = run_plain(manifest, store, arguments.base, arguments.plain_subjects)
+        print("plain", plain, flush=True)
+    facts = {
+        "date": today,
+        "base": arguments.base,
+        "subjects": arguments.subjects,
+        "steps": arguments.steps,
+        "plain_subjects": arguments.plain_subjects,
+        "load": load,
+        "farm": farm,
+        "plain": plain,
+    }
+    page = HERE / f"farm-vs-plain-{os.cpu_count()}cpu-{today}.md"
+    write_page(page, facts)
+    print(page.read_text())
+
+
+if __name__ == "__main__":
+    main()
