@@ -89,8 +89,8 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         "",
         f"{facts['threads']} torch threads, float32, rank 4 on the attention projections, one "
         f"photo and one class row a step. Fastest step of {facts['rounds']} interleaved rounds "
-        f"of {facts['burst']} rows a case. Load average {facts['load']} at the end: above the number "
-        "of cores other work ran beside, and CPU time is the fairer measure. "
+        f"of {facts['burst']} rows a case. Load average {facts['load']} at the end: above the "
+        "number of cores other work ran beside, and CPU time is the fairer measure. "
         f"torch {torch.__version__}. Command: `python benchmarks/slots_cpu.py {facts['argv']}`",
         "",
         "`plain` is diffusers and peft, one subject after another, from the same cached latents "
