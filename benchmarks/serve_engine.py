@@ -4,8 +4,9 @@
     python benchmarks/serve_engine.py --base sd15 --device cuda --only engine --steps 25
 
 Writes ``serving-<hardware>-<date>.{md,csv,png}``. Methods take turns in rounds, each on the same
-slice of the trace, so that a machine that is busy with other things slows all of them alike; the
-table gives the median over the rounds. Every base is loaded anew, every picture is decoded.
+slice of the trace; the table gives the median over the rounds. Beside the time on the clock it
+counts CPU seconds (all threads), which other programs on a busy machine do not change much. Every
+base is loaded anew, every picture is decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from serve_methods import Drawn, OneAdapterBatches, Ours, PeftMixed, PlainDiffusers
-from serve_report import write_report
+from serve_report import Speed, write_report
 from serve_swaps import measure_swaps
 from serve_trace import Workload, make_workload
 
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             OneAdapterBatches(_base(options), workload, pictures, options.rank, waiting),
         ]
     speeds, pictures_of = _race(methods, workload, options)
-    speed = statistics.median(speeds[ours.name])
+    speed = statistics.median(one.wall for one in speeds[ours.name])
     latencies = {load: _latencies(ours, workload, speed * load, options) for load in LOADS}
     stats = ours.engine.stats()
     ours.close()
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "options": vars(options),
         "hardware": _hardware(options),
+        "load": os.getloadavg()[1],
         "rows": rows,
         "knee": knee,
         "waiting": waiting,
@@ -120,9 +122,9 @@ def _ours(
 
 def _race(
     methods: list[Any], workload: Workload, options: argparse.Namespace
-) -> tuple[dict[str, list[float]], dict[str, Drawn]]:
+) -> tuple[dict[str, list[Speed]], dict[str, Drawn]]:
     """Pictures per second of each method in each round, and the pictures of the last one."""
-    speeds: dict[str, list[float]] = {method.name: [] for method in methods}
+    speeds: dict[str, list[Speed]] = {method.name: [] for method in methods}
     drawn: dict[str, Drawn] = {}
     for method in methods:  # warm up, outside the clock
         method.draw(workload.requests[:2])
@@ -131,10 +133,16 @@ def _race(
         for method in methods:
             # what draws one picture at a time needs no long run to be measured
             mine = part[: options.slow] if isinstance(method, PlainDiffusers) else part
-            started_s = time.perf_counter()
+            started_s, started_cpu_s = time.perf_counter(), time.process_time()
             drawn[method.name] = method.draw(mine)
-            speeds[method.name].append(len(mine) / (time.perf_counter() - started_s))
-            print(f"round {number + 1}: {method.name}: {speeds[method.name][-1]:.2f} pictures/s")
+            wall = len(mine) / (time.perf_counter() - started_s)
+            cpu = len(mine) / (time.process_time() - started_cpu_s)
+            speeds[method.name].append(Speed(wall, cpu))
+            print(
+                f"round {number + 1}: {method.name}: {wall:.2f} pictures/s, "
+                f"{cpu:.2f} per CPU second",
+                flush=True,
+            )
     return speeds, drawn
 
 

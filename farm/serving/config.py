@@ -38,6 +38,8 @@ class EngineConfig(BaseModel):
     """Full batches of different picture sizes that may run at once; they take turns."""
     lookahead: int | None = Field(None, ge=1)
     """Requests prepared ahead of joining; None is the batch limit."""
+    max_loading: int = Field(64, ge=1)
+    """Requests that may wait for their adapters beside those prepared ahead."""
     decode_batch: int = Field(4, ge=1, le=64)
     """Pictures decoded at once."""
     max_prompts: int = Field(512, ge=1)

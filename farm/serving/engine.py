@@ -21,14 +21,7 @@ from pathlib import Path
 import torch
 
 from farm.base.model import Base
-from farm.errors import (
-    AdapterNotFound,
-    Draining,
-    FarmError,
-    RequestRefused,
-    TooBusy,
-    UserError,
-)
+from farm.errors import AdapterNotFound, Draining, FarmError, RequestRefused, TooBusy, UserError
 from farm.serving.adapters import AdapterSide
 from farm.serving.admission import Admission
 from farm.serving.batch import Batch
@@ -266,7 +259,12 @@ class Engine:
     def _let_go(self) -> None:
         """Start to prepare as many requests as could join soon."""
         window = self.config.lookahead or self.capacity.rows
-        while self._preparer.num_preparing + self._batch.num_ready < window:
+        preparer = self._preparer
+        # who loads takes no place of those who could join at once: nobody waits for a load
+        while (
+            preparer.num_preparing - preparer.num_loading + self._batch.num_ready < window
+            and preparer.num_loading < self.config.max_loading
+        ):
             waiting = self._admission.let_go()
             if waiting is None:
                 return

@@ -92,12 +92,18 @@ class Preparer:
         self._with_text: set[str] = set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._jobs: set[_Preparing] = set()
+        self._num_loading = 0
         self.slot_hits = 0
 
     @property
     def num_preparing(self) -> int:
         """Requests between the queue and the batch."""
         return len(self._jobs)
+
+    @property
+    def num_loading(self) -> int:
+        """Those of them that wait for an adapter to come to host memory."""
+        return self._num_loading
 
     def abandon(self, error: BaseException) -> None:
         """Fail all requests that are being prepared; nothing is posted for them any more."""
@@ -175,6 +181,7 @@ class Preparer:
     def _load(self, job: _Preparing) -> None:
         """Bring all adapters to host memory; the last one to land goes on in the loop."""
         assert self._cache is not None
+        self._num_loading += 1
         refs = {ref.key: ref for ref, _ in job.waiting.request.adapters}
         missing = len(refs)
         lock = threading.Lock()
@@ -197,14 +204,21 @@ class Preparer:
                         0.0 if ref.key in hot else pinned.value.load_s,
                     )
             if is_last:
-                self._post(functools.partial(self._enqueue, job))
+                self._post(functools.partial(self._loaded, job))
 
         for ref in refs.values():
             self._cache.acquire(ref).add_done_callback(functools.partial(landed, ref))
 
-    def _enqueue(self, job: _Preparing) -> None:
+    def _loaded(self, job: _Preparing) -> None:
+        self._num_loading -= 1
         if job.error is not None:
             self._end(job, job.error)
+        else:
+            self._enqueue(job)
+
+    def _enqueue(self, job: _Preparing) -> None:
+        if not job.waiting.keys:  # the bare base needs no slot and waits for none
+            self._reserved(job, [])
             return
         self._blocked.append(job)
         self.retry()

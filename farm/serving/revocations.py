@@ -74,13 +74,13 @@ class Revocations:
         return float("inf") if self._read_at_s is None else self._clock() - self._read_at_s
 
     def check(self, key: str, label: str) -> None:
-        """Refuse a revoked adapter.
+        """Refuse a revoked adapter, by what was read last: nobody waits for the store here.
 
         Raises:
             AdapterNotFound: if it is revoked; the caller learns no more than for an unknown one.
             StoreError: if the list is too old to tell.
         """
-        if self.age_s > self._max_age_s and not self.refresh():
+        if self.age_s > self._max_age_s:
             raise StoreError(
                 "the store has not answered for too long to tell which adapters are withdrawn",
                 "try again; the bare base is drawn meanwhile",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -19,6 +20,9 @@ from typing import Generic, Literal, TypeVar
 __all__ = ["CacheLimits", "CacheStats", "DiskTier", "MemoryTier", "Pinned", "Tier"]
 
 Value = TypeVar("Value")
+
+ABANDONED_AFTER_S = 3600.0
+"""No adapter takes so long to arrive; a half-written folder that old has no writer any more."""
 
 Tier = Literal["slot", "host", "disk", "store"]
 """Where an adapter was found, nearest first."""
@@ -163,6 +167,7 @@ class DiskTier:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._uses: dict[str, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         found = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
         for path in sorted(found, key=lambda path: path.stat().st_mtime):
             self._sizes[path.name] = _folder_bytes(path)
@@ -256,6 +261,14 @@ class DiskTier:
         except FileNotFoundError:
             return
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process left half-written when it died."""
+    for path in folder.glob(".*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _folder_bytes(folder: Path) -> int:

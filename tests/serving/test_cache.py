@@ -408,4 +408,5 @@ def test_while_the_store_is_silent_adapters_are_served_for_a_while_and_then_refu
     with pytest.raises(StoreError, match="withdrawn"):
         revocations.check("good", "good")
     is_up[0] = True
+    revocations.refresh()
     revocations.check("good", "good")

@@ -336,6 +336,7 @@ def test_more_adapters_than_slots_are_served_in_turn(make_engine, committed):
 def test_a_request_for_many_slots_is_not_starved_by_small_ones(make_engine, committed):
     registry, refs = committed
     engine = make_engine(registry, num_slots=3, batch_rows=4)
+    draw(engine, *(ask(i, ref, steps=1) for i, ref in enumerate(refs[:4])))  # no load from here on
     tickets = [engine.submit(ask(i, refs[i % 2])) for i in range(4)]
     large = engine.submit(ask(9, refs[2], refs[3], steps=1))
     tickets += [engine.submit(ask(i, refs[i % 2])) for i in range(4, 28)]
@@ -365,13 +366,14 @@ class Gated:
 def test_nobody_waits_for_another_one_s_load(make_engine, committed):
     registry, refs = committed
     source = Gated(registry)
-    engine = make_engine(source)
-    slow = engine.submit(ask(0, refs[0]))
+    engine = make_engine(source, lookahead=1)
+    slow = [engine.submit(ask(i, refs[i % 3])) for i in range(6)]
     assert source.waiting.wait(WAIT_S)
-    draw(engine, ask(1), ask(2, guidance=1.0))
-    assert slow.progress.stage == "loading"
+    draw(engine, ask(11), ask(12, guidance=1.0))
+    assert {ticket.progress.stage for ticket in slow} <= {"queued", "loading"}
     source.gate.set()
-    slow.result(WAIT_S)
+    for ticket in slow:
+        ticket.result(WAIT_S)
 
 
 def test_a_request_cancelled_while_its_adapter_loads_lets_others_have_it(make_engine, committed):

@@ -1,6 +1,8 @@
 """Tests of the bounded tiers: what is in use stays, the rest leaves by last use."""
 
+import os
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -114,6 +116,15 @@ def test_a_new_process_adopts_what_the_old_one_left_and_keeps_the_bound(tmp_path
     with DiskTier(tmp_path, 100).use("a") as folder:
         assert folder is not None
     assert len(DiskTier(tmp_path, 10)) == 1
+
+
+def test_what_a_dead_process_left_half_written_is_swept_away(tmp_path):
+    for name, age_s in ((".a.dead", 7200), (".b.alive", 0)):
+        (tmp_path / name).mkdir()
+        when = time.time() - age_s
+        os.utime(tmp_path / name, (when, when))
+    DiskTier(tmp_path, 100)
+    assert [path.name for path in tmp_path.iterdir()] == [".b.alive"]
 
 
 def test_two_processes_may_share_the_folder(tmp_path):
