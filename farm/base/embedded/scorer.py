@@ -38,7 +38,7 @@ from farm.base.embedded.world.captions import (
     write_short_caption,
 )
 from farm.base.embedded.world.scene import Scene
-from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, PLACES, POSES_OF
+from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, PLACES, POSES, POSES_OF
 
 WIDTH = 128
 _MAX_LOGIT_SCALE = 4.6052
@@ -65,6 +65,11 @@ def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
         text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH
     )
     return CLIPModel(config)
+
+
+def article(word: str) -> str:
+    """`a` or `an`."""
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def scorer_folder() -> Path:
@@ -109,6 +114,8 @@ class CaptionedBatch:
     token changes nothing.
     """
     is_true_NM: Tensor
+    indices: list[int]
+    """Which pictures of the album these are."""
 
     def to(self, device: torch.device) -> CaptionedBatch:
         """The same batch on a device."""
@@ -117,6 +124,7 @@ class CaptionedBatch:
             self.pictures_NCHW.to(device),
             (long_ids.to(device), short_ids.to(device)),
             self.is_true_NM.to(device),
+            self.indices,
         )
 
 
@@ -147,7 +155,9 @@ def sample_captioned(
     held = facts[chosen][:, None]
     is_true = ((claimed == UNCLAIMED) | (claimed == held)).all(-1)
     long_ids, short_ids = (_cut(ids) for ids in encode_texts(tokenizer, texts).chunk(2))
-    return CaptionedBatch(to_unit(pictures), (long_ids, short_ids), torch.from_numpy(is_true))
+    return CaptionedBatch(
+        to_unit(pictures), (long_ids, short_ids), torch.from_numpy(is_true), chosen
+    )
 
 
 def _shift(pictures_NHWC: NDArray[np.uint8], x: int, y: int) -> NDArray[np.uint8]:
@@ -162,15 +172,45 @@ def _cut(ids_MT: Tensor) -> Tensor:
     return ids_MT[:, :num_tokens]
 
 
-def _logits(scorer: CLIPModel, batch: CaptionedBatch) -> Tensor:
+def _logits(scorer: CLIPModel, batch: CaptionedBatch) -> tuple[Tensor, Tensor]:
+    """Scaled cosines (N, M) of a batch, and its unit picture embeddings (N, D)."""
     normalize = torch.nn.functional.normalize
     pooled = scorer.vision_model(pixel_values=batch.pictures_NCHW).pooler_output
     pictures = scorer.visual_projection(pooled)
     texts = torch.cat([scorer.text_model(input_ids=ids).pooler_output for ids in batch.ids_MT])
     texts = scorer.text_projection(texts)
     scale = scorer.logit_scale.exp()
-    logits_NM: Tensor = scale * normalize(pictures, dim=-1) @ normalize(texts, dim=-1).T
-    return logits_NM
+    pictures = normalize(pictures, dim=-1)
+    return scale * pictures @ normalize(texts, dim=-1).T, pictures
+
+
+_QUESTIONS = [article(noun) for noun in CLASS_NOUNS] + [
+    f"{article(noun)} {pose}" for noun in CLASS_NOUNS for pose in POSES_OF[noun]
+]
+"""`a cat` for each class noun, then `a cat sitting` for each of its poses."""
+
+
+def question_loss(
+    scorer: CLIPModel, questions_MT: Tensor, pictures_ND: Tensor, facts: NDArray[np.int16]
+) -> Tensor:
+    """Cross-entropy of the bare questions that shape alone answers: which class, and which pose.
+
+    Among a batch's captions, colour and place tell most pairs apart, and shape is learned late.
+    """
+    pooled = scorer.text_model(input_ids=_cut(questions_MT)).pooler_output
+    texts = torch.nn.functional.normalize(scorer.text_projection(pooled), dim=-1)
+    logits = scorer.logit_scale.exp() * pictures_ND @ texts.T
+    num_classes = len(CLASS_NOUNS)
+    nouns = torch.from_numpy(facts[:, 0].astype(np.int64)).to(logits.device)
+    own_poses = [
+        POSES_OF[CLASS_NOUNS[noun]].index(POSES[pose])
+        for noun, pose in zip(facts[:, 0], facts[:, 2], strict=True)
+    ]
+    poses = torch.tensor(own_poses, device=logits.device)
+    by_class = logits[:, num_classes:].view(len(logits), num_classes, -1)
+    of_own = by_class[torch.arange(len(logits)), nouns]
+    entropy = torch.nn.functional.cross_entropy
+    return entropy(logits[:, :num_classes], nouns) + 0.5 * entropy(of_own, poses)
 
 
 def contrastive_loss(logits_NM: Tensor, is_true_NM: Tensor) -> Tensor:
@@ -202,6 +242,7 @@ def train_scorer(
     """
     scenes = scenes_of(seed, len(album))
     facts = np.stack([fact_vector(scene) for scene in scenes])
+    questions = encode_texts(tokenizer, _QUESTIONS)
     torch.manual_seed(seed)
     scorer = (build_scorer(tokenizer) if start is None else start).to(device).train()
     optimizer = torch.optim.AdamW(
@@ -213,7 +254,9 @@ def train_scorer(
         batch = sample_captioned(
             album, facts, scenes, tokenizer, seed=seed, step=step, batch_size=batch_size
         ).to(device)
-        loss = contrastive_loss(_logits(scorer, batch), batch.is_true_NM)
+        logits, pictures = _logits(scorer, batch)
+        asked = question_loss(scorer, questions.to(device), pictures, facts[batch.indices])
+        loss = contrastive_loss(logits, batch.is_true_NM) + asked
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
@@ -245,11 +288,6 @@ def embed_pictures(scorer: CLIPModel, pictures_NHWC: NDArray[np.uint8]) -> Tenso
         pooled = scorer.vision_model(pixel_values=pixels).pooler_output
         parts.append(scorer.visual_projection(pooled).float())
     return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
-
-
-def article(word: str) -> str:
-    """`a` or `an`."""
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def options_for(fact: str, class_noun: str) -> tuple[tuple[str, ...], list[str]]:
