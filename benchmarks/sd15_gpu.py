@@ -130,7 +130,9 @@ def run_case(case: Case, setting: Setting) -> dict[str, Any]:
             return {**dataclasses.asdict(case), **json.loads(line.removeprefix(RESULT_MARK))}
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     memory = "OutOfMemory" in done.stderr or "out of memory" in done.stderr
-    return {**dataclasses.asdict(case), "failed": "out of memory" if memory else lines[-1][:200]}
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    reason = "out of memory" if memory else (raised or lines)[-1][:200]
+    return {**dataclasses.asdict(case), "failed": reason}
 
 
 def with_derived(result: dict[str, Any], setting: Setting) -> dict[str, Any]:
