@@ -209,6 +209,8 @@ class Caller:
                 time.sleep(min(10.0, float(error.response.headers.get("retry-after", 1))))
         except (openai.APIError, httpx2.HTTPError) as error:
             status, verdict = -1, f"{type(error).__name__}: {error}"[:200]
+            if "no engine is ready" in verdict:  # a 503 that comes when the stream has begun
+                status, verdict = 503, "restarting"
         took_s = time.monotonic() - started_s
         self._write(Line(at_s, kind, model, status, took_s, verdict, difference, engine))
 
