@@ -1,0 +1,208 @@
+"""``farm plan, run, status, logs, retry, cancel, export, demo`` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+
+from made_manifest import write_manifest
+
+from farm.cli import app
+from farm.cli.run import hardware_of, recipe_fields
+from farm.cli.run_view import Pace, duration
+from farm.errors import FarmError, ManifestError, PlanError, UserError
+from farm.training.submitting import entrypoint_of
+
+QUIET = ["--base", "tiny", "--in-process", "--no-cards", "--no-report", "--sample-steps", "2"]
+
+
+def farm(*arguments: str | Path, fails: bool = False) -> Any:
+    """Run a command; the JSON of its last line where it asked for that."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert (result.exit_code != 0) == fails, result.output
+    if "--json" in arguments:
+        return json.loads(result.stdout.splitlines()[-1])
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A manifest of two, trained: manifest, store, run id."""
+    folder = tmp_path_factory.mktemp("cli")
+    manifest = write_manifest(folder / "m", 2)
+    summary = farm("run", manifest, "--store", folder / "store", *QUIET, "--json")
+    assert {key: summary[key] for key in ("jobs", "committed", "reused", "failed")} == {
+        "jobs": 2,
+        "committed": 2,
+        "reused": 0,
+        "failed": 0,
+    }
+    assert set(summary) == {
+        *("run", "jobs", "committed", "reused", "failed", "quarantined", "cancelled", "seconds")
+    }
+    return manifest, folder / "store", summary["run"]
+
+
+def test_plan_shows_what_run_would_do_and_writes_nothing(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 3)
+    facts = farm("plan", manifest, "--store", tmp_path / "store", "--base", "tiny", "--json")
+    assert (facts["jobs"], facts["to_train"], facts["prior_sets_to_draw"]) == (3, 3, 1)
+    assert facts["plan"]["lanes"] == 1
+    assert not (tmp_path / "store").exists()
+    text = farm(
+        *("plan", manifest, "--store", tmp_path / "store", "--base", "tiny"),
+        *("--gpu", "A100", "--gpus", "8", "--nodes", "2"),
+    )
+    assert "GPU hours" in text
+    assert "lanes" in text
+
+
+def test_a_recipe_field_on_the_command_line_wins(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    plain, longer = (
+        farm("plan", manifest, "--store", tmp_path / "s", "--base", "tiny", "--json", *extra)
+        for extra in ((), ("--set", "steps=60"))
+    )
+    assert plain["run"] != longer["run"]
+    assert longer["plan"]["hours"] > plain["plan"]["hours"]
+
+
+def test_run_again_finds_everything(trained: tuple[Path, Path, str]) -> None:
+    manifest, store, run = trained
+    summary = farm("run", manifest, "--store", store, *QUIET, "--json")
+    assert (summary["run"], summary["committed"], summary["reused"]) == (run, 0, 2)
+    assert "2 found" in farm("run", manifest, "--store", store, *QUIET)
+
+
+def test_status_and_logs_tell_what_happened(trained: tuple[Path, Path, str]) -> None:
+    _, store, run = trained
+    facts = farm("status", "--store", store, "--json")
+    assert (facts["run"], facts["counts"]["committed"], facts["left"]) == (run, 2, 0)
+    assert "committed" in farm("status", run[:5], "--store", store)
+    events = farm("logs", run, "--subject", "s001", "--store", store, "--json")
+    assert {event["subject"] for event in events} == {"s001"}
+    assert events[-1]["kind"] == "committed"
+    assert "s000" in farm("logs", "--store", store)
+
+
+def test_export_writes_folders_or_the_one_file_a_tool_wants(
+    trained: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    _, store, run = trained
+    whole = farm("export", tmp_path / "all", "--store", store, "--run", run, "--json")
+    assert sorted(one["name"] for one in whole) == ["default/s000", "default/s001"]
+    assert (tmp_path / "all/default/s000/adapter.json").is_file()
+    for form, made in (
+        ("kohya", "default/s001.safetensors"),
+        ("diffusers", "default/s001.safetensors"),
+        ("peft", "default/s001/adapter_config.json"),
+    ):
+        out = tmp_path / form
+        farm("export", out, "--store", store, "--name", "s001", "--form", form)
+        assert (out / made).is_file()
+    with pytest.raises(UserError, match="there is no form"):
+        farm("export", tmp_path, "--store", store, "--form", "ckpt")
+    with pytest.raises(UserError, match="no adapter is named"):
+        farm("export", tmp_path, "--store", store, "--name", "nobody")
+
+
+def test_cancel_and_retry_answer_without_a_driver(trained: tuple[Path, Path, str]) -> None:
+    _, store, run = trained
+    assert farm("cancel", run, "--store", store, "--json") == {
+        "run": run,
+        "asked": "cancel",
+        "subjects": None,
+        "settled": True,
+        "jobs": 0,  # all were committed, and what is committed stays
+    }
+    assert farm("retry", run, "--subject", "s000", "--store", store, "--json")["jobs"] == 0
+    with pytest.raises(UserError, match="has no subject"):
+        farm("retry", run, "--subject", "nobody", "--store", store)
+
+
+def test_a_store_without_runs_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no runs"):
+        farm("status", "--store", tmp_path)
+
+
+def test_a_faulty_manifest_ends_with_its_own_exit_code(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 2)
+    (tmp_path / "m" / "s001" / "0.png").write_bytes(b"")
+    (tmp_path / "m" / "s001" / "1.png").write_bytes(b"")
+    with pytest.raises(ManifestError) as caught:
+        farm("run", manifest, "--store", tmp_path / "store", *QUIET)
+    assert caught.value.exit_code == 3
+    summary = farm(
+        *("run", manifest, "--store", tmp_path / "store", *QUIET, "--skip-faulty", "--json"),
+        fails=True,
+    )
+    assert (summary["committed"], summary["failed"]) == (1, 1)
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    with pytest.raises(PlanError, match="GiB"):
+        farm(
+            *("plan", manifest, "--store", tmp_path / "s", "--base", "tiny"),
+            *("--gpu", "toy", "--gpu-memory", "0.1"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("toy", None, 1, 1, None, None, None), "memory of 'toy' is not known"),
+        ((None, None, 1, 1, None, None, "auto"), "nothing is known of the cluster"),
+    ],
+)
+def test_hardware_that_cannot_be_known_has_to_be_told(
+    arguments: tuple[Any, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        hardware_of(*arguments)
+
+
+def test_recipe_fields_are_read_as_yaml() -> None:
+    assert recipe_fields(["steps=300", "flip=false", "alpha=null", "learning_rate=5e-4"]) == {
+        "steps": 300,
+        "flip": False,
+        "alpha": None,
+        "learning_rate": "5e-4",  # YAML 1.1 wants a dot; pydantic reads the text all the same
+    }
+    with pytest.raises(FarmError, match="name=value"):
+        recipe_fields(["steps"])
+
+
+def test_a_submitted_run_is_an_ordinary_run_on_the_head() -> None:
+    assert entrypoint_of(["s3://b/m f.yaml", "--store", "s3://b"]) == (
+        "farm run 's3://b/m f.yaml' --store s3://b --address auto --yes --json"
+    )
+
+
+def test_times_are_told_as_people_say_them() -> None:
+    assert [duration(s) for s in (0, 59.6, 61, 3_661)] == ["0s", "1m 00s", "1m 01s", "1h 01m"]
+    pace = Pace()
+    assert pace.note(0.0, 0.0) is None
+    assert pace.note(10.0, 0.25) == pytest.approx(30.0)
+
+
+@pytest.mark.slow
+def test_the_demo_needs_nothing_and_finds_its_own_work(tmp_path: Path) -> None:
+    options = ("--out", tmp_path / "demo", "--base", "tiny", "--in-process", "--json")
+    options += ("--subjects", "2", "--steps", "2")
+    first = farm("demo", *options)
+    assert (first["committed"], first["failed"]) == (2, 0)
+    photos = sorted((tmp_path / "demo/photos").rglob("*.png"))
+    assert len(photos) == 10
+    assert {photo.parent.name for photo in photos} == {"cat-01", "mushroom-02"}
+    again = farm("demo", *options)
+    assert (again["committed"], again["reused"]) == (0, 2)
