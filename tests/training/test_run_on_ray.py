@@ -24,7 +24,7 @@ from farm.base.load import load_base
 from farm.keys import file_digest
 from farm.storage import Store
 from farm.training.ledger import read_events
-from farm.training.orders import News, Snapshot
+from farm.training.orders import DispatchSettings, News, Snapshot
 from farm.training.prior_sets import read_prior_set
 from farm.training.run import prepare_run, run_manifest
 from farm.training.run_files import list_runs
@@ -69,7 +69,6 @@ class KillOneLane:
 
     def __init__(self) -> None:
         self.killed: str | None = None
-        self.replaced_after_s = 0.0
         self.lanes: dict[str, set[int]] = {}
 
     def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
@@ -88,7 +87,9 @@ def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
     manifest = write_manifest(tmp_path / "m", 6, recipe=RECIPE, nouns=("cat", "dog"))
     view = KillOneLane()
     store = Store(tmp_path / "store")
-    options = {"executor": "ray", "lanes": 2, "slots": 2}
+    # so patient a dispatcher frees the dead lane's jobs only when its successor reports
+    patient = DispatchSettings(lease_s=3600)
+    options = {"executor": "ray", "lanes": 2, "slots": 2, "dispatch": patient}
     summary = run_manifest(request(manifest, store.url, **options), view=view)
     assert view.killed is not None
     assert (summary.committed, summary.failed) == (6, 0)
@@ -115,7 +116,6 @@ def prior_moments_alone(spec: Any, folder: Path) -> Any:
 def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: Path) -> None:
     from farm.training.lanes import DispatchSpec, RayLink, dispatcher_name, start_dispatcher
     from farm.training.local_run import draw_here
-    from farm.training.orders import DispatchSettings
     from farm.training.prior_sets import PartReceipt, commit_prior_set
     from farm.training.run_files import write_assignments
 
