@@ -29,7 +29,11 @@ def test_the_product_of_size_steps_and_count_is_bounded() -> None:
 
 @pytest.mark.parametrize(
     ("cost", "param"),
-    [((64, 64, 10, 11), "n"), ((64, 64, 151, 1), "num_inference_steps"), ((64, 4096, 1, 1), "size")],
+    [
+        ((64, 64, 10, 11), "n"),
+        ((64, 64, 151, 1), "num_inference_steps"),
+        ((64, 4096, 1, 1), "size"),
+    ],
 )
 def test_a_refusal_names_the_field(cost: tuple[int, int, int, int], param: str) -> None:
     with pytest.raises(RequestRefused) as caught:
