@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from farm.base.embedded.world.words import SCENERY
+from farm.base.embedded.world.words import POSES_OF, SCENERY
 from farm.base.load import load_base
 from farm.base.model import Base
 from farm.keys import derive_seed
@@ -33,7 +33,11 @@ from farm.recipe import Recipe
 __all__ = ["ArticleStudy", "run_article_study"]
 
 NOUNS = ("cat", "mushroom")
-POSES = {"cat": ("sitting", "standing", "sleeping"), "mushroom": ("standing", "tilted")}
+"""The article's pair; they are examined step by step and have pages of their own."""
+COMPANIONS = ("dog", "robot", "teapot")
+"""Trained beside them, for the picture that opens the README."""
+OPENING_PLACES = (0, 2, 5, 6, 9)
+"""Of ``SCENERY``: places that look unlike each other."""
 STYLES = (
     "a photo of sks {}", "a pencil drawing of sks {}", "a painting of sks {} in the mountains",
     "a pencil sketch of sks {} in the city", "a sks {} wearing a red hat",
@@ -53,7 +57,7 @@ class ArticleStudy:
     steps: int = 400
     every: int = 50
     num_photos: int = 6
-    num_prior_images: int = 100
+    num_prior_images: int = 64
     rank: int = 8
     learning_rate: float = 1e-3
     seed: int = 1
@@ -90,14 +94,16 @@ def run_article_study(
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     base = load_base(base_name)
-    people = sitters(len(NOUNS), NOUNS, seed=study.seed)
+    everybody = (*NOUNS, *COMPANIONS)
     photos = {
-        person.class_noun: photograph(person, study.num_photos, poses=POSES[person.class_noun])
-        for person in people
+        person.class_noun: photograph(
+            person, study.num_photos, poses=POSES_OF[person.class_noun][:3]
+        )
+        for person in sitters(len(everybody), everybody, seed=study.seed)
     }
     say(f"drawing {study.num_prior_images} class images for each class")
-    priors = make_prior_sets(base, NOUNS, study.num_prior_images)
-    trainees = [Trainee(noun, noun, photos[noun], study.recipe) for noun in NOUNS]
+    priors = make_prior_sets(base, everybody, study.num_prior_images)
+    trainees = [Trainee(noun, noun, photos[noun], study.recipe) for noun in everybody]
     bench = Bench(base, trainees, priors)
     examiner = Examiner(
         base,
@@ -113,12 +119,14 @@ def run_article_study(
         for step in range(0, study.steps + 1, study.every):
             bench.train_to(step)
             _note_stage(bench, base, step, stages)
-            for noun, found in bench.examine(examiner).items():
+            for noun, found in bench.examine(examiner, NOUNS).items():
                 cards[noun][step] = found
             say(f"step {step}")
         galleries = {
             noun: _draw_pages(bench, base, noun, photos[noun], stages[noun], out) for noun in NOUNS
         }
+        for noun in COMPANIONS:
+            galleries[noun] = _draw_gallery(bench, base, noun)[1]
         _opening(photos, galleries).save(out / "opening.png")
     finally:
         bench.close()
@@ -179,13 +187,7 @@ def _draw_pages(
     ]
     save_animation(frames, out / f"{noun}.gif")
     slot, bank = bench.slots[noun], bench.trainer.bank
-    prompts = [f"a sks {noun} {place}" for place in SCENERY] + [
-        text.format(noun) for text in STYLES
-    ]
-    drawn = pillow(
-        draw_rows(base, bank, [PictureRow(slot, text, derive_seed("gallery", n))
-                               for n, text in enumerate(prompts)], FINE)
-    )  # fmt: skip
+    prompts, drawn = _draw_gallery(bench, base, noun)
     _gallery(prompts, drawn).save(out / f"{noun}-gallery.png")
     seeds = [derive_seed("random", noun, index) for index in range(ROW_PICTURES)]
     both = [
@@ -197,14 +199,26 @@ def _draw_pages(
     return drawn
 
 
+def _draw_gallery(bench: Bench, base: Base, noun: str) -> tuple[list[str], list[Image.Image]]:
+    """Prompts of places, then of styles, and the subject in all of them."""
+    prompts = [f"a sks {noun} {place}" for place in SCENERY]
+    prompts += [text.format(noun) for text in STYLES]
+    rows = [
+        PictureRow(bench.slots[noun], text, derive_seed("gallery", n))
+        for n, text in enumerate(prompts)
+    ]
+    return prompts, pillow(draw_rows(base, bench.trainer.bank, rows, FINE))
+
+
 def _opening(
     photos: Mapping[str, Sequence[Image.Image]], galleries: Mapping[str, Sequence[Image.Image]]
 ) -> Image.Image:
     """The picture that opens the README: photos beside what the adapters draw."""
-    chosen = [0, 2, 5, 6, 9]
-    headings = ["photo", "photo", "", *(SCENERY[index] for index in chosen)]
+    headings = ["photo", "photo", "", *(SCENERY[index] for index in OPENING_PLACES)]
     rows = [
-        Cell(f"one {noun}", [*photos[noun][:2], None, *(galleries[noun][i] for i in chosen)])
+        Cell(
+            f"one {noun}", [*photos[noun][:2], None, *(galleries[noun][i] for i in OPENING_PLACES)]
+        )
         for noun in photos
     ]
     return labelled_grid(rows, headings, cell_px=128)
