@@ -9,7 +9,7 @@ Legend: C H W latent, P pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,8 @@ from farm.training.trainer import SlotTrainer
 
 __all__ = ["Bench", "Trainee", "make_prior_sets"]
 
-Say = Callable[[str], None]
+PRIOR_STEPS = 15
+"""Denoising steps of a class image; a run's own prior sets take more, a study must end soon."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def make_prior_sets(
     for noun in dict.fromkeys(nouns):
         prompt = class_prompt(noun)
         seeds = [derive_seed(seed, "prior", noun, index) for index in range(num)]
-        pictures_BPP3 = draw_pictures(base, [prompt] * num, seeds, batch=batch)
+        pictures_BPP3 = draw_pictures(
+            base, [prompt] * num, seeds, batch=batch, steps=PRIOR_STEPS, scheduler="dpm++2m"
+        )
         centred = pictures_BPP3.permute(0, 3, 1, 2).float() / 127.5 - 1
         moments = torch.cat([base.encode_photos(part) for part in torch.split(centred, batch)])
         sets[noun] = PriorSet(moments.cpu(), base.encode_prompts([prompt]))
