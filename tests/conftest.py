@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ def _private_cache(
     """Digests and fetched bases go to a folder of this test session."""
     folder = Path(tmp_path_factory.getbasetemp()) / "cache"
     monkeypatch.setenv("FARM_CACHE", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _own_store_clients() -> None:
+    """No S3 client of an earlier test, which may know another endpoint, is used again."""
+    s3fs = sys.modules.get("s3fs")
+    if s3fs is not None:
+        s3fs.S3FileSystem.clear_instance_cache()

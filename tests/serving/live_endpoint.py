@@ -161,10 +161,11 @@ def are_same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two pictures are one picture drawn in different company.
 
     The batch a row shares changes the order of float sums; random weights as strong as these
-    carry that to a few of 255 levels. Two different pictures differ by 30 in the mean.
+    carry that to a few of 255 levels, and single pixels further. Two different pictures differ
+    by 30 in the mean.
     """
     difference = np.abs(one - other)
-    return bool(difference.max() <= 6 and difference.mean() < 0.5)
+    return bool(np.percentile(difference, 99.5) <= 6 and difference.mean() < 0.5)
 
 
 def eventually(claim: Any, *, within_s: float = 10.0) -> None:
