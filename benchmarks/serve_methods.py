@@ -23,6 +23,7 @@ from torch import Tensor
 from farm.adapters.bank import Bank
 from farm.adapters.formats import load_adapter
 from farm.adapters.names import layer_names
+from farm.adapters.rows import RowWeights
 from farm.base.draw import draw_latents, to_uint8
 from farm.base.model import Base
 from farm.serving.config import EngineConfig
@@ -144,6 +145,7 @@ class OneAdapterBatches:
         self._bank = Bank(
             base, num_slots=len(keys), max_rank=rank, target_modules=TARGETS, dtype=base.dtype
         )
+        self._rows = RowWeights(self._bank)
         known = list(self._bank.places)
         for key, slot in self._slot.items():
             file = folder / key / "pytorch_lora_weights.safetensors"
@@ -156,12 +158,9 @@ class OneAdapterBatches:
             seen = coming[: self._waiting]
             key = seen[0].adapters[0][0].key
             batch = [r for r in seen if r.adapters[0][0].key == key][: self._pictures]
-            slot = self._slot[key]
-            drawn |= _batch(
-                self._base,
-                batch,
-                lambda pictures_R, slot=slot: self._bank.route(torch.full_like(pictures_R, slot)),
-            )
+            rows = len(batch) * (2 if batch[0].guided else 1)
+            self._rows.assign([[self._slot[key]]] * rows)
+            drawn |= _batch(self._base, batch, lambda _: self._rows.active())
             taken = {request.id for request in batch}
             coming = [request for request in coming if request.id not in taken]
         return drawn

@@ -22,7 +22,7 @@ from farm.serving.config import EngineConfig
 from farm.serving.request import RequestLimits
 
 NUM_ADAPTERS = 48
-ROUNDS = 3
+ROUNDS = 2
 
 
 def measure_swaps(

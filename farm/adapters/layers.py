@@ -13,6 +13,7 @@ Legend: S slots, R rows, K adapters per row, N positions, I inputs, O outputs, r
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -130,12 +131,26 @@ class BankLayer(nn.Module):
         return torch.cat(downs, 2), torch.cat(ups, 1), torch.cat(factors, 2)
 
 
+@dataclass
+class _Seen:
+    """The last input of a layer, and its output once the input has come twice."""
+
+    x: weakref.ref[Tensor]
+    version: int
+    parts: Sequence[RowPart]
+    y: Tensor | None = None
+
+
 class BankLinear(BankLayer):
     """``y = W x + b + scale · B A x`` with A and B of each row's slot."""
+
+    _seen: _Seen | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [R, …, I] → [R, …, O]."""
         mode = self.route.mode
+        if mode in ("none", "parts") and _may_remember(x):
+            return self._remembered(x, self.route.parts)
         if mode == "none":
             return functional.linear(x, self.weight, self.bias)
         if mode == "parts":
@@ -152,6 +167,23 @@ class BankLinear(BankLayer):
         # in place: a frozen layer's backward pass needs its weight, never its output
         return y_GNO.baddbmm_(hidden_GNr, up).view(*x.shape[:-1], -1)
 
+    def _remembered(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
+        """The output, computed once for an input that comes again as the same object.
+
+        That is what encoded prompts do: they stay while a picture is drawn, and so do the keys
+        and values of cross-attention. Activations never come again, and are not kept.
+        """
+        seen, version = self._seen, x._version  # which changes when x is written in place
+        if seen is not None and seen.x() is x and seen.version == version and seen.parts is parts:
+            if seen.y is None:
+                seen.y = self._plain(x, parts)
+            return seen.y
+        self._seen = _Seen(weakref.ref(x), version, parts)
+        return self._plain(x, parts)
+
+    def _plain(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
+        return self._with_parts(x) if parts else functional.linear(x, self.weight, self.bias)
+
     def _with_parts(self, x: Tensor) -> Tensor:
         """Nothing but products: the weights and factors of each row lie ready."""
         x_RNI = x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
@@ -163,6 +195,13 @@ class BankLinear(BankLayer):
                 hidden_RNr = hidden_RNr * part.factor_LR11[self.stacked.index]
             y_RNO = y_RNO.baddbmm_(hidden_RNr, up)
         return y_RNO if x.ndim == 3 else y_RNO.view(*x.shape[:-1], -1)
+
+
+def _may_remember(x: Tensor) -> bool:
+    """Not where gradients flow, nor where a pass is recorded to be run again on other values."""
+    if torch.is_grad_enabled() or x.is_inference() or torch.compiler.is_compiling():
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 class BankConv2d(BankLayer):

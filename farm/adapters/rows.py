@@ -59,6 +59,8 @@ class RowWeights:
             raise ValueError(f"{width} adapters a row; at most {self._bank.max_per_row}")
         if len(slots) != self._num_rows or width != len(self._parts):
             self._resize(len(slots), width)
+        # a new list tells the layers that what they remember may be of other weights
+        self._parts = list(self._parts)
         num_copied = 0
         for k, part in enumerate(self._parts):
             chosen = [row[k] if k < len(row) else self._nobody for row in slots]

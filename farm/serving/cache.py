@@ -100,7 +100,8 @@ class AdapterCache:
 
         Args:
             source: where adapters come from.
-            read: reads a safetensors file or a PEFT folder; raises AdapterFileError.
+            read: reads a safetensors file or a PEFT folder; raises AdapterFileError, also for
+                values that are not finite.
             folder: of the disk tier; processes of one machine may share it.
             base_fingerprint: adapters of another base are refused.
             check: raises AdapterFileError if the weights do not fit the bank.
@@ -270,8 +271,6 @@ class AdapterCache:
             for name in names:
                 self._check_file(ref, folder / name, record.files[name])
             weights = self._read(folder / target)
-            if not weights.is_finite:
-                raise _bad(ref, "it holds values that are not finite")
             self._check(weights)
         except AdapterFileError as error:
             raise _bad(ref, _without_path(error.message, folder)) from error

@@ -106,3 +106,32 @@ def test_rows_without_any_adapter_are_the_bare_base(base, bank):
 def test_too_many_adapters_on_a_row_are_refused(bank):
     with pytest.raises(ValueError, match="at most 2"):
         RowWeights(bank).assign([[1, 2, 3]])
+
+
+@torch.no_grad()
+def test_prompts_that_come_again_are_remembered_and_never_taken_for_others(base, bank):
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    timesteps = torch.full((2,), 400.0)
+    prompts, others = (base.encode_prompts([text, text]) for text in ("a cat", "a dog"))
+    rows = RowWeights(bank)
+
+    def draw(conditioning):
+        with rows.active():
+            return base.denoise(latents, timesteps, conditioning)
+
+    def expected(conditioning, slots):
+        with bank.route(torch.tensor(slots)):
+            return base.denoise(latents, timesteps, conditioning)
+
+    rows.assign([[1], [2]])
+    for _ in range(3):
+        assert torch.allclose(draw(prompts), expected(prompts, [1, 2]), atol=1e-6)
+    assert torch.allclose(draw(others), expected(others, [1, 2]), atol=1e-6)
+    rows.assign([[3], [2]])  # other adapters, the same prompts
+    for _ in range(3):
+        assert torch.allclose(draw(others), expected(others, [3, 2]), atol=1e-6)
+    others.hidden_RTD.mul_(0.5)  # other prompts in the same place
+    for _ in range(3):
+        assert torch.allclose(draw(others), expected(others, [3, 2]), atol=1e-6)
+    bare = base.denoise(latents, timesteps, others)
+    assert torch.allclose(bare, expected(others, [-1, -1]), atol=1e-6)
