@@ -207,13 +207,16 @@ def recipe_fields(assignments: list[str] | None) -> dict[str, Any]:
     import yaml
 
     from farm.errors import UserError
+    from farm.intake.yaml_rows import parse_scalar
 
     fields: dict[str, Any] = {}
     for text in assignments or ():
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise UserError(f"--set {text!r} is not name=value", "write for instance steps=300")
-        fields[name.strip()] = yaml.safe_load(value)
+        # YAML 1.1, which safe_load reads, takes 1e-3 for a word; in manifests it is a number
+        read = yaml.safe_load(value)
+        fields[name.strip()] = parse_scalar(read) if isinstance(read, str) else read
     return fields
 
 

@@ -176,7 +176,11 @@ def test_recipe_fields_are_read_as_yaml() -> None:
         "steps": 300,
         "flip": False,
         "alpha": None,
-        "learning_rate": "5e-4",  # YAML 1.1 wants a dot; pydantic reads the text all the same
+        "learning_rate": 5e-4,
+    }
+    assert recipe_fields(["learning_rate=1e-3", "name='1e-3x'"]) == {
+        "learning_rate": 1e-3,
+        "name": "1e-3x",
     }
     with pytest.raises(FarmError, match="name=value"):
         recipe_fields(["steps"])
