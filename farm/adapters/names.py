@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 
 from torch import nn
 
@@ -56,6 +57,15 @@ def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str
     Returns:
         The base's name of each name that has one, and the names that have none.
     """
+    index = _spellings(tuple(known))
+    modern = {name: _modern(name) for name in found}
+    names = {name: index[spelling] for name, spelling in modern.items() if spelling in index}
+    return names, [name for name, spelling in modern.items() if spelling not in index]
+
+
+@lru_cache(maxsize=8)
+def _spellings(known: tuple[str, ...]) -> dict[str, str]:
+    """A base's own name of each layer by every spelling of it; the same for all its adapters."""
     index: dict[str, str] = {}
     for name in sorted(known, reverse=True):  # "unet" comes first: bare paths are the denoiser's
         component, path = name.split(".", 1)
@@ -65,8 +75,7 @@ def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str
             index.setdefault(spelling, name)
             for prefix in KOHYA_PREFIXES.get(component, ()):
                 index[prefix + spelling.replace(".", "_")] = name
-    names = {name: index[_modern(name)] for name in found if _modern(name) in index}
-    return names, [name for name in found if _modern(name) not in index]
+    return index
 
 
 def _modern(name: str) -> str:
