@@ -40,8 +40,10 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 RANK = 4
 
 
-def make_weights(base: Base, seed: int, *, strength: float = 1.0) -> AdapterWeights:
-    """A strong random adapter for the tiny base, so that pictures differ visibly."""
+def make_weights(base: Base, seed: int, *, strength: float = 0.4) -> AdapterWeights:
+    """A random adapter for the tiny base: strong enough that pictures differ visibly, not so
+    strong that the denoiser becomes chaotic and carries the last bit of a float to a level.
+    """
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for name, module in base.components["unet"].named_modules():
@@ -64,7 +66,7 @@ def publish(
     identifier: str = "sks",
     class_noun: str = "dog",
     base_fingerprint: str | None = None,
-    strength: float = 1.0,
+    strength: float = 0.4,
 ) -> AdapterRecord:
     """Commit an adapter to a store, as a lane does."""
     record = AdapterRecord(
@@ -160,12 +162,11 @@ def pixels_of(b64_json: str | None) -> np.ndarray:
 def are_same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two pictures are one picture drawn in different company.
 
-    The batch a row shares changes the order of float sums; random weights as strong as these
-    carry that to a few of 255 levels, and single pixels further. Two different pictures differ
-    by 30 in the mean.
+    The batch a row shares changes the order of float sums: single values may round to the next
+    of 255 levels. Two different pictures differ by 40 in the mean.
     """
     difference = np.abs(one - other)
-    return bool(np.percentile(difference, 99.5) <= 6 and difference.mean() < 0.5)
+    return bool(difference.max() <= 2 and difference.mean() < 0.05)
 
 
 def eventually(claim: Any, *, within_s: float = 10.0) -> None:

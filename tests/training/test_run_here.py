@@ -34,6 +34,8 @@ from farm.training.run_status import run_status, settle_requests
 
 MAIN = "from farm.cli import main; main()"
 LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
+TOLERANCE = 2e-5
+"""Other neighbours in the slots change the order of float sums; one lost step moves weights by 1e-3."""
 
 
 def adapters(store: Store, folder: Path) -> dict[str, AdapterWeights]:
@@ -51,8 +53,8 @@ def assert_same(first: dict[str, AdapterWeights], second: dict[str, AdapterWeigh
     for name, weights in first.items():
         for layer, values in weights.layers.items():
             other = second[name].layers[layer]
-            torch.testing.assert_close(values.down, other.down, rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(values.up, other.up, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(values.down, other.down, rtol=1e-3, atol=TOLERANCE)
+            torch.testing.assert_close(values.up, other.up, rtol=1e-3, atol=TOLERANCE)
 
 
 def commits(store: Store) -> Counter[str]:
