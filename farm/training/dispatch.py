@@ -11,13 +11,12 @@ were leased but that the lane does not know of go back to the queue with its nex
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+from farm.training.known_lanes import KnownLane, NewsLog, group_of
 from farm.training.ledger import Job, Ledger, Status, counts
 from farm.training.orders import (
     Assignment,
@@ -25,35 +24,16 @@ from farm.training.orders import (
     JobResult,
     LaneOrders,
     LaneReport,
-    LaneView,
     Lease,
     News,
     Snapshot,
 )
 from farm.training.queues import Group, JobQueues
-from farm.training.shape import LaneShape, lane_shape
+from farm.training.shape import run_shapes
 
 __all__ = ["Dispatcher"]
 
 Clock = Callable[[], float]
-
-
-@dataclass(slots=True)
-class _Lane:
-    incarnation: str
-    slots: int
-    seen: float
-    group: Group | None = None
-    held: dict[str, int] = field(default_factory=dict)
-    rows_per_s: float = 0.0
-    rss_bytes: int = 0
-    pid: int = 0
-    busy: float = 0.0
-    """Last time it held something or was given something."""
-    journaled: float = 0.0
-
-    def name(self, place: str) -> str:
-        return f"{place}#{self.incarnation}"
 
 
 class Dispatcher:
@@ -84,17 +64,19 @@ class Dispatcher:
         self._ledger, self._clock = ledger, clock
         self._assignments = {item.spec.key: item for item in assignments}
         self._order = {key: number for number, key in enumerate(self._assignments)}
-        self._shapes = _shapes(self._assignments, resolution_px)
+        self._shapes = run_shapes(
+            {key: item.spec.subject.recipe for key, item in self._assignments.items()},
+            resolution_px,
+        )
         self._ready_priors = set(ready_priors)
         self._queues = JobQueues(self._is_queued)
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, KnownLane] = {}
         self._slot_limits: dict[str, int] = {}
         self._leases_of: dict[str, set[str]] = {}
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
         self._num_committed_now = 0
         self._stop = False
-        self._news: deque[News] = deque(maxlen=2000)
-        self._news_numbers = itertools.count()
+        self._news = NewsLog()
         self._take_over(set(committed))
         ledger.flush()
 
@@ -146,13 +128,13 @@ class Dispatcher:
         limit = self._slot_limits.get(report.lane)
         return LaneOrders(leases, shape, alone, drop, leave=leave, slots=limit)
 
-    def _meet(self, report: LaneReport, now: float) -> _Lane:
+    def _meet(self, report: LaneReport, now: float) -> KnownLane:
         """The lane that reports; a new process in an old one's place ends the old one."""
         lane = self._lanes.get(report.lane)
         if lane is None or lane.incarnation != report.incarnation:
             if lane is not None:
                 self._bury(report.lane, "its lane died and was replaced")
-            lane = _Lane(report.incarnation, report.slots, now, busy=now)
+            lane = KnownLane(report.incarnation, report.slots, now, busy=now)
             self._lanes[report.lane] = lane
         if report.slots and report.slots < lane.slots:
             self._slot_limits[report.lane] = report.slots
@@ -160,7 +142,7 @@ class Dispatcher:
         if report.slots:
             lane.slots = report.slots
         lane.seen = now
-        lane.group = _group_of(report)
+        lane.group = group_of(report)
         lane.held = dict(report.held)
         lane.rows_per_s, lane.rss_bytes = report.rows_per_s, report.rss_bytes
         lane.pid = report.pid
@@ -202,7 +184,7 @@ class Dispatcher:
             f"{self._label(key)}: quarantined after {job.failures} failures: {reason}", is_bad=True
         )
 
-    def _reconcile(self, report: LaneReport, lane: _Lane, name: str, now: float) -> None:
+    def _reconcile(self, report: LaneReport, lane: KnownLane, name: str, now: float) -> None:
         """Note progress; take back what was leased in an answer that the lane never got."""
         is_due = now - lane.journaled >= self._settings.journal_s
         expires = now + self._settings.lease_s
@@ -219,11 +201,11 @@ class Dispatcher:
         self._leases_of[name] = set(report.held)
 
     def _grant(
-        self, report: LaneReport, lane: _Lane, name: str, now: float
+        self, report: LaneReport, lane: KnownLane, name: str, now: float
     ) -> tuple[Group | None, tuple[Lease, ...]]:
         if report.want <= 0:
             return None, ()
-        group = _group_of(report)
+        group = group_of(report)
         if group is None or (not report.held and not self._queues.has(group)):
             group = self._queues.best(self._lanes_by_group())
         if group is None or (group.alone and report.held):
@@ -314,7 +296,7 @@ class Dispatcher:
 
     def news(self, since: int = 0) -> list[News]:
         """Lines for the user with at least this number."""
-        return [line for line in self._news if line.number >= since]
+        return self._news.since(since)
 
     def snapshot(self) -> Snapshot:
         """The run as the live view shows it."""
@@ -325,18 +307,7 @@ class Dispatcher:
             num_jobs=len(jobs),
             committed_now=self._num_committed_now,
             done_share=self._done_share(jobs),
-            lanes=tuple(
-                LaneView(
-                    lane=place,
-                    held=sum(step >= 0 for step in lane.held.values()),
-                    slots=lane.slots,
-                    rows_per_s=lane.rows_per_s,
-                    rss_bytes=lane.rss_bytes,
-                    silent_s=now - lane.seen,
-                    pid=lane.pid,
-                )
-                for place, lane in sorted(self._lanes.items())
-            ),
+            lanes=tuple(lane.view(place, now) for place, lane in sorted(self._lanes.items())),
             waiting_for_priors=self._queues.num_waiting(),
             is_done=all(job.is_final for job in jobs),
             is_starved=bool(self._queues.num_ready()) and not self._lanes,
@@ -402,20 +373,4 @@ class Dispatcher:
         return assignment.spec.subject.id if assignment is not None else key
 
     def _tell(self, text: str, *, is_bad: bool = False) -> None:
-        self._news.append(News(next(self._news_numbers), self._clock(), text, is_bad))
-
-
-def _group_of(report: LaneReport) -> Group | None:
-    return None if report.shape is None else Group(report.shape, report.alone)
-
-
-def _shapes(assignments: Mapping[str, Assignment], resolution_px: int) -> dict[str, LaneShape]:
-    """Each job's lane shape, its rank bound tightened to the largest rank that really occurs."""
-    loose = {
-        key: lane_shape(item.spec.subject.recipe, resolution_px)
-        for key, item in assignments.items()
-    }
-    ranks: dict[LaneShape, int] = defaultdict(int)
-    for key, shape in loose.items():
-        ranks[shape] = max(ranks[shape], assignments[key].spec.subject.recipe.rank)
-    return {key: replace(shape, max_rank=ranks[shape]) for key, shape in loose.items()}
+        self._news.tell(self._clock(), text, is_bad=is_bad)

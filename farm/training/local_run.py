@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 
 from farm.base.load import load_base
@@ -59,7 +59,7 @@ class LocalLink:
 
 def draw_here(
     base: Base, store: Store, specs: Sequence[PriorSpec], attempt: str
-) -> Iterator[PartReceipt | PartFailure]:
+) -> Generator[PartReceipt | PartFailure]:
     """Draw prior sets with a base that is loaded already; see ``PriorWork``."""
     for spec in specs:
         try:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 from farm.errors import FarmError
@@ -35,7 +36,7 @@ class PartFailure:
     reason: str
 
 
-DrawParts = Callable[[Sequence[PriorSpec], str], Iterator[PartReceipt | PartFailure]]
+DrawParts = Callable[[Sequence[PriorSpec], str], Generator[PartReceipt | PartFailure]]
 """Draws all parts of sets into the given attempt's folders, in any order."""
 
 
@@ -112,20 +113,32 @@ class PriorWork:
     def _draw_all(self, specs: Mapping[str, PriorSpec]) -> None:
         attempt = uuid.uuid4().hex[:12]
         receipts: dict[str, list[PartReceipt]] = defaultdict(list)
-        for outcome in self._draw(list(specs.values()), attempt):
-            key = outcome.prior_key
-            if isinstance(outcome, PartFailure):
-                if key in self._pending:
-                    self._fail(key, f"its prior set could not be drawn: {outcome.reason}")
-            elif key in self._pending:
-                receipts[key].append(outcome)
-                if len(receipts[key]) == len(parts_of(specs[key])) + 1:
-                    commit_prior_set(self._store, specs[key], attempt, receipts.pop(key))
-                    del self._pending[key]
-                    self._release(key)
-                    self._ready(key)
-            if self.stopped.is_set():
-                return
+        with closing(self._draw(list(specs.values()), attempt)) as outcomes:
+            for outcome in outcomes:
+                self._take(outcome, specs[outcome.prior_key], attempt, receipts)
+                if self.stopped.is_set():
+                    return
+
+    def _take(
+        self,
+        outcome: PartReceipt | PartFailure,
+        spec: PriorSpec,
+        attempt: str,
+        receipts: dict[str, list[PartReceipt]],
+    ) -> None:
+        """Note a part; commit its set with the last one."""
+        key = spec.key
+        if key not in self._pending:  # its set has failed already
+            return
+        if isinstance(outcome, PartFailure):
+            self._fail(key, f"its prior set could not be drawn: {outcome.reason}")
+            return
+        receipts[key].append(outcome)
+        if len(receipts[key]) == len(parts_of(spec)) + 1:
+            commit_prior_set(self._store, spec, attempt, receipts.pop(key))
+            del self._pending[key]
+            self._release(key)
+            self._ready(key)
 
     def _fail(self, key: str, reason: str) -> None:
         del self._pending[key]

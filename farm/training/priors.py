@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ def _as_outcome(row: dict[str, Any]) -> PartReceipt | PartFailure:
 
 def draw_with_ray(
     settings: DrawerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
-) -> Iterator[PartReceipt | PartFailure]:
+) -> Generator[PartReceipt | PartFailure]:
     """Run the pipeline; yields as parts are written. Needs an initialised Ray."""
     import ray.data
 
@@ -132,5 +133,8 @@ def draw_with_ray(
         ),
         **resources,
     )
-    for row in pipeline.iter_rows():
-        yield _as_outcome(row)
+    # closed with this generator, so that the pipeline's own threads end before Ray does
+    rows_made: Any = iter(pipeline.iter_rows())
+    with closing(rows_made):
+        for row in rows_made:
+            yield _as_outcome(row)

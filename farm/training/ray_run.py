@@ -39,6 +39,8 @@ __all__ = ["run_on_ray"]
 LOOK_S = 0.5
 STOP_PATIENCE_S = 120.0
 """How long lanes get to save their jobs after a stop."""
+PRIORS_PATIENCE_S = 60.0
+"""How long the part of a prior set that is being drawn may take to its end."""
 MAX_BARREN_STARTS = 3
 """Lane runs in a row that end in an error without having finished a job."""
 
@@ -143,8 +145,7 @@ class _RayRun:
                 f"the dispatcher's process died: {error}", "run the same command again"
             ) from error
         finally:
-            if self._priors is not None:
-                self._priors.stopped.set()
+            self._end_priors()
 
     def _look(self) -> tuple[Snapshot, list[News]]:
         """Ask the dispatcher; a store that fails now and then is asked again."""
@@ -247,3 +248,11 @@ class _RayRun:
         # a driver that goes away takes Ray with it; then there is nobody to tell
         with suppress(ray.exceptions.RayError, FarmError):
             self._priors.run()
+
+    def _end_priors(self) -> None:
+        """Wait until the part that is being drawn is written; what uses Ray after its end would
+        start it anew."""
+        if self._priors is None or self._priors_thread is None:
+            return
+        self._priors.stopped.set()
+        self._priors_thread.join(PRIORS_PATIENCE_S)

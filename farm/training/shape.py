@@ -5,13 +5,14 @@ Owns the rule by which jobs are grouped. Pure, and knows neither memory nor hard
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from farm.errors import PlanError
 from farm.recipe import Recipe
 
-__all__ = ["LaneShape", "Workload", "lane_shape", "workload_of"]
+__all__ = ["LaneShape", "Workload", "lane_shape", "run_shapes", "workload_of"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,15 @@ def lane_shape(recipe: Recipe, resolution_px: int) -> LaneShape:
         text_encoder_modules=recipe.text_encoder_modules,
         max_rank=bound,
     )
+
+
+def run_shapes(recipes: Mapping[str, Recipe], resolution_px: int) -> dict[str, LaneShape]:
+    """Each job's lane shape, its rank bound tightened to the largest rank that really occurs."""
+    loose = {key: lane_shape(recipe, resolution_px) for key, recipe in recipes.items()}
+    ranks: dict[LaneShape, int] = defaultdict(int)
+    for key, shape in loose.items():
+        ranks[shape] = max(ranks[shape], recipes[key].rank)
+    return {key: replace(shape, max_rank=ranks[shape]) for key, shape in loose.items()}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ VERDICT_ORDER: tuple[str, ...] = (
 )
 """Best first; what was not scored says nothing and comes last."""
 GOOD: frozenset[str] = frozenset({"learned well", "partly learned"})
+UNJUDGED: frozenset[str] = frozenset({"not scored", "unfinished"})
+"""Verdicts that say nothing of what was learned."""
 
 
 @dataclass(frozen=True)
@@ -241,13 +243,14 @@ class RunView:
     @property
     def headline(self) -> str:
         """The run in one sentence."""
-        total = len(self.subjects)
-        scored = [subject for subject in self.subjects if subject.card]
-        noun = "subject" if total == 1 else "subjects"
-        if scored:
-            good = sum(subject.verdict in GOOD for subject in self.subjects)
-            return f"{good} of {total} {noun} learned."
-        return f"{self.num_committed} of {total} {noun} trained."
+        judged = [one for one in self.subjects if one.verdict not in UNJUDGED]
+        if not judged:
+            num = len(self.subjects)
+            return f"{self.num_committed} of {num} {_subjects(num)} trained."
+        good = sum(one.verdict in GOOD for one in judged)
+        rest = len(self.subjects) - len(judged)
+        tail = f"; {rest} not scored" if rest else ""
+        return f"{good} of {len(judged)} {_subjects(len(judged))} learned{tail}."
 
     @property
     def classes(self) -> list[str]:
@@ -318,3 +321,7 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def _subjects(num: int) -> str:
+    return "subject" if num == 1 else "subjects"
