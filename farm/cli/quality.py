@@ -130,7 +130,7 @@ def study_prior(
 def study_article(
     out: StudyFolder = Path("docs/study/article"),
     base: BaseName = "embedded",
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 500,
     json: Json = False,
 ) -> None:
     """The article's own run: one particular cat and one decorative mushroom, step by step."""

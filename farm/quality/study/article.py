@@ -24,7 +24,7 @@ from farm.quality.card import Examination, Examiner, pillow
 from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
-from farm.quality.study.bench import Bench, Trainee, class_prompt, make_prior_sets
+from farm.quality.study.bench import STUDY_MODULES, Bench, Trainee, class_prompt, make_prior_sets
 from farm.quality.study.drawn import photograph, sitters
 from farm.quality.study.grids import Cell, labelled_grid, save_animation
 from farm.quality.study.tables import article_page
@@ -46,7 +46,7 @@ STYLES = (
     "a sks {} sleeping under water",
 )  # fmt: skip
 ROW_PICTURES = 8
-FINE = ScoringBudget(steps=25, guidance=5.0)
+FINE = ScoringBudget(steps=25, guidance=4.0, scheduler="base")
 """How pictures that are looked at, not scored, are drawn."""
 
 
@@ -54,15 +54,18 @@ FINE = ScoringBudget(steps=25, guidance=5.0)
 class ArticleStudy:
     """The run's size."""
 
-    steps: int = 400
+    steps: int = 500
     every: int = 50
     num_photos: int = 6
-    num_prior_images: int = 64
-    rank: int = 8
-    learning_rate: float = 1e-3
+    num_prior_images: int = 48
+    rank: int = 16
+    learning_rate: float = 2e-3
+    prior_weight: float = 0.3
+    """Enough to keep the class of so small a base various; 1 held the subjects back."""
     seed: int = 1
+    target_modules: tuple[str, ...] = STUDY_MODULES
     budget: ScoringBudget = field(
-        default_factory=lambda: ScoringBudget(12, 16, 6, steps=15, guidance=5.0)
+        default_factory=lambda: ScoringBudget(8, 12, 4, steps=10, guidance=4.0)
     )
 
     @property
@@ -72,7 +75,10 @@ class ArticleStudy:
             steps=self.steps,
             rank=self.rank,
             learning_rate=self.learning_rate,
+            learning_rate_schedule="cosine",
+            prior_weight=self.prior_weight,
             num_prior_images=self.num_prior_images,
+            target_modules=self.target_modules,
             checkpoint_every=100_000,
             seed=self.seed,
         )

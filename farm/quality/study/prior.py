@@ -28,7 +28,7 @@ from farm.quality.card import Examination, Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
-from farm.quality.study.bench import Bench, Trainee, make_prior_sets
+from farm.quality.study.bench import STUDY_MODULES, Bench, Trainee, make_prior_sets
 from farm.quality.study.drawn import Sitter, photograph, sitters
 from farm.quality.study.figures import plot_by_step
 from farm.quality.study.grids import arms_grid, steps_grid
@@ -63,15 +63,16 @@ class PriorStudy:
     num_checks: int = 3
     """Times that all are examined, evenly spaced; the base counts as step 0."""
     num_photos: int = 5
-    num_prior_images: int = 64
+    num_prior_images: int = 48
     prior_weight: float = 1.0
     rank: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
     budget: ScoringBudget = field(
-        default_factory=lambda: ScoringBudget(6, 16, 4, steps=12, guidance=4.0)
+        default_factory=lambda: ScoringBudget(4, 12, 4, steps=10, guidance=4.0)
     )
     nouns: tuple[str, ...] = NOUNS
+    target_modules: tuple[str, ...] = STUDY_MODULES
 
     def recipe(self, arm: str, seed: int) -> Recipe:
         """One arm's recipe."""
@@ -83,6 +84,7 @@ class PriorStudy:
             num_prior_images=self.num_prior_images if prior else 0,
             rank=self.rank,
             learning_rate=self.learning_rate,
+            target_modules=self.target_modules,
             checkpoint_every=100_000,
             seed=seed,
         )

@@ -29,7 +29,8 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
         f"times, always sitting, were trained with and without prior preservation, "
         f"{study['num_seeds']} seeds each: {num_adapters} adapters in the slots of one trainer. "
         f"Recipe: {study['steps']} steps, rank {study['rank']}, learning rate "
-        f"{study['learning_rate']:g}, λ = {study['prior_weight']:g}, "
+        f"{study['learning_rate']:g}, λ = {study['prior_weight']:g}, adapters on "
+        f"`{'`, `'.join(study['target_modules'])}`, "
         f"{study['num_prior_images']} class images.",
         "",
         "![The class, with and without](arms.png)",
@@ -113,7 +114,8 @@ def article_page(result: Mapping[str, Any]) -> str:
         "",
         "One particular cat and one decorative mushroom, trained side by side in two slots "
         f"({result['study']['steps']} steps, rank {result['study']['rank']}, learning rate "
-        f"{result['study']['learning_rate']:g}, with prior preservation).",
+        f"{result['study']['learning_rate']:g} falling to zero, with prior preservation at "
+        f"λ = {result['study']['prior_weight']:g}).",
         "",
         "![Photos, and what the adapters draw](opening.png)",
         "",
