@@ -119,6 +119,7 @@ class Engine:
             self._thread = None
         self._preparer.close()
         self._decoder.stop()
+        self._denoiser.close()
         self._adapters.close()
 
     def __enter__(self) -> Engine:
