@@ -15,15 +15,15 @@ import typer
 
 __all__ = ["demo", "write_demo_manifest"]
 
-STEPS = 120
+STEPS = 250
 RECIPE = {
-    "learning_rate": 1e-3,
-    "rank": 4,
+    "prior_weight": 0.3,
     "num_prior_images": 32,
     "crops_per_photo": 2,
-    "checkpoint_every": 60,
+    "checkpoint_every": 100,
 }
 """Short, for minutes on two cores; ``jobs/`` holds recipes for real work."""
+JUDGE = "farm.quality.judge:thorough_judge"
 SAMPLE_PROMPTS = ("a photo of [V] {class_noun}", "a photo of [V] {class_noun} {place}")
 PLACES = ("in space", "in the snow", "on the beach", "in the forest")
 
@@ -44,7 +44,7 @@ def demo(
 
     Needs nothing, and minutes on two cores. Run again, it finds everything done.
     """
-    from farm.cli.run import JUDGE, finish, run_prepared
+    from farm.cli.run import finish, run_prepared
     from farm.training.prepare_run import prepare_run
     from farm.training.run_request import RunRequest
 

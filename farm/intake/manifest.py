@@ -98,7 +98,11 @@ def _as_row(subject: Subject) -> dict[str, object]:
 
 
 def read_manifest(
-    url: str, *, strict: bool = True, recipe: Mapping[str, object] | None = None
+    url: str,
+    *,
+    strict: bool = True,
+    recipe: Mapping[str, object] | None = None,
+    base_recipe: Mapping[str, object] | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
 
@@ -107,13 +111,14 @@ def read_manifest(
             folder of folders; a local path or any fsspec URL.
         strict: raise where anything is wrong; otherwise the faults are in the manifest.
         recipe: fields that win over everything that the manifest writes, for every subject.
+        base_recipe: fields that win over presets only; see ``farm.recipe.BASE_RECIPES``.
 
     Raises:
         ManifestError: with every fault, if there is an error and ``strict``; if the file cannot be
             read at all, always.
     """
     rows = open_rows(url)
-    resolver = Resolver(rows.head, recipe)
+    resolver = Resolver(rows.head, recipe, base_recipe)
     register = _Register()
     for row, resolved in _resolved(rows.subjects, resolver):
         register.add(row, resolved)

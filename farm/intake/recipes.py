@@ -1,4 +1,4 @@
-"""Recipes from layers: the preset, the defaults, the subject's own fields.
+"""Recipes from layers: the preset, what the base needs, the defaults, the subject's own fields.
 
 Owns the order of the layers and which layer a fault belongs to. A layer wins over the one before
 it field by field; presets stand below everything that the manifest writes.
@@ -31,19 +31,25 @@ class Layers:
     """
 
     def __init__(
-        self, head: Row, preset: PresetName | None, recipe: Fields | None, prior: Fields | None
+        self,
+        head: Row,
+        preset: PresetName | None,
+        recipe: Fields | None,
+        prior: Fields | None,
+        base: Fields | None = None,
     ) -> None:
         """Validate the defaults; ``faults`` says what is wrong with them.
 
         Args:
             head: where the defaults were written, under ``defaults``.
+            base: what the base needs other than the presets say.
         """
-        self._preset = preset
+        self._preset, self._base = preset, dict(base or {})
         self._recipe = dict(recipe or {})
         self._prior = dict(prior or {})
         self._made: dict[str, BaseModel] = {}
         self.faults: list[Fault] = []
-        below: Fields = PRESETS[preset] if preset else {}
+        below = _merged(PRESETS[preset] if preset else {}, self._base)
         # a refused field is told once, here; the subjects are judged on what they add
         self._refuse(Recipe, below, self._recipe, head, "recipe")
         self._refuse(PriorSettings, {}, self._prior, head, "prior")
@@ -64,7 +70,7 @@ class Layers:
     ) -> Recipe | None:
         """A subject's recipe; None, and why among the faults, where it is refused."""
         chosen = preset or self._preset
-        below = _merged(PRESETS[chosen] if chosen else {}, self._recipe)
+        below = _merged(_merged(PRESETS[chosen] if chosen else {}, self._base), self._recipe)
         try:
             return self._validated(Recipe, _merged(below, own or {}))
         except ValidationError as error:

@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 from farm.intake.entry import Defaults, Head, PhotoEntry, SubjectEntry
 from farm.intake.faults import expected
 from farm.intake.subject import PriorSettings
-from farm.recipe import PRESETS, EarlyStop, Recipe
+from farm.recipe import BASE_RECIPES, PRESETS, EarlyStop, Recipe
 
 __all__ = ["refreshed", "render_tables"]
 
@@ -108,6 +108,13 @@ def _presets() -> str:
     for name, preset in PRESETS.items():
         cells = [f"`{json.dumps(preset[field])}`" if field in preset else "" for field in fields]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    for name, needs in BASE_RECIPES.items():
+        said = ", ".join(f"`{field}`: `{json.dumps(value)}`" for field, value in needs.items())
+        lines += [
+            "",
+            f"They are made for Stable Diffusion. On the `{name}` base, {said} stand above them, "
+            "and below whatever the manifest writes.",
+        ]
     return "\n".join(lines)
 
 

@@ -44,18 +44,24 @@ class Resolved:
 class Resolver:
     """Turns the rows of one manifest into subjects. Safe in several threads at once."""
 
-    def __init__(self, head: Row, recipe: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        head: Row,
+        recipe: Mapping[str, Any] | None = None,
+        base_recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         """Validate the head; ``faults`` says what is wrong with it.
 
         Args:
             recipe: fields that win over everything the manifest writes.
+            base_recipe: fields that win over presets only.
         """
         value = {**head.value, "subjects": None}
         found, self.faults = validated(Head, value, head)
         self._head = found or Head()
         self._row = head
         defaults = self._head.defaults
-        self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior)
+        self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior, base_recipe)
         self.faults += self._layers.faults
         self._above = self._checked(recipe or {})
         self._class_images = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -26,7 +26,7 @@ from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.training.lane_settings import Judged
 
-__all__ = ["MAX_PHOTOS", "QualityJudge", "default_judge"]
+__all__ = ["MAX_PHOTOS", "QualityJudge", "default_judge", "thorough_judge"]
 
 MAX_PHOTOS = 12
 """Photos of one subject that are compared with: more change no mean, and cost embedding."""
@@ -44,6 +44,13 @@ def default_judge(base: Base) -> QualityJudge:
     """
     share = float(os.environ.get("FARM_SCORING_SHARE", DEFAULT_SHARE))
     return QualityJudge(os.environ.get("FARM_SCORER"), os.environ.get("FARM_DINO"), share)
+
+
+def thorough_judge(base: Base) -> QualityJudge:
+    """The judge of a demo: a whole card for each adapter, whatever it costs beside a short
+    training. Otherwise as ``default_judge``.
+    """
+    return replace(default_judge(base), share=float("inf"))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.job import JobSpec, PriorSpec, job_spec
 from farm.intake.manifest import read_manifest
+from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.orders import Assignment
 from farm.training.plan import Hardware, Plan, make_plan
@@ -34,7 +35,12 @@ def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> Pre
         BaseModelError, PlanError: if the base cannot be loaded, or nothing can hold it.
     """
     store = Store(request.store)
-    manifest = read_manifest(request.manifest, strict=False, recipe=request.recipe)
+    manifest = read_manifest(
+        request.manifest,
+        strict=False,
+        recipe=request.recipe,
+        base_recipe=BASE_RECIPES.get(request.base),
+    )
     base = base_facts(request.base, request.revision)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:

@@ -9,8 +9,8 @@ HEAD = Row({}, "m.yaml", "/", 1, {("defaults", "recipe"): 2, ("defaults", "recip
 ROW = Row({"id": "tom"}, "m.yaml", "/", 9, {("recipe", "steps"): 10})
 
 
-def layers(preset=None, recipe=None, prior=None) -> Layers:
-    return Layers(HEAD, preset, recipe, prior)
+def layers(preset=None, recipe=None, prior=None, base=None) -> Layers:
+    return Layers(HEAD, preset, recipe, prior, base)
 
 
 def test_the_subject_wins_over_the_defaults_and_they_over_the_preset():
@@ -25,6 +25,13 @@ def test_a_subjects_preset_replaces_the_defaults_preset():
     assert made is not None
     assert made.rank == PRESETS["style"]["rank"]
     assert made.steps == 300
+
+
+def test_what_a_base_needs_wins_over_presets_and_yields_to_the_manifest():
+    made = layers("object", {"rank": 3}, base={"learning_rate": 0.002, "rank": 8})
+    recipe = made.recipe(ROW, "live", {"steps": 7}, [])
+    assert (recipe.learning_rate, recipe.rank, recipe.steps) == (0.002, 3, 7)
+    assert recipe.prior_weight == PRESETS["live"]["prior_weight"]
 
 
 def test_mappings_inside_merge_and_null_wipes():

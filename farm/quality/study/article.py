@@ -24,11 +24,11 @@ from farm.quality.card import Examination, Examiner, pillow
 from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
-from farm.quality.study.bench import STUDY_MODULES, Bench, Trainee, class_prompt, make_prior_sets
+from farm.quality.study.bench import Bench, Trainee, class_prompt, make_prior_sets
 from farm.quality.study.drawn import photograph, sitters
 from farm.quality.study.grids import Cell, labelled_grid, save_animation
 from farm.quality.study.tables import article_page
-from farm.recipe import Recipe
+from farm.recipe import WIDE_MODULES, Recipe
 
 __all__ = ["ArticleStudy", "run_article_study"]
 
@@ -63,7 +63,7 @@ class ArticleStudy:
     prior_weight: float = 0.3
     """Enough to keep the class of so small a base various; 1 held the subjects back."""
     seed: int = 1
-    target_modules: tuple[str, ...] = STUDY_MODULES
+    target_modules: tuple[str, ...] = WIDE_MODULES
     budget: ScoringBudget = field(
         default_factory=lambda: ScoringBudget(8, 12, 4, steps=10, guidance=4.0)
     )

@@ -24,14 +24,8 @@ from farm.recipe import Recipe
 from farm.training.jobs import PriorSet, TrainingJob
 from farm.training.trainer import SlotTrainer
 
-__all__ = ["STUDY_MODULES", "Bench", "Trainee", "make_prior_sets"]
+__all__ = ["Bench", "Trainee", "make_prior_sets"]
 
-STUDY_MODULES = (
-    "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
-    "conv1", "conv2",
-)  # fmt: skip
-"""Where the studies' adapters sit: convolutions and feed-forward layers beside attention. On the
-small embedded base attention alone takes on a subject's colours but hardly its marks and shape."""
 PRIOR_STEPS = 15
 """Denoising steps of a class image; a run's own prior sets take more, a study must end soon."""
 

@@ -28,13 +28,13 @@ from farm.quality.card import Examination, Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
-from farm.quality.study.bench import STUDY_MODULES, Bench, Trainee, make_prior_sets
+from farm.quality.study.bench import Bench, Trainee, make_prior_sets
 from farm.quality.study.drawn import Sitter, photograph, sitters
 from farm.quality.study.figures import plot_by_step
 from farm.quality.study.grids import arms_grid, steps_grid
 from farm.quality.study.pose_reader import PoseReader
 from farm.quality.study.tables import prior_page
-from farm.recipe import Recipe
+from farm.recipe import WIDE_MODULES, Recipe
 
 __all__ = ["ARMS", "PriorStudy", "run_prior_study"]
 
@@ -72,7 +72,7 @@ class PriorStudy:
         default_factory=lambda: ScoringBudget(4, 12, 4, steps=10, guidance=4.0)
     )
     nouns: tuple[str, ...] = NOUNS
-    target_modules: tuple[str, ...] = STUDY_MODULES
+    target_modules: tuple[str, ...] = WIDE_MODULES
 
     def recipe(self, arm: str, seed: int) -> Recipe:
         """One arm's recipe."""
