@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "options": vars(options),
         "hardware": _hardware(options),
         "load": os.getloadavg()[1],
+        "versions": _versions(),
         "rows": rows,
         "knee": knee,
         "waiting": waiting,
@@ -177,6 +179,12 @@ def _hardware(options: argparse.Namespace) -> str:
         lines = cpuinfo.read_text().splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
     return f"{name}, {os.cpu_count()} cores, {options.threads} threads"
+
+
+def _versions() -> str:
+    names = ("torch", "diffusers", "peft", "transformers", "numpy")
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    return f"Python {platform.python_version()}, {found}"
 
 
 def _options() -> argparse.Namespace:

@@ -28,6 +28,7 @@ from farm.base.draw import draw_latents, to_uint8
 from farm.base.model import Base
 from farm.serving.config import EngineConfig
 from farm.serving.engine import Engine
+from farm.serving.lean import make_lean
 from farm.serving.request import DrawRequest, Picture
 
 Drawn = dict[str, np.ndarray]
@@ -129,8 +130,9 @@ class PeftMixed:
 class OneAdapterBatches:
     """Only rows of one adapter share a batch; the oldest request chooses which.
 
-    The rule of servers that batch by adapter. The weights come from a bank as ours do, so what is
-    compared is the rule alone; all adapters of the trace are in memory before the clock starts.
+    The rule of servers that batch by adapter. The weights come from a bank as ours do, and passes
+    and decoding are laid out as ours are, so what is compared is the rule alone; all adapters of
+    the trace are in memory before the clock starts.
     """
 
     name = "one adapter per batch"
@@ -146,6 +148,10 @@ class OneAdapterBatches:
             base, num_slots=len(keys), max_rank=rank, target_modules=TARGETS, dtype=base.dtype
         )
         self._rows = RowWeights(self._bank)
+        if base.device.type == "cpu":
+            base.components[base.denoiser_name].to(memory_format=torch.channels_last)
+            base.pipeline().vae.to(memory_format=torch.channels_last)
+            make_lean(base.components[base.denoiser_name])
         known = list(self._bank.places)
         for key, slot in self._slot.items():
             file = folder / key / "pytorch_lora_weights.safetensors"

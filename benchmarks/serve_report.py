@@ -103,7 +103,7 @@ def _note(report: dict[str, Any], name: str) -> str:
         f"turns on the same slice of the trace ({options['slow']} for one picture at a time); "
         f"medians. The machine's load was {report['load']:.1f} (5-minute mean, at the end): where "
         "that is above its cores, other programs ran beside, and CPU seconds tell more than the "
-        "clock.",
+        f"clock. {report['versions']}.",
         "",
         f"![]({name}.png)",
         "",
@@ -127,8 +127,11 @@ def _note(report: dict[str, Any], name: str) -> str:
         "",
         "*diffusers* loads and unloads each request's adapter with `load_lora_weights`. *peft* "
         "passes `adapter_names` to every LoRA layer of full batches. *One adapter per batch* lets "
-        "only rows of one adapter share a batch, as other servers do. The last two have all "
-        "adapters in memory before the clock starts; the engine brings them in from the store.",
+        "only rows of one adapter share a batch, as other servers do, with the engine's own "
+        "passes. The last two have all adapters in memory before the clock starts; the engine "
+        "brings them in from the store.",
+        "",
+        *_bound_lines(report),
         "",
         *_latency_lines(report),
         "",
@@ -137,6 +140,19 @@ def _note(report: dict[str, Any], name: str) -> str:
         *_knee_lines(report),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _bound_lines(report: dict[str, Any]) -> list[str]:
+    """What batching can give at most on this machine, from the measured passes."""
+    knee, rows = report["knee"], report["rows"]
+    if 2 not in knee or rows not in knee:
+        return []
+    bound = (knee[2] / 2) / (knee[rows] / rows)
+    return [
+        f"A guided picture takes two rows. By the measured passes a row of a pass of two takes "
+        f"{bound:.1f} times the time of a row of a pass of {rows}: no rule of batching can be more "
+        "than so many times slower than full batches on this machine."
+    ]
 
 
 def _latency_lines(report: dict[str, Any]) -> list[str]:

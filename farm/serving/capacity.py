@@ -11,11 +11,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from farm.adapters.bank import Bank
+from farm.adapters.rows import RowWeights
 from farm.base.model import Base
 from farm.serving.config import EngineConfig
 from farm.serving.knee import Knee, find_knee
@@ -24,7 +26,7 @@ from farm.serving.rows import Size
 
 __all__ = ["Capacity", "measure_capacity"]
 
-REPEATS = 3
+REPEATS = 5
 """Passes timed per batch size; the fastest counts, for noise only adds."""
 PASSES_AHEAD = 1
 """Passes that may be queued on the device: enough to hide Python, few enough to cancel fast."""
@@ -124,21 +126,25 @@ def measure_capacity(base: Base, bank: Bank | None, config: EngineConfig) -> Cap
     prompt = base.encode_prompts([""])
     peak_bytes = {0: 0}
 
-    @torch.no_grad()
-    def run(rows: int) -> None:
-        latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
-        timesteps_R = torch.full((rows,), 500.0, device=base.device)
-        if bank is None:
-            base.denoise(latents_RCHW, timesteps_R, prompt.repeat(rows))
-            return
-        with bank.route(torch.arange(rows) % bank.num_slots):
-            base.denoise(latents_RCHW, timesteps_R, prompt.repeat(rows))
+    weights = None if bank is None else RowWeights(bank)
 
     def pass_seconds(rows: int) -> float:
+        # what a running batch has ready: each row's adapter, and prompts that come again
+        latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
+        timesteps_R = torch.full((rows,), 500.0, device=base.device)
+        prompts = prompt.repeat(rows)
         before = _allocated(base.device)
-        run(rows)
+        if bank is not None and weights is not None:
+            weights.assign([[row % bank.num_slots] for row in range(rows)])
+
+        @torch.no_grad()
+        def run() -> None:
+            with nullcontext() if weights is None else weights.active():
+                base.denoise(latents_RCHW, timesteps_R, prompts)
+
+        run()
         peak_bytes[rows] = max(0, _peak(base.device) - before)
-        return min(_timed(lambda: run(rows), base.device) for _ in range(REPEATS))
+        return min(_timed(run, base.device) for _ in range(REPEATS))
 
     def fits(rows: int) -> bool:
         if base.device.type != "cuda":
