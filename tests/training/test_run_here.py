@@ -35,7 +35,8 @@ from farm.training.run_status import run_status, settle_requests
 MAIN = "from farm.cli import main; main()"
 LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
 TOLERANCE = 2e-5
-"""Other neighbours in the slots change the order of float sums; one lost step moves weights by 1e-3."""
+"""Other neighbours in the slots change the order of float sums; one lost step moves weights by
+1e-3."""
 
 
 def adapters(store: Store, folder: Path) -> dict[str, AdapterWeights]:
