@@ -15,6 +15,7 @@
     │   ├── RequestRefused          400, the request itself is wrong
     │   ├── NotAuthorized           401, no key or a wrong one
     │   ├── AdapterNotFound         404, unknown name, revoked, or another tenant's
+    │   ├── KeyReused               409, an idempotency key that stands for another request
     │   ├── TooBusy                 429, carries ``retry_after_s`` from the real backlog
     │   └── Draining                503, the replica is restarting
     └── Interrupted                 exit 130: the user stopped it; says how to go on
@@ -40,6 +41,7 @@ __all__ = [
     "JobDiverged",
     "JobError",
     "JobOutOfMemory",
+    "KeyReused",
     "LaneLost",
     "ManifestError",
     "NotAuthorized",
@@ -176,6 +178,13 @@ class AdapterNotFound(ServingError):
 
     status = 404
     code = "model_not_found"
+
+
+class KeyReused(ServingError):
+    """An idempotency key that stands for another request."""
+
+    status = 409
+    code = "idempotency_key_reused"
 
 
 class TooBusy(ServingError):

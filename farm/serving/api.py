@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
@@ -22,11 +22,12 @@ import farm
 from farm.errors import AdapterNotFound, NotAuthorized, ServingError
 from farm.serving.api_errors import error_body, install_error_handlers
 from farm.serving.api_guard import Guard
-from farm.serving.api_images import answer_images, stream_images
+from farm.serving.api_images import answer_images, answer_once, stream_images
 from farm.serving.api_services import Services
 from farm.serving.auth import Tenant
 from farm.serving.catalog import AdapterFacts, unix_seconds
 from farm.serving.client import BaseFacts
+from farm.serving.replays import KEY_PATTERN
 from farm.serving.schemas import (
     ErrorAnswer,
     GenerateRequest,
@@ -47,6 +48,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 DRAW_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     408: {"model": ErrorAnswer, "description": "The body did not come."},
+    409: {"model": ErrorAnswer, "description": "The idempotency key stands for another request."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
     422: {"model": ErrorAnswer, "description": "The adapter's files cannot be used."},
     429: {"model": ErrorAnswer, "description": "Too much at once; Retry-After says when."},
@@ -113,6 +115,14 @@ def _tenant(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> 
 
 
 TenantOf = Annotated[Tenant, Depends(_tenant)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=KEY_PATTERN,
+        description="Names this request for some minutes: repeated unchanged under the same key it "
+        "gets the same answer without being drawn again. Not with `stream`.",
+    ),
+]
 
 
 # -- drawing -----------------------------------------------------------------------------------
@@ -132,12 +142,22 @@ def _add_drawing(app: FastAPI, services: Services) -> None:
             },
         },
     )
-    async def generate(asked: GenerateRequest, request: Request, tenant: TenantOf) -> Response:
+    async def generate(
+        asked: GenerateRequest,
+        request: Request,
+        tenant: TenantOf,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
         """Draw with an adapter, several, or the bare base.
 
         With ``stream`` the answer is server-sent events: ``image_generation.partial_image``,
         ``image_generation.completed`` and, for those who ask, ``image_generation.progress``.
+
+        With ``Idempotency-Key`` a repeated request gets the answer of the first, and nothing is
+        drawn again; the drawing goes on when the caller leaves.
         """
+        if idempotency_key is not None:
+            return await answer_once(services, tenant, asked, request, idempotency_key)
         if asked.stream:
             return await stream_images(services, tenant, asked, request)
         return await answer_images(services, tenant, asked, request)

@@ -38,6 +38,7 @@ TYPES = {
     404: "invalid_request_error",
     405: "invalid_request_error",
     408: "invalid_request_error",
+    409: "invalid_request_error",
     413: "invalid_request_error",
     422: "invalid_request_error",
     429: "rate_limit_error",
@@ -114,6 +115,8 @@ def _retry_headers(error: ServingError) -> dict[str, str]:
         headers["x-should-retry"] = "true"
     elif error.status == 503:
         headers = {"retry-after": "1", "x-should-retry": "true"}
+    elif error.status == 409:  # which OpenAI's clients would repeat otherwise
+        headers["x-should-retry"] = "false"
     elif error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return headers

@@ -12,24 +12,27 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from farm.errors import Draining, StoreError, TooBusy
+from farm.errors import Draining, RequestRefused, StoreError, TooBusy
 from farm.serving import events
-from farm.serving.api_orders import Order, understand
+from farm.serving.api_orders import Order, check_adapters, understand
 from farm.serving.api_services import Services
 from farm.serving.api_stream import EventStream, gone
 from farm.serving.auth import Tenant
 from farm.serving.client import BaseFacts
 from farm.serving.receipts import encode_picture
+from farm.serving.replays import digest_of, seed_of
 from farm.serving.request import Picture, Progress
 from farm.serving.schemas import GenerateRequest
 
-__all__ = ["answer_images", "stream_images"]
+__all__ = ["answer_images", "answer_once", "stream_images"]
+
+Result = TypeVar("Result")
 
 GRACE_S = 30.0
 """Beyond the deadline, for decoding, encoding and the way here."""
@@ -99,11 +102,43 @@ async def answer_images(
     return Response(body, media_type="application/json")
 
 
+async def answer_once(
+    services: Services, tenant: Tenant, asked: GenerateRequest, request: Request, key: str
+) -> Response:
+    """The same under an idempotency key: a repeated request gets the answer of the first.
+
+    Raises:
+        KeyReused: if the key stands for another request.
+    """
+    if asked.stream:
+        raise RequestRefused(
+            "a stream cannot be given again", "leave out 'stream' or the key", "Idempotency-Key"
+        )
+    digest = digest_of(asked.model_dump_json())
+
+    async def draw() -> bytes:
+        seed = seed_of(tenant.key_id, key, digest)
+        order, base = await understand(services, tenant, asked, request, seed)
+        with _counted(services, order):
+            return await _answer(services, order, base)
+
+    answer = services.replays.answer(tenant.key_id, key, digest, draw)
+    try:
+        body, is_replayed = await _unless_gone(request.receive, answer)
+    except _CallerLeft:
+        return Response(status_code=499)
+    if not is_replayed:
+        return Response(body, media_type="application/json")
+    await check_adapters(services, tenant, asked)  # one may have been withdrawn meanwhile
+    headers = {"idempotency-replayed": "true"}
+    return Response(body, media_type="application/json", headers=headers)
+
+
 class _CallerLeft(asyncio.CancelledError):
     """The connection is closed; nobody waits for the answer."""
 
 
-async def _unless_gone(receive: Receive, work: Awaitable[bytes]) -> bytes:
+async def _unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
     """The work's result; if the caller leaves first, the work is cancelled.
 
     Raises:

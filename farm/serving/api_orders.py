@@ -25,7 +25,7 @@ from farm.serving.receipts import OutputFormat
 from farm.serving.request import MAX_SEED, AdapterRef, DrawRequest
 from farm.serving.schemas import GenerateRequest
 
-__all__ = ["Order", "understand"]
+__all__ = ["Order", "check_adapters", "understand"]
 
 DEFAULT_GUIDANCE = 5.0
 _PLACEHOLDER = re.compile(r"\[V(?::([A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}))?\]")
@@ -73,9 +73,16 @@ class Order:
 
 
 async def understand(
-    services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
+    services: Services,
+    tenant: Tenant,
+    asked: GenerateRequest,
+    request: Request,
+    seed: int | None = None,
 ) -> tuple[Order, BaseFacts]:
     """Check a request against the limits, the key's rate and the catalog; nothing is drawn.
+
+    Args:
+        seed: the first one where the request names none; None draws it.
 
     Raises:
         ServingError: what is wrong, or when to come again.
@@ -95,7 +102,9 @@ async def understand(
     services.rates.take(tenant.key_id, num_pictures, per_minute)
     used = await _find_adapters(services, tenant, asked, base)
     prompt = _fill(asked.prompt, [facts for facts, _, _ in used])
-    first_seed = asked.seed if asked.seed is not None else secrets.randbelow(2**32)
+    first_seed = asked.seed if asked.seed is not None else seed
+    if first_seed is None:
+        first_seed = secrets.randbelow(2**32)
     if first_seed > MAX_SEED - num_pictures:
         raise RequestRefused("seed: too large for n pictures that count up from it", "", "seed")
     template = DrawRequest(
@@ -121,6 +130,15 @@ async def understand(
     )
     root = services.public_url or str(request.base_url).rstrip("/")
     return Order(asked, tenant, pictures, width_px, height_px, root), base
+
+
+async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequest) -> None:
+    """Refuse a request whose adapters are not, or no longer, this caller's to draw with.
+
+    Raises:
+        ServingError: as ``understand`` does.
+    """
+    await _find_adapters(services, tenant, asked, await services.client.facts())
 
 
 def _check_side(width_px: int, height_px: int, multiple_px: int) -> None:

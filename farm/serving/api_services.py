@@ -18,6 +18,7 @@ from farm.serving.client import EngineClient, EngineLoad
 from farm.serving.limits import Limits, RateLimiter, WaitingRoom
 from farm.serving.metrics import Metrics, observe_stats
 from farm.serving.pictures import PictureShelf
+from farm.serving.replays import Replays
 
 __all__ = ["Services"]
 
@@ -48,12 +49,16 @@ class Services:
     """How callers reach the endpoint; empty takes what each request says."""
     rates: RateLimiter = field(default_factory=RateLimiter)
     room: WaitingRoom = field(init=False)
+    replays: Replays = field(init=False)
     encoders: Executor = field(default_factory=_encoders)
     instance: str = field(default_factory=lambda: secrets.token_hex(4))
     last_load: EngineLoad = field(default_factory=lambda: EngineLoad(ready=False))
 
     def __post_init__(self) -> None:
         self.room = WaitingRoom(self.limits.pictures_waiting)
+        self.replays = Replays(
+            window_s=self.limits.replay_window_s, max_bytes=self.limits.replay_mib << 20
+        )
 
     @property
     def wait_s(self) -> float:
@@ -69,6 +74,7 @@ class Services:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            await self.replays.close()
             self.encoders.shutdown(wait=False, cancel_futures=True)
             self.executor.shutdown(wait=False, cancel_futures=True)
 

@@ -45,6 +45,10 @@ class Limits(BaseModel):
     """Per key: pictures asked for and not yet answered."""
     deadline_s: float = Field(300.0, gt=0)
     """A picture that cannot be there by then is not begun, or is given up."""
+    replay_window_s: float = Field(600.0, gt=0)
+    """How long a request with an idempotency key is answered by the same answer."""
+    replay_mib: int = Field(256, ge=1)
+    """Host memory for such answers, per ingress process; the oldest go first."""
 
     def check_cost(self, width_px: int, height_px: int, steps: int, num_pictures: int) -> None:
         """Refuse a request that costs too much as a whole.

@@ -1,0 +1,139 @@
+"""Answers that are given again: what ``Idempotency-Key`` is good for.
+
+Owns which answers are remembered, for how long, and that a request which comes twice at once is
+drawn once. A caller whose connection broke asks again under the same key and gets the pictures of
+the first request; they are not drawn, or counted, twice. Only successes are remembered: what
+failed may be tried again under its key.
+
+One process remembers; behind several ingresses a repeated request may be drawn again by another
+one, and then with the seeds that the key gives it, so the pictures are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+from farm.errors import KeyReused
+
+__all__ = ["KEY_PATTERN", "Replays", "digest_of", "seed_of"]
+
+KEY_PATTERN = r"^[!-~]{1,255}$"
+"""Printable ASCII without spaces."""
+MAX_ANSWERS = 10_000
+
+
+@dataclass
+class _Known:
+    """One request under its key, and its answer once it is there."""
+
+    digest: str
+    work: asyncio.Task[bytes]
+    begun_s: float
+    num_bytes: int = 0
+
+
+class Replays:
+    """The answers of the last minutes, by caller and idempotency key. One event loop's own."""
+
+    def __init__(
+        self, *, window_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args:
+        window_s: how long after its request an answer is given again.
+        max_bytes: of all answers together; the oldest goes first.
+        """
+        self._window_s = window_s
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._num_bytes = 0
+
+    def __len__(self) -> int:
+        """Answers remembered or under way."""
+        return len(self._known)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the answers remembered."""
+        return self._num_bytes
+
+    async def answer(
+        self, key_id: str, key: str, digest: str, draw: Callable[[], Coroutine[None, None, bytes]]
+    ) -> tuple[bytes, bool]:
+        """The answer to a request, drawn if it is new; and whether it was not.
+
+        The drawing goes on if this caller leaves: he may come back for it.
+
+        Args:
+            key_id: who asks.
+            digest: of what is asked.
+
+        Raises:
+            KeyReused: if the key stands for another request of this caller.
+        """
+        self._forget_old()
+        place = (key_id, key)
+        known = self._known.get(place)
+        if known is None:
+            return await asyncio.shield(self._begin(place, digest, draw)), False
+        if known.digest != digest:
+            raise KeyReused(
+                "this idempotency key stands for another request",
+                "use a new key for each request, and the old one only to repeat it unchanged",
+                "Idempotency-Key",
+            )
+        return await asyncio.shield(known.work), True
+
+    def _begin(
+        self, place: tuple[str, str], digest: str, draw: Callable[[], Coroutine[None, None, bytes]]
+    ) -> asyncio.Task[bytes]:
+        work = asyncio.create_task(draw())
+        known = self._known[place] = _Known(digest, work, self._clock())
+        work.add_done_callback(lambda _: self._ended(place, known))
+        return work
+
+    def _ended(self, place: tuple[str, str], known: _Known) -> None:
+        if self._known.get(place) is not known:
+            return
+        failed = known.work.cancelled() or known.work.exception() is not None
+        if failed or len(known.work.result()) > self._max_bytes:
+            del self._known[place]
+            return
+        known.num_bytes = len(known.work.result())
+        self._num_bytes += known.num_bytes
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Let go of answers whose window is over, and of the oldest where they are too many."""
+        now_s = self._clock()
+        for place, known in list(self._known.items()):
+            is_over = now_s - known.begun_s >= self._window_s
+            is_full = self._num_bytes > self._max_bytes or len(self._known) > MAX_ANSWERS
+            if not (is_over or is_full):
+                return  # they are in the order of their beginning
+            if known.work.done():
+                del self._known[place]
+                self._num_bytes -= known.num_bytes
+
+    async def close(self) -> None:
+        """End what is under way."""
+        under_way = [known.work for known in self._known.values() if not known.work.done()]
+        for work in under_way:
+            work.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+
+def digest_of(asked: str) -> str:
+    """Names what is asked by its content."""
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def seed_of(key_id: str, key: str, digest: str) -> int:
+    """The first seed, 32 bits, of a request that names none, the same wherever it is drawn."""
+    named = "\0".join((key_id, key, digest)).encode()
+    return int.from_bytes(hashlib.sha256(named).digest()[:4], "big")
