@@ -68,11 +68,11 @@ def build_schedule() -> DDIMScheduler:
 class DenoiserPlan:
     """How long and how hard the denoiser trains."""
 
-    num_steps: int = 9000
+    num_steps: int = 19_000
     batch_size: int = 32
     learning_rate: float = 1e-3
     num_warmup_steps: int = 150
-    decay_share: float = 0.35
+    decay_share: float = 0.3
     """Last share of the steps, over which the rate falls to zero. Until then it is constant, so a
     training stopped before
     can be given more steps."""

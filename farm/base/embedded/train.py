@@ -30,7 +30,7 @@ from farm.base.embedded.vae import measure_psnr, refine_decoder, standardize, to
 
 __all__ = ["TrainingPlan", "train_embedded"]
 
-DOCUMENTED_MINUTES = 120.0
+DOCUMENTED_MINUTES = 180.0
 """About what the plan below takes on two cores of a 2023 server."""
 
 
@@ -41,9 +41,9 @@ class TrainingPlan:
     num_pictures: int = 24_000
     num_held_out: int = 1_000
     num_scorer_steps: int = 1_900
-    num_more_scorer_steps: int = 4_500
-    num_vae_steps: int = 2_600
-    num_decoder_steps: int = 2_000
+    num_more_scorer_steps: int = 7_000
+    num_vae_steps: int = 6_000
+    num_decoder_steps: int = 1_000
     denoiser: DenoiserPlan = DenoiserPlan()
 
     def scaled(self, minutes: float) -> TrainingPlan:

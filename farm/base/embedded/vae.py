@@ -146,7 +146,7 @@ def _vae_loss(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, dict[str, f
     absolute = (rebuilt - pictures).abs().mean()
     kl = posterior.kl().mean() / posterior.mean[0].numel()
     psnr = -10 * torch.log10(squared.detach() / 4)
-    return squared + 0.05 * absolute + 3e-5 * kl, {
+    return squared + 0.02 * absolute + 1e-5 * kl, {
         "psnr_db": psnr.item(),
         "absolute": absolute.item(),
         "kl": kl.item(),
