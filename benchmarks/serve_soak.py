@@ -4,13 +4,13 @@
 
 This process serves (on Ray, or with ``--no-ray`` through ``farm serve``), publishes and revokes
 adapters, kills engines and watches memory; a second one asks (``soak_load.py``). Exits 1 if a
-picture was wrong, a request hung, or an answer was a 5xx other than 503 after a kill.
+picture was wrong, a request hung, an answer was a 5xx other than 503 after a kill, or a process
+that lived long did not stop growing. Writes ``serve-soak-<machine>-<date>.{md,csv,png}``.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import csv
 import json
 import os
@@ -19,7 +19,6 @@ import random
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,8 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
-from soak_load import MAX_MEAN_DIFFERENCE, PROMPT, STEPS
+from soak_load import PROMPT, STEPS
+from soak_report import judge, note, plot_memory
 
 from farm.adapters.bank import Bank
 from farm.adapters.draw import draw_adapted
@@ -52,9 +52,6 @@ from farm.storage import Store
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 RANK = 4
 SEEDS = (1, 2, 3)
-HONEST_503_S = 90.0
-"""How long after a kill a 503 is what it says: an engine that restarts."""
-GOOD = {"right", "refused", "busy", "restarting", "left"}
 
 
 class Studio:
@@ -257,7 +254,13 @@ def soak(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             time.sleep(0.5)
     lines = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
     nearest = nearest_pictures(expected)
-    return {"lines": lines, "kills": kills, "memory": memory, "nearest": nearest}
+    return {
+        "lines": lines,
+        "kills": kills,
+        "kills_at_s": [kill - started_s for kill in kills],
+        "memory": memory,
+        "nearest": nearest,
+    }
 
 
 def nearest_pictures(expected: Path) -> float:
@@ -286,102 +289,6 @@ def wait_until_ready(url: str) -> None:
     raise RuntimeError("the endpoint did not become ready")
 
 
-# -- judging and telling -----------------------------------------------------------------------
-
-
-def judge(result: dict[str, Any]) -> list[str]:
-    """Everything that was not as it should be."""
-    faults = []
-    for line in result["lines"]:
-        verdict = line["verdict"]
-        if verdict == "restarting":
-            after = [line["at_s"] + line["took_s"] - kill for kill in result["kills"]]
-            if not any(0 <= since <= HONEST_503_S for since in after):
-                faults.append(f"503 without a kill: {line}")
-        elif verdict not in GOOD:
-            faults.append(f"{verdict}: {line}")
-    return faults
-
-
-def growth_mib(memory: list[tuple[float, dict[str, float]]]) -> dict[str, tuple[float, float]]:
-    """Each process' mean memory in the second and in the last quarter of its life."""
-    lives: dict[str, list[float]] = collections.defaultdict(list)
-    for _, sizes in memory:
-        for name, size in sizes.items():
-            lives[name].append(size)
-    return {
-        name: (
-            statistics.mean(life[len(life) // 4 : len(life) // 2]),
-            statistics.mean(life[3 * len(life) // 4 :]),
-        )
-        for name, life in lives.items()
-        if len(life) >= 16
-    }
-
-
-def note(result: dict[str, Any], faults: list[str], options: argparse.Namespace) -> str:
-    """The page that is kept of a soak."""
-    lines = result["lines"]
-    drawn = [line for line in lines if line["verdict"] == "right" and line["kind"] != "models"]
-    took = sorted(line["took_s"] for line in drawn)
-    span_s = max(line["at_s"] + line["took_s"] for line in lines) - lines[0]["at_s"]
-    how = "one process of `farm serve`"
-    if not options.no_ray:
-        how = f"Ray Serve with {options.engines} engines, {len(result['kills'])} of them killed"
-    facts = [
-        f"{span_s / 60:.1f} minutes, {len(lines)} requests; {len(drawn)} pictures compared with "
-        "renders made alone",
-        f"engine processes that drew: {len({line['engine'] for line in drawn})}",
-        f"wrong pictures: {sum('wrong' in line['verdict'] for line in lines)}",
-        f"hung requests: {sum(line['verdict'] == 'hung' for line in lines)}",
-        f"5xx other than 503: {sum(line['status'] in {500, 502, 504} for line in lines)}",
-        f"503: {by_status(lines, 503)}, 429: {by_status(lines, 429)}",
-        "largest mean difference from the render alone: "
-        f"{max(line['difference'] for line in lines):.3f} of 255, limit {MAX_MEAN_DIFFERENCE}; "
-        f"nearest pictures of two adapters: {result['nearest']:.1f}",
-        "seconds to an answer: "
-        + ", ".join(f"p{round(q * 100)} {quantile(took, q):.2f}" for q in (0.5, 0.95, 0.99)),
-        f"faults: {len(faults)}",
-    ]
-    by_kind = collections.Counter((line["kind"], line["verdict"]) for line in lines)
-    outcomes = [f"| {kind} | {verdict} | {n} |" for (kind, verdict), n in sorted(by_kind.items())]
-    sizes = [
-        f"| {name} | {early:.0f} | {late:.0f} | {late - early:+.0f} |"
-        for name, (early, late) in sorted(growth_mib(result["memory"]).items())
-    ]
-    parts = [
-        f"# Soak of the endpoint, {datetime.now(UTC):%Y-%m-%d}",
-        "",
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; base `{options.base}`, "
-        f"{options.callers} callers in a second process, {how}.",
-        "",
-        *(f"- {fact}" for fact in facts),
-        "",
-        "| request | outcome | count |",
-        "|---|---|---|",
-        *outcomes,
-        "",
-        "Memory, MiB, mean of the second quarter of a process' life and of the last:",
-        "",
-        "| process | early | late | growth |",
-        "|---|---|---|---|",
-        *sizes,
-        *(f"\n- {fault}" for fault in faults[:50]),
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def by_status(lines: list[dict[str, Any]], status: int) -> int:
-    """How many answers had a status."""
-    return sum(line["status"] == status for line in lines)
-
-
-def quantile(values: list[float], share: float) -> float:
-    """Of sorted values."""
-    return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
-
-
 def main() -> None:
     """Run the soak, keep its page, and say by the exit code whether all was well."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -406,7 +313,8 @@ def main() -> None:
         writer = csv.DictWriter(file, fieldnames=list(result["lines"][0]))
         writer.writeheader()
         writer.writerows(result["lines"])
-    page = note(result, faults, options)
+    plot_memory(result, options.out / f"{name}.png")
+    page = note(result, faults, options, f"{name}.png")
     (options.out / f"{name}.md").write_text(page)
     print(page)
     sys.exit(1 if faults else 0)

@@ -56,16 +56,24 @@ class Batch:
         self._ready.append(row)
 
     def join(self, capacity: Capacity) -> list[Row]:
-        """Let ready rows in, in the order of their turns, while they fit; say which."""
+        """Let ready rows in, in the order of their turns, while they fit; say which.
+
+        None overtakes one of its size: a guided picture would wait for two places for ever while
+        unguided ones take each that comes free.
+        """
         joined: list[Row] = []
+        full: set[Size] = set()
         total = sum(row.num_rows for rows in self._groups.values() for row in rows)
         for row in sorted(self._ready, key=lambda row: row.waiting.turn):
             group = self._groups.get(row.waiting.size, [])
             taken = sum(other.num_rows for other in group)
+            if row.waiting.size in full:
+                continue
             if group and taken + row.num_rows > capacity.rows_at(row.waiting.size):
+                full.add(row.waiting.size)
                 continue
             if total and total + row.num_rows > self._max_sizes * capacity.rows:
-                continue
+                break
             if total and not capacity.has_memory():
                 break
             self._ready.remove(row)

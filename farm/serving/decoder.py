@@ -81,6 +81,11 @@ class Decoder:
             self._thread = None
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def backlog(self) -> int:
         """Finished pictures that wait for their pixels."""
         return len(self._finished)
@@ -143,12 +148,16 @@ class Decoder:
             return
         ended_s = time.monotonic()
         for row, picture, finite in zip(wanted, pixels, is_finite, strict=True):
-            if finite:
-                receipt = row.receipt(self._base, ended_s, ended_s - started_s)
-                row.ticket.succeed(Picture(picture, receipt))
-            else:
-                row.ticket.fail(_not_finite(row))
-            self._on_end(row, finite)
+            try:
+                if finite:
+                    receipt = row.receipt(self._base, ended_s, ended_s - started_s)
+                    row.ticket.succeed(Picture(picture, receipt))
+                else:
+                    row.ticket.fail(_not_finite(row))
+            except Exception:  # this thread goes on for the others, whatever it was
+                LOG.exception("handing a picture over failed")
+                row.ticket.fail(FarmError("the picture could not be handed over", "try again"))
+            self._on_end(row, row.ticket.drawn)
 
     def _fail(self, rows: dict[Row, _Latents], error: Exception) -> None:
         """Rows could not be decoded together: each gets a try of its own, or is given up."""

@@ -131,8 +131,8 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop runs and has moved lately."""
-        is_alive = self._thread is not None and self._thread.is_alive()
+        """Whether the loop runs and has moved lately, and pictures are decoded."""
+        is_alive = self._thread is not None and self._thread.is_alive() and self._decoder.alive
         return is_alive and time.monotonic() - self._beat_s < self.config.stuck_after_s
 
     # -- asking -------------------------------------------------------------------------------
@@ -153,13 +153,14 @@ class Engine:
         waiting = Waiting(Ticket(request), size, cost, time.monotonic())
         with self._counting:
             self._num_open += 1
+            self._stats.submitted += 1
         try:
             self._admission.admit(waiting, self.capacity)
         except TooBusy:
             with self._counting:
                 self._num_open -= 1
+                self._stats.submitted -= 1
             raise
-        self._stats.submitted += 1
         self._wake()
         if self._is_over:  # the loop ended meanwhile and may have missed this one
             waiting.ticket.fail(_stopping())

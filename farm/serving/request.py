@@ -203,6 +203,12 @@ class Ticket:
         """Whether there is a picture, an error, or a cancellation."""
         return self.future.done()
 
+    @property
+    def drawn(self) -> bool:
+        """Whether there is a picture."""
+        future = self.future
+        return future.done() and not future.cancelled() and future.exception() is None
+
     def result(self, timeout_s: float | None = None) -> Picture:
         """Wait for the picture.
 
