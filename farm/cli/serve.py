@@ -14,6 +14,8 @@ __all__ = ["register"]
 
 STORE = typer.Option(..., "--store", envvar="FARM_STORE", help="Folder or URL with the adapters.")
 JSON = typer.Option(False, "--json", help="Print one JSON document on the last line.")
+APPLICATION = "farm"
+"""Its name on Ray Serve."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -195,7 +197,11 @@ def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
 
 
 def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
-    """The Ray Serve application on a cluster, or on one of this machine's own."""
+    """The Ray Serve application on a cluster, or on one of this machine's own.
+
+    On a cluster that others use too, their applications go on when this one ends.
+    """
+    import contextlib
     import signal
     import sys
     import threading
@@ -205,17 +211,31 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
 
     from farm.serving.app import build_app
 
+    port = port or _free_port(host)
     ray.init(ignore_reinit_error=True, log_to_driver=False)
-    ray_serve.start(http_options={"host": host, "port": port or 8000})
-    ray_serve.run(build_app(settings), name="farm", route_prefix="/")
-    print(f"serving {settings.public_base} at http://{host}:{port or 8000}", file=sys.stderr)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
+        ray_serve.start(http_options={"host": host, "port": port})
+        ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
+        stop = threading.Event()
+        for sign in (signal.SIGTERM, signal.SIGINT):  # being told to stop is no error
+            signal.signal(sign, lambda *_: stop.set())
+        print(f"serving {settings.public_base} at http://{host}:{port}", file=sys.stderr)
         stop.wait()
     finally:
-        ray_serve.shutdown()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray_serve.delete(APPLICATION)
+            if not ray_serve.status().applications:
+                ray_serve.shutdown()
         ray.shutdown()
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])
 
 
 # -- keys --------------------------------------------------------------------------------------

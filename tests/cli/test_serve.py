@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +106,43 @@ def test_a_wrong_config_file_is_explained(tmp_path: Path) -> None:
     told = farm("serve", "--store", str(tmp_path), "--config", str(config))
     assert told.returncode == 2
     assert "limits.max_picture" in told.stderr
+
+
+@pytest.fixture
+def ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processes started here find no cluster, and start one in a folder that goes away."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets have short names
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_its_own")
+def test_on_ray_it_starts_draws_and_stops_when_told(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(
+        "engine: {num_slots: 4, batch_rows: 4}\n"
+        "replicas: {cpus_per_engine: 0.5, cpus_per_ingress: 0.2}\n"
+        f"cache_folder: {tmp_path / 'disk'}\n"
+    )
+    options = ("--store", str(tmp_path / "store"), "--config", str(config), "--ray")
+    with serving(*options) as (url, process):
+        until_s = time.monotonic() + 120
+        while httpx2.get(f"{url}/ready", timeout=30).status_code != 200:
+            assert time.monotonic() < until_s
+            time.sleep(0.5)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        ask = {"extra_body": {"seed": 1, "num_inference_steps": 2}}
+        drawn = client.images.generate(model="tiny", prompt="a photo", **ask).data[0]
+        assert drawn.receipt["engine"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/health")
 
 
 @pytest.mark.slow
