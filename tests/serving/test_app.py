@@ -199,6 +199,38 @@ def test_a_picture_whose_engine_is_killed_is_drawn_by_another(
     assert are_same(pixels_of(results[0].b64_json), pixels_of(alone.b64_json))
 
 
+def ingresses() -> set[str]:
+    """The names of the ingress processes that are there."""
+    import ray
+
+    prefix = "SERVE_REPLICA::farm#ingress#"
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return {entry["name"] for entry in named if entry["name"].startswith(prefix)}
+
+
+@pytest.mark.slow
+def test_an_ingress_that_is_killed_is_replaced_and_draws_the_same(cluster: Cluster) -> None:
+    import ray
+
+    before = pixels_of(cluster.draw("bob").b64_json)
+    (killed,) = ingresses()
+    ray.kill(ray.get_actor(killed, namespace="serve"))
+    statuses: set[int] = set()
+
+    def is_back() -> bool:
+        try:
+            statuses.add(httpx2.get(f"{cluster.url}/ready", timeout=30).status_code)
+        except httpx2.TransportError:
+            statuses.add(0)
+        return 200 in statuses and killed not in ingresses()
+
+    eventually(is_back, within_s=90)
+    assert statuses <= {0, 200, 500, 503}  # the proxy's own words while nobody is behind it
+    assert are_same(pixels_of(cluster.draw("bob").b64_json), before)
+    assert len(ingresses()) == 1
+    assert httpx2.get(f"{cluster.url}/ready").status_code == 200
+
+
 # -- without a cluster -------------------------------------------------------------------------
 
 
