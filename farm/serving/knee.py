@@ -59,6 +59,9 @@ def find_knee(
     while rows * 2 <= max_rows and fits(rows * 2):
         measured[rows * 2] = pass_seconds(rows * 2)
         gain = 2 * measured[rows] / measured[rows * 2] - 1
+        if gain < worth_it:  # or another program ran beside: noise only adds, so look again
+            measured[rows * 2] = min(measured[rows * 2], pass_seconds(rows * 2))
+            gain = 2 * measured[rows] / measured[rows * 2] - 1
         # a guided picture needs two rows, so two are always allowed
         if gain < worth_it and rows >= 2:
             break

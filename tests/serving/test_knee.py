@@ -32,3 +32,15 @@ def test_it_never_runs_a_pass_that_does_not_fit():
 
 def test_the_reason_names_the_curve():
     assert "2 rows a pass (1: 1000.0 ms, 2: 2000.0 ms" in find_knee(float, max_rows=64).reason
+
+
+def test_one_disturbed_measurement_does_not_end_the_search():
+    measured = []
+
+    def pass_seconds(rows):
+        measured.append(rows)
+        return 10.0 if measured == [1, 2, 4] else 1.0  # another program ran beside just then
+
+    knee = find_knee(pass_seconds, max_rows=16)
+    assert (knee.rows, measured) == (16, [1, 2, 4, 4, 8, 16])
+    assert knee.seconds_by_rows[4] == 1.0
