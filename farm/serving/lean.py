@@ -40,15 +40,16 @@ def make_lean(denoiser: nn.Module) -> int:
     for module in denoiser.modules():
         lean = None if "forward" in vars(module) else _lean_of(module)
         if lean is not None:
+            vars(lean)["is_lean"] = True
             module.forward = lean
             num_lean += 1
     return num_lean
 
 
 def restore(denoiser: nn.Module) -> None:
-    """Let all blocks run as diffusers wrote them."""
+    """Let all blocks run as diffusers wrote them; what others have put there stays."""
     for module in denoiser.modules():
-        if "forward" in vars(module):
+        if getattr(vars(module).get("forward"), "is_lean", False):
             del module.forward
 
 

@@ -89,6 +89,19 @@ def test_blocks_run_as_they_are_written_after_they_are_restored(denoiser):
     assert make_lean(denoiser) == num_lean
 
 
+def test_a_pass_that_others_have_put_on_a_block_stays(denoiser):
+    block = denoiser.mid_block.resnets[0]
+    hooked = block.forward
+    block.forward = lambda *given, **named: hooked(*given, **named)
+    theirs = block.forward
+    try:
+        make_lean(denoiser)
+        restore(denoiser)
+        assert block.forward is theirs
+    finally:
+        del block.forward
+
+
 @torch.no_grad()
 def test_what_lean_blocks_do_not_know_goes_to_diffusers(base, denoiser):
     """A mask over tokens changes the picture as much with lean blocks as without."""
