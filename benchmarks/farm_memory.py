@@ -82,7 +82,12 @@ def main() -> None:
             base=arguments.base,
             executor="local" if arguments.in_process else "ray",
             samples=SampleSettings(per_prompt=0),
-            recipe={"num_prior_images": 16, "checkpoint_every": 100_000},
+            recipe={
+                "num_prior_images": 16,
+                "checkpoint_every": 100_000,
+                "rank": 4,
+                "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
+            },
         )
         summary = execute_run(prepare_run(request), view=sampler)
     after = min(100, arguments.subjects // 4)

@@ -108,11 +108,11 @@ def _presets() -> str:
     for name, preset in PRESETS.items():
         cells = [f"`{json.dumps(preset[field])}`" if field in preset else "" for field in fields]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    for name, needs in BASE_RECIPES.items():
+    for base, needs in BASE_RECIPES.items():
         said = ", ".join(f"`{field}`: `{json.dumps(value)}`" for field, value in needs.items())
         lines += [
             "",
-            f"They are made for Stable Diffusion. On the `{name}` base, {said} stand above them, "
+            f"They are made for Stable Diffusion. On the `{base}` base, {said} stand above them, "
             "and below whatever the manifest writes.",
         ]
     return "\n".join(lines)
