@@ -111,9 +111,9 @@ def draw_with_ray(
     """Run the pipeline; yields as parts are written. Needs an initialised Ray."""
     import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     if not os.environ.get("FARM_DEBUG"):
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [
         {"prior_key": part.prior_key, "number": part.number, "first": part.first, "stop": part.stop}
         for spec in specs

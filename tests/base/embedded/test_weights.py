@@ -76,7 +76,7 @@ def test_the_noise_schedule_leaves_nothing_of_the_picture_and_never_clips(pipeli
 
 
 def test_the_autoencoder_gives_back_what_it_was_given(pipeline):
-    assert measure_psnr(pipeline.vae.float(), draw_album(HELD_OUT_SEED, 48)) > 25.5
+    assert measure_psnr(pipeline.vae.float(), draw_album(HELD_OUT_SEED, 48)) > 28
 
 
 def test_the_scorer_loads_as_any_clip_and_tells_held_out_pictures_apart():
@@ -90,17 +90,16 @@ def test_the_scorer_loads_as_any_clip_and_tells_held_out_pictures_apart():
     scorer, tokenizer = load_scorer()
     assert torch.allclose(by_processor, embed_pictures(scorer, album), atol=2e-2)
     shares = measure_scorer(scorer, tokenizer, album, scenes_of(HELD_OUT_SEED, 64))
-    assert shares["class_noun"] > 0.75
-    assert min(shares["colour"], shares["place"]) > 0.9
+    assert min(shares["class_noun"], shares["colour"], shares["place"]) > 0.93
 
 
-def test_what_is_drawn_is_mostly_what_was_asked(pipeline):
+def test_what_is_drawn_is_what_was_asked(pipeline):
     asked = measured_prompts(24)
     pictures = draw_prompts(pipeline, [a.prompt for a in asked], batch_size=24)
     scorer, tokenizer = load_scorer()
     embeddings = embed_pictures(scorer, pictures)
     nouns = [a.class_noun for a in asked]
     places = answer(scorer, tokenizer, embeddings, nouns, "place")
-    assert sum(p == a.place for p, a in zip(places, asked, strict=True)) >= 18
+    assert sum(p == a.place for p, a in zip(places, asked, strict=True)) >= 22
     classes = answer(scorer, tokenizer, embeddings, nouns, "class_noun")
-    assert sum(c == n for c, n in zip(classes, nouns, strict=True)) >= 10
+    assert sum(c == n for c, n in zip(classes, nouns, strict=True)) >= 21
