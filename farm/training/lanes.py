@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -313,7 +315,8 @@ def start_ray(**options: Any) -> None:
     quiet_ray()
     for attempt in range(1, RAY_STARTS + 1):
         try:
-            ray.init(logging_level="error", **options)
+            with _hushed_stderr():
+                ray.init(logging_level="error", **options)
             return
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
@@ -327,6 +330,23 @@ def start_ray(**options: Any) -> None:
                     f"Ray did not start within 30 s, {attempt} times: {error}",
                     "the machine is too busy; try again, or use --in-process",
                 ) from error
+
+
+@contextmanager
+def _hushed_stderr() -> Iterator[None]:
+    """Ray's core announces its log level on the bare file descriptor; errors come as exceptions."""
+    if os.environ.get("FARM_DEBUG"):
+        yield
+        return
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def quiet_ray() -> None:
@@ -344,5 +364,8 @@ def quiet_ray() -> None:
         # Ray's own 15 starves lanes, and even the dispatcher, beside any other busy process
         "RAY_worker_niceness": "5",
     }
+    if not os.environ.get("FARM_DEBUG"):
+        # below "fatal", Ray's core writes advice about Ray Data's own actors to our terminal
+        defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
