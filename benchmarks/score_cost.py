@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ]  # fmt: skip
         bench = Bench(base, trainees, priors)
         try:
-            bench.train_to(options.steps)
+            bench.train_to(options.timed_steps or options.steps)
             if examiner is None:  # one for all chunks, as a lane's judge keeps it
                 examiner = Examiner(base, bench.trainer.bank, scorer, budget)
             examiner.bank = bench.trainer.bank
@@ -64,9 +64,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{start + len(chunk)} of {len(people)}: training {training_s:.0f} s, "
               f"scoring {scoring_s:.0f} s", flush=True)  # fmt: skip
     assert examiner is not None
+    training_s *= options.steps / (options.timed_steps or options.steps)
     return {
         "subjects": len(people),
         "steps": options.steps,
+        "timed_steps": options.timed_steps or options.steps,
         "slots": options.slots,
         "budget": asdict(budget),
         "training_s": round(training_s, 1),
@@ -85,7 +87,7 @@ def page(result: dict[str, Any]) -> str:
             "",
             f"{result['when']}, {result['hardware']}, base `{result['base']}`: "
             f"{result['subjects']} drawn subjects, {result['steps']} steps with prior "
-            f"preservation, {result['slots']} slots.",
+            f"preservation, {result['slots']} slots. {_how(result)}",
             "",
             "| | seconds |",
             "|---|---|",
@@ -100,10 +102,20 @@ def page(result: dict[str, Any]) -> str:
             "",
             "```",
             f"python benchmarks/score_cost.py --subjects {result['subjects']} "
-            f"--steps {result['steps']} --slots {result['slots']}",
+            f"--steps {result['steps']} --slots {result['slots']} "
+            f"--timed-steps {result['timed_steps']}",
             "```",
             "",
         ]
+    )
+
+
+def _how(result: dict[str, Any]) -> str:
+    if result["timed_steps"] == result["steps"]:
+        return "All steps were run."
+    return (
+        f"{result['timed_steps']} of each subject's steps were run and their time scaled to "
+        f"{result['steps']}: every step does the same work."
     )
 
 
@@ -113,6 +125,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=100)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--slots", type=int, default=25)
+    parser.add_argument("--timed-steps", type=int, help="run so many, and scale their time")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
