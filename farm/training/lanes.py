@@ -52,7 +52,7 @@ __all__ = [
 NAMESPACE = "farm"
 EXCHANGE_TIMEOUT_S = 120.0
 CPU_LANE_NICENESS = 7
-"""Added to the niceness of lanes without a GPU: beside a drawer, a quarter of the core is theirs."""
+"""Added to the niceness of lanes without a GPU: beside a drawer, a quarter of a core is theirs."""
 RAY_STARTS = 4
 
 
