@@ -201,10 +201,11 @@ class ScoringBudget:
 
         Counted in denoiser rows: an adapter's training step costs ``TRAINING_COST`` forward
         passes a row. The share is kept below the promised 20 % because decoding, scoring and
-        the base's own pictures come on top.
+        the base's own pictures come on top. A short training gets the smallest card that is a
+        card, up to half of what it cost: every adapter shall be judged.
 
         Returns:
-            None where not even the fewest pictures that make a score fit.
+            None where even the fewest pictures that make a score would cost more than that.
         """
         rows_a_step = recipe.instance_rows + (recipe.prior_rows if recipe.uses_prior else 0)
         allowed = share * recipe.steps * rows_a_step * TRAINING_COST
@@ -212,7 +213,8 @@ class ScoringBudget:
             return cls()
         least = cls(MIN_PICTURES, MIN_PICTURES, MIN_PICTURES, steps=8)
         if least.denoiser_rows > allowed:
-            return None
+            fits = share > 0 and least.denoiser_rows <= allowed * max(1.0, SHORT_SHARE / share)
+            return least if fits else None
         spare = int((allowed - least.denoiser_rows) / (2 * least.steps))
         return replace(
             least,
@@ -221,6 +223,8 @@ class ScoringBudget:
         )
 
 
+SHORT_SHARE = 0.5
+"""Of its training's cost that the smallest card of a short recipe may take."""
 TRAINING_COST = 2.13
 """Forward and backward of a LoRA over a frozen base, in forward passes (Stable Diffusion v1-5:
 1.714 of 0.803 TFLOP, counted)."""

@@ -10,6 +10,7 @@ from farm.quality.intervals import MIN_PICTURES
 from farm.quality.protocol import (
     LIVE_TEMPLATES,
     OBJECT_TEMPLATES,
+    SHORT_SHARE,
     TRAINING_COST,
     ScoringBudget,
     protocol_for,
@@ -63,13 +64,16 @@ def test_a_budget_stays_within_its_share_of_training(
     if budget is None:
         return
     trained = steps * (1 + prior_rows) * TRAINING_COST
-    assert budget.denoiser_rows <= share * trained
+    is_least = budget.num_pictures == 3 * MIN_PICTURES
+    assert budget.denoiser_rows <= (max(share, SHORT_SHARE) if is_least else share) * trained
     assert budget.num_prompt_pictures >= MIN_PICTURES
     assert budget.num_class_pictures >= MIN_PICTURES
 
 
-def test_a_usual_recipe_is_scored_and_a_tiny_one_is_not() -> None:
-    assert ScoringBudget.within(Recipe()) is not None
+def test_a_usual_recipe_is_scored_a_short_one_by_the_smallest_card_and_a_tiny_one_is_not() -> None:
+    assert ScoringBudget.within(Recipe()).num_pictures > 3 * MIN_PICTURES
+    assert ScoringBudget.within(Recipe(steps=200)).num_pictures == 3 * MIN_PICTURES
+    assert ScoringBudget.within(Recipe(), 0.0) is None
     assert ScoringBudget.within(Recipe(steps=10)) is None
 
 
