@@ -28,9 +28,16 @@ NUM_EVALUATION_ROWS = 8
 """E: photos × timesteps of one evaluation; eight forward rows cost about three of training."""
 
 
+KEEP_TOLERANCE = 0.02
+"""Relative difference of two evaluation losses that says nothing: of equally good steps the latest
+is kept. On 50 drawn subjects the very lowest lay 80 steps before the stop on average, and cost 3 %
+of fidelity, which goes on rising while the loss stands still."""
+
+
 def is_best(curve: Sequence[tuple[int, float]]) -> bool:
-    """Whether the last evaluation is the lowest of all so far."""
-    return len(curve) == 1 or curve[-1][1] < min(loss for _, loss in curve[:-1])
+    """Whether the last evaluation is as low as any so far, within ``KEEP_TOLERANCE``."""
+    lowest = min(loss for _, loss in curve)
+    return curve[-1][1] <= lowest * (1 + KEEP_TOLERANCE)
 
 
 def should_stop(curve: Sequence[tuple[int, float]], rule: EarlyStop) -> bool:
