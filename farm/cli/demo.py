@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -69,8 +70,10 @@ def demo(
     raise typer.Exit(summary.exit_code)
 
 
-def write_demo_manifest(out: Path, num_subjects: int, steps: int) -> Path:
-    """Draw the photos of the subjects and write a manifest for them.
+def write_demo_manifest(
+    out: Path, num_subjects: int, steps: int, *, nouns: Sequence[str] | None = None
+) -> Path:
+    """Draw the photos of the subjects, of all classes or of some, and write a manifest for them.
 
     Drawn again they are the same, byte for byte, so that a second demo finds all adapters.
     """
@@ -78,7 +81,8 @@ def write_demo_manifest(out: Path, num_subjects: int, steps: int) -> Path:
 
     from farm.base.embedded.world import CLASS_NOUNS, draw_subject
 
-    nouns = ["cat", "mushroom", *(noun for noun in CLASS_NOUNS if noun not in ("cat", "mushroom"))]
+    pair = ("cat", "mushroom")
+    nouns = nouns or [*pair, *(noun for noun in CLASS_NOUNS if noun not in pair)]
     subjects = []
     for number in range(num_subjects):
         noun = nouns[number % len(nouns)]
