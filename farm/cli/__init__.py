@@ -8,6 +8,7 @@ Each command group lives in a module of its own and imports what is heavy when i
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import sys
@@ -54,6 +55,7 @@ for _group in GROUPS:
 
 def main() -> None:
     """Run the command line; every error of the farm becomes a message and its exit code."""
+    faulthandler.enable()  # a crash below Python says where it happened
     # no torchvision is needed; its absence is not the user's concern
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
