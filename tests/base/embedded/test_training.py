@@ -12,7 +12,7 @@ from farm.base.embedded.album import batch_at, draw_album
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.denoiser import DenoiserPlan, build_schedule
 from farm.base.embedded.scorer import contrastive_loss
-from farm.base.embedded.train import TrainingPlan, train_embedded
+from farm.base.embedded.train import DOCUMENTED_MINUTES, TrainingPlan, train_embedded
 from farm.base.embedded.vae import build_vae, measure_psnr, one_cycle, standardize
 
 SMALL = TrainingPlan(
@@ -110,5 +110,5 @@ def test_the_end_of_the_noise_schedule_is_noise():
 
 
 def test_a_budget_scales_the_steps():
-    plan = TrainingPlan().scaled(12)
+    plan = TrainingPlan().scaled(DOCUMENTED_MINUTES / 10)
     assert plan.denoiser.num_steps == round(TrainingPlan().denoiser.num_steps / 10)
