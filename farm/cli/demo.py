@@ -18,7 +18,6 @@ __all__ = ["demo", "write_demo_manifest"]
 
 STEPS = 250
 RECIPE = {
-    "prior_weight": 0.3,
     "num_prior_images": 32,
     "crops_per_photo": 2,
     "checkpoint_every": 100,
