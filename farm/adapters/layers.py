@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -164,8 +164,7 @@ class BankLinear(BankLayer):
             down, up, factor = self.gathered(x)
         y_GNO = functional.linear(x_GNI, self.weight, self.bias)
         hidden_GNr = torch.bmm(x_GNI, down) * factor
-        # in place: a frozen layer's backward pass needs its weight, never its output
-        return y_GNO.baddbmm_(hidden_GNr, up).view(*x.shape[:-1], -1)
+        return _with_product(y_GNO, hidden_GNr, up).view(*x.shape[:-1], -1)
 
     def _remembered(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
         """The output, computed once for an input that comes again as the same object.
@@ -204,6 +203,15 @@ def _may_remember(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def _with_product(y: Tensor, hidden: Tensor, up: Tensor) -> Tensor:
+    """``y + hidden @ up``, in place where no gradient is kept.
+
+    With gradients, y may be a view of a frozen layer's output, and autograd copies the gradient
+    of a view that was written in place, twice.
+    """
+    return torch.baddbmm(y, hidden, up) if torch.is_grad_enabled() else y.baddbmm_(hidden, up)
+
+
 class BankConv2d(BankLayer):
     """A frozen convolution plus, per slot, a like convolution to r channels and a 1×1 back up."""
 
@@ -220,15 +228,92 @@ class BankConv2d(BankLayer):
             factor = self.stacked.scale_Z[: self.num_slots].view(-1, 1, 1)
         else:
             down, up, factor = self.gathered(x)
-        groups = down.shape[0]
-        # [R, C, H, W] as S (or R) groups side by side on the channels: one grouped convolution
-        x_PGHW = x.reshape(groups, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        if self._keeps_size():
+            hidden_GNr = self._hidden_by_products(x, down) * factor
+        else:
+            hidden_GNr = self._hidden_by_convolution(x, down, y_ROHW.shape[2:]) * factor
+        # channels last on both sides, as a view where the pass runs in that layout
+        y_RHWO = y_ROHW.permute(0, 2, 3, 1)
+        y_GNO = y_RHWO.reshape(down.shape[0], -1, y_RHWO.shape[3])
+        return _with_product(y_GNO, hidden_GNr, up).view(y_RHWO.shape).permute(0, 3, 1, 2)
+
+    def _keeps_size(self) -> bool:
+        """Whether the output has the input's height and width, position by position."""
         layer = self.base_layer
-        kernel = down.transpose(1, 2).reshape(-1, layer.in_channels, *layer.kernel_size)
+        high, wide = layer.kernel_size
+        return (
+            layer.stride == (1, 1)
+            and layer.dilation == (1, 1)
+            and (high % 2, wide % 2) == (1, 1)
+            and layer.padding == (high // 2, wide // 2)
+        )
+
+    def _hidden_by_products(self, x: Tensor, down_GIr: Tensor) -> Tensor:
+        """The convolution to r channels as one product for all taps, then a sum of shifted taps.
+
+        Grouped convolutions with so few channels run at a fraction of a product's speed, and need
+        copies into a layout of their own.
+        """
+        high, wide = self.base_layer.kernel_size
+        x_GNI = x.permute(0, 2, 3, 1).reshape(down_GIr.shape[0], -1, x.shape[1])
+        rank = down_GIr.shape[2]
+        if (high, wide) == (1, 1):
+            return torch.bmm(x_GNI, down_GIr)
+        # rows of a slot's down half: inputs, then the kernel's taps
+        taps = torch.bmm(x_GNI, down_GIr.reshape(down_GIr.shape[0], x.shape[1], -1))
+        taps = taps.view(x.shape[0], *x.shape[2:], high, wide, rank)
+        return _ShiftedSum.apply(taps).view(down_GIr.shape[0], -1, rank)
+
+    def _hidden_by_convolution(self, x: Tensor, down_GIr: Tensor, size: torch.Size) -> Tensor:
+        """The same for any stride, dilation and padding, as one grouped convolution."""
+        layer, (groups, _, rank) = self.base_layer, down_GIr.shape
+        # [R, C, H, W] as G groups side by side on the channels
+        x_PGHW = x.reshape(groups, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        kernel = down_GIr.transpose(1, 2).reshape(-1, layer.in_channels, *layer.kernel_size)
         hidden = functional.conv2d(
             x_PGHW, kernel, None, layer.stride, layer.padding, layer.dilation, groups=groups
         )
-        hidden_PGrN = hidden.reshape(hidden.shape[0], groups, down.shape[2], -1)
-        hidden_GPrN = hidden_PGrN.transpose(0, 1) * factor.transpose(1, 2).unsqueeze(1)
-        added = torch.matmul(up.transpose(1, 2).unsqueeze(1), hidden_GPrN)  # [G, P, O, H'·W']
-        return y_ROHW + added.reshape(y_ROHW.shape)
+        hidden_PGrHW = hidden.view(hidden.shape[0], groups, rank, *size)
+        return hidden_PGrHW.permute(1, 0, 3, 4, 2).reshape(groups, -1, rank)
+
+
+class _ShiftedSum(torch.autograd.Function):
+    """Sum of a convolution's taps, each shifted to where it belongs; zeros outside.
+
+    Taps [R, H, W, kh, kw, r] → [R, H, W, r]: position p gets tap (i, j) of the position that lies
+    (i - kh // 2, j - kw // 2) away from it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, taps: Tensor) -> Tensor:
+        ctx.taps_shape = taps.shape
+        _, height, width, high, wide, _ = taps.shape
+        out = taps[:, :, :, high // 2, wide // 2].clone(memory_format=torch.contiguous_format)
+        for i, to_y, from_y in _shifts(high, height):
+            for j, to_x, from_x in _shifts(wide, width):
+                if (i, j) != (high // 2, wide // 2):
+                    out[:, to_y, to_x] += taps[:, from_y, from_x, i, j]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        _, height, width, high, wide, _ = ctx.taps_shape
+        out = grad.new_zeros(ctx.taps_shape)
+        for i, to_y, from_y in _shifts(high, height):
+            for j, to_x, from_x in _shifts(wide, width):
+                out[:, from_y, from_x, i, j] = grad[:, to_y, to_x]
+        return out
+
+
+def _shifts(taps: int, size: int) -> list[tuple[int, slice, slice]]:
+    """For each tap along one side: the positions that it adds to, and those that it comes from."""
+    shifts = []
+    for tap in range(taps):
+        offset = tap - taps // 2
+        reach = max(0, size - abs(offset))
+        to_start, from_start = max(0, -offset), max(0, offset)
+        shifts.append(
+            (tap, slice(to_start, to_start + reach), slice(from_start, from_start + reach))
+        )
+    return shifts

@@ -9,6 +9,7 @@ Legend: S slots, P parameters per slot.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,19 +130,36 @@ class SlotAdamW:
         active, decay, rest1, beta2, rest2, negative_step, root2, epsilon, max_norm = columns
         good_S1 = (active > 0) & torch.isfinite(norm_S1) & torch.isfinite(losses_S).unsqueeze(1)
         clip_S1 = (max_norm / (norm_S1 + CLIP_EPSILON)).clamp(max=1.0)
-        grad_SP.mul_(clip_S1).masked_fill_(~good_S1, 0.0)
 
         def where_good(value_S1: Tensor, neutral: float) -> Tensor:
             return torch.where(good_S1, value_S1, neutral)
 
-        self.first_SP.lerp_(grad_SP, where_good(rest1, 0.0))
-        self.second_SP.mul_(where_good(beta2, 1.0))
-        self.second_SP.addcmul_(grad_SP * where_good(rest2, 0.0), grad_SP)
-        denominator_SP = self.second_SP.sqrt().div_(root2).add_(epsilon)
+        rates = (
+            where_good(rest1, 0.0),
+            where_good(beta2, 1.0),
+            where_good(rest2, 0.0),
+            root2,
+            epsilon,
+            where_good(decay, 1.0),
+            where_good(negative_step, 0.0),
+        )
         weights_SP = self.bank.flat_ZP[: self.bank.num_slots]
-        weights_SP.mul_(where_good(decay, 1.0))
-        weights_SP.addcdiv_(self.first_SP * where_good(negative_step, 0.0), denominator_SP)
+        grad_SP.mul_(clip_S1).masked_fill_(~good_S1, 0.0)
+        _update(weights_SP, self.first_SP, self.second_SP, grad_SP, rates)
         self.bank.refresh()
         gradients.zero_()
         norm_S: Tensor = norm_S1.squeeze(1)
         return norm_S
+
+
+def _update(
+    weights: Tensor, first: Tensor, second: Tensor, grad: Tensor, rates: Sequence[Tensor]
+) -> None:
+    """AdamW without a temporary: each would cost a pass over memory. The gradient is used up."""
+    rest1, beta2, rest2, root2, epsilon, decay, negative_step = rates
+    first.lerp_(grad, rest1)
+    second.mul_(beta2)
+    second.add_(grad.square_().mul_(rest2))
+    denominator = torch.sqrt(second, out=grad).div_(root2).add_(epsilon)
+    weights.mul_(decay)
+    weights.add_(torch.div(first, denominator, out=grad).mul_(negative_step))
