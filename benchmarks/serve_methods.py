@@ -25,10 +25,10 @@ from farm.adapters.formats import load_adapter
 from farm.adapters.names import layer_names
 from farm.adapters.rows import RowWeights
 from farm.base.draw import draw_latents, to_uint8
+from farm.base.lean import make_lean
 from farm.base.model import Base
 from farm.serving.config import EngineConfig
 from farm.serving.engine import Engine
-from farm.serving.lean import make_lean
 from farm.serving.request import DrawRequest, Picture
 
 Drawn = dict[str, np.ndarray]

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from farm.adapters.bank import Bank
 from farm.adapters.rows import RowWeights
+from farm.base.lean import make_lean, restore
 from farm.base.model import Base, Conditioning
-from farm.serving.lean import make_lean, restore
 from farm.serving.rows import Row, Size
 
 __all__ = ["Denoiser", "arranged"]

@@ -58,12 +58,18 @@ class PartDrawer:
     ) -> None:
         import torch
 
+        from farm.base.lean import make_lean
         from farm.base.load import load_base
 
         torch.set_num_threads(settings.threads)
         if settings.device == "cuda":
             torch.cuda.set_per_process_memory_fraction(settings.gpu_fraction * 0.9)
         self._base = load_base(settings.base, device=settings.device, revision=settings.revision)
+        if settings.device == "cpu":
+            # this base draws and does nothing else: 12 % less time on the embedded one
+            denoiser = self._base.components[self._base.denoiser_name]
+            denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            make_lean(denoiser)
         self._store, self._attempt = store, attempt
         self._specs = {spec.key: spec for spec in specs}
 

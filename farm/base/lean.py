@@ -34,7 +34,8 @@ Forward = Callable[..., Any]
 def make_lean(denoiser: nn.Module) -> int:
     """Give the blocks of a frozen denoiser their lean passes; says how many got one.
 
-    They run without dropout, as a denoiser in evaluation mode does.
+    They run without dropout, as a denoiser in evaluation mode does. A bank must be opened before:
+    lean passes remember the layers that they find.
     """
     num_lean = 0
     for module in denoiser.modules():

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from made_adapters import ATTENTION
 
 from farm.adapters.bank import Bank
 from farm.adapters.rows import RowWeights
+from farm.base.lean import make_lean, restore
 from farm.base.load import load_base
-from farm.serving.lean import make_lean, restore
 
 ROWS = 3
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @pytest.fixture(scope="module", params=["tiny", "embedded"])
