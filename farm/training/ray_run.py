@@ -39,6 +39,8 @@ __all__ = ["run_on_ray"]
 LOOK_S = 0.5
 STOP_PATIENCE_S = 120.0
 """How long lanes get to save their jobs after a stop."""
+LANES_PATIENCE_S = 30.0
+"""How long Ray Train may take to tidy up after lanes that have returned."""
 PRIORS_PATIENCE_S = 60.0
 """How long the part of a prior set that is being drawn may take to its end."""
 MAX_BARREN_STARTS = 3
@@ -167,11 +169,10 @@ class _RayRun:
 
     def _end(self) -> list[Job]:
         """Let the lanes go home, and read how the jobs ended."""
-        deadline = time.monotonic() + 10
-        while any(run.is_alive for run in self._lane_runs) and time.monotonic() < deadline:
-            if not self._look()[0].lanes:  # all said goodbye: the rest is Ray's tidying up
-                break
-            time.sleep(0.1)
+        deadline = time.monotonic() + LANES_PATIENCE_S
+        for run in self._lane_runs:
+            # also for Ray's own tidying up: the process dies where Ray ends under a thread's call
+            run.join(max(0.0, deadline - time.monotonic()))
         snapshot, news = self._look()
         self._driver.show(snapshot, news)
         jobs: list[Job] = ray.get(self._dispatcher.jobs.remote())
