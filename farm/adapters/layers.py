@@ -262,7 +262,8 @@ class BankConv2d(BankLayer):
         # rows of a slot's down half: inputs, then the kernel's taps
         taps = torch.bmm(x_GNI, down_GIr.reshape(down_GIr.shape[0], x.shape[1], -1))
         taps = taps.view(x.shape[0], *x.shape[2:], high, wide, rank)
-        return _ShiftedSum.apply(taps).view(down_GIr.shape[0], -1, rank)
+        hidden: Tensor = _ShiftedSum.apply(taps)  # type: ignore[no-untyped-call]
+        return hidden.view(down_GIr.shape[0], -1, rank)
 
     def _hidden_by_convolution(self, x: Tensor, down_GIr: Tensor, size: torch.Size) -> Tensor:
         """The same for any stride, dilation and padding, as one grouped convolution."""

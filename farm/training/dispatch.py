@@ -11,6 +11,7 @@ were leased but that the lane does not know of go back to the queue with its nex
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -75,6 +76,7 @@ class Dispatcher:
         self._leases_of: dict[str, set[str]] = {}
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
         self._num_committed_now = 0
+        self._first_lane_at: float | None = None
         self._stop = False
         self._news = NewsLog()
         self._take_over(set(committed))
@@ -210,7 +212,7 @@ class Dispatcher:
             group = self._queues.best(self._lanes_by_group())
         if group is None or (group.alone and report.held):
             return group, ()
-        most = 1 if group.alone else self._queues.fair_share(group, len(self._lanes))
+        most = 1 if group.alone else self._fair_share(group, lane, now) - len(report.held)
         expires = now + self._settings.lease_s
         leases: list[Lease] = []
         while len(leases) < min(report.want, most):
@@ -222,6 +224,20 @@ class Dispatcher:
             self._leased_before.add(key)
             self._leases_of.setdefault(name, set()).add(key)
         return group, tuple(leases)
+
+    def _fair_share(self, group: Group, lane: KnownLane, now: float) -> int:
+        """Jobs of a group that one lane may hold, so that its prefetching starves no other lane."""
+        lanes = self._lanes.values()
+        serving = [other for other in lanes if other is lane or other.group == group]
+        idle = [other for other in lanes if other is not lane and not other.held]
+        if self._first_lane_at is None:
+            self._first_lane_at = now
+        awaited = 0
+        if now - self._first_lane_at < self._settings.expect_s:
+            awaited = max(0, self._settings.expected_lanes - len(lanes))
+        count = len({id(other) for other in (*serving, *idle)}) + awaited
+        held = sum(len(other.held) for other in serving)
+        return math.ceil((self._queues.size(group) + held) / count)
 
     def _lanes_by_group(self) -> dict[Group, int]:
         busy = [lane.group for lane in self._lanes.values() if lane.group and lane.held]

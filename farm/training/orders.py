@@ -53,6 +53,10 @@ class DispatchSettings:
     """Seconds without work after which a lane is sent home, so that its node can go."""
     journal_s: float = 10.0
     """Seconds between two progress notes of one lane in the ledger."""
+    expected_lanes: int = 1
+    """Lanes that the plan starts with; until they have come, jobs are kept for them."""
+    expect_s: float = 60.0
+    """How long after the first lane the others are still waited for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,13 +130,14 @@ def draw_with_ray(
         if settings.gpu_fraction
         else {"num_cpus": settings.num_cpus}
     )
+    most = max(1, min(settings.max_actors, len(rows)))
+    # cores that are there may be used at once; nodes with GPUs may still have to be found
+    fewest = 1 if settings.gpu_fraction else most
     pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         PartDrawer,
         fn_constructor_args=(settings, store, list(specs), attempt),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=max(1, min(settings.max_actors, len(rows)))
-        ),
+        compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
         **resources,
     )
     # closed with this generator, so that the pipeline's own threads end before Ray does

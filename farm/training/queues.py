@@ -7,7 +7,6 @@ be had is asked through a function.
 from __future__ import annotations
 
 import heapq
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -68,9 +67,9 @@ class JobQueues:
 
         return max(self._heaps, key=need, default=None)
 
-    def fair_share(self, group: Group, num_lanes: int) -> int:
-        """Jobs that one lane may take at once, so that its prefetching starves no other lane."""
-        return max(1, math.ceil(len(self._heaps.get(group, ())) / max(1, num_lanes)))
+    def size(self, group: Group) -> int:
+        """Jobs of a group that could start now; a few stale ones may be counted in."""
+        return len(self._heaps.get(group, ()))
 
     def _drop_stale(self) -> None:
         for group, heap in list(self._heaps.items()):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -43,6 +44,8 @@ LANES_PATIENCE_S = 30.0
 """How long Ray Train may take to tidy up after lanes that have returned."""
 PRIORS_PATIENCE_S = 60.0
 """How long the part of a prior set that is being drawn may take to its end."""
+DRAWING_CPUS = 0.25
+"""Logical cores of one node's drawers, which really share all cores with its lanes."""
 MAX_BARREN_STARTS = 3
 """Lane runs in a row that end in an error without having finished a job."""
 
@@ -95,7 +98,7 @@ class _RayRun:
             run_id=self._prepared.run_id,
             epoch=driver.claim.number,
             resolution_px=self._prepared.base.resolution_px,
-            settings=self._prepared.request.dispatch,
+            settings=replace(self._prepared.request.dispatch, expected_lanes=plan.num_lanes),
         )
         self._dispatcher = start_dispatcher(spec)
         self._lane_spec = self._make_lane_spec(dispatcher_name(spec))
@@ -225,13 +228,15 @@ class _RayRun:
             return
         request, plan = self._prepared.request, self._plan
         on_gpu = plan.device == "cuda"
+        per_node = 1 if on_gpu else plan.lanes_per_node
         settings = DrawerSettings(
             base=self._prepared.base.name,
             revision=request.revision,
             device=plan.device,
             gpu_fraction=PRIOR_FRACTION if on_gpu else 0.0,
+            num_cpus=round(DRAWING_CPUS / per_node, 3),
             threads=math.ceil(plan.cpus_per_lane),
-            max_actors=plan.num_nodes,
+            max_actors=plan.num_nodes * per_node,
         )
         store = self._prepared.store
         self._priors = PriorWork(
