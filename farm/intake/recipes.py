@@ -49,10 +49,14 @@ class Layers:
         self._prior = dict(prior or {})
         self._made: dict[str, BaseModel] = {}
         self.faults: list[Fault] = []
-        below = _merged(PRESETS[preset] if preset else {}, self._base)
+        below = self._under(preset)
         # a refused field is told once, here; the subjects are judged on what they add
         self._refuse(Recipe, below, self._recipe, head, "recipe")
         self._refuse(PriorSettings, {}, self._prior, head, "prior")
+
+    def _under(self, preset: PresetName | None) -> dict[str, Any]:
+        """What lies below all that a manifest says: a preset, and the base's own recipe on it."""
+        return _merged(PRESETS[preset] if preset else {}, self._base)
 
     def _refuse(
         self, model: type[Model], below: Fields, layer: dict[str, Any], head: Row, field: str
@@ -69,8 +73,7 @@ class Layers:
         self, row: Row, preset: PresetName | None, own: Fields | None, faults: list[Fault]
     ) -> Recipe | None:
         """A subject's recipe; None, and why among the faults, where it is refused."""
-        chosen = preset or self._preset
-        below = _merged(_merged(PRESETS[chosen] if chosen else {}, self._base), self._recipe)
+        below = _merged(self._under(preset or self._preset), self._recipe)
         try:
             return self._validated(Recipe, _merged(below, own or {}))
         except ValidationError as error:
