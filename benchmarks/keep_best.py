@@ -1,7 +1,9 @@
 """Early stop with keep-best against training all steps, on real and drawn subjects.
 
-Both arms of every subject are trained in the slots of one trainer, from the same seeds, and then
-examined alike. Writes a Markdown page and prints one JSON line.
+Every subject is trained all steps in a slot. Beside it the trainer's own rules (``should_stop``,
+``is_best``) read its evaluation losses: where they would stop, the weights that they would keep
+are set aside. A training is the same up to there in both arms, so it is run once. Both weights are
+then examined alike. Writes a Markdown page and prints one JSON line.
 
     python benchmarks/keep_best.py --photos PATH/dreambooth
 
@@ -18,13 +20,14 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from farm.base.embedded.world import CLASS_NOUNS, POSES_OF
 from farm.base.load import load_base
@@ -36,7 +39,10 @@ from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets
 from farm.quality.study.drawn import photograph, sitters
-from farm.recipe import EarlyStop, Recipe
+from farm.recipe import WIDE_MODULES, EarlyStop, Recipe
+from farm.training.evaluation import is_best, should_stop
+from farm.training.jobs import PriorSet
+from farm.training.trainer import SlotTrainer
 
 ARMS = ("all steps", "early stop")
 
@@ -73,65 +79,108 @@ def drawn_subjects(num: int) -> list[Subject]:
     return found
 
 
+@dataclass
+class EarlyArm:
+    """What early stop with keep-best would have made of one subject."""
+
+    slot: int
+    rule: EarlyStop
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    kept_row_P: Tensor | None = None  # noqa: N815
+    kept_step: int = 0
+    seconds: float = 0.0
+    has_stopped: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Steps that were trained."""
+        return self.curve[-1][0]
+
+    def look(self, step: int, loss: float, trainer: SlotTrainer) -> None:
+        """Take in an evaluation, as the trainer does."""
+        self.curve.append((step, loss))
+        self.seconds = trainer.seconds(self.slot)
+        if is_best(self.curve):
+            self.kept_row_P = trainer.bank.flat_ZP[self.slot].clone()
+            self.kept_step = step
+        self.has_stopped = should_stop(self.curve, self.rule)
+
+
 def compare(
     base: Base, scorer: Scorer, subjects: Sequence[Subject], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Train and examine both arms of every subject; one row a subject."""
-    nouns = [subject.class_noun for subject in subjects]
-    priors = make_prior_sets(base, nouns, options.priors)
+    """Train and examine every subject; one row each."""
+    priors = make_prior_sets(base, [subject.class_noun for subject in subjects], options.priors)
+    recipe = Recipe(
+        steps=options.steps,
+        rank=8,
+        learning_rate=options.learning_rate,
+        target_modules=WIDE_MODULES if options.wide else Recipe().target_modules,
+        num_prior_images=options.priors,
+        checkpoint_every=100_000,
+    )
+    rows = []
+    for start in range(0, len(subjects), options.slots):
+        rows += _compare(base, scorer, subjects[start : start + options.slots], priors, recipe,
+                         options)  # fmt: skip
+        print(f"{len(rows)} of {len(subjects)} subjects", flush=True)
+    return rows
+
+
+def _compare(
+    base: Base,
+    scorer: Scorer,
+    subjects: Sequence[Subject],
+    priors: dict[str, PriorSet],
+    recipe: Recipe,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
     rule = EarlyStop(
         every_steps=options.every,
         patience=options.patience,
         min_steps=options.min_steps,
         min_delta=options.min_delta,
     )
-    plain = Recipe(
-        steps=options.steps,
-        rank=8,
-        learning_rate=options.learning_rate,
-        num_prior_images=options.priors,
-        checkpoint_every=100_000,
-    )
-    recipes = {
-        ARMS[0]: plain,
-        ARMS[1]: plain.model_copy(update={"early_stop": rule, "keep_best": True}),
-    }
-    rows = []
-    for start in range(0, len(subjects), options.slots // 2):
-        chunk = subjects[start : start + options.slots // 2]
-        trainees = [
-            Trainee(f"{arm}/{subject.name}", subject.class_noun, subject.photos, recipes[arm])
-            for subject in chunk
-            for arm in ARMS
-        ]
-        bench = Bench(base, trainees, priors)
-        try:
-            bench.train_to(options.steps)
-            budget = ScoringBudget(options.pictures, 4, 4, steps=12)
-            examiner = Examiner(
-                base, bench.trainer.bank, scorer, budget, protocol_of=drawn_protocol, batch=64
-            )
-            cards = {key: found.card for key, found in bench.examine(examiner).items()}
-            rows += [_row(subject, bench, cards) for subject in chunk]
-        finally:
-            bench.close()
-        print(f"{len(rows)} of {len(subjects)} subjects", flush=True)
-    return rows
+    trainees = [Trainee(one.name, one.class_noun, one.photos, recipe) for one in subjects]
+    bench = Bench(base, trainees, priors)
+    try:
+        arms = {name: EarlyArm(slot, rule) for name, slot in bench.slots.items()}
+        for step in range(options.every, options.steps + 1, options.every):
+            bench.train_to(step)
+            going = [arm for arm in arms.values() if not arm.has_stopped]
+            losses = bench.trainer.evaluation_loss([arm.slot for arm in going])
+            for arm in going:
+                arm.look(step, losses[arm.slot], bench.trainer)
+        budget = ScoringBudget(options.pictures, 4, 4, steps=12)
+        examiner = Examiner(
+            base, bench.trainer.bank, scorer, budget, protocol_of=drawn_protocol, batch=64
+        )
+        scores = {ARMS[0]: _scores(bench, examiner)}
+        seconds = {name: bench.trainer.seconds(slot) for name, slot in bench.slots.items()}
+        for arm in arms.values():
+            assert arm.kept_row_P is not None
+            bench.trainer.bank.write_row(arm.slot, arm.kept_row_P)
+        scores[ARMS[1]] = _scores(bench, examiner)
+    finally:
+        bench.close()
+    return [
+        {
+            "subject": subject.name,
+            "group": subject.group,
+            "steps": arms[subject.name].steps,
+            "kept": arms[subject.name].kept_step,
+            "fidelity": {arm: scores[arm][subject.name]["clip_i"]["mean"] for arm in ARMS},
+            "pres": {arm: scores[arm][subject.name]["pres"]["mean"] for arm in ARMS},
+            "seconds": dict(
+                zip(ARMS, (seconds[subject.name], arms[subject.name].seconds), strict=True)
+            ),
+        }
+        for subject in subjects
+    ]
 
 
-def _row(subject: Subject, bench: Bench, cards: dict[str, Any]) -> dict[str, Any]:
-    keys = {arm: f"{arm}/{subject.name}" for arm in ARMS}
-    slots = {arm: bench.slots[key] for arm, key in keys.items()}
-    scores = {arm: cards[key]["scores"] for arm, key in keys.items()}
-    return {
-        "subject": subject.name,
-        "group": subject.group,
-        "steps": bench.trainer.steps_done(slots[ARMS[1]]),
-        "kept": bench.trainer.steps_trained(slots[ARMS[1]]),
-        "fidelity": {arm: scores[arm]["clip_i"]["mean"] for arm in ARMS},
-        "pres": {arm: scores[arm]["pres"]["mean"] for arm in ARMS},
-        "seconds": {arm: bench.trainer.seconds(slots[arm]) for arm in ARMS},
-    }
+def _scores(bench: Bench, examiner: Examiner) -> dict[str, Any]:
+    return {key: found.card["scores"] for key, found in bench.examine(examiner).items()}
 
 
 def summarise(rows: Sequence[dict[str, Any]], steps: int) -> dict[str, Any]:
@@ -169,7 +218,8 @@ def page(result: dict[str, Any]) -> str:
         "# Early stop with keep-best against all steps",
         "",
         f"{result['when']}, {result['hardware']}, base `{options['base']}`, "
-        f"{options['steps']} steps at most, learning rate {options['learning_rate']:g}, rank 8, "
+        f"{options['steps']} steps at most, learning rate {options['learning_rate']:g}, rank 8"
+        f"{' on attention, feed-forward layers and convolutions' if options['wide'] else ''}, "
         f"evaluation every {options['every']} steps, patience {options['patience']}, not before "
         f"step {options['min_steps']}, least fall {options['min_delta']:g}. Fidelity is CLIP-I by "
         f"the embedded scorer over {options['pictures']} pictures a subject; intervals are 95 %, "
@@ -204,15 +254,17 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of real subjects with subjects.csv")
     parser.add_argument("--drawn", type=int, default=50)
     parser.add_argument("--base", default="embedded")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--wide", action=argparse.BooleanOptionalAction, default=True,
+                        help="adapters on convolutions and feed-forward layers too")  # fmt: skip
     parser.add_argument("--every", type=int, default=25)
     parser.add_argument("--patience", type=int, default=4)
     parser.add_argument("--min-steps", type=int, default=100)
-    parser.add_argument("--min-delta", type=float, default=0.005)
+    parser.add_argument("--min-delta", type=float, default=0.01)
     parser.add_argument("--priors", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=12)
-    parser.add_argument("--slots", type=int, default=50)
+    parser.add_argument("--slots", type=int, default=25)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.perf_counter()

@@ -95,6 +95,27 @@ def test_no_lane_hoards_what_others_could_train(tmp_path: Path) -> None:
     assert len(world.say("0", want=8).leases) == 4
 
 
+def test_a_lane_that_asks_again_and_again_leaves_the_others_their_share(tmp_path: Path) -> None:
+    world = World(tmp_path, [assignment(f"s{n}") for n in range(8)])
+    world.say("0")
+    world.say("1")
+    first = world.say("0", want=8)
+    held = dict.fromkeys(keys(first), 1)
+    assert world.say("0", want=8, held=held, shape=first.shape).leases == ()
+    assert len(world.say("1", want=8).leases) == 4
+
+
+def test_jobs_are_kept_for_planned_lanes_until_these_are_overdue(tmp_path: Path) -> None:
+    settings = DispatchSettings(expected_lanes=2, expect_s=60)
+    world = World(tmp_path, [assignment(f"s{n}") for n in range(8)], settings=settings)
+    first = world.say("0", want=8)
+    assert len(first.leases) == 4
+    held = dict.fromkeys(keys(first), 1)
+    assert world.say("0", want=8, held=held, shape=first.shape).leases == ()
+    world.now += 61
+    assert len(world.say("0", want=8, held=held, shape=first.shape).leases) == 4
+
+
 def test_jobs_wait_for_their_prior_and_others_do_not(tmp_path: Path) -> None:
     with_prior = Recipe(steps=10)
     cat, dog = assignment("cat", with_prior), assignment("dog", with_prior, noun="dog")

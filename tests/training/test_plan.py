@@ -81,6 +81,15 @@ def test_without_a_gpu_one_lane_takes_the_cores_and_leaves_some() -> None:
     assert plan.dollars == 0
 
 
+def test_a_small_base_gets_a_lane_on_each_core_if_there_are_subjects_for_them() -> None:
+    small = replace(SD15, weight_bytes=20 * 2**20)
+    many = make_plan(small, workload_of([RECIPE] * 100, 64), LAPTOP)
+    assert many.num_lanes == LAPTOP.cpus_per_node
+    assert many.cpus_per_lane <= 1
+    few = make_plan(small, workload_of([RECIPE] * 7, 64), LAPTOP)
+    assert (few.num_lanes, few.slots) == (1, 7)
+
+
 def test_checkpointing_is_judged_by_speed_and_the_verdict_is_told() -> None:
     plan = make_plan(SD15, workload_of([RECIPE] * 1000, 512), A100)
     assert not plan.checkpointing  # eighty gigabytes saturate without it

@@ -68,7 +68,7 @@ def build_schedule() -> DDIMScheduler:
 class DenoiserPlan:
     """How long and how hard the denoiser trains."""
 
-    num_steps: int = 19_000
+    num_steps: int = 28_000
     batch_size: int = 32
     learning_rate: float = 1e-3
     num_warmup_steps: int = 150
