@@ -28,7 +28,7 @@ class EarlyStop(BaseModel):
     """Evaluations without improvement before the slot is freed."""
     min_steps: int = Field(100, ge=0, le=100_000)
     """Steps before which no subject stops: the loss of the first steps is noise."""
-    min_delta: float = Field(0.005, ge=0, lt=1)
+    min_delta: float = Field(0.01, ge=0, lt=1)
     """Relative fall of the loss that counts as an improvement."""
 
 

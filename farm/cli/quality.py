@@ -109,7 +109,7 @@ def _shown(value: dict[str, object] | None) -> str:
 def study_prior(
     out: StudyFolder = Path("docs/study/prior"),
     base: BaseName = "embedded",
-    subjects: Annotated[int, typer.Option(help="Drawn individuals, each in one pose.")] = 8,
+    subjects: Annotated[int, typer.Option(help="Drawn individuals, each in one pose.")] = 12,
     seeds: Annotated[int, typer.Option(help="Trainings of each subject and arm.")] = 2,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
     json: Json = False,

@@ -57,13 +57,13 @@ NOUNS = ("dog", "cat", "robot", "bird")
 class PriorStudy:
     """The experiment's size; every field enters the result's file."""
 
-    num_subjects: int = 8
+    num_subjects: int = 12
     num_seeds: int = 2
     steps: int = 300
     num_checks: int = 3
     """Times that all are examined, evenly spaced; the base counts as step 0."""
     num_photos: int = 5
-    num_prior_images: int = 48
+    num_prior_images: int = 96
     prior_weight: float = 1.0
     rank: int = 8
     learning_rate: float = 1e-3
