@@ -6,6 +6,8 @@ Runs many one-step jobs in one process (dispatcher, lane, publisher and ledger, 
 counts CPU seconds. Subtracted is what the work itself needs: reading, decoding and encoding of
 photos, admitting and stepping, and the writing of adapter files in three forms. What is left is
 orchestration: leases, ledger, commits, names, threads. Wall seconds of the whole are told too.
+With ``--ray`` the same jobs, and a fifth of them, also run through `farm run` on Ray; what one more
+job costs all processes together, less the work itself, is orchestration with Ray's own part.
 
 Writes ``farm-orchestration-<n>cpu-<date>.md`` beside this file.
 """
@@ -49,8 +51,22 @@ class Meter:
         setattr(owner, name, timed)
 
 
+def through_ray(jobs: int, base: str, recipe: dict[str, Any]) -> float:
+    """CPU seconds of all processes of `farm run` with so many jobs."""
+    from farm_vs_plain import FARM, timed
+    from made_manifest import write_manifest
+
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_manifest(Path(folder) / "m", jobs, recipe=recipe, photos=1)
+        command = [sys.executable, "-c", FARM, "run", str(manifest), "--base", base, "--slots"]
+        command += ["24", "--store", str(Path(folder) / "store"), "--samples", "0"]
+        _, cpu_s, _ = timed([*command, "--no-cards", "--no-report", "--json"])
+    return cpu_s
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--ray", action="store_true", help="also through Ray, twice")
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--base", default="tiny")
     arguments = parser.parse_args()
@@ -109,8 +125,20 @@ def main() -> None:
         f"| **orchestration** (the rest) | {left:.1f} | **{each_ms:.1f}** |",
         f"| whole, CPU | {cpu_s:.1f} | {1000 * cpu_s / arguments.jobs:.1f} |",
         f"| whole, wall clock | {wall_s:.1f} | {1000 * wall_s / arguments.jobs:.1f} |",
-        "",
     ]
+    if arguments.ray:
+        few = arguments.jobs // 5
+        both = [through_ray(count, arguments.base, recipe) for count in (few, arguments.jobs)]
+        more_ms = 1000 * (both[1] - both[0]) / (arguments.jobs - few)
+        work_ms = 1000 * sum(meter.seconds.values()) / arguments.jobs
+        lines += [
+            "",
+            f"Through Ray, {few} jobs took {both[0]:.0f} CPU seconds of all processes and "
+            f"{arguments.jobs} took {both[1]:.0f}: one more job costs {more_ms:.1f} ms, of which "
+            f"{work_ms:.1f} ms are the work itself and **{more_ms - work_ms:.1f} ms** "
+            "orchestration, Ray's part included.",
+        ]
+    lines.append("")
     page = HERE / f"farm-orchestration-{os.cpu_count()}cpu-{today}.md"
     page.write_text("\n".join(lines))
     print(page.read_text())
