@@ -29,6 +29,9 @@ GAIN_WELL = 0.5
 """From here on the pictures are recognisably the subject."""
 CAPTURE_FORGOTTEN = 0.6
 """Share of the adapter's likeness that the bare class has taken on, too."""
+DIVERSITY_KEPT = 0.75
+"""A class that stays as varied as this has moved, but is not lost: a dozen pictures lean towards a
+subject by chance, above all where the adapter's own pictures are hardly more like it."""
 DIVERSITY_LOST = 0.5
 """Pictures of the class half as varied as the base's."""
 COPY_EXCESS = 0.5
@@ -145,16 +148,20 @@ def _copies(evidence: Evidence) -> _Fault | None:
 
 
 def _forgets(evidence: Evidence) -> _Fault | None:
+    diversity = evidence.diversity_ratio
+    is_captured = _leans(evidence) and (diversity is None or diversity < DIVERSITY_KEPT)
+    is_narrow = diversity is not None and diversity < DIVERSITY_LOST
+    if not (is_captured or is_narrow):
+        return None
     reasons = []
-    if evidence.capture is not None and evidence.capture > CAPTURE_FORGOTTEN:
+    if is_captured:
+        assert evidence.capture is not None
         reasons.append(
-            f"Pictures of the bare class have taken on {evidence.capture:.0%} of the "
+            f"Pictures of the bare class have taken on {min(evidence.capture, 1):.0%} of the "
             "subject's likeness."
         )
-    if evidence.diversity_ratio is not None and evidence.diversity_ratio < DIVERSITY_LOST:
-        reasons.append(f"They are {evidence.diversity_ratio:.0%} as varied as the base draws them.")
-    if not reasons:
-        return None
+    if diversity is not None and diversity < DIVERSITY_KEPT:
+        reasons.append(f"They are {diversity:.0%} as varied as the base draws them.")
     return (
         "class forgotten",
         "Whatever is asked of this class comes out as this one subject.",
@@ -164,6 +171,10 @@ def _forgets(evidence: Evidence) -> _Fault | None:
             "Train for fewer steps.",
         ),
     )
+
+
+def _leans(evidence: Evidence) -> bool:
+    return evidence.capture is not None and evidence.capture > CAPTURE_FORGOTTEN
 
 
 def _gain_sentence(gain: float) -> str:
@@ -181,4 +192,6 @@ def _good_signs(evidence: Evidence) -> list[str]:
         signs.append(f"Prompts are followed {evidence.prompt_ratio:.0%} as well as by the base.")
     if evidence.diversity_ratio is not None:
         signs.append(f"The rest of its class stays {evidence.diversity_ratio:.0%} as varied.")
+    if _leans(evidence):
+        signs.append("It leans towards this subject.")
     return signs

@@ -24,7 +24,8 @@ def test_a_good_adapter_is_called_so() -> None:
     [
         ({"gain": 0.05}, "never learned", "more steps"),
         ({"gain": 0.3}, "partly learned", "more steps"),
-        ({"capture": 0.9}, "class forgotten", "prior preservation"),
+        ({"capture": 0.9, "diversity_ratio": 0.6}, "class forgotten", "prior preservation"),
+        ({"capture": 0.9, "diversity_ratio": None}, "class forgotten", "prior preservation"),
         ({"diversity_ratio": 0.3}, "class forgotten", "prior preservation"),
         ({"copy_excess": 0.8, "prompt_ratio": 0.5}, "copies its photos", "early_stop"),
         ({"loss_ratio": 2.0}, "diverged", "learning_rate"),
@@ -32,7 +33,7 @@ def test_a_good_adapter_is_called_so() -> None:
     ],
 )
 def test_each_fault_has_its_name_and_a_remedy(
-    change: dict[str, float], label: str, remedy: str
+    change: dict[str, float | None], label: str, remedy: str
 ) -> None:
     verdict = judge(replace(GOOD, **change))
     assert verdict.label == label
@@ -45,7 +46,9 @@ def test_a_picture_near_a_photo_that_follows_its_prompt_is_no_copy() -> None:
 
 
 def test_all_faults_are_told() -> None:
-    verdict = judge(replace(GOOD, copy_excess=0.8, prompt_ratio=0.4, capture=0.9))
+    verdict = judge(
+        replace(GOOD, copy_excess=0.8, prompt_ratio=0.4, capture=0.9, diversity_ratio=0.6)
+    )
     assert verdict.label == "copies its photos"
     assert any("bare class" in reason for reason in verdict.reasons)
 
@@ -54,3 +57,9 @@ def test_without_scores_there_is_no_verdict() -> None:
     verdict = judge(Evidence(None, None, None, None, None, missing="Too short."))
     assert verdict.label == "not scored"
     assert verdict.reasons == ("Too short.",)
+
+
+def test_a_class_that_leans_towards_the_subject_and_stays_varied_is_not_forgotten() -> None:
+    verdict = judge(replace(GOOD, capture=2.7))
+    assert verdict.label == "learned well"
+    assert any("leans" in reason for reason in verdict.reasons)

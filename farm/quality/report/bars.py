@@ -70,7 +70,7 @@ def card_bars(card: Mapping[str, Any]) -> list[Bar]:
         bars.append(_plain_bar("Follows the prompt", "Measured against the base.", followed))
     capture = evidence(card, "capture")
     if capture is not None:
-        text = "Pictures of the bare class that have not turned into this subject."
+        text = "How little pictures of the bare class lean towards this subject."
         bars.append(_plain_bar("Leaves its class alone", text, 1 - capture))
     variety = evidence(card, "diversity_ratio")
     if variety is not None:

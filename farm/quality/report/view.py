@@ -142,9 +142,13 @@ class SubjectView:
 
     @property
     def class_kept(self) -> float | None:
-        """0 to 1: how much of the bare class is still itself."""
+        """0 to 1: how much of the bare class is still itself; a class is lost where it leans
+        towards the subject and is less varied, too."""
         capture = evidence(self.card or {}, "capture")
-        return None if capture is None else min(1.0, max(0.0, 1 - capture))
+        if capture is None:
+            return None
+        variety = evidence(self.card or {}, "diversity_ratio")
+        return min(1.0, max(0.0, 1 - capture, variety or 0.0))
 
     @property
     def prompt_followed(self) -> float | None:
