@@ -53,15 +53,12 @@ class Meter:
 
 def through_ray(jobs: int, base: str, recipe: dict[str, Any]) -> float:
     """CPU seconds of all processes of `farm run` with so many jobs."""
-    from farm_vs_plain import FARM, timed
+    from farm_vs_plain import run_farm
     from made_manifest import write_manifest
 
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifest(Path(folder) / "m", jobs, recipe=recipe, photos=1)
-        command = [sys.executable, "-c", FARM, "run", str(manifest), "--base", base, "--slots"]
-        command += ["24", "--store", str(Path(folder) / "store"), "--samples", "0"]
-        _, cpu_s, _ = timed([*command, "--no-cards", "--no-report", "--json"])
-    return cpu_s
+        return run_farm(manifest, Path(folder) / "store", base)["cpu_s"]
 
 
 def main() -> None:

@@ -149,7 +149,6 @@ class OneAdapterBatches:
         )
         self._rows = RowWeights(self._bank)
         if base.device.type == "cpu":
-            base.components[base.denoiser_name].to(memory_format=torch.channels_last)
             base.pipeline().vae.to(memory_format=torch.channels_last)
             make_lean(base.components[base.denoiser_name])
         known = list(self._bank.places)

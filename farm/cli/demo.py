@@ -20,7 +20,7 @@ STEPS = 400
 RECIPE = {
     "num_prior_images": 32,
     "crops_per_photo": 2,
-    # 1 holds subjects back on so small a base, 0.3 forgets their classes
+    # 1 holds subjects back on so small a base; the less, the more their classes drift
     "prior_weight": 0.5,
     "checkpoint_every": 100,
 }

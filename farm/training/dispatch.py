@@ -227,17 +227,18 @@ class Dispatcher:
 
     def _fair_share(self, group: Group, lane: KnownLane, now: float) -> int:
         """Jobs of a group that one lane may hold, so that its prefetching starves no other lane."""
-        lanes = self._lanes.values()
-        serving = [other for other in lanes if other is lane or other.group == group]
-        idle = [other for other in lanes if other is not lane and not other.held]
         if self._first_lane_at is None:
             self._first_lane_at = now
         awaited = 0
         if now - self._first_lane_at < self._settings.expect_s:
-            awaited = max(0, self._settings.expected_lanes - len(lanes))
-        count = len({id(other) for other in (*serving, *idle)}) + awaited
-        held = sum(len(other.held) for other in serving)
-        return math.ceil((self._queues.size(group) + held) / count)
+            awaited = max(0, self._settings.expected_lanes - len(self._lanes))
+        sharing = [
+            other
+            for other in self._lanes.values()
+            if other is lane or other.group == group or not other.held
+        ]
+        held = sum(len(other.held) for other in sharing)
+        return math.ceil((self._queues.size(group) + held) / (len(sharing) + awaited))
 
     def _lanes_by_group(self) -> dict[Group, int]:
         busy = [lane.group for lane in self._lanes.values() if lane.group and lane.held]

@@ -32,7 +32,7 @@ from farm.training.ledger import Job
 from farm.training.orders import News, Snapshot
 from farm.training.plan import PRIOR_FRACTION
 from farm.training.prior_work import PriorWork
-from farm.training.priors import DrawerSettings, draw_with_ray
+from farm.training.priors import DRAWING_CPUS, DrawerSettings, draw_with_ray
 from farm.training.run_files import take_requests
 
 __all__ = ["run_on_ray"]
@@ -44,8 +44,6 @@ LANES_PATIENCE_S = 30.0
 """How long Ray Train may take to tidy up after lanes that have returned."""
 PRIORS_PATIENCE_S = 60.0
 """How long the part of a prior set that is being drawn may take to its end."""
-DRAWING_CPUS = 0.25
-"""Logical cores of one node's drawers, which really share all cores with its lanes."""
 MAX_BARREN_STARTS = 3
 """Lane runs in a row that end in an error without having finished a job."""
 
