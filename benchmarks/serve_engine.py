@@ -1,4 +1,4 @@
-"""Serve a Zipf trace over many adapters in four ways on one machine, and say how they compare.
+"""Serve a Zipf trace over many adapters in six ways on one machine, and say how they compare.
 
     python benchmarks/serve_engine.py                                   # the embedded base, CPU
     python benchmarks/serve_engine.py --base sd15 --device cuda --only engine --steps 25
@@ -25,7 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from serve_methods import Drawn, OneAdapterBatches, Ours, PeftMixed, PlainDiffusers
+from serve_methods import (
+    Drawn,
+    GroupingDiffusers,
+    OneAdapterBatches,
+    Ours,
+    PeftMixed,
+    PlainDiffusers,
+)
 from serve_report import Speed, write_report
 from serve_swaps import measure_swaps
 from serve_trace import Workload, make_workload
@@ -73,6 +80,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.only != "engine":
         methods += [
             PlainDiffusers(_base(options), workload),
+            GroupingDiffusers(_base(options), workload, pictures, waiting),
             PeftMixed(_base(options), workload, pictures, options.rank),
             OneAdapterBatches(_base(options), workload, pictures, options.rank, waiting),
         ]
@@ -133,8 +141,7 @@ def _race(
     for number in range(options.rounds):
         part = workload.requests[number * options.requests : (number + 1) * options.requests]
         for method in methods:
-            # what draws one picture at a time needs no long run to be measured
-            mine = part[: options.slow] if isinstance(method, PlainDiffusers) else part
+            mine = part[: options.slow] if method.is_slow else part
             started_s, started_cpu_s = time.perf_counter(), time.process_time()
             drawn[method.name] = method.draw(mine)
             wall = len(mine) / (time.perf_counter() - started_s)
@@ -178,7 +185,8 @@ def _hardware(options: argparse.Namespace) -> str:
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores, {options.threads} threads"
+    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
+    return f"{name}, {os.cpu_count()} cores, {threads}"
 
 
 def _versions() -> str:

@@ -39,28 +39,66 @@ class PlainDiffusers:
     """``load_lora_weights`` for each request, one picture at a time, ``unload_lora_weights``."""
 
     name = "diffusers, load per request"
+    is_slow = True
+    """It draws the same however many ask, and needs no long run to be measured."""
 
     def __init__(self, base: Base, workload: Workload) -> None:
         self._base, self._pipeline = base, base.pipeline()
         self._folder = Path(workload.registry.store.url) / "adapters"
 
     def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
-        drawn = {}
+        drawn: Drawn = {}
         for request in requests:
-            ((ref, _),) = request.adapters
-            self._pipeline.load_lora_weights(
-                self._folder / ref.key, weight_name="pytorch_lora_weights.safetensors"
-            )
-            self._pipeline.scheduler = self._base.scheduler(request.scheduler)
-            image = self._pipeline(
-                request.prompt,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance,
-                generator=torch.Generator("cpu").manual_seed(request.seed),
-                output_type="np",
-            ).images[0]
-            self._pipeline.unload_lora_weights()
-            drawn[request.id] = (image * 255).round().astype(np.uint8)
+            drawn |= self.draw_together([request])
+        return drawn
+
+    def draw_together(self, requests: Sequence[DrawRequest]) -> Drawn:
+        """One call of the pipeline for requests of one adapter, alike in their settings."""
+        first = requests[0]
+        ((ref, _),) = first.adapters
+        self._pipeline.load_lora_weights(
+            self._folder / ref.key, weight_name="pytorch_lora_weights.safetensors"
+        )
+        self._pipeline.scheduler = self._base.scheduler(first.scheduler)
+        images = self._pipeline(
+            [request.prompt for request in requests],
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance,
+            generator=[torch.Generator("cpu").manual_seed(one.seed) for one in requests],
+            output_type="np",
+        ).images
+        self._pipeline.unload_lora_weights()
+        pixels = (images * 255).round().astype(np.uint8)
+        return {request.id: one for request, one in zip(requests, pixels, strict=True)}
+
+
+def _batches_of_one_adapter(
+    requests: Sequence[DrawRequest], waiting: int, pictures: int
+) -> Iterator[list[DrawRequest]]:
+    """Batches as servers form them that batch by adapter: the oldest request chooses which."""
+    coming = list(requests)
+    while coming:
+        seen = coming[:waiting]
+        batch = [one for one in seen if one.adapters == seen[0].adapters][:pictures]
+        yield batch
+        taken = {request.id for request in batch}
+        coming = [request for request in coming if request.id not in taken]
+
+
+class GroupingDiffusers(PlainDiffusers):
+    """Waiting requests of one adapter share a call of the pipeline and a load."""
+
+    name = "diffusers, one adapter per batch"
+    is_slow = False
+
+    def __init__(self, base: Base, workload: Workload, pictures: int, waiting: int) -> None:
+        super().__init__(base, workload)
+        self._pictures, self._waiting = pictures, waiting
+
+    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+        drawn: Drawn = {}
+        for batch in _batches_of_one_adapter(requests, self._waiting, self._pictures):
+            drawn |= self.draw_together(batch)
         return drawn
 
 
@@ -87,6 +125,7 @@ class PeftMixed:
     """
 
     name = "peft, adapter_names"
+    is_slow = False
 
     def __init__(self, base: Base, workload: Workload, pictures: int, rank: int) -> None:
         self._base, self._pictures = base, pictures
@@ -128,14 +167,14 @@ class PeftMixed:
 
 
 class OneAdapterBatches:
-    """Only rows of one adapter share a batch; the oldest request chooses which.
+    """Only rows of one adapter share a batch, with this engine's bank, passes and decoding.
 
-    The rule of servers that batch by adapter. The weights come from a bank as ours do, and passes
-    and decoding are laid out as ours are, so what is compared is the rule alone; all adapters of
-    the trace are in memory before the clock starts.
+    What is compared is the rule alone. All adapters of the trace are in memory before the clock
+    starts.
     """
 
-    name = "one adapter per batch"
+    name = "engine's parts, one adapter per batch"
+    is_slow = False
 
     def __init__(
         self, base: Base, workload: Workload, pictures: int, rank: int, waiting: int
@@ -158,21 +197,17 @@ class OneAdapterBatches:
 
     def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
         drawn: Drawn = {}
-        coming = list(requests)
-        while coming:
-            seen = coming[: self._waiting]
-            key = seen[0].adapters[0][0].key
-            batch = [r for r in seen if r.adapters[0][0].key == key][: self._pictures]
+        for batch in _batches_of_one_adapter(requests, self._waiting, self._pictures):
             rows = len(batch) * (2 if batch[0].guided else 1)
-            self._rows.assign([[self._slot[key]]] * rows)
+            self._rows.assign([[self._slot[batch[0].adapters[0][0].key]]] * rows)
             drawn |= _batch(self._base, batch, lambda _: self._rows.active())
-            taken = {request.id for request in batch}
-            coming = [request for request in coming if request.id not in taken]
         return drawn
 
 
 class Ours:
     """This project's engine, adapters from the store on."""
+
+    is_slow = False
 
     def __init__(
         self, name: str, base: Base, workload: Workload, config: EngineConfig, folder: Path,

@@ -125,11 +125,13 @@ def _note(report: dict[str, Any], name: str) -> str:
         )
     lines += [
         "",
-        "*diffusers* loads and unloads each request's adapter with `load_lora_weights`. *peft* "
-        "passes `adapter_names` to every LoRA layer of full batches. *One adapter per batch* lets "
-        "only rows of one adapter share a batch, as other servers do, with the engine's own "
-        "passes. The last two have all adapters in memory before the clock starts; the engine "
-        "brings them in from the store.",
+        "*diffusers* loads adapters with `load_lora_weights` and unloads them: for each request, "
+        "or, as servers do that batch by adapter, once for all waiting requests of the oldest "
+        "one's adapter, which then share a call of the pipeline. *The engine's parts, one adapter "
+        "per batch* is the same rule with the engine's own bank, passes and decoding: what is left "
+        "between the two is the rule alone. *peft* passes `adapter_names` to every LoRA layer of "
+        "full batches. The last two have all adapters in memory before the clock starts; the "
+        "engine brings them in from the store.",
         "",
         *_bound_lines(report),
         "",
