@@ -13,6 +13,7 @@ does not fit fails alone. Results are written beside this file as
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 ROW_TFLOP = 1.714
 """LoRA forward and backward of one 512 px sample of Stable Diffusion v1-5, recomputation not
@@ -291,20 +292,28 @@ def main(argv: list[str] | None = None) -> None:
         arguments.rank,
         arguments.profile,
     )
-    results = []
-    for case in cases_of(arguments):
-        results.append(with_derived(run_case(case, setting), setting))
-        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    hardware = next((r["hardware"] for r in results if "hardware" in r), "none")
-    slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
-    stem = Path(arguments.out) / f"{arguments.build}-{slug}-{today()}"
     command = "python benchmarks/sd15_gpu.py " + " ".join(
         argv if argv is not None else sys.argv[1:]
     )
-    stem.with_suffix(".md").write_text(report(results, setting, command.strip()))
+    results: list[dict[str, Any]] = []
+    for case in cases_of(arguments):
+        results.append(with_derived(run_case(case, setting), setting))
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+        # after each case: a machine that is taken away leaves what it has measured
+        write_page(results, setting, command.strip(), Path(arguments.out))
+    print(write_page(results, setting, command.strip(), Path(arguments.out)))
+
+
+def write_page(results: list[dict[str, Any]], setting: Setting, command: str, folder: Path) -> Path:
+    """Write the page, the numbers and, where matplotlib is installed, the plot."""
+    hardware = next((r["hardware"] for r in results if "hardware" in r), "none")
+    slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+    stem = folder / f"{setting.build}-{slug}-{today()}"
+    stem.with_suffix(".md").write_text(report(results, setting, command))
     stem.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, stem.with_suffix(".png"), f"{arguments.build}, {hardware}")
-    print(stem.with_suffix(".md"))
+    with contextlib.suppress(ImportError):
+        plot(results, stem.with_suffix(".png"), f"{setting.build}, {hardware}")
+    return stem.with_suffix(".md")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Serve a Zipf trace over many adapters in six ways on one machine, and say how they compare.
 
     python benchmarks/serve_engine.py                                   # the embedded base, CPU
-    python benchmarks/serve_engine.py --base sd15 --device cuda --only engine --steps 25
+    python benchmarks/serve_engine.py --base sd15 --device cuda --only engine --steps 25 \\
+        --requests 512 --slots 129                                      # a GPU
+
+Without an installed farm: ``PYTHONPATH=.`` before it; tenacity is needed, Ray and matplotlib not.
 
 Writes ``serving-<hardware>-<date>.{md,csv,png}``. Methods take turns in rounds, each on the same
 slice of the trace; the table gives the median over the rounds. Beside the time on the clock it
@@ -214,9 +217,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--decode-batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", default=str(Path(__file__).parent))
-    parser.add_argument("--hardware", default=f"cpu{os.cpu_count()}")
+    parser.add_argument("--hardware", help="in the file's name; the device's unless given")
     parser.add_argument("--date", default=datetime.date.today().isoformat())
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.hardware is None:
+        options.hardware = f"cpu{os.cpu_count()}"
+        if options.device != "cpu":
+            options.hardware = torch.cuda.get_device_name().lower().replace(" ", "-")
+    return options
 
 
 if __name__ == "__main__":

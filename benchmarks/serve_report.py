@@ -7,11 +7,6 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 
 class Speed(NamedTuple):
     """Of one method in one round."""
@@ -29,7 +24,10 @@ def write_report(report: dict[str, Any], folder: Path, name: str) -> None:
     """Write the note, the CSV and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(report, folder / f"{name}.csv")
-    _plot(report, folder / f"{name}.png")
+    try:
+        _plot(report, folder / f"{name}.png")
+    except ImportError:
+        print("no plot: matplotlib is not installed")
     (folder / f"{name}.md").write_text(_note(report, name))
     print(folder / f"{name}.md")
 
@@ -63,6 +61,11 @@ def _write_csv(report: dict[str, Any], path: Path) -> None:
 
 
 def _plot(report: dict[str, Any], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
     medians = {name: speed.cpu for name, speed in _medians(report).items()}
     names = sorted(medians, key=lambda name: medians[name])
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")

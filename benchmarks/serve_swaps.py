@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from serve_methods import Ours
 from serve_trace import Workload
 
@@ -28,15 +29,20 @@ ROUNDS = 2
 def measure_swaps(
     base: Base, workload: Workload, options: argparse.Namespace, folder: Path, rows: int
 ) -> dict[str, Any]:
-    """Passes with and without swaps; the two take turns for ``ROUNDS`` rounds."""
-    refs = workload.refs[:NUM_ADAPTERS]
+    """Passes with and without swaps; the two take turns for ``ROUNDS`` rounds.
+
+    A full pass holds ``rows / 2`` guided pictures; three times as many adapters take turns in
+    slots for one and a half times as many.
+    """
+    refs = workload.refs[: max(NUM_ADAPTERS, 3 * rows // 2)]
     requests = [
         _with_adapter(request, refs[i % len(refs)])
         for i, request in enumerate(workload.requests[: len(refs)])
     ]
+    few = 3 * rows // 4 + 1
     found: dict[str, list[dict[str, float]]] = {"resident": [], "swapping": []}
     for _ in range(ROUNDS):
-        for name, slots in (("resident", len(refs) + 1), ("swapping", rows + 1)):
+        for name, slots in (("resident", len(refs) + 1), ("swapping", few)):
             found[name].append(_observed(base, workload, requests, folder, rows, slots, options))
     return {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -72,8 +78,8 @@ def _observed(
         ours.close()
     most = max(num_rows for _, _, num_rows in passes)
     full = [one for one in passes if one[2] == most]
-    step_s = statistics.median(end - start for start, end, _ in full)
-    gaps = [later[0] - one[1] for one, later in zip(passes, passes[1:], strict=False)]
+    step_s = statistics.median(_seconds(start, end) for start, end, _ in full)
+    gaps = [_seconds(one[1], later[0]) for one, later in zip(passes, passes[1:], strict=False)]
     return {
         "swaps": swaps,
         "pictures_per_s": len(requests) / seconds,
@@ -85,19 +91,36 @@ def _observed(
     }
 
 
-def _watch(ours: Ours) -> list[tuple[float, float, int]]:
-    """Start, end and rows of every pass from now on."""
-    passes: list[tuple[float, float, int]] = []
+def _watch(ours: Ours) -> list[tuple[Any, Any, int]]:
+    """Start, end and rows of every pass from now on, as ``_now`` tells them."""
+    passes: list[tuple[Any, Any, int]] = []
     predict = ours.engine._denoiser.predict
+    device = ours.engine.base.device
 
     def watched(rows: Any) -> Any:
-        start = time.perf_counter()
+        start = _now(device)
         prediction = predict(rows)
-        passes.append((start, time.perf_counter(), sum(row.num_rows for row in rows)))
+        passes.append((start, _now(device), sum(row.num_rows for row in rows)))
         return prediction
 
     ours.engine._denoiser.predict = watched  # type: ignore[method-assign]
     return passes
+
+
+def _now(device: torch.device) -> Any:
+    """This moment, on a GPU as the GPU gets there: Python only queues a pass."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(start: Any, end: Any) -> float:
+    if isinstance(start, float):
+        return float(end - start)
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
 
 
 def _with_adapter(request: Any, ref: Any) -> Any:

@@ -33,6 +33,7 @@ from farm.adapters.layout import LayerPlace, lay_out, matching_layers
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.draw import Routing
 from farm.base.model import Base
+from farm.base.transfer import sent
 from farm.errors import AdapterFileError
 from farm.keys import derive_seed
 
@@ -200,9 +201,9 @@ class Bank(nn.Module):
             if int(slots_RK.max()) >= self.num_slots + 1 or int(slots_RK.min()) < -1:
                 raise ValueError(f"slots must lie in -1..{self.num_slots}")
             # -1 and S both index the last row, the zero adapter
-            slots_RK = torch.where(slots_RK < 0, self.num_slots, slots_RK).to(device)
+            slots_RK = sent(torch.where(slots_RK < 0, self.num_slots, slots_RK), device)
         if weights_RK is not None:
-            weights_RK = weights_RK.reshape(slots_RK.shape).to(device)
+            weights_RK = sent(weights_RK.reshape(slots_RK.shape), device)
         with self._entered("gathered", slots_RK, weights_RK):
             yield
 
@@ -271,7 +272,7 @@ class Bank(nn.Module):
             up[0, : layer.rank] = layer.up.detach().flatten(1).T.to(row_P)
             scale_L[index] = weights.scale(name)
         self.write_row(slot, row_P)
-        self.scale_LZ[:, slot].copy_(scale_L)
+        self.scale_LZ[:, slot].copy_(sent(scale_L, self.scale_LZ.device))
         self.host_scale_LZ[:, slot] = scale_L
         self._alphas[slot] = dict(weights.alphas)
         self._ranks[slot] = {name: layer.rank for name, layer in weights.layers.items()}
@@ -325,7 +326,7 @@ class Bank(nn.Module):
     @torch.no_grad()
     def write_row(self, slot: int, row_P: Tensor) -> None:
         """Replace a slot's weights by a flat row [P]; its ranks and alphas stay."""
-        self.flat_ZP[self._checked(slot)].copy_(row_P)
+        self.flat_ZP[self._checked(slot)].copy_(sent(row_P, self.flat_ZP.device))
         if self._compute_ZP is not self.flat_ZP:
             self._compute_ZP[slot].copy_(self.flat_ZP[slot])
         self._versions[slot] += 1

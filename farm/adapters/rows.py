@@ -19,6 +19,7 @@ from torch import Tensor
 
 from farm.adapters.bank import Bank
 from farm.adapters.layers import RowPart
+from farm.base.transfer import sent
 
 __all__ = ["RowWeights"]
 
@@ -89,8 +90,8 @@ class RowWeights:
         if not changed:
             return 0
         flat_RP, device = self._flat_KRP[k], self._bank.compute_ZP.device
-        rows = torch.tensor(changed, device=device)
-        source = torch.tensor([slots[i] for i in changed], device=device)
+        rows = sent(torch.tensor(changed), device)
+        source = sent(torch.tensor([slots[i] for i in changed]), device)
         flat_RP.index_copy_(0, rows, self._bank.compute_ZP.index_select(0, source))
         for i in changed:
             held_R[i] = wanted[i]
@@ -104,7 +105,7 @@ class RowWeights:
         if bool((scale_LR == 1).all()):
             return None
         bank = self._bank
-        return scale_LR.to(bank.compute_ZP.device, bank.compute_dtype)[:, :, None, None]
+        return sent(scale_LR.to(bank.compute_dtype), bank.compute_ZP.device)[:, :, None, None]
 
     @contextmanager
     def active(self) -> Iterator[None]:

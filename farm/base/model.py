@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from farm.base.schedule import NoiseSchedule, PredictionType
+from farm.base.transfer import sent
 
 __all__ = ["Base", "Conditioning", "MemoryFacts", "SchedulerName"]
 
@@ -129,7 +130,7 @@ class Base(ABC):
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts without gradients, one row each."""
-        return self.encode_tokens(self.tokenize(prompts).to(self.device))
+        return self.encode_tokens(sent(self.tokenize(prompts), self.device))
 
     # -- pictures -----------------------------------------------------------------------------
 

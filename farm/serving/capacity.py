@@ -8,6 +8,7 @@ Legend: R rows, K adapters per row.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from farm.serving.knee import Knee, find_knee
 from farm.serving.request import DrawRequest
 from farm.serving.rows import Size
 
-__all__ = ["Capacity", "measure_capacity"]
+__all__ = ["Capacity", "measure_capacity", "warm_up"]
 
 REPEATS = 5
 """Passes timed per batch size; the fastest counts, for noise only adds."""
@@ -95,10 +96,8 @@ class Capacity:
         if self._device.type != "cuda":
             free, total = _host_memory()
             return free >= min(self._memory_reserve * total, MAX_HOST_RESERVE)
-        free, total = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device)
-        cached -= torch.cuda.memory_allocated(self._device)
-        return free + cached >= self._memory_reserve * total
+        free, total = _device_memory(self._device)
+        return free >= self._memory_reserve * total
 
     def shrink(self, size: Size, rows: int) -> None:
         """Take fewer rows at this size from now on: so many were too many."""
@@ -113,48 +112,76 @@ class Capacity:
         """Wait until the device is at most ``PASSES_AHEAD`` passes behind."""
         if self._device.type != "cuda":
             return
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
         self._events.append(event)
         while len(self._events) > PASSES_AHEAD:
             self._events.popleft().synchronize()
 
 
+def warm_up(base: Base, bank: Bank | None, rows: int) -> None:
+    """Run one pass of so many rows on a GPU, whose first pass takes seconds to load its kernels.
+
+    What is learned from the engine's own first passes would be far too slow otherwise.
+    """
+    if base.device.type == "cuda":
+        _pass_of(base, bank, RowWeights(bank) if bank is not None else None, rows)()
+        torch.cuda.synchronize(base.device)
+
+
+def _pass_of(
+    base: Base, bank: Bank | None, weights: RowWeights | None, rows: int
+) -> Callable[[], None]:
+    """What a running batch has ready: each row's adapter, and prompts that come again."""
+    shape = base.latent_shape(base.resolution_px, base.resolution_px)
+    latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
+    timesteps_R = torch.full((rows,), 500.0, device=base.device)
+    prompts = base.encode_prompts([""]).repeat(rows)
+    if bank is not None and weights is not None:
+        weights.assign([[row % bank.num_slots] for row in range(rows)])
+
+    @torch.no_grad()
+    def run() -> None:
+        with nullcontext() if weights is None else weights.active():
+            base.denoise(latents_RCHW, timesteps_R, prompts)
+
+    return run
+
+
 def measure_capacity(base: Base, bank: Bank | None, config: EngineConfig) -> Capacity:
     """Time real passes of growing size, each row with another adapter."""
-    shape = base.latent_shape(base.resolution_px, base.resolution_px)
-    prompt = base.encode_prompts([""])
     peak_bytes = {0: 0}
-
     weights = None if bank is None else RowWeights(bank)
 
     def pass_seconds(rows: int) -> float:
-        # what a running batch has ready: each row's adapter, and prompts that come again
-        latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
-        timesteps_R = torch.full((rows,), 500.0, device=base.device)
-        prompts = prompt.repeat(rows)
         before = _allocated(base.device)
-        if bank is not None and weights is not None:
-            weights.assign([[row % bank.num_slots] for row in range(rows)])
-
-        @torch.no_grad()
-        def run() -> None:
-            with nullcontext() if weights is None else weights.active():
-                base.denoise(latents_RCHW, timesteps_R, prompts)
-
-        run()
-        peak_bytes[rows] = max(0, _peak(base.device) - before)
-        return min(_timed(run, base.device) for _ in range(REPEATS))
+        try:
+            run = _pass_of(base, bank, weights, rows)
+            run()
+            run()  # what is remembered of prompts that come again is there now
+            peak_bytes[rows] = max(0, _peak(base.device) - before)
+            return min(_timed(run, base.device) for _ in range(REPEATS))
+        except torch.OutOfMemoryError:  # a neighbour on the device may have taken what was free
+            return math.inf
 
     def fits(rows: int) -> bool:
         if base.device.type != "cuda":
             return True
-        free, total = torch.cuda.mem_get_info(base.device)
+        free, total = _device_memory(base.device)
         wanted = peak_bytes[max(peak_bytes)] * rows / max(1, *peak_bytes)
         return wanted < free - config.memory_reserve * total
 
     knee = find_knee(pass_seconds, max_rows=config.max_batch_rows, fits=fits)
-    return Capacity(base, knee, memory_reserve=config.memory_reserve)
+    capacity = Capacity(base, knee, memory_reserve=config.memory_reserve)
+    capacity.release_memory()  # to whoever shares the device
+    return capacity
+
+
+def _device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that can be allocated, those that torch holds ready among them, and bytes in all."""
+    free, total = torch.cuda.mem_get_info(device)
+    ready = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + ready, total
 
 
 def _host_memory() -> tuple[int, int]:

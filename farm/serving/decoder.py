@@ -22,6 +22,7 @@ from torch import Tensor
 from farm.base.draw import to_uint8
 from farm.base.model import Base
 from farm.errors import AdapterFileError, FarmError
+from farm.serving.faults import without_frames
 from farm.serving.request import Picture, Progress
 from farm.serving.rows import Row
 
@@ -112,7 +113,7 @@ class Decoder:
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._base.device))
         return event
 
     def _run(self) -> None:
@@ -140,11 +141,14 @@ class Decoder:
         for row in rows.keys() - wanted.keys():
             self._on_end(row, False)
         started_s = time.monotonic()
+        failed: Exception | None = None
         try:
             pixels, is_finite = self._pixels(list(wanted.values()))
         except Exception as error:
             LOG.exception("decoding failed")
-            self._fail(wanted, error)
+            failed = without_frames(error)
+        if failed is not None:  # outside of the handler, which holds the failed call's memory
+            self._fail(wanted, failed)
             return
         ended_s = time.monotonic()
         for row, picture, finite in zip(wanted, pixels, is_finite, strict=True):

@@ -21,6 +21,7 @@ from farm.adapters.bank import Bank
 from farm.adapters.rows import RowWeights
 from farm.base.lean import make_lean, restore
 from farm.base.model import Base, Conditioning
+from farm.base.transfer import sent
 from farm.serving.rows import Row, Size
 
 __all__ = ["Denoiser", "arranged"]
@@ -69,9 +70,10 @@ class Denoiser:
         layout = self._layout_of(tuple(rows))
         latents_PCHW = torch.cat([row.sampler.model_input() for row in rows])
         latents_RCHW = latents_PCHW.index_select(0, layout.pictures_R).to(self._base.dtype)
-        timesteps_R = torch.tensor(
-            [row.sampler.timestep for row, _ in layout.lines], dtype=torch.float32
-        ).to(self._base.device, non_blocking=True)
+        timesteps_R = sent(
+            torch.tensor([row.sampler.timestep for row, _ in layout.lines], dtype=torch.float32),
+            self._base.device,
+        )
         with self._routed(layout):
             prediction_RCHW = self._base.denoise(latents_RCHW, timesteps_R, layout.conditioning)
         prediction_RCHW = prediction_RCHW.float()
@@ -116,7 +118,7 @@ class Denoiser:
         guidance_G = torch.tensor([rows[i].request.guidance for i in guided])
 
         def indices(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64).to(device)
+            return sent(torch.tensor(values, dtype=torch.int64), device)
 
         return _Layout(
             rows=rows,
@@ -125,7 +127,7 @@ class Denoiser:
             prompted_P=indices([place[row, True] for row in rows]),
             guided_G=indices(guided),
             plain_G=indices([place[rows[i], False] for i in guided]),
-            guidance_G111=guidance_G.view(-1, 1, 1, 1).to(device),
+            guidance_G111=sent(guidance_G.view(-1, 1, 1, 1), device),
             conditioning=Conditioning.concatenate([_conditioning(line) for line in lines]),
             has_adapters=self._assign(rows[0].waiting.size, lines),
         )

@@ -26,10 +26,11 @@ from farm.serving.adapters import AdapterSide
 from farm.serving.admission import Admission
 from farm.serving.batch import Batch
 from farm.serving.cache import AdapterSource
-from farm.serving.capacity import Capacity, measure_capacity
+from farm.serving.capacity import Capacity, measure_capacity, warm_up
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.decoder import Decoder
 from farm.serving.denoiser import Denoiser
+from farm.serving.faults import device_is_lost, without_frames
 from farm.serving.preparer import Preparer
 from farm.serving.request import DrawRequest, Progress, Ticket
 from farm.serving.rows import Row, Size, Waiting
@@ -75,6 +76,7 @@ class Engine:
         self._num_open = 0
         self._is_draining = False
         self._is_over = False
+        self._is_lost = False
         self._stop_at_s = math.inf
         self._beat_s = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -101,6 +103,8 @@ class Engine:
         if self.config.batch_rows is None:
             self.capacity = measure_capacity(self.base, self._adapters.bank, self.config)
             LOG.info("batch limit: %s", self.capacity.reason)
+        else:
+            warm_up(self.base, self._adapters.bank, self.config.batch_rows)
         self._adapters.start()
         self._decoder.start()
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
@@ -131,8 +135,10 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop runs and has moved lately, and pictures are decoded."""
+        """Whether the loop moves, pictures are decoded, and the device is not lost."""
         is_alive = self._thread is not None and self._thread.is_alive() and self._decoder.alive
+        if self._is_lost:
+            return False
         return is_alive and time.monotonic() - self._beat_s < self.config.stuck_after_s
 
     # -- asking -------------------------------------------------------------------------------
@@ -214,8 +220,9 @@ class Engine:
                 try:
                     self._turn()
                     num_failed = 0
-                except Exception:  # whatever it was, the loop goes on for the others
+                except Exception as error:  # whatever it was, the loop goes on for the others
                     LOG.exception("a turn of the engine failed")
+                    self._note(error)
                     num_failed += 1
                     if num_failed >= MAX_FAILED_TURNS:
                         self._drop_all(FarmError("the engine failed", "try again"))
@@ -277,11 +284,17 @@ class Engine:
         started_s = time.monotonic()
         try:
             predictions_PCHW = self._denoiser.predict(rows)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            LOG.exception("a pass of %d pictures failed", len(rows))
+            failed: Exception | None = without_frames(error)
+        else:
+            failed = None
+        # outside of the handler, which holds the failed pass's memory
+        if isinstance(failed, torch.OutOfMemoryError):
             self._shrink(rows)
             return
-        except Exception as error:
-            self._isolate(rows, error)
+        if failed is not None:
+            self._isolate(rows, failed)
             return
         num_rows = sum(row.num_rows for row in rows)
         for row, prediction_CHW in zip(rows, predictions_PCHW, strict=True):
@@ -333,11 +346,19 @@ class Engine:
         reservations, row.reservations = row.reservations, []
         self._preparer.release(reservations)
 
+    def _note(self, error: BaseException | None) -> None:
+        """Remember that the device is lost, so that whoever watches starts another engine."""
+        if device_is_lost(error) and not self._is_lost:
+            LOG.error("the device is lost; this process cannot draw any more")
+            self._is_lost = True
+
     def _ended(self, row: Row, is_drawn: bool) -> None:
+        self._note(row.ticket.error)
         self._count_end("drawn" if is_drawn else "cancelled" if row.ticket.cancelled else "failed")
 
     def _failed(self, waiting: Waiting, error: BaseException) -> None:
         waiting.ticket.fail(error)
+        self._note(error)
         if waiting.popped_s:
             self._admission.give_up(waiting.cost)
         self._count_end("cancelled" if waiting.ticket.cancelled else "failed")
@@ -375,12 +396,13 @@ class Engine:
 
     def _isolate(self, rows: list[Row], error: Exception) -> None:
         """A pass failed: find out whose fault it is, each row alone, and fail those only."""
-        LOG.error("a pass of %d pictures failed", len(rows), exc_info=error)
+        self._note(error)
         self._denoiser.forget(rows[0].waiting.size)
         for row in rows:
             try:
                 self._advance(row, self._denoiser.predict([row]))
-            except Exception:
+            except Exception as alone:
+                self._note(alone)
                 self._fail_row(row, FarmError("the picture could not be drawn", "try again"))
         self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
 

@@ -6,6 +6,7 @@ processor; beyond the knee it adds latency to everybody and pictures per second 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def find_knee(
     """Double the rows while that pays and fits.
 
     Args:
-        pass_seconds: measures a pass of so many rows.
+        pass_seconds: measures a pass of so many rows; infinite if it ran out of memory.
         max_rows: never more than this.
         fits: whether a pass of so many rows is safe for the memory, asked before it is run.
         worth_it: the least gain in throughput that justifies doubling, as a fraction.
@@ -57,7 +58,10 @@ def find_knee(
     measured = {1: pass_seconds(1)}
     rows = 1
     while rows * 2 <= max_rows and fits(rows * 2):
-        measured[rows * 2] = pass_seconds(rows * 2)
+        seconds = pass_seconds(rows * 2)
+        if math.isinf(seconds):
+            break
+        measured[rows * 2] = seconds
         gain = 2 * measured[rows] / measured[rows * 2] - 1
         if gain < worth_it:  # or another program ran beside: noise only adds, so look again
             measured[rows * 2] = min(measured[rows * 2], pass_seconds(rows * 2))

@@ -279,7 +279,9 @@ class Preparer:
         except BaseException as error:
             if not isinstance(error, FarmError):
                 LOG.exception("preparing a request failed")
-                error = FarmError("the request could not be prepared", "try again")
+                cause, error = error, FarmError("the request could not be prepared", "try again")
+                cause.__traceback__ = None  # its frames hold tensors
+                error.__cause__ = cause
             self._post(functools.partial(self._end, job, error))
             return
         job.unpin()

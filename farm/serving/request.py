@@ -209,6 +209,12 @@ class Ticket:
         future = self.future
         return future.done() and not future.cancelled() and future.exception() is None
 
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong, if the request ended so."""
+        future = self.future
+        return future.exception() if future.done() and not future.cancelled() else None
+
     def result(self, timeout_s: float | None = None) -> Picture:
         """Wait for the picture.
 

@@ -3,8 +3,9 @@
 Owns the per-picture state of denoising. Knows nothing of batches: rows of one pass each have
 their own sampler, so they may differ in scheduler, step count and progress.
 
-The scheduler objects are diffusers' own, with their tables on the CPU: a step multiplies device
-latents by CPU scalars, which costs no synchronisation.
+The scheduler objects are diffusers' own, with their tables on the CPU: a step of DDIM, Euler or
+DPM++ 2M multiplies device latents by CPU scalars, which costs no synchronisation. Euler a brings
+fresh noise from the CPU at each step and UniPC its tables; on a GPU both wait for it there.
 
 Legend: C latent channels, H W latent; the leading 1 is the one row.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from farm.base.draw import initial_noise
 from farm.base.model import Base, SchedulerName
+from farm.base.transfer import sent
 
 __all__ = ["Sampler"]
 
@@ -47,7 +49,7 @@ class Sampler:
         self._scheduler.set_timesteps(steps)
         self._timesteps: list[Tensor] = list(self._scheduler.timesteps)
         self._timestep_values: list[float] = [float(t) for t in self._timesteps]
-        noise_1CHW = initial_noise([seed], shape).to(base.device)
+        noise_1CHW = sent(initial_noise([seed], shape), base.device)
         self.latents_1CHW = noise_1CHW * self._scheduler.init_noise_sigma
         self._extra = self._step_arguments(seed, shape)
         self._estimate_1CHW: Tensor | None = None
@@ -86,15 +88,25 @@ class Sampler:
 
     def advance(self, prediction_1CHW: Tensor) -> None:
         """Take one step with the denoiser's (guided) prediction, float32 [1, C, H, W]."""
-        outputs = self._scheduler.step(
-            prediction_1CHW, self._timesteps[self.step], self.latents_1CHW, **self._extra
-        )
+        before_1CHW, timestep = self.latents_1CHW, self._timesteps[self.step]
+        outputs = self._scheduler.step(prediction_1CHW, timestep, before_1CHW, **self._extra)
         self.latents_1CHW = outputs[0]
         if len(outputs) > 1:
             self._estimate_1CHW = outputs[1]
-        else:  # multistep solvers keep their estimates of the clean latent instead
+        elif hasattr(self._scheduler, "model_outputs"):
+            # multistep solvers keep their estimates of the clean latent instead
             self._estimate_1CHW = self._scheduler.model_outputs[-1]
+        else:  # PNDM, which Stable Diffusion 1.x comes with, keeps none
+            self._estimate_1CHW = self._estimated(prediction_1CHW, before_1CHW, timestep)
         self.step += 1
+
+    def _estimated(self, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The clean latent that a prediction at a whole timestep stands for."""
+        alpha = self._scheduler.alphas_cumprod[int(timestep)]
+        signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+        if self._scheduler.config.prediction_type == "v_prediction":
+            return signal * latents - spread * prediction
+        return (latents - spread * prediction) / signal
 
     def estimate(self) -> Tensor:
         """The clean latent as the denoiser now believes it, [1, C, H, W]; for previews."""

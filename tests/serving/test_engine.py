@@ -12,9 +12,11 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from made_adapters import ATTENTION, TEXT, publish, published, random_weights
 
 from farm.adapters.registry import Registry
+from farm.base.builder import build_pipeline
 from farm.base.load import load_base
 from farm.errors import (
     AdapterFileError,
@@ -305,6 +307,29 @@ def test_progress_and_previews_are_told(make_engine):
     previews = [progress.preview for progress in heard if progress.preview is not None]
     assert previews
     assert all(preview.shape == picture.shape for preview in previews)
+
+
+def test_a_base_with_stable_diffusion_1_s_own_scheduler_draws_what_diffusers_draws(tmp_path):
+    pipeline = build_pipeline("tiny", seed=3)
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    pipeline.save_pretrained(tmp_path / "base")
+    previews = []
+    with Engine(load_base(str(tmp_path / "base")), None, EngineConfig(batch_rows=8)) as engine:
+        ticket = engine.submit(ask(0, steps=12, preview_every=3))
+        ticket.listen(lambda progress: previews.append(progress.preview))
+        other = engine.submit(ask(1, steps=5))
+        picture, _ = ticket.result(WAIT_S).pixels, other.result(WAIT_S)
+    image = pipeline(
+        "a photo of a cat",
+        num_inference_steps=12,
+        guidance_scale=ask(0).guidance,
+        generator=torch.Generator("cpu").manual_seed(0),
+        output_type="np",
+    ).images[0]
+    assert_same(picture, (image * 255).round().astype(np.uint8))
+    last = [preview for preview in previews if preview is not None][-1]
+    # what is believed of the picture near the end is nearly the picture
+    assert np.abs(last.astype(int) - picture.astype(int)).mean() < 8
 
 
 def test_the_receipt_says_what_made_the_picture(make_engine, committed, base):
@@ -621,6 +646,32 @@ def test_a_pass_that_fails_takes_down_only_the_row_at_fault(make_engine, monkeyp
     with pytest.raises(FarmError, match="could not be drawn"):
         odd.result(WAIT_S)
     assert even.result(WAIT_S).pixels.shape == (64, 64, 3)
+
+
+def test_a_lost_device_is_told_so_that_another_engine_is_started(make_engine, monkeypatch):
+    engine = make_engine()
+    draw(engine, ask(0))
+    assert engine.healthy
+
+    def lost(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine.base, "denoise", lost)
+    with pytest.raises(FarmError, match="could not be drawn"):
+        engine.submit(ask(1)).result(WAIT_S)
+    assert not engine.healthy
+
+
+def test_a_device_lost_while_prompts_are_encoded_is_told_too(make_engine, monkeypatch):
+    engine = make_engine()
+
+    def lost(*_):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(engine.base, "encode_prompts", lost)
+    with pytest.raises(FarmError, match="could not be prepared"):
+        engine.submit(ask(0, prompt="never asked before")).result(WAIT_S)
+    wait_for(lambda: not engine.healthy)
 
 
 def test_a_picture_that_cannot_be_handed_over_fails_alone(make_engine, monkeypatch):

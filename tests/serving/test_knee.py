@@ -1,5 +1,7 @@
 """Tests of the search for the knee."""
 
+import math
+
 from farm.serving.knee import find_knee
 
 
@@ -28,6 +30,12 @@ def test_it_never_runs_a_pass_that_does_not_fit():
 
     knee = find_knee(pass_seconds, max_rows=64, fits=lambda rows: rows <= 4)
     assert (knee.rows, ran) == (4, [1, 2, 4])
+
+
+def test_it_settles_for_the_last_size_where_one_runs_out_of_memory():
+    knee = find_knee(lambda rows: math.inf if rows > 8 else 1.0, max_rows=64)
+    assert knee.rows == 8
+    assert list(knee.seconds_by_rows) == [1, 2, 4, 8]
 
 
 def test_the_reason_names_the_curve():

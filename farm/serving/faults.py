@@ -1,0 +1,27 @@
+"""What an exception of a device means: memory that it holds, and whether the device is gone."""
+
+from __future__ import annotations
+
+__all__ = ["device_is_lost", "without_frames"]
+
+_PASSING = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED")
+"""Of memory alone: the device works on."""
+
+
+def without_frames(error: Exception) -> Exception:
+    """The same exception without its traceback, whose frames keep the failed call's tensors."""
+    error.__traceback__ = None
+    return error
+
+
+def device_is_lost(error: BaseException | None) -> bool:
+    """Whether every further call to the device will fail, and only a new process helps.
+
+    An illegal access, a failed assertion or a hardware fault ends a CUDA context for good.
+    """
+    while error is not None:
+        text = str(error)
+        if "CUDA error" in text and not any(word in text for word in _PASSING):
+            return True
+        error = error.__cause__
+    return False
