@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from farm.adapters.bank import Bank
-from farm.base.draw import draw_latents, to_uint8
+from farm.base.draw import draw_latents, in_batches, to_uint8
 from farm.base.model import Base, SchedulerName
 
 __all__ = ["draw_adapted", "draw_by_slot"]
@@ -40,9 +40,8 @@ def draw_adapted(
     Returns:
         uint8 [R, P, P, 3] on the CPU; a picture does not depend on the others of the call.
     """
-    pictures = []
-    for start in range(0, len(prompts), batch):
-        rows = slice(start, start + batch)
+
+    def draw(rows: slice) -> Tensor:
         slots_R = torch.tensor(slots[rows])
         factors_R = None if weights is None else torch.tensor(weights[rows])
         with bank.route(slots_R, factors_R):
@@ -60,8 +59,9 @@ def draw_adapted(
             scheduler=scheduler,
             routing=bank.draw_routing(slots_R, factors_R),
         )
-        pictures.append(to_uint8(base.decode(latents_RCHW)))
-    return torch.cat(pictures)
+        return to_uint8(base.decode(latents_RCHW))
+
+    return in_batches(len(prompts), batch, draw)
 
 
 def draw_by_slot(

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from farm.base.model import Base, Conditioning, SchedulerName
 
-__all__ = ["Routing", "draw_latents", "draw_pictures", "initial_noise", "to_uint8"]
+__all__ = [
+    "Routing",
+    "draw_latents",
+    "draw_pictures",
+    "in_batches",
+    "initial_noise",
+    "to_uint8",
+]
 
 Routing = Callable[[Tensor], AbstractContextManager[object]]
 """Enters the bank's routing for a pass, given the picture index of each of its rows (int64 [R]; a
@@ -106,6 +113,34 @@ def _step_arguments(sampler: object, generators: list[torch.Generator]) -> dict[
     return arguments
 
 
+def in_batches(count: int, batch: int, draw: Callable[[slice], Tensor]) -> Tensor:
+    """Draw ``count`` pictures, ``batch`` of them at a time, or as many as there is memory for.
+
+    Args:
+        draw: pictures of a range of rows; those of one row do not depend on its neighbours.
+
+    Raises:
+        torch.OutOfMemoryError: if a single one does not fit.
+    """
+    drawn: list[Tensor] = []
+    start = 0
+    while start < count:
+        rows = slice(start, min(start + batch, count))
+        try:
+            drawn.append(draw(rows))
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            fits = False
+        else:
+            fits = True
+        if fits:
+            start = rows.stop
+        else:  # outside of the handler, which holds what the failed pass had
+            batch = max(1, batch // 2)
+    return torch.cat(drawn)
+
+
 @torch.no_grad()
 def draw_pictures(
     base: Base,
@@ -123,9 +158,8 @@ def draw_pictures(
 ) -> Tensor:
     """Pictures as uint8 [R, P, P, 3] on the CPU, drawn in batches; see ``draw_latents``."""
     negative = base.encode_prompts([negative_prompt])
-    pictures = []
-    for start in range(0, len(prompts), batch):
-        rows = slice(start, start + batch)
+
+    def draw(rows: slice) -> Tensor:
         latents_RCHW = draw_latents(
             base,
             base.encode_prompts(prompts[rows]),
@@ -136,10 +170,11 @@ def draw_pictures(
             width_px=width_px,
             height_px=height_px,
             scheduler=scheduler,
-            routing=_shifted(routing, start),
+            routing=_shifted(routing, rows.start),
         )
-        pictures.append(to_uint8(base.decode(latents_RCHW)))
-    return torch.cat(pictures)
+        return to_uint8(base.decode(latents_RCHW))
+
+    return in_batches(len(prompts), batch, draw)
 
 
 def _shifted(routing: Routing | None, start: int) -> Routing | None:

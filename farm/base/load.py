@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from farm.base.model import Base
 
-__all__ = ["embedded_folder", "load_base", "resolve_folder"]
+__all__ = ["embedded_folder", "load_base", "resolve_folder", "training_dtype"]
 
 WEIGHTED_PARTS = ("text_encoder", "text_encoder_2", "vae", "unet", "transformer")
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
@@ -65,6 +65,20 @@ def load_base(
         return _built(name, place, precision)
     folder = resolve_folder(name, revision=revision)
     return _from_folder(name, folder, place, precision)
+
+
+def training_dtype(device: str) -> torch.dtype | None:
+    """The dtype in which a base is trained on: bfloat16 on GPUs that have it, whose range no
+    gradient leaves; else what ``load_base`` takes by itself.
+
+    In float16 one overflowed gradient ends a job, and its repetition overflows at the same step.
+    """
+    import torch as torch_
+
+    if not device.startswith("cuda"):
+        return None
+    has_bfloat16 = torch_.cuda.is_bf16_supported(including_emulation=False)
+    return torch_.bfloat16 if has_bfloat16 else torch_.float16
 
 
 def resolve_folder(name: str, *, revision: str | None = None) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -82,6 +82,10 @@ class MemoryFacts:
     """Pixels per latent cell along one side; 8 for Stable Diffusion."""
     tokens: int
     """Length of a prompt in tokens, padding included."""
+
+    def halved(self) -> MemoryFacts:
+        """The facts of the same base in half precision, as GPUs load it."""
+        return replace(self, weight_bytes=2 * self.num_parameters)
 
 
 class Base(ABC):

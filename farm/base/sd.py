@@ -7,7 +7,7 @@ Legend: R rows, B pictures, C latent channels, H W latent, P pixels, T tokens, D
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -34,6 +34,10 @@ SCHEDULERS: dict[str, Any] = {
     "dpm++2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+UNBOUNDED_DEVICES = ("cpu",)
+VAE_PIXELS = 512 * 512
+"""Of the pictures that a GPU encodes or decodes at once. The decoder's last block keeps three
+tensors of 256 channels at full size: 384 MiB for 512 x 512 px in half precision."""
 
 
 class StableDiffusionBase(Base):
@@ -96,6 +100,10 @@ class StableDiffusionBase(Base):
 
     @torch.no_grad()
     def encode_photos(self, pixels_B3PP: Tensor) -> Tensor:
+        sides = pixels_B3PP.shape[-2:]
+        return self._in_vae_batches(self._encode, pixels_B3PP, sides[0] * sides[1])
+
+    def _encode(self, pixels_B3PP: Tensor) -> Tensor:
         pixels_B3PP = pixels_B3PP.to(self.device, self._pipeline.vae.dtype)
         distribution = self._pipeline.vae.encode(pixels_B3PP).latent_dist
         mean_BCHW = (distribution.mean.float() - self._shift) * self._scaling
@@ -104,6 +112,17 @@ class StableDiffusionBase(Base):
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
+        pixels = latents_BCHW.shape[-2] * latents_BCHW.shape[-1] * self._factor**2
+        return self._in_vae_batches(self._decode, latents_BCHW, pixels)
+
+    def _in_vae_batches(self, run: Callable[[Tensor], Tensor], rows: Tensor, pixels: int) -> Tensor:
+        """On a GPU few pictures at a time: they take far more memory than in the denoiser."""
+        most = len(rows) if self.device.type in UNBOUNDED_DEVICES else max(1, VAE_PIXELS // pixels)
+        if len(rows) <= most:
+            return run(rows)
+        return torch.cat([run(part) for part in torch.split(rows, most)])
+
+    def _decode(self, latents_BCHW: Tensor) -> Tensor:
         latents_BCHW = latents_BCHW.to(self.device) / self._scaling + self._shift
         pixels_B3PP = self._pipeline.vae.decode(latents_BCHW.to(self._pipeline.vae.dtype)).sample
         return cast(Tensor, (pixels_B3PP.float() / 2 + 0.5).clamp(0, 1))

@@ -105,8 +105,10 @@ class Sampler:
         alpha = self._scheduler.alphas_cumprod[int(timestep)]
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         if self._scheduler.config.prediction_type == "v_prediction":
-            return signal * latents - spread * prediction
-        return (latents - spread * prediction) / signal
+            clean: Tensor = signal * latents - spread * prediction
+        else:
+            clean = (latents - spread * prediction) / signal
+        return clean
 
     def estimate(self) -> Tensor:
         """The clean latent as the denoiser now believes it, [1, C, H, W]; for previews."""

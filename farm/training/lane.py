@@ -70,6 +70,8 @@ class Lane:
         self._jobs: dict[int, HeldJob] = {}
         self._prompts: OrderedDict[str, tuple[Tensor, Conditioning]] = OrderedDict()
         self._speed = _Speed()
+        self._is_short = False
+        """Of memory: noticed, and not yet acted on."""
 
     def run(self) -> None:
         """Work until the dispatcher has nothing more, or says stop.
@@ -100,8 +102,13 @@ class Lane:
 
     def _turn(self) -> None:
         """Settle orders, fill slots, take one step or wait for something to do."""
+        if self._is_short:  # not where it was noticed: the failed pass holds its memory there
+            self._is_short = False
+            self._shrink()
         self._let_go()
         self._fill()
+        if self._is_short:
+            return
         if self._trainer is not None and self._trainer.active_slots:
             self._step(self._trainer)
             return
@@ -116,7 +123,7 @@ class Lane:
                 self._held.mark(self._key(slot), "training", trainer.steps_done(slot))
             self._settle(trainer, report)
         except torch.OutOfMemoryError:
-            self._shrink()
+            self._is_short = True
             return
         rows = report.num_active * (trainer.instance_rows + trainer.prior_rows)
         self._held.rows_per_s = self._speed.note(rows, time.perf_counter() - began)
@@ -155,8 +162,8 @@ class Lane:
             try:
                 slot = self._admit(ready)
             except torch.OutOfMemoryError:
-                self._held.end(JobResult(key, "released", "out of memory"))
-                self._shrink()
+                self._held.end(self._too_large(key))
+                self._is_short = True
                 return
             except (FarmError, ValueError) as error:
                 self._held.end(JobResult(key, "failed", str(error)))
@@ -226,11 +233,11 @@ class Lane:
             return 1
         return min(self._held.slots, self._held.slot_limit or self._held.slots)
 
-    # -- empty slots cost time on a CPU -------------------------------------------------------
+    # -- empty slots cost time ------------------------------------------------------------------
 
     def _may_resize(self) -> bool:
-        """A GPU runs one captured shape, and its blank rows are nearly free."""
-        return self._base.device.type == "cpu" and not self._settings.compile
+        """What is compiled runs one shape; else a blank row costs what any other does."""
+        return not self._settings.compile
 
     def _fit_to_the_rest(self) -> None:
         """Drop empty slots once half of them are and nobody waits for one."""
@@ -285,14 +292,15 @@ class Lane:
         """
         slots = self._num_slots()
         for slot, job in list(self._jobs.items()):
-            key = job.lease.assignment.spec.key
-            if slots == 1:
-                reason = "out of memory: it does not fit alone in a lane"
-                self._empty(slot, JobResult(key, "failed", reason))
-            else:
-                self._empty(slot, JobResult(key, "released", f"out of memory with {slots} slots"))
+            self._empty(slot, self._too_large(job.lease.assignment.spec.key))
         self._close_trainer()
         self._held.slots = max(1, slots // 2)
+
+    def _too_large(self, key: str) -> JobResult:
+        slots = self._num_slots()
+        if slots == 1:
+            return JobResult(key, "failed", "out of memory: it does not fit alone in a lane")
+        return JobResult(key, "released", f"out of memory with {slots} slots")
 
     def _park(self) -> None:
         """Save every running job, and give all jobs back."""

@@ -233,7 +233,7 @@ def lane_main(config: dict[str, Any]) -> None:
     """What one Ray Train worker does: load the base once, then train until nothing is left."""
     import torch
 
-    from farm.base.load import load_base
+    from farm.base.load import load_base, training_dtype
     from farm.training.lane import Lane
 
     spec: LaneSpec = config["spec"]
@@ -247,7 +247,12 @@ def lane_main(config: dict[str, Any]) -> None:
         os.nice(CPU_LANE_NICENESS)
     store = Store(spec.store_url)
     link = RayLink(spec.dispatcher, store)
-    base = load_base(spec.base, device=spec.device, revision=spec.revision)
+    base = load_base(
+        spec.base,
+        device=spec.device,
+        dtype=training_dtype(spec.device),
+        revision=spec.revision,
+    )
     rank = ray.train.get_context().get_world_rank()
     lane = Lane(
         f"{config['run']}.{rank}",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 
-from farm.base.load import load_base
+from farm.base.load import load_base, training_dtype
 from farm.base.model import Base
 from farm.errors import FarmError, StoreError
 from farm.intake.job import PriorSpec
@@ -76,7 +76,12 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
     request, store = prepared.request, prepared.store
     plan = prepared.plan
     assert plan is not None
-    base = load_base(request.base, device=plan.device, revision=request.revision)
+    base = load_base(
+        request.base,
+        device=plan.device,
+        dtype=training_dtype(plan.device),
+        revision=request.revision,
+    )
     link = LocalLink(dispatcher, store)
     keeper = _Keeper(driver, link)
     keeper.start()

@@ -47,8 +47,9 @@ CPU_LANE_JOBS = 6
 """Fewest subjects for which a further process on the same cores pays its start."""
 SMALL_BASE_BYTES = 2**28
 """Passes of a base up to this size do not keep several cores busy; those of larger ones do."""
-PRIOR_FRACTION = 0.125
-"""Share of one GPU that draws missing prior sets beside the lanes."""
+DRAWING_BYTES = 3 * 2**29
+"""What drawing class images takes beside the base: a few guided rows at 512 px without gradients,
+and the VAE's 0.4 GiB. A drawer that has more room draws more of them at once."""
 
 GPUS: dict[str, tuple[float, float, float]] = {
     # name part: dense half-precision peak in TFLOP/s, USD per hour (order of magnitude on demand),
@@ -135,7 +136,7 @@ class Plan:
     gpu_hours: float
     dollars: float
     prior_fraction: float
-    """Share of a GPU that is kept free for drawing priors; 0 if none are missing."""
+    """Share of a GPU on each node that draws missing priors beside the lanes; 0 if none are."""
     reason: str
     """Why this cut and not another."""
     notes: tuple[str, ...] = field(default=())
@@ -179,13 +180,19 @@ def make_plan(
         return _cpu_plan(facts, workload, hardware, slots, lanes, bool(checkpointing))
     candidates = [
         candidate
-        for share in ((fraction,) if fraction else FRACTIONS)
+        for share in _shares(fraction)
         for checked in ((checkpointing,) if checkpointing is not None else (False, True))
         if (candidate := _candidate(facts, shape, workload, hardware, share, checked, slots, lanes))
     ]
     if not candidates:
+        if workload.num_prior_images and not _leaves_room(facts, hardware, fraction, lanes):
+            raise _no_room_for_drawer(facts, hardware, fraction, lanes)
         raise _impossible(facts, shape, hardware, slots, fraction, checkpointing)
     return _choose(candidates, facts, shape)
+
+
+def _shares(fraction: float | None) -> tuple[float, ...]:
+    return (fraction,) if fraction else FRACTIONS
 
 
 def _candidate(
@@ -201,14 +208,17 @@ def _candidate(
     """The plan of one cut; None if it does not fit.
 
     While prior sets are missing, one drawer per node needs a place beside the lanes: whole-GPU
-    lanes leave it an eighth, smaller ones leave it one lane's place.
+    lanes leave it a part of theirs, smaller ones leave it lanes' places.
     """
-    missing_priors = workload.num_prior_images > 0
+    drawer = drawer_fraction(facts, hardware) if workload.num_prior_images else 0.0
     places = int(1 / fraction) * hardware.gpus_per_node
-    if missing_priors and fraction == 1.0:
-        fraction -= PRIOR_FRACTION
-    elif missing_priors and lanes is None and places > 1:
-        places -= 1
+    if drawer and fraction == 1.0:
+        fraction -= drawer
+    elif lanes is None:
+        while places > 1 and _largest_rest(places, fraction, hardware) < drawer:
+            places -= 1
+    if _largest_rest(lanes or places, fraction, hardware) < drawer:
+        return None
     share = int(hardware.gpu_bytes * fraction)
     room = int(share * FILL) - fixed_bytes(facts)
     most = room // slot_bytes(facts, shape, checkpointing)
@@ -241,9 +251,25 @@ def _candidate(
         hours=hours,
         gpu_hours=gpu_hours,
         dollars=gpu_hours * hardware.hourly_dollars,
-        prior_fraction=PRIOR_FRACTION if missing_priors else 0.0,
+        prior_fraction=drawer,
         reason="",
     )
+
+
+def drawer_fraction(facts: MemoryFacts, hardware: Hardware) -> float:
+    """Share of one GPU that a drawer of class images needs; an eighth at the least."""
+    need = CONTEXT_BYTES + facts.weight_bytes + DRAWING_BYTES
+    fitting = [share for share in FRACTIONS[:-1] if need <= share * hardware.gpu_bytes]
+    return fitting[0] if fitting else FRACTIONS[-2]
+
+
+def _largest_rest(lanes: int, fraction: float, hardware: Hardware) -> float:
+    """The largest share of a GPU that so many lanes, packed tightly, leave free on a node."""
+    per_gpu = int(1 / fraction)
+    full, rest = divmod(lanes, per_gpu)
+    if full + (rest > 0) < hardware.gpus_per_node:
+        return 1.0
+    return 1 - (rest or per_gpu) * fraction
 
 
 def _cpus_per_lane(hardware: Hardware, lanes: int) -> float:
@@ -337,6 +363,28 @@ def _cpu_plan(
             if lanes_per_node > 1
             else "one lane with many slots keeps all cores busy"
         ),
+    )
+
+
+def _leaves_room(
+    facts: MemoryFacts, hardware: Hardware, fraction: float | None, lanes: int | None
+) -> bool:
+    """Whether the drawer of class images has a place beside the lanes that the user fixed."""
+    drawer = drawer_fraction(facts, hardware)
+    shares = [1 - drawer if share == 1.0 else share for share in _shares(fraction)]
+    return any(_largest_rest(lanes or 1, share, hardware) >= drawer for share in shares)
+
+
+def _no_room_for_drawer(
+    facts: MemoryFacts, hardware: Hardware, fraction: float | None, lanes: int | None
+) -> PlanError:
+    drawer = drawer_fraction(facts, hardware)
+    asked = f"{lanes} lane(s)" if lanes else "a lane"
+    asked += f" of {fraction:g} GPU" if fraction else ""
+    return PlanError(
+        f"{asked} on a node with {hardware.gpus_per_node} GPU(s) leave no {drawer:g} of a GPU free "
+        "for drawing the class images that are missing",
+        f"ask for fewer lanes, or for at most {1 - drawer:g} of a GPU",
     )
 
 

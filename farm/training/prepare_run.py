@@ -114,10 +114,13 @@ def _plan(
         base.resolution_px,
         num_prior_images=sum(spec.num_images for spec in drawn),
     )
+    hardware = request.hardware or this_machine()
+    # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
+    memory = base.memory.halved() if hardware.has_gpu else base.memory
     return make_plan(
-        base.memory,
+        memory,
         workload,
-        request.hardware or this_machine(),
+        hardware,
         slots=request.slots,
         fraction=request.gpu_fraction,
         lanes=request.lanes,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from farm.errors import FarmError
 from farm.intake.job import PriorSpec
 from farm.storage import Store
+from farm.training.costs import CONTEXT_BYTES
 from farm.training.prior_sets import (
     Part,
     PartReceipt,
@@ -66,7 +67,10 @@ class PartDrawer:
 
         torch.set_num_threads(settings.threads)
         if settings.device == "cuda":
-            torch.cuda.set_per_process_memory_fraction(settings.gpu_fraction * 0.9)
+            whole = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(
+                settings.gpu_fraction - CONTEXT_BYTES / whole
+            )
         self._base = load_base(settings.base, device=settings.device, revision=settings.revision)
         if settings.device == "cpu":
             make_lean(self._base.components[self._base.denoiser_name])

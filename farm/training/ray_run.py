@@ -30,7 +30,6 @@ from farm.training.lanes import (
 )
 from farm.training.ledger import Job
 from farm.training.orders import News, Snapshot
-from farm.training.plan import PRIOR_FRACTION
 from farm.training.prior_work import PriorWork
 from farm.training.priors import DRAWING_CPUS, DrawerSettings, draw_with_ray
 from farm.training.run_files import take_requests
@@ -225,13 +224,14 @@ class _RayRun:
         if not self._prepared.priors:
             return
         request, plan = self._prepared.request, self._plan
-        on_gpu = plan.device == "cuda"
-        per_node = 1 if on_gpu else plan.lanes_per_node
+        # class images that the user brought are only encoded, on the cores that lanes leave
+        on_gpu = plan.prior_fraction > 0
+        per_node = 1 if plan.device == "cuda" else plan.lanes_per_node
         settings = DrawerSettings(
             base=self._prepared.base.name,
             revision=request.revision,
-            device=plan.device,
-            gpu_fraction=PRIOR_FRACTION if on_gpu else 0.0,
+            device="cuda" if on_gpu else "cpu",
+            gpu_fraction=plan.prior_fraction,
             num_cpus=round(DRAWING_CPUS / per_node, 3),
             threads=math.ceil(plan.cpus_per_lane),
             max_actors=plan.num_nodes * per_node,

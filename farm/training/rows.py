@@ -206,11 +206,11 @@ def prompt_indices(prompts: Sized, samples: list[int]) -> list[int]:
 
 
 def _put(buffer: Conditioning, start: int, source: Conditioning, indices: list[int]) -> None:
-    chosen = source[prompt_indices(source, indices)]
-    place = slice(start, start + len(indices))
-    buffer.hidden_RTD[place].copy_(chosen.hidden_RTD, non_blocking=True)
-    for name, value in buffer.extra.items():
-        value[place].copy_(chosen.extra[name], non_blocking=True)
+    # row by row: a list of indices would be copied to the device, and waited for
+    for row, index in enumerate(prompt_indices(source, indices), start):
+        buffer.hidden_RTD[row].copy_(source.hidden_RTD[index], non_blocking=True)
+        for name, value in buffer.extra.items():
+            value[row].copy_(source.extra[name][index], non_blocking=True)
 
 
 def _put_tokens(buffer_RT: Tensor, start: int, source: Tensor, indices: list[int]) -> None:

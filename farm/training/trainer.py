@@ -83,11 +83,24 @@ class SlotTrainer:
             dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
             trainable=True,
         )
+        try:
+            self._make_room(base, checkpointing, compile, sync_every)
+        except BaseException:  # out of memory: the base must not stay wrapped
+            self.bank.close()
+            raise
+
+    def _make_room(
+        self, base: Base, checkpointing: bool, compile: bool | str, sync_every: int | None
+    ) -> None:
         self._optimizer = SlotAdamW(self.bank)
         self._prompts = PromptRows(
-            num_slots, instance_rows, prior_rows, base, as_tokens=bool(text_encoder_modules)
+            self.num_slots,
+            self.instance_rows,
+            self.prior_rows,
+            base,
+            as_tokens=bool(self.text_encoder_modules),
         )
-        self._seats: list[Seat | None] = [None] * num_slots
+        self._seats: list[Seat | None] = [None] * self.num_slots
         self._pending: list[tuple[list[int], Tensor]] = []
         self._sync_every = sync_every or (1 if base.device.type == "cpu" else 8)
         self._loss_scale = HALF_LOSS_SCALE if base.dtype == torch.float16 else 1.0
@@ -100,6 +113,7 @@ class SlotTrainer:
         if self._channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._denoise = base.denoise
+        self._compiled = bool(compile)
         if compile:
             mode = compile if isinstance(compile, str) else None
             self._denoise = torch.compile(base.denoise, dynamic=False, mode=mode)
@@ -107,6 +121,8 @@ class SlotTrainer:
     def close(self) -> None:
         """Give the base back as it was."""
         self.bank.close()
+        if self._compiled:  # dynamo gives up on code that it has compiled for many shapes
+            torch.compiler.reset()
         denoiser = self.base.components[self.base.denoiser_name]
         if self._checkpointing:
             denoiser.disable_gradient_checkpointing()  # type: ignore[operator]

@@ -32,6 +32,50 @@ def test_pictures_equal_those_of_the_plain_pipeline(build: str, name: SchedulerN
     assert np.abs(ours.numpy().astype(float) - theirs * 255).max() <= 1.0
 
 
+def test_a_batch_that_does_not_fit_is_drawn_in_smaller_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = load_base("tiny")
+    whole = draw_pictures(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
+    denoise, sizes = base.denoise, []
+
+    def small_memory(latents: torch.Tensor, *more: object) -> torch.Tensor:
+        sizes.append(len(latents))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("pretend")
+        return denoise(latents, *more)
+
+    monkeypatch.setattr(base, "denoise", small_memory)
+    parts = draw_pictures(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
+    assert (parts.int() - whole.int()).abs().max() <= 1
+    assert [size for size in sizes if size > 2] == [8, 4]
+    monkeypatch.setattr("farm.base.draw.draw_latents", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        draw_pictures(base, PROMPTS, [1, 2], steps=3)
+
+
+def out_of_memory(*_: object, **__: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError("pretend")
+
+
+def test_few_pictures_at_a_time_through_the_vae_are_the_same_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = load_base("tiny")
+    pixels = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    moments = base.encode_photos(pixels)
+    pictures = base.decode(moments[:, 0])
+    sizes: list[int] = []
+    vae = base.pipeline().vae
+    for part in (vae.encoder, vae.decoder):
+        part.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr("farm.base.sd.VAE_PIXELS", 2 * 64 * 64)
+    monkeypatch.setattr("farm.base.sd.UNBOUNDED_DEVICES", ())
+    torch.testing.assert_close(base.encode_photos(pixels), moments, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(base.decode(moments[:, 0]), pictures, atol=1e-4, rtol=1e-4)
+    assert sizes == [2, 2, 1, 2, 2, 1]
+
+
 def test_a_picture_does_not_depend_on_its_batch() -> None:
     base = load_base("tiny")
     together = draw_pictures(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)

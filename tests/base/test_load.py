@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from farm.base.builder import build_pipeline
 from farm.base.fingerprint import fingerprint_folder
-from farm.base.load import load_base
+from farm.base.load import load_base, training_dtype
 from farm.errors import BaseModelError, UserError
 
 
@@ -143,3 +143,10 @@ def test_a_size_that_does_not_fit_is_refused() -> None:
     assert base.latent_shape(64, 128) == (4, 16, 8)
     with pytest.raises(UserError, match="multiples of 8"):
         base.latent_shape(65, 64)
+
+
+def test_a_gpu_trains_in_bfloat16_where_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training_dtype("cpu") is None
+    for has_it, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
+        assert training_dtype("cuda") is dtype

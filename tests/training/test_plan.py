@@ -12,7 +12,7 @@ from farm.base.model import MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.costs import CONTEXT_BYTES, lane_bytes, row_flops
-from farm.training.plan import Hardware, make_plan
+from farm.training.plan import Hardware, drawer_fraction, make_plan
 from farm.training.shape import lane_shape, workload_of
 
 GIB = 2**30
@@ -113,6 +113,36 @@ def test_drawing_missing_priors_costs_time_and_keeps_a_share_free() -> None:
         SD15, workload_of([RECIPE] * 1000, 512, num_prior_images=200), A100, fraction=0.125
     )
     assert eighths.lanes_per_node == 7
+
+
+def test_a_drawer_gets_what_the_base_needs_and_lanes_make_room_for_it() -> None:
+    work = workload_of([RECIPE] * 1000, 512, num_prior_images=200)
+    small = Hardware("NVIDIA A10G", round(22.5 * GIB), 1, 8)
+    assert drawer_fraction(SD15, A100) == 0.125
+    assert drawer_fraction(SD15, small) == 0.25
+    plan = make_plan(SD15, work, small)
+    assert plan.gpu_fraction + plan.prior_fraction <= 1
+    assert plan.prior_fraction * small.gpu_bytes > SD15.weight_bytes + CONTEXT_BYTES
+    quarters = make_plan(SD15, work, small, fraction=0.25, checkpointing=True)
+    assert quarters.lanes_per_node == 3
+
+
+@pytest.mark.parametrize(("lanes", "fraction"), [(8, 0.125), (None, 0.9), (2, 0.5)])
+def test_lanes_that_leave_no_room_for_missing_priors_are_refused(
+    lanes: int | None, fraction: float
+) -> None:
+    jobs = [RECIPE] * 100
+    with pytest.raises(PlanError, match="free for drawing the class images"):
+        make_plan(
+            SD15, workload_of(jobs, 512, num_prior_images=9), A100, lanes=lanes, fraction=fraction
+        )
+    make_plan(SD15, workload_of(jobs, 512), A100, lanes=lanes, fraction=fraction)
+    two = replace(A100, gpus_per_node=2)
+    make_plan(SD15, workload_of(jobs, 512, num_prior_images=9), two, lanes=lanes, fraction=fraction)
+
+
+def test_a_base_takes_half_of_its_bytes_in_half_precision() -> None:
+    assert replace(SD15, weight_bytes=2 * SD15.weight_bytes).halved() == SD15
 
 
 def test_nothing_to_train_is_no_plan() -> None:

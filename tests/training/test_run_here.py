@@ -12,6 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,18 @@ from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
 from farm.base.load import load_base
 from farm.errors import Interrupted, ManifestError, PlanError, UserError
+from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.claims import Claim
+from farm.training.costs import lane_bytes
 from farm.training.ledger import read_events
 from farm.training.orders import News, Snapshot
+from farm.training.plan import Hardware
 from farm.training.run import prepare_run, resume_run, run_manifest
 from farm.training.run_files import ask, list_runs
 from farm.training.run_status import run_status, settle_requests
+from farm.training.shape import workload_of
+from farm.training.trainer import SlotTrainer
 
 MAIN = "from farm.cli import main; main()"
 LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
@@ -236,6 +243,41 @@ def test_equal_subjects_under_two_names_are_trained_once(tmp_path: Path) -> None
     assert first is not None
     assert second is not None
     assert first.job_key == second.job_key
+
+
+def test_a_run_planned_for_a_gpu_counts_half_precision(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    gpu = Hardware("NVIDIA L4", 22 * 2**30, 1, 8)
+    plan = prepare_run(request(manifest, tmp_path / "store", hardware=gpu)).plan
+    facts = load_base("tiny").memory
+    assert plan is not None
+    assert facts.weight_bytes == 4 * facts.num_parameters
+    work = workload_of([Recipe(**QUICK)], 64)
+    shape = replace(work.shape, max_rank=work.max_rank)
+    bytes_of = partial(lane_bytes, shape=shape, slots=plan.slots, checkpointing=plan.checkpointing)
+    assert plan.lane_bytes == bytes_of(facts.halved()) < bytes_of(facts)
+
+
+@pytest.mark.parametrize("where", ["step", "make_room"])
+def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    name = {"step": "step", "make_room": "_make_room"}[where]
+    original, refused = getattr(SlotTrainer, name), []
+
+    def small_memory(trainer: SlotTrainer, *given: object) -> object:
+        if trainer.num_slots > 1:
+            refused.append(trainer.num_slots)
+            raise torch.OutOfMemoryError("pretend")
+        return original(trainer, *given)
+
+    monkeypatch.setattr(SlotTrainer, name, small_memory)
+    manifest = write_manifest(tmp_path / "m", 3)
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url, slots=4))
+    assert (summary.committed, summary.failed) == (3, 0)
+    assert refused
+    assert len(adapters(store, tmp_path / "adapters")) == 3
 
 
 def test_a_photo_that_changed_since_the_check_is_the_users_fault(tmp_path: Path) -> None:
