@@ -26,6 +26,9 @@ from farm.base.embedded.world.scene import Scene
 NUM_TRAIN_TIMESTEPS = 1000
 AVERAGE_EVERY = 10
 """Steps between two updates of the weights' average."""
+MIDDLE_TIMESTEPS = (200, 800)
+"""Where a picture's parts find their places: before, nothing can be told; after, nothing is left
+to decide. Half of the rows train here, as in Esser et al. 2024, section 3.1."""
 
 
 def build_denoiser() -> UNet2DConditionModel:
@@ -68,15 +71,17 @@ def build_schedule() -> DDIMScheduler:
 class DenoiserPlan:
     """How long and how hard the denoiser trains."""
 
-    num_steps: int = 28_000
+    num_steps: int = 45_000
     batch_size: int = 32
     learning_rate: float = 1e-3
     num_warmup_steps: int = 150
-    decay_share: float = 0.3
+    decay_share: float = 0.43
     """Last share of the steps, over which the rate falls to zero. Until then it is constant, so a
-    training stopped before
-    can be given more steps."""
+    training stopped before can be given more steps."""
     average_decay: float = 0.998
+    hard_nouns: tuple[str, ...] = ("fish", "teapot")
+    """Classes whose shapes come last; a share of the rows shows one of these."""
+    hard_share: float = 0.25
     seed: int = 0
     checkpoint_every: int = 500
     """A multiple of `AVERAGE_EVERY`."""
@@ -97,13 +102,21 @@ class LatentSet:
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
 
+    def places_of(self, nouns: tuple[str, ...]) -> list[int]:
+        """Places of the pictures of some classes."""
+        return [place for place, scene in enumerate(self.scenes) if scene.class_noun in nouns]
+
     @torch.no_grad()
-    def sample(self, seed: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    def sample(self, plan: DenoiserPlan, hard: list[int], step: int) -> tuple[Tensor, Tensor]:
         """Latents (N, C, H, W) and prompt embeddings (N, T, D) of one step; a tenth of the
         prompts are empty.
         """
-        rng = random.Random(f"denoiser/{seed}/{step}")
-        chosen = [rng.randrange(len(self.scenes)) for _ in range(batch_size)]
+        rng = random.Random(f"denoiser/{plan.seed}/{step}")
+        whole = range(len(self.scenes))
+        chosen = [
+            rng.choice(hard if hard and rng.random() < plan.hard_share else whole)
+            for _ in range(plan.batch_size)
+        ]
         texts = []
         for index in chosen:
             kind = rng.random()
@@ -113,6 +126,21 @@ class LatentSet:
         return self.latents_NCHW[chosen], self.text_encoder(ids)[0]
 
 
+def draw_timesteps(num_rows: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (N,): the first half of the rows covers the whole schedule evenly, the second half
+    its middle (stratified; Salimans & Ho 2022, appendix D)."""
+    num_whole = (num_rows + 1) // 2
+    start, end = MIDDLE_TIMESTEPS
+    parts = []
+    for count, low, high in (
+        (num_whole, 0, NUM_TRAIN_TIMESTEPS),
+        (num_rows - num_whole, start, end),
+    ):
+        strata = (torch.arange(count) + torch.rand(count, generator=generator)) / max(1, count)
+        parts.append(low + (strata * (high - low)).long())
+    return torch.cat(parts)
+
+
 def v_loss(
     denoiser: UNet2DConditionModel,
     alphas_bar: Tensor,
@@ -120,12 +148,8 @@ def v_loss(
     prompts_NTD: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of v at timesteps that cover the schedule evenly (Salimans & Ho 2022,
-    eq. in appendix D).
-    """
-    num_rows = len(latents_NCHW)
-    strata = (torch.arange(num_rows) + torch.rand(num_rows, generator=generator)) / num_rows
-    timesteps = (strata * NUM_TRAIN_TIMESTEPS).long().to(latents_NCHW.device)
+    """Mean squared error of v."""
+    timesteps = draw_timesteps(len(latents_NCHW), generator).to(latents_NCHW.device)
     noise = torch.randn(latents_NCHW.shape, generator=generator).to(latents_NCHW.device)
     signal = alphas_bar[timesteps].sqrt()[:, None, None, None]
     spread = (1 - alphas_bar[timesteps]).sqrt()[:, None, None, None]
@@ -159,11 +183,12 @@ def train_denoiser(
     alphas_bar = build_schedule().alphas_cumprod.to(device)
     window: list[Tensor] = []
     started_s = time.monotonic()
+    hard = data.places_of(plan.hard_nouns)
     for step in range(first, plan.num_steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate_at(step)
         generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        latents, prompts = data.sample(plan.seed, step, plan.batch_size)
+        latents, prompts = data.sample(plan, hard, step)
         latents = latents.contiguous(memory_format=torch.channels_last)
         loss = v_loss(denoiser, alphas_bar, latents, prompts, generator)
         optimizer.zero_grad(set_to_none=True)

@@ -8,10 +8,19 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from farm.base.embedded.album import batch_at, draw_album
+from farm.base.embedded.album import batch_at, draw_album, scenes_of
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
-from farm.base.embedded.denoiser import DenoiserPlan, build_schedule
-from farm.base.embedded.scorer import contrastive_loss
+from farm.base.embedded.denoiser import (
+    MIDDLE_TIMESTEPS,
+    NUM_TRAIN_TIMESTEPS,
+    DenoiserPlan,
+    LatentSet,
+    build_schedule,
+    draw_timesteps,
+)
+from farm.base.embedded.folder import text_tower
+from farm.base.embedded.scorer import build_scorer, contrastive_loss
+from farm.base.embedded.tokenizer import build_tokenizer
 from farm.base.embedded.train import DOCUMENTED_MINUTES, TrainingPlan, train_embedded
 from farm.base.embedded.vae import build_vae, measure_psnr, one_cycle, standardize
 
@@ -107,6 +116,32 @@ def test_the_rates_rise_stay_and_fall():
 
 def test_the_end_of_the_noise_schedule_is_noise():
     assert build_schedule().alphas_cumprod[-1].sqrt() < 0.02
+
+
+def test_half_of_the_rows_learn_in_the_middle_and_half_cover_the_schedule():
+    timesteps = draw_timesteps(32, torch.Generator().manual_seed(1))
+    start, end = MIDDLE_TIMESTEPS
+    for part, low, high in ((timesteps[:16], 0, NUM_TRAIN_TIMESTEPS), (timesteps[16:], start, end)):
+        edges = torch.linspace(low, high, 17)
+        assert all(edges[i] - 1 <= part[i] < edges[i + 1] for i in range(16))
+    (alone,) = draw_timesteps(1, torch.Generator().manual_seed(1)).tolist()
+    assert 0 <= alone < NUM_TRAIN_TIMESTEPS
+
+
+def test_hard_classes_are_shown_more_often(tmp_path):
+    scenes = scenes_of(3, 200)
+    tokenizer = build_tokenizer(tmp_path)
+    places = torch.arange(200.0)[:, None, None, None]
+    data = LatentSet(places, scenes, tokenizer, text_tower(build_scorer(tokenizer)))
+    plan = DenoiserPlan(batch_size=400, hard_nouns=("fish",), hard_share=0.5)
+    hard = data.places_of(("fish",))
+    assert hard
+    assert all(scenes[place].class_noun == "fish" for place in hard)
+    rows, _ = data.sample(plan, hard, 7)
+    share = np.mean([scenes[int(place)].class_noun == "fish" for place in rows.flatten()])
+    assert 0.5 < share < 0.65
+    again, _ = data.sample(plan, hard, 7)
+    assert torch.equal(rows, again)
 
 
 def test_a_budget_scales_the_steps():
