@@ -65,6 +65,7 @@ def serve(
         slots=slots,
         max_rank=max_rank,
         engines=engines,
+        with_ray=ray,
     )
     _check_exposure(store, host)
     if ray:
@@ -90,6 +91,8 @@ def _settings(file: str, **options: Any) -> EndpointConfig:
         engine["num_slots"] = options["slots"] + 1  # the bare base has one of its own
     values.setdefault("replicas", {}).setdefault("max_engines", options["engines"])
     values["replicas"].setdefault("min_engines", options["engines"])
+    if options["with_ray"] and values.get("device", "auto") != "cpu":
+        values["replicas"].setdefault("gpus_per_engine", _gpu_share(options["engines"]))
     try:
         return EndpointConfig.model_validate(values)
     except ValidationError as error:
@@ -99,6 +102,17 @@ def _settings(file: str, **options: Any) -> EndpointConfig:
         raise UserError(
             f"the config is wrong: {faults}", "docs/serving.md lists its fields"
         ) from None
+
+
+def _gpu_share(engines: int) -> float:
+    """Of a GPU, for each of so many engines on this machine: 1, 1/2, 1/4, …; 0 without GPUs."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return 0.0
+    per_gpu = -(-engines // gpus)
+    return 0.5 ** (per_gpu - 1).bit_length()
 
 
 def _read_config(file: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -183,3 +184,14 @@ def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
         while process.poll() is None and time.monotonic() < until_s:
             time.sleep(0.1)
         assert process.poll() == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "engines", "share"),
+    [(0, 2, 0.0), (1, 1, 1.0), (1, 2, 0.5), (1, 3, 0.25), (2, 2, 1.0), (8, 9, 0.5)],
+)
+def test_engines_on_one_machine_share_its_gpus_equally(monkeypatch, gpus, engines, share):
+    from farm.cli.serve import _gpu_share
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _gpu_share(engines) == share
