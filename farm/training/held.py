@@ -50,11 +50,26 @@ class HeldJobs:
         self.is_stopping = False
         self.may_leave = False
         self.slot_limit: int | None = None
+        self.is_short = False
+        """Of memory: somebody ran out, and the lane has not shrunk yet."""
         self._jobs: dict[str, HeldJob] = {}
         self._results: dict[str, JobResult] = {}
         self._fresh: deque[HeldJob] = deque()
 
     # -- the training side --------------------------------------------------------------------
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the trainer that the orders ask for."""
+        if self.alone:
+            return 1
+        return min(self.slots, self.slot_limit or self.slots)
+
+    def too_large(self, key: str) -> JobResult:
+        """What becomes of a job that found too little memory: alone in a lane it is at fault."""
+        if self.num_slots == 1:
+            return JobResult(key, "failed", "out of memory: it does not fit alone in a lane")
+        return JobResult(key, "released", f"out of memory with {self.num_slots} slots")
 
     def take_fresh(self) -> HeldJob | None:
         """The next lease that nobody has begun to prepare."""

@@ -70,8 +70,6 @@ class Lane:
         self._jobs: dict[int, HeldJob] = {}
         self._prompts: OrderedDict[str, tuple[Tensor, Conditioning]] = OrderedDict()
         self._speed = _Speed()
-        self._is_short = False
-        """Of memory: noticed, and not yet acted on."""
 
     def run(self) -> None:
         """Work until the dispatcher has nothing more, or says stop.
@@ -102,12 +100,12 @@ class Lane:
 
     def _turn(self) -> None:
         """Settle orders, fill slots, take one step or wait for something to do."""
-        if self._is_short:  # not where it was noticed: the failed pass holds its memory there
-            self._is_short = False
+        if self._held.is_short:  # not where it was noticed: the failed pass holds its memory there
+            self._held.is_short = False
             self._shrink()
         self._let_go()
         self._fill()
-        if self._is_short:
+        if self._held.is_short:
             return
         if self._trainer is not None and self._trainer.active_slots:
             self._step(self._trainer)
@@ -123,7 +121,7 @@ class Lane:
                 self._held.mark(self._key(slot), "training", trainer.steps_done(slot))
             self._settle(trainer, report)
         except torch.OutOfMemoryError:
-            self._is_short = True
+            self._held.is_short = True
             return
         rows = report.num_active * (trainer.instance_rows + trainer.prior_rows)
         self._held.rows_per_s = self._speed.note(rows, time.perf_counter() - began)
@@ -162,8 +160,8 @@ class Lane:
             try:
                 slot = self._admit(ready)
             except torch.OutOfMemoryError:
-                self._held.end(self._too_large(key))
-                self._is_short = True
+                self._held.end(self._held.too_large(key))
+                self._held.is_short = True
                 return
             except (FarmError, ValueError) as error:
                 self._held.end(JobResult(key, "failed", str(error)))
@@ -179,7 +177,7 @@ class Lane:
         trainer = self._trainer
         if trainer is not None and not trainer.free_slots and self._may_resize():
             waiting = self._preparer.num_ready
-            wanted = min(self._num_slots(), trainer.num_slots + waiting)
+            wanted = min(self._held.num_slots, trainer.num_slots + waiting)
             if wanted > trainer.num_slots:
                 self._resize(wanted)
         return self._trainer is None or bool(self._trainer.free_slots)
@@ -198,7 +196,7 @@ class Lane:
         if self._trainer is not None and not self._jobs and not self._is_built_for(shape):
             self._close_trainer()
         if self._trainer is None:
-            self._trainer = self._build(shape, self._num_slots())
+            self._trainer = self._build(shape, self._held.num_slots)
         return self._trainer
 
     def _build(self, shape: LaneShape, slots: int) -> SlotTrainer:
@@ -219,7 +217,7 @@ class Lane:
         trainer = self._trainer
         return (
             trainer is not None
-            and trainer.num_slots == self._num_slots()
+            and trainer.num_slots == self._held.num_slots
             and trainer.bank.max_rank == shape.max_rank
             and trainer.instance_rows == shape.instance_rows
             and trainer.prior_rows == shape.prior_rows
@@ -227,11 +225,6 @@ class Lane:
             and trainer.target_modules == shape.target_modules
             and trainer.text_encoder_modules == shape.text_encoder_modules
         )
-
-    def _num_slots(self) -> int:
-        if self._held.alone:
-            return 1
-        return min(self._held.slots, self._held.slot_limit or self._held.slots)
 
     # -- empty slots cost time ------------------------------------------------------------------
 
@@ -290,17 +283,11 @@ class Lane:
 
         What does not fit when it is alone has failed by its own doing.
         """
-        slots = self._num_slots()
+        slots = self._held.num_slots
         for slot, job in list(self._jobs.items()):
-            self._empty(slot, self._too_large(job.lease.assignment.spec.key))
+            self._empty(slot, self._held.too_large(job.lease.assignment.spec.key))
         self._close_trainer()
         self._held.slots = max(1, slots // 2)
-
-    def _too_large(self, key: str) -> JobResult:
-        slots = self._num_slots()
-        if slots == 1:
-            return JobResult(key, "failed", "out of memory: it does not fit alone in a lane")
-        return JobResult(key, "released", f"out of memory with {slots} slots")
 
     def _park(self) -> None:
         """Save every running job, and give all jobs back."""

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
+
 from farm.adapters.registry import Registry
 from farm.base.model import Base
 from farm.errors import StoreError, UserError
@@ -118,6 +120,9 @@ class Preparer:
             self._held.end(JobResult(spec.key, "released", error.message))
         except UserError as error:
             self._held.end(JobResult(spec.key, "rejected", error.message))
+        except torch.OutOfMemoryError:
+            self._held.end(self._held.too_large(spec.key))
+            self._held.is_short = True
         except Exception as error:  # one job's photos must not end the lane
             self._held.end(JobResult(spec.key, "failed", f"could not be prepared: {error!r}"))
         else:

@@ -25,7 +25,9 @@ from farm.adapters.formats import load_adapter
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
 from farm.base.load import load_base
+from farm.base.model import Base
 from farm.errors import Interrupted, ManifestError, PlanError, UserError
+from farm.intake.job import JobSpec
 from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.claims import Claim
@@ -33,6 +35,7 @@ from farm.training.costs import lane_bytes
 from farm.training.ledger import read_events
 from farm.training.orders import News, Snapshot
 from farm.training.plan import Hardware
+from farm.training.prepare import PreparedPhotos, prepare_photos
 from farm.training.run import prepare_run, resume_run, run_manifest
 from farm.training.run_files import ask, list_runs
 from farm.training.run_status import run_status, settle_requests
@@ -258,6 +261,28 @@ def test_a_run_planned_for_a_gpu_counts_half_precision(tmp_path: Path) -> None:
     assert plan.lane_bytes == bytes_of(facts.halved()) < bytes_of(facts)
 
 
+def test_photos_that_find_too_little_memory_beside_training_are_no_fault_of_their_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    def small_memory(base: Base, spec: JobSpec) -> PreparedPhotos:
+        if len(refused) < 2:
+            refused.append(spec.key)
+            raise torch.OutOfMemoryError("pretend")
+        return prepare_photos(base, spec)
+
+    monkeypatch.setattr("farm.training.preparer.prepare_photos", small_memory)
+    manifest = write_manifest(tmp_path / "m", 2)
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url, slots=8))
+    assert (summary.committed, summary.failed) == (2, 0)
+    (run_id,) = list_runs(store)
+    kinds = Counter(event.kind for event in read_events(store, run_id))
+    assert kinds["failed"] == 0
+    assert kinds["released"] >= 2
+
+
 @pytest.mark.parametrize("where", ["step", "make_room"])
 def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_slots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -327,8 +352,6 @@ def test_a_run_has_one_driver(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    from farm.training.plan import Hardware
-
     manifest = write_manifest(tmp_path / "m", 1)
     small = Hardware("a toy", 2**20, 1, 4)
     with pytest.raises(PlanError, match="needs"):
