@@ -22,7 +22,7 @@ from torch import Tensor
 from farm.base.draw import to_uint8
 from farm.base.model import Base
 from farm.errors import AdapterFileError, FarmError
-from farm.serving.faults import without_frames
+from farm.serving.device_faults import without_frames
 from farm.serving.request import Picture, Progress
 from farm.serving.rows import Row
 

@@ -30,7 +30,7 @@ from farm.serving.capacity import Capacity, measure_capacity, warm_up
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.decoder import Decoder
 from farm.serving.denoiser import Denoiser
-from farm.serving.faults import device_is_lost, without_frames
+from farm.serving.device_faults import device_is_lost, without_frames
 from farm.serving.preparer import Preparer
 from farm.serving.request import DrawRequest, Progress, Ticket
 from farm.serving.rows import Row, Size, Waiting

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from farm.errors import FarmError
-from farm.serving.faults import device_is_lost, without_frames
+from farm.serving.device_faults import device_is_lost, without_frames
 
 
 @pytest.mark.parametrize(
