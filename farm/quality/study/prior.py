@@ -64,7 +64,7 @@ class PriorStudy:
     """Times that all are examined, evenly spaced; the base counts as step 0."""
     num_photos: int = 5
     num_prior_images: int = 96
-    prior_weight: float = 1.0
+    prior_weight: float = 0.5
     rank: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
