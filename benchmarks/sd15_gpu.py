@@ -300,8 +300,8 @@ def main(argv: list[str] | None = None) -> None:
         results.append(with_derived(run_case(case, setting), setting))
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
         # after each case: a machine that is taken away leaves what it has measured
-        write_page(results, setting, command.strip(), Path(arguments.out))
-    print(write_page(results, setting, command.strip(), Path(arguments.out)))
+        page = write_page(results, setting, command.strip(), Path(arguments.out))
+    print(page)
 
 
 def write_page(results: list[dict[str, Any]], setting: Setting, command: str, folder: Path) -> Path:

@@ -126,18 +126,15 @@ def in_batches(count: int, batch: int, draw: Callable[[slice], Tensor]) -> Tenso
     start = 0
     while start < count:
         rows = slice(start, min(start + batch, count))
+        size = rows.stop - rows.start
         try:
             drawn.append(draw(rows))
-        except torch.OutOfMemoryError:
-            if batch == 1:
+        except torch.OutOfMemoryError:  # the next try comes after it: it holds the failed pass
+            if size == 1:
                 raise
-            fits = False
+            batch = size // 2
         else:
-            fits = True
-        if fits:
             start = rows.stop
-        else:  # outside of the handler, which holds what the failed pass had
-            batch = max(1, batch // 2)
     return torch.cat(drawn)
 
 

@@ -34,7 +34,6 @@ SCHEDULERS: dict[str, Any] = {
     "dpm++2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-UNBOUNDED_DEVICES = ("cpu",)
 VAE_PIXELS = 512 * 512
 """Of the pictures that a GPU encodes or decodes at once. The decoder's last block keeps three
 tensors of 256 channels at full size: 384 MiB for 512 x 512 px in half precision."""
@@ -66,6 +65,7 @@ class StableDiffusionBase(Base):
         self._scaling = float(pipeline.vae.config.scaling_factor)
         self._shift = float(getattr(pipeline.vae.config, "shift_factor", None) or 0.0)
         self.schedule = _schedule_of(pipeline.scheduler).to(self.device)
+        self._vae_pixels = VAE_PIXELS if self.device.type == "cuda" else None
 
     @property
     def components(self) -> Mapping[str, nn.Module]:
@@ -100,8 +100,7 @@ class StableDiffusionBase(Base):
 
     @torch.no_grad()
     def encode_photos(self, pixels_B3PP: Tensor) -> Tensor:
-        sides = pixels_B3PP.shape[-2:]
-        return self._in_vae_batches(self._encode, pixels_B3PP, sides[0] * sides[1])
+        return self._in_vae_batches(self._encode, pixels_B3PP, pixels_B3PP.shape[-2:].numel())
 
     def _encode(self, pixels_B3PP: Tensor) -> Tensor:
         pixels_B3PP = pixels_B3PP.to(self.device, self._pipeline.vae.dtype)
@@ -112,14 +111,14 @@ class StableDiffusionBase(Base):
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        pixels = latents_BCHW.shape[-2] * latents_BCHW.shape[-1] * self._factor**2
+        pixels = latents_BCHW.shape[-2:].numel() * self._factor**2
         return self._in_vae_batches(self._decode, latents_BCHW, pixels)
 
     def _in_vae_batches(self, run: Callable[[Tensor], Tensor], rows: Tensor, pixels: int) -> Tensor:
         """On a GPU few pictures at a time: they take far more memory than in the denoiser."""
-        most = len(rows) if self.device.type in UNBOUNDED_DEVICES else max(1, VAE_PIXELS // pixels)
-        if len(rows) <= most:
+        if self._vae_pixels is None:
             return run(rows)
+        most = max(1, self._vae_pixels // pixels)
         return torch.cat([run(part) for part in torch.split(rows, most)])
 
     def _decode(self, latents_BCHW: Tensor) -> Tensor:

@@ -125,43 +125,50 @@ def warm_up(base: Base, bank: Bank | None, rows: int) -> None:
     What is learned from the engine's own first passes would be far too slow otherwise.
     """
     if base.device.type == "cuda":
-        _pass_of(base, bank, RowWeights(bank) if bank is not None else None, rows)()
+        _passes(base, bank)(rows)()
         torch.cuda.synchronize(base.device)
 
 
-def _pass_of(
-    base: Base, bank: Bank | None, weights: RowWeights | None, rows: int
-) -> Callable[[], None]:
-    """What a running batch has ready: each row's adapter, and prompts that come again."""
+def _passes(base: Base, bank: Bank | None) -> Callable[[int], Callable[[], None]]:
+    """Makes passes with what a running batch has ready: each row's adapter, and prompts that come
+    again."""
     shape = base.latent_shape(base.resolution_px, base.resolution_px)
-    latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
-    timesteps_R = torch.full((rows,), 500.0, device=base.device)
-    prompts = base.encode_prompts([""]).repeat(rows)
-    if bank is not None and weights is not None:
-        weights.assign([[row % bank.num_slots] for row in range(rows)])
+    prompt = base.encode_prompts([""])
+    weights = None if bank is None else RowWeights(bank)
 
-    @torch.no_grad()
-    def run() -> None:
-        with nullcontext() if weights is None else weights.active():
-            base.denoise(latents_RCHW, timesteps_R, prompts)
+    def pass_of(rows: int) -> Callable[[], None]:
+        latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
+        timesteps_R = torch.full((rows,), 500.0, device=base.device)
+        prompts = prompt.repeat(rows)
+        if bank is not None and weights is not None:
+            weights.assign([[row % bank.num_slots] for row in range(rows)])
 
-    return run
+        @torch.no_grad()
+        def run() -> None:
+            with nullcontext() if weights is None else weights.active():
+                base.denoise(latents_RCHW, timesteps_R, prompts)
+
+        return run
+
+    return pass_of
 
 
 def measure_capacity(base: Base, bank: Bank | None, config: EngineConfig) -> Capacity:
     """Time real passes of growing size, each row with another adapter."""
     peak_bytes = {0: 0}
-    weights = None if bank is None else RowWeights(bank)
+    pass_of = _passes(base, bank)
 
     def pass_seconds(rows: int) -> float:
         before = _allocated(base.device)
         try:
-            run = _pass_of(base, bank, weights, rows)
+            run = pass_of(rows)
             run()
             run()  # what is remembered of prompts that come again is there now
             peak_bytes[rows] = max(0, _peak(base.device) - before)
             return min(_timed(run, base.device) for _ in range(REPEATS))
         except torch.OutOfMemoryError:  # a neighbour on the device may have taken what was free
+            if rows == 1:
+                raise
             return math.inf
 
     def fits(rows: int) -> bool:

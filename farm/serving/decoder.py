@@ -22,7 +22,7 @@ from torch import Tensor
 from farm.base.draw import to_uint8
 from farm.base.model import Base
 from farm.errors import AdapterFileError, FarmError
-from farm.serving.device_faults import without_frames
+from farm.serving.device_faults import caused_by, without_frames
 from farm.serving.request import Picture, Progress
 from farm.serving.rows import Row
 
@@ -170,9 +170,8 @@ class Decoder:
                 self._decode_finished({row: latents})
             return
         for row in rows:
-            failed = FarmError("the picture could not be decoded", "try again")
-            failed.__cause__ = error
-            row.ticket.fail(failed)
+            told = FarmError("the picture could not be decoded", "try again")
+            row.ticket.fail(caused_by(error, told))
             self._on_end(row, False)
 
     @torch.no_grad()

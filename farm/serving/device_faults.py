@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ["device_is_lost", "without_frames"]
+from typing import TypeVar
+
+from farm.errors import FarmError
+
+__all__ = ["caused_by", "device_is_lost", "without_frames"]
 
 _PASSING = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED")
 """Of memory alone: the device works on."""
 
 
-def without_frames(error: Exception) -> Exception:
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def without_frames(error: _Error) -> _Error:
     """The same exception without its traceback, whose frames keep the failed call's tensors."""
     error.__traceback__ = None
     return error
+
+
+def caused_by(error: BaseException, told: FarmError) -> FarmError:
+    """What the user is told of an error, with the error as its cause."""
+    told.__cause__ = without_frames(error)
+    return told
 
 
 def device_is_lost(error: BaseException | None) -> bool:

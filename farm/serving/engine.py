@@ -30,7 +30,7 @@ from farm.serving.capacity import Capacity, measure_capacity, warm_up
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.decoder import Decoder
 from farm.serving.denoiser import Denoiser
-from farm.serving.device_faults import device_is_lost, without_frames
+from farm.serving.device_faults import caused_by, device_is_lost, without_frames
 from farm.serving.preparer import Preparer
 from farm.serving.request import DrawRequest, Progress, Ticket
 from farm.serving.rows import Row, Size, Waiting
@@ -137,9 +137,11 @@ class Engine:
     def healthy(self) -> bool:
         """Whether the loop moves, pictures are decoded, and the device is not lost."""
         is_alive = self._thread is not None and self._thread.is_alive() and self._decoder.alive
-        if self._is_lost:
-            return False
-        return is_alive and time.monotonic() - self._beat_s < self.config.stuck_after_s
+        return (
+            is_alive
+            and not self._is_lost
+            and time.monotonic() - self._beat_s < self.config.stuck_after_s
+        )
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -282,19 +284,19 @@ class Engine:
     def _step(self, rows: list[Row]) -> None:
         """One pass, then each row's own scheduler step."""
         started_s = time.monotonic()
+        failed: Exception | None = None
         try:
             predictions_PCHW = self._denoiser.predict(rows)
         except Exception as error:
-            LOG.exception("a pass of %d pictures failed", len(rows))
-            failed: Exception | None = without_frames(error)
-        else:
-            failed = None
+            if not isinstance(error, torch.OutOfMemoryError):
+                LOG.exception("a pass of %d pictures failed", len(rows))
+            failed = without_frames(error)
         # outside of the handler, which holds the failed pass's memory
         if isinstance(failed, torch.OutOfMemoryError):
             self._shrink(rows)
             return
         if failed is not None:
-            self._isolate(rows, failed)
+            self._isolate(rows)
             return
         num_rows = sum(row.num_rows for row in rows)
         for row, prediction_CHW in zip(rows, predictions_PCHW, strict=True):
@@ -308,9 +310,10 @@ class Engine:
     def _advance(self, row: Row, prediction_1CHW: torch.Tensor) -> None:
         try:
             row.sampler.advance(prediction_1CHW)
-        except Exception:
+        except Exception as error:
             LOG.exception("a scheduler step failed")
-            self._fail_row(row, FarmError("the scheduler failed", "try another scheduler"))
+            told = FarmError("the scheduler failed", "try another scheduler")
+            self._fail_row(row, caused_by(error, told))
             return
         step, steps = row.sampler.step, row.sampler.num_steps
         row.ticket.report(Progress("drawing", step, steps))
@@ -369,6 +372,7 @@ class Engine:
             setattr(self._stats, how, getattr(self._stats, how) + 1)
 
     def _fail_row(self, row: Row, error: BaseException) -> None:
+        self._note(error)
         row.ticket.fail(error)  # ``_drop_ended`` takes it out at the next turn
 
     def _revoked(self, keys: frozenset[str]) -> None:
@@ -394,16 +398,15 @@ class Engine:
         self._stats.out_of_memory += 1
         self.capacity.shrink(rows[0].waiting.size, num_rows // 2)
 
-    def _isolate(self, rows: list[Row], error: Exception) -> None:
+    def _isolate(self, rows: list[Row]) -> None:
         """A pass failed: find out whose fault it is, each row alone, and fail those only."""
-        self._note(error)
         self._denoiser.forget(rows[0].waiting.size)
         for row in rows:
             try:
                 self._advance(row, self._denoiser.predict([row]))
-            except Exception as alone:
-                self._note(alone)
-                self._fail_row(row, FarmError("the picture could not be drawn", "try again"))
+            except Exception as error:
+                told = FarmError("the picture could not be drawn", "try again")
+                self._fail_row(row, caused_by(error, told))
         self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
 
     def _drop_all(self, error: FarmError) -> None:

@@ -24,6 +24,7 @@ from farm.base.model import Base
 from farm.errors import AdapterFileError, FarmError
 from farm.serving.adapters import AdapterSide
 from farm.serving.cache import HostedAdapter
+from farm.serving.device_faults import caused_by
 from farm.serving.prompts import has_text_layers
 from farm.serving.request import AdapterRef, Progress
 from farm.serving.rows import AdapterUse, Row, Waiting
@@ -279,9 +280,8 @@ class Preparer:
         except BaseException as error:
             if not isinstance(error, FarmError):
                 LOG.exception("preparing a request failed")
-                cause, error = error, FarmError("the request could not be prepared", "try again")
-                cause.__traceback__ = None  # its frames hold tensors
-                error.__cause__ = cause
+                told = FarmError("the request could not be prepared", "try again")
+                error = caused_by(error, told)
             self._post(functools.partial(self._end, job, error))
             return
         job.unpin()

@@ -150,10 +150,18 @@ class Plan:
     def memory_fraction(self) -> float | None:
         """What a lane passes to ``torch.cuda.set_per_process_memory_fraction``: its share less
         the CUDA context, which PyTorch's allocator does not see. None on CPUs."""
-        if self.device != "cuda":
+        return self._allocatable(self.gpu_fraction)
+
+    @property
+    def drawer_memory_fraction(self) -> float | None:
+        """The same for a drawer of class images; None where none draws on a GPU."""
+        return self._allocatable(self.prior_fraction)
+
+    def _allocatable(self, fraction: float) -> float | None:
+        if self.device != "cuda" or not fraction:
             return None
         whole = self.share_bytes / self.gpu_fraction
-        return (self.share_bytes - CONTEXT_BYTES) / whole
+        return fraction - CONTEXT_BYTES / whole
 
 
 def make_plan(
@@ -185,7 +193,8 @@ def make_plan(
         if (candidate := _candidate(facts, shape, workload, hardware, share, checked, slots, lanes))
     ]
     if not candidates:
-        if workload.num_prior_images and not _leaves_room(facts, hardware, fraction, lanes):
+        cuts = [_cut(facts, workload, hardware, share, lanes) for share in _shares(fraction)]
+        if not any(cuts):
             raise _no_room_for_drawer(facts, hardware, fraction, lanes)
         raise _impossible(facts, shape, hardware, slots, fraction, checkpointing)
     return _choose(candidates, facts, shape)
@@ -205,27 +214,18 @@ def _candidate(
     slots: int | None,
     lanes: int | None,
 ) -> Plan | None:
-    """The plan of one cut; None if it does not fit.
-
-    While prior sets are missing, one drawer per node needs a place beside the lanes: whole-GPU
-    lanes leave it a part of theirs, smaller ones leave it lanes' places.
-    """
-    drawer = drawer_fraction(facts, hardware) if workload.num_prior_images else 0.0
-    places = int(1 / fraction) * hardware.gpus_per_node
-    if drawer and fraction == 1.0:
-        fraction -= drawer
-    elif lanes is None:
-        while places > 1 and _largest_rest(places, fraction, hardware) < drawer:
-            places -= 1
-    if _largest_rest(lanes or places, fraction, hardware) < drawer:
+    """The plan of one cut; None if it does not fit."""
+    cut = _cut(facts, workload, hardware, fraction, lanes)
+    if cut is None:
         return None
+    fraction, drawer, places = cut
     share = int(hardware.gpu_bytes * fraction)
     room = int(share * FILL) - fixed_bytes(facts)
     most = room // slot_bytes(facts, shape, checkpointing)
     if most < max(slots or 1, 1):
         return None
     per_gpu = int(1 / fraction)
-    lanes_per_node = min(lanes or places, workload.num_jobs)
+    lanes_per_node = min(places, workload.num_jobs)
     wanted = math.ceil(workload.num_jobs / (lanes_per_node * hardware.num_nodes))
     chosen = slots or max(1, min(most, MAX_SLOTS, wanted))
     work = row_flops(facts, shape, checkpointing)
@@ -254,6 +254,29 @@ def _candidate(
         prior_fraction=drawer,
         reason="",
     )
+
+
+def _cut(
+    facts: MemoryFacts,
+    workload: Workload,
+    hardware: Hardware,
+    fraction: float,
+    lanes: int | None,
+) -> tuple[float, float, int] | None:
+    """Share of a GPU for a lane and for the drawer, and lanes of a node; None without room.
+
+    While prior sets are missing, one drawer per node needs a place beside the lanes: whole-GPU
+    lanes leave it a part of theirs, smaller ones leave it lanes' places.
+    """
+    drawer = drawer_fraction(facts, hardware) if workload.num_prior_images else 0.0
+    places = lanes or int(1 / fraction) * hardware.gpus_per_node
+    if drawer and fraction == 1.0:
+        fraction -= drawer
+    elif lanes is None:
+        while places > 1 and _largest_rest(places, fraction, hardware) < drawer:
+            places -= 1
+    has_room = _largest_rest(places, fraction, hardware) >= drawer
+    return (fraction, drawer, places) if has_room else None
 
 
 def drawer_fraction(facts: MemoryFacts, hardware: Hardware) -> float:
@@ -364,15 +387,6 @@ def _cpu_plan(
             else "one lane with many slots keeps all cores busy"
         ),
     )
-
-
-def _leaves_room(
-    facts: MemoryFacts, hardware: Hardware, fraction: float | None, lanes: int | None
-) -> bool:
-    """Whether the drawer of class images has a place beside the lanes that the user fixed."""
-    drawer = drawer_fraction(facts, hardware)
-    shares = [1 - drawer if share == 1.0 else share for share in _shares(fraction)]
-    return any(_largest_rest(lanes or 1, share, hardware) >= drawer for share in shares)
 
 
 def _no_room_for_drawer(

@@ -121,8 +121,10 @@ class Preparer:
         except UserError as error:
             self._held.end(JobResult(spec.key, "rejected", error.message))
         except torch.OutOfMemoryError:
+            is_shared = self._held.num_slots > 1
             self._held.end(self._held.too_large(spec.key))
-            self._held.is_short = True
+            if is_shared:  # a single slot's job is not to blame, and cannot get out of the way
+                self._held.is_short = True
         except Exception as error:  # one job's photos must not end the lane
             self._held.end(JobResult(spec.key, "failed", f"could not be prepared: {error!r}"))
         else:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from farm.errors import FarmError
 from farm.intake.job import PriorSpec
 from farm.storage import Store
-from farm.training.costs import CONTEXT_BYTES
 from farm.training.prior_sets import (
     Part,
     PartReceipt,
@@ -49,6 +48,8 @@ class DrawerSettings:
     revision: str | None = None
     device: str = "cpu"
     gpu_fraction: float = 0.0
+    memory_fraction: float | None = None
+    """Cap of this process's share of the GPU's memory."""
     num_cpus: float = DRAWING_CPUS
     threads: int = 1
     max_actors: int = 1
@@ -66,11 +67,8 @@ class PartDrawer:
         from farm.base.load import load_base
 
         torch.set_num_threads(settings.threads)
-        if settings.device == "cuda":
-            whole = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(
-                settings.gpu_fraction - CONTEXT_BYTES / whole
-            )
+        if settings.memory_fraction is not None:
+            torch.cuda.set_per_process_memory_fraction(settings.memory_fraction)
         self._base = load_base(settings.base, device=settings.device, revision=settings.revision)
         if settings.device == "cpu":
             make_lean(self._base.components[self._base.denoiser_name])

@@ -232,6 +232,7 @@ class _RayRun:
             revision=request.revision,
             device="cuda" if on_gpu else "cpu",
             gpu_fraction=plan.prior_fraction,
+            memory_fraction=plan.drawer_memory_fraction,
             num_cpus=round(DRAWING_CPUS / per_node, 3),
             threads=math.ceil(plan.cpus_per_lane),
             max_actors=plan.num_nodes * per_node,

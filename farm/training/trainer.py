@@ -83,15 +83,16 @@ class SlotTrainer:
             dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
             trainable=True,
         )
+        self._checkpointing, self._compiled = checkpointing, bool(compile)
+        # channels last suits convolutions on GPUs, and on CPUs once the batch is wide
+        self._channels_last = base.device.type == "cuda" or self.num_rows >= WIDE_BATCH_ROWS
         try:
-            self._make_room(base, checkpointing, compile, sync_every)
-        except BaseException:  # out of memory: the base must not stay wrapped
-            self.bank.close()
+            self._make_room(base, compile, sync_every)
+        except BaseException:  # out of memory: the base must be as it was
+            self.close()
             raise
 
-    def _make_room(
-        self, base: Base, checkpointing: bool, compile: bool | str, sync_every: int | None
-    ) -> None:
+    def _make_room(self, base: Base, compile: bool | str, sync_every: int | None) -> None:
         self._optimizer = SlotAdamW(self.bank)
         self._prompts = PromptRows(
             self.num_slots,
@@ -104,16 +105,12 @@ class SlotTrainer:
         self._pending: list[tuple[list[int], Tensor]] = []
         self._sync_every = sync_every or (1 if base.device.type == "cpu" else 8)
         self._loss_scale = HALF_LOSS_SCALE if base.dtype == torch.float16 else 1.0
-        self._checkpointing = checkpointing
         denoiser = base.components[base.denoiser_name]
-        if checkpointing:
+        if self._checkpointing:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        # channels last suits convolutions on GPUs, and on CPUs once the batch is wide
-        self._channels_last = base.device.type == "cuda" or self.num_rows >= WIDE_BATCH_ROWS
         if self._channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._denoise = base.denoise
-        self._compiled = bool(compile)
         if compile:
             mode = compile if isinstance(compile, str) else None
             self._denoise = torch.compile(base.denoise, dynamic=False, mode=mode)

@@ -283,6 +283,27 @@ def test_photos_that_find_too_little_memory_beside_training_are_no_fault_of_thei
     assert kinds["released"] >= 2
 
 
+def test_photos_that_do_not_fit_beside_one_slot_fail_their_own_job_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    def small_memory(base: Base, spec: JobSpec) -> PreparedPhotos:
+        if spec.subject.id == "s001" and not refused:
+            refused.append(spec.key)
+            raise torch.OutOfMemoryError("pretend")
+        return prepare_photos(base, spec)
+
+    monkeypatch.setattr("farm.training.preparer.prepare_photos", small_memory)
+    manifest = write_manifest(tmp_path / "m", 3, recipe=LONGER)
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url, slots=1))
+    assert (summary.committed, summary.failed) == (3, 0)
+    (run_id,) = list_runs(store)
+    failed = [event.job for event in read_events(store, run_id) if event.kind == "failed"]
+    assert failed == refused
+
+
 @pytest.mark.parametrize("where", ["step", "make_room"])
 def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_slots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
