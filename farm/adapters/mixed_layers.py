@@ -98,10 +98,16 @@ class MixedLinear(MixedLayer):
             if pair is None:
                 continue
             down, up = pair
-            x_GNI = x[part.start : part.stop].reshape(down.shape[0], -1, x.shape[-1])
+            is_whole = x.ndim == 3 and down.shape[0] == x.shape[0]  # each row has one, as it is
+            x_GNI = x
+            if not is_whole:
+                x_GNI = x[part.start : part.stop].reshape(down.shape[0], -1, x.shape[-1])
             hidden_GNr = torch.bmm(x_GNI, down)
             if part.factors is not None:
                 hidden_GNr = hidden_GNr * part.factors[self.name]
+            if is_whole:
+                y.baddbmm_(hidden_GNr, up)
+                continue
             if not y.is_contiguous():
                 y = y.contiguous()
             y[part.start : part.stop].view(down.shape[0], -1, y.shape[-1]).baddbmm_(hidden_GNr, up)
