@@ -120,8 +120,7 @@ def _prompts_by_class(prepared: PreparedRun) -> Mapping[str, str]:
         subject = assignment.spec.subject
         namespace, name = assignment.names[0]
         if subject.class_noun not in chosen and registry.resolve(namespace, name) is not None:
-            prompt = subject.sample_prompts[-1].replace("{class_noun}", subject.class_noun)
-            chosen[subject.class_noun] = (name, prompt)
+            chosen[subject.class_noun] = (name, subject.sample_prompts[-1])
     return dict(chosen.values())
 
 
