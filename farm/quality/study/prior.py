@@ -23,8 +23,8 @@ from typing import Any
 from farm import __version__
 from farm.base.embedded.world.words import POSES_OF
 from farm.base.load import load_base
-from farm.base.names import EMBEDDED
 from farm.base.model import Base
+from farm.base.names import EMBEDDED
 from farm.quality.card import Examination, Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, drawn_protocol
