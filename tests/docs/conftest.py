@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from doc_pages import Block, blocks_of, page_paths
+from doc_pages import ROOT, Block, blocks_of
 from doc_workplace import BlockFailed, Clone, PageRun
 
 README = "README.md"
@@ -72,8 +72,7 @@ class Documentation:
 
 def _run_blocks(page: str) -> list[Block]:
     """A page's blocks that are run or written, in their order."""
-    (path,) = (path for path in page_paths() if path.as_posix().endswith(f"/{page}"))
-    return [block for block in blocks_of(path) if block.kind not in ("parsed", "dockerfile")]
+    return [block for block in blocks_of(ROOT / page) if block.kind not in ("parsed", "dockerfile")]
 
 
 @pytest.fixture(scope="session")
