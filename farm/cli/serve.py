@@ -33,7 +33,12 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    store: str = STORE,
+    store: str = typer.Option(
+        None,
+        "--store",
+        envvar="FARM_STORE",
+        help="Folder or URL with the adapters; may be in the config file instead.",
+    ),
     base: str = typer.Option(
         None, help="embedded (if left out), tiny, a folder, a URL, or a hub id."
     ),
@@ -45,7 +50,9 @@ def serve(
     ),
     device: str = typer.Option(None, help="cpu, cuda, or auto (if left out)."),
     slots: int = typer.Option(0, min=0, help="Adapters at hand in the model; 0 chooses."),
-    max_rank: int = typer.Option(16, min=1, help="Largest rank that is served."),
+    max_rank: int = typer.Option(
+        None, min=1, max=256, help="Refuse adapters of a higher rank; no limit if left out."
+    ),
     config: str = typer.Option("", help="YAML file with fields of EndpointConfig; options win."),
     ray: bool = typer.Option(False, "--ray", help="Run on Ray Serve, engines in processes."),
     engines: int = typer.Option(1, min=1, help="With --ray: engine processes."),
@@ -67,7 +74,7 @@ def serve(
         engines=engines,
         with_ray=ray,
     )
-    _check_exposure(store, host)
+    _check_exposure(settings.store, host)
     if ray:
         _serve_with_ray(settings, host, port)
     else:
@@ -85,8 +92,16 @@ def _settings(file: str, **options: Any) -> EndpointConfig:
     given = {name: options[name] for name in ("store", "base", "revision", "device")}
     values.update({name: value for name, value in given.items() if value is not None})
     values.setdefault("anonymous_namespace", options["namespace"])
+    if not values.get("store"):
+        raise UserError(
+            "no store is named",
+            "add --store FOLDER, set FARM_STORE, or write `store:` into the config file",
+        )
     engine = values.setdefault("engine", {})
-    engine.setdefault("max_rank", options["max_rank"])
+    if not isinstance(engine, dict):
+        raise UserError(f"{file}: engine: holds no fields", "see docs/serving.md")
+    if options["max_rank"] is not None:
+        engine["max_rank"] = options["max_rank"]
     if options["slots"]:
         engine["num_slots"] = options["slots"] + 1  # the bare base has one of its own
     values.setdefault("replicas", {}).setdefault("max_engines", options["engines"])

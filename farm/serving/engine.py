@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -26,11 +27,12 @@ from farm.serving.adapters import AdapterSide
 from farm.serving.admission import Admission
 from farm.serving.batch import Batch
 from farm.serving.cache import AdapterSource
-from farm.serving.capacity import Capacity, measure_capacity, warm_up
+from farm.serving.capacity import Capacity
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.decoder import Decoder
 from farm.serving.denoiser import Denoiser
 from farm.serving.device_faults import caused_by, device_is_lost, without_frames
+from farm.serving.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.preparer import Preparer
 from farm.serving.request import DrawRequest, Progress, Ticket
 from farm.serving.rows import Row, Size, Waiting
@@ -80,12 +82,13 @@ class Engine:
         self._stop_at_s = math.inf
         self._beat_s = time.monotonic()
         self._thread: threading.Thread | None = None
-        self.capacity = Capacity.unmeasured(base, self.config.batch_rows or 2)
+        self.capacity = Capacity.unmeasured(base, self.config.batch_rows or UNMEASURED_ROWS)
         self._adapters = AdapterSide(base, source, self.config, cache_folder)
         self.cache = self._adapters.cache
         if self.cache is not None:
             listen = self.cache.revocations.listen
             listen(lambda keys: self._inbox.put(lambda: self._revoked(keys)))
+        self._meter: CapacityMeter | None = None
         self._denoiser = Denoiser(base, self._adapters.bank)
         self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
         self._preparer = Preparer(
@@ -99,16 +102,49 @@ class Engine:
     # -- life ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Measure the knee and begin to draw."""
-        if self.config.batch_rows is None:
-            self.capacity = measure_capacity(self.base, self._adapters.bank, self.config)
-            LOG.info("batch limit: %s", self.capacity.reason)
-        else:
-            warm_up(self.base, self._adapters.bank, self.config.batch_rows)
+        """Begin to generate. A batch limit that is not known yet is measured meanwhile."""
+        meter = self._meter = CapacityMeter(self.base, self._adapters.bank, self.config)
+        known = meter.known()
+        self.capacity = known or self.capacity
+        meter.warm_up(self.capacity.rows)
         self._adapters.start()
         self._decoder.start()
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
+        if known is None:
+            meter.begin(self._in_loop, lambda: self._num_open == 0, self._use)
+        else:
+            meter.done.set()
+
+    def wait_until_measured(self, timeout_s: float | None = None) -> bool:
+        """Wait until the batch limit is known; False if it takes longer."""
+        return self._meter is not None and self._meter.done.wait(timeout_s)
+
+    def _use(self, capacity: Capacity) -> None:
+        self._inbox.put(lambda: setattr(self, "capacity", capacity))
+
+    def _in_loop(self, call: Callable[[], float]) -> float:
+        """Run a call in the loop and wait for its result.
+
+        Raises:
+            Draining: if the loop ends first.
+        """
+        future: Future[float] = Future()
+
+        def run() -> None:
+            self._beat_s = time.monotonic()
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(without_frames(error))
+
+        self._inbox.put(run)
+        while True:
+            try:
+                return future.result(IDLE_S)
+            except TimeoutError:
+                if self._is_over and not future.done():
+                    raise _stopping() from None
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, finish what can be finished in ``drain_s`` seconds, and end.
@@ -121,6 +157,8 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._meter is not None:
+            self._meter.stop()
         self._preparer.close()
         self._decoder.stop()
         self._denoiser.close()
@@ -202,6 +240,7 @@ class Engine:
         stats.batch_rows = self.capacity.rows
         stats.slots_in_use = self._adapters.slots.num_in_use
         stats.slots_filled = len(self._adapters.slots.keys)
+        stats.slot_bytes = self._adapters.slots.num_bytes
         stats.slot_hits = self._preparer.slot_hits
         stats.prompt_hits = self._adapters.prompts.num_hits
         stats.prompts_encoded = self._adapters.prompts.num_encoded
