@@ -20,8 +20,8 @@ from peft.tuners.lora import LoraLayer
 from serve_trace import TARGETS, Workload
 from torch import Tensor
 
-from farm.adapters.mixed import MixedBank
 from farm.adapters.formats import load_adapter
+from farm.adapters.mixed import MixedBank
 from farm.adapters.names import layer_names
 from farm.adapters.rows import RowWeights
 from farm.base.draw import draw_latents, to_uint8

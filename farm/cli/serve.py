@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
     from farm.serving.client import LocalEngine
+    from farm.serving.engine import Engine
+    from farm.serving.inventory import Inventory
     from farm.serving.settings import EndpointConfig
 
 __all__ = ["register"]
@@ -16,6 +21,8 @@ STORE = typer.Option(..., "--store", envvar="FARM_STORE", help="Folder or URL wi
 JSON = typer.Option(False, "--json", help="Print one JSON document on the last line.")
 APPLICATION = "farm"
 """Its name on Ray Serve."""
+INVENTORY_S = 10.0
+"""How long the start waits for the list of what a store holds, once the base is loaded."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -167,7 +174,7 @@ def _check_exposure(store: str, host: str) -> None:
 def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -> None:
     """Engine and HTTP in this process."""
     import secrets
-    import sys
+    import threading
 
     import uvicorn
 
@@ -176,9 +183,17 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
     from farm.serving.client import LocalEngine
     from farm.serving.metrics import PrometheusMetrics
 
-    print(f"loading {settings.base} …", file=sys.stderr)
+    told = StartLines()
+    inventory = _inventory_beside(settings.store)
+    told(f"loading the base {settings.base} …")
     engine, facts = build_engine(settings)
+    told(f"loaded on {engine.base.device}; starting …")
     engine.start()
+    for line in _what_is_served(inventory, settings, facts.fingerprint):
+        told(line)
+    if not engine.wait_until_measured(0):
+        told("the batch limit of this base on this machine is measured meanwhile, once")
+        threading.Thread(target=_tell_limit, args=(engine, told), daemon=True).start()
     client = LocalEngine(engine, facts)
     services = build_services(
         settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
@@ -194,6 +209,7 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         ),
         client,
         f"{settings.public_base} and the adapters of {settings.store}",
+        told,
     )
     try:
         server.run()
@@ -201,10 +217,61 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         engine.stop()
 
 
-def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
+class StartLines:
+    """Lines of the start on stderr, each with the seconds since the command."""
+
+    def __init__(self) -> None:
+        import time
+
+        self._clock = time.monotonic
+        self._started_s = self._clock()
+
+    def __call__(self, line: str) -> None:
+        import sys
+
+        print(f"{self._clock() - self._started_s:5.1f} s  {line}", file=sys.stderr, flush=True)
+
+
+def _inventory_beside(store: str) -> Future[Inventory]:
+    """What the store holds, read while the base is loaded."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from farm.adapters.registry import Registry
+    from farm.serving.inventory import read_inventory
+    from farm.storage import Store
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="inventory")
+    future = pool.submit(read_inventory, Registry(Store(store)))
+    pool.shutdown(wait=False)
+    return future
+
+
+def _what_is_served(
+    inventory: Future[Inventory], settings: EndpointConfig, fingerprint: str
+) -> list[str]:
+    """The store's adapters, and which of them cannot be served and why."""
+    from farm.errors import FarmError
+    from farm.serving.inventory import summary
+
+    try:
+        return summary(inventory.result(INVENTORY_S), settings.engine, fingerprint)
+    except TimeoutError:
+        return [f"the store's adapters are not listed: it took longer than {INVENTORY_S:g} s"]
+    except FarmError as error:
+        return [f"the store's adapters are not listed: {error.message}"]
+
+
+def _tell_limit(engine: Engine, told: StartLines) -> None:
+    """Report the batch limit once it is measured."""
+    if engine.wait_until_measured() and len(engine.capacity.seconds_by_rows) > 1:
+        told(f"batch limit: {engine.capacity.reason}")
+
+
+def _draining_server(
+    config: Any, client: LocalEngine, what: str, told: Callable[[str], None]
+) -> Any:
     """A server that says where it listens, and takes nothing new once it is told to stop."""
     import signal
-    import sys
 
     import uvicorn
 
@@ -214,7 +281,7 @@ def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
             if self.started:
                 for server in self.servers:
                     address = server.sockets[0].getsockname()
-                    print(f"serving {what} at http://{address[0]}:{address[1]}", file=sys.stderr)
+                    told(f"serving {what} at http://{address[0]}:{address[1]}")
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             # being told to stop is no error, so the signal is not raised again afterwards

@@ -23,7 +23,7 @@ from farm.serving.catalog import AdapterFacts
 from farm.serving.client import BaseFacts
 from farm.serving.receipts import OutputFormat
 from farm.serving.request import MAX_SEED, AdapterRef, DrawRequest
-from farm.serving.schemas import GenerateRequest
+from farm.serving.schemas import ANY_SEED, GenerateRequest
 
 __all__ = ["Order", "check_adapters", "understand"]
 
@@ -102,11 +102,15 @@ async def understand(
     services.rates.take(tenant.key_id, num_pictures, per_minute)
     used = await _find_adapters(services, tenant, asked, base)
     prompt = _fill(asked.prompt, [facts for facts, _, _ in used])
-    first_seed = asked.seed if asked.seed is not None else seed
+    first_seed = seed if asked.seed in (None, ANY_SEED) else asked.seed
     if first_seed is None:
         first_seed = secrets.randbelow(2**32)
     if first_seed > MAX_SEED - num_pictures:
-        raise RequestRefused("seed: too large for n pictures that count up from it", "", "seed")
+        raise RequestRefused(
+            f"seed: too large for {num_pictures} pictures that count up from it",
+            f"write {MAX_SEED - num_pictures} or less",
+            "seed",
+        )
     template = DrawRequest(
         id="",
         prompt=prompt,
@@ -143,7 +147,15 @@ async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequ
 
 def _check_side(width_px: int, height_px: int, multiple_px: int) -> None:
     if width_px % multiple_px or height_px % multiple_px:
-        raise RequestRefused(f"size: sides are multiples of {multiple_px} px", "round it", "size")
+        raise RequestRefused(
+            f"size: sides are multiples of {multiple_px} px",
+            f"write {_rounded(width_px, multiple_px)}x{_rounded(height_px, multiple_px)}",
+            "size",
+        )
+
+
+def _rounded(side_px: int, multiple_px: int) -> int:
+    return max(1, round(side_px / multiple_px)) * multiple_px
 
 
 def _preview_every(asked: GenerateRequest) -> int:

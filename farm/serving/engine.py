@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import torch
 
 from farm.base.model import Base
-from farm.errors import AdapterNotFound, Draining, FarmError, RequestRefused, TooBusy, UserError
+from farm.errors import AdapterNotFound, FarmError, RequestRefused, TooBusy, UserError
 from farm.serving.adapters import AdapterSide
 from farm.serving.admission import Admission
 from farm.serving.batch import Batch
@@ -32,6 +29,7 @@ from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.decoder import Decoder
 from farm.serving.denoiser import Denoiser
 from farm.serving.device_faults import caused_by, device_is_lost, without_frames
+from farm.serving.loop_calls import LoopCalls, stopping
 from farm.serving.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.preparer import Preparer
 from farm.serving.request import DrawRequest, Progress, Ticket
@@ -70,7 +68,7 @@ class Engine:
         """
         self.base = base
         self.config = config or EngineConfig()
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox = LoopCalls()
         self._admission = Admission(self.config)
         self._batch = Batch(self.config.max_sizes)
         self._stats = EngineStats()
@@ -87,14 +85,14 @@ class Engine:
         self.cache = self._adapters.cache
         if self.cache is not None:
             listen = self.cache.revocations.listen
-            listen(lambda keys: self._inbox.put(lambda: self._revoked(keys)))
+            listen(lambda keys: self._inbox.post(lambda: self._revoked(keys)))
         self._meter: CapacityMeter | None = None
         self._denoiser = Denoiser(base, self._adapters.bank)
         self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
         self._preparer = Preparer(
             base,
             self._adapters,
-            post=self._inbox.put,
+            post=self._inbox.post,
             on_ready=self._batch.add_ready,
             on_failed=self._failed,
         )
@@ -112,7 +110,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
         if known is None:
-            meter.begin(self._in_loop, lambda: self._num_open == 0, self._use)
+            meter.begin(self._inbox.result, lambda: self._num_open == 0, self._use)
         else:
             meter.done.set()
 
@@ -121,30 +119,7 @@ class Engine:
         return self._meter is not None and self._meter.done.wait(timeout_s)
 
     def _use(self, capacity: Capacity) -> None:
-        self._inbox.put(lambda: setattr(self, "capacity", capacity))
-
-    def _in_loop(self, call: Callable[[], float]) -> float:
-        """Run a call in the loop and wait for its result.
-
-        Raises:
-            Draining: if the loop ends first.
-        """
-        future: Future[float] = Future()
-
-        def run() -> None:
-            self._beat_s = time.monotonic()
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(without_frames(error))
-
-        self._inbox.put(run)
-        while True:
-            try:
-                return future.result(IDLE_S)
-            except TimeoutError:
-                if self._is_over and not future.done():
-                    raise _stopping() from None
+        self._inbox.post(lambda: setattr(self, "capacity", capacity))
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, finish what can be finished in ``drain_s`` seconds, and end.
@@ -192,7 +167,7 @@ class Engine:
             Draining: if the engine is stopping.
         """
         if self._is_draining or self._thread is None:
-            raise _stopping()
+            raise stopping()
         self.config.limits.check(request)
         size = self._size(request)
         cost = self.capacity.cost(request, size)
@@ -209,7 +184,7 @@ class Engine:
             raise
         self._wake()
         if self._is_over:  # the loop ended meanwhile and may have missed this one
-            waiting.ticket.fail(_stopping())
+            waiting.ticket.fail(stopping())
         return waiting.ticket
 
     def _size(self, request: DrawRequest) -> Size:
@@ -252,7 +227,7 @@ class Engine:
     # -- the loop -----------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        self._inbox.put(lambda: None)
+        self._inbox.wake()
 
     def _run(self) -> None:
         num_failed = 0
@@ -268,7 +243,8 @@ class Engine:
                     if num_failed >= MAX_FAILED_TURNS:
                         self._drop_all(FarmError("the engine failed", "try again"))
         self._is_over = True
-        self._drop_all(_stopping())
+        self._inbox.end()
+        self._drop_all(stopping())
 
     def _may_end(self) -> bool:
         if not self._is_draining:
@@ -289,13 +265,7 @@ class Engine:
 
     def _read_inbox(self) -> None:
         """Run what other threads posted; wait for it if there is nothing to draw."""
-        try:
-            if self._batch.is_idle:
-                self._inbox.get(timeout=IDLE_S)()
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            return
+        self._inbox.run_waiting(IDLE_S if self._batch.is_idle else 0.0)
 
     def _drop_ended(self) -> None:
         """Forget cancelled requests, and those whose deadline passed before they began."""
@@ -457,7 +427,3 @@ class Engine:
             self._left(row)
             self._ended(row, False)
         self._preparer.abandon(error)
-
-
-def _stopping() -> Draining:
-    return Draining("the engine is stopping", "try again; another replica answers")

@@ -335,7 +335,7 @@ def test_a_base_with_stable_diffusion_1_s_own_scheduler_draws_what_diffusers_dra
 def test_the_receipt_says_what_made_the_picture(make_engine, committed, base):
     registry, refs = committed
     engine = make_engine(registry)
-    for tier in ("store", "slot"):
+    for tier in ("store", "model"):
         receipt = engine.submit(ask(7, refs[2], steps=3)).result(WAIT_S).receipt
         (adapter,) = receipt["adapters"]
         assert adapter["found_in"] == tier
