@@ -31,7 +31,7 @@ START_DEADLINE_S = 300.0
 REQUEST_DEADLINE_S = 300.0
 STOP_DEADLINE_S = 60.0
 REQUESTS_AT_ONCE = 8
-ADDRESS = re.compile(r"http://\S+:\d+")
+ADDRESS = re.compile(r"at (http://\S+:\d+)$", re.MULTILINE)
 SERVE = (sys.executable, "-c", "from farm.cli import main; main()", "serve")
 
 
@@ -118,7 +118,7 @@ def _wait_for_address(process: subprocess.Popen[bytes], log: Path, deadline_s: f
             what = f"the endpoint ended by itself with exit code {process.returncode}"
             raise EndpointFailed(f"{what}: {_last_lines(printed)}", "see its message")
         if found := ADDRESS.search(printed):
-            return found.group()
+            return found.group(1)
         if time.monotonic() > until_s:
             what = f"the endpoint did not listen within {deadline_s:.0f} s"
             raise EndpointFailed(

@@ -62,9 +62,7 @@ def pipeline() -> Any:
 
     from farm.base.load import resolve_folder
 
-    plain = StableDiffusionPipeline.from_pretrained(
-        resolve_folder("embedded"), torch_dtype=torch.float32
-    )
+    plain = StableDiffusionPipeline.from_pretrained(resolve_folder("embedded")).to(torch.float32)
     plain.set_progress_bar_config(disable=True)
     return plain
 
