@@ -35,13 +35,20 @@ MIXED = """
 version: 1
 defaults:
   class_noun: cat
-  photos: photos/tom
   recipe: {steps: 20, prior_rows: 0, num_prior_images: 0, crops_per_photo: 1, learning_rate: 5e-3}
 subjects:
-  - {id: attention, recipe: {rank: 4, target_modules: [to_q, to_k, to_v, to_out.0]}}
-  - {id: convolutions, recipe: {rank: 12, alpha: 6, target_modules: [conv1, conv2, conv_in]}}
-  - {id: large, recipe: {rank: 40, target_modules: [to_v, ff.net.0.proj, ff.net.2, conv_shortcut]}}
-  - {id: words, recipe: {rank: 2, target_modules: [to_k], text_encoder_modules: [q_proj, fc1]}}
+  - id: attention
+    photos: photos/tom
+    recipe: {rank: 4, target_modules: [to_q, to_k, to_v, to_out.0]}
+  - id: convolutions
+    photos: photos/tom
+    recipe: {rank: 12, alpha: 6, target_modules: [conv1, conv2, conv_in]}
+  - id: large
+    photos: photos/tom
+    recipe: {rank: 40, target_modules: [to_v, ff.net.0.proj, ff.net.2, conv_shortcut]}
+  - id: words
+    photos: photos/tom
+    recipe: {rank: 2, target_modules: [to_k], text_encoder_modules: [q_proj, fc1]}
 """
 """Linear layers, convolutions of one and of three pixels, the text encoder, ranks from 2 to 40."""
 
@@ -62,7 +69,9 @@ def pipeline() -> Any:
 
     from farm.base.load import resolve_folder
 
-    plain = StableDiffusionPipeline.from_pretrained(resolve_folder("embedded")).to(torch.float32)
+    plain = StableDiffusionPipeline.from_pretrained(
+        resolve_folder("embedded"), torch_dtype=torch.float32
+    )
     plain.set_progress_bar_config(disable=True)
     return plain
 
