@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from farm.cli.serve_start import StartLines, inventory_beside, tell_limit, what_is_served
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from farm.serving.client import LocalEngine
-    from farm.serving.engine import Engine
-    from farm.serving.inventory import Inventory
     from farm.serving.settings import EndpointConfig
 
 __all__ = ["register"]
@@ -21,8 +20,6 @@ STORE = typer.Option(..., "--store", envvar="FARM_STORE", help="Folder or URL wi
 JSON = typer.Option(False, "--json", help="Print one JSON document on the last line.")
 APPLICATION = "farm"
 """Its name on Ray Serve."""
-INVENTORY_S = 10.0
-"""How long the start waits for the list of what a store holds, once the base is loaded."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -184,16 +181,16 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
     from farm.serving.metrics import PrometheusMetrics
 
     told = StartLines()
-    inventory = _inventory_beside(settings.store)
+    inventory = inventory_beside(settings.store)
     told(f"loading the base {settings.base} …")
     engine, facts = build_engine(settings)
     told(f"loaded on {engine.base.device}; starting …")
     engine.start()
-    for line in _what_is_served(inventory, settings, facts.fingerprint):
+    for line in what_is_served(inventory, settings, facts.fingerprint):
         told(line)
     if not engine.wait_until_measured(0):
         told("the batch limit of this base on this machine is measured meanwhile, once")
-        threading.Thread(target=_tell_limit, args=(engine, told), daemon=True).start()
+        threading.Thread(target=tell_limit, args=(engine, told), daemon=True).start()
     client = LocalEngine(engine, facts)
     services = build_services(
         settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
@@ -215,56 +212,6 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         server.run()
     finally:
         engine.stop()
-
-
-class StartLines:
-    """Lines of the start on stderr, each with the seconds since the command."""
-
-    def __init__(self) -> None:
-        import time
-
-        self._clock = time.monotonic
-        self._started_s = self._clock()
-
-    def __call__(self, line: str) -> None:
-        import sys
-
-        print(f"{self._clock() - self._started_s:5.1f} s  {line}", file=sys.stderr, flush=True)
-
-
-def _inventory_beside(store: str) -> Future[Inventory]:
-    """What the store holds, read while the base is loaded."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from farm.adapters.registry import Registry
-    from farm.serving.inventory import read_inventory
-    from farm.storage import Store
-
-    pool = ThreadPoolExecutor(1, thread_name_prefix="inventory")
-    future = pool.submit(read_inventory, Registry(Store(store)))
-    pool.shutdown(wait=False)
-    return future
-
-
-def _what_is_served(
-    inventory: Future[Inventory], settings: EndpointConfig, fingerprint: str
-) -> list[str]:
-    """The store's adapters, and which of them cannot be served and why."""
-    from farm.errors import FarmError
-    from farm.serving.inventory import summary
-
-    try:
-        return summary(inventory.result(INVENTORY_S), settings.engine, fingerprint)
-    except TimeoutError:
-        return [f"the store's adapters are not listed: it took longer than {INVENTORY_S:g} s"]
-    except FarmError as error:
-        return [f"the store's adapters are not listed: {error.message}"]
-
-
-def _tell_limit(engine: Engine, told: StartLines) -> None:
-    """Report the batch limit once it is measured."""
-    if engine.wait_until_measured() and len(engine.capacity.seconds_by_rows) > 1:
-        told(f"batch limit: {engine.capacity.reason}")
 
 
 def _draining_server(
@@ -299,15 +246,18 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     """
     import contextlib
     import signal
-    import sys
     import threading
 
     import ray
     from ray import serve as ray_serve
 
     from farm.serving.app import build_app
+    from farm.serving.app_client import ENGINE
 
+    told = StartLines()
+    inventory = inventory_beside(settings.store)
     port = port or _free_port(host)
+    told(f"starting Ray Serve with the base {settings.base} …")
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
@@ -315,7 +265,11 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
         stop = threading.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):  # being told to stop is no error
             signal.signal(sign, lambda *_: stop.set())
-        print(f"serving {settings.public_base} at http://{host}:{port}", file=sys.stderr)
+        engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
+        facts = engine.facts.remote().result(timeout_s=60)
+        for line in what_is_served(inventory, settings, facts.fingerprint):
+            told(line)
+        told(f"serving {settings.public_base} at http://{host}:{port}")
         stop.wait()
     finally:
         with contextlib.suppress(ray.exceptions.RayError):

@@ -39,6 +39,11 @@ LOG = logging.getLogger(__name__)
 
 REPEATS = 5
 """Passes timed per batch size; the fastest counts, for noise only adds."""
+ENOUGH_S = 2.0
+"""Passes of one batch size are timed no longer than this: long ones vary little."""
+MAX_PATIENCE_S = 15.0
+"""How long in all a measurement waits for an idle engine before it runs between pictures' steps."""
+IDLE_LOOK_S = 0.02
 PROBE_ENDINGS = ("to_q", "to_k", "to_v", "to_out.0")
 PROBE_RANK = 8
 """Rows are measured with adapters of this rank on the attention layers, where the base has them."""
@@ -141,7 +146,10 @@ class CapacityMeter:
 
             try:
                 run(first)
-                return min(run(lambda: self._timed(ready[0])) for _ in range(REPEATS))
+                timed_s: list[float] = []
+                while len(timed_s) < REPEATS and sum(timed_s) < ENOUGH_S:
+                    timed_s.append(run(lambda: self._timed(ready[0])))
+                return min(timed_s)
             except torch.OutOfMemoryError:  # another program may have taken what was free
                 if rows == 1:
                     raise
@@ -183,11 +191,11 @@ class CapacityMeter:
     # -- in the engine's loop -----------------------------------------------------------------
 
     def _first_passes(self, rows: int) -> Callable[[], None]:
-        """A pass of so many rows, run twice: what is remembered of prompts is there then."""
+        """A pass of so many rows, run twice if it is short: what is remembered is there then."""
         before = _allocated(self._base.device)
         run = self._pass_of(rows)
-        run()
-        run()
+        if self._timed(run) < ENOUGH_S:
+            run()
         self._peak_bytes[rows] = max(0, _peak(self._base.device) - before)
         return run
 
@@ -225,11 +233,6 @@ class CapacityMeter:
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()  # to those who share the device
         return 0.0
-
-
-MAX_PATIENCE_S = 60.0
-"""How long in all a measurement waits for an idle engine before it runs between pictures' steps."""
-IDLE_LOOK_S = 0.02
 
 
 def _zero_adapter(bank: MixedBank) -> AdapterWeights:

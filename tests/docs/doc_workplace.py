@@ -49,6 +49,8 @@ REMEMBERED = re.compile(r"(cd|export|\.|source)\s")
 SERVER = re.compile(r"(?:\w+=\S+\s+)*(?:\S*/)?farm serve\b")
 PLACEHOLDER = re.compile(r"[A-Za-z0-9]*…")
 """In a console's output: what is different each time. Later commands may repeat it."""
+ELAPSED = re.compile(r"^ *[\d.]+ s  ")
+"""In front of a console's line: the seconds it took on the writer's machine."""
 FARM = """#!{python}
 import json
 import os
@@ -223,9 +225,10 @@ class PageRun:
     def _compare(self, printed: str, expected: list[str], place: str) -> None:
         """Each expected line is among the printed ones; what stands for `…` is noted."""
         for line in expected:
-            names = PLACEHOLDER.findall(line)
-            parts = map(re.escape, PLACEHOLDER.split(self._here(line)))
-            found = re.search(r"([\w./-]+?)".join(parts) + r"\s*$", printed, re.MULTILINE)
+            shown = ELAPSED.sub("", self._here(line))
+            names = PLACEHOLDER.findall(shown)
+            parts = map(re.escape, PLACEHOLDER.split(shown))
+            found = re.search(r"(\S+?)".join(parts) + r"\s*$", printed, re.MULTILINE)
             if found is None:
                 raise BlockFailed(f"{place}\nprinted:\n{printed}\nbut the page says:\n{line}")
             self._found.update(zip(names, found.groups(), strict=True))
