@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from doc_commands import WrongCommand, check_line, has_option
+from doc_commands import PARSERS, WrongCommand, check_line, has_option
 from doc_pages import ROOT, Block, all_blocks, blocks_in, command_lines, inline_code
+from doc_workplace import SMALL, BlockFailed, PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation
@@ -110,3 +111,40 @@ def test_a_block_without_a_known_kind_is_refused(text: str) -> None:
 def test_a_command_that_its_program_refuses_fails(line: str) -> None:
     with pytest.raises((WrongCommand, ValueError)):
         check_line(line)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "message"),
+    [
+        ("sh", "test -d photos && cd photos\ncat nothing\n", "nothing"),
+        ("console", "$ echo one two\none three\n", "the page says:\none three"),
+        ("python", "answer = 6 * 7\nassert answer == 41\n", "AssertionError"),
+    ],
+)
+def test_a_block_that_does_not_do_what_it_says_fails(
+    documentation: Documentation, language: str, text: str, message: str
+) -> None:
+    page = PageRun(documentation.clone)
+    try:
+        with pytest.raises(BlockFailed, match=re.escape(message)):
+            page.run(Block("page.md", 1, language, "", "", text))
+    finally:
+        page.close()
+
+
+def test_what_differs_each_time_is_carried_to_later_commands(documentation: Documentation) -> None:
+    page = PageRun(documentation.clone)
+    text = '$ echo "  0.3 s  key_$$_x made"\n  4.0 s  key_3f9c…_… made\n$ echo 3f9c…\n3f9c…\n'
+    page.run(Block("page.md", 1, "console", "", "", text))
+    assert re.search(r"key_(\d+)_x made\n\1\n", page.output)
+
+
+def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
+    def check(command: Any, defaults: dict[str, Any]) -> None:
+        for name, value in defaults.items():
+            if name in getattr(command, "commands", {}):
+                check(command.commands[name], value)
+            else:
+                assert name in {parameter.name for parameter in command.params}
+
+    check(PARSERS["farm"](), SMALL)
