@@ -212,6 +212,8 @@ class RunView:
     seconds: float
     subjects: Sequence[SubjectView]
     spans: Sequence[LaneSpan] = ()
+    served: Sequence[Picture] = ()
+    """Pictures that an endpoint generated with the run's adapters."""
     dollars: float | None = None
     """Price of the lanes' time, where a price was given."""
     dollars_per_hour: float | None = None
