@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.run import AddressOption, JsonOption, ManifestArgument, StoreOption
+from farm.cli.run import (
+    AddressOption,
+    DinoOption,
+    JsonOption,
+    ManifestArgument,
+    ScorerOption,
+    ShareOption,
+    StoreOption,
+)
 
 if TYPE_CHECKING:
     from farm.storage import Store
@@ -192,6 +200,9 @@ def submit(
     store: Annotated[str, typer.Option("--store", help="A store that the cluster can reach.")],
     address: AddressOption = "http://127.0.0.1:8265",
     base: Annotated[str, typer.Option("--base")] = "embedded",
+    scorer: ScorerOption = None,
+    dino: DinoOption = None,
+    scoring_share: ShareOption = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--with", help='Further options of `farm run`, such as "--nodes 4".'),
@@ -210,9 +221,14 @@ def submit(
     from farm.cli.output import print_json
     from farm.training.submitting import submit_run
 
+    named = {"--scorer": scorer, "--dino": dino, "--scoring-share": scoring_share}
+    # the job runs in another environment, so that this one's variables travel as options
+    scoring = [
+        part for name, value in named.items() if value is not None for part in (name, str(value))
+    ]
     job_id, entrypoint = submit_run(
         address or "http://127.0.0.1:8265",
-        [manifest, "--store", store, "--base", base, *" ".join(options or ()).split()],
+        [manifest, "--store", store, "--base", base, *scoring, *" ".join(options or ()).split()],
         working_dir=working_dir,
         follow=(lambda text: print(text, end="", file=sys.stderr)) if follow else None,
     )

@@ -33,16 +33,22 @@ class Finisher:
         self._progress: dict[str, list[Image.Image]] = {}
 
     def finish(
-        self, trainer: SlotTrainer, assignments: Mapping[int, Assignment]
+        self,
+        trainer: SlotTrainer,
+        assignments: Mapping[int, Assignment],
+        photos: Mapping[int, Sequence[Image.Image]],
     ) -> list[FinishedJob]:
         """Draw and judge the given slots together; copies everything off the device.
+
+        Args:
+            photos: of each slot, for the judge.
 
         Raises:
             torch.OutOfMemoryError: if the pictures do not fit; nothing is lost by a retry.
         """
         specs = {slot: assignment.spec for slot, assignment in assignments.items()}
         pictures = self._draw(trainer, specs)
-        judged = self._judge_slots(trainer, specs)
+        judged = self._judge_slots(trainer, specs, photos)
         finished = []
         for slot, assignment in assignments.items():
             spec, verdict = assignment.spec, judged.get(slot, Judged(None))
@@ -85,13 +91,16 @@ class Finisher:
         }
 
     def _judge_slots(
-        self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]
+        self,
+        trainer: SlotTrainer,
+        specs: Mapping[int, JobSpec],
+        photos: Mapping[int, Sequence[Image.Image]],
     ) -> Mapping[int, Judged]:
         if self._judge is None:
             return {}
         curves = {slot: trainer.evaluation_curve(slot) for slot in specs}
         try:
-            return self._judge.judge(self._base, trainer.bank, specs, curves)
+            return self._judge.judge(self._base, trainer.bank, specs, photos, curves)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a card is not worth an adapter

@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
+from PIL import Image
+
 from farm.training.orders import JobResult, LaneOrders, LaneReport, Lease
 from farm.training.shape import LaneShape
 
@@ -29,6 +31,8 @@ class HeldJob:
     stage: Stage = "leased"
     step: int = -1
     """Steps trained; -1 until it sits in a slot."""
+    photos: tuple[Image.Image, ...] = ()
+    """For the judge, while it sits in a slot."""
     is_dropped: bool = False
     """The dispatcher wants no more of it."""
 

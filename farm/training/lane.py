@@ -66,6 +66,7 @@ class Lane:
             store, base, how.forms, self._held.end, num_threads=how.publish_threads
         )
         self._finisher = Finisher(base, how.samples, judge)
+        self._is_judging = judge is not None
         self._trainer: SlotTrainer | None = None
         self._jobs: dict[int, HeldJob] = {}
         self._prompts: OrderedDict[str, tuple[Tensor, Conditioning]] = OrderedDict()
@@ -140,10 +141,11 @@ class Lane:
 
     def _finish(self, trainer: SlotTrainer, slots: Sequence[int]) -> None:
         assignments = {slot: self._jobs[slot].lease.assignment for slot in slots}
-        finished = self._finisher.finish(trainer, assignments)
+        photos = {slot: self._jobs[slot].photos for slot in slots}
+        finished = self._finisher.finish(trainer, assignments, photos)
         for slot, job in zip(assignments, finished, strict=True):
             trainer.release(slot)
-            del self._jobs[slot]
+            self._jobs.pop(slot).photos = ()
             self._held.mark(job.record.job_key, "publishing", job.record.steps_trained)
             self._publisher.publish(job)
 
@@ -166,6 +168,7 @@ class Lane:
             except (FarmError, ValueError) as error:
                 self._held.end(JobResult(key, "failed", str(error)))
                 continue
+            ready.held.photos = ready.photos.pictures if self._is_judging else ()
             self._jobs[slot] = ready.held
             admitted = True
         if admitted:

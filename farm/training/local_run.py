@@ -18,7 +18,6 @@ from farm.intake.job import PriorSpec
 from farm.storage import Store
 from farm.training.dispatch import Dispatcher
 from farm.training.driver import Driver
-from farm.training.judging import make_judge
 from farm.training.lane import Lane
 from farm.training.ledger import Job
 from farm.training.orders import LaneOrders, LaneReport
@@ -96,7 +95,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
             )
             work.stopped = driver.stop
             work.run()
-        judge = make_judge(request.judge, base)
+        judge = request.make_judge(request.scoring) if request.make_judge else None
         Lane("here.0", base, store, link, driver.lane_settings(), judge=judge).run()
     finally:
         keeper.end()

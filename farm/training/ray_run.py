@@ -116,7 +116,8 @@ class _RayRun:
             settings=self._driver.lane_settings(),
             threads=threads,
             memory_fraction=plan.memory_fraction,
-            judge=request.judge,
+            make_judge=request.make_judge,
+            scoring=request.scoring,
         )
 
     # -- the loop -----------------------------------------------------------------------------

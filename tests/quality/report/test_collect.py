@@ -11,15 +11,15 @@ from PIL import Image
 
 from farm.base.embedded.world import draw_subject
 from farm.errors import FarmError, UserError
-from farm.quality.judge import TOO_SHORT
+from farm.intake.scoring import ScoringSettings
+from farm.quality.judge import TOO_SHORT, QualityJudge
 from farm.quality.protocol import ScoringBudget
 from farm.quality.report.collect import collect, report_run
 from farm.quality.rescoring import score_named
 from farm.storage import Store
 from farm.training.lane_settings import SampleSettings
+from farm.training.prepare import prepare_photos
 from farm.training.run import RunRequest, run_manifest
-
-JUDGE = "farm.quality.judge:default_judge"
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +41,18 @@ def run(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> tuple[St
     manifest.write_text(
         yaml.safe_dump({"version": 1, "defaults": {"recipe": recipe}, "subjects": subjects})
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FARM_SCORER", str(clip_folder))
-        patch.setenv("FARM_SCORING_SHARE", "100")
-        store = Store(folder / "store")
-        request = RunRequest(
-            str(manifest),
-            store.url,
-            base="tiny",
-            executor="local",
-            judge=JUDGE,
-            slots=3,
-            samples=SampleSettings(steps=2),
-        )
-        summary = run_manifest(request)
+    store = Store(folder / "store")
+    request = RunRequest(
+        str(manifest),
+        store.url,
+        base="tiny",
+        executor="local",
+        make_judge=QualityJudge,
+        scoring=ScoringSettings(str(clip_folder), share=100),
+        slots=3,
+        samples=SampleSettings(steps=2),
+    )
+    summary = run_manifest(request)
     return store, summary.run
 
 
@@ -118,19 +116,19 @@ def test_recipes_too_short_for_a_card_say_so(run: tuple[Store, str], clip_folder
     store, run_id = run
     from farm.adapters.bank import Bank
     from farm.base.load import load_base
-    from farm.quality.judge import QualityJudge
     from farm.training.run_files import read_assignments
 
     spec = read_assignments(store, run_id)[0].spec
     base = load_base("tiny")
     bank = Bank(base, num_slots=1, max_rank=2, target_modules=("to_q",))
     try:
-        judge = QualityJudge(str(clip_folder))
-        assert judge.judge(base, bank, {0: spec}, {})[0].card is not None
-        card = judge.judge(base, bank, {0: spec}, {})[0].card
+        judge = QualityJudge(ScoringSettings(str(clip_folder)))
+        photos = {0: prepare_photos(base, spec).pictures}
+        assert judge.judge(base, bank, {0: spec}, photos, {})[0].card is not None
+        card = judge.judge(base, bank, {0: spec}, photos, {})[0].card
         assert card is not None
         assert card["verdict"]["reasons"] == [TOO_SHORT]
-        unnamed = QualityJudge().judge(base, bank, {0: spec}, {})[0].card
+        unnamed = QualityJudge().judge(base, bank, {0: spec}, photos, {})[0].card
         assert unnamed is not None
         assert "FARM_SCORER" in unnamed["verdict"]["reasons"][0]
     finally:
