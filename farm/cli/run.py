@@ -59,8 +59,8 @@ ScorerOption = Annotated[
     typer.Option(
         "--scorer",
         envvar="FARM_SCORER",
-        help="CLIP that scores the adapters: a folder or a hub id. Default: the embedded scorer for "
-        "the embedded base, none for others.",
+        help="CLIP that scores the adapters: a folder or a hub id. Default: the embedded scorer "
+        "for the embedded base, none for others.",
     ),
 ]
 DinoOption = Annotated[

@@ -219,13 +219,10 @@ def submit(
     left.
     """
     from farm.cli.output import print_json
-    from farm.training.submitting import submit_run
+    from farm.intake.scoring import ScoringSettings
+    from farm.training.submitting import scoring_arguments, submit_run
 
-    named = {"--scorer": scorer, "--dino": dino, "--scoring-share": scoring_share}
-    # the job runs in another environment, so that this one's variables travel as options
-    scoring = [
-        part for name, value in named.items() if value is not None for part in (name, str(value))
-    ]
+    scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
     job_id, entrypoint = submit_run(
         address or "http://127.0.0.1:8265",
         [manifest, "--store", store, "--base", base, *scoring, *" ".join(options or ()).split()],
