@@ -68,8 +68,10 @@ def status(
                 rows.append(("remaining", duration(facts["eta_s"])))
             print_table(("", f"run {run_id}"), rows)
             if facts["failures"]:
-                lines = [(f["subject"], f["status"], f["reason"]) for f in facts["failures"]]
-                print_table(("subject", "status", "reason"), lines)
+                columns = ("subject", "status", "reason", "remedy")
+                print_table(
+                    columns, [tuple(f[name] for name in columns) for f in facts["failures"]]
+                )
         if not watch or facts["left"] == 0:
             return
         time.sleep(2)
@@ -107,6 +109,7 @@ def logs(
             f"step {event.step}" if event.step else "",
             f"lane {event.lane}" if event.lane else "",
             event.reason,
+            f"remedy: {event.remedy}" if event.remedy else "",
         ]
         what = f"{when}  {subjects.get(event.job, event.job):<24} {event.kind:<12}"
         typer.echo(f"{what} {', '.join(part for part in details if part)}".rstrip())

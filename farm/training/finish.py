@@ -15,6 +15,7 @@ from torch import Tensor
 
 from farm.adapters.record import AdapterRecord
 from farm.base.model import Base
+from farm.errors import explain
 from farm.intake.job import JobSpec
 from farm.keys import derive_seed
 from farm.training.lane_settings import Judge, Judged, SampleSettings
@@ -104,7 +105,8 @@ class Finisher:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a card is not worth an adapter
-            missing = {"missing": f"could not be judged: {error!r}"}
+            message, remedy = explain(error)
+            missing = {"missing": f"could not be judged: {message}", "remedy": remedy}
             return {slot: Judged(missing) for slot in specs}
 
 

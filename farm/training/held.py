@@ -20,6 +20,9 @@ from farm.training.shape import LaneShape
 
 __all__ = ["HeldJob", "HeldJobs"]
 
+TOO_LARGE_REMEDY = (
+    "lower `resolution_px`, `rank` or the rows of a step, or give lanes more with --gpu-fraction"
+)
 Stage = Literal["leased", "training", "publishing"]
 
 
@@ -72,7 +75,8 @@ class HeldJobs:
     def too_large(self, key: str) -> JobResult:
         """What becomes of a job that found too little memory: alone in a lane it is at fault."""
         if self.num_slots == 1:
-            return JobResult(key, "failed", "out of memory: it does not fit alone in a lane")
+            reason = "out of memory: it does not fit alone in a lane"
+            return JobResult(key, "failed", reason, remedy=TOO_LARGE_REMEDY)
         return JobResult(key, "released", f"out of memory with {self.num_slots} slots")
 
     def take_fresh(self) -> HeldJob | None:

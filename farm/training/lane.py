@@ -28,6 +28,7 @@ from farm.training.orders import JobResult
 from farm.training.prepare import assemble_job
 from farm.training.preparer import Preparer, ReadyJob
 from farm.training.publisher import Publisher
+from farm.training.seats import NOT_FINITE_REMEDY
 from farm.training.shape import LaneShape
 from farm.training.state import SlotState
 from farm.training.trainer import SlotTrainer, StepReport
@@ -130,7 +131,7 @@ class Lane:
     def _settle(self, trainer: SlotTrainer, report: StepReport) -> None:
         for slot, key, reason in report.failed:
             trainer.release(slot)
-            self._empty(slot, JobResult(key, "failed", reason))
+            self._empty(slot, JobResult(key, "failed", reason, remedy=NOT_FINITE_REMEDY))
         for slot in report.due_checkpoint:
             self._publisher.checkpoint(trainer.state(slot))
         if report.due_sample:
@@ -166,7 +167,7 @@ class Lane:
                 self._held.is_short = True
                 return
             except (FarmError, ValueError) as error:
-                self._held.end(JobResult(key, "failed", str(error)))
+                self._held.end(JobResult.of_error(key, "failed", error))
                 continue
             ready.held.photos = ready.photos.pictures if self._is_judging else ()
             self._jobs[slot] = ready.held

@@ -135,9 +135,9 @@ class DispatchActor:
         """See ``Dispatcher``."""
         self._dispatcher.prior_is_ready(prior_key)
 
-    def prior_failed(self, prior_key: str, reason: str) -> None:
+    def prior_failed(self, prior_key: str, reason: str, remedy: str) -> None:
         """See ``Dispatcher``."""
-        self._dispatcher.prior_failed(prior_key, reason)
+        self._dispatcher.prior_failed(prior_key, reason, remedy)
 
     def cancel(self, keys: list[str] | None) -> int:
         """See ``Dispatcher``."""

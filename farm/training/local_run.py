@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from farm.base.load import load_base, training_dtype
 from farm.base.model import Base
-from farm.errors import FarmError, StoreError
+from farm.errors import FarmError, StoreError, explain
 from farm.intake.job import PriorSpec
 from farm.storage import Store
 from farm.training.dispatch import Dispatcher
@@ -66,7 +66,7 @@ def draw_here(
             for part in parts_of(spec):
                 yield write_part(store, attempt, part, draw_part(base, spec, part))
         except FarmError as error:
-            yield PartFailure(spec.key, error.message)
+            yield PartFailure(spec.key, *explain(error))
 
 
 def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
@@ -126,9 +126,9 @@ class _Keeper:
         with self._link.lock:
             self._link.dispatcher.prior_is_ready(prior_key)
 
-    def prior_failed(self, prior_key: str, reason: str) -> None:
+    def prior_failed(self, prior_key: str, reason: str, remedy: str) -> None:
         with self._link.lock:
-            self._link.dispatcher.prior_failed(prior_key, reason)
+            self._link.dispatcher.prior_failed(prior_key, reason, remedy)
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_S):

@@ -102,7 +102,9 @@ def _checked_bytes(uri: str, sha256: str) -> bytes:
         data = read_photo_bytes(uri)
     except PhotoFault as fault:
         if _is_transient(fault.__cause__):
-            raise StoreError(f"{uri}: {fault.message}", "the place did not answer") from fault
+            raise StoreError(
+                f"{uri}: {fault.message}", "see whether that place answers, and run again"
+            ) from fault
         raise PhotoFault(f"{uri}: {fault.message}", fault.remedy) from fault
     if bytes_digest(data) != sha256:
         raise PhotoFault(

@@ -16,6 +16,7 @@ from farm.intake.job import PriorSpec
 from farm.intake.manifest import Manifest
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
+from farm.training.failures import JobFailure
 from farm.training.lane_settings import JudgeMaker, SampleSettings
 from farm.training.orders import Assignment, DispatchSettings, News, Snapshot
 from farm.training.plan import Hardware, Plan
@@ -112,8 +113,8 @@ class RunSummary:
     """Of those, given up after several attempts."""
     cancelled: int
     seconds: float
-    failures: tuple[tuple[str, str, str], ...] = ()
-    """(subject, status, reason) of each job without an adapter."""
+    failures: tuple[JobFailure, ...] = ()
+    """Each job without an adapter, with reason and remedy."""
 
     @property
     def exit_code(self) -> int:
