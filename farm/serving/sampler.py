@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from farm.base.draw import initial_noise
-from farm.base.model import Base, SchedulerName
+from farm.base.model import Base
 from farm.base.transfer import sent
+from farm.schedulers import SchedulerName
 
 __all__ = ["Sampler"]
 

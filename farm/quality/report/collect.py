@@ -245,7 +245,7 @@ class _Reader:
 
     def _sample(self, key: str, name: str) -> Image.Image | None:
         try:
-            data = self.store.read(f"adapters/{key}/{name}")
+            data = self.registry.sample(key, name)
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (OSError, FarmError):
             self.missing_samples += 1
