@@ -13,8 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
+import psutil
 import torch
 
 from farm.adapters.bank import Bank
@@ -33,7 +33,6 @@ PASSES_AHEAD = 1
 """Passes that may be queued on the device: enough to hide Python, few enough to cancel fast."""
 UNMEASURED_PASS_S = 0.05
 MAX_HOST_RESERVE = 512 << 20
-MEMINFO = Path("/proc/meminfo")
 
 
 class Capacity:
@@ -192,13 +191,9 @@ def _device_memory(device: torch.device) -> tuple[int, int]:
 
 
 def _host_memory() -> tuple[int, int]:
-    """Available and total bytes of the host; unlimited where the system does not tell."""
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        available, total = (int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
-    except (OSError, KeyError, ValueError):
-        return 1 << 60, 1 << 60
-    return available << 10, total << 10
+    """Available and total bytes of the host."""
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
 def _timed(run: Callable[[], None], device: torch.device) -> float:

@@ -217,8 +217,6 @@ class RunView:
     dollars: float | None = None
     """Price of the lanes' time, where a price was given."""
     dollars_per_hour: float | None = None
-    gpu_share: float = 1.0
-    """Of a device, by one lane."""
     device: str = "cpu"
     rows_per_s: float | None = None
     notes: Sequence[str] = ()
