@@ -33,7 +33,6 @@ RECIPE = {
     "checkpoint_every": 100,
 }
 """Short, for minutes on two cores; ``jobs/`` holds recipes for real work."""
-JUDGE = "farm.quality.judge:thorough_judge"
 SAMPLE_PROMPTS = ("a photo of [V] {class_noun}", "a photo of [V] {class_noun} {place}")
 SEED = 7
 """Of the pictures that the endpoint generates."""
@@ -57,6 +56,8 @@ def demo(
     Needs nothing, and minutes on two cores. Run again, it finds everything done.
     """
     from farm.cli.run import finish, run_prepared
+    from farm.intake.scoring import WHOLE_CARD, ScoringSettings
+    from farm.quality.judge import QualityJudge
     from farm.training.prepare_run import prepare_run
     from farm.training.run_request import RunRequest
 
@@ -68,7 +69,8 @@ def demo(
         str(out / "store"),
         base=base,
         executor="local" if in_process else "ray",
-        judge=JUDGE,
+        make_judge=QualityJudge,
+        scoring=ScoringSettings(share=WHOLE_CARD),
     )
     prepared = prepare_run(request)
     summary = run_prepared(prepared, plain=json)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from farm.durations import duration
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,19 +22,10 @@ if TYPE_CHECKING:
     from farm.training.plan import Plan
     from farm.training.run_request import PreparedRun, RunSummary
 
-__all__ = ["LiveView", "Pace", "PlainView", "duration", "plan_facts", "plan_table", "run_view"]
+__all__ = ["LiveView", "Pace", "PlainView", "plan_facts", "plan_table", "run_view"]
 
 GIB = 2**30
 PLAIN_EVERY_S = 10.0
-
-
-def duration(seconds: float) -> str:
-    """``1h 05m``, ``3m 20s`` or ``12s``."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 def plan_facts(prepared: PreparedRun) -> dict[str, Any]:
@@ -244,7 +237,9 @@ def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
         f"run {summary.run}: {summary.committed} trained, {summary.reused} found, "
         f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
     ]
-    lines += [f"  {name}: {status}: {reason}" for name, status, reason in summary.failures[:20]]
+    for failure in summary.failures[:20]:
+        lines.append(f"  {failure.subject}: {failure.status}: {failure.reason}")
+        lines += [f"    remedy: {failure.remedy}"] if failure.remedy else []
     if len(summary.failures) > 20:
         lines.append(f"  … {len(summary.failures) - 20} more: farm status {summary.run}")
     return [*lines, f"adapters: {store_url}"]

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.requests import Request
 
 from farm.errors import RequestRefused
+from farm.safe_names import SAFE_NAME
 from farm.serving.api_services import Services
 from farm.serving.auth import Tenant
 from farm.serving.catalog import AdapterFacts
@@ -28,7 +29,7 @@ from farm.serving.schemas import ANY_SEED, GenerateRequest
 __all__ = ["Order", "check_adapters", "understand"]
 
 DEFAULT_GUIDANCE = 5.0
-_PLACEHOLDER = re.compile(r"\[V(?::([A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}))?\]")
+_PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,9 @@ async def understand(
     _check_side(width_px, height_px, base.side_multiple_px)
     num_pictures = asked.n or 1
     limits.check_cost(width_px, height_px, asked.steps, num_pictures)
-    for field, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt)):
-        if text is not None and len(text) > limits.max_prompt_characters:
-            most = limits.max_prompt_characters
-            raise RequestRefused(f"{field}: longer than {most} characters", "", field)
+    limits.check_texts(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
+    _check_most("guidance_scale", asked.guidance_scale or 0, limits.max_guidance)
+    _check_most("adapters", len(asked.adapters or ()), limits.max_adapters)
     # counted before the names are looked up, so that guessing names costs the guesser
     per_minute = tenant.pictures_per_minute or limits.pictures_per_minute
     services.rates.take(tenant.key_id, num_pictures, per_minute)
@@ -143,6 +143,11 @@ async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequ
         ServingError: as ``understand`` does.
     """
     await _find_adapters(services, tenant, asked, await services.client.facts())
+
+
+def _check_most(field: str, value: float, most: float) -> None:
+    if value > most:
+        raise RequestRefused(f"{field}: {value:g} is over the limit of {most:g}", "", field)
 
 
 def _check_side(width_px: int, height_px: int, multiple_px: int) -> None:

@@ -7,8 +7,8 @@ base's own the limit follows the area, which is on the safe side for attention.
 from __future__ import annotations
 
 from collections import deque
-from pathlib import Path
 
+import psutil
 import torch
 
 from farm.base.model import Base
@@ -22,7 +22,6 @@ PASSES_AHEAD = 1
 """Passes that may be queued on the device: enough to hide Python, few enough to cancel fast."""
 UNMEASURED_PASS_S = 0.05
 MAX_HOST_RESERVE = 512 << 20
-MEMINFO = Path("/proc/meminfo")
 
 
 class Capacity:
@@ -116,13 +115,9 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 
 def host_memory() -> tuple[int, int]:
-    """Available and total bytes of the host; unlimited where the system does not tell."""
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        available, total = (int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
-    except (OSError, KeyError, ValueError):
-        return 1 << 60, 1 << 60
-    return available << 10, total << 10
+    """Available and total bytes of the host."""
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
 def free_bytes(device: torch.device) -> int:

@@ -62,7 +62,7 @@ class EngineConfig(BaseModel):
     stuck_after_s: float = Field(120.0, gt=0)
     """A loop that has not turned for so long is not healthy."""
     limits: RequestLimits = Field(default_factory=RequestLimits)
-    """What one request may ask for."""
+    """What one request may ask for; an endpoint's config has them under its own ``limits``."""
     cache: CacheLimits = Field(default_factory=CacheLimits)
     """How much the tiers above the slots may hold."""
 

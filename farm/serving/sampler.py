@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from farm.base.draw import initial_noise
-from farm.base.model import Base, SchedulerName
+from farm.base.model import Base
 from farm.base.transfer import sent
 from farm.keys import derive_seed
+from farm.schedulers import SchedulerName
 
 __all__ = ["Sampler", "stream_seed"]
 

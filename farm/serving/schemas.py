@@ -18,8 +18,18 @@ from pydantic import (
     field_validator,
 )
 
+from farm.safe_names import JOB_KEY, SAFE_NAME
+from farm.schedulers import SchedulerName
+from farm.serving.limits import MAX_PICTURES
 from farm.serving.receipts import OutputFormat
-from farm.serving.request import MAX_SEED, MAX_WEIGHT
+from farm.serving.request import (
+    MAX_ADAPTERS,
+    MAX_GUIDANCE,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_WEIGHT,
+)
 
 __all__ = [
     "ANY_SEED",
@@ -32,7 +42,7 @@ __all__ = [
 ]
 
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
-MODEL_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}(@[0-9a-f]{32})?$"
+MODEL_PATTERN = rf"^{SAFE_NAME}(@{JOB_KEY})?$"
 QUALITY_STEPS = {"low": 12, "standard": 25, "medium": 25, "auto": 25, "high": 40, "hd": 40}
 """Denoising steps behind OpenAI's words for quality, where no number is given."""
 
@@ -63,7 +73,6 @@ ModelName = Annotated[
     AfterValidator(_checked_model),
     WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN, "maxLength": 200}),
 ]
-SchedulerField = Literal["base", "ddim", "euler", "euler_a", "dpm++2m", "unipc"]
 
 
 class AdapterUse(BaseModel):
@@ -89,11 +98,11 @@ class GenerateRequest(BaseModel):
         },
     )
 
-    prompt: str = Field(min_length=1, max_length=32_000)
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)
     """``[V]`` stands for the adapter's subject; ``[V:name]`` for that of another adapter."""
     model: ModelName | None = None
     """An adapter's name, ``name@key`` for one version, or the base; the base if left out."""
-    n: int | None = Field(None, ge=1, le=10)
+    n: int | None = Field(None, ge=1, le=MAX_PICTURES)
     """How many pictures; the seeds count up."""
     size: Size | None = None
     """``WIDTHxHEIGHT`` in pixels, or ``auto``: what the base was made for."""
@@ -120,12 +129,12 @@ class GenerateRequest(BaseModel):
 
     seed: int | None = Field(None, ge=ANY_SEED, le=MAX_SEED)
     """The same seed and request give the same picture; -1, or left out, takes a random one."""
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, le=50, allow_inf_nan=False)
+    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     """Classifier-free guidance; 1 or less draws without, at half the cost."""
-    negative_prompt: str | None = Field(None, max_length=32_000)
-    scheduler: SchedulerField | None = None
-    adapters: list[AdapterUse] | None = Field(None, max_length=4)
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
+    scheduler: SchedulerName | None = None
+    adapters: list[AdapterUse] | None = Field(None, max_length=MAX_ADAPTERS)
     """Further adapters on the same picture."""
     adapter_weight: float | None = Field(None, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
     """Of the adapter that ``model`` names; 1 is as trained."""
@@ -164,6 +173,8 @@ class ErrorBody(BaseModel):
     type: str
     param: str | None = None
     code: str | None = None
+    remedy: str | None = None
+    """What to do about it, where that is known; the message ends with it too."""
 
 
 class ErrorAnswer(BaseModel):

@@ -15,12 +15,13 @@ from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.job import JobSpec, PriorSpec, job_spec
 from farm.intake.manifest import read_manifest
+from farm.intake.scoring import ScoringSettings
 from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.orders import Assignment
 from farm.training.plan import Hardware, Plan, make_plan
 from farm.training.prior_work import missing_priors
-from farm.training.run_files import name_run, read_assignments
+from farm.training.run_files import name_run, read_assignments, read_settings
 from farm.training.run_request import BaseFacts, PreparedRun, RunRequest
 from farm.training.shape import workload_of
 
@@ -50,6 +51,7 @@ def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> Pre
         check.raise_for_errors()
         raise UserError(f"{request.manifest} has no subjects", "add at least one")
     faulty = {fault.subject for fault in check.errors if fault.subject}
+    request = replace(request, scoring=request.scoring.over(manifest.scoring))
     prepared = _prepared(request, store, base, assignments)
     return replace(prepared, num_rejected=len(faulty), manifest=manifest, check=check)
 
@@ -58,6 +60,9 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
     """Prepare a run from what the store keeps of it; the manifest is not read again."""
     store = Store(request.store)
     assignments = tuple(read_assignments(store, run_id))
+    asked = read_settings(store, run_id).get("request") or {}
+    kept = ScoringSettings(**asked.get("scoring", {}))
+    request = replace(request, scoring=request.scoring.over(kept))
     return _prepared(request, store, base_facts(request.base, request.revision), assignments)
 
 

@@ -116,7 +116,8 @@ class _RayRun:
             settings=self._driver.lane_settings(),
             threads=threads,
             memory_fraction=plan.memory_fraction,
-            judge=request.judge,
+            make_judge=request.make_judge,
+            scoring=request.scoring,
         )
 
     # -- the loop -----------------------------------------------------------------------------
@@ -243,7 +244,7 @@ class _RayRun:
             self._prepared.priors,
             lambda specs, attempt: draw_with_ray(settings, store, specs, attempt),
             ready=lambda key: ray.get(self._dispatcher.prior_is_ready.remote(key)),
-            failed=lambda key, why: ray.get(self._dispatcher.prior_failed.remote(key, why)),
+            failed=lambda *why: ray.get(self._dispatcher.prior_failed.remote(*why)),
         )
         self._priors_thread = threading.Thread(target=self._draw_priors, name="priors", daemon=True)
         self._priors_thread.start()

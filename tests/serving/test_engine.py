@@ -27,9 +27,10 @@ from farm.errors import (
     TooBusy,
     UserError,
 )
+from farm.schedulers import SCHEDULERS
 from farm.serving.config import EngineConfig
 from farm.serving.engine import Engine
-from farm.serving.request import SCHEDULERS, AdapterRef, DrawRequest
+from farm.serving.request import AdapterRef, DrawRequest
 from farm.serving.rows import Row
 from farm.storage import Store
 

@@ -30,6 +30,7 @@ from farm.quality.report.timeline import Timeline, read_timeline
 from farm.quality.report.view import Picture, RunView, SubjectView
 from farm.quality.trackers import track_run
 from farm.storage import Store
+from farm.training.failures import failures_of
 from farm.training.ledger import Job, Status
 from farm.training.orders import Assignment
 from farm.training.run_files import read_assignments, read_settings
@@ -173,7 +174,8 @@ class _Reader:
         photos = self._photos(subject)
         pictures = self._pictures(record, subject) if record is not None else _Pictures()
         namespace, name = assignment.names[0]
-        reason, remedy = _split_reason(job.reason if job is not None else "")
+        failures = failures_of([assignment], [job] if job is not None else [])
+        failure = failures[0] if failures else None
         first = pictures.gallery[0] if pictures.gallery else None
         return SubjectView(
             id=subject.id,
@@ -182,8 +184,8 @@ class _Reader:
             class_noun=subject.class_noun,
             status=status,
             job_key=spec.key,
-            reason=reason,
-            remedy=remedy,
+            reason=failure.reason if failure else "",
+            remedy=failure.remedy if failure else "",
             photos=[self._thumb(photo, f"photo {n}") for n, photo in enumerate(photos, 1)],
             progress=pictures.progress,
             gallery=pictures.gallery,
@@ -245,7 +247,7 @@ class _Reader:
 
     def _sample(self, key: str, name: str) -> Image.Image | None:
         try:
-            data = self.store.read(f"adapters/{key}/{name}")
+            data = self.registry.sample(key, name)
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (OSError, FarmError):
             self.missing_samples += 1
@@ -277,20 +279,6 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
     if most < 2:
         return list(items[:most])
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
-
-
-def _split_reason(reason: str) -> tuple[str, str]:
-    """A ledger's reason as what happened and what to do."""
-    text, _, remedy = reason.partition("\n  remedy: ")
-    if remedy or not text:
-        return text, remedy
-    known = {
-        "not finite": "Lower learning_rate to a third, or add warmup_steps, and run again.",
-        "out of memory": "Lower resolution_px or rank, or use a larger GPU share for a lane.",
-        "photo": "Replace the photo, and run the manifest again: only this subject is trained.",
-    }
-    found = next((advice for sign, advice in known.items() if sign in text.lower()), "")
-    return text, found
 
 
 def _shown_recipe(subject: Subject) -> dict[str, Any]:
