@@ -15,6 +15,7 @@ import sys
 
 import typer
 
+from farm.cli.quiet import hush_libraries
 from farm.errors import FarmError, Interrupted
 
 __all__ = ["app", "main"]
@@ -56,9 +57,7 @@ for _group in GROUPS:
 def main() -> None:
     """Run the command line; every error of the farm becomes a message and its exit code."""
     faulthandler.enable()  # a crash below Python says where it happened
-    # no torchvision is needed; its absence is not the user's concern
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    hush_libraries()
     try:
         app()
     except FarmError as error:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
+
+from farm.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,8 +18,6 @@ __all__ = ["progress_bar", "register", "report_document"]
 
 SHOWN_PER_KIND = 5
 """Faults of one kind that are shown before the rest is counted."""
-LINE_EVERY_S = 10.0
-"""Between two lines of progress where stderr is no terminal."""
 PIPE_WIDTH = 200
 """Columns of what is not a terminal, so that a fault stays on one line for `grep`."""
 
@@ -86,47 +82,6 @@ def _print(report: RenderableType) -> None:
         console.print(report)
     for line in captured.get().splitlines():
         print(line.rstrip())
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show callbacks of (done, total) on stderr: a bar, or a line now and then if no terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_lines(what)
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _plain_lines(what: str) -> Callable[[int, int], None]:
-    """A callback that prints a line every ``LINE_EVERY_S`` seconds."""
-    printed = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= LINE_EVERY_S:
-            printed = time.monotonic()
-            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-
-    return show
 
 
 def report_document(report: CheckReport) -> dict[str, object]:

@@ -46,8 +46,7 @@ def demo(
 
     Needs nothing, and minutes on two cores. Run again, it finds everything done.
     """
-    from farm.cli.run import finish, run_prepared
-    from farm.training.prepare_run import prepare_run
+    from farm.cli.run import finish, prepare, run_prepared
     from farm.training.run_request import RunRequest
 
     began = time.monotonic()
@@ -60,7 +59,7 @@ def demo(
         executor="local" if in_process else "ray",
         judge=JUDGE,
     )
-    prepared = prepare_run(request)
+    prepared = prepare(request)
     summary = run_prepared(prepared, plain=json)
     page = finish(prepared, summary, write_report=True, json=json)
     if not json:

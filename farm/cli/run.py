@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from farm.training.plan import Hardware
     from farm.training.run_request import PreparedRun, RunRequest, RunSummary
 
-__all__ = ["register", "run_prepared"]
+__all__ = ["finish", "prepare", "register", "run_prepared"]
 
 ManifestArgument = Annotated[
     str, typer.Argument(help="A manifest or a folder of folders; a path or a URL.")
@@ -106,7 +106,7 @@ def plan(
         hardware=hardware_of(gpu, gpu_memory, gpus, nodes, cpus, price),
         skip_faulty=skip_faulty,
     )
-    prepared = _prepare(request)
+    prepared = prepare(request)
     if json:
         print_json(plan_facts(prepared))
     else:
@@ -188,7 +188,7 @@ def run(
         skip_faulty=skip_faulty,
         take_over=take_over,
     )
-    prepared = _prepare(request)
+    prepared = prepare(request)
     _show_and_ask(prepared, yes=yes or json)
     summary = run_prepared(prepared, plain=plain or json)
     finish(prepared, summary, write_report=report, json=json)
@@ -262,12 +262,14 @@ def hardware_of(
     return Hardware(gpu, int(gib * 2**30), gpus, cpus or 8.0 * gpus, nodes, price)
 
 
-def _prepare(request: RunRequest) -> PreparedRun:
-    from farm.cli.check import progress_bar
+def prepare(request: RunRequest) -> PreparedRun:
+    """Load the base and read the photos, with progress on stderr."""
+    from farm.cli.progress import counting, fetching, stages
     from farm.training.prepare_run import prepare_run
 
-    with progress_bar("reading photos") as progress:
-        return prepare_run(request, progress=progress)
+    with stages() as shown:
+        photos, fetched = counting(shown, "reading photos"), fetching(shown, request.base)
+        return prepare_run(request, progress=photos, fetched=fetched)
 
 
 def _show_and_ask(prepared: PreparedRun, *, yes: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from farm.adapters.registry import Registry
+from farm.base.names import Fetched
 from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.job import JobSpec, PriorSpec, job_spec
@@ -27,8 +28,14 @@ from farm.training.shape import workload_of
 __all__ = ["assignments_of", "base_facts", "prepare_run", "resume_run", "this_machine"]
 
 
-def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> PreparedRun:
+def prepare_run(
+    request: RunRequest, *, progress: Progress | None = None, fetched: Fetched | None = None
+) -> PreparedRun:
     """Check the manifest, name the jobs, look what is committed, and plan the rest.
+
+    Args:
+        progress: told of photos read.
+        fetched: told of a base's download.
 
     Raises:
         ManifestError: if the manifest has faults (unless ``skip_faulty``).
@@ -41,7 +48,7 @@ def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> Pre
         recipe=request.recipe,
         base_recipe=BASE_RECIPES.get(request.base),
     )
-    base = base_facts(request.base, request.revision)
+    base = base_facts(request.base, request.revision, fetched)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -61,11 +68,11 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
     return _prepared(request, store, base_facts(request.base, request.revision), assignments)
 
 
-def base_facts(name: str, revision: str | None = None) -> BaseFacts:
+def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> BaseFacts:
     """Load a base, keep its facts, let it go."""
     from farm.base.load import load_base
 
-    base = load_base(name, revision=revision)
+    base = load_base(name, revision=revision, fetched=fetched)
     return BaseFacts(name, base.fingerprint, base.resolution_px, base.memory)
 
 
