@@ -28,7 +28,7 @@ def quiet_loading() -> Iterator[None]:
         restored.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         from diffusers.utils import logging as diffusers_logging
-        from huggingface_hub.utils import (
+        from huggingface_hub.utils.tqdm import (
             are_progress_bars_disabled,
             disable_progress_bars,
             enable_progress_bars,
