@@ -25,7 +25,6 @@ RECIPE = {
     "checkpoint_every": 100,
 }
 """Short, for minutes on two cores; ``jobs/`` holds recipes for real work."""
-JUDGE = "farm.quality.judge:thorough_judge"
 SAMPLE_PROMPTS = ("a photo of [V] {class_noun}", "a photo of [V] {class_noun} {place}")
 PLACES = ("in space", "in the snow", "on the beach", "in the forest")
 
@@ -47,6 +46,8 @@ def demo(
     Needs nothing, and minutes on two cores. Run again, it finds everything done.
     """
     from farm.cli.run import finish, prepare, run_prepared
+    from farm.intake.scoring import WHOLE_CARD, ScoringSettings
+    from farm.quality.judge import QualityJudge
     from farm.training.run_request import RunRequest
 
     began = time.monotonic()
@@ -57,7 +58,8 @@ def demo(
         str(out / "store"),
         base=base,
         executor="local" if in_process else "ray",
-        judge=JUDGE,
+        make_judge=QualityJudge,
+        scoring=ScoringSettings(share=WHOLE_CARD),
     )
     prepared = prepare(request)
     summary = run_prepared(prepared, plain=json)

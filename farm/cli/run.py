@@ -54,7 +54,28 @@ AddressOption = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on, such as auto; by default one on this machine."),
 ]
-JUDGE = "farm.quality.judge:default_judge"
+ScorerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        envvar="FARM_SCORER",
+        help="CLIP that scores the adapters: a folder or a hub id. Default: the embedded scorer "
+        "for the embedded base, none for others.",
+    ),
+]
+DinoOption = Annotated[
+    str | None,
+    typer.Option("--dino", envvar="FARM_DINO", help="DINO that scores them too."),
+]
+ShareOption = Annotated[
+    float | None,
+    typer.Option(
+        "--scoring-share",
+        envvar="FARM_SCORING_SHARE",
+        min=0,
+        help="Share of the training's cost that scoring may take; 0.12 by default.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -142,6 +163,9 @@ def run(
     cards: Annotated[
         bool, typer.Option("--cards/--no-cards", help="Make a quality card of each adapter.")
     ] = True,
+    scorer: ScorerOption = None,
+    dino: DinoOption = None,
+    scoring_share: ShareOption = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write the report page at the end.")
     ] = True,
@@ -164,6 +188,8 @@ def run(
 
       farm run s3://bucket/manifest.jsonl --store s3://bucket/farm --address auto --nodes 4 --yes
     """
+    from farm.intake.scoring import ScoringSettings
+    from farm.quality.judge import QualityJudge
     from farm.training.lane_settings import SampleSettings
     from farm.training.orders import DispatchSettings
     from farm.training.run_request import RunRequest
@@ -184,7 +210,8 @@ def run(
         compile=compile,
         samples=SampleSettings(steps=sample_steps, per_prompt=samples),
         dispatch=DispatchSettings(max_failures=max_failures),
-        judge=JUDGE if cards else None,
+        make_judge=QualityJudge if cards else None,
+        scoring=ScoringSettings(scorer, dino, scoring_share),
         skip_faulty=skip_faulty,
         take_over=take_over,
     )

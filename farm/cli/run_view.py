@@ -244,7 +244,9 @@ def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
         f"run {summary.run}: {summary.committed} trained, {summary.reused} found, "
         f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
     ]
-    lines += [f"  {name}: {status}: {reason}" for name, status, reason in summary.failures[:20]]
+    for failure in summary.failures[:20]:
+        lines.append(f"  {failure.subject}: {failure.status}: {failure.reason}")
+        lines += [f"    remedy: {failure.remedy}"] if failure.remedy else []
     if len(summary.failures) > 20:
         lines.append(f"  … {len(summary.failures) - 20} more: farm status {summary.run}")
     return [*lines, f"adapters: {store_url}"]

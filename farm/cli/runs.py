@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.run import AddressOption, JsonOption, ManifestArgument, StoreOption
+from farm.cli.run import (
+    AddressOption,
+    DinoOption,
+    JsonOption,
+    ManifestArgument,
+    ScorerOption,
+    ShareOption,
+    StoreOption,
+)
 
 if TYPE_CHECKING:
     from farm.storage import Store
@@ -60,8 +68,10 @@ def status(
                 rows.append(("remaining", duration(facts["eta_s"])))
             print_table(("", f"run {run_id}"), rows)
             if facts["failures"]:
-                lines = [(f["subject"], f["status"], f["reason"]) for f in facts["failures"]]
-                print_table(("subject", "status", "reason"), lines)
+                columns = ("subject", "status", "reason", "remedy")
+                print_table(
+                    columns, [tuple(f[name] for name in columns) for f in facts["failures"]]
+                )
         if not watch or facts["left"] == 0:
             return
         time.sleep(2)
@@ -99,6 +109,7 @@ def logs(
             f"step {event.step}" if event.step else "",
             f"lane {event.lane}" if event.lane else "",
             event.reason,
+            f"remedy: {event.remedy}" if event.remedy else "",
         ]
         what = f"{when}  {subjects.get(event.job, event.job):<24} {event.kind:<12}"
         typer.echo(f"{what} {', '.join(part for part in details if part)}".rstrip())
@@ -192,6 +203,9 @@ def submit(
     store: Annotated[str, typer.Option("--store", help="A store that the cluster can reach.")],
     address: AddressOption = "http://127.0.0.1:8265",
     base: Annotated[str, typer.Option("--base")] = "embedded",
+    scorer: ScorerOption = None,
+    dino: DinoOption = None,
+    scoring_share: ShareOption = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--with", help='Further options of `farm run`, such as "--nodes 4".'),
@@ -208,11 +222,13 @@ def submit(
     left.
     """
     from farm.cli.output import print_json
-    from farm.training.submitting import submit_run
+    from farm.intake.scoring import ScoringSettings
+    from farm.training.submitting import scoring_arguments, submit_run
 
+    scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
     job_id, entrypoint = submit_run(
         address or "http://127.0.0.1:8265",
-        [manifest, "--store", store, "--base", base, *" ".join(options or ()).split()],
+        [manifest, "--store", store, "--base", base, *scoring, *" ".join(options or ()).split()],
         working_dir=working_dir,
         follow=(lambda text: print(text, end="", file=sys.stderr)) if follow else None,
     )

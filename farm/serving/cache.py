@@ -256,7 +256,7 @@ class AdapterCache:
         except AdapterFileError as error:
             if not self._source.is_committed(ref.key):
                 raise _not_found(ref) from error
-            raise _bad(ref, _without_path(error.message, folder)) from error
+            raise _bad(ref, _without_path(error.message, folder), error.remedy) from error
 
     def _open(self, ref: AdapterRef, folder: Path, tier: Tier, started_s: float) -> HostedAdapter:
         """Verify an adapter's files and read them.
@@ -273,7 +273,7 @@ class AdapterCache:
             weights = self._read(folder / target)
             self._check(weights)
         except AdapterFileError as error:
-            raise _bad(ref, _without_path(error.message, folder)) from error
+            raise _bad(ref, _without_path(error.message, folder), error.remedy) from error
         except (OSError, ValueError) as error:
             raise _bad(ref, _without_path(str(error), folder)) from error
         prepared = self._prepare(weights)
@@ -318,11 +318,10 @@ def _served_form(ref: AdapterRef, record: AdapterRecord) -> tuple[str, list[str]
     return single[0], single[:1]
 
 
-def _bad(ref: AdapterRef, reason: str) -> AdapterFileError:
+def _bad(ref: AdapterRef, reason: str, remedy: str = "") -> AdapterFileError:
     prefix = f"adapter {ref.label} cannot be used: "
-    return AdapterFileError(
-        prefix + reason.removeprefix(prefix), "train it again, or revoke it and publish a good one"
-    )
+    general = "train it again, or revoke it and publish a good one"
+    return AdapterFileError(prefix + reason.removeprefix(prefix), remedy or general)
 
 
 def _not_found(ref: AdapterRef) -> AdapterNotFound:

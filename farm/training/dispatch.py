@@ -34,6 +34,12 @@ from farm.training.shape import run_shapes
 
 __all__ = ["Dispatcher"]
 
+CANCELLED_REMEDY = "`farm retry` queues it again"
+LETHAL_REMEDY = (
+    "see Ray's logs for why they died, most often for memory; make it smaller (`resolution_px`, "
+    "`rank`), then `farm retry`"
+)
+
 Clock = Callable[[], float]
 
 
@@ -166,25 +172,26 @@ class Dispatcher:
         if not self._is_held_by(key, name):
             return
         if result.kind == "released":
-            self._ledger.append("released", key, lane=name, reason=result.reason)
+            self._ledger.append("released", key, lane=name, **result.why)
             self._enqueue(key)
         elif result.kind == "failed":
-            self._fail(key, name, result.reason)
+            self._fail(key, name, result)
         else:
-            self._ledger.append(result.kind, key, lane=name, reason=result.reason)
-            self._tell(f"{self._label(key)}: {result.kind}: {result.reason}", is_bad=True)
+            self._ledger.append(result.kind, key, lane=name, **result.why)
+            self._tell(f"{self._label(key)}: {result.kind}: {result.told}", is_bad=True)
 
-    def _fail(self, key: str, name: str, reason: str) -> None:
-        job = self._ledger.append("failed", key, lane=name, reason=reason)
+    def _fail(self, key: str, name: str, result: JobResult) -> None:
+        job = self._ledger.append("failed", key, lane=name, **result.why)
         if job.failures < self._settings.max_failures:
             self._ledger.append("retry", key)
             self._enqueue(key)
-            self._tell(f"{self._label(key)}: failed, will be tried again: {reason}", is_bad=True)
+            self._tell(
+                f"{self._label(key)}: failed, will be tried again: {result.reason}", is_bad=True
+            )
             return
-        self._ledger.append("quarantined", key, reason=reason)
-        self._tell(
-            f"{self._label(key)}: quarantined after {job.failures} failures: {reason}", is_bad=True
-        )
+        self._ledger.append("quarantined", key, **result.why)
+        what = f"quarantined after {job.failures} failures"
+        self._tell(f"{self._label(key)}: {what}: {result.told}", is_bad=True)
 
     def _reconcile(self, report: LaneReport, lane: KnownLane, name: str, now: float) -> None:
         """Note progress; take back what was leased in an answer that the lane never got."""
@@ -252,10 +259,10 @@ class Dispatcher:
         for key in self._queues.waiting_for(prior_key):
             self._enqueue(key)
 
-    def prior_failed(self, prior_key: str, reason: str) -> None:
+    def prior_failed(self, prior_key: str, reason: str, remedy: str = "") -> None:
         """A prior set cannot be had: its jobs cannot be trained in this run."""
         for key in self._queues.waiting_for(prior_key):
-            self._ledger.append("quarantined", key, reason=reason)
+            self._ledger.append("quarantined", key, reason=reason, remedy=remedy)
             self._tell(f"{self._label(key)}: quarantined: {reason}", is_bad=True)
 
     def cancel(self, keys: Iterable[str] | None = None, reason: str = "cancelled") -> int:
@@ -265,7 +272,7 @@ class Dispatcher:
         for key in chosen:
             job = self._ledger.jobs.get(key)
             if job is not None and not job.is_final:
-                self._ledger.append("cancelled", key, reason=reason)
+                self._ledger.append("cancelled", key, reason=reason, remedy=CANCELLED_REMEDY)
                 cancelled += 1
         return cancelled
 
@@ -351,7 +358,7 @@ class Dispatcher:
             job = self._ledger.jobs[key]
             if job.losses >= self._settings.max_losses:
                 why = f"{job.losses} lanes died while they trained it"
-                self._ledger.append("quarantined", key, reason=why)
+                self._ledger.append("quarantined", key, reason=why, remedy=LETHAL_REMEDY)
                 self._tell(f"{self._label(key)}: quarantined: {why}", is_bad=True)
 
     def _release_all(self, place: str, kind: Literal["lost", "released"], reason: str) -> list[str]:

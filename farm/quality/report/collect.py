@@ -29,6 +29,7 @@ from farm.quality.report.timeline import Timeline, read_timeline
 from farm.quality.report.view import Picture, RunView, SubjectView
 from farm.quality.trackers import track_run
 from farm.storage import Store
+from farm.training.failures import failures_of
 from farm.training.ledger import Job, Status
 from farm.training.orders import Assignment
 from farm.training.run_files import read_assignments, read_settings
@@ -171,7 +172,8 @@ class _Reader:
         photos = self._photos(subject)
         pictures = self._pictures(record, subject) if record is not None else _Pictures()
         namespace, name = assignment.names[0]
-        reason, remedy = _split_reason(job.reason if job is not None else "")
+        failures = failures_of([assignment], [job] if job is not None else [])
+        failure = failures[0] if failures else None
         first = pictures.gallery[0] if pictures.gallery else None
         return SubjectView(
             id=subject.id,
@@ -180,8 +182,8 @@ class _Reader:
             class_noun=subject.class_noun,
             status=status,
             job_key=spec.key,
-            reason=reason,
-            remedy=remedy,
+            reason=failure.reason if failure else "",
+            remedy=failure.remedy if failure else "",
             photos=[self._thumb(photo, f"photo {n}") for n, photo in enumerate(photos, 1)],
             progress=pictures.progress,
             gallery=pictures.gallery,
@@ -275,20 +277,6 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
     if most < 2:
         return list(items[:most])
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
-
-
-def _split_reason(reason: str) -> tuple[str, str]:
-    """A ledger's reason as what happened and what to do."""
-    text, _, remedy = reason.partition("\n  remedy: ")
-    if remedy or not text:
-        return text, remedy
-    known = {
-        "not finite": "Lower learning_rate to a third, or add warmup_steps, and run again.",
-        "out of memory": "Lower resolution_px or rank, or use a larger GPU share for a lane.",
-        "photo": "Replace the photo, and run the manifest again: only this subject is trained.",
-    }
-    found = next((advice for sign, advice in known.items() if sign in text.lower()), "")
-    return text, found
 
 
 def _shown_recipe(subject: Subject) -> dict[str, Any]:

@@ -128,7 +128,10 @@ class SubjectView:
         """What to do about it."""
         if self.verdict == "failed":
             return [self.remedy] if self.remedy else []
-        return list((self.card or {}).get("verdict", {}).get("remedies", []))
+        card = self.card or {}
+        if "missing" in card:
+            return [card["remedy"]] if card.get("remedy") else []
+        return list(card.get("verdict", {}).get("remedies", []))
 
     @property
     def bars(self) -> list[Bar]:
