@@ -74,9 +74,13 @@ def _explain(error: FarmError) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from farm.visible import visible, visible_lines
+
     console = Console(stderr=True)
-    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    message = visible_lines(error.message)
+    console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     for fault in getattr(error, "faults", ()):
-        console.print(Text(f"  {fault}"))
+        console.print(Text(f"  {visible(str(fault))}"), soft_wrap=True)
     if error.remedy:
-        console.print(Text.assemble(("remedy: ", "bold green"), error.remedy))
+        remedy = visible_lines(error.remedy)
+        console.print(Text.assemble(("remedy: ", "bold green"), remedy), soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,16 +9,12 @@ import typer
 from farm.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from farm.intake.check import CheckReport
 
 __all__ = ["progress_bar", "register", "report_document"]
 
 SHOWN_PER_KIND = 5
 """Faults of one kind that are shown before the rest is counted."""
-PIPE_WIDTH = 200
-"""Columns of what is not a terminal, so that a fault stays on one line for `grep`."""
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +46,7 @@ def check(
       farm check photos/ --resolution 512 --json
     """
     from farm.cli.check_view import render_report
-    from farm.cli.output import print_json
+    from farm.cli.output import print_json, print_rich
     from farm.errors import ManifestError
     from farm.intake.check import check_manifest
     from farm.intake.manifest import read_manifest
@@ -63,25 +58,9 @@ def check(
     if json:
         print_json(report_document(report))
     else:
-        _print(render_report(report, None if every else SHOWN_PER_KIND))
+        print_rich(render_report(report, None if every else SHOWN_PER_KIND))
     if is_bad:
         raise typer.Exit(ManifestError.exit_code)
-
-
-def _print(report: RenderableType) -> None:
-    """The report on stdout; wide and without padding where that is no terminal."""
-    from rich.console import Console
-
-    console = Console()
-    if console.is_terminal:
-        console.print(report)
-        return
-    if "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
-    with console.capture() as captured:
-        console.print(report)
-    for line in captured.get().splitlines():
-        print(line.rstrip())
 
 
 def report_document(report: CheckReport) -> dict[str, object]:

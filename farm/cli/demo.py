@@ -45,7 +45,7 @@ def demo(
 
     Needs nothing, and minutes on two cores. Run again, it finds everything done.
     """
-    from farm.cli.run import finish, prepare, run_prepared
+    from farm.cli.run import finish, prepare, run_prepared, show_plan
     from farm.intake.scoring import WHOLE_CARD, ScoringSettings
     from farm.quality.judge import QualityJudge
     from farm.training.run_request import RunRequest
@@ -62,6 +62,7 @@ def demo(
         scoring=ScoringSettings(share=WHOLE_CARD),
     )
     prepared = prepare(request)
+    show_plan(prepared)
     summary = run_prepared(prepared, plain=json)
     page = finish(prepared, summary, write_report=True, json=json)
     if not json:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli.output import say
 from farm.cli.run import (
     AddressOption,
     DinoOption,
@@ -22,6 +23,7 @@ from farm.cli.run import (
     ShareOption,
     StoreOption,
 )
+from farm.visible import visible
 
 if TYPE_CHECKING:
     from farm.storage import Store
@@ -111,8 +113,8 @@ def logs(
             event.reason,
             f"remedy: {event.remedy}" if event.remedy else "",
         ]
-        what = f"{when}  {subjects.get(event.job, event.job):<24} {event.kind:<12}"
-        typer.echo(f"{what} {', '.join(part for part in details if part)}".rstrip())
+        what = f"{when}  {visible(subjects.get(event.job, event.job)):<24} {event.kind:<12}"
+        say(f"{what} {', '.join(visible(part) for part in details if part)}".rstrip())
 
 
 def retry(
@@ -162,10 +164,10 @@ def _request(
     if json:
         print_json(facts | {"jobs": settled})
     elif settled is None:
-        typer.echo(f"run {run_id}: its driver will {what} them within seconds")
+        say(f"run {run_id}: its driver will {what} them within seconds")
     else:
         done = "queued again; `farm run` trains them" if what == "retry" else "cancelled"
-        typer.echo(f"run {run_id}: {settled} jobs {done}")
+        say(f"run {run_id}: {settled} jobs {done}")
 
 
 def export(
@@ -193,7 +195,7 @@ def export(
         print_json([{"name": name, "path": str(path)} for name, path in written])
         return
     for name, path in written:
-        typer.echo(f"{name}\t{path}")
+        say(f"{visible(name)}\t{visible(str(path))}")
     if not written:
         print("no committed adapters match", file=sys.stderr)
 
@@ -236,8 +238,8 @@ def submit(
     if json:
         print_json(facts)
     else:
-        typer.echo(f"{job_id}: {entrypoint}")
-        typer.echo(f"follow it with: ray job logs --follow --address {address} {job_id}")
+        say(f"{job_id}: {entrypoint}")
+        say(f"follow it with: ray job logs --follow --address {address} {job_id}")
 
 
 def known_run(store: Store, run: str | None) -> str:
