@@ -2,8 +2,8 @@
 
     python benchmarks/plan_time.py --photos PHOTOS --steps 60
 
-Each case runs the command as a user does, in a fresh store, and compares the plan that the run itself
-printed with the clock and with the CPU seconds of all its processes. CPU seconds over the cores in
+Each case runs the command as a user does, in a fresh store, and compares the plan of the run
+itself with the clock and with the CPU seconds of all its processes. CPU seconds over the cores in
 use are what the run would take on the same cores if nothing else ran on them and no core ever
 waited: the clock cannot go below them, and beside other work it goes far above. Wanted: the
 expected time within a factor of two.
