@@ -122,6 +122,13 @@ def page(cases: Sequence[Case], command: str) -> str:
     )
 
 
+def write_page(cases: Sequence[Case], command: str) -> None:
+    """After every case, so that a campaign that is cut off leaves what it measured."""
+    target = HERE / f"plan-{cores()}cpu-{datetime.date.today()}.md"
+    target.write_text(page(cases, command))
+    print(target)
+
+
 def _short(words: Sequence[str]) -> list[str]:
     return [Path(word).name if "/" in word else word for word in words]
 
@@ -133,23 +140,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="Training steps on these photos.")
     parser.add_argument("--demo", type=int, default=16, help="Subjects of the demo; 0: none.")
     options = parser.parse_args()
+    words = [Path(sys.argv[0]).name, *_short(sys.argv[1:])]
+    typed = "python benchmarks/" + " ".join(words)
     cases = []
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
         work = Path(folder)
-        if options.demo:
-            name = f"farm demo, {options.demo} subjects"
-            command = ["demo", "--out", str(work / "demo"), "--subjects", str(options.demo)]
-            cases.append(run_case(name, work / "demo" / "store", [*command, "--json"]))
         if options.photos:
             num = sum(path.is_dir() for path in options.photos.iterdir())
             command = ["run", str(options.photos), "--store", str(work / "store")]
             command += ["--set", f"steps={options.steps}", "--json"]
             cases.append(run_case(f"farm run, {num} real subjects", work / "store", command))
-    words = [Path(sys.argv[0]).name, *_short(sys.argv[1:])]
-    text = page(cases, "python benchmarks/" + " ".join(words))
-    target = HERE / f"plan-{cores()}cpu-{datetime.date.today()}.md"
-    target.write_text(text)
-    print(text)
+            write_page(cases, typed)
+        if options.demo:
+            name = f"farm demo, {options.demo} subjects"
+            command = ["demo", "--out", str(work / "demo"), "--subjects", str(options.demo)]
+            cases.append(run_case(name, work / "demo" / "store", [*command, "--json"]))
+            write_page(cases, typed)
 
 
 if __name__ == "__main__":
