@@ -30,7 +30,10 @@ NO_SCORER = (
     "No scorer was named: give --scorer a CLIP folder or hub id, or set FARM_SCORER, or write "
     "`scorer` under the manifest's `defaults`."
 )
-TOO_SHORT = "The recipe is too short: scoring would cost more than its share of the training."
+TOO_SHORT = (
+    "Trained for too few steps: scoring would cost more than its share of the training. Train "
+    "longer, or raise --scoring-share."
+)
 
 
 @dataclass
