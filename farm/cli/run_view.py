@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from farm.training.plan import Plan
     from farm.training.run_request import PreparedRun, RunSummary
 
-__all__ = ["LiveView", "Pace", "PlainView", "duration", "plan_facts", "plan_table", "run_view"]
+__all__ = [
+    "LiveView",
+    "Pace",
+    "PlainView",
+    "duration",
+    "failure_lines",
+    "plan_facts",
+    "plan_table",
+    "run_view",
+]
 
 GIB = 2**30
 PLAIN_EVERY_S = 10.0
@@ -275,6 +284,12 @@ def run_view(*, plain: bool = False, expected_s: float | None = None) -> LiveVie
     return LiveView(expected_s)
 
 
+def failure_lines(subject: str, status: str, reason: str, remedy: str = "") -> list[str]:
+    """What failed and what to do, a line each."""
+    lines = [f"{visible(subject)}: {status}: {visible(reason)}"]
+    return [*lines, f"  remedy: {visible(remedy)}"] if remedy else lines
+
+
 def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
     """How a run ended, in words."""
     lines = [
@@ -282,8 +297,8 @@ def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
         f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
     ]
     for failure in summary.failures[:20]:
-        lines.append(f"  {visible(failure.subject)}: {failure.status}: {visible(failure.reason)}")
-        lines += [f"    remedy: {visible(failure.remedy)}"] if failure.remedy else []
+        shown = failure_lines(failure.subject, failure.status, failure.reason, failure.remedy)
+        lines += [f"  {line}" for line in shown]
     if len(summary.failures) > 20:
         lines.append(f"  … {len(summary.failures) - 20} more: farm status {summary.run}")
     return [*lines, f"adapters: {store_url}"]

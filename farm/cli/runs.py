@@ -51,7 +51,7 @@ def status(
 ) -> None:
     """Show where a run stands: counts, rate, remaining time, failures. Reads only the store."""
     from farm.cli.output import print_json, print_table
-    from farm.cli.run_view import duration
+    from farm.cli.run_view import duration, failure_lines
     from farm.storage import Store
     from farm.training.run_status import run_status
 
@@ -70,10 +70,8 @@ def status(
                 rows.append(("remaining", duration(facts["eta_s"])))
             print_table(("", f"run {run_id}"), rows)
             if facts["failures"]:
-                columns = ("subject", "status", "reason", "remedy")
-                print_table(
-                    columns, [tuple(f[name] for name in columns) for f in facts["failures"]]
-                )
+                for failure in facts["failures"]:
+                    say("\n".join(failure_lines(**failure)))
         if not watch or facts["left"] == 0:
             return
         time.sleep(2)
