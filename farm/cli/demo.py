@@ -55,10 +55,9 @@ def demo(
 
     Needs nothing, and minutes on two cores. Run again, it finds everything done.
     """
-    from farm.cli.run import finish, run_prepared
+    from farm.cli.run import finish, prepare, run_prepared, show_plan
     from farm.intake.scoring import WHOLE_CARD, ScoringSettings
     from farm.quality.judge import QualityJudge
-    from farm.training.prepare_run import prepare_run
     from farm.training.run_request import RunRequest
 
     began = time.monotonic()
@@ -72,7 +71,8 @@ def demo(
         make_judge=QualityJudge,
         scoring=ScoringSettings(share=WHOLE_CARD),
     )
-    prepared = prepare_run(request)
+    prepared = prepare(request)
+    show_plan(prepared)
     summary = run_prepared(prepared, plain=json)
     failure = _serve_and_keep(prepared)
     page = finish(prepared, summary, write_report=True, json=json)

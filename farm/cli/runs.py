@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli.output import say
 from farm.cli.run import (
     AddressOption,
     DinoOption,
@@ -22,6 +23,7 @@ from farm.cli.run import (
     ShareOption,
     StoreOption,
 )
+from farm.visible import visible
 
 if TYPE_CHECKING:
     from farm.storage import Store
@@ -49,6 +51,7 @@ def status(
 ) -> None:
     """Show where a run stands: counts, rate, remaining time, failures. Reads only the store."""
     from farm.cli.output import print_json, print_table
+    from farm.cli.run_view import failure_lines
     from farm.durations import duration
     from farm.storage import Store
     from farm.training.run_status import run_status
@@ -68,10 +71,8 @@ def status(
                 rows.append(("remaining", duration(facts["eta_s"])))
             print_table(("", f"run {run_id}"), rows)
             if facts["failures"]:
-                columns = ("subject", "status", "reason", "remedy")
-                print_table(
-                    columns, [tuple(f[name] for name in columns) for f in facts["failures"]]
-                )
+                for failure in facts["failures"]:
+                    say("\n".join(failure_lines(**failure)))
         if not watch or facts["left"] == 0:
             return
         time.sleep(2)
@@ -111,8 +112,8 @@ def logs(
             event.reason,
             f"remedy: {event.remedy}" if event.remedy else "",
         ]
-        what = f"{when}  {subjects.get(event.job, event.job):<24} {event.kind:<12}"
-        typer.echo(f"{what} {', '.join(part for part in details if part)}".rstrip())
+        what = f"{when}  {visible(subjects.get(event.job, event.job)):<24} {event.kind:<12}"
+        say(f"{what} {', '.join(visible(part) for part in details if part)}".rstrip())
 
 
 def retry(
@@ -162,10 +163,10 @@ def _request(
     if json:
         print_json(facts | {"jobs": settled})
     elif settled is None:
-        typer.echo(f"run {run_id}: its driver will {what} them within seconds")
+        say(f"run {run_id}: its driver will {what} them within seconds")
     else:
         done = "queued again; `farm run` trains them" if what == "retry" else "cancelled"
-        typer.echo(f"run {run_id}: {settled} jobs {done}")
+        say(f"run {run_id}: {settled} jobs {done}")
 
 
 def export(
@@ -193,7 +194,7 @@ def export(
         print_json([{"name": name, "path": str(path)} for name, path in written])
         return
     for name, path in written:
-        typer.echo(f"{name}\t{path}")
+        say(f"{visible(name)}\t{visible(str(path))}")
     if not written:
         print("no committed adapters match", file=sys.stderr)
 
@@ -236,8 +237,8 @@ def submit(
     if json:
         print_json(facts)
     else:
-        typer.echo(f"{job_id}: {entrypoint}")
-        typer.echo(f"follow it with: ray job logs --follow --address {address} {job_id}")
+        say(f"{job_id}: {entrypoint}")
+        say(f"follow it with: ray job logs --follow --address {address} {job_id}")
 
 
 def known_run(store: Store, run: str | None) -> str:

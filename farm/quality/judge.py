@@ -22,7 +22,7 @@ from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
-from farm.training.lane_settings import Judged
+from farm.training.lane_settings import Judged, Pictures
 
 __all__ = ["QualityJudge"]
 
@@ -30,7 +30,10 @@ NO_SCORER = (
     "No scorer was named: give --scorer a CLIP folder or hub id, or set FARM_SCORER, or write "
     "`scorer` under the manifest's `defaults`."
 )
-TOO_SHORT = "The recipe is too short: scoring would cost more than its share of the training."
+TOO_SHORT = (
+    "Trained for too few steps: scoring would cost more than its share of the training. Train "
+    "longer, or raise --scoring-share."
+)
 
 
 @dataclass
@@ -57,14 +60,13 @@ class QualityJudge:
         Raises:
             BaseModelError: if the scorer cannot be read.
         """
-        name = self.settings.scorer or (EMBEDDED if base.name == EMBEDDED else None)
+        name = self._scorer_name(base.name)
         if name is None:
             return {slot: Judged(missing_card(NO_SCORER)) for slot in specs}
-        share = DEFAULT_SHARE if self.settings.share is None else self.settings.share
         judged = {}
         groups: dict[ScoringBudget, list[int]] = defaultdict(list)
         for slot, spec in specs.items():
-            budget = ScoringBudget.within(spec.subject.recipe, share)
+            budget = self._budget(spec)
             if budget is None:
                 judged[slot] = Judged(missing_card(TOO_SHORT))
             else:
@@ -77,6 +79,31 @@ class QualityJudge:
             for slot, examined in zip(slots, examiner.examine(candidates), strict=True):
                 judged[slot] = _judged(examined)
         return judged
+
+    def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
+        """What the cards of these jobs will cost: their own pictures, and the base's once for each
+        class and budget."""
+        if self._scorer_name(base_name) is None:
+            return Pictures(0, 0)
+        num = rows = 0
+        met = set()
+        for spec in specs:
+            budget = self._budget(spec)
+            if budget is None:
+                continue
+            kind = (budget, spec.subject.class_noun, spec.subject.class_prompt)
+            times = 1 if kind in met else 2
+            met.add(kind)
+            num += times * budget.num_pictures
+            rows += times * budget.denoiser_rows
+        return Pictures(num, rows)
+
+    def _scorer_name(self, base_name: str) -> str | None:
+        return self.settings.scorer or (EMBEDDED if base_name == EMBEDDED else None)
+
+    def _budget(self, spec: JobSpec) -> ScoringBudget | None:
+        share = DEFAULT_SHARE if self.settings.share is None else self.settings.share
+        return ScoringBudget.within(spec.subject.recipe, share)
 
     def _examiner(self, base: Base, bank: Bank, budget: ScoringBudget, name: str) -> Examiner:
         """One examiner a budget; lanes build new banks, the base's pictures stay valid."""

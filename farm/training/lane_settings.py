@@ -20,7 +20,7 @@ from farm.intake.scoring import ScoringSettings
 from farm.training.orders import LaneOrders, LaneReport
 from farm.training.prior_sets import PriorArrays
 
-__all__ = ["Judge", "JudgeMaker", "Judged", "LaneSettings", "Link", "SampleSettings"]
+__all__ = ["Judge", "JudgeMaker", "Judged", "LaneSettings", "Link", "Pictures", "SampleSettings"]
 
 
 class Link(Protocol):
@@ -43,6 +43,15 @@ class Judged:
     """Goes beside the samples."""
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What generating pictures costs."""
+
+    num: int
+    rows: int
+    """Forward rows of the denoiser."""
+
+
 class Judge(Protocol):
     """Scores finishing adapters while they still sit in the bank (``farm.quality``)."""
 
@@ -59,6 +68,9 @@ class Judge(Protocol):
         Args:
             photos: as they were prepared for training: of the checked digests, turned upright.
         """
+
+    def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
+        """What the cards of these jobs will cost, for the plan; loads nothing."""
 
 
 JudgeMaker = Callable[[ScoringSettings], Judge]

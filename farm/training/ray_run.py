@@ -6,7 +6,6 @@ started again, and what cannot be kept alive ends the run with a reason and noth
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -106,7 +105,6 @@ class _RayRun:
 
     def _make_lane_spec(self, dispatcher: str) -> LaneSpec:
         request, plan = self._prepared.request, self._plan
-        threads = math.ceil(plan.cpus_per_lane)
         return LaneSpec(
             dispatcher=dispatcher,
             store_url=self._prepared.store.url,
@@ -114,7 +112,7 @@ class _RayRun:
             revision=request.revision,
             device=plan.device,
             settings=self._driver.lane_settings(),
-            threads=threads,
+            threads=plan.threads,
             memory_fraction=plan.memory_fraction,
             make_judge=request.make_judge,
             scoring=request.scoring,
@@ -227,7 +225,7 @@ class _RayRun:
         request, plan = self._prepared.request, self._plan
         # class images that the user brought are only encoded, on the cores that lanes leave
         on_gpu = plan.prior_fraction > 0
-        per_node = 1 if plan.device == "cuda" else plan.lanes_per_node
+        per_node = plan.drawers_per_node
         settings = DrawerSettings(
             base=self._prepared.base.name,
             revision=request.revision,
@@ -235,7 +233,7 @@ class _RayRun:
             gpu_fraction=plan.prior_fraction,
             memory_fraction=plan.drawer_memory_fraction,
             num_cpus=round(DRAWING_CPUS / per_node, 3),
-            threads=math.ceil(plan.cpus_per_lane),
+            threads=plan.threads,
             max_actors=plan.num_nodes * per_node,
         )
         store = self._prepared.store

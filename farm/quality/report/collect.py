@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from farm.intake.photos import open_photo
 from farm.intake.reading import read_photo_bytes
 from farm.intake.subject import Subject
 from farm.quality.report.page import render
-from farm.quality.report.samples import sample_plan
+from farm.quality.report.samples import Sample, sample_plan
 from farm.quality.report.served import read_served
 from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
 from farm.quality.report.timeline import Timeline, read_timeline
@@ -236,12 +236,14 @@ class _Reader:
             (plan.class_pictures, pictures.class_pictures, self.budget.num_class),
         )
         for wanted, shown, most in limits:
-            for item in _evenly(wanted, most):
+            best = _best(wanted)
+            for item in _evenly(wanted, most, best):
                 image = self._sample(record.job_key, names[item.index])
                 if image is None:
                     continue
-                shown.append(self._thumb(image, item.text, item.step))
-                if shown is pictures.gallery and not pictures.row:
+                picture = self._thumb(image, item.text, item.step)
+                shown.append(replace(picture, similarity=item.similarity))
+                if shown is pictures.gallery and (item is best or not pictures.row):
                     pictures.row = data_uri(image, self.budget.row_px)
         return pictures
 
@@ -272,13 +274,21 @@ def _number(name: str) -> tuple[int, str]:
     return (int(stem) if stem.isdigit() else 10**9, name)
 
 
-def _evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """At most ``most`` items, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
+def _best(samples: Sequence[Sample]) -> Sample | None:
+    """The picture that is most similar to the photos; the first where none was measured."""
+    return max(samples, key=lambda sample: sample.similarity or -1.0, default=None)
+
+
+def _evenly(samples: Sequence[Sample], most: int, best: Sample | None) -> list[Sample]:
+    """At most ``most`` samples, the first, the last and the best among them."""
+    if len(samples) <= most:
+        return list(samples)
     if most < 2:
-        return list(items[:most])
-    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
+        return [best][:most] if best is not None else []
+    chosen = [samples[round(index * (len(samples) - 1) / (most - 1))] for index in range(most)]
+    if best is not None and best not in chosen:
+        chosen[most // 2] = best
+    return chosen
 
 
 def _shown_recipe(subject: Subject) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from farm.quality.report.bars import Bar, card_bars, evidence, score_rows
+from farm.quality.report.bars import Bar, card_bars, evidence, score_rows, share
 from farm.quality.verdict import Label
 
 __all__ = [
@@ -49,6 +49,8 @@ class Picture:
     """A data URI; the page loads nothing."""
     text: str
     step: int | None = None
+    similarity: float | None = None
+    """To the photos, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,21 @@ class SubjectView:
         return card_bars(self.card or {})
 
     @property
+    def why_not_scored(self) -> str:
+        """For the table: what kept a finished adapter from having scores."""
+        if self.verdict != "not scored":
+            return ""
+        return (self.reasons or ["No quality card was asked for."])[0]
+
+    @property
+    def best_pictures(self) -> list[Picture]:
+        """The gallery, most similar to the photos first; unmeasured ones keep their order."""
+        return sorted(self.gallery, key=lambda picture: -(picture.similarity or -1.0))
+
+    @property
     def likeness(self) -> float | None:
-        """0 to 1: how far towards the photos' own likeness; sorts the table."""
-        return evidence(self.card or {}, "gain")
+        """0 to 1: from any of its class to as alike as the photos are; sorts the table."""
+        return share(self.card or {}, "gain")
 
     @property
     def class_kept(self) -> float | None:
@@ -154,8 +168,8 @@ class SubjectView:
 
     @property
     def prompt_followed(self) -> float | None:
-        """CLIP-T against the base's own."""
-        return evidence(self.card or {}, "prompt_ratio")
+        """0 to 1: CLIP-T against the base's own."""
+        return share(self.card or {}, "prompt_ratio")
 
     @property
     def score_rows(self) -> list[tuple[str, str, str, str]]:
