@@ -14,7 +14,7 @@ from itertools import islice
 
 from farm.errors import Fault, ManifestError
 from farm.intake.resolve import Resolved, Resolver
-from farm.intake.rows import Row, shown_field
+from farm.intake.rows import Row
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
 
@@ -44,6 +44,8 @@ class Written:
     """Of its photos, such as ``subjects[3].photos``."""
     base: str
     """Folder or URL that its relative paths start from."""
+    num_captions: int = 0
+    """Photos that have a caption of their own."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ def _written(row: Row, resolved: Resolved) -> Written:
         class_images=resolved.class_images,
         file=row.file,
         line=row.line_of(("photos",)),
-        field=shown_field((*row.prefix, "photos")),
+        field=row.field(("photos",)),
         base=row.base,
+        num_captions=sum(listed.photo.caption is not None for listed in resolved.listed),
     )

@@ -18,6 +18,7 @@ import fsspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from farm.intake.errors import PhotoFault
+from farm.intake.litter import is_litter
 
 __all__ = [
     "MAX_ARCHIVE_MEMBERS",
@@ -226,12 +227,7 @@ def archive_members(archive: zipfile.ZipFile) -> list[str]:
             raise PhotoFault(
                 f"its member {name!r} points out of the archive", "pack the photos by plain names"
             )
-    litter = ("__MACOSX/", ".")
-    return sorted(
-        name
-        for name in names
-        if not name.startswith(litter) and not name.rsplit("/", 1)[-1].startswith(".")
-    )
+    return sorted(name for name in names if not is_litter(name))
 
 
 def _read_member(archive: zipfile.ZipFile, member: str) -> bytes:

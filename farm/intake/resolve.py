@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from farm.errors import Fault
 from farm.intake.entry import Head, SubjectEntry
 from farm.intake.faults import faults_of, slug, validated
+from farm.intake.gather import Beside
 from farm.intake.photo_list import ListedPhoto, list_photos, list_uris
 from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
@@ -61,6 +62,7 @@ class Resolver:
         self._head = found or Head()
         self._row = head
         defaults = self._head.defaults
+        self._beside = Beside()
         self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior, base_recipe)
         self.faults += self._layers.faults
         self._above = self._checked(recipe or {})
@@ -88,7 +90,7 @@ class Resolver:
         own = {**(entry.recipe or {}), **self._above}
         recipe = self._layers.recipe(row, entry.preset, own, faults)
         prior = self._layers.prior(row, entry.prior, faults)
-        listed = list_photos(entry.photos, row, entry.captions or "files", faults)
+        listed = list_photos(entry.photos, row, entry.captions or "files", faults, self._beside)
         values = self._values(entry, row, faults)
         images = values.get("class_images", ())
         if recipe is None or prior is None or not listed or "class_noun" not in values:
@@ -117,7 +119,8 @@ class Resolver:
         noun = values.get("class_noun")
         if noun is None:
             message = "`class_noun` is missing"
-            faults.append(row.fault(("class_noun",), message, "say what it is, such as `cat`"))
+            remedy = row.hints.get(("class_noun",), "say what it is, such as `cat`")
+            faults.append(row.fault(("class_noun",), message, remedy))
         if entry.class_images is not None:
             values["class_images"] = list_uris(entry.class_images, row, ("class_images",), faults)
         elif noun in self._class_images:
@@ -144,7 +147,9 @@ def _count_faults(subject: Subject, row: Row) -> list[Fault]:
         remedy = "3 to 20 from several sides and places teach the subject, not its background"
     elif count > recipe.steps * recipe.instance_rows:
         message = f"{count} photos, but {recipe.steps} steps show {recipe.instance_rows} each"
-        remedy = "raise `recipe.steps` or `recipe.instance_rows`; some would never be seen"
+        rows_field = row.terms.get(("recipe", "instance_rows"), "recipe.instance_rows")
+        steps_field = "recipe.steps" if rows_field == "recipe.instance_rows" else "--set steps=…"
+        remedy = f"raise `{steps_field}` or `{rows_field}`; some would never be seen"
     else:
         return []
     return [row.fault(("photos",), message, remedy, severity="warning")]
