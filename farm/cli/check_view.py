@@ -151,7 +151,8 @@ def _verdict(report: CheckReport) -> Text:
     text.append(f"  ·  {_count(report.num_photos, 'photo')}, {size:,.1f} MiB", style="dim")
     text.append(f", {report.seconds:.1f} s", style="dim")
     captioned, photos = report.captions
-    text.append(f"  ·  captions: {captioned:,} of {_count(photos, 'photo')}", style="dim")
+    if photos:
+        text.append(f"  ·  captions: {captioned:,} of {_count(photos, 'photo')}", style="dim")
     return text
 
 

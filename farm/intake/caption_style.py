@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["KOHYA_TREE_STYLE", "CaptionStyle"]
 
@@ -32,6 +32,10 @@ class CaptionStyle:
     def finished(self, text: str) -> str:
         """A caption with the prefix and suffix of its dataset."""
         return " ".join(part for part in (self.prefix, text, self.suffix) if part)
+
+    def with_fallback(self, text: str) -> CaptionStyle:
+        """The same, with a text for photos without a caption."""
+        return replace(self, fallback=text)
 
 
 KOHYA_TREE_STYLE = CaptionStyle(takes_first_line=True)

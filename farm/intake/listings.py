@@ -204,7 +204,8 @@ def _remote_glob(base: str, pattern: str) -> Listing:
         beside |= {posixpath.join(folder, name): uri for name, uri in listed.siblings.items()}
     names = [name for name in names if name in beside]
     if not names:
-        raise PhotoFault(f"nothing matches {shown}", "correct the pattern")
+        message = f"nothing matches {shown}, so it holds no photos"
+        raise PhotoFault(message, "correct the pattern")
     return _matched(names, beside, root, shown)
 
 

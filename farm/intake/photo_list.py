@@ -23,7 +23,7 @@ from farm.intake.gather import Beside, find_photos, matches
 from farm.intake.rows import Path, Row, join_url
 from farm.intake.subject import Photo
 
-__all__ = ["CaptionRule", "ListedPhoto", "list_photos", "list_uris"]
+__all__ = ["CaptionRule", "ListedPhoto", "class_captions", "list_photos", "list_uris"]
 
 CaptionRule = Mapping[str, str] | Literal["files", "none"]
 
@@ -76,6 +76,23 @@ def list_uris(value: object, row: Row, path: Path, faults: list[Fault]) -> tuple
         for photo in _found((*path, index), entry, row, None, faults):
             uris.setdefault(photo.photo.uri)
     return tuple(uris)
+
+
+def class_captions(value: object, row: Row, beside: Beside) -> list[str]:
+    """The distinct captions of class images, where the row's form reads them; faults stay silent.
+
+    The class images themselves are listed by ``list_uris``, which tells the faults.
+    """
+    texts: dict[str, None] = {}
+    for index, reference in enumerate(value if isinstance(value, list) else [value]):
+        path = ("class_images", index)
+        if path not in row.styles:
+            continue
+        entry = PhotoEntry(uri=str(reference))
+        for listed in _found(path, entry, row, beside, []):
+            if listed.caption_file is not None:
+                texts.setdefault(listed.caption_file.text)
+    return list(texts)
 
 
 def _entries(value: object, row: Row, faults: list[Fault]) -> Iterator[tuple[Path, PhotoEntry]]:

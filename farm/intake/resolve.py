@@ -16,11 +16,11 @@ from farm.errors import Fault
 from farm.intake.entry import Head, SubjectEntry
 from farm.intake.faults import faults_of, slug, validated
 from farm.intake.gather import Beside
-from farm.intake.photo_list import ListedPhoto, list_photos, list_uris
+from farm.intake.photo_list import ListedPhoto, class_captions, list_photos, list_uris
 from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
 from farm.intake.rows import Row
-from farm.intake.subject import Subject
+from farm.intake.subject import CLASS_NOUN_FIELD, Subject
 from farm.recipe import Recipe
 
 __all__ = ["Resolved", "Resolver"]
@@ -123,9 +123,25 @@ class Resolver:
             faults.append(row.fault(("class_noun",), message, remedy))
         if entry.class_images is not None:
             values["class_images"] = list_uris(entry.class_images, row, ("class_images",), faults)
+            if texts := class_captions(entry.class_images, row, self._beside):
+                values["class_prompt"] = _class_prompt(texts, values, row, faults)
         elif noun in self._class_images:
             values["class_images"] = self._class_images[noun]
         return values
+
+
+def _class_prompt(
+    texts: list[str], values: Mapping[str, Any], row: Row, faults: list[Fault]
+) -> str:
+    """The one prompt of class images that have captions of their own."""
+    if len(texts) == 1:
+        return texts[0]
+    prompt = str(values.get("class_prompt") or values.get("class_noun") or texts[0])
+    prompt = prompt.replace(CLASS_NOUN_FIELD, str(values.get("class_noun", "")))
+    message = f"its class images have {len(texts)} captions; all are trained as `{prompt}`"
+    remedy = "nothing to do, unless you rely on them: a prior set has one prompt"
+    faults.append(row.fault(("class_images",), message, remedy, severity="warning"))
+    return prompt
 
 
 def _kept(value: Mapping[str, Any]) -> dict[str, Any]:

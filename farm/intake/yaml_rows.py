@@ -83,10 +83,14 @@ def _syntax_fault(error: yaml.YAMLError, file: str) -> Fault:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     words = [getattr(error, part, None) for part in ("problem", "context")]
     message = ", ".join(word for word in words if word) or " ".join(str(error).split())
+    remedy = "correct the syntax; what follows this line was not read"
+    if "escape" in message:
+        message += ": a backslash in double quotes begins an escape"
+        remedy = "write paths in single quotes or without quotes, or with slashes"
     return Fault(
         file,
         f"not valid YAML: {message}",
-        "mend the syntax; what follows this line was not read",
+        remedy,
         line=mark.line + 1 if mark is not None else None,
     )
 
