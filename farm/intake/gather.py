@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -172,7 +173,30 @@ def _find_local(path: str, base: str, reference: str) -> Listing:
     if has_magic(reference):
         is_relative = not reference.startswith(("/", "~"))
         return list_glob(os.path.abspath(base), reference) if is_relative else list_glob("", path)
+    if os.path.exists(path):
+        raise PhotoFault(f"{path} is neither a file nor a folder", "name photos")
+    if (other := _in_other_form(path)) is not None:
+        return _find_local(other, base, other)
     raise PhotoFault(f"there is no {path}", _nearest_path(path))
+
+
+def _in_other_form(path: str) -> str | None:
+    """A path that is there, and differs only in how its letters are composed in Unicode."""
+    parts = [part for part in path.split("/") if part]
+    found = ""
+    for part in parts:
+        if not os.path.exists(f"{found}/{part}"):
+            try:
+                names = os.listdir(found or "/")
+            except OSError:
+                return None
+            form = unicodedata.normalize("NFC", part)
+            same = [name for name in names if unicodedata.normalize("NFC", name) == form]
+            if not same:
+                return None
+            part = same[0]
+        found = f"{found}/{part}"
+    return found
 
 
 def _find_remote(url: str, base: str, reference: str) -> Listing:

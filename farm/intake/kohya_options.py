@@ -29,7 +29,7 @@ Told = list[tuple[str, str, str]]
 
 TAKEN_OVER = frozenset(
     ("image_dir", "class_tokens", "is_reg", "resolution", "batch_size", "flip_aug")
-    + ("caption_extension", "caption_prefix", "caption_suffix", "subsets")
+    + ("caption_extension", "caption_prefix", "caption_suffix", "metadata_file", "subsets")
 )
 """Options that mean something here."""
 NEEDLESS = frozenset(

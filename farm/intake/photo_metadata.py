@@ -126,7 +126,7 @@ def _unpacked_size(name: bytes, body: memoryview) -> int:
 
 def _is_packed(body: memoryview) -> bool:
     end = bytes(body[:100]).find(b"\0")
-    return end >= 0 and body[end + 1 : end + 2] == b"\x01"
+    return end >= 0 and end + 1 < len(body) and body[end + 1] == 1
 
 
 def _after_names(body: memoryview, names: int, skipped: int, more: int = 0) -> memoryview:
