@@ -31,8 +31,9 @@ from farm.intake.listings import (
     list_folder,
     list_glob,
 )
-from farm.intake.reading import PhotoReader
+from farm.intake.reading import PhotoReader, split_member_uri, words_of
 from farm.intake.rows import join_url
+from farm.intake.uris import check_reference
 
 __all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
 
@@ -70,9 +71,9 @@ class Beside:
         with self._lock:
             if (folder, style) not in self._known:
                 try:
-                    listing = list_folder(folder)
-                except (OSError, ValueError, ImportError):
-                    # a photo may be read whose folder may not be listed
+                    is_archive = folder.lower().endswith(".zip")
+                    listing = list_archive(folder) if is_archive else list_folder(folder)
+                except Exception:  # a photo may be read whose folder may not be listed
                     listing = Listing(folder)
                 listing.is_whole = False
                 self._known[folder, style] = _captions_of(listing, style, _read), listing
@@ -104,6 +105,7 @@ def find_photos(
             f"{reference} is a path of Windows, and this machine has no drives",
             "copy the photos here and give their path on this machine, with slashes",
         )
+    check_reference(reference, is_remote="://" in base)
     url = join_url(base, reference)
     with _told(url):
         listing = (
@@ -203,6 +205,9 @@ def _find_remote(url: str, base: str, reference: str) -> Listing:
     if url.startswith("file://"):
         path = url.removeprefix("file://")
         return _find_local(path, base.removeprefix("file://"), reference.removeprefix("file://"))
+    if url.startswith("zip://"):
+        member, archive = split_member_uri(url)
+        return Listing(archive, [(member, url)], is_whole=False)
     if url.startswith(("http://", "https://")):
         plain = url.split("?", 1)[0]
         if plain.lower().endswith(".zip"):
@@ -242,11 +247,14 @@ def _told(url: str) -> Iterator[None]:
     """What a filesystem may raise, as a fault."""
     try:
         yield
+    except PhotoFault:
+        raise
     except FileNotFoundError as error:
         raise PhotoFault(f"there is no {url}", "correct the address") from error
-    except (OSError, ValueError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise PhotoFault(f"{url} cannot be listed: {text}", "correct the address") from error
+    except Exception as error:  # filesystems of a dozen packages raise what they like
+        raise PhotoFault(
+            f"{url} cannot be listed: {words_of(error)}", "correct the address"
+        ) from error
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -155,6 +155,8 @@ def _found(
         names = ", ".join(found.passed_over[:3]) + ("…" if len(found.passed_over) > 3 else "")
         message = f"passed over in {_short(entry.uri)}, no photos by their names: {names}"
         remedy = "convert them to JPEG or PNG, or move them away"
+        if any(name.lower().endswith((".xlsx", ".xls", ".ods")) for name in found.passed_over):
+            remedy += "; export tables of captions as `CSV UTF-8`"
         faults.append(row.fault(path, message, remedy, severity="warning"))
     for uri in found.uris:
         caption = found.captions.get(uri)

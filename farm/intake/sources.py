@@ -16,7 +16,8 @@ from typing import Any
 
 import fsspec
 
-from farm.errors import Fault, ManifestError
+from farm.errors import FarmError, Fault, ManifestError
+from farm.intake.errors import PhotoFault
 from farm.intake.folder import (
     MANIFEST_NAMES,
     TABLE_NAMES,
@@ -29,9 +30,11 @@ from farm.intake.json_rows import read_json, read_jsonl
 from farm.intake.kohya import read_kohya
 from farm.intake.listings import list_folder, subfolders
 from farm.intake.photo_table import is_photo_manifest
+from farm.intake.reading import words_of
 from farm.intake.rows import Row, Rows, join_url, parent_url
 from farm.intake.table_rows import read_csv, read_parquet
 from farm.intake.text_files import NotText, decoded, is_parquet
+from farm.intake.uris import check_reference
 from farm.intake.yaml_rows import read_yaml
 
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
@@ -39,6 +42,7 @@ __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 MAX_MANIFEST_BYTES = 512 * 2**20
 """A million subjects fit."""
 
+WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], Rows]
 
 
@@ -74,7 +78,9 @@ def _open(url: str, names: Sequence[str]) -> Rows:
     url = os.path.expanduser(url.removeprefix("file://"))
     if "://" not in url and os.path.isdir(url):
         return _open_folder(os.path.abspath(url), url, names)
-    is_file = _suffix(url) in {*TEXT_READERS, ".parquet"} or url.startswith(("http://", "https://"))
+    is_file = _suffix(url) in {*TEXT_READERS, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
+        ("http://", "https://")
+    )
     if "://" in url and not is_file:
         with _reachable(url):
             filesystem, path = fsspec.core.url_to_fs(url)
@@ -122,6 +128,11 @@ def _suffix(url: str) -> str:
 def _open_file(url: str) -> Rows:
     base = parent_url(url if "://" in url else os.path.abspath(url))
     suffix = _suffix(url)
+    if suffix in WORKBOOK_SUFFIXES:
+        raise ManifestError(
+            f"{url} is a spreadsheet's own file, which is not read",
+            "export it from the spreadsheet program as `CSV UTF-8`",
+        )
     if suffix not in TEXT_READERS and suffix != ".parquet":
         raise ManifestError(
             f"{url} is no manifest by its name",
@@ -170,9 +181,10 @@ def _grouped(rows: Rows) -> Rows:
 def _with_table(rows: Rows, table: str) -> Rows:
     """The subjects of a head that lie in a table or folder of their own."""
     try:
+        check_reference(table)
         # a folder's own manifest may be this very head
         inner = _open(join_url(rows.head.base, table), TABLE_NAMES)
-    except ManifestError as error:
+    except (ManifestError, PhotoFault) as error:
         rows.faults.append(rows.head.fault(("subjects",), error.message, error.remedy))
         return rows
     if inner.head.value:
@@ -194,9 +206,11 @@ def _reachable(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
-    except (OSError, ValueError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ManifestError(f"{url} cannot be read: {text}", "correct the address") from error
+    except FarmError:
+        raise
+    except Exception as error:  # filesystems of a dozen packages raise what they like
+        message = f"{url} cannot be read: {words_of(error)}"
+        raise ManifestError(message, "correct the address") from error
 
 
 def _file_names(folder: str) -> set[str]:

@@ -118,7 +118,7 @@ def test_web_addresses_are_taken_as_photos():
 
 
 def test_an_unknown_protocol_is_told():
-    assert "cannot be listed" in refused("nosuch://bucket/cat", "/").message
+    assert "`nosuch` is not read" in refused("nosuch://bucket/cat", "/").message
 
 
 def test_too_many_photos_are_refused(photos: Path, monkeypatch: pytest.MonkeyPatch):
