@@ -177,14 +177,14 @@ def _local_glob(base: str, pattern: str) -> Listing:
     names = [name for name in names if not is_litter(name)]
     if not names:
         raise PhotoFault(f"nothing matches {shown}", "correct the pattern")
-    around = sorted({os.path.dirname(name) for name in names})
+    matched = {name: os.path.join(root, name) for name in names}
     beside = {
         os.path.join(folder, name): os.path.join(root, folder, name)
-        for folder in around
+        for folder in _around(names)
         for name in os.listdir(os.path.join(root, folder))
         if not is_litter(name)
     }
-    return _matched(names, beside, root, shown)
+    return _matched(matched, beside, root, shown)
 
 
 def _remote_glob(base: str, pattern: str) -> Listing:
@@ -198,15 +198,23 @@ def _remote_glob(base: str, pattern: str) -> Listing:
     files = [name for name, entry in found.items() if entry.get("type") != "directory"]
     names = [str(name).strip("/").removeprefix(inside).lstrip("/") for name in files]
     names = [name for name in names if name and not is_litter(name)]
-    beside: dict[str, str] = {}
-    for folder in sorted({posixpath.dirname(name) for name in names}):
-        listed = _list_remote(f"{root}/{folder}".rstrip("/"))
-        beside |= {posixpath.join(folder, name): uri for name, uri in listed.siblings.items()}
-    names = [name for name in names if name in beside]
     if not names:
         message = f"nothing matches {shown}, so it holds no photos"
         raise PhotoFault(message, "correct the pattern")
-    return _matched(names, beside, root, shown)
+    beside: dict[str, str] = {}
+    for folder in _around(names):
+        listed = _list_remote(f"{root}/{folder}".rstrip("/"))
+        beside |= {posixpath.join(folder, name): uri for name, uri in listed.siblings.items()}
+    return _matched({name: f"{root}/{name}" for name in names}, beside, root, shown)
+
+
+def _around(names: Iterable[str]) -> list[str]:
+    """The folders of names, relative to where a pattern starts; none if they are all there.
+
+    That one folder may be many subjects', and is read once for all of them by ``Beside``.
+    """
+    folders = sorted({posixpath.dirname(name) for name in names})
+    return folders if folders != [""] else []
 
 
 def _literal_folder(pattern: str) -> str:
@@ -215,8 +223,8 @@ def _literal_folder(pattern: str) -> str:
     return literal.rpartition("/")[0]
 
 
-def _matched(names: Iterable[str], beside: Mapping[str, str], root: str, shown: str) -> Listing:
-    listing = _sorted_out({name: beside[name] for name in names}, shown)
+def _matched(names: Mapping[str, str], beside: Mapping[str, str], root: str, shown: str) -> Listing:
+    listing = _sorted_out(names, shown)
     # a photo is looked for among the names that matched, a caption among all
     where = root if listing.files else shown
     return Listing(where, listing.files, beside, listing.passed_over, is_whole=False)

@@ -7,6 +7,7 @@ of which run code, chain others, or read what the user was not given.
 from __future__ import annotations
 
 from farm.intake.errors import PhotoFault
+from farm.intake.reading import MAX_PHOTO_BYTES
 
 __all__ = ["ALLOWED_PROTOCOLS", "check_reference"]
 
@@ -35,7 +36,11 @@ def check_reference(reference: str, *, is_remote: bool = False) -> None:
         if not mark or "://" in member or "::" in member:
             raise _refusal(reference, "it is no member of an archive")
     elif "::" in reference and (is_remote or "://" in reference):
-        raise _refusal(reference, "it chains protocols")
+        raise _refusal(
+            reference,
+            "it chains protocols, through which a photo larger than "
+            f"{MAX_PHOTO_BYTES // 2**20} MiB could not be refused in time",
+        )
     if "\0" in reference:
         raise _refusal(reference, "it holds a NUL character")
     if "://" not in inner:

@@ -84,7 +84,7 @@ def _syntax_fault(error: yaml.YAMLError, file: str) -> Fault:
     words = [getattr(error, part, None) for part in ("problem", "context")]
     message = ", ".join(word for word in words if word) or " ".join(str(error).split())
     remedy = "correct the syntax; what follows this line was not read"
-    if "escape" in message:
+    if "escape" in message or "hexdecimal" in message:
         message += ": a backslash in double quotes begins an escape"
         remedy = "write paths in single quotes or without quotes, or with slashes"
     return Fault(
