@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,8 @@ MAX_PHOTO_PIXELS = 100_000_000
 MIN_SIDE_PX = 32
 """Of the shorter side; below it there is nothing to learn at any resolution."""
 
+BLOCK_ROWS = 64
+"""Of deep grey pictures that are converted at once."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 """Decoders that photos may reach. The rest of Pillow's (PostScript, PSD, fonts …) stay shut."""
 PHOTO_SUFFIXES = frozenset(
@@ -239,15 +242,26 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Deep grey as 8-bit grey. Pillow's own conversion clips at 255: a white picture."""
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    peak = float(values.max(initial=0.0))
+    values_HW = np.asarray(image)
+    peak = max(float(rows.max(initial=0.0)) for rows in _finite_rows(values_HW))
     if image.mode.startswith("I;16") or (image.mode == "I" and peak > 255):
         white = 65535.0 if peak <= 65535 else peak
     else:  # float and wide integer files name no white point: take the usual one that fits
         white = next((usual for usual in (1.0, 255.0, 65535.0) if peak <= usual), peak)
         white = 255.0 if image.mode == "I" else white
-    return Image.fromarray((values * (255.0 / white)).round().clip(0, 255).astype(np.uint8))
+    grey_HW = np.empty(values_HW.shape, dtype=np.uint8)
+    top = 0
+    for rows in _finite_rows(values_HW):
+        grey_HW[top : top + len(rows)] = (rows * (255.0 / white)).round().clip(0, 255)
+        top += len(rows)
+    return Image.fromarray(grey_HW)
+
+
+def _finite_rows(values_HW: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """A picture's rows as finite floats, a block at a time: whole they would take gigabytes."""
+    for top in range(0, len(values_HW), BLOCK_ROWS):
+        rows = values_HW[top : top + BLOCK_ROWS].astype(np.float64)
+        yield np.nan_to_num(rows, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
