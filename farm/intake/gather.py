@@ -52,6 +52,8 @@ class Found:
     """By URI, from files beside the photos."""
     passed_over: list[str] = field(default_factory=list)
     """Names that are no photos, and not the usual litter either."""
+    outside: list[str] = field(default_factory=list)
+    """Links that lead out of the folder; they are not followed."""
     faults: list[Fault] = field(default_factory=list)
     """Of the caption files; they name no subject."""
 
@@ -117,7 +119,8 @@ def find_photos(
         raise PhotoFault(*listing.emptiness())
     if len(listing.files) > MAX_PHOTOS:
         raise PhotoFault(f"it holds {len(listing.files)} photos", f"give at most {MAX_PHOTOS}")
-    found = Found([uri for _, uri in listing.files], passed_over=listing.passed_over)
+    uris = [uri for _, uri in listing.files]
+    found = Found(uris, passed_over=listing.passed_over, outside=listing.outside)
     if with_captions:
         _add_captions(found, listing, style or CaptionStyle(), beside or Beside())
     return found

@@ -50,6 +50,8 @@ class Listing:
     """All names among which captions may be, and their URIs."""
     passed_over: list[str] = field(default_factory=list)
     """Names that are no photos, and not the usual company of photos either."""
+    outside: list[str] = field(default_factory=list)
+    """Links that lead out of the folder; they are not followed."""
     folders: int = 0
     is_whole: bool = True
     """Whether it holds all of a folder's photos, and not a choice of them."""
@@ -58,6 +60,11 @@ class Listing:
 
     def emptiness(self) -> tuple[str, str]:
         """Message and remedy for a listing without photos."""
+        if self.outside:
+            return (
+                f"{self.where} holds no photos; its links lead out of it",
+                "copy the photos into the folder",
+            )
         if self.folders:
             return (
                 f"{self.where} holds no photos, only folders",
@@ -101,18 +108,30 @@ def list_folder(url: str) -> Listing:
 
 
 def _list_local(path: str) -> Listing:
-    names, folders = {}, 0
+    names, outside, folders = {}, [], 0
     with os.scandir(path) as entries:
         for entry in entries:
             if is_litter(entry.name):
                 continue
-            if entry.is_dir():
+            if entry.is_symlink() and _leaves(path, entry.name):
+                outside.append(entry.name)
+            elif entry.is_dir():
                 folders += 1
             else:
                 names[entry.name] = f"{path.rstrip('/')}/{entry.name}"
     listing = _sorted_out(names, path)
-    listing.folders = folders
+    listing.outside, listing.folders = sorted(outside), folders
     return listing
+
+
+def _leaves(root: str, name: str) -> bool:
+    """Whether a link on the way to a name leads out of the folder that was named."""
+    parts = name.split("/")
+    paths = (os.path.join(root, *parts[:count]) for count in range(1, len(parts) + 1))
+    if not any(os.path.islink(path) for path in paths):
+        return False
+    real = os.path.realpath(root)
+    return os.path.commonpath([real, os.path.realpath(os.path.join(root, name))]) != real
 
 
 def _list_remote(url: str) -> Listing:
@@ -177,14 +196,17 @@ def _local_glob(base: str, pattern: str) -> Listing:
     names = [name for name in names if not is_litter(name)]
     if not names:
         raise PhotoFault(f"nothing matches {shown}", "correct the pattern")
-    matched = {name: os.path.join(root, name) for name in names}
+    outside = [name for name in names if _leaves(root, name)]
+    matched = {name: os.path.join(root, name) for name in names if name not in outside}
     beside = {
         os.path.join(folder, name): os.path.join(root, folder, name)
         for folder in _around(names)
         for name in os.listdir(os.path.join(root, folder))
-        if not is_litter(name)
+        if not is_litter(name) and not _leaves(root, os.path.join(folder, name))
     }
-    return _matched(matched, beside, root, shown)
+    listing = _matched(matched, beside, root, shown)
+    listing.outside = outside
+    return listing
 
 
 def _remote_glob(base: str, pattern: str) -> Listing:

@@ -151,6 +151,10 @@ def _found(
         faults.append(row.fault(path, fault.message, fault.remedy))
         return
     faults += found.faults
+    if found.outside:
+        message = f"links in {_short(entry.uri)} lead out of it: {', '.join(found.outside[:3])}"
+        remedy = "they are not followed; copy the photos into the folder"
+        faults.append(row.fault(path, message, remedy, severity="warning"))
     if found.passed_over:
         names = ", ".join(found.passed_over[:3]) + ("…" if len(found.passed_over) > 3 else "")
         message = f"passed over in {_short(entry.uri)}, no photos by their names: {names}"
