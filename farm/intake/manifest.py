@@ -138,7 +138,7 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     """The error that says everything that is wrong with a manifest."""
     count = sum(fault.severity == "error" for fault in faults)
     message = f"{source} has {count} fault{'s' if count > 1 else ''}"
-    return ManifestError(message, "mend them all and try again", faults)
+    return ManifestError(message, "correct them all and try again", faults)
 
 
 def _resolved(rows: Iterable[Row], resolver: Resolver) -> Iterator[tuple[Row, Resolved]]:
