@@ -74,6 +74,7 @@ def report_document(report: CheckReport) -> dict[str, object]:
         "subjects": len(manifest.written),
         "trainable": len(report.good_subjects),
         "photos": report.num_photos,
+        "captions": dict(zip(("captioned", "photos"), report.captions, strict=True)),
         "bytes": report.num_bytes,
         "seconds": round(report.seconds, 3),
         "errors": len(report.errors),

@@ -152,6 +152,9 @@ def _verdict(report: CheckReport) -> Text:
     size = report.num_bytes / 2**20
     text.append(f"  ·  {_count(report.num_photos, 'photo')}, {size:,.1f} MiB", style="dim")
     text.append(f", {report.seconds:.1f} s", style="dim")
+    captioned, photos = report.captions
+    if photos:
+        text.append(f"  ·  captions: {captioned:,} of {_count(photos, 'photo')}", style="dim")
     return text
 
 

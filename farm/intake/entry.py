@@ -104,7 +104,7 @@ class SubjectEntry(Defaults):
     """Under which the adapter is served; unique in its namespace. Default: the id."""
     captions: dict[str, Prompt] | Literal["files", "none"] | None = None
     """Captions by file name. `files` (the default) takes them from `photo.txt` or `photo.caption`
-    beside `photo.jpg` and from a `metadata.jsonl` or `metadata.csv` in the folder; `none` takes
+    beside `photo.jpg` and from tables such as `metadata.csv` beside the photos; `none` takes
     none."""
     class_images: Texts | None = None
     """The user's own class images, in any form that `photos` takes; then the base draws none."""

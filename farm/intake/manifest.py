@@ -14,8 +14,12 @@ from itertools import islice
 
 from farm.errors import Fault, ManifestError
 from farm.intake.resolve import Resolved, Resolver
+<<<<<<< HEAD
 from farm.intake.rows import Row, shown_field
 from farm.intake.scoring import ScoringSettings
+=======
+from farm.intake.rows import Row
+>>>>>>> w/intake
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
 
@@ -45,6 +49,8 @@ class Written:
     """Of its photos, such as ``subjects[3].photos``."""
     base: str
     """Folder or URL that its relative paths start from."""
+    num_captions: int = 0
+    """Photos that have a caption of their own."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     """The error that says everything that is wrong with a manifest."""
     count = sum(fault.severity == "error" for fault in faults)
     message = f"{source} has {count} fault{'s' if count > 1 else ''}"
-    return ManifestError(message, "mend them all and try again", faults)
+    return ManifestError(message, "correct them all and try again", faults)
 
 
 def _resolved(rows: Iterable[Row], resolver: Resolver) -> Iterator[tuple[Row, Resolved]]:
@@ -193,6 +199,7 @@ def _written(row: Row, resolved: Resolved) -> Written:
         class_images=resolved.class_images,
         file=row.file,
         line=row.line_of(("photos",)),
-        field=shown_field((*row.prefix, "photos")),
+        field=row.field(("photos",)),
         base=row.base,
+        num_captions=sum(listed.photo.caption is not None for listed in resolved.listed),
     )
