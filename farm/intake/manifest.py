@@ -14,12 +14,8 @@ from itertools import islice
 
 from farm.errors import Fault, ManifestError
 from farm.intake.resolve import Resolved, Resolver
-<<<<<<< HEAD
-from farm.intake.rows import Row, shown_field
-from farm.intake.scoring import ScoringSettings
-=======
 from farm.intake.rows import Row
->>>>>>> w/intake
+from farm.intake.scoring import ScoringSettings
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
 

@@ -20,12 +20,8 @@ from farm.intake.photo_list import ListedPhoto, class_captions, list_photos, lis
 from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
 from farm.intake.rows import Row
-<<<<<<< HEAD
 from farm.intake.scoring import ScoringSettings
-from farm.intake.subject import Subject
-=======
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
->>>>>>> w/intake
 from farm.recipe import Recipe
 
 __all__ = ["Resolved", "Resolver"]
