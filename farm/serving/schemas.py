@@ -173,8 +173,6 @@ class ErrorBody(BaseModel):
     type: str
     param: str | None = None
     code: str | None = None
-    remedy: str | None = None
-    """What to do about it, where that is known; the message ends with it too."""
 
 
 class ErrorAnswer(BaseModel):
