@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 import farm.errors as errors
-from farm.errors import FarmError, Fault, ManifestError, TooBusy
+from farm.errors import FarmError, Fault, ManifestError, TooBusy, explain
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -31,6 +31,13 @@ def test_a_manifest_error_tells_every_fault_with_its_place() -> None:
     assert "m.yaml:3: subjects[0].recipe.rank: rank is 0 (use 1 to 256)" in str(error)
     assert "photos/1.jpg: is truncated" in str(error)
     assert error.exit_code == 3
+
+
+def test_any_error_is_explained_with_a_remedy() -> None:
+    assert explain(FarmError("it broke", "fix it")) == ("it broke", "fix it")
+    message, remedy = explain(KeyError("rank"))
+    assert message == "KeyError('rank')"
+    assert remedy
 
 
 def test_a_busy_endpoint_says_when_to_come_back() -> None:

@@ -23,7 +23,6 @@ SHOWN_WARNINGS = 10
 ManifestArgument = Annotated[
     str, typer.Argument(help="A manifest or a folder of folders; a path or a URL.")
 ]
-RunArgument = Annotated[str, typer.Argument(help="The run's id; the latest if it is left out.")]
 StoreOption = Annotated[str, typer.Option("--store", help="The store: a folder or fsspec URL.")]
 BaseOption = Annotated[str, typer.Option("--base", help="embedded, a folder, a URL or a hub id.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]

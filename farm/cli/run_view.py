@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from farm.cli.output import note
+from farm.durations import duration
 from farm.visible import visible
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ __all__ = [
     "LiveView",
     "Pace",
     "PlainView",
-    "duration",
     "failure_lines",
     "plan_facts",
     "plan_table",
@@ -38,15 +38,6 @@ GIB = 2**30
 PLAIN_EVERY_S = 10.0
 MEASURED_SHARE = 0.1
 """Of the work that must be done before the remaining time is taken from its pace."""
-
-
-def duration(seconds: float) -> str:
-    """``1h 05m``, ``3m 20s`` or ``12s``."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 def plan_facts(prepared: PreparedRun) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def status(
 ) -> None:
     """Show where a run stands: counts, rate, remaining time, failures. Reads only the store."""
     from farm.cli.output import print_json, print_table
-    from farm.cli.run_view import duration, failure_lines
+    from farm.cli.run_view import failure_lines
+    from farm.durations import duration
     from farm.storage import Store
     from farm.training.run_status import run_status
 

@@ -70,7 +70,7 @@ def scrub(text: str) -> str:
 def error_body(
     status: int, message: str, code: str | None, param: str | None, remedy: str = ""
 ) -> dict[str, Any]:
-    """The JSON of an error. The remedy is in the message too, for clients that show nothing else."""
+    """The JSON of an error. The message repeats the remedy, for clients that show nothing else."""
     return {
         "error": {
             "message": scrub(f"{message}: {remedy}" if remedy else message),

@@ -81,7 +81,6 @@ class Dispatcher:
         self._slot_limits: dict[str, int] = {}
         self._leases_of: dict[str, set[str]] = {}
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
-        self._num_committed_now = 0
         self._first_lane_at: float | None = None
         self._stop = False
         self._news = NewsLog()
@@ -166,7 +165,6 @@ class Dispatcher:
                 "committed" if result.kind == "committed" else "reused"
             )
             self._ledger.append(kind, key, lane=name, step=result.step, seconds=result.seconds)
-            self._num_committed_now += result.kind == "committed"
             self._tell(f"{self._label(key)}: {result.kind}")
             return
         if not self._is_held_by(key, name):
@@ -304,11 +302,6 @@ class Dispatcher:
                 self._bury(place, f"its lane was silent for {self._settings.lease_s:.0f} s")
         self._ledger.flush()
 
-    def lane_died(self, place: str) -> None:
-        """A lane is known to be dead; its jobs go to others at once."""
-        if place in self._lanes:
-            self._bury(place, "its lane died")
-
     @property
     def is_done(self) -> bool:
         """Whether every job has come to an end."""
@@ -329,7 +322,6 @@ class Dispatcher:
         return Snapshot(
             counts=counts(jobs),
             num_jobs=len(jobs),
-            committed_now=self._num_committed_now,
             done_share=self._done_share(jobs),
             lanes=tuple(lane.view(place, now) for place, lane in sorted(self._lanes.items())),
             waiting_for_priors=self._queues.num_waiting(),

@@ -181,8 +181,6 @@ class Snapshot:
 
     counts: Mapping[str, int]
     num_jobs: int
-    committed_now: int
-    """Committed under this dispatcher, those found in the store left out."""
     done_share: float
     """Of the steps of all jobs, those trained; for the ETA."""
     lanes: tuple[LaneView, ...]

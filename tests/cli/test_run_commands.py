@@ -19,7 +19,8 @@ from made_scorers import save_clip
 from farm.adapters.registry import Registry
 from farm.cli import app
 from farm.cli.run import hardware_of, recipe_fields
-from farm.cli.run_view import Pace, duration
+from farm.cli.run_view import Pace
+from farm.durations import duration
 from farm.errors import FarmError, ManifestError, PlanError, UserError
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store

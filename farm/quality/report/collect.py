@@ -24,6 +24,7 @@ from farm.intake.reading import read_photo_bytes
 from farm.intake.subject import Subject
 from farm.quality.report.page import render
 from farm.quality.report.samples import Sample, sample_plan
+from farm.quality.report.served import read_served
 from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
 from farm.quality.report.timeline import Timeline, read_timeline
 from farm.quality.report.view import Picture, RunView, SubjectView
@@ -113,6 +114,7 @@ def collect(store: Store, run_id: str, *, price: float | None = None) -> RunView
         seconds=timeline.seconds,
         subjects=subjects,
         spans=timeline.spans,
+        served=read_served(store, run_id, reader.budget.side_px),
         dollars=dollars,
         dollars_per_hour=price,
         device=str(plan.get("device") or "cpu"),
@@ -247,7 +249,7 @@ class _Reader:
 
     def _sample(self, key: str, name: str) -> Image.Image | None:
         try:
-            data = self.store.read(f"adapters/{key}/{name}")
+            data = self.registry.sample(key, name)
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (OSError, FarmError):
             self.missing_samples += 1

@@ -14,8 +14,9 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from farm.durations import duration
 from farm.quality.report import curve
-from farm.quality.report.view import RunView, SubjectView, duration
+from farm.quality.report.view import RunView, SubjectView
 from farm.visible import visible_lines
 
 __all__ = ["render", "write_report"]

@@ -22,7 +22,6 @@ __all__ = [
     "RunView",
     "SubjectView",
     "VerdictCount",
-    "duration",
 ]
 
 VERDICT_ORDER: tuple[str, ...] = (
@@ -229,11 +228,11 @@ class RunView:
     seconds: float
     subjects: Sequence[SubjectView]
     spans: Sequence[LaneSpan] = ()
+    served: Sequence[Picture] = ()
+    """Pictures that an endpoint generated with the run's adapters."""
     dollars: float | None = None
     """Price of the lanes' time, where a price was given."""
     dollars_per_hour: float | None = None
-    gpu_share: float = 1.0
-    """Of a device, by one lane."""
     device: str = "cpu"
     rows_per_s: float | None = None
     notes: Sequence[str] = ()
@@ -331,17 +330,6 @@ def _union(spans: list[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _subjects(num: int) -> str:

@@ -24,9 +24,12 @@ from farm.quality.report.collect import collect, report_run
 from farm.quality.rescoring import score_named
 from farm.storage import Store
 from farm.training.lane_settings import SampleSettings
+from farm.training.ledger import read_events
 from farm.training.prepare import prepare_photos
 from farm.training.run import RunRequest, run_manifest
 from farm.training.run_files import read_assignments
+from farm.training.run_status import run_status
+from farm.training.seats import NOT_FINITE_REMEDY
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> tuple[St
             {"id": f"cat{number}", "class_noun": "cat", "photos": f"cat{number}", "recipe": extra}
         )
     # a step size that float32 does not survive
-    subjects[2]["recipe"] |= {"adam_epsilon": 1e-30, "weight_decay": 1.0, "max_grad_norm": 1e6}
+    subjects[2]["recipe"] |= {"adam_epsilon": 1e-30, "max_grad_norm": 1e6, "alpha": 1024.0}
+    subjects[2]["recipe"] |= {"adam_beta1": 0.0, "adam_beta2": 0.0, "steps": 20}
     manifest = folder / "manifest.yaml"
     manifest.write_text(
         yaml.safe_dump({"version": 1, "defaults": {"recipe": recipe}, "subjects": subjects})
@@ -84,6 +88,20 @@ def test_the_report_holds_what_the_run_made(run: tuple[Store, str]) -> None:
     assert view.dollars is not None
     assert view.dollars > 0
     assert not view.notes
+
+
+def test_a_failures_remedy_is_the_same_in_ledger_status_summary_and_report(
+    run: tuple[Store, str],
+) -> None:
+    store, run_id = run
+    key = read_assignments(store, run_id)[2].spec.key
+    events = [event for event in read_events(store, run_id) if event.job == key]
+    assert {event.remedy for event in events if event.reason} == {NOT_FINITE_REMEDY}
+    (failure,) = run_status(store, run_id)["failures"]
+    assert (failure["subject"], failure["remedy"]) == ("cat2", NOT_FINITE_REMEDY)
+    (shown,) = collect(store, run_id).failures
+    assert (shown.reason, shown.remedy) == (failure["reason"], failure["remedy"])
+    assert "not finite" in shown.reason
 
 
 def test_the_page_is_written_into_the_store_and_aside(
