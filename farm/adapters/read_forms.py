@@ -24,7 +24,7 @@ from farm.adapters.names import located
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.errors import AdapterFileError
 
-__all__ = ["read_adapter_file", "read_header"]
+__all__ = ["describe_file", "read_adapter_file"]
 
 _LORA = r"(?:\.lora|\.lora_linear_layer)?"
 _NAMED = r"(?:\.(?P<adapter>[^.]+))?"
@@ -99,14 +99,20 @@ def read_adapter_file(path: Path, known: Collection[str]) -> AdapterWeights:
     return weights
 
 
-def read_header(path: Path) -> dict[str, str]:
-    """The text fields in a safetensors file's header.
+def describe_file(path: Path) -> tuple[str, dict[str, str]]:
+    """An adapter file's form, in the words of the tools, and the text fields of its header.
 
     Raises:
         AdapterFileError: if it is missing, corrupt, or not a safetensors file.
     """
     with _opened(path) as file:
-        return dict(file.metadata() or {})
+        keys, header = list(file.keys()), dict(file.metadata() or {})
+    marks = (("hada_", "LoHa"), ("lokr_", "LoKr"), ("lora_unet_", "kohya"), ("lora_te", "kohya"))
+    for mark, form in marks:
+        if any(mark in key for key in keys):
+            return form, header
+    is_peft = all(key.startswith(WRAPPERS[0]) for key in keys)
+    return "peft" if is_peft else "diffusers", header
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
