@@ -17,6 +17,7 @@ from farm.intake.resolve import Resolved, Resolver
 from farm.intake.rows import Row, shown_field
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
+from farm.intake.token_limit import Reader
 
 __all__ = ["Manifest", "Written", "invalid", "read_manifest"]
 
@@ -103,6 +104,7 @@ def read_manifest(
     strict: bool = True,
     recipe: Mapping[str, object] | None = None,
     base_recipe: Mapping[str, object] | None = None,
+    reader: Reader | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
 
@@ -112,13 +114,15 @@ def read_manifest(
         strict: raise where anything is wrong; otherwise the faults are in the manifest.
         recipe: fields that win over everything that the manifest writes, for every subject.
         base_recipe: fields that win over presets only; see ``farm.recipe.BASE_RECIPES``.
+        reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
+            does not judge their length.
 
     Raises:
         ManifestError: with every fault, if there is an error and ``strict``; if the file cannot be
             read at all, always.
     """
     rows = open_rows(url)
-    resolver = Resolver(rows.head, recipe, base_recipe)
+    resolver = Resolver(rows.head, recipe, base_recipe, reader)
     register = _Register()
     for row, resolved in _resolved(rows.subjects, resolver):
         register.add(row, resolved)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from farm.adapters.registry import Registry
+from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.job import JobSpec, PriorSpec, job_spec
@@ -40,6 +41,7 @@ def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> Pre
         strict=False,
         recipe=request.recipe,
         base_recipe=BASE_RECIPES.get(request.base),
+        reader=prompt_reader(request.base, request.revision),
     )
     base = base_facts(request.base, request.revision)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
