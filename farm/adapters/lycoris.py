@@ -99,7 +99,7 @@ def _factors(parts: Mapping[str, Tensor], name: str, core: str) -> tuple[Tensor,
     if core not in parts:
         return a.flatten(1), b.flatten(1)
     down = torch.einsum("pqkl,qi->pikl", parts[core], b)
-    return a.T, down.flatten(1)
+    return a.T.contiguous(), down.flatten(1)
 
 
 def _whole(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ class _Contents:
     parts: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     alphas: dict[str, Tensor] = field(default_factory=dict)
     adapters: set[str] = field(default_factory=set)
-    """Adapter names inside the keys; empty for files that carry none."""
+    """Adapter names inside the keys; "" stands for keys that carry none."""
 
 
 def read_adapter_file(path: Path, known: Collection[str]) -> AdapterWeights:
@@ -162,11 +162,10 @@ def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
         if part == "alpha":
             contents.alphas[layer] = tensor
             continue
-        if adapter := match.groupdict().get("adapter"):
-            contents.adapters.add(adapter)
+        contents.adapters.add(match.groupdict().get("adapter") or "")
         contents.parts[layer][part] = tensor.float()
     if len(contents.adapters) > 1:
-        several = ", ".join(sorted(contents.adapters))
+        several = ", ".join(name or "one without a name" for name in sorted(contents.adapters))
         raise AdapterFileError(
             f"{path} holds several adapters: {several}", "save one adapter to a file"
         )
@@ -238,6 +237,8 @@ def _claimed_alphas(contents: _Contents, names: Mapping[str, str], path: Path) -
                 "fetch it again",
             )
         alpha = float(tensor)
+        if not math.isfinite(alpha):
+            raise AdapterFileError(f"{path}: {found}.alpha is not finite", "train it again")
         if alphas.setdefault(name, alpha) != alpha:
             raise AdapterFileError(f"{path} has two alphas of {name}", "fetch it again")
     return alphas
