@@ -148,3 +148,26 @@ def test_names_cannot_leave_their_folder(registry: Registry, name: str) -> None:
 
 def test_a_registry_travels_between_processes(registry: Registry) -> None:
     assert pickle.loads(pickle.dumps(registry)).store == registry.store
+
+
+def test_a_record_that_names_files_elsewhere_writes_nothing(
+    registry: Registry, tmp_path: Path
+) -> None:
+    record, folder = saved(tmp_path, "key")
+    registry.publish(record, folder)
+    path = "adapters/key/adapter.json"
+    for outside in (f"{tmp_path}/OUTSIDE", "../OUTSIDE"):
+        body = json.loads(registry.store.read(path))
+        body["files"] = {outside: bytes_digest(b"x")}
+        registry.store.write_json(path, body)
+        with pytest.raises(AdapterFileError, match="is not a record"):
+            registry.fetch("key", tmp_path / "out" / "tom")
+        with pytest.raises(AdapterFileError, match="is not a record"):
+            export_adapters(registry.store, tmp_path / "exported")
+    assert not list(tmp_path.rglob("OUTSIDE"))
+
+
+def test_a_name_that_is_no_pointer_is_the_adapters_fault(registry: Registry) -> None:
+    registry.store.write("names/default/tom.json", b"[1]")
+    with pytest.raises(AdapterFileError, match="is not a pointer"):
+        registry.resolve("default", "tom")
