@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
 from farm.storage import Store
+from farm.training.exporting import export_adapters
 
 
 def saved(
