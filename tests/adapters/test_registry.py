@@ -155,8 +155,7 @@ def test_a_registry_travels_between_processes(registry: Registry) -> None:
 def test_a_record_that_names_files_elsewhere_writes_nothing(
     registry: Registry, tmp_path: Path
 ) -> None:
-    record, folder = saved(tmp_path, "key")
-    registry.publish(record, folder)
+    registry.publish(saved(tmp_path, "key"), tmp_path)
     path = "adapters/key/adapter.json"
     for outside in (f"{tmp_path}/OUTSIDE", "../OUTSIDE"):
         body = json.loads(registry.store.read(path))
