@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from farm.adapters.files import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_WEIGHTS
 from farm.adapters.formats import load_adapter, save_adapter
 from farm.adapters.read_forms import describe_file
 from farm.adapters.record import AdapterRecord, ImportedFile
@@ -37,7 +38,7 @@ from farm.storage import Store
 
 __all__ = ["ImportRequest", "Imported", "import_adapter"]
 
-PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
+PEFT_FILES = (PEFT_WEIGHTS, PEFT_CONFIG)
 TRIGGER_FIELD = "modelspec.trigger_phrase"
 """Where ModelSpec headers hold the words that call the subject."""
 
@@ -166,7 +167,7 @@ def _weights_file(path: Path) -> Path:
     found = sorted(path.rglob("*.safetensors"))
     if not found:
         raise AdapterFileError(f"{path} holds no adapter file", "name one file")
-    names = (PEFT_FILES[0], "pytorch_lora_weights.safetensors")
+    names = (PEFT_WEIGHTS, DIFFUSERS_FILE)
     return next((file for file in found if file.name in names), found[0])
 
 

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import re2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from farm.adapters.files import PEFT_CONFIG
 from farm.errors import AdapterFileError
 
 __all__ = ["HEADER_FIELD", "LoraSettings", "settings_beside", "settings_in_header"]
 
 HEADER_FIELD = "lora_adapter_metadata"
 """Where diffusers keeps the settings in a file's header, keys prefixed by the component."""
-CONFIG_NAME = "adapter_config.json"
 MAX_BYTES = 8 * 2**20
 MAX_PATTERNS = 4096
 MAX_PATTERN_CHARACTERS = 1024
@@ -139,7 +139,7 @@ def settings_beside(path: Path) -> LoraSettings | None:
     Raises:
         AdapterFileError: if it is malformed or of an adapter that cannot be read.
     """
-    config_path = path.with_name(CONFIG_NAME)
+    config_path = path.with_name(PEFT_CONFIG)
     if not config_path.is_file():
         return None
     if config_path.stat().st_size > MAX_BYTES:

@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from farm.adapters.files import PEFT_WEIGHTS
 from farm.adapters.lora_settings import LoraSettings, settings_beside, settings_in_header
 from farm.adapters.lycoris import CORE, LYCORIS_PARTS, core_pair, lycoris_pair
 from farm.adapters.names import located
@@ -256,9 +257,7 @@ def _settings(
     path: Path, header: Mapping[str, str], tensors: Iterable[str]
 ) -> dict[str, LoraSettings]:
     """PEFT's settings by component; "" stands for all of them."""
-    is_peft = path.name == "adapter_model.safetensors" or all(
-        key.startswith(WRAPPERS[0]) for key in tensors
-    )
+    is_peft = path.name == PEFT_WEIGHTS or all(key.startswith(WRAPPERS[0]) for key in tensors)
     beside = settings_beside(path) if is_peft else None
     return {"": beside} if beside is not None else settings_in_header(header, str(path))
 

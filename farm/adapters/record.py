@@ -14,13 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from farm import __version__
+from farm.adapters.files import RECORD_FILE
 from farm.errors import AdapterFileError
 from farm.recipe import Recipe
 
-__all__ = ["RECORD_NAME", "AdapterRecord", "ImportedFile", "utc_now"]
-
-RECORD_NAME = "adapter.json"
-"""The record's file name beside the adapter's files."""
+__all__ = ["AdapterRecord", "ImportedFile", "utc_now"]
 
 
 def is_inner_path(name: str) -> bool:
@@ -108,7 +106,7 @@ class AdapterRecord(BaseModel):
     def _stay_in_the_folder(cls, files: dict[str, str]) -> dict[str, str]:
         """Whoever writes an adapter's files under these names writes nothing elsewhere."""
         for name in files:
-            if not is_inner_path(name) or name.casefold() == RECORD_NAME:
+            if not is_inner_path(name) or name.casefold() == RECORD_FILE:
                 raise ValueError(f"{name[:100]!r} is not the name of a file beside the record")
         return files
 
@@ -123,7 +121,7 @@ class AdapterRecord(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, source: str = RECORD_NAME) -> AdapterRecord:
+    def from_json(cls, text: str | bytes, source: str = RECORD_FILE) -> AdapterRecord:
         """Parse ``adapter.json``.
 
         Raises:
@@ -143,7 +141,7 @@ class AdapterRecord(BaseModel):
         Raises:
             AdapterFileError: if it is missing or is not a record.
         """
-        path = Path(folder) / RECORD_NAME
+        path = Path(folder) / RECORD_FILE
         try:
             return cls.from_json(path.read_bytes(), str(path))
         except FileNotFoundError as error:

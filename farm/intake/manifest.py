@@ -15,6 +15,7 @@ from itertools import islice
 from farm.errors import Fault, ManifestError
 from farm.intake.resolve import Resolved, Resolver
 from farm.intake.rows import Row, shown_field
+from farm.intake.scoring import ScoringSettings
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
 from farm.intake.token_limit import Reader
@@ -59,6 +60,8 @@ class Manifest:
     """Warnings; and errors too where it was read with ``strict=False``."""
     written: tuple[Written, ...] = field(default=(), compare=False, repr=False)
     """All subjects of the file, for the check."""
+    scoring: ScoringSettings = ScoringSettings()
+    """What its defaults say of quality cards."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -130,7 +133,7 @@ def read_manifest(
     if not register.written and not told:
         told[Fault(url, "it holds no subjects", "add subjects")] = None
     subjects = tuple(one.subject for one in register.written if one.subject is not None)
-    manifest = Manifest(url, subjects, tuple(told), tuple(register.written))
+    manifest = Manifest(url, subjects, tuple(told), tuple(register.written), resolver.scoring)
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest

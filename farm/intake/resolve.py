@@ -19,6 +19,7 @@ from farm.intake.photo_list import ListedPhoto, list_photos, list_uris
 from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
 from farm.intake.rows import Row
+from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.intake.token_limit import Reader
 from farm.recipe import Recipe
@@ -67,6 +68,7 @@ class Resolver:
         defaults = self._head.defaults
         self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior, base_recipe)
         self.faults += self._layers.faults
+        self.scoring = ScoringSettings(defaults.scorer, defaults.dino, defaults.scoring_share)
         self._above = self._checked(recipe or {})
         self._class_images = {
             noun: list_uris(references, head, ("class_images", noun), self.faults)
