@@ -35,6 +35,7 @@ from farm.training.lane_settings import JudgeMaker, LaneSettings
 from farm.training.ledger import Job, Ledger
 from farm.training.orders import DispatchSettings, LaneOrders, LaneReport, News, Snapshot
 from farm.training.prior_sets import PriorArrays, is_ready, read_prior_set
+from farm.training.ray_folder import ray_folder_options
 from farm.training.run_files import read_assignments
 
 __all__ = [
@@ -321,10 +322,13 @@ def start_ray(**options: Any) -> None:
     """``ray.init`` that tries again where a busy machine made Ray give up on itself.
 
     Raises:
-        UserError: if a cluster was named and cannot be reached.
+        UserError: if a cluster was named and cannot be reached, or the temporary folder's path is
+            too long for Ray's sockets.
         LaneLost: if Ray does not start here.
     """
     quiet_ray()
+    if options.get("address") is None and not os.environ.get("RAY_ADDRESS"):
+        options = {**ray_folder_options(), **options}
     for attempt in range(1, RAY_STARTS + 1):
         try:
             with _hushed_stderr():
