@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,7 +44,10 @@ GpuOption = Annotated[
 ]
 MemoryOption = Annotated[float | None, typer.Option("--gpu-memory", help="Of that GPU, in GiB.")]
 GpusOption = Annotated[int, typer.Option("--gpus", min=1, help="GPUs per node.")]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Nodes with lanes.")]
+NodesOption = Annotated[
+    int | None,
+    typer.Option("--nodes", min=1, help="Nodes with lanes; by default 1, or what the work fills."),
+]
 CpusOption = Annotated[float | None, typer.Option("--cpus", help="CPU cores per node.")]
 PriceOption = Annotated[float | None, typer.Option(help="Dollars for one GPU hour.")]
 SkipOption = Annotated[
@@ -54,16 +58,18 @@ AddressOption = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on, such as auto; by default one on this machine."),
 ]
+SIGTERM_ECHO_S = 5.0
 JUDGE = "farm.quality.judge:default_judge"
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    from farm.cli import demo, runs
+    from farm.cli import demo, runs, submit
 
     app.command()(plan)
     app.command()(run)
     app.command()(demo.demo)
+    submit.register(app)
     runs.register(app)
 
 
@@ -80,7 +86,7 @@ def plan(
     gpu: GpuOption = None,
     gpu_memory: MemoryOption = None,
     gpus: GpusOption = 1,
-    nodes: NodesOption = 1,
+    nodes: NodesOption = None,
     cpus: CpusOption = None,
     price: PriceOption = None,
     skip_faulty: SkipOption = False,
@@ -132,7 +138,7 @@ def run(
     gpu: GpuOption = None,
     gpu_memory: MemoryOption = None,
     gpus: GpusOption = 1,
-    nodes: NodesOption = 1,
+    nodes: NodesOption = None,
     cpus: CpusOption = None,
     price: PriceOption = None,
     samples: Annotated[
@@ -224,16 +230,16 @@ def hardware_of(
     gpu: str | None,
     memory_gib: float | None,
     gpus: int,
-    nodes: int,
+    nodes: int | None,
     cpus: float | None,
     price: float | None,
     address: str | None = None,
 ) -> Hardware:
-    """The hardware that the user described, or this machine.
+    """The hardware that the user described; else the cluster's own, or this machine's.
 
     Raises:
-        UserError: if the memory of an unknown GPU is not given, or nothing is said of a cluster
-            (its nodes may not even exist yet).
+        UserError: if the memory of an unknown GPU is not given, or the cluster cannot be reached
+            or has no nodes for lanes.
     """
     from dataclasses import replace
 
@@ -242,10 +248,10 @@ def hardware_of(
     from farm.training.prepare_run import this_machine
 
     if address is not None and gpu is None and cpus is None:
-        raise UserError(
-            "nothing is known of the cluster's nodes, which may not even run yet",
-            "say what they have: --gpu A100 --gpus 8 --nodes 4, or --cpus 16 --nodes 4",
-        )
+        from farm.training.cluster_hardware import read_hardware
+
+        return read_hardware(address, gpu_memory_gib=memory_gib, nodes=nodes, price=price)
+    nodes = nodes or 1
     if gpu is None:
         machine = this_machine()
         gpus = machine.gpus_per_node if gpus == 1 else gpus
@@ -295,10 +301,17 @@ def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
 
     stop = threading.Event()
 
+    first_at = 0.0
+
     def on_signal(number: int, frame: object) -> None:
+        nonlocal first_at
         if stop.is_set():
+            # a process group's SIGTERM also arrives through whoever supervises this driver
+            if number == signal.SIGTERM and time.monotonic() - first_at < SIGTERM_ECHO_S:
+                return
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
+        first_at = time.monotonic()
         stop.set()
         print("stopping: running jobs are being saved …", file=sys.stderr, flush=True)
 

@@ -224,7 +224,9 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from ray import serve as ray_serve
 
     from farm.serving.app import build_app
+    from farm.training.ray_auth import use_token_if_there_is_one
 
+    use_token_if_there_is_one()
     port = port or _free_port(host)
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     try:

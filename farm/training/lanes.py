@@ -12,7 +12,6 @@ contract; an older Ray ignores it and restarts the node's lanes, which costs tim
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +34,9 @@ from farm.training.lane_settings import LaneSettings
 from farm.training.ledger import Job, Ledger
 from farm.training.orders import DispatchSettings, LaneOrders, LaneReport, News, Snapshot
 from farm.training.prior_sets import PriorArrays, is_ready, read_prior_set
+from farm.training.ray_auth import TOKEN_REMEDY, require_token, use_token_if_there_is_one
 from farm.training.run_files import read_assignments
+from farm.training.scratch import scratch_folder
 
 __all__ = [
     "DispatchActor",
@@ -274,7 +275,7 @@ class LaneRun:
         self.name = name
         self.error: BaseException | None = None
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        self._folder = tempfile.TemporaryDirectory(prefix="farm-train-")
+        self._folder = scratch_folder()
         self._trainer = DataParallelTrainer(
             lane_main,
             train_loop_config={"spec": replace(spec), "run": name},
@@ -324,15 +325,24 @@ def start_ray(**options: Any) -> None:
         LaneLost: if Ray does not start here.
     """
     quiet_ray()
+    if options.get("address"):
+        use_token_if_there_is_one()
+    else:  # a cluster that happens to run on this machine is not meant
+        options["address"] = "local"
+        require_token()
     for attempt in range(1, RAY_STARTS + 1):
         try:
             with _hushed_stderr():
                 ray.init(logging_level="error", **options)
             return
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(
+                f"the Ray cluster at {options['address']} refuses this token", TOKEN_REMEDY
+            ) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"no Ray cluster at {options.get('address') or 'this machine'}: {error}",
-                "check --address and RAY_ADDRESS; clusters with tokens need RAY_AUTH_MODE=token",
+                f"no Ray cluster at {options['address']}: {error}",
+                f"check --address and RAY_ADDRESS; for a cluster with tokens, {TOKEN_REMEDY}",
             ) from error
         except Exception as error:  # Ray says so with no class of its own
             ray.shutdown()
