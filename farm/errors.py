@@ -8,6 +8,7 @@
     │   └── PlanError               the plan cannot fit the hardware; says by how much
     ├── StoreError                  the store did not answer in time or lost a write; retried
     ├── LaneLost                    a lane, node or driver vanished; not the job's fault
+    │   └── HeadLost                exit 6: the cluster's head is gone; all is safe in the store
     ├── JobError                    one job's own failure; the run goes on
     │   ├── JobDiverged             its loss or weights are not finite
     │   └── JobOutOfMemory          it does not fit even alone in a lane
@@ -37,6 +38,7 @@ __all__ = [
     "Draining",
     "FarmError",
     "Fault",
+    "HeadLost",
     "Interrupted",
     "JobDiverged",
     "JobError",
@@ -131,6 +133,12 @@ class LaneLost(FarmError):
     """A lane, its node or the driver vanished. Not the job's fault."""
 
     retryable = True
+
+
+class HeadLost(LaneLost):
+    """The head of the Ray cluster does not answer; the run resumes once there is one."""
+
+    exit_code = 6
 
 
 class JobError(FarmError):

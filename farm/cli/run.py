@@ -156,6 +156,14 @@ def run(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Take the run from a driver that seems alive.")
     ] = False,
+    node_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Seconds that nodes may take to come before what is missing is shown; by default "
+            "600 on an autoscaling cluster, 60 on a fixed one.",
+        ),
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -193,6 +201,7 @@ def run(
         judge=JUDGE if cards else None,
         skip_faulty=skip_faulty,
         take_over=take_over,
+        node_timeout_s=node_timeout,
     )
     prepared = _prepare(request)
     _show_and_ask(prepared, yes=yes or json)

@@ -114,7 +114,7 @@ def read_hardware(
     """Connect to a cluster and choose; see ``choose_hardware``."""
     import ray
 
-    from farm.training.lanes import start_ray
+    from farm.training.ray_start import start_ray
 
     is_own = not ray.is_initialized()
     if is_own:
