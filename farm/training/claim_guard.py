@@ -15,14 +15,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from dataclasses import asdict
 
 from farm.errors import FarmError
 from farm.storage import Store
-from farm.training.claims import Claim, release_dead
+from farm.training.claims import Claim, Owner, release_dead
 from farm.training.scratch import sweep_folders
 
 __all__ = ["ClaimGuard"]
+
+EXIT_S = 10.0
+"""How long a process may take from closing its files to its end."""
 
 
 class ClaimGuard:
@@ -31,7 +36,7 @@ class ClaimGuard:
     def __init__(self, store: Store, claim: Claim) -> None:
         """The guard runs from here on. A machine on which it cannot be started does without."""
         self._pipe: int | None = None
-        order = {"store": store.url, "folder": claim.folder, "token": claim.owner.token}
+        order = {"store": store.url, "folder": claim.folder, "owner": asdict(claim.owner)}
         reading, writing = os.pipe()
         try:
             # twice removed: what stops a job kills the descendants that it can find
@@ -71,6 +76,10 @@ def watch(order: str) -> None:
     with suppress(OSError):
         while os.read(0, 1):
             pass
+    owner = Owner(**facts["owner"])
     with suppress(FarmError, OSError):
-        release_dead(Store(facts["store"]), facts["folder"], facts["token"])
+        release_dead(Store(facts["store"]), facts["folder"], owner.token)
+    until = time.monotonic() + EXIT_S
+    while not owner.is_dead() and time.monotonic() < until:
+        time.sleep(0.1)  # its files were closed; it takes a moment to be gone
     sweep_folders()

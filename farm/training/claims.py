@@ -63,7 +63,9 @@ def _machine() -> str:
 
 def _start_ticks(pid: int) -> str:
     try:  # the 22nd field; the second one is the name in brackets and may hold spaces
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[-1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[-1].split()
+        # a zombie runs no more, whether its parent has noticed or not
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 

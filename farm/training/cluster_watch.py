@@ -23,6 +23,7 @@ __all__ = [
     "ClusterWatch",
     "autoscaler_words",
     "end_controllers",
+    "free_places_of_dead_controllers",
     "head_patience_s",
     "is_autoscaling",
     "nodes_words",
@@ -166,9 +167,37 @@ def autoscaler_words(address: str) -> str:
 
 def end_controllers() -> None:
     """Kill this driver's Ray Train controllers: those that wait for nodes cannot be asked."""
-    worker = ray._private.worker.global_worker
+    core_worker = ray._private.worker.global_worker.core_worker
+    for actor_id in _controllers(is_dead=False):
+        core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
+    free_places_of_dead_controllers()
+
+
+def free_places_of_dead_controllers() -> None:
+    """Remove the placement groups that killed controllers left behind, pending ones included.
+
+    Ray keeps a placement group until its job ends, and the actor of Ray Train that would remove it
+    needs the dashboard. What replaces the dead lanes would find their places taken.
+    """
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    dead = _controllers(is_dead=True)
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    for data in accessor.get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        is_left = group.state != PlacementGroupTableData.PlacementGroupState.REMOVED
+        if is_left and group.creator_actor_id.hex() in dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def _controllers(*, is_dead: bool) -> set[str]:
+    """Ids of this driver's Ray Train controllers."""
     job_id = ray.get_runtime_context().get_job_id()
-    for actor_id, actor in ray._private.state.actors().items():
-        is_ours = actor["JobID"] == job_id and actor["ActorClassName"] == "TrainController"
-        if is_ours and actor["State"] != "DEAD":
-            worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
+    return {
+        actor_id
+        for actor_id, actor in ray._private.state.actors().items()
+        if actor["JobID"] == job_id
+        and actor["ActorClassName"] == "TrainController"
+        and (actor["State"] == "DEAD") == is_dead
+    }

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from farm.training.known_lanes import KnownLane, NewsLog, group_of
+from farm.training.known_lanes import KnownLane, NewsLog, group_of, waiting_in_full_lanes
 from farm.training.ledger import Job, Ledger, Status, counts
 from farm.training.orders import (
     Assignment,
@@ -77,6 +77,7 @@ class Dispatcher:
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
         self._num_committed_now = 0
         self._first_lane_at: float | None = None
+        self._most_lanes = 0
         self._stop = False
         self._news = NewsLog()
         self._take_over(set(committed))
@@ -138,6 +139,7 @@ class Dispatcher:
                 self._bury(report.lane, "its lane died and was replaced")
             lane = KnownLane(report.incarnation, report.slots, now, busy=now)
             self._lanes[report.lane] = lane
+            self._most_lanes = max(self._most_lanes, len(self._lanes))
         if report.slots and report.slots < lane.slots:
             self._slot_limits[report.lane] = report.slots
             self._tell(f"lane {report.lane} ran out of memory: {report.slots} slots from now on")
@@ -156,10 +158,9 @@ class Dispatcher:
         if before is None or before.status is Status.COMMITTED:
             return
         if result.kind in ("committed", "reused"):
-            kind: Literal["committed", "reused"] = (
-                "committed" if result.kind == "committed" else "reused"
+            self._ledger.append(
+                result.kind, key, lane=name, step=result.step, seconds=result.seconds
             )
-            self._ledger.append(kind, key, lane=name, step=result.step, seconds=result.seconds)
             self._num_committed_now += result.kind == "committed"
             self._tell(f"{self._label(key)}: {result.kind}")
             return
@@ -197,9 +198,8 @@ class Dispatcher:
         if is_due:
             lane.journaled = now
         for key in self._leases_of.pop(name, ()):
-            if key not in report.held and self._is_held_by(key, name):
-                self._ledger.append("released", key, lane=name, reason="its lease got lost")
-                self._enqueue(key)
+            if key not in report.held:
+                self._give_back(key, name, "its lease got lost")
         self._leases_of[name] = set(report.held)
 
     def _grant(
@@ -207,6 +207,9 @@ class Dispatcher:
     ) -> tuple[Group | None, tuple[Lease, ...]]:
         if report.want <= 0:
             return None, ()
+        if not report.held and not self._queues.num_ready():
+            for other, key in waiting_in_full_lanes(self._lanes, name):
+                self._give_back(key, other, "another lane has a free slot")
         group = group_of(report)
         if group is None or (not report.held and not self._queues.has(group)):
             group = self._queues.best(self._lanes_by_group())
@@ -231,7 +234,7 @@ class Dispatcher:
             self._first_lane_at = now
         awaited = 0
         if now - self._first_lane_at < self._settings.expect_s:
-            awaited = max(0, self._settings.expected_lanes - len(self._lanes))
+            awaited = max(0, self._settings.expected_lanes - self._most_lanes)
         sharing = [
             other
             for other in self._lanes.values()
@@ -371,6 +374,11 @@ class Dispatcher:
             if key in self._assignments:
                 self._enqueue(key)
         return keys
+
+    def _give_back(self, key: str, name: str, reason: str) -> None:
+        if self._is_held_by(key, name):
+            self._ledger.append("released", key, lane=name, reason=reason)
+            self._enqueue(key)
 
     def _is_held_by(self, key: str, name: str) -> bool:
         job = self._ledger.jobs.get(key)

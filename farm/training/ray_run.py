@@ -25,6 +25,7 @@ from farm.training.cluster_watch import (
     ClusterWatch,
     autoscaler_words,
     end_controllers,
+    free_places_of_dead_controllers,
     head_patience_s,
     is_autoscaling,
     nodes_words,
@@ -309,8 +310,13 @@ class _RayRun:
             make,
             prefix=f"{self._prepared.run_id}-{self._driver.claim.number}",
             num_places=plan.num_nodes,
-            ended=lambda name: ray.get(self._dispatcher.lanes_ended.remote(name)),
+            ended=self._lanes_ended,
         )
+
+    def _lanes_ended(self, name: str) -> None:
+        """Give the jobs and the places of lanes that are gone to others."""
+        ray.get(self._dispatcher.lanes_ended.remote(name))
+        free_places_of_dead_controllers()
 
     # -- priors -------------------------------------------------------------------------------
 
