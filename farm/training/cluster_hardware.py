@@ -16,7 +16,14 @@ from typing import Any
 from farm.errors import UserError
 from farm.training.plan import Hardware, memory_of
 
-__all__ = ["NodeKind", "choose_hardware", "kinds_of_config", "kinds_of_nodes", "read_hardware"]
+__all__ = [
+    "BOOTSTRAP_CONFIG",
+    "NodeKind",
+    "choose_hardware",
+    "kinds_of_config",
+    "kinds_of_nodes",
+    "read_hardware",
+]
 
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 """Where ``ray up`` puts the cluster's configuration on the head."""

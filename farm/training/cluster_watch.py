@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from farm.errors import HeadLost
+from farm.training.cluster_hardware import BOOTSTRAP_CONFIG
 
 __all__ = [
     "SILENCE_S",
@@ -85,11 +86,15 @@ class ClusterWatch:
     def require_head(self) -> None:
         """Raise ``HeadLost`` once the head has been silent for too long."""
         if self.silent_s > head_patience_s():
-            raise HeadLost(
-                f"the cluster's head at {self.address} has not answered for {self.silent_s:.0f} s; "
-                "this run's driver ends. Committed adapters and checkpoints are safe in the store",
-                "once the head (or a new one) runs, the same command resumes from the checkpoints",
-            )
+            raise self.head_lost()
+
+    def head_lost(self) -> HeadLost:
+        """What the user is told."""
+        return HeadLost(
+            f"the cluster's head at {self.address} has not answered for {self.silent_s:.0f} s; "
+            "this run's driver ends. Committed adapters and checkpoints are safe in the store",
+            "once the head (or a new one) runs, the same command resumes from the checkpoints",
+        )
 
     def _run(self) -> None:
         while not self._ended.is_set():
@@ -137,15 +142,10 @@ def nodes_words(nodes: Iterable[Mapping[str, Any]]) -> str:
 
 
 def is_autoscaling() -> bool:
-    """Whether the cluster has an autoscaler, by what it writes into the head's tables."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    try:
-        return any(
-            _internal_kv_get(key) for key in ("__autoscaling_status", "__autoscaling_status_legacy")
-        )
-    except Exception:  # a head that does not answer; the caller's own watch reports that
-        return False
+    """Whether this driver's head was made by ``ray up`` or KubeRay. Ray itself does not tell: every
+    head runs an autoscaler's monitor, and that of a fixed cluster only looks on."""
+    is_kuberay = bool(os.environ.get("RAY_CLUSTER_NAME"))
+    return is_kuberay or os.path.exists(os.path.expanduser(BOOTSTRAP_CONFIG))
 
 
 def autoscaler_words(address: str) -> str:

@@ -208,8 +208,8 @@ class Dispatcher:
         if report.want <= 0:
             return None, ()
         if not report.held and not self._queues.num_ready():
-            for other, key in waiting_in_full_lanes(self._lanes, name):
-                self._give_back(key, other, "another lane has a free slot")
+            for other, waiting in waiting_in_full_lanes(self._lanes, name):
+                self._give_back(waiting, other, "another lane has a free slot")
         group = group_of(report)
         if group is None or (not report.held and not self._queues.has(group)):
             group = self._queues.best(self._lanes_by_group())
@@ -294,9 +294,8 @@ class Dispatcher:
         Raises:
             StoreError: if the ledger cannot be written; nothing is lost, call again.
         """
-        now = self._clock()
         for place, lane in list(self._lanes.items()):
-            if now - lane.seen > self._settings.lease_s:
+            if self._clock() - lane.seen > self._settings.lease_s:
                 self._bury(place, f"its lane was silent for {self._settings.lease_s:.0f} s")
         self._ledger.flush()
 

@@ -58,8 +58,8 @@ PRIORS_PATIENCE_S = 60.0
 IDLE_STOP_S = 4.0
 """How long a stop waits where no lane trains."""
 STUCK_PATIENCE_S = 2.0
-"""How long a stop waits for lane runs and priors that wait for nodes."""
-STOPPED_PRIORS_PATIENCE_S = 8.0
+"""How long lane runs may take to end once their controllers are killed."""
+STOPPED_PRIORS_PATIENCE_S = 6.0
 """How long a stop waits for the part of a prior set that is being generated."""
 TELL_S = 60.0
 """Between two lines about nodes that are missing."""
@@ -138,6 +138,7 @@ class _RayRun:
         self._priors: PriorWork | None = None
         self._priors_thread: threading.Thread | None = None
         self._began = time.monotonic()
+        self._stopped_at: float | None = None
         self._told_missing = self._told_silence = 0.0
         request = self._prepared.request
         default = AUTOSCALING_TIMEOUT_S if is_autoscaling() else NODE_TIMEOUT_S
@@ -166,7 +167,6 @@ class _RayRun:
         try:
             self._start_priors()
             self._runs = self._start_lanes()
-            stopped_at: float | None = None
             while True:
                 snapshot, news = self._look()
                 self._driver.show(snapshot, news)
@@ -174,8 +174,8 @@ class _RayRun:
                 if snapshot.is_done:
                     break
                 if self._driver.stop.is_set():
-                    stopped_at = stopped_at or self._stop()
-                    if self._has_stopped(snapshot, time.monotonic() - stopped_at):
+                    self._stopped_at = self._stopped_at or self._stop()
+                    if self._has_stopped(snapshot, time.monotonic() - self._stopped_at):
                         break
                 else:
                     self._answer_requests()
@@ -186,7 +186,10 @@ class _RayRun:
         except (KeyboardInterrupt, HeadLost):
             is_at_once = True
             raise
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:
+            if self._watch.silent_s > SILENCE_S:  # the head takes its node's processes with it
+                is_at_once = True
+                raise self._watch.head_lost() from error
             raise LaneLost(
                 f"the dispatcher's process died: {error}", "run the same command again"
             ) from error
@@ -244,7 +247,7 @@ class _RayRun:
         if not self._runs.alive or waited_s > STOP_PATIENCE_S:
             return True
         trains = snapshot.counts["training"] or any(lane.held for lane in snapshot.lanes)
-        return not trains and waited_s > IDLE_STOP_S
+        return not trains and waited_s > (IDLE_STOP_S if snapshot.lanes else 0.0)
 
     def _look(self) -> tuple[Snapshot, list[News]]:
         """Ask the dispatcher; a store that fails now and then is asked again."""
@@ -272,12 +275,13 @@ class _RayRun:
         deadline = time.monotonic() + LANES_PATIENCE_S
         for run in self._runs.alive:
             # also for Ray's own tidying up: the process dies where Ray ends under a thread's call
-            patience_s = STUCK_PATIENCE_S if run.name in waiting else LANES_PATIENCE_S
-            run.join(max(0.0, min(patience_s, deadline - time.monotonic())))
+            if run.name not in waiting:
+                run.join(max(0.0, deadline - time.monotonic()))
         if stuck := self._runs.alive:
             end_controllers()
+            deadline = time.monotonic() + STUCK_PATIENCE_S
             for run in stuck:
-                run.join(STUCK_PATIENCE_S)
+                run.join(max(0.0, deadline - time.monotonic()))
         snapshot, news = self._look()
         self._driver.show(snapshot, news)
         jobs: list[Job] = ray.get(self._dispatcher.jobs.remote())
@@ -360,5 +364,8 @@ class _RayRun:
         if self._priors is None or self._priors_thread is None:
             return
         self._priors.stopped.set()
-        is_stop = self._driver.stop.is_set()
-        self._priors_thread.join(STOPPED_PRIORS_PATIENCE_S if is_stop else PRIORS_PATIENCE_S)
+        patience_s = PRIORS_PATIENCE_S
+        if self._stopped_at is not None:
+            waited_s = time.monotonic() - self._stopped_at
+            patience_s = max(0.0, STOPPED_PRIORS_PATIENCE_S - waited_s)
+        self._priors_thread.join(patience_s)
