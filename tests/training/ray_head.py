@@ -77,6 +77,12 @@ class Head:
             if name.startswith("worker")
         }
 
+    def kill_gcs(self) -> None:
+        """Kill the head's own server with -9."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if "gcs_server" in process.name():
+                process.kill()
+
     def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
         """Kill a node's processes with -9, all at once, as a lost machine."""
         family = psutil.Process(worker.pid).children(recursive=True)
