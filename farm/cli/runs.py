@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.output import say
 from farm.cli.run import JsonOption, StoreOption
+from farm.visible import visible
 
 if TYPE_CHECKING:
     from farm.storage import Store
@@ -41,7 +43,8 @@ def status(
 ) -> None:
     """Show where a run stands: counts, rate, remaining time, failures. Reads only the store."""
     from farm.cli.output import print_json, print_table
-    from farm.cli.run_view import duration
+    from farm.cli.run_view import failure_lines
+    from farm.durations import duration
     from farm.storage import Store
     from farm.training.run_status import run_status
 
@@ -60,8 +63,8 @@ def status(
                 rows.append(("remaining", duration(facts["eta_s"])))
             print_table(("", f"run {run_id}"), rows)
             if facts["failures"]:
-                lines = [(f["subject"], f["status"], f["reason"]) for f in facts["failures"]]
-                print_table(("subject", "status", "reason"), lines)
+                for failure in facts["failures"]:
+                    say("\n".join(failure_lines(**failure)))
         if not watch or facts["left"] == 0:
             return
         time.sleep(2)
@@ -99,9 +102,10 @@ def logs(
             f"step {event.step}" if event.step else "",
             f"lane {event.lane}" if event.lane else "",
             event.reason,
+            f"remedy: {event.remedy}" if event.remedy else "",
         ]
-        what = f"{when}  {subjects.get(event.job, event.job):<24} {event.kind:<12}"
-        typer.echo(f"{what} {', '.join(part for part in details if part)}".rstrip())
+        what = f"{when}  {visible(subjects.get(event.job, event.job)):<24} {event.kind:<12}"
+        say(f"{what} {', '.join(visible(part) for part in details if part)}".rstrip())
 
 
 def retry(
@@ -151,10 +155,10 @@ def _request(
     if json:
         print_json(facts | {"jobs": settled})
     elif settled is None:
-        typer.echo(f"run {run_id}: its driver will {what} them within seconds")
+        say(f"run {run_id}: its driver will {what} them within seconds")
     else:
         done = "queued again; `farm run` trains them" if what == "retry" else "cancelled"
-        typer.echo(f"run {run_id}: {settled} jobs {done}")
+        say(f"run {run_id}: {settled} jobs {done}")
 
 
 def export(
@@ -182,7 +186,7 @@ def export(
         print_json([{"name": name, "path": str(path)} for name, path in written])
         return
     for name, path in written:
-        typer.echo(f"{name}\t{path}")
+        say(f"{visible(name)}\t{visible(str(path))}")
     if not written:
         print("no committed adapters match", file=sys.stderr)
 

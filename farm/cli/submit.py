@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.cli.run import JsonOption, ManifestArgument
+from farm.cli.run import DinoOption, JsonOption, ManifestArgument, ScorerOption, ShareOption
 
 __all__ = ["register"]
 
@@ -34,6 +34,9 @@ def submit(
         str, typer.Option(help="Of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")
     ] = DEFAULT_ADDRESS,
     base: Annotated[str, typer.Option("--base")] = "embedded",
+    scorer: ScorerOption = None,
+    dino: DinoOption = None,
+    scoring_share: ShareOption = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--with", help='Further options of `farm run`, such as "--nodes 4".'),
@@ -54,11 +57,13 @@ def submit(
     Sent again while it runs, it is the same job; sent again afterwards, it resumes with what is
     left.
     """
-    from farm.cli.output import print_json
+    from farm.cli.output import print_json, say
+    from farm.intake.scoring import ScoringSettings
     from farm.storage import Store
-    from farm.training.submitting import connect, split_options, submit_run
+    from farm.training.submitting import connect, scoring_arguments, split_options, submit_run
 
-    words = split_options(options or ())
+    scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
+    words = [*scoring, *split_options(options or ())]
     store_url = Store(store).url  # a relative path would mean another folder on the head
     chosen = _parsed(manifest, words)
     client = connect(address)
@@ -74,13 +79,13 @@ def submit(
         print_json(asdict(sent) | {"address": address, "manifest": url})
         return
     found = "is running already" if sent.was_running else "was sent"
-    typer.echo(f"{sent.job} {found}: {sent.entrypoint}")
+    say(f"{sent.job} {found}: {sent.entrypoint}")
     if sent.run is None:
-        typer.echo(f"the job is {sent.status.lower()}; its run appears in the store once it begins")
+        say(f"the job is {sent.status.lower()}; its run appears in the store once it begins")
     run = f"{sent.run} " if sent.run else ""
-    typer.echo(f"watch it with:  farm status {run}--store {store_url} --watch")
-    typer.echo(f"read its log:   ray job logs --follow --address {address} {sent.job}")
-    typer.echo(f"stop it with:   ray job stop --address {address} {sent.job}")
+    say(f"watch it with:  farm status {run}--store {store_url} --watch")
+    say(f"read its log:   ray job logs --follow --address {address} {sent.job}")
+    say(f"stop it with:   ray job stop --address {address} {sent.job}")
 
 
 def supervise(

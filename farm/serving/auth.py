@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.adapters.registry import SAFE_NAME
 from farm.errors import NotAuthorized, UserError
+from farm.safe_names import SAFE_NAME, is_safe_name
 from farm.serving.fresh import Fresh
 from farm.storage import Store
 
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
 """How long a revoked key may still be good."""
-NAMESPACE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
-"""What the registry allows as a part of a path."""
 _ID = re.compile(r"[0-9a-f]{16}")
 _NO_DIGEST = hashlib.sha256(b"no such key").hexdigest()
 _REMEDY = "send 'Authorization: Bearer farm_…'; 'farm keys create' makes a key"
@@ -48,7 +46,7 @@ class KeyRecord(BaseModel):
 
     key_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    namespace: str = Field(pattern=NAMESPACE_PATTERN)
+    namespace: str = Field(pattern=f"^{SAFE_NAME}$")
     """Whose adapters it may draw with."""
     label: str = Field("", max_length=200)
     """For people, such as the name of the app that holds it."""
@@ -76,7 +74,7 @@ def create_key(
     Raises:
         UserError: if the namespace is not a plain name.
     """
-    if not SAFE_NAME.fullmatch(namespace):
+    if not is_safe_name(namespace):
         raise UserError(
             f"{namespace!r} is not a namespace",
             "use letters, digits, '.', '_' and '-', at most 128",

@@ -11,7 +11,6 @@ and a re-trained name arrives as another key. What may change is that a key is r
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -20,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from farm.adapters.files import DIFFUSERS_FILE, PEFT_FOLDER, PEFT_WEIGHTS, RECORD_FILE
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
 from farm.keys import file_digest
+from farm.safe_names import is_safe_name
 from farm.serving.request import AdapterRef
 from farm.serving.revocations import Revocations
 from farm.serving.tiers import CacheLimits, CacheStats, DiskTier, MemoryTier, Pinned, Tier
@@ -31,12 +32,6 @@ from farm.serving.tiers import CacheLimits, CacheStats, DiskTier, MemoryTier, Pi
 __all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
 
 LOG = logging.getLogger(__name__)
-
-RECORD_FILE = "adapter.json"
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-PEFT_FOLDER = "peft"
-KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""What may become the name of a folder."""
 
 
 class AdapterSource(Protocol):
@@ -181,7 +176,7 @@ class AdapterCache:
             AdapterFileError: for an adapter that was found bad a while ago.
             StoreError: if the revocations are too old to tell.
         """
-        if not KEY.fullmatch(ref.key):
+        if not is_safe_name(ref.key):
             raise _not_found(ref)
         self.revocations.check(ref.key, ref.label)
         bad = self._bad.get(ref.key)
@@ -256,7 +251,7 @@ class AdapterCache:
         except AdapterFileError as error:
             if not self._source.is_committed(ref.key):
                 raise _not_found(ref) from error
-            raise _bad(ref, _without_path(error.message, folder)) from error
+            raise _bad(ref, _without_path(error.message, folder), error.remedy) from error
 
     def _open(self, ref: AdapterRef, folder: Path, tier: Tier, started_s: float) -> HostedAdapter:
         """Verify an adapter's files and read them.
@@ -273,7 +268,7 @@ class AdapterCache:
             weights = self._read(folder / target)
             self._check(weights)
         except AdapterFileError as error:
-            raise _bad(ref, _without_path(error.message, folder)) from error
+            raise _bad(ref, _without_path(error.message, folder), error.remedy) from error
         except (OSError, ValueError) as error:
             raise _bad(ref, _without_path(str(error), folder)) from error
         prepared = self._prepare(weights)
@@ -297,7 +292,7 @@ class AdapterCache:
         """Remove revoked adapters from every tier that this cache owns."""
         for key in keys:
             self._host.drop(key)
-            if KEY.fullmatch(key):
+            if is_safe_name(key):
                 self._disk.drop(key)
 
 
@@ -309,7 +304,7 @@ def _served_form(ref: AdapterRef, record: AdapterRecord) -> tuple[str, list[str]
     """
     if DIFFUSERS_FILE in record.files:
         return DIFFUSERS_FILE, [DIFFUSERS_FILE]
-    if f"{PEFT_FOLDER}/adapter_model.safetensors" in record.files:
+    if f"{PEFT_FOLDER}/{PEFT_WEIGHTS}" in record.files:
         prefix = f"{PEFT_FOLDER}/"
         return PEFT_FOLDER, sorted(name for name in record.files if name.startswith(prefix))
     single = sorted(name for name in record.files if name.endswith(".safetensors"))
@@ -318,11 +313,10 @@ def _served_form(ref: AdapterRef, record: AdapterRecord) -> tuple[str, list[str]
     return single[0], single[:1]
 
 
-def _bad(ref: AdapterRef, reason: str) -> AdapterFileError:
+def _bad(ref: AdapterRef, reason: str, remedy: str = "") -> AdapterFileError:
     prefix = f"adapter {ref.label} cannot be used: "
-    return AdapterFileError(
-        prefix + reason.removeprefix(prefix), "train it again, or revoke it and publish a good one"
-    )
+    general = "train it again, or revoke it and publish a good one"
+    return AdapterFileError(prefix + reason.removeprefix(prefix), remedy or general)
 
 
 def _not_found(ref: AdapterRef) -> AdapterNotFound:

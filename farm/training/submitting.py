@@ -20,10 +20,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.errors import StoreError, UserError
+from farm.intake.scoring import ScoringSettings
 from farm.keys import key_of
 from farm.training.ray_auth import TOKEN_REMEDY, has_token, require_token
 
-__all__ = ["Submission", "connect", "entrypoint_of", "split_options", "submit_run"]
+__all__ = [
+    "Submission",
+    "connect",
+    "entrypoint_of",
+    "scoring_arguments",
+    "split_options",
+    "submit_run",
+]
 
 OWN_OPTIONS = ("--store", "--base", "--address", "--in-process", "--json", "--yes", "-y", "--plain")
 STOP_WAIT_S = 60
@@ -76,6 +84,17 @@ def entrypoint_of(arguments: Sequence[str], *, retries: int = 0) -> str:
     if retries:
         return shlex.join(["farm", "supervise", "--retries", str(retries), "--", *run])
     return shlex.join(["farm", *run])
+
+
+def scoring_arguments(scoring: ScoringSettings) -> list[str]:
+    """Settings as arguments of ``farm run``: the job does not see this terminal's environment."""
+    named = {
+        "--scorer": scoring.scorer,
+        "--dino": scoring.dino,
+        "--scoring-share": scoring.share,
+    }
+    given = [(name, str(value)) for name, value in named.items() if value is not None]
+    return [part for pair in given for part in pair]
 
 
 def connect(address: str) -> Any:

@@ -39,7 +39,6 @@ def snapshot(*, lanes: tuple[str, ...] = (), waiting: int = 0, **counts: int) ->
     return Snapshot(
         counts=tally,
         num_jobs=sum(counts.values()),
-        committed_now=0,
         done_share=0.0,
         lanes=tuple(LaneView(lane, 1, 2, 0.0, 0, 0.0) for lane in lanes),
         waiting_for_priors=waiting,
