@@ -1,4 +1,4 @@
-"""A manifest in the store makes the same run as at home, and no file but photos leaves a machine."""
+"""A manifest in the store makes the same run as at home; only photos leave a machine."""
 
 from __future__ import annotations
 
