@@ -23,15 +23,16 @@ KOHYA_PREFIXES = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te
 """kohya's component prefixes; the first is written (``te1`` is the spelling of SDXL)."""
 
 
-def layer_names(base: Base) -> tuple[str, ...]:
-    """Every layer of a base that can carry an adapter, whether a bank is on it or not."""
-    return tuple(
-        f"{component}.{path}"
+def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
+    """Every layer of a base that can carry an adapter, whether a bank is on it or not, with the
+    shape of its weight."""
+    return {
+        f"{component}.{path}": tuple(layer.weight.shape)
         for component, module in base.components.items()
         for path, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d | AdaptedLayer)
         and not path.endswith(".base_layer")
-    )
+    }
 
 
 def canonical_name(name: str) -> str:

@@ -1,7 +1,8 @@
 """The record of one adapter: ``adapter.json``, all that is needed to judge it or train it again.
 
 Owns the fields and their checks. Where it lies in the store is the registry's matter; its presence
-there is the commit marker.
+there is the commit marker. An adapter that another tool trained has no recipe; its record names the
+file that it was imported from instead.
 """
 
 from __future__ import annotations
@@ -10,19 +11,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from farm import __version__
 from farm.adapters.files import RECORD_FILE
 from farm.errors import AdapterFileError
 from farm.recipe import Recipe
 
-__all__ = ["AdapterRecord", "utc_now"]
+__all__ = ["AdapterRecord", "ImportedFile", "utc_now"]
+
+
+def is_inner_path(name: str) -> bool:
+    """Whether a relative path, on any system, names a file inside the folder that it starts from
+    and holds nothing that a terminal or a file system could misread."""
+    parts = name.split("/")
+    return (
+        0 < len(name) <= 1024
+        and name.isprintable()
+        and not any(character in name for character in '\\:*?"<>|')
+        and not any(part in ("", ".", "..") for part in parts)
+    )
 
 
 def utc_now() -> str:
     """This moment as ISO 8601 in UTC, whole seconds."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()
+
+
+class ImportedFile(BaseModel):
+    """The file of another tool that an adapter was imported from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    file: str
+    """Its name, or that of PEFT's folder."""
+    sha256: str
+    """Of the file; of PEFT's folder, over the digests of its files."""
+    form: str
+    """As it was written: ``diffusers``, ``peft``, ``kohya``, ``LoHa`` or ``LoKr``."""
 
 
 class AdapterRecord(BaseModel):
@@ -50,8 +76,10 @@ class AdapterRecord(BaseModel):
     """The base as the user named it."""
     base_fingerprint: str
     """64 hex digits over the base's weights and configs."""
-    recipe: Recipe
-    """Whole, so that the training can be repeated."""
+    recipe: Recipe | None = None
+    """Whole, so that the training can be repeated; None for an imported adapter."""
+    imported: ImportedFile | None = None
+    """Where an adapter that the farm did not train comes from."""
     photo_digests: tuple[str, ...] = ()
     """sha256 of each photo's bytes, in training order."""
     files: dict[str, str] = Field(default_factory=dict)
@@ -65,13 +93,28 @@ class AdapterRecord(BaseModel):
     steps_trained: int = Field(0, ge=0)
     """Steps behind the committed weights."""
     stopped_because: str = "steps"
-    """``steps`` when all were trained, ``early_stop``, or ``keep_best``."""
+    """``steps`` when all were trained, ``early_stop``, ``keep_best``, or ``imported``."""
     gpu_seconds: float = Field(0.0, ge=0)
     """This job's share of its lane's time, in seconds."""
     farm_version: str = __version__
-    """Of the farm that trained it."""
+    """Of the farm that trained or imported it."""
     created: str = Field(default_factory=utc_now)
     """ISO 8601 in UTC."""
+
+    @field_validator("files")
+    @classmethod
+    def _stay_in_the_folder(cls, files: dict[str, str]) -> dict[str, str]:
+        """Whoever writes an adapter's files under these names writes nothing elsewhere."""
+        for name in files:
+            if not is_inner_path(name) or name.casefold() == RECORD_FILE:
+                raise ValueError(f"{name[:100]!r} is not the name of a file beside the record")
+        return files
+
+    @model_validator(mode="after")
+    def _has_an_origin(self) -> AdapterRecord:
+        if (self.recipe is None) == (self.imported is None):
+            raise ValueError("a record has either a recipe or the file that it was imported from")
+        return self
 
     def to_json(self) -> str:
         """The text of ``adapter.json``."""

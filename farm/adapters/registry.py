@@ -246,6 +246,11 @@ class Registry:
             body = self.store.read_json(_name_path(namespace, name))
         except FileNotFoundError:
             return None
+        if not isinstance(body, dict):
+            raise AdapterFileError(
+                f"{self.store.url}/{_name_path(namespace, name)} is not a pointer to an adapter",
+                "run the manifest again, or import the adapter again",
+            )
         pointer = {key: str(body.get(key, "")) for key in _POINTER_FIELDS}
         return NamedAdapter(namespace=namespace, name=name, **pointer)
 

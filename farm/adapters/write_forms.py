@@ -24,6 +24,7 @@ from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base
 from farm.keys import bytes_digest
+from farm.recipe import Recipe
 
 __all__ = ["diffusers_file", "kohya_file", "peft_files", "thumbnail_uri"]
 
@@ -148,9 +149,8 @@ def _number(value: float) -> float | int:
 
 
 def _kohya_header(weights: AdapterWeights, record: AdapterRecord) -> dict[str, str]:
-    recipe, num_photos = record.recipe, len(record.photo_digests)
     alpha = Counter(weights.alphas.values()).most_common(1)[0][0]
-    trigger = f"{record.identifier} {record.class_noun}"
+    made = "job" if record.imported is None else f"imported from {record.imported.file}, key"
     return {
         "ss_v2": "False",
         "ss_base_model_version": "sd_v1",
@@ -161,6 +161,16 @@ def _kohya_header(weights: AdapterWeights, record: AdapterRecord) -> dict[str, s
         "ss_output_name": record.name,
         "ss_sd_model_name": record.base_id,
         "ss_sd_model_hash": record.base_fingerprint,
+        "ss_training_comment": f"dreambooth-farm {record.farm_version}, {made} {record.job_key}",
+        **({} if record.recipe is None else _kohya_training(record, record.recipe)),
+    }
+
+
+def _kohya_training(record: AdapterRecord, recipe: Recipe) -> dict[str, str]:
+    """The fields about a training; an imported adapter's is not known."""
+    num_photos = len(record.photo_digests)
+    trigger = f"{record.identifier} {record.class_noun}"
+    return {
         "ss_num_train_images": str(num_photos),
         "ss_num_reg_images": str(recipe.num_prior_images if recipe.uses_prior else 0),
         "ss_prior_loss_weight": str(recipe.prior_weight),
@@ -176,27 +186,26 @@ def _kohya_header(weights: AdapterWeights, record: AdapterRecord) -> dict[str, s
         "ss_steps": str(record.steps_trained),
         "ss_max_train_steps": str(recipe.steps),
         "ss_seed": str(recipe.seed),
-        "ss_training_comment": f"dreambooth-farm {record.farm_version}, job {record.job_key}",
         "ss_tag_frequency": json.dumps({"photos": {trigger: num_photos}}),
     }
 
 
 def _modelspec(record: AdapterRecord, base: Base, body_digest: str) -> dict[str, str]:
     trigger = f"{record.identifier} {record.class_noun}"
-    side_px = record.recipe.resolution_px or base.resolution_px
+    side_px = (record.recipe and record.recipe.resolution_px) or base.resolution_px
     velocity = base.prediction_type == "v_prediction"
     fields = {
         "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-v1/lora",
         "implementation": "diffusers",
         "title": record.name,
-        "description": f"A DreamBooth adapter of one {record.class_noun}, on {record.base_id}.",
-        "author": "dreambooth-farm",
+        "description": f"An adapter of one {record.class_noun}, on {record.base_id}.",
+        **({"author": "dreambooth-farm"} if record.imported is None else {}),
         "date": record.created,
         "hash_sha256": f"0x{body_digest}",
         "trigger_phrase": trigger,
         "usage_hint": f"Write '{trigger}' in the prompt, as in '{record.instance_prompt}'.",
-        "tags": f"{record.class_noun}, dreambooth, lora",
+        "tags": f"{record.class_noun}, {'dreambooth, ' if record.imported is None else ''}lora",
         "resolution": f"{side_px}x{side_px}",
         "prediction_type": "v" if velocity else "epsilon",
     }

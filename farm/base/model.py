@@ -126,6 +126,10 @@ class Base(ABC):
         """Token ids, int64 [R, T], padded and cut as the base's pipeline does it."""
 
     @abstractmethod
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt that ``tokenize`` cuts off; empty where all of it is read."""
+
+    @abstractmethod
     def encode_tokens(self, tokens_RT: Tensor) -> Conditioning:
         """Run the text encoder; gradients flow where adapters ask for them."""
 

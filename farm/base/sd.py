@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from farm.base.model import Base, Conditioning, MemoryFacts
 from farm.base.schedule import NoiseSchedule, PredictionType
+from farm.base.tokens import PromptReader
 from farm.errors import BaseModelError, UserError
 from farm.schedulers import SCHEDULERS, SchedulerName
 
@@ -61,6 +62,10 @@ class StableDiffusionBase(Base):
         self.dtype = pipeline.unet.dtype
         for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
             module.requires_grad_(False).eval()
+        tokenizer = pipeline.tokenizer
+        self._reader = PromptReader(
+            tokenizer.backend_tokenizer, int(tokenizer.model_max_length), name
+        )
         self._factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self.resolution_px = int(pipeline.unet.config.sample_size) * self._factor
         self._scaling = float(pipeline.vae.config.scaling_factor)
@@ -85,6 +90,9 @@ class StableDiffusionBase(Base):
             return_tensors="pt",
         )
         return cast(Tensor, tokens.input_ids)
+
+    def unread(self, prompt: str) -> str:
+        return self._reader.unread(prompt)
 
     def encode_tokens(self, tokens_RT: Tensor) -> Conditioning:
         hidden_RTD = self._pipeline.text_encoder(tokens_RT.to(self.device))[0]

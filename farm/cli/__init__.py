@@ -21,7 +21,7 @@ from farm.errors import FarmError, Interrupted
 
 __all__ = ["app", "main"]
 
-GROUPS = ("check", "run", "serve", "quality", "base")
+GROUPS = ("check", "run", "importing", "serve", "quality", "base")
 """Modules of this package that register commands, in the order of the help page."""
 
 app = typer.Typer(

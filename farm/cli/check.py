@@ -30,6 +30,9 @@ def check(
     resolution: int = typer.Option(
         None, min=32, help="Side of the training crops in pixels, where the recipe names none."
     ),
+    base: str = typer.Option(
+        "embedded", "--base", help="Base model whose tokenizer reads the prompts."
+    ),
     workers: int = typer.Option(None, min=1, help="Threads; the default is one a core."),
     every: bool = typer.Option(False, "--all", help="Show every fault, not five of a kind."),
     strict: bool = typer.Option(False, "--strict", help="Count warnings as errors."),
@@ -45,13 +48,14 @@ def check(
 
       farm check photos/ --resolution 512 --json
     """
+    from farm.base.tokens import prompt_reader
     from farm.cli.check_view import render_report
     from farm.cli.output import print_json, print_rich
     from farm.errors import ManifestError
     from farm.intake.check import check_manifest
     from farm.intake.manifest import read_manifest
 
-    read = read_manifest(manifest, strict=False)
+    read = read_manifest(manifest, strict=False, reader=prompt_reader(base))
     with progress_bar("checking photos") as progress:
         report = check_manifest(read, workers=workers, resolution_px=resolution, progress=progress)
     is_bad = bool(report.errors or (strict and report.warnings))

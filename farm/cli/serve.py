@@ -245,6 +245,7 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     On a cluster that others use too, their applications go on when this one ends.
     """
     import contextlib
+    import os
     import signal
     import threading
 
@@ -254,13 +255,15 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from farm.serving.app import build_app
     from farm.serving.app_client import ENGINE
     from farm.training.ray_auth import use_token_if_there_is_one
+    from farm.training.ray_folder import ray_folder_options
 
     use_token_if_there_is_one()
     told = StartLines()
     inventory = inventory_beside(settings.store)
     port = port or _free_port(host)
     told(f"starting Ray Serve with the base {settings.base} …")
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    folder = {} if os.environ.get("RAY_ADDRESS") else ray_folder_options()
+    ray.init(ignore_reinit_error=True, log_to_driver=False, **folder)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")

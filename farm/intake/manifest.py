@@ -18,6 +18,7 @@ from farm.intake.rows import Row
 from farm.intake.scoring import ScoringSettings
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
+from farm.intake.token_limit import Reader
 
 __all__ = ["Manifest", "Written", "invalid", "read_manifest"]
 
@@ -108,6 +109,7 @@ def read_manifest(
     strict: bool = True,
     recipe: Mapping[str, object] | None = None,
     base_recipe: Mapping[str, object] | None = None,
+    reader: Reader | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
 
@@ -117,13 +119,15 @@ def read_manifest(
         strict: raise where anything is wrong; otherwise the faults are in the manifest.
         recipe: fields that win over everything that the manifest writes, for every subject.
         base_recipe: fields that win over presets only; see ``farm.recipe.BASE_RECIPES``.
+        reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
+            does not judge their length.
 
     Raises:
         ManifestError: with every fault, if there is an error and ``strict``; if the file cannot be
             read at all, always.
     """
     rows = open_rows(url)
-    resolver = Resolver(rows.head, recipe, base_recipe)
+    resolver = Resolver(rows.head, recipe, base_recipe, reader)
     register = _Register()
     for row, resolved in _resolved(rows.subjects, resolver):
         register.add(row, resolved)

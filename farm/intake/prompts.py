@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from farm.errors import Fault
 from farm.intake.photo_list import ListedPhoto
 from farm.intake.rows import Path, Row
 from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
+from farm.intake.token_limit import Reader, Severity, judge_length
 
 __all__ = ["judge_prompts"]
 
@@ -20,13 +20,18 @@ _BRACES = re.compile(r"\{[^{}]*\}")
 
 
 def judge_prompts(
-    subject: Subject, photos: Sequence[ListedPhoto], row: Row, head: Row
+    subject: Subject,
+    photos: Sequence[ListedPhoto],
+    row: Row,
+    head: Row,
+    reader: Reader | None = None,
 ) -> list[Fault]:
     """Every fault of a subject's prompts and captions, at the line where the prompt was written.
 
     Args:
         photos: the subject's photos as they were listed, for the places of captions.
         head: the manifest's head, where prompts that the row does not hold were written.
+        reader: how the base reads prompts; None does not judge their length.
     """
     place = _Places(row, head)
     faults = [*_identifier_faults(subject, place), *_caption_faults(subject, photos, row)]
@@ -36,6 +41,8 @@ def judge_prompts(
             if unknown := _BRACES.search(text):
                 message = f"{unknown.group()} stands for nothing"
                 faults.append(place.fault(field, message, _brace_remedy()))
+    if reader is not None:
+        faults += judge_length(subject, photos, row, reader, place.fault_of)
     return faults
 
 
@@ -46,7 +53,9 @@ class _Places:
         self._row, self._head = row, head
 
     def fault(self, field: str, message: str, remedy: str, *, is_warning: bool = False) -> Fault:
-        severity: Literal["error", "warning"] = "warning" if is_warning else "error"
+        return self.fault_of(field, message, remedy, "warning" if is_warning else "error")
+
+    def fault_of(self, field: str, message: str, remedy: str, severity: Severity) -> Fault:
         defaults = self._head.value.get("defaults")
         if field in self._row.value or not isinstance(defaults, dict) or field not in defaults:
             return self._row.fault((field,), message, remedy, severity=severity)

@@ -22,6 +22,7 @@ from farm.intake.recipes import Layers
 from farm.intake.rows import Row
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
+from farm.intake.token_limit import Reader
 from farm.recipe import Recipe
 
 __all__ = ["Resolved", "Resolver"]
@@ -51,13 +52,16 @@ class Resolver:
         head: Row,
         recipe: Mapping[str, Any] | None = None,
         base_recipe: Mapping[str, Any] | None = None,
+        reader: Reader | None = None,
     ) -> None:
         """Validate the head; ``faults`` says what is wrong with it.
 
         Args:
             recipe: fields that win over everything the manifest writes.
             base_recipe: fields that win over presets only.
+            reader: how the base reads prompts; None does not judge their length.
         """
+        self._reader = reader
         value = {**head.value, "subjects": None}
         found, self.faults = validated(Head, value, head)
         self._head = found or Head()
@@ -104,7 +108,7 @@ class Resolver:
         except ValidationError as error:  # a prompt may grow too long by its class noun
             return Resolved(None, listed, images, faults + faults_of(error, row, Subject))
         faults += _count_faults(subject, row)
-        faults += judge_prompts(subject, listed, row, self._row)
+        faults += judge_prompts(subject, listed, row, self._row, self._reader)
         return Resolved(None if is_refused else subject, listed, images, faults)
 
     def _values(self, entry: SubjectEntry, row: Row, faults: list[Fault]) -> dict[str, Any]:

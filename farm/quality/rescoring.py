@@ -29,6 +29,7 @@ from farm.keys import bytes_digest
 from farm.quality.card import Candidate, Examiner
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
+from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.run_files import list_runs, read_assignments
 
@@ -45,6 +46,12 @@ class _Found:
     name: str
     record: AdapterRecord
     photos: Sequence[Image.Image]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained by; ``_find`` lets no other adapter in."""
+        assert self.record.recipe is not None
+        return self.record.recipe
 
 
 def score_named(
@@ -92,6 +99,11 @@ def _find(store: Store, names: Sequence[str], photos_folder: Path | None) -> lis
         namespace, _, plain = name.rpartition("/")
         named = registry.resolve(namespace or "default", plain)
         records[name] = registry.record(named.job_key if named else name)
+        if records[name].recipe is None:
+            raise UserError(
+                f"{name} was imported, not trained here, so nothing says how to score it",
+                "leave it out",
+            )
     if photos_folder is not None:
         photos = {name: _folder_photos(photos_folder / name) for name in names}
     else:
@@ -149,7 +161,7 @@ def _groups(found: Sequence[_Found]) -> Iterable[list[_Found]]:
     """Adapters that fit into one bank, a handful at a time."""
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Found]] = defaultdict(list)
     for one in found:
-        recipe = one.record.recipe
+        recipe = one.recipe
         alike[(recipe.target_modules, recipe.text_encoder_modules)].append(one)
     for members in alike.values():
         for start in range(0, len(members), GROUP):
@@ -164,11 +176,11 @@ def _score_group(
     extra: dict[str, ImageScorer],
     budget: ScoringBudget,
 ) -> dict[str, dict[str, Any]]:
-    recipe = group[0].record.recipe
+    recipe = group[0].recipe
     bank = Bank(
         base,
         num_slots=len(group),
-        max_rank=max(one.record.recipe.rank for one in group),
+        max_rank=max(one.recipe.rank for one in group),
         target_modules=recipe.target_modules,
         text_encoder_modules=recipe.text_encoder_modules,
     )
@@ -193,6 +205,6 @@ def _candidate(slot: int, one: _Found) -> Candidate:
         record.class_noun,
         record.identifier,
         record.class_prompt or f"a photo of a {record.class_noun}",
-        seed=record.recipe.seed % 2**32,
+        seed=one.recipe.seed % 2**32,
         evaluation_curve=record.evaluation_curve,
     )

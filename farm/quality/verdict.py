@@ -161,8 +161,8 @@ def _forgets(evidence: Evidence) -> _Fault | None:
     if is_captured:
         assert evidence.capture is not None
         reasons.append(
-            f"Pull of the class: {_percent(evidence.capture)}, where 0 % is a class as it was and "
-            "100 % is a class that looks like this subject."
+            f"Pull on the bare class: {_percent(evidence.capture)}, where 0 % is a class as it "
+            "was and 100 % is a class that looks like this subject."
         )
     if diversity is not None and diversity < DIVERSITY_KEPT:
         reasons.append(_variety_sentence(diversity))

@@ -70,14 +70,13 @@ def scrub(text: str) -> str:
 def error_body(
     status: int, message: str, code: str | None, param: str | None, remedy: str = ""
 ) -> dict[str, Any]:
-    """The JSON of an error. The message repeats the remedy, for clients that show nothing else."""
+    """The JSON of an error, in OpenAI's shape: the message ends with the remedy."""
     return {
         "error": {
             "message": scrub(f"{message}: {remedy}" if remedy else message),
             "type": TYPES.get(status, "server_error"),
             "param": param,
             "code": code,
-            "remedy": scrub(remedy) or None,
         }
     }
 

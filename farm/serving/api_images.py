@@ -66,6 +66,7 @@ async def _make_item(
         **content,
         "revised_prompt": drawn.prompt,
         "seed": drawn.seed,
+        "notes": receipt.get("notes", []),
         "receipt": receipt,
     }
 

@@ -112,7 +112,10 @@ class Catalog:
 
     async def _pinned(self, namespace: str, name: str, key: str) -> NamedAdapter:
         """An earlier version of a name, found by its key; only within its own namespace."""
-        facts = await self._facts.get(key)
+        try:
+            facts = await self._facts.get(key)
+        except AdapterFileError as error:  # nobody's, as far as this caller may know
+            raise FileNotFoundError(key) from error
         if (facts.namespace, facts.name) != (namespace, name):
             raise FileNotFoundError(key)
         return NamedAdapter(namespace, name, key, facts.sha256, facts.created)
@@ -133,7 +136,7 @@ class Catalog:
         async def one(name: str) -> NamedAdapter | None:
             try:
                 return await self._page_names.get((namespace, name))
-            except (FileNotFoundError, StoreError):
+            except (FileNotFoundError, StoreError, AdapterFileError):
                 return None
 
         return await asyncio.gather(*(one(name) for name in names))
@@ -172,7 +175,12 @@ class Catalog:
         try:
             record = self._registry.record(job_key)
         except AdapterFileError as error:
-            raise FileNotFoundError(job_key) from error
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise FileNotFoundError(job_key) from error
+            raise AdapterFileError(
+                f"the record of adapter {job_key} cannot be read",
+                "train or import it again, or revoke it",
+            ) from error
         return AdapterFacts(
             job_key=record.job_key,
             namespace=record.namespace,

@@ -93,6 +93,8 @@ def _reason(named: Named, config: EngineConfig, base_fingerprint: str) -> str:
     if not any(name.endswith(".safetensors") for name in record.files):
         return "no safetensors file"
     recipe = record.recipe
+    if recipe is None:  # an import: its layers are known when it is loaded
+        return ""
     if recipe.rank > config.max_rank:
         return f"a rank above the limit of {config.max_rank} (--max-rank)"
     for option, modules in (

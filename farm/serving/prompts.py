@@ -21,8 +21,9 @@ from farm.adapters.mixed import MixedBank
 from farm.adapters.rows import RowWeights
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base, Conditioning
+from farm.serving.request import DrawRequest
 
-__all__ = ["TEXT_ENCODER", "PromptEncoder", "has_text_layers"]
+__all__ = ["TEXT_ENCODER", "PromptEncoder", "cut_notes", "has_text_layers"]
 
 TEXT_ENCODER = "text_encoder"
 """The text encoder's name among a base's components."""
@@ -33,6 +34,18 @@ _TextKey = tuple[tuple[tuple[str, float], ...], str]
 def has_text_layers(weights: AdapterWeights) -> bool:
     """Whether an adapter changes how prompts are read."""
     return TEXT_ENCODER in weights.components
+
+
+def cut_notes(base: Base, request: DrawRequest) -> list[str]:
+    """What the text encoder did not read of a request's prompts, in words for the caller."""
+    prompts = [("prompt", request.prompt)]
+    if request.guided:
+        prompts.append(("negative_prompt", request.negative_prompt))
+    return [
+        f"{name}: the model reads {base.memory.tokens} tokens; it did not read its end: {unread}"
+        for name, prompt in prompts
+        if (unread := base.unread(prompt))
+    ]
 
 
 class PromptEncoder:

@@ -13,6 +13,7 @@ from typing import Any
 
 import farm
 from farm.base.model import Base, Conditioning
+from farm.serving.prompts import cut_notes
 from farm.serving.request import DrawRequest, Ticket
 from farm.serving.sampler import Sampler
 from farm.serving.slots import Reservation
@@ -125,6 +126,7 @@ class Row:
             "adapters": [self._adapter(i) for i in range(len(request.adapters))],
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
+            "notes": cut_notes(base, request),
             "seed": request.seed,
             "steps": request.steps,
             "guidance": request.guidance,

@@ -173,8 +173,6 @@ class ErrorBody(BaseModel):
     type: str
     param: str | None = None
     code: str | None = None
-    remedy: str | None = None
-    """What to do about it, where that is known; the message ends with it too."""
 
 
 class ErrorAnswer(BaseModel):
@@ -191,6 +189,8 @@ class ImageItem(BaseModel):
     revised_prompt: str
     """The prompt as drawn, with the identifier in place of ``[V]``."""
     seed: int
+    notes: list[str]
+    """What the caller should know, such as an end of the prompt that the model did not read."""
     receipt: dict[str, Any]
     """Everything that made the picture; the file itself carries it too."""
 

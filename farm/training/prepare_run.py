@@ -14,6 +14,7 @@ from functools import partial
 
 from farm.adapters.registry import Registry
 from farm.base.names import Fetched
+from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.job import JobSpec, PriorSpec, job_spec
@@ -51,6 +52,7 @@ def prepare_run(
         strict=False,
         recipe=request.recipe,
         base_recipe=BASE_RECIPES.get(request.base),
+        reader=prompt_reader(request.base, request.revision),
     )
     base = base_facts(request.base, request.revision, fetched)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)

@@ -15,6 +15,7 @@ import ray.exceptions
 
 from farm.errors import LaneLost, UserError
 from farm.training.ray_auth import TOKEN_REMEDY, require_token, use_token_if_there_is_one
+from farm.training.ray_folder import ray_folder_options
 
 __all__ = ["quiet_ray", "start_ray"]
 
@@ -32,7 +33,7 @@ def start_ray(**options: Any) -> None:
     if options.get("address"):
         use_token_if_there_is_one()
     else:  # a cluster that happens to run on this machine is not meant
-        options["address"] = "local"
+        options = {**ray_folder_options(), **options, "address": "local"}
         require_token()
     for attempt in range(1, RAY_STARTS + 1):
         try:

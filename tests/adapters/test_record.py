@@ -1,12 +1,14 @@
 """The record says all that is needed to judge an adapter or to train it again."""
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from farm.adapters.record import AdapterRecord
+from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.errors import AdapterFileError
 from farm.recipe import PRESETS, Recipe
 
@@ -58,3 +60,32 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
             AdapterRecord.read(tmp_path)
     with pytest.raises(AdapterFileError):
         AdapterRecord.from_json(record().to_json().replace('"namespace"', '"nmspace"'))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "", ".", "..", "a/", "adapter.json",
+        "ADAPTER.JSON", "c:\\x", "..\\x", "a\x00b", "a\nb", "a\u202eb", "x" * 2000,
+    ],
+)  # fmt: skip
+def test_a_record_names_files_beside_itself_alone(name: str) -> None:
+    with pytest.raises(ValidationError):
+        record(files={name: "0" * 64})
+    text = record().to_json().replace('"files": {}', f'"files": {json.dumps({name: "0" * 64})}')
+    with pytest.raises(AdapterFileError, match="not an adapter record"):
+        AdapterRecord.from_json(text)
+
+
+def test_files_in_folders_and_of_any_script_are_taken() -> None:
+    names = {"peft/text_encoder/adapter_config.json", "Küche 猫.kohya.safetensors", "a..b.png"}
+    assert set(record(files=dict.fromkeys(names, "0" * 64)).files) == names
+
+
+def test_a_record_has_a_recipe_or_a_source() -> None:
+    source = ImportedFile(file="tom.safetensors", sha256="0" * 64, form="kohya")
+    imported = record(recipe=None, imported=source)
+    assert AdapterRecord.from_json(imported.to_json()) == imported
+    for changes in ({"recipe": None}, {"imported": source}):
+        with pytest.raises(ValidationError, match="either a recipe or the file"):
+            record(**changes)

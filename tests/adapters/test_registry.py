@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
 from farm.storage import Store
+from farm.training.exporting import export_adapters
 
 
 def saved(
@@ -149,3 +151,25 @@ def test_names_cannot_leave_their_folder(registry: Registry, name: str) -> None:
 
 def test_a_registry_travels_between_processes(registry: Registry) -> None:
     assert pickle.loads(pickle.dumps(registry)).store == registry.store
+
+
+def test_a_record_that_names_files_elsewhere_writes_nothing(
+    registry: Registry, tmp_path: Path
+) -> None:
+    registry.publish(saved(tmp_path, "key"), tmp_path)
+    path = "adapters/key/adapter.json"
+    for outside in (f"{tmp_path}/OUTSIDE", "../OUTSIDE"):
+        body = json.loads(registry.store.read(path))
+        body["files"] = {outside: bytes_digest(b"x")}
+        registry.store.write_json(path, body)
+        with pytest.raises(AdapterFileError, match="is not a record"):
+            registry.fetch("key", tmp_path / "out" / "tom")
+        with pytest.raises(AdapterFileError, match="is not a record"):
+            export_adapters(registry.store, tmp_path / "exported")
+    assert not list(tmp_path.rglob("OUTSIDE"))
+
+
+def test_a_name_that_is_no_pointer_is_the_adapters_fault(registry: Registry) -> None:
+    registry.store.write("names/default/tom.json", b"[1]")
+    with pytest.raises(AdapterFileError, match="is not a pointer"):
+        registry.resolve("default", "tom")

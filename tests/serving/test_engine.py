@@ -333,6 +333,22 @@ def test_a_base_with_stable_diffusion_1_s_own_scheduler_draws_what_diffusers_dra
     assert np.abs(last.astype(int) - picture.astype(int)).mean() < 8
 
 
+def test_the_receipt_notes_the_end_of_a_prompt_that_is_not_read(make_engine, base):
+    engine = make_engine()
+    long = "a red ball on a blue table, " * 3 + "a cat"
+    receipts = [
+        engine.submit(ask(1, prompt=prompt, steps=1, negative_prompt="blurry"))
+        .result(WAIT_S)
+        .receipt
+        for prompt in ("a cat", long)
+    ]
+    assert receipts[0]["notes"] == []
+    (note,) = receipts[1]["notes"]
+    assert note.startswith(f"prompt: the model reads {base.memory.tokens} tokens")
+    assert note.endswith(base.unread(long))
+    assert base.unread(long).endswith("a cat")
+
+
 def test_the_receipt_says_what_made_the_picture(make_engine, committed, base):
     registry, refs = committed
     engine = make_engine(registry)

@@ -226,7 +226,7 @@ class _Reader:
         plan = sample_plan(
             len(names),
             [subject.prompt(text) for text in subject.sample_prompts],
-            record.recipe.sample_every,
+            record.recipe.sample_every if record.recipe is not None else 0,
             record.quality or {},
         )
         pictures = _Pictures()

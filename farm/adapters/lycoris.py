@@ -1,0 +1,118 @@
+"""LoHa, LoKr and LoRA with a core, as the plain low-rank pairs that they equal.
+
+Owns the algebra. Every conversion is exact: a Hadamard product of matrices of ranks p and q is a
+matrix of rank p·q at most, and so is a Kronecker product; both factorise in closed form. What
+would need a larger rank than a slot can hold is refused, never approximated.
+
+The formulas are those of LyCORIS and of PEFT's ``LoHaModel`` and ``LoKrModel``.
+
+Legend: o outputs, n inputs times the kernel's cells, p q ranks of two factors, r their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from farm.errors import AdapterFileError
+
+__all__ = ["CORE", "LYCORIS_PARTS", "MAX_RANK", "LowRank", "core_pair", "lycoris_pair"]
+
+LYCORIS_PARTS = (
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+)
+CORE = "lora_mid"
+"""A convolution's r x r core between the halves (LoCon's CP decomposition)."""
+MAX_RANK = 256
+"""The largest rank of a recipe, and so of any slot."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of a weight as a product, without its scale."""
+
+    up_or: Tensor
+    down_rn: Tensor
+    dim: int | None
+    """The rank in the method's own terms, by which its alpha is divided; None where both factors
+    are whole matrices, and then the scale is 1."""
+
+
+def core_pair(down: Tensor, core: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """(down, up) of a LoRA whose core is multiplied into its lower half; the rank stays."""
+    merged = torch.einsum("pqkl,qi->pikl", core, down.flatten(1))
+    return merged, up.flatten(1)[:, :, None, None]
+
+
+def lycoris_pair(parts: Mapping[str, Tensor]) -> LowRank:
+    """The low-rank pair of one LoHa or LoKr layer.
+
+    Raises:
+        AdapterFileError: if parts are missing or do not fit, or the rank is above ``MAX_RANK``.
+    """
+    try:
+        return _loha(parts) if any(name.startswith("hada") for name in parts) else _lokr(parts)
+    except KeyError as error:
+        raise AdapterFileError(f"the part {error} is missing", "fetch it again") from error
+    except (RuntimeError, IndexError, ValueError) as error:
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
+        raise AdapterFileError(f"its parts do not fit: {shapes}", "fetch it again") from error
+
+
+def _loha(parts: Mapping[str, Tensor]) -> LowRank:
+    first = _factors(parts, "hada_w1", "hada_t1")
+    second = _factors(parts, "hada_w2", "hada_t2")
+    (up_op, down_pn), (up_oq, down_qn) = first, second
+    if up_op.shape[0] != up_oq.shape[0] or down_pn.shape[1] != down_qn.shape[1]:
+        raise ValueError("factors of unlike shapes")
+    dim = parts["hada_w1_b"].shape[0]
+    if up_op.shape[1] * up_oq.shape[1] <= MAX_RANK:
+        up_or = (up_op[:, :, None] * up_oq[:, None, :]).flatten(1)
+        down_rn = (down_pn[:, None, :] * down_qn[None, :, :]).flatten(0, 1)
+        return LowRank(up_or, down_rn, dim)
+    outputs, inputs = up_op.shape[0], down_pn.shape[1]
+    _refuse_above(min(outputs, inputs), "LoHa")
+    return LowRank(*_whole((up_op @ down_pn) * (up_oq @ down_qn)), dim)
+
+
+def _lokr(parts: Mapping[str, Tensor]) -> LowRank:
+    first = _whole(parts["lokr_w1"]) if "lokr_w1" in parts else _factors(parts, "lokr_w1", "")
+    second = (
+        _whole(parts["lokr_w2"].flatten(1))
+        if "lokr_w2" in parts
+        else _factors(parts, "lokr_w2", "lokr_t2")
+    )
+    (up_op, down_pn), (up_oq, down_qn) = first, second
+    _refuse_above(up_op.shape[1] * up_oq.shape[1], "LoKr")
+    dims = [parts[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in parts]
+    dim = dims[0] if dims else None
+    return LowRank(torch.kron(up_op, up_oq), torch.kron(down_pn, down_qn), dim)
+
+
+def _factors(parts: Mapping[str, Tensor], name: str, core: str) -> tuple[Tensor, Tensor]:
+    """(up, down) of one factor, with its core multiplied into the lower half."""
+    a, b = parts[f"{name}_a"], parts[f"{name}_b"]
+    if core not in parts:
+        return a.flatten(1), b.flatten(1)
+    down = torch.einsum("pqkl,qi->pikl", parts[core], b)
+    return a.T.contiguous(), down.flatten(1)
+
+
+def _whole(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A whole matrix as (up, down), one of them the identity."""
+    outputs, inputs = matrix.shape
+    if outputs <= inputs:
+        return torch.eye(outputs), matrix
+    return matrix, torch.eye(inputs)
+
+
+def _refuse_above(rank: int, kind: str) -> None:
+    if rank > MAX_RANK:
+        raise AdapterFileError(
+            f"as a plain LoRA this {kind} layer would have rank {rank}; {MAX_RANK} is the largest",
+            f"train it with a smaller {'rank' if kind == 'LoHa' else 'factor'}",
+        )

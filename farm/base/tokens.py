@@ -1,0 +1,128 @@
+"""How much of a prompt a base's text encoder reads, found with its tokenizer alone.
+
+Owns the question and the loading of tokenizers for it. A text encoder reads a fixed number of
+tokens (77 for CLIP) and never sees what stands behind them. Imports neither torch nor the model,
+so that a manifest is checked without either.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+from tokenizers import Tokenizer
+
+from farm.base.names import EMBEDDED, BuiltName
+from farm.errors import BaseModelError
+
+__all__ = ["PromptReader", "prompt_reader"]
+
+FOLDER = "tokenizer"
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+         "special_tokens_map.json")  # fmt: skip
+USUAL_TOKENS = 77
+"""CLIP's, where a tokenizer's config names no length."""
+
+
+class PromptReader:
+    """Tells which end of a prompt a base does not read. Safe in several threads at once."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, base: str) -> None:
+        """Take a tokenizer of its own.
+
+        Args:
+            tokenizer: is copied, since others may set truncation and padding on theirs.
+            max_tokens: that the text encoder reads, start and end tokens included.
+            base: as the user named it, for messages.
+        """
+        self._source = tokenizer
+        self.max_tokens = max_tokens
+        self.base = base
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        own = Tokenizer.from_str(self._source.to_str())
+        own.no_truncation()
+        own.no_padding()
+        return own
+
+    @cached_property
+    def _room(self) -> int:
+        """Tokens of text, without those that mark its start and end."""
+        return self.max_tokens - int(self._tokenizer.num_special_tokens_to_add(False))
+
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt that the text encoder never sees; empty where it reads all."""
+        if prompt.isascii() and len(prompt) <= self._room:
+            return ""  # a token is one byte at least
+        offsets = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
+        return prompt[offsets[self._room][0] :] if len(offsets) > self._room else ""
+
+
+@lru_cache(maxsize=8)
+def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None:
+    """The reader of a base's prompts; only its tokenizer is fetched and loaded.
+
+    Returns:
+        None for the builds of random weights, which learn nothing from words.
+
+    Raises:
+        BaseModelError: if there is no such base, or it has no tokenizer.
+    """
+    if base in get_args(BuiltName):
+        return None
+    if base == EMBEDDED:
+        return _from_folder(Path(__file__).parent / "embedded" / "weights" / FOLDER, base)
+    if "://" in base:
+        return _from_url(base)
+    if Path(base).expanduser().is_dir():
+        return _from_folder(Path(base).expanduser() / FOLDER, base)
+    return _from_hub(base, revision)
+
+
+def _from_folder(folder: Path, base: str) -> PromptReader:
+    """The tokenizer of a diffusers folder: its own fast form, or one made of its vocabulary."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            config = json.loads((folder / "tokenizer_config.json").read_bytes())
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return PromptReader(tokenizer, _length(config.get("model_max_length")), base)
+        from transformers import CLIPTokenizer
+
+        slow = CLIPTokenizer.from_pretrained(folder)
+        return PromptReader(slow.backend_tokenizer, _length(slow.model_max_length), base)
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise BaseModelError(
+            f"{base}: its tokenizer cannot be read: {error}", "name a diffusers folder or hub id"
+        ) from error
+
+
+def _length(value: object) -> int:
+    """A tokenizer's length; a config without one has a number beyond all use."""
+    return value if isinstance(value, int) and 2 < value < 10**6 else USUAL_TOKENS
+
+
+def _from_url(url: str) -> PromptReader:
+    from farm.storage import Store
+
+    store = Store(url)
+    with tempfile.TemporaryDirectory(prefix="farm-tokenizer-") as folder:
+        for name in set(store.list(FOLDER)) & set(FILES):
+            store.download(f"{FOLDER}/{name}", Path(folder) / name)
+        return _from_folder(Path(folder), url)
+
+
+def _from_hub(base: str, revision: str | None) -> PromptReader:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(base, revision=revision, allow_patterns=[f"{FOLDER}/*"])
+    except Exception as error:  # offline, gated, unknown: the hub's own errors have no one class
+        raise BaseModelError(
+            f"the tokenizer of {base} cannot be fetched: {error}",
+            "name 'embedded', an existing folder, a URL, or a hub id such as 'owner/model'",
+        ) from error
+    return _from_folder(Path(folder) / FOLDER, base)

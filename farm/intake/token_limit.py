@@ -1,0 +1,106 @@
+"""Whether a base's text encoder reads prompts and captions as far as they must be read.
+
+Owns the judgement: a subject whose identifier stands behind the limit is never learned, which is an
+error; any other end that is cut off is a warning. How a base reads is ``farm.base.tokens``' part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from farm.errors import Fault
+from farm.intake.photo_list import ListedPhoto
+from farm.intake.rows import Row
+from farm.intake.subject import PLACEHOLDER, Subject, names_identifier
+
+__all__ = ["Reader", "judge_length"]
+
+SHOWN_CHARACTERS = 60
+
+Severity = Literal["error", "warning"]
+PromptFault = Callable[[str, str, str, Severity], Fault]
+"""Field, message, remedy and severity of a fault in a prompt, put at its place."""
+
+
+class Reader(Protocol):
+    """How a base reads prompts; ``farm.base.tokens.PromptReader`` is one."""
+
+    base: str
+    """As the user named it."""
+    max_tokens: int
+    """That it reads of a prompt."""
+
+    def unread(self, prompt: str) -> str:
+        """The end of a prompt that is never read."""
+
+
+def judge_length(
+    subject: Subject,
+    photos: Sequence[ListedPhoto],
+    row: Row,
+    reader: Reader,
+    prompt_fault: PromptFault,
+) -> Iterator[Fault]:
+    """Every prompt and caption of a subject that is cut off, at the line where it was written.
+
+    Args:
+        photos: the subject's photos as they were listed, for the places of captions.
+        prompt_fault: puts a fault in a prompt of the row, or of the manifest's defaults.
+    """
+    prompts = [("class_prompt", subject.class_prompt)] if subject.recipe.uses_prior else []
+    prompts += [("sample_prompts", prompt) for prompt in subject.sample_prompts]
+    if any(listed.photo.caption is None for listed in photos):
+        prompts.insert(0, ("instance_prompt", subject.instance_prompt))
+    for field, prompt in prompts:
+        if (found := _cut(subject, prompt, reader, f"the {_words(field)}")) is not None:
+            is_taught = field == "instance_prompt"
+            yield prompt_fault(field, *found[:2], found[2] if is_taught else "warning")
+    for listed in photos:
+        if listed.photo.caption is None:
+            continue
+        name = listed.photo.uri.rsplit("/", 1)[-1]
+        found = _cut(subject, listed.photo.caption, reader, f"the caption of {name}")
+        if found is not None:
+            yield _caption_fault(subject, listed, row, *found)
+
+
+def _cut(
+    subject: Subject, prompt: str, reader: Reader, what: str
+) -> tuple[str, str, Severity] | None:
+    """Message, remedy and severity where a prompt is cut off."""
+    text = subject.prompt(prompt)
+    unread = reader.unread(text)
+    if not unread:
+        return None
+    end = unread[:SHOWN_CHARACTERS] + ("…" if len(unread) > SHOWN_CHARACTERS else "")
+    limit = f"`{reader.base}` reads {reader.max_tokens} tokens"
+    named = names_identifier(text, subject.identifier)
+    if named and not names_identifier(text[: -len(unread)], subject.identifier):
+        return (
+            f"{what} is cut before it names the subject: {limit}, and never sees `{end}`",
+            f"move {PLACEHOLDER} to its beginning, or shorten it",
+            "error",
+        )
+    return f"{what} is cut: {limit}, and never sees `{end}`", "shorten it", "warning"
+
+
+def _caption_fault(
+    subject: Subject, listed: ListedPhoto, row: Row, message: str, remedy: str, severity: Severity
+) -> Fault:
+    written = listed.caption_file
+    if written is None:
+        return row.fault(listed.path, message, remedy, severity=severity)
+    return Fault(
+        written.file,
+        message,
+        remedy,
+        line=written.line,
+        field="caption",
+        subject=subject.id,
+        severity=severity,
+    )
+
+
+def _words(field: str) -> str:
+    return field.removesuffix("s").replace("_", " ")
