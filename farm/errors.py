@@ -8,6 +8,7 @@
     │   └── PlanError               the plan cannot fit the hardware; says by how much
     ├── StoreError                  the store did not answer in time or lost a write; retried
     ├── LaneLost                    a lane, node or driver vanished; not the job's fault
+    │   └── HeadLost                exit 6: the cluster's head is gone; all is safe in the store
     ├── ServingError                a request that the endpoint answers with an HTTP error
     │   ├── RequestRefused          400, the request itself is wrong
     │   ├── NotAuthorized           401, no key or a wrong one
@@ -35,6 +36,7 @@ __all__ = [
     "Draining",
     "FarmError",
     "Fault",
+    "HeadLost",
     "Interrupted",
     "KeyReused",
     "LaneLost",
@@ -122,6 +124,12 @@ class StoreError(FarmError):
 
 class LaneLost(FarmError):
     """A lane, its node or the driver vanished. Not the job's fault."""
+
+
+class HeadLost(LaneLost):
+    """The head of the Ray cluster does not answer; the run resumes once there is one."""
+
+    exit_code = 6
 
 
 class ServingError(FarmError):

@@ -12,6 +12,7 @@ import faulthandler
 import importlib
 import os
 import sys
+import threading
 
 import typer
 
@@ -64,10 +65,21 @@ def main() -> None:
         if os.environ.get("FARM_DEBUG"):
             raise
         _explain(error)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except KeyboardInterrupt:
         print("farm: interrupted", file=sys.stderr)
-        sys.exit(Interrupted.exit_code)
+        _leave(Interrupted.exit_code)
+
+
+def _leave(code: int) -> None:
+    """Exit; at once where threads still wait for a Ray that does not answer, because Python's and
+    Ray's own exit would wait for them, or end with another code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    waiting = ("lanes-", "priors", "cluster-watch")
+    if any(thread.name.startswith(waiting) for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
 
 
 def _explain(error: FarmError) -> None:

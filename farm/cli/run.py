@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,7 +45,7 @@ GpuOption = Annotated[
 ]
 MemoryOption = Annotated[float | None, typer.Option("--gpu-memory", help="Of that GPU, in GiB.")]
 GpusOption = Annotated[int, typer.Option("--gpus", min=1, help="GPUs per node.")]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Nodes with lanes.")]
+NodesOption = Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes with lanes.")]
 CpusOption = Annotated[float | None, typer.Option("--cpus", help="CPU cores per node.")]
 PriceOption = Annotated[float | None, typer.Option(help="Dollars for one GPU hour.")]
 SkipOption = Annotated[
@@ -55,6 +56,7 @@ AddressOption = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on, such as auto; by default one on this machine."),
 ]
+SIGTERM_ECHO_S = 5.0
 ScorerOption = Annotated[
     str | None,
     typer.Option(
@@ -81,11 +83,12 @@ ShareOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    from farm.cli import demo, runs
+    from farm.cli import demo, runs, submit
 
     app.command()(plan)
     app.command()(run)
     app.command()(demo.demo)
+    submit.register(app)
     runs.register(app)
 
 
@@ -102,7 +105,7 @@ def plan(
     gpu: GpuOption = None,
     gpu_memory: MemoryOption = None,
     gpus: GpusOption = 1,
-    nodes: NodesOption = 1,
+    nodes: NodesOption = None,
     cpus: CpusOption = None,
     price: PriceOption = None,
     skip_faulty: SkipOption = False,
@@ -154,7 +157,7 @@ def run(
     gpu: GpuOption = None,
     gpu_memory: MemoryOption = None,
     gpus: GpusOption = 1,
-    nodes: NodesOption = 1,
+    nodes: NodesOption = None,
     cpus: CpusOption = None,
     price: PriceOption = None,
     samples: Annotated[
@@ -175,6 +178,9 @@ def run(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Take the run from a driver that seems alive.")
     ] = False,
+    node_timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds until nodes that do not come are reported.")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -215,6 +221,7 @@ def run(
         scoring=ScoringSettings(scorer, dino, scoring_share),
         skip_faulty=skip_faulty,
         take_over=take_over,
+        node_timeout_s=node_timeout,
     )
     prepared = prepare(request)
     _show_and_ask(prepared, yes=yes or json)
@@ -252,16 +259,16 @@ def hardware_of(
     gpu: str | None,
     memory_gib: float | None,
     gpus: int,
-    nodes: int,
+    nodes: int | None,
     cpus: float | None,
     price: float | None,
     address: str | None = None,
 ) -> Hardware:
-    """The hardware that the user described, or this machine.
+    """The hardware that the user described; else the cluster's own, or this machine's.
 
     Raises:
-        UserError: if the memory of an unknown GPU is not given, or nothing is said of a cluster
-            (its nodes may not even exist yet).
+        UserError: if the memory of an unknown GPU is not given, or the cluster cannot be reached
+            or has no nodes for lanes.
     """
     from dataclasses import replace
 
@@ -270,10 +277,10 @@ def hardware_of(
     from farm.training.prepare_run import this_machine
 
     if address is not None and gpu is None and cpus is None:
-        raise UserError(
-            "nothing is known of the cluster's nodes, which may not even run yet",
-            "say what they have: --gpu A100 --gpus 8 --nodes 4, or --cpus 16 --nodes 4",
-        )
+        from farm.training.cluster_hardware import read_hardware
+
+        return read_hardware(address, gpu_memory_gib=memory_gib, nodes=nodes, price=price)
+    nodes = nodes or 1
     if gpu is None:
         machine = this_machine()
         gpus = machine.gpus_per_node if gpus == 1 else gpus
@@ -332,10 +339,17 @@ def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
 
     stop = threading.Event()
 
+    first_at = 0.0
+
     def on_signal(number: int, frame: object) -> None:
+        nonlocal first_at
         if stop.is_set():
+            # a process group's SIGTERM also arrives through whoever supervises this driver
+            if number == signal.SIGTERM and time.monotonic() - first_at < SIGTERM_ECHO_S:
+                return
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
+        first_at = time.monotonic()
         stop.set()
         print("stopping: running jobs are being saved …", file=sys.stderr, flush=True)
 

@@ -1,7 +1,7 @@
-"""``farm status | logs | retry | cancel | export | submit``: runs that are there already.
+"""``farm status | logs | retry | cancel | export``: runs that are there already.
 
-Owns the commands that look at a store or speak to a driver through it. None of them needs Ray but
-``submit``, and none a GPU.
+Owns the commands that look at a store or speak to a driver through it. None of them needs
+Ray or a GPU.
 """
 
 from __future__ import annotations
@@ -9,20 +9,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli.output import say
-from farm.cli.run import (
-    AddressOption,
-    DinoOption,
-    JsonOption,
-    ManifestArgument,
-    ScorerOption,
-    ShareOption,
-    StoreOption,
-)
+from farm.cli.run import JsonOption, StoreOption
 from farm.visible import visible
 
 if TYPE_CHECKING:
@@ -39,7 +31,7 @@ SubjectsOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (submit, status, logs, retry, cancel, export):
+    for command in (status, logs, retry, cancel, export):
         app.command()(command)
 
 
@@ -197,48 +189,6 @@ def export(
         say(f"{visible(name)}\t{visible(str(path))}")
     if not written:
         print("no committed adapters match", file=sys.stderr)
-
-
-def submit(
-    manifest: ManifestArgument,
-    store: Annotated[str, typer.Option("--store", help="A store that the cluster can reach.")],
-    address: AddressOption = "http://127.0.0.1:8265",
-    base: Annotated[str, typer.Option("--base")] = "embedded",
-    scorer: ScorerOption = None,
-    dino: DinoOption = None,
-    scoring_share: ShareOption = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--with", help='Further options of `farm run`, such as "--nodes 4".'),
-    ] = None,
-    working_dir: Annotated[
-        str | None, typer.Option(help="Folder that travels to the cluster with the job.")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show its log until it ends.")] = False,
-    json: JsonOption = False,
-) -> None:
-    """Send a run to a cluster as a Ray Job, which outlives this terminal.
-
-    Sent again while it runs, it is the same job; sent again afterwards, it goes on with what is
-    left.
-    """
-    from farm.cli.output import print_json
-    from farm.intake.scoring import ScoringSettings
-    from farm.training.submitting import scoring_arguments, submit_run
-
-    scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
-    job_id, entrypoint = submit_run(
-        address or "http://127.0.0.1:8265",
-        [manifest, "--store", store, "--base", base, *scoring, *" ".join(options or ()).split()],
-        working_dir=working_dir,
-        follow=(lambda text: print(text, end="", file=sys.stderr)) if follow else None,
-    )
-    facts: dict[str, Any] = {"job": job_id, "address": address, "entrypoint": entrypoint}
-    if json:
-        print_json(facts)
-    else:
-        say(f"{job_id}: {entrypoint}")
-        say(f"follow it with: ray job logs --follow --address {address} {job_id}")
 
 
 def known_run(store: Store, run: str | None) -> str:

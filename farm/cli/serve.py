@@ -254,8 +254,10 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
 
     from farm.serving.app import build_app
     from farm.serving.app_client import ENGINE
+    from farm.training.ray_auth import use_token_if_there_is_one
     from farm.training.ray_folder import ray_folder_options
 
+    use_token_if_there_is_one()
     told = StartLines()
     inventory = inventory_beside(settings.store)
     port = port or _free_port(host)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from farm.storage import Store
 
-__all__ = ["Claim", "Owner", "current_owner", "holder"]
+__all__ = ["Claim", "Owner", "current_owner", "holder", "release_dead"]
 
 Clock = Callable[[], float]
 
@@ -63,7 +63,9 @@ def _machine() -> str:
 
 def _start_ticks(pid: int) -> str:
     try:  # the 22nd field; the second one is the name in brackets and may hold spaces
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[-1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[-1].split()
+        # a zombie runs no more, whether its parent has noticed or not
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 
@@ -92,7 +94,7 @@ class Claim:
     def __init__(
         self, store: Store, folder: str, number: int, body: _Body, ttl_s: float, clock: Clock
     ) -> None:
-        self._store, self._folder = store, folder
+        self._store, self.folder = store, folder
         self._body, self._ttl_s, self._clock = body, ttl_s, clock
         self.number = number
         """The fencing token, 1 for the first claim ever taken in this folder."""
@@ -123,18 +125,23 @@ class Claim:
             return None  # another process was faster by a moment
         return cls(store, folder, number, body, ttl_s, clock)
 
+    @property
+    def owner(self) -> Owner:
+        """The process that holds it."""
+        return self._body.owner
+
     def renew(self) -> bool:
         """Push the expiry out; False if another process took the claim meanwhile."""
-        if _highest(self._store, self._folder) != self.number:
+        if _highest(self._store, self.folder) != self.number:
             return False
         self._body = replace(self._body, expires=self._clock() + self._ttl_s)
-        self._store.write(_path(self._folder, self.number), self._body.encode())
+        self._store.write(_path(self.folder, self.number), self._body.encode())
         return True
 
     def release(self) -> None:
         """Let the next one have it at once."""
         self._body = replace(self._body, released=True)
-        self._store.write(_path(self._folder, self.number), self._body.encode())
+        self._store.write(_path(self.folder, self.number), self._body.encode())
 
 
 def holder(store: Store, folder: str, now: float | None = None) -> Owner | None:
@@ -144,6 +151,18 @@ def holder(store: Store, folder: str, now: float | None = None) -> Owner | None:
         return None
     body = _read(store, folder, number)
     return body.owner if body.is_held(time.time() if now is None else now) else None
+
+
+def release_dead(store: Store, folder: str, token: str) -> bool:
+    """Release the claim of an owner that is gone; says whether there was anything to release."""
+    number = _highest(store, folder)
+    if not number:
+        return False
+    body = _read(store, folder, number)
+    if body.released or body.owner.token != token:
+        return False
+    store.write(_path(folder, number), replace(body, released=True).encode())
+    return True
 
 
 def _highest(store: Store, folder: str) -> int:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from farm.training.known_lanes import KnownLane, NewsLog, group_of
+from farm.training.known_lanes import KnownLane, NewsLog, group_of, waiting_in_full_lanes
 from farm.training.ledger import Job, Ledger, Status, counts
 from farm.training.orders import (
     Assignment,
@@ -82,6 +82,7 @@ class Dispatcher:
         self._leases_of: dict[str, set[str]] = {}
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
         self._first_lane_at: float | None = None
+        self._most_lanes = 0
         self._stop = False
         self._news = NewsLog()
         self._take_over(set(committed))
@@ -143,6 +144,7 @@ class Dispatcher:
                 self._bury(report.lane, "its lane died and was replaced")
             lane = KnownLane(report.incarnation, report.slots, now, busy=now)
             self._lanes[report.lane] = lane
+            self._most_lanes = max(self._most_lanes, len(self._lanes))
         if report.slots and report.slots < lane.slots:
             self._slot_limits[report.lane] = report.slots
             self._tell(f"lane {report.lane} ran out of memory: {report.slots} slots from now on")
@@ -161,10 +163,9 @@ class Dispatcher:
         if before is None or before.status is Status.COMMITTED:
             return
         if result.kind in ("committed", "reused"):
-            kind: Literal["committed", "reused"] = (
-                "committed" if result.kind == "committed" else "reused"
+            self._ledger.append(
+                result.kind, key, lane=name, step=result.step, seconds=result.seconds
             )
-            self._ledger.append(kind, key, lane=name, step=result.step, seconds=result.seconds)
             self._tell(f"{self._label(key)}: {result.kind}")
             return
         if not self._is_held_by(key, name):
@@ -202,9 +203,8 @@ class Dispatcher:
         if is_due:
             lane.journaled = now
         for key in self._leases_of.pop(name, ()):
-            if key not in report.held and self._is_held_by(key, name):
-                self._ledger.append("released", key, lane=name, reason="its lease got lost")
-                self._enqueue(key)
+            if key not in report.held:
+                self._hand_back(key, name, "its lease got lost")
         self._leases_of[name] = set(report.held)
 
     def _grant(
@@ -212,6 +212,9 @@ class Dispatcher:
     ) -> tuple[Group | None, tuple[Lease, ...]]:
         if report.want <= 0:
             return None, ()
+        if not report.held and not self._queues.num_ready():
+            for other, waiting in waiting_in_full_lanes(self._lanes, name):
+                self._hand_back(waiting, other, "another lane has a free slot")
         group = group_of(report)
         if group is None or (not report.held and not self._queues.has(group)):
             group = self._queues.best(self._lanes_by_group())
@@ -236,7 +239,7 @@ class Dispatcher:
             self._first_lane_at = now
         awaited = 0
         if now - self._first_lane_at < self._settings.expect_s:
-            awaited = max(0, self._settings.expected_lanes - len(self._lanes))
+            awaited = max(0, self._settings.expected_lanes - self._most_lanes)
         sharing = [
             other
             for other in self._lanes.values()
@@ -296,11 +299,15 @@ class Dispatcher:
         Raises:
             StoreError: if the ledger cannot be written; nothing is lost, call again.
         """
-        now = self._clock()
         for place, lane in list(self._lanes.items()):
-            if now - lane.seen > self._settings.lease_s:
+            if self._clock() - lane.seen > self._settings.lease_s:
                 self._bury(place, f"its lane was silent for {self._settings.lease_s:.0f} s")
         self._ledger.flush()
+
+    def lane_died(self, place: str) -> None:
+        """A lane is known to be dead; its jobs go to others at once."""
+        if place in self._lanes:
+            self._bury(place, "its lane died")
 
     @property
     def is_done(self) -> bool:
@@ -370,6 +377,11 @@ class Dispatcher:
             if key in self._assignments:
                 self._enqueue(key)
         return keys
+
+    def _hand_back(self, key: str, name: str, reason: str) -> None:
+        if self._is_held_by(key, name):
+            self._ledger.append("released", key, lane=name, reason=reason)
+            self._enqueue(key)
 
     def _is_held_by(self, key: str, name: str) -> bool:
         job = self._ledger.jobs.get(key)

@@ -57,6 +57,11 @@ class Driver:
                         "another driver took this run over", "let that one finish the run"
                     )
 
+    def tell(self, snapshot: Snapshot, text: str) -> None:
+        """Show a line of the driver's own."""
+        if self.view is not None:
+            self.view.show(snapshot, [News(self._heard, time.time(), text, is_bad=True)])
+
     @property
     def heard(self) -> int:
         """Number of the next line of news."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from farm.training.orders import LaneReport, LaneView, News
 from farm.training.queues import Group
 
-__all__ = ["KnownLane", "NewsLog", "group_of"]
+__all__ = ["KnownLane", "NewsLog", "group_of", "waiting_in_full_lanes"]
 
 
 @dataclass(slots=True)
@@ -32,6 +33,11 @@ class KnownLane:
     """Last time it held something or was given something."""
     journaled: float = 0.0
 
+    @property
+    def num_training(self) -> int:
+        """Jobs that sit in its slots."""
+        return sum(step >= 0 for step in self.held.values())
+
     def name(self, place: str) -> str:
         """The lane in the ledger: its place and its process there."""
         return f"{place}#{self.incarnation}"
@@ -40,7 +46,7 @@ class KnownLane:
         """The lane as the live view shows it."""
         return LaneView(
             lane=place,
-            held=sum(step >= 0 for step in self.held.values()),
+            held=self.num_training,
             slots=self.slots,
             rows_per_s=self.rows_per_s,
             rss_bytes=self.rss_bytes,
@@ -68,3 +74,14 @@ class NewsLog:
 def group_of(report: LaneReport) -> Group | None:
     """What a lane trains at present."""
     return None if report.shape is None else Group(report.shape, report.alone)
+
+
+def waiting_in_full_lanes(lanes: Mapping[str, KnownLane], idle: str) -> list[tuple[str, str]]:
+    """(lane, job) of every job that waits for a slot of a full lane; ``idle`` could train it."""
+    return [
+        (name, key)
+        for place, lane in lanes.items()
+        if lane.num_training >= lane.slots and (name := lane.name(place)) != idle
+        for key, step in lane.held.items()
+        if step < 0
+    ]

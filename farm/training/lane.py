@@ -299,7 +299,7 @@ class Lane:
             for slot in self._trainer.active_slots:
                 self._publisher.checkpoint(self._trainer.state(slot))
         self._publisher.wait()
-        self._held.release_all("the run was stopped")
+        self._held.release_all("its lane saved it and returned")
 
     def _empty(self, slot: int, result: JobResult) -> None:
         del self._jobs[slot]

@@ -12,10 +12,7 @@ contract; an older Ray ignores it and restarts the node's lanes, which costs tim
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +24,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry
-from farm.errors import LaneLost, UserError
+from farm.errors import LaneLost
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.dispatch import Dispatcher
@@ -35,8 +32,9 @@ from farm.training.lane_settings import JudgeMaker, LaneSettings
 from farm.training.ledger import Job, Ledger
 from farm.training.orders import DispatchSettings, LaneOrders, LaneReport, News, Snapshot
 from farm.training.prior_sets import PriorArrays, is_ready, read_prior_set
-from farm.training.ray_folder import ray_folder_options
+from farm.training.ray_start import quiet_ray, start_ray
 from farm.training.run_files import read_assignments
+from farm.training.scratch import scratch_folder
 
 __all__ = [
     "DispatchActor",
@@ -54,7 +52,6 @@ NAMESPACE = "farm"
 EXCHANGE_TIMEOUT_S = 120.0
 CPU_LANE_NICENESS = 7
 """Added to the niceness of lanes without a GPU: beside a drawer, a quarter of a core is theirs."""
-RAY_STARTS = 4
 
 
 class LaneBackend(Backend):  # type: ignore[misc]  # Ray has no types
@@ -104,10 +101,33 @@ class DispatchActor:
         )
         self._assignments = assignments
         self._priors: dict[str, Any] = {}
+        self._nodes: dict[str, str] = {}
+        """Node by lane."""
+        self._draining: set[str] = set()
 
-    def exchange(self, report: LaneReport) -> LaneOrders:
-        """See ``Dispatcher.exchange``."""
-        return self._dispatcher.exchange(report)
+    def exchange(self, report: LaneReport, node_id: str) -> LaneOrders:
+        """See ``Dispatcher.exchange``. A lane on a node that goes away gets nothing new; it saves
+        what it has, gives it back and returns."""
+        self._nodes[report.lane] = node_id
+        if node_id not in self._draining:
+            return self._dispatcher.exchange(report)
+        return replace(self._dispatcher.exchange(replace(report, want=0)), stop=True)
+
+    def nodes_lost(self, node_ids: list[str]) -> None:
+        """Nodes are gone, and their lanes with them; others get the jobs at once."""
+        for lane in [lane for lane, node in self._nodes.items() if node in node_ids]:
+            del self._nodes[lane]
+            self._dispatcher.lane_died(lane)
+
+    def nodes_draining(self, node_ids: list[str]) -> None:
+        """Nodes will be gone soon; their lanes are told with their next word."""
+        self._draining |= set(node_ids)
+
+    def lanes_ended(self, run: str) -> None:
+        """A Ray Train run has ended, and all its lanes with it."""
+        for lane in [lane for lane in self._nodes if lane.startswith(f"{run}.")]:
+            del self._nodes[lane]
+            self._dispatcher.lane_died(lane)
 
     @ray.method(concurrency_group="priors")  # type: ignore[untyped-decorator]
     def prior(self, prior_key: str) -> list[Any]:
@@ -184,13 +204,14 @@ class RayLink:
 
     def __init__(self, name: str, store: Store) -> None:
         self._actor = ray.get_actor(name, namespace=NAMESPACE)
+        self._node_id = ray.get_runtime_context().get_node_id()
         self._store = store
 
     def exchange(self, report: LaneReport) -> LaneOrders:
         """Report and be told."""
         try:
             orders: LaneOrders = ray.get(
-                self._actor.exchange.remote(report), timeout=EXCHANGE_TIMEOUT_S
+                self._actor.exchange.remote(report, self._node_id), timeout=EXCHANGE_TIMEOUT_S
             )
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             raise LaneLost(f"the dispatcher is gone: {error}", "run the same command again") from (
@@ -276,7 +297,7 @@ class LaneRun:
         self.name = name
         self.error: BaseException | None = None
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        self._folder = tempfile.TemporaryDirectory(prefix="farm-train-")
+        self._folder = scratch_folder()
         self._trainer = DataParallelTrainer(
             lane_main,
             train_loop_config={"spec": replace(spec), "run": name},
@@ -316,72 +337,3 @@ class LaneRun:
             self.error = error
         finally:
             self._folder.cleanup()
-
-
-def start_ray(**options: Any) -> None:
-    """``ray.init`` that tries again where a busy machine made Ray give up on itself.
-
-    Raises:
-        UserError: if a cluster was named and cannot be reached, or the temporary folder's path is
-            too long for Ray's sockets.
-        LaneLost: if Ray does not start here.
-    """
-    quiet_ray()
-    if options.get("address") is None and not os.environ.get("RAY_ADDRESS"):
-        options = {**ray_folder_options(), **options}
-    for attempt in range(1, RAY_STARTS + 1):
-        try:
-            with _hushed_stderr():
-                ray.init(logging_level="error", **options)
-            return
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster at {options.get('address') or 'this machine'}: {error}",
-                "check --address and RAY_ADDRESS; clusters with tokens need RAY_AUTH_MODE=token",
-            ) from error
-        except Exception as error:  # Ray says so with no class of its own
-            ray.shutdown()
-            if attempt == RAY_STARTS:
-                raise LaneLost(
-                    f"Ray did not start within 30 s, {attempt} times: {error}",
-                    "the machine is too busy; try again, or use --in-process",
-                ) from error
-
-
-@contextmanager
-def _hushed_stderr() -> Iterator[None]:
-    """Ray's core announces its log level on the bare file descriptor; errors come as exceptions."""
-    if os.environ.get("FARM_DEBUG"):
-        yield
-        return
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def quiet_ray() -> None:
-    """Environment that Ray reads when it starts: faster notice of dead lanes, no chatter."""
-    defaults = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_DEDUP_LOGS": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Ray's own 15 starves lanes, and even the dispatcher, beside any other busy process
-        "RAY_worker_niceness": "5",
-    }
-    if not os.environ.get("FARM_DEBUG"):
-        # below "fatal", Ray's core writes advice about Ray Data's own actors to our terminal
-        defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)

@@ -85,6 +85,8 @@ class Hardware:
     num_nodes: int = 1
     dollars_per_gpu_hour: float | None = None
     """None takes a rough market price by the GPU's name."""
+    nodes_are_a_limit: bool = False
+    """Whether ``num_nodes`` is what the cluster could have; the plan takes what the work fills."""
 
     @property
     def has_gpu(self) -> bool:

@@ -6,9 +6,11 @@ for their digests; starts nothing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from farm.adapters.registry import Registry
 from farm.base.names import Fetched
@@ -127,15 +129,20 @@ def _plan(
     hardware = request.hardware or this_machine()
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
-    return make_plan(
+    make = partial(
+        make_plan,
         memory,
         workload,
-        hardware,
         slots=request.slots,
         fraction=request.gpu_fraction,
         lanes=request.lanes if workload.uses_ray else 1,
         checkpointing=request.checkpointing,
     )
+    if hardware.nodes_are_a_limit and hardware.num_nodes > 1:
+        one = make(replace(hardware, num_nodes=1))
+        filled = math.ceil(len(rest) / (one.lanes_per_node * one.slots))
+        hardware = replace(hardware, num_nodes=min(hardware.num_nodes, filled))
+    return make(hardware)
 
 
 def _workload(

@@ -1,7 +1,8 @@
 """A run on Ray: the dispatcher's actor, lanes on Ray Train, priors on Ray Data, and their watch.
 
 Owns the driver's loop. It starts lane runs while there is work, and lets them end; whatever dies is
-started again, and what cannot be kept alive ends the run with a reason and nothing lost.
+started again (``lane_runs``), and what cannot be kept alive ends the run with a reason and nothing
+lost. What happens to nodes and to the head comes from ``cluster_watch``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,19 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from farm.errors import FarmError, LaneLost, StoreError
+from farm.errors import FarmError, HeadLost, LaneLost, StoreError
+from farm.training.cluster_watch import (
+    SILENCE_S,
+    ClusterWatch,
+    autoscaler_words,
+    end_controllers,
+    free_places_of_dead_controllers,
+    head_patience_s,
+    is_autoscaling,
+    nodes_words,
+)
 from farm.training.driver import Driver
+from farm.training.lane_runs import LaneRuns
 from farm.training.lanes import (
     DispatchSpec,
     LaneRun,
@@ -42,8 +54,16 @@ LANES_PATIENCE_S = 30.0
 """How long Ray Train may take to tidy up after lanes that have returned."""
 PRIORS_PATIENCE_S = 60.0
 """How long the part of a prior set that is being drawn may take to its end."""
-MAX_BARREN_STARTS = 3
-"""Lane runs in a row that end in an error without having finished a job."""
+IDLE_STOP_S = 4.0
+"""How long a stop waits where no lane trains."""
+STUCK_PATIENCE_S = 2.0
+"""How long lane runs may take to end once their controllers are killed."""
+STOPPED_PRIORS_PATIENCE_S = 6.0
+"""How long a stop waits for the part of a prior set that is being generated."""
+TELL_S = 60.0
+"""Between two lines about nodes that are missing."""
+NODE_TIMEOUT_S, AUTOSCALING_TIMEOUT_S = 60.0, 600.0
+"""How long nodes may take to come."""
 
 
 def run_on_ray(driver: Driver) -> list[Job]:
@@ -73,8 +93,22 @@ def _connected(driver: Driver) -> Iterator[None]:
         driver.arm()
     try:
         yield
-    finally:
+    except (KeyboardInterrupt, HeadLost):
+        # an orderly end would wait for what does not answer; the process ends without one
+        if address is None:
+            _kill_own_ray()
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+def _kill_own_ray() -> None:
+    """End the processes of the Ray that this driver started."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _num_cpus() -> int:
@@ -98,10 +132,16 @@ class _RayRun:
         )
         self._dispatcher = start_dispatcher(spec)
         self._lane_spec = self._make_lane_spec(dispatcher_name(spec))
-        self._lane_runs: list[LaneRun] = []
-        self._num_starts = self._num_barren = self._num_ended_before = 0
+        self._runs: LaneRuns | None = None
+        self._watch = ClusterWatch()
         self._priors: PriorWork | None = None
         self._priors_thread: threading.Thread | None = None
+        self._began = time.monotonic()
+        self._stopped_at: float | None = None
+        self._told_missing = self._told_silence = 0.0
+        request = self._prepared.request
+        default = AUTOSCALING_TIMEOUT_S if is_autoscaling() else NODE_TIMEOUT_S
+        self._node_timeout_s = request.node_timeout_s or default
 
     def _make_lane_spec(self, dispatcher: str) -> LaneSpec:
         request, plan = self._prepared.request, self._plan
@@ -122,31 +162,91 @@ class _RayRun:
 
     def drive(self) -> list[Job]:
         """Until every job has ended, or the user stops."""
+        is_at_once = False
         try:
             self._start_priors()
-            self._start_lanes()
-            stopped_at: float | None = None
+            self._runs = self._start_lanes()
             while True:
                 snapshot, news = self._look()
                 self._driver.show(snapshot, news)
+                self._heed_cluster(snapshot)
                 if snapshot.is_done:
                     break
                 if self._driver.stop.is_set():
-                    stopped_at = stopped_at or self._stop()
-                    all_home = not any(run.is_alive for run in self._lane_runs)
-                    if all_home or time.monotonic() - stopped_at > STOP_PATIENCE_S:
+                    self._stopped_at = self._stopped_at or self._stop()
+                    if self._has_stopped(snapshot, time.monotonic() - self._stopped_at):
                         break
                 else:
                     self._answer_requests()
-                    self._keep_lanes(snapshot)
+                    self._runs.keep(snapshot)
+                    self._tell_missing(snapshot)
                 time.sleep(LOOK_S)
             return self._end()
-        except ray.exceptions.RayActorError as error:
+        except (KeyboardInterrupt, HeadLost):
+            is_at_once = True
+            raise
+        except ray.exceptions.RayError as error:
+            if self._watch.silent_s > SILENCE_S:  # the head takes its node's processes with it
+                is_at_once = True
+                raise self._watch.head_lost() from error
             raise LaneLost(
                 f"the dispatcher's process died: {error}", "run the same command again"
             ) from error
         finally:
-            self._end_priors()
+            if not is_at_once:
+                self._end_priors()
+            self._watch.end()
+
+    def _heed_cluster(self, snapshot: Snapshot) -> None:
+        """Pass on which nodes are gone or going, and see whether the head answers.
+
+        Raises:
+            HeadLost: if it has not for too long.
+        """
+        if lost := self._watch.take("lost"):
+            ray.get(self._dispatcher.nodes_lost.remote(lost))
+        if draining := self._watch.take("draining"):
+            ray.get(self._dispatcher.nodes_draining.remote(draining))
+            self._driver.tell(
+                snapshot, f"{len(draining)} node(s) will be taken away: their jobs move to others"
+            )
+        if self._watch.silent_s < SILENCE_S:
+            self._told_silence = 0.0
+        elif time.monotonic() - self._told_silence > 10:
+            self._told_silence = time.monotonic()
+            self._driver.tell(
+                snapshot,
+                f"the cluster's head does not answer; waiting up to {head_patience_s():.0f} s",
+            )
+        self._watch.require_head()
+
+    def _tell_missing(self, snapshot: Snapshot) -> None:
+        """After a while without the nodes that were asked for: what, what there is, and why."""
+        assert self._runs is not None
+        now = time.monotonic()
+        missing = self._runs.names_without_lanes(snapshot)
+        if not missing:
+            self._began = now  # of the wait for whatever goes missing next
+        if now - max(self._began + self._node_timeout_s - TELL_S, self._told_missing) < TELL_S:
+            return
+        self._told_missing = now
+        plan = self._plan
+        share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
+        words = [
+            f"{len(missing)} of {plan.num_nodes} nodes have not come in {now - self._began:.0f} s: "
+            f"each is to hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
+            f"the cluster has {nodes_words(self._watch.nodes)}",
+            autoscaler_words(self._watch.address),
+        ]
+        self._driver.tell(snapshot, "; ".join(word for word in words if word))
+
+    def _has_stopped(self, snapshot: Snapshot, waited_s: float) -> bool:
+        """Whether a stop need not wait any longer: all lanes returned, or none has anything."""
+        assert self._runs is not None
+        if not self._runs.alive or waited_s > STOP_PATIENCE_S:
+            return True
+        trains = snapshot.counts["training"] or any(lane.held for lane in snapshot.lanes)
+        return not trains and waited_s > (IDLE_STOP_S if snapshot.lanes else 0.0)
 
     def _look(self) -> tuple[Snapshot, list[News]]:
         """Ask the dispatcher; a store that fails now and then is asked again."""
@@ -168,10 +268,19 @@ class _RayRun:
 
     def _end(self) -> list[Job]:
         """Let the lanes go home, and read how the jobs ended."""
+        assert self._runs is not None
+        snapshot, _ = self._look()
+        waiting = set(self._runs.names_without_lanes(snapshot))
         deadline = time.monotonic() + LANES_PATIENCE_S
-        for run in self._lane_runs:
+        for run in self._runs.alive:
             # also for Ray's own tidying up: the process dies where Ray ends under a thread's call
-            run.join(max(0.0, deadline - time.monotonic()))
+            if run.name not in waiting:
+                run.join(max(0.0, deadline - time.monotonic()))
+        if stuck := self._runs.alive:
+            end_controllers()
+            deadline = time.monotonic() + STUCK_PATIENCE_S
+            for run in stuck:
+                run.join(max(0.0, deadline - time.monotonic()))
         snapshot, news = self._look()
         self._driver.show(snapshot, news)
         jobs: list[Job] = ray.get(self._dispatcher.jobs.remote())
@@ -185,37 +294,32 @@ class _RayRun:
 
     # -- lanes --------------------------------------------------------------------------------
 
-    def _start_lanes(self) -> None:
+    def _start_lanes(self) -> LaneRuns:
         """One Ray Train run for each node that the plan wants."""
         plan = self._plan
-        for node in range(plan.num_nodes):
+
+        def make(name: str) -> LaneRun:
             run = LaneRun(
-                f"{self._prepared.run_id}-{self._driver.claim.number}-{self._num_starts}-{node}",
+                name,
                 self._lane_spec,
                 num_lanes=plan.lanes_per_node,
                 cpus=plan.cpus_per_lane,
                 gpus=plan.gpu_fraction,
             )
             run.start()
-            self._lane_runs.append(run)
-        self._num_starts += 1
+            return run
 
-    def _keep_lanes(self, snapshot: Snapshot) -> None:
-        """Start lanes anew where all have ended and jobs are left."""
-        if any(run.is_alive for run in self._lane_runs):
-            return
-        ended = sum(snapshot.counts[status] for status in ("committed", "quarantined", "rejected"))
-        self._num_barren = 0 if ended > self._num_ended_before else self._num_barren + 1
-        self._num_ended_before = ended
-        errors = [run.error for run in self._lane_runs if run.error is not None]
-        if self._num_barren >= MAX_BARREN_STARTS and errors:
-            raise LaneLost(
-                f"the lanes ended {self._num_barren} times without finishing a job: {errors[-1]}",
-                "see `farm logs`; nothing is lost, run the same command again to go on",
-            )
-        if snapshot.is_starved or not snapshot.waiting_for_priors:
-            self._lane_runs.clear()
-            self._start_lanes()
+        return LaneRuns(
+            make,
+            prefix=f"{self._prepared.run_id}-{self._driver.claim.number}",
+            num_places=plan.num_nodes,
+            ended=self._lanes_ended,
+        )
+
+    def _lanes_ended(self, name: str) -> None:
+        """Give the jobs and the places of lanes that are gone to others."""
+        ray.get(self._dispatcher.lanes_ended.remote(name))
+        free_places_of_dead_controllers()
 
     # -- priors -------------------------------------------------------------------------------
 
@@ -259,4 +363,8 @@ class _RayRun:
         if self._priors is None or self._priors_thread is None:
             return
         self._priors.stopped.set()
-        self._priors_thread.join(PRIORS_PATIENCE_S)
+        patience_s = PRIORS_PATIENCE_S
+        if self._stopped_at is not None:
+            waited_s = time.monotonic() - self._stopped_at
+            patience_s = max(0.0, STOPPED_PRIORS_PATIENCE_S - waited_s)
+        self._priors_thread.join(patience_s)

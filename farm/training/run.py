@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from farm.errors import Interrupted, StoreError
+from farm.training.claim_guard import ClaimGuard
 from farm.training.dispatch import Dispatcher
 from farm.training.driver import Driver, claim_run, point_names, write_run_files
 from farm.training.failures import failures_of
 from farm.training.ledger import Job, Ledger, Status, counts
 from farm.training.prepare_run import prepare_run, resume_run
 from farm.training.run_request import PreparedRun, RunRequest, RunSummary, View
+from farm.training.scratch import sweep_folders
 
 __all__ = [
     "PreparedRun",
@@ -61,6 +63,8 @@ def execute_run(
     """
     began = time.monotonic()
     claim = claim_run(prepared)
+    sweep_folders()
+    guard = ClaimGuard(prepared.store, claim)
     driver = Driver(prepared, claim, view, stop or threading.Event(), arm)
     try:
         write_run_files(prepared, claim)
@@ -69,6 +73,7 @@ def execute_run(
     finally:
         with suppress(StoreError):
             claim.release()
+        guard.close()
     summary = summarise(prepared, jobs, time.monotonic() - began)
     left = sum(not job.is_final for job in jobs)
     if driver.stop.is_set() and left:

@@ -59,6 +59,9 @@ class RunRequest:
     take_over: bool = False
     """Take the run from a driver that seems alive."""
     beat_s: float = 1.0
+    node_timeout_s: float | None = None
+    """How long nodes may take to come before the user is told what is missing; None takes 10 min
+    on an autoscaling cluster, 1 min on a fixed one."""
 
 
 @dataclass(frozen=True)

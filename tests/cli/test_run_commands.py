@@ -168,7 +168,7 @@ def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("toy", None, 1, 1, None, None, None), "memory of 'toy' is not known"),
-        ((None, None, 1, 1, None, None, "auto"), "nothing is known of the cluster"),
+        ((None, None, 1, 1, None, None, "127.0.0.1:1"), "no Ray cluster at 127.0.0.1:1"),
     ],
 )
 def test_hardware_that_cannot_be_known_has_to_be_told(

@@ -378,3 +378,17 @@ class Lane:
 
 def test_settings_are_plain_values() -> None:
     assert replace(DispatchSettings(), lease_s=5).lease_s == 5
+
+
+def test_a_lane_without_work_gets_what_only_waits_in_a_full_one(tmp_path: Path) -> None:
+    world = World(tmp_path, [assignment(f"s{n}") for n in range(4)])
+    first = world.say("0", slots=2, want=4)
+    trained, waiting = keys(first)[:2], keys(first)[2:]
+    held = dict.fromkeys(trained, 7) | dict.fromkeys(waiting, -1)
+    world.say("0", slots=2, held=held, shape=first.shape)
+    second = world.say("1", slots=2, want=4)
+    assert keys(second) == waiting
+    # the first lane lets them go without a word, and gets nothing in their place
+    orders = world.say("0", slots=2, held=held, want=2, shape=first.shape)
+    assert sorted(orders.drop) == sorted(waiting)
+    assert orders.leases == ()

@@ -1,0 +1,52 @@
+"""Ray's token authentication, switched on wherever the farm starts Ray or connects to it.
+
+Ray 2.60 switches it on by itself only for Ray that ``ray.init`` starts; clients and drivers of a
+named cluster are left without, and a cluster with tokens then refuses them after a long wait. The
+rule here is the one of ``ray start --head``: a token that exists is used. ``RAY_AUTH_MODE`` that is
+set already always wins. The token itself is Ray's: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or
+``~/.ray/auth_token``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["TOKEN_REMEDY", "has_token", "require_token", "use_token_if_there_is_one"]
+
+MODE = "RAY_AUTH_MODE"
+TOKEN_REMEDY = (
+    "copy the cluster's token to ~/.ray/auth_token, or set RAY_AUTH_TOKEN; on the head, "
+    "`ray get-auth-token` prints it"
+)
+
+
+def has_token() -> bool:
+    """Whether this process finds a token where Ray looks for one."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    try:
+        return bool(Path(path).read_text().strip())
+    except OSError:
+        return False
+
+
+def require_token() -> None:
+    """Authenticate with a token; Ray generates one if it starts here and there is none."""
+    if MODE not in os.environ:
+        os.environ[MODE] = "token"
+        _reload()
+
+
+def use_token_if_there_is_one() -> None:
+    """Authenticate with the token that exists; without one, connect as to an open cluster."""
+    if MODE not in os.environ and has_token():
+        require_token()
+
+
+def _reload() -> None:
+    """Ray read its environment when it was imported."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")

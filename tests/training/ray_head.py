@@ -1,0 +1,177 @@
+"""A real ``ray start --head`` of the tests' own: private folder, own ports, a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head."""
+
+    dashboard: str
+    gcs: str
+    token: str
+    temp_dir: str
+    process: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Of a client that holds the token."""
+        return clean_environment() | {"RAY_AUTH_TOKEN": self.token} | more
+
+    def start_worker(self, name: str, num_cpus: int = 1) -> subprocess.Popen[bytes]:
+        """Another node on this machine, which has a resource of its name; killed with the head."""
+        ports = free_ports(3, beyond=2000 + 10 * len(self.workers))
+        worker = subprocess.Popen(
+            [
+                *(str(BIN / "ray"), "start", "--block", f"--address={self.gcs}"),
+                *(f"--num-cpus={num_cpus}", f'--resources={{"{name}": 1}}'),
+                *("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"),
+                *(f"--dashboard-agent-listen-port={ports[0]}",),
+                *(f"--dashboard-agent-grpc-port={ports[1]}", f"--metrics-export-port={ports[2]}"),
+            ],
+            env=self.environment(RAY_AUTH_MODE="token"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.workers.append(worker)
+        return worker
+
+    def node_ids(self) -> dict[str, str]:
+        """Id of each living worker by its name."""
+        code = (
+            "import json, ray; ray.init(address=%r, logging_level='error', log_to_driver=False);"
+            "print(json.dumps([n for n in ray.nodes() if n['Alive']], default=str))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code % self.gcs],
+            env=self.environment(RAY_AUTH_MODE="token"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        nodes = json.loads(done.stdout.splitlines()[-1])
+        return {
+            name: node["NodeID"]
+            for node in nodes
+            for name in node["Resources"]
+            if name.startswith("worker")
+        }
+
+    def kill_gcs(self) -> None:
+        """Kill the head's own server with -9."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if "gcs_server" in process.name():
+                process.kill()
+
+    def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """Kill a node's processes with -9, all at once, as a lost machine."""
+        family = psutil.Process(worker.pid).children(recursive=True)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        worker.kill()
+        worker.wait()
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what it says of Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def free_ports(count: int, *, beyond: int = 0) -> list[int]:
+    """Ports that nothing listens on, below those that Ray gives to workers."""
+    ports: list[int] = []
+    candidate = 20000 + beyond + os.getpid() % 7000
+    while len(ports) < count:
+        candidate += 1
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+        ports.append(candidate)
+    return ports
+
+
+@contextmanager
+def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Start a head, wait for its dashboard, stop it and nothing else at the end."""
+    token = secrets.token_hex(16)
+    # the paths of Ray's sockets may hold 107 bytes
+    with tempfile.TemporaryDirectory(prefix="fr-", ignore_cleanup_errors=True) as folder:
+        gcs, dashboard, *others = free_ports(6)
+        environment = clean_environment() | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            **(env or {}),
+        }
+        log = Path(folder) / "head.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"),
+                    *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
+                    *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
+                    *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={others[0]}"),
+                    # another Ray on this machine has the defaults
+                    *(f"--dashboard-agent-listen-port={others[1]}",),
+                    *(f"--dashboard-agent-grpc-port={others[2]}",),
+                    *(f"--metrics-export-port={others[3]}",),
+                    *("--min-worker-port=0", "--max-worker-port=0"),
+                ],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", token, folder, process)
+        try:
+            _await_dashboard(head, log)
+            yield head
+        finally:
+            for worker in head.workers:
+                if worker.poll() is None:
+                    head.kill_worker(worker)
+            process.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _await_dashboard(head: Head, log: Path) -> None:
+    until = time.monotonic() + 180
+    while time.monotonic() < until:
+        assert head.process.poll() is None, log.read_text()
+        try:
+            url = f"{head.dashboard}/api/authentication_mode"
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                assert b"token" in answer.read()
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no dashboard: {log.read_text()}")
