@@ -85,7 +85,8 @@ def save_adapter(
     files["README.md"] = model_card(record, captions, kohya_name).encode()
 
     digests = {name: bytes_digest(data) for name, data in files.items()}
-    whole = record.model_copy(update={"files": digests})
+    prompts = {name: prompt for name, prompt in captions if prompt}
+    whole = record.model_copy(update={"files": digests, "sample_prompts": prompts})
     files[RECORD_NAME] = whole.to_json().encode()
     for name, data in files.items():  # the record was put in last
         path = Path(folder) / name

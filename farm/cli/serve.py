@@ -154,11 +154,10 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
     import secrets
     import sys
 
-    import uvicorn
-
     from farm.serving.api import create_app
     from farm.serving.build import build_engine, build_services
     from farm.serving.client import LocalEngine
+    from farm.serving.http_server import bounded_config
     from farm.serving.metrics import PrometheusMetrics
 
     print(f"loading {settings.base} …", file=sys.stderr)
@@ -169,13 +168,12 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
     )
     server = _draining_server(
-        uvicorn.Config(
+        bounded_config(
             create_app(services),
+            settings.connections,
             host=host,
             port=port,
-            log_level="warning",
             timeout_graceful_shutdown=max(1, int(drain_s)),
-            server_header=False,
         ),
         client,
         f"{settings.public_base} and the adapters of {settings.store}",
@@ -216,6 +214,7 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     On a cluster that others use too, their applications go on when this one ends.
     """
     import contextlib
+    import os
     import signal
     import sys
     import threading
@@ -224,9 +223,18 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from ray import serve as ray_serve
 
     from farm.serving.app import build_app
+    from farm.serving.http_server import RAY_PROXY_HOOK, RAY_PROXY_LIMITS
 
     port = port or _free_port(host)
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    os.environ.setdefault(RAY_PROXY_HOOK, "farm.serving.http_server:bound_ray_proxy")
+    os.environ.setdefault(RAY_PROXY_LIMITS, settings.connections.model_dump_json())
+    options: dict[str, Any] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        # a Ray of our own: a token for each call, and no port, that of the metrics among them,
+        # open to the network
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        options["_node_ip_address"] = "127.0.0.1"
+    ray.init(ignore_reinit_error=True, log_to_driver=False, **options)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
@@ -262,6 +270,9 @@ def create(
     rate: int = typer.Option(
         None, min=1, help="Pictures a minute; the endpoint's own if left out."
     ),
+    operator: bool = typer.Option(
+        False, "--operator", help="May read /metrics, which concerns all namespaces."
+    ),
     json: bool = JSON,
 ) -> None:
     """Make a key and print it. It is shown this once; the store keeps its hash."""
@@ -269,7 +280,9 @@ def create(
     from farm.serving.auth import create_key
     from farm.storage import Store
 
-    token, record = create_key(Store(store), namespace, label=label, pictures_per_minute=rate)
+    token, record = create_key(
+        Store(store), namespace, label=label, pictures_per_minute=rate, operator=operator
+    )
     if json:
         print_json({"key": token, "key_id": record.key_id, "namespace": record.namespace})
     else:

@@ -29,7 +29,14 @@ class Limits(BaseModel):
     max_body_bytes: int = Field(256 * 1024, ge=1024)
     """Of a request's JSON. A prompt is text; nothing larger belongs in it."""
     body_timeout_s: float = Field(30.0, gt=0)
-    """Longest silence while a body is being sent."""
+    """From the end of a request's head to the end of its body."""
+    failed_keys_per_minute: int = Field(60, ge=1)
+    """Wrong keys from one address before more are refused with 429. Good keys are let in."""
+    store_max_age_s: float = Field(15.0, gt=0)
+    """How old a key, a name or a revocation may be while the store does not answer; after that
+    the answer is 503."""
+    write_timeout_s: float = Field(40.0, gt=0)
+    """How long one event of a stream may wait for a client that does not read."""
     max_prompt_characters: int = Field(4000, ge=1, le=32_000)
     """The text encoder reads 77 tokens; what is beyond them only costs time."""
     max_pictures: int = Field(10, ge=1, le=10)
