@@ -178,12 +178,13 @@ class Gate:
         self._failures_per_minute = failures_per_minute
 
     async def look(self) -> None:
-        """Read the keys before the first request does.
+        """See whether there are keys before the first request comes, which reads them again.
 
         Raises:
             StoreError: if the store does not answer.
         """
         await self._view.get("keys")
+        self._view.forget("keys")
 
     async def admit(self, authorization: str | None, address: str = "") -> Tenant:
         """The tenant behind an ``Authorization`` header.
@@ -199,7 +200,7 @@ class Gate:
         good = await self._view.get("keys")
         # once a key existed the endpoint never opens again, even if all keys are revoked
         if self._anonymous_namespace is not None and not self._keys_were_seen:
-            return Tenant(key_id="anonymous", namespace=self._anonymous_namespace, operator=True)
+            return Tenant(key_id="anonymous", namespace=self._anonymous_namespace)
         scheme, _, token = (authorization or "").partition(" ")
         prefix, _, rest = token.strip().partition("_")
         key_id, _, secret = rest.partition("_")
