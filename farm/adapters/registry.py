@@ -33,7 +33,8 @@ PARALLEL_READS = 16
 """Store look-ups in flight at once: object stores answer in tens of milliseconds each."""
 MAX_EARLIER = 64
 """Versions of a name that can still be asked for by their key."""
-SAMPLES_FOLDER = "samples/"
+SAMPLES = ("samples/", "samples-others/")
+"""Pictures for the prompts of whoever trained it first, and for those of namespaces that share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,8 @@ class Registry:
 
         Args:
             prompts: of the name's own samples, identifier put in; pictures made for the prompts of
-                others are not shown under it. None shows all to the record's own namespace and none
-                to others.
+                others are not shown under it. The record's own namespace is shown what was made for
+                the job itself.
         """
         path = _name_path(namespace, name)
         sha256 = _weights_digest(record)
@@ -335,10 +336,13 @@ def _own_samples(
     record: AdapterRecord, namespace: str, prompts: Collection[str] | None
 ) -> tuple[str, ...]:
     """The sample pictures that a name may show."""
-    pictures = sorted(file for file in record.files if file.startswith(SAMPLES_FOLDER))
-    if prompts is None:
-        return tuple(pictures) if namespace == record.namespace else ()
-    return tuple(file for file in pictures if record.sample_prompts.get(file) in prompts)
+    pictures = sorted(file for file in record.files if file.startswith(SAMPLES))
+    return tuple(
+        file
+        for file in pictures
+        if (namespace == record.namespace and file.startswith(SAMPLES[0]))
+        or record.sample_prompts.get(file) in (prompts or ())
+    )
 
 
 def _check_files(folder: Path, record: AdapterRecord) -> None:

@@ -27,7 +27,7 @@ PAGE_TTL_S = 60.0
 """Age of the dates shown in a listing; drawing never uses them."""
 NUM_RECORDS_KEPT = 20_000
 _JOB_KEY = re.compile(r"[0-9a-f]{32}")
-_SAMPLE = re.compile(r"samples/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
+_SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,8 @@ def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
     if named.samples is not None:
         samples = tuple(file for file in facts.samples if file in named.samples)
     else:  # a name of an older farm: the pictures are those of whoever trained first
-        samples = facts.samples if facts.namespace == named.namespace else ()
+        is_own = facts.namespace == named.namespace
+        samples = tuple(file for file in facts.samples if is_own and file.startswith("samples/"))
     return replace(
         facts,
         namespace=named.namespace,
