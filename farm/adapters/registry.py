@@ -34,7 +34,7 @@ PARALLEL_READS = 16
 MAX_EARLIER = 64
 """Versions of a name that can still be asked for by their key."""
 SAMPLES = ("samples/", "samples-others/")
-"""Pictures for the prompts of whoever trained it first, and for those of namespaces that share it."""
+"""For the prompts of whoever trained it first, and for those of namespaces that share it."""
 
 
 @dataclass(frozen=True, slots=True)
