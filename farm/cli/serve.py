@@ -219,22 +219,19 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     import sys
     import threading
 
+    from farm.serving.http_server import ray_environment
+
+    # read when Ray is imported, and by the processes that it starts
+    for name, value in ray_environment(settings.connections).items():
+        os.environ.setdefault(name, value)
+
     import ray
     from ray import serve as ray_serve
 
     from farm.serving.app import build_app
-    from farm.serving.http_server import RAY_PROXY_HOOK, RAY_PROXY_LIMITS
 
     port = port or _free_port(host)
-    os.environ.setdefault(RAY_PROXY_HOOK, "farm.serving.http_server:bound_ray_proxy")
-    os.environ.setdefault(RAY_PROXY_LIMITS, settings.connections.model_dump_json())
-    options: dict[str, Any] = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        # a Ray of our own: a token for each call, and no port, that of the metrics among them,
-        # open to the network
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        options["_node_ip_address"] = "127.0.0.1"
-    ray.init(ignore_reinit_error=True, log_to_driver=False, **options)
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from farm.serving.connections import (
     raise_file_limit,
 )
 
-__all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config"]
+__all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config", "ray_environment"]
 
 LINGER_S = 2.0
 """How long a refused client may still send, so that it can read why it was refused."""
@@ -264,8 +265,6 @@ def bound_ray_proxy() -> list[Any]:
     Returns:
         No middleware: the bound lies below the app.
     """
-    import os
-
     from uvicorn.config import HTTP_PROTOCOLS
 
     limits = ConnectionLimits.model_validate_json(os.environ.get(RAY_PROXY_LIMITS, "{}"))
@@ -274,8 +273,23 @@ def bound_ray_proxy() -> list[Any]:
     return []
 
 
+def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
+    """What must be in the environment before Ray is imported, for its proxies to be bounded; and,
+    where no cluster is named, for a Ray of our own to ask for tokens and to stay on loopback, the
+    port of its metrics included."""
+    variables = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
+        RAY_PROXY_LIMITS: limits.model_dump_json(),
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        variables |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its address is then loopback
+        }
+    return variables
+
+
 RAY_PROXY_LIMITS = "FARM_CONNECTION_LIMITS"
-RAY_PROXY_HOOK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _RAY_BOOKS: list[ConnectionBook] = []
 
 
