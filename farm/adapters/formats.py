@@ -86,13 +86,14 @@ def save_adapter(
     captions = _captions(pictures)
     files["README.md"] = model_card(record, captions, kohya_name).encode()
 
-    digests = {name: bytes_digest(data) for name, data in files.items()}
     pictures |= {
         f"samples-others/{number:02d}.png": picture
         for number, picture in enumerate(samples_of_others)
     }
     files |= {name: _png(picture) for name, picture in pictures.items()}
     prompts = {name: prompt for name, prompt in _captions(pictures) if prompt}
+
+    digests = {name: bytes_digest(data) for name, data in files.items()}
     whole = record.model_copy(update={"files": digests, "sample_prompts": prompts})
     files[RECORD_NAME] = whole.to_json().encode()
     for name, data in files.items():  # the record was put in last
