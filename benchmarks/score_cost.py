@@ -22,8 +22,8 @@ import torch
 
 from farm.base.embedded.world import CLASS_NOUNS, POSES_OF
 from farm.base.load import load_base
+from farm.intake.scoring import DEFAULT_SHARE
 from farm.quality.card import Examiner
-from farm.quality.judge import DEFAULT_SHARE
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets

@@ -70,6 +70,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         zipf=options.zipf,
     )
     ours = _ours("engine, mixed adapters", base, workload, options, folder, rows=options.rows)
+    ours.engine.wait_until_measured()
     rows = ours.engine.capacity.rows
     pictures = max(1, rows // 2)
     waiting = 2 * pictures

@@ -20,8 +20,8 @@ from peft.tuners.lora import LoraLayer
 from serve_trace import TARGETS, Workload
 from torch import Tensor
 
-from farm.adapters.bank import Bank
 from farm.adapters.formats import load_adapter
+from farm.adapters.mixed import MixedBank
 from farm.adapters.names import layer_names
 from farm.adapters.rows import RowWeights
 from farm.base.draw import draw_latents, to_uint8
@@ -183,14 +183,12 @@ class OneAdapterBatches:
         folder = Path(workload.registry.store.url) / "adapters"
         keys = {ref.key for request in workload.requests for ref, _ in request.adapters}
         self._slot = {key: slot for slot, key in enumerate(sorted(keys))}
-        self._bank = Bank(
-            base, num_slots=len(keys), max_rank=rank, target_modules=TARGETS, dtype=base.dtype
-        )
+        self._bank = MixedBank(base, base.denoiser_name, num_slots=len(keys))
         self._rows = RowWeights(self._bank)
         if base.device.type == "cpu":
             base.pipeline().vae.to(memory_format=torch.channels_last)
             make_lean(base.components[base.denoiser_name])
-        known = list(self._bank.places)
+        known = self._bank.layer_names
         for key, slot in self._slot.items():
             file = folder / key / "pytorch_lora_weights.safetensors"
             self._bank.set_slot(slot, load_adapter(file, known))

@@ -1,6 +1,6 @@
 """Every error that the farm raises on purpose, in one tree.
 
-    FarmError                       exit 1, a retry does not help
+    FarmError                       exit 1
     ├── UserError                   exit 2: the command or its input is wrong; never retried
     │   ├── ManifestError           exit 3: manifest or photos have faults, all told at once
     │   ├── BaseModelError          the base cannot be read, or is refused (pickled weights)
@@ -8,9 +8,6 @@
     │   └── PlanError               the plan cannot fit the hardware; says by how much
     ├── StoreError                  the store did not answer in time or lost a write; retried
     ├── LaneLost                    a lane, node or driver vanished; not the job's fault
-    ├── JobError                    one job's own failure; the run goes on
-    │   ├── JobDiverged             its loss or weights are not finite
-    │   └── JobOutOfMemory          it does not fit even alone in a lane
     ├── ServingError                a request that the endpoint answers with an HTTP error
     │   ├── RequestRefused          400, the request itself is wrong
     │   ├── NotAuthorized           401, no key or a wrong one
@@ -20,8 +17,9 @@
     │   └── Draining                503, the replica is restarting
     └── Interrupted                 exit 130: the user stopped it; says how to go on
 
-Each class says whether a retry helps (``retryable``) and carries a remedy. All of them take
-positional arguments only, so they survive pickling across processes.
+Each carries a message and a remedy. All of them take positional arguments only, so they survive
+pickling across processes. A job's own failure (it diverged, it does not fit) ends no process and is
+no exception: it is an event of the ledger, with the same two texts.
 """
 
 from __future__ import annotations
@@ -38,9 +36,6 @@ __all__ = [
     "FarmError",
     "Fault",
     "Interrupted",
-    "JobDiverged",
-    "JobError",
-    "JobOutOfMemory",
     "KeyReused",
     "LaneLost",
     "ManifestError",
@@ -51,6 +46,7 @@ __all__ = [
     "StoreError",
     "TooBusy",
     "UserError",
+    "explain",
 ]
 
 
@@ -58,7 +54,6 @@ class FarmError(Exception):
     """Base of all errors of the farm: a message for the user and a remedy."""
 
     exit_code: ClassVar[int] = 1
-    retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message, remedy)
@@ -124,27 +119,9 @@ class PlanError(UserError):
 class StoreError(FarmError):
     """The store failed; the same call may succeed later."""
 
-    retryable = True
-
 
 class LaneLost(FarmError):
     """A lane, its node or the driver vanished. Not the job's fault."""
-
-    retryable = True
-
-
-class JobError(FarmError):
-    """One job failed for reasons of its own; retried a set number of times, then quarantined."""
-
-    retryable = True
-
-
-class JobDiverged(JobError):
-    """A job whose loss, gradient or weights are no longer finite."""
-
-
-class JobOutOfMemory(JobError):
-    """A job that does not fit in the memory of a lane."""
 
 
 class ServingError(FarmError):
@@ -192,7 +169,6 @@ class TooBusy(ServingError):
 
     status = 429
     code = "rate_limit_exceeded"
-    retryable = True
 
     def __init__(
         self, message: str, remedy: str = "", param: str | None = None, retry_after_s: float = 1.0
@@ -207,10 +183,19 @@ class Draining(ServingError):
 
     status = 503
     code = "service_unavailable"
-    retryable = True
 
 
 class Interrupted(FarmError):
     """The user stopped the command."""
 
     exit_code = 130
+
+
+UNEXPECTED_REMEDY = "this is a fault of the farm: report it, with what `farm logs` shows"
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """Message and remedy of any error, also of one that the farm did not raise on purpose."""
+    if isinstance(error, FarmError):
+        return error.message, error.remedy
+    return repr(error), UNEXPECTED_REMEDY

@@ -7,13 +7,13 @@ import pickle
 import pytest
 
 import farm.errors as errors
-from farm.errors import FarmError, Fault, ManifestError, TooBusy
+from farm.errors import FarmError, Fault, ManifestError, TooBusy, explain
 
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_every_error_survives_pickling_with_its_message_and_remedy(name: str) -> None:
     kind = getattr(errors, name)
-    if not issubclass(kind, FarmError):
+    if not isinstance(kind, type) or not issubclass(kind, FarmError):
         pytest.skip("a plain value")
     copy = pickle.loads(pickle.dumps(kind("it broke", "mend it")))
     assert type(copy) is kind
@@ -31,6 +31,13 @@ def test_a_manifest_error_tells_every_fault_with_its_place() -> None:
     assert "m.yaml:3: subjects[0].recipe.rank: rank is 0 (use 1 to 256)" in str(error)
     assert "photos/1.jpg: is truncated" in str(error)
     assert error.exit_code == 3
+
+
+def test_any_error_is_explained_with_a_remedy() -> None:
+    assert explain(FarmError("it broke", "fix it")) == ("it broke", "fix it")
+    message, remedy = explain(KeyError("rank"))
+    assert message == "KeyError('rank')"
+    assert remedy
 
 
 def test_a_busy_endpoint_says_when_to_come_back() -> None:

@@ -1,8 +1,9 @@
-"""The bank: S adapters' slots over one frozen base, for training and for serving.
+"""The bank: S adapters' slots of one shape over one frozen base, for training and for scores.
 
 Owns the stacked weights, the wrapping of the base's layers and the routing of rows to slots. Does
-not train, draw or read files. Setting, clearing and reading a slot copies numbers in place: no
-module, shape or address changes, so a compiled step or a captured CUDA graph stays valid.
+not train, draw or read files. Serving has ``MixedBank``, whose slots differ in shape. Setting,
+clearing and reading a slot copies numbers in place: no module, shape or address changes, so a
+compiled step or a captured CUDA graph stays valid.
 
 All layers' weights lie in one flat tensor [S + 1, P], all down halves before all up halves; a
 layer holds views of it. An optimiser step, a clip, a check for NaN or a checkpoint is thus one
@@ -26,7 +27,6 @@ from farm.adapters.layers import (
     BankLayer,
     BankLinear,
     Route,
-    RowPart,
     StackedWeights,
 )
 from farm.adapters.layout import LayerPlace, lay_out, matching_layers
@@ -106,9 +106,6 @@ class Bank(nn.Module):
         self._compute_ZP = self.flat_ZP if shares else self.flat_ZP.to(self.compute_dtype)
         scale = torch.zeros(len(self.places), shape[0], dtype=self.compute_dtype, device=device)
         self.register_buffer("scale_LZ", scale, persistent=False)
-        self.host_scale_LZ = torch.zeros(scale.shape, dtype=torch.float64)
-        """``scale_LZ`` on the host, for decisions that must not wait for the device."""
-        self._versions = [0] * shape[0]
         self.grad_SP: Tensor | None = None
         if self.trainable:
             self.grad_SP = torch.zeros_like(self._compute_ZP[: self.num_slots])
@@ -123,20 +120,7 @@ class Bank(nn.Module):
             slots_down.requires_grad_()
             slots_up.requires_grad_()
             slots_down.grad, slots_up.grad = self._views(self.grad_SP, place)
-        return StackedWeights(slots_down, slots_up, down, up, self.scale_LZ[index], index)
-
-    @property
-    def compute_ZP(self) -> Tensor:  # noqa: N802
-        """What the layers read: the master weights in the base's dtype."""
-        return self._compute_ZP
-
-    def layer_views(self, flat_RP: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's down [R, I, r] and up [R, r, O] in rows laid out as the slots are."""
-        return [self._views(flat_RP, place) for place in self.places.values()]
-
-    def version(self, slot: int) -> int:
-        """Changes whenever the slot's weights are replaced; training steps do not count."""
-        return self._versions[slot]
+        return StackedWeights(slots_down, slots_up, down, up, self.scale_LZ[index])
 
     def _views(self, flat: Tensor, place: LayerPlace) -> tuple[Tensor, Tensor]:
         """Down [rows, I, r] and up [rows, r, O] of one layer in a flat tensor [rows, P]."""
@@ -219,17 +203,6 @@ class Bank(nn.Module):
             yield
 
     @contextmanager
-    def route_parts(self, parts: Sequence[RowPart]) -> Iterator[None]:
-        """The rows inside use weights that ``farm.adapters.rows`` gathered beforehand."""
-        before = self._route.parts
-        self._route.parts = parts
-        try:
-            with self._entered("parts" if parts else "none", None, None):
-                yield
-        finally:
-            self._route.parts = before
-
-    @contextmanager
     def _entered(
         self, mode: str, slots_RK: Tensor | None, weights_RK: Tensor | None
     ) -> Iterator[None]:
@@ -273,7 +246,6 @@ class Bank(nn.Module):
             scale_L[index] = weights.scale(name)
         self.write_row(slot, row_P)
         self.scale_LZ[:, slot].copy_(sent(scale_L, self.scale_LZ.device))
-        self.host_scale_LZ[:, slot] = scale_L
         self._alphas[slot] = dict(weights.alphas)
         self._ranks[slot] = {name: layer.rank for name, layer in weights.layers.items()}
 
@@ -283,8 +255,6 @@ class Bank(nn.Module):
         self.flat_ZP[self._checked(slot)].zero_()
         self._compute_ZP[slot].zero_()
         self.scale_LZ[:, slot].zero_()
-        self.host_scale_LZ[:, slot] = 0
-        self._versions[slot] += 1
         self._alphas[slot], self._ranks[slot] = {}, {}
 
     @torch.no_grad()
@@ -329,7 +299,6 @@ class Bank(nn.Module):
         self.flat_ZP[self._checked(slot)].copy_(sent(row_P, self.flat_ZP.device))
         if self._compute_ZP is not self.flat_ZP:
             self._compute_ZP[slot].copy_(self.flat_ZP[slot])
-        self._versions[slot] += 1
 
     def unpack(self, slot: int, row_P: Tensor) -> AdapterWeights:
         """A flat row [P] as an adapter, with the ranks and alphas that the slot has now."""

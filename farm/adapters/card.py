@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
 
+from farm.adapters.files import DIFFUSERS_FILE
 from farm.adapters.record import AdapterRecord
-from farm.adapters.write_forms import DIFFUSERS_NAME
 
 __all__ = ["model_card"]
 
@@ -61,7 +61,7 @@ def _usage(record: AdapterRecord, kohya_name: str | None) -> str:
         "from diffusers import StableDiffusionPipeline",
         "",
         f'pipeline = StableDiffusionPipeline.from_pretrained("{record.base_id}")',
-        f'pipeline.load_lora_weights("this-folder", weight_name="{DIFFUSERS_NAME}")',
+        f'pipeline.load_lora_weights("this-folder", weight_name="{DIFFUSERS_FILE}")',
         f'picture = pipeline("{record.instance_prompt}").images[0]',
         "```\n",
     ]

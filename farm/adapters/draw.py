@@ -13,7 +13,8 @@ from torch import Tensor
 
 from farm.adapters.bank import Bank
 from farm.base.draw import draw_latents, in_batches, to_uint8
-from farm.base.model import Base, SchedulerName
+from farm.base.model import Base
+from farm.schedulers import SchedulerName
 
 __all__ = ["draw_adapted", "draw_by_slot"]
 

@@ -20,13 +20,19 @@ from typing import Literal
 from PIL import Image
 
 from farm.adapters.card import model_card
+from farm.adapters.files import (
+    DIFFUSERS_FILE,
+    KOHYA_ENDING,
+    PEFT_FOLDER,
+    PEFT_WEIGHTS,
+    RECORD_FILE,
+    SAMPLES_FOLDER,
+)
 from farm.adapters.names import layer_names
 from farm.adapters.read_forms import read_adapter_file
-from farm.adapters.record import RECORD_NAME, AdapterRecord
+from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.adapters.write_forms import (
-    DIFFUSERS_NAME,
-    PEFT_FOLDER,
     diffusers_file,
     kohya_file,
     peft_files,
@@ -74,15 +80,15 @@ def save_adapter(
     known = layer_names(base)
     files: dict[str, bytes] = {}
     if "diffusers" in forms:
-        files[DIFFUSERS_NAME] = diffusers_file(weights, known)
+        files[DIFFUSERS_FILE] = diffusers_file(weights, known)
     if "peft" in forms:
         files |= peft_files(weights, known, record.base_id, base.denoiser_name)
     kohya_name = None
     if "kohya" in forms:
-        kohya_name = f"{safe_file_name(record.name)}.kohya.safetensors"
+        kohya_name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
         thumbnail = thumbnail_uri(samples[0]) if samples else None
         files[kohya_name] = kohya_file(weights, record, base, thumbnail)
-    pictures = {f"samples/{number:02d}.png": picture for number, picture in enumerate(samples)}
+    pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
     captions = _captions(pictures)
     files["README.md"] = model_card(record, captions, kohya_name).encode()
 
@@ -95,7 +101,7 @@ def save_adapter(
 
     digests = {name: bytes_digest(data) for name, data in files.items()}
     whole = record.model_copy(update={"files": digests, "sample_prompts": prompts})
-    files[RECORD_NAME] = whole.to_json().encode()
+    files[RECORD_FILE] = whole.to_json().encode()
     for name, data in files.items():  # the record was put in last
         path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,13 +155,13 @@ def verify_files(folder: str | Path, record: AdapterRecord, names: Sequence[str]
 
 def _files_of(folder: Path) -> list[Path]:
     """The file, or PEFT's one file per component, that a folder is read from."""
-    if (folder / DIFFUSERS_NAME).is_file():
-        return [folder / DIFFUSERS_NAME]
+    if (folder / DIFFUSERS_FILE).is_file():
+        return [folder / DIFFUSERS_FILE]
     for root in (folder, folder / PEFT_FOLDER):
         found = [
-            place / "adapter_model.safetensors"
+            place / PEFT_WEIGHTS
             for place in (root, root / "text_encoder")
-            if (place / "adapter_model.safetensors").is_file()
+            if (place / PEFT_WEIGHTS).is_file()
         ]
         if found:
             return found

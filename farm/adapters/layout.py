@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from farm.adapters.layers import BankLayer
+from farm.adapters.layers import AdaptedLayer
 from farm.base.model import Base
 from farm.errors import UserError
 
-__all__ = ["LayerPlace", "lay_out", "matching_layers"]
+__all__ = ["LayerPlace", "adaptable_layers", "lay_out", "matching_layers"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,11 @@ def matching_layers(base: Base, component: str, endings: Sequence[str]) -> dict[
     used = set()
     for path, module in base.components[component].named_modules():
         matching = [end for end in endings if path == end or path.endswith(f".{end}")]
-        if not matching or not isinstance(module, nn.Linear | nn.Conv2d | BankLayer):
+        if not matching or not isinstance(module, nn.Linear | nn.Conv2d | AdaptedLayer):
             continue
-        if isinstance(module, BankLayer):
+        if isinstance(module, AdaptedLayer):
             raise ValueError("the base carries a bank already; close that one first")
-        if isinstance(module, nn.Conv2d) and (
-            module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
-        ):
+        if not _can_carry(module):
             raise UserError(f"{component}.{path} is a kind of convolution that cannot be adapted")
         found[f"{component}.{path}"] = module
         used.update(matching)
@@ -58,6 +56,22 @@ def matching_layers(base: Base, component: str, endings: Sequence[str]) -> dict[
             "name module endings of this base, such as to_q or to_out.0",
         )
     return found
+
+
+def adaptable_layers(base: Base, component: str) -> dict[str, nn.Module]:
+    """All layers of a component that can carry an adapter, in module order."""
+    modules = base.components[component].named_modules()
+    if any(isinstance(module, AdaptedLayer) for module in base.components[component].modules()):
+        raise ValueError("the base carries a bank already; close that one first")
+    return {f"{component}.{path}": module for path, module in modules if _can_carry(module)}
+
+
+def _can_carry(module: nn.Module) -> bool:
+    """Linear layers, and convolutions with plain zero padding that are not grouped."""
+    if isinstance(module, nn.Conv2d):
+        is_plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return module.groups == 1 and is_plain
+    return isinstance(module, nn.Linear)
 
 
 def lay_out(layers: Mapping[str, nn.Module], max_rank: int) -> dict[str, LayerPlace]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from farm.adapters.layers import BankLayer
+from farm.adapters.layers import AdaptedLayer
 from farm.base.model import Base
 
 __all__ = ["canonical_name", "endings_of", "kohya_name", "layer_names", "located"]
@@ -29,7 +29,8 @@ def layer_names(base: Base) -> tuple[str, ...]:
         f"{component}.{path}"
         for component, module in base.components.items()
         for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d | BankLayer) and not path.endswith(".base_layer")
+        if isinstance(layer, nn.Linear | nn.Conv2d | AdaptedLayer)
+        and not path.endswith(".base_layer")
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from farm.adapters.files import PEFT_CONFIG, PEFT_WEIGHTS
 from farm.adapters.names import located
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.errors import AdapterFileError
@@ -81,8 +82,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _config_beside(path: Path) -> dict[str, Any]:
     """PEFT's config of the file; empty where there is none."""
-    config_path = path.with_name("adapter_config.json")
-    if path.name != "adapter_model.safetensors" or not config_path.is_file():
+    config_path = path.with_name(PEFT_CONFIG)
+    if path.name != PEFT_WEIGHTS or not config_path.is_file():
         return {}
     try:
         config = json.loads(config_path.read_bytes())

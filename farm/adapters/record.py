@@ -13,13 +13,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm import __version__
+from farm.adapters.files import RECORD_FILE
 from farm.errors import AdapterFileError
 from farm.recipe import Recipe
 
-__all__ = ["RECORD_NAME", "AdapterRecord", "utc_now"]
-
-RECORD_NAME = "adapter.json"
-"""The record's file name beside the adapter's files."""
+__all__ = ["AdapterRecord", "utc_now"]
 
 
 def utc_now() -> str:
@@ -82,7 +80,7 @@ class AdapterRecord(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, source: str = RECORD_NAME) -> AdapterRecord:
+    def from_json(cls, text: str | bytes, source: str = RECORD_FILE) -> AdapterRecord:
         """Parse ``adapter.json``.
 
         Raises:
@@ -102,7 +100,7 @@ class AdapterRecord(BaseModel):
         Raises:
             AdapterFileError: if it is missing or is not a record.
         """
-        path = Path(folder) / RECORD_NAME
+        path = Path(folder) / RECORD_FILE
         try:
             return cls.from_json(path.read_bytes(), str(path))
         except FileNotFoundError as error:

@@ -10,7 +10,6 @@ committed never changes; a name is a pointer that is replaced whole.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,16 +18,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from farm.adapters.files import DIFFUSERS_FILE, RECORD_FILE
 from farm.adapters.record import AdapterRecord
 from farm.errors import AdapterFileError, StoreError, UserError
 from farm.keys import bytes_digest, file_digest
+from farm.safe_names import is_safe_name
 from farm.storage import Store
 
 __all__ = ["NamedAdapter", "Registry"]
 
-RECORD_FILE = "adapter.json"
-WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 PARALLEL_READS = 16
 """Store look-ups in flight at once: object stores answer in tens of milliseconds each."""
 MAX_EARLIER = 64
@@ -189,16 +187,16 @@ class Registry:
     def names(self, namespace: str | None = None) -> Iterator[NamedAdapter]:
         """All names, or those of one namespace, sorted."""
         spaces = self.store.list("names") if namespace is None else [namespace]
-        pairs = (
-            (space, file.removesuffix(".json"))
-            for space in spaces
-            for file in self.store.list(f"names/{_safe(space)}")
-            if file.endswith(".json")
-        )
+        pairs = ((space, name) for space in spaces for name in self.listing(space))
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             for named in pool.map(lambda pair: self._read_name(*pair), pairs):
                 if named is not None:
                     yield named
+
+    def listing(self, namespace: str) -> list[str]:
+        """The names in a namespace, sorted, by one listing; none of them is read."""
+        files = self.store.list(f"names/{_safe(namespace)}")
+        return sorted(file.removesuffix(".json") for file in files if file.endswith(".json"))
 
     def fetch(
         self, job_key: str, local_folder: str | Path, *, names: Collection[str] | None = None
@@ -266,6 +264,14 @@ class Registry:
         data = json.dumps(body, indent=2, sort_keys=True).encode()
         self.store.create(f"revoked/{_safe(job_key)}{whose}.json", data)
         return job_key
+
+    def sample(self, job_key: str, name: str) -> bytes:
+        """One of a committed adapter's sample pictures, as ``adapter.json`` names it.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        return self.store.read(_adapter_path(job_key, name))
 
     def is_revoked(self, job_key: str, namespace: str | None = None) -> bool:
         """Whether an adapter was withdrawn from a namespace; None asks for any."""
@@ -355,7 +361,7 @@ def _check_files(folder: Path, record: AdapterRecord) -> None:
 
 
 def _weights_digest(record: AdapterRecord) -> str:
-    return record.files.get(WEIGHTS_FILE) or bytes_digest(record.model_dump_json().encode())
+    return record.files.get(DIFFUSERS_FILE) or bytes_digest(record.model_dump_json().encode())
 
 
 def _adapter_path(job_key: str, name: str) -> str:
@@ -368,7 +374,7 @@ def _name_path(namespace: str, name: str) -> str:
 
 def _safe(part: str) -> str:
     """A part of a path, refused where it could name another place."""
-    if not SAFE_NAME.fullmatch(part):
+    if not is_safe_name(part):
         raise UserError(
             f"{part!r} cannot be a name", "use letters, digits, dot, dash and underscore"
         )

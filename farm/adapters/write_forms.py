@@ -18,16 +18,15 @@ from PIL import Image
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from farm.adapters.files import PEFT_CONFIG, PEFT_FOLDER, PEFT_WEIGHTS
 from farm.adapters.names import canonical_name, endings_of, kohya_name
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base
 from farm.keys import bytes_digest
 
-__all__ = ["DIFFUSERS_NAME", "diffusers_file", "kohya_file", "peft_files", "thumbnail_uri"]
+__all__ = ["diffusers_file", "kohya_file", "peft_files", "thumbnail_uri"]
 
-DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-PEFT_FOLDER = "peft"
 THUMBNAIL_PX = 256
 
 
@@ -72,8 +71,8 @@ def peft_files(
             "inference_mode": True,
             **_lora_config(weights, component, known),
         }
-        files[f"{folder}/adapter_model.safetensors"] = save_tensors(tensors, {"format": "pt"})
-        files[f"{folder}/adapter_config.json"] = (
+        files[f"{folder}/{PEFT_WEIGHTS}"] = save_tensors(tensors, {"format": "pt"})
+        files[f"{folder}/{PEFT_CONFIG}"] = (
             json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
         )
     return files

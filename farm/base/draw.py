@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from farm.base.model import Base, Conditioning, SchedulerName
+from farm.base.model import Base, Conditioning
+from farm.schedulers import SchedulerName
 
 __all__ = [
     "Routing",

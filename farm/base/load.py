@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from farm.base.fingerprint import cache_folder, fingerprint_folder, weight_files
-from farm.base.names import EMBEDDED, BuiltName
+from farm.base.names import EMBEDDED, BuiltName, Fetched
+from farm.base.quiet import quiet_loading
 from farm.errors import BaseModelError
 from farm.keys import digest
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from farm.base.model import Base
+    from farm.storage import Store
 
 __all__ = ["embedded_folder", "load_base", "resolve_folder", "training_dtype"]
 
@@ -42,6 +45,7 @@ def load_base(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    fetched: Fetched | None = None,
 ) -> Base:
     """Load a frozen base model.
 
@@ -51,6 +55,7 @@ def load_base(
         device: where the weights go.
         dtype: of the weights; None means float32 on a CPU and float16 elsewhere.
         revision: branch, tag or commit on the hub; refused for anything else.
+        fetched: told of a download's progress.
 
     Raises:
         BaseModelError: if there is no such model, its weights are pickled only, its parts are
@@ -62,9 +67,11 @@ def load_base(
     precision = dtype or (torch_.float32 if place.type == "cpu" else torch_.float16)
     if name in get_args(BuiltName):
         _refuse_revision(name, revision)
-        return _built(name, place, precision)
-    folder = resolve_folder(name, revision=revision)
-    return _from_folder(name, folder, place, precision)
+        with quiet_loading():
+            return _built(name, place, precision)
+    folder = resolve_folder(name, revision=revision, fetched=fetched)
+    with quiet_loading():
+        return _from_folder(name, folder, place, precision)
 
 
 def training_dtype(device: str) -> torch.dtype | None:
@@ -81,7 +88,9 @@ def training_dtype(device: str) -> torch.dtype | None:
     return torch_.bfloat16 if has_bfloat16 else torch_.float16
 
 
-def resolve_folder(name: str, *, revision: str | None = None) -> Path:
+def resolve_folder(
+    name: str, *, revision: str | None = None, fetched: Fetched | None = None
+) -> Path:
     """The local diffusers folder of a base, fetched first where it lies elsewhere.
 
     Raises:
@@ -92,12 +101,12 @@ def resolve_folder(name: str, *, revision: str | None = None) -> Path:
         return _checked(embedded_folder(), name)
     if "://" in name:
         _refuse_revision(name, revision)
-        return _checked(_fetch_url(name), name)
+        return _checked(_fetch_url(name, fetched), name)
     if os.path.isdir(os.path.expanduser(name)):
         _refuse_revision(name, revision)
         return _checked(Path(name).expanduser(), name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _checked(_fetch_hub(name, revision), name)
+        return _checked(_fetch_hub(name, revision, fetched), name)
     raise BaseModelError(
         f"there is no base {name!r}",
         f"name {EMBEDDED!r}, an existing folder, a URL, or a hub id such as 'owner/model'",
@@ -175,7 +184,7 @@ def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dty
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
-            torch_dtype=dtype,
+            dtype=dtype,
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
@@ -196,13 +205,21 @@ def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dty
 # -- elsewhere ------------------------------------------------------------------------------------
 
 
-def _fetch_hub(name: str, revision: str | None) -> Path:
+def _fetch_hub(name: str, revision: str | None, fetched: Fetched | None) -> Path:
     """The hub's snapshot, from the local cache where it is complete or the hub is offline."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
+        with quiet_loading():
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=HUB_PATTERNS,
+                    tqdm_class=_byte_counter(fetched),
+                )
+            )
     except LocalEntryNotFoundError as error:
         raise BaseModelError(
             f"{name} is not in the local hub cache and the hub is out of reach",
@@ -215,7 +232,28 @@ def _fetch_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _fetch_url(url: str) -> Path:
+def _byte_counter(fetched: Fetched | None) -> type[Any]:
+    """A progress bar for the hub's client that draws nothing and reports the bytes."""
+    from tqdm.std import tqdm
+
+    class ByteCounter(tqdm):  # type: ignore[misc]  # it has no types
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": fetched is None})
+
+        def display(self, *args: Any, **options: Any) -> None:
+            if fetched is not None and self.unit == "B" and self.total:
+                fetched(int(self.n), int(self.total))
+
+        def clear(self, *args: Any, **options: Any) -> None:
+            """Nothing was drawn."""
+
+        def close(self) -> None:
+            self.disable = True
+
+    return ByteCounter
+
+
+def _fetch_url(url: str, fetched: Fetched | None) -> Path:
     """A copy of a remote folder in the cache, fetched anew when a file's facts change."""
     from farm.storage import Store
 
@@ -231,8 +269,7 @@ def _fetch_url(url: str) -> Path:
         return target
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        for path in names:
-            store.download(path, aside / path)
+        _download(store, names, aside, fetched)
         aside.rename(target)
     except OSError:
         if not target.is_dir():  # somebody else's copy is as good
@@ -240,3 +277,14 @@ def _fetch_url(url: str) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def _download(store: Store, names: Sequence[str], target: Path, fetched: Fetched | None) -> None:
+    """Fetch the files one by one; progress counts whole files, weighed by their bytes."""
+    sizes = [store.size(path) for path in names]
+    done = 0
+    for path, size in zip(names, sizes, strict=True):
+        store.download(path, target / path)
+        done += size
+        if fetched is not None:
+            fetched(done, sum(sizes))

@@ -12,18 +12,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from farm.base.schedule import NoiseSchedule, PredictionType
 from farm.base.transfer import sent
+from farm.schedulers import SchedulerName
 
-__all__ = ["Base", "Conditioning", "MemoryFacts", "SchedulerName"]
-
-SchedulerName = Literal["ddim", "euler", "euler_a", "dpm++2m", "unipc", "base"]
-"""``base`` is the scheduler that the base's own folder names."""
+__all__ = ["Base", "Conditioning", "MemoryFacts"]
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from farm.base.model import Base, Conditioning, MemoryFacts, SchedulerName
+from farm.base.model import Base, Conditioning, MemoryFacts
 from farm.base.schedule import NoiseSchedule, PredictionType
 from farm.errors import BaseModelError, UserError
+from farm.schedulers import SCHEDULERS, SchedulerName
 
 __all__ = ["StableDiffusionBase"]
 
-SCHEDULERS: dict[str, Any] = {
+SCHEDULER_CLASSES: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
     "euler_a": EulerAncestralDiscreteScheduler,
@@ -143,11 +144,9 @@ class StableDiffusionBase(Base):
         own = self._pipeline.scheduler
         if name == "base":
             return type(own).from_config(own.config)
-        if name not in SCHEDULERS:
-            raise UserError(
-                f"unknown scheduler {name!r}", f"use one of {', '.join(['base', *SCHEDULERS])}"
-            )
-        return SCHEDULERS[name].from_config(own.config)
+        if name not in SCHEDULER_CLASSES:
+            raise UserError(f"unknown scheduler {name!r}", f"use one of {', '.join(SCHEDULERS)}")
+        return SCHEDULER_CLASSES[name].from_config(own.config)
 
     @property
     def memory(self) -> MemoryFacts:

@@ -15,6 +15,7 @@ import sys
 
 import typer
 
+from farm.cli.quiet import hush_libraries
 from farm.errors import FarmError, Interrupted
 
 __all__ = ["app", "main"]
@@ -56,9 +57,7 @@ for _group in GROUPS:
 def main() -> None:
     """Run the command line; every error of the farm becomes a message and its exit code."""
     faulthandler.enable()  # a crash below Python says where it happened
-    # no torchvision is needed; its absence is not the user's concern
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    hush_libraries()
     try:
         app()
     except FarmError as error:
@@ -75,9 +74,13 @@ def _explain(error: FarmError) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from farm.visible import visible, visible_lines
+
     console = Console(stderr=True)
-    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    message = visible_lines(error.message)
+    console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     for fault in getattr(error, "faults", ()):
-        console.print(Text(f"  {fault}"))
+        console.print(Text(f"  {visible(str(fault))}"), soft_wrap=True)
     if error.remedy:
-        console.print(Text.assemble(("remedy: ", "bold green"), error.remedy))
+        remedy = visible_lines(error.remedy)
+        console.print(Text.assemble(("remedy: ", "bold green"), remedy), soft_wrap=True)

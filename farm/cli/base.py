@@ -32,10 +32,12 @@ def show(
     from farm.base.load import load_base, resolve_folder
     from farm.base.names import BuiltName
     from farm.cli.output import print_facts, print_json
+    from farm.cli.progress import loading_base
 
     built = name in get_args(BuiltName)
-    folder = None if built else resolve_folder(name, revision=revision)
-    base = load_base(name, revision=revision)
+    with loading_base(name) as fetched:
+        folder = None if built else resolve_folder(name, revision=revision, fetched=fetched)
+        base = load_base(name, revision=revision, fetched=fetched)
     memory = base.memory
     facts = {
         "name": name,

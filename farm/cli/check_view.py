@@ -16,6 +16,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from farm.visible import visible
+
 if TYPE_CHECKING:
     from farm.errors import Fault
     from farm.intake.check import CheckReport
@@ -50,7 +52,7 @@ def render_faults(faults: Sequence[Fault], shown_per_kind: int | None = None) ->
     ordered = sorted(faults, key=lambda fault: (fault.file, fault.line or 0))
     for file, group in groupby(ordered, key=lambda fault: fault.file):
         shown, hidden = _limited(list(group), shown_per_kind)
-        parts.append(Text(file, style="bold underline"))
+        parts.append(Text(visible(file), style="bold underline"))
         table = Table.grid(padding=(0, 1), expand=False)
         table.add_column(justify="right", style="dim", no_wrap=True, min_width=6)
         table.add_column(no_wrap=True)
@@ -67,13 +69,13 @@ def render_faults(faults: Sequence[Fault], shown_per_kind: int | None = None) ->
 def _words(fault: Fault) -> Text:
     text = Text()
     if fault.subject:
-        text.append(fault.subject, style="bold")
+        text.append(visible(fault.subject), style="bold")
         text.append("  ")
     if fault.field:
-        text.append(_short_field(fault.field), style="cyan")
+        text.append(visible(_short_field(fault.field)), style="cyan")
         text.append("  ")
-    text.append(fault.message)
-    text.append(f"\n→ {fault.remedy}", style="green")
+    text.append(visible(fault.message))
+    text.append(f"\n→ {visible(fault.remedy)}", style="green")
     return text
 
 
@@ -131,7 +133,7 @@ def _classes(subjects: Iterable[Subject]) -> Text:
     counts = Counter(subject.class_noun for subject in subjects if subject.recipe.uses_prior)
     if not counts:
         return Text("none", style="dim")
-    named = ", ".join(noun for noun, _ in counts.most_common(MAX_NOUNS))
+    named = ", ".join(visible(noun) for noun, _ in counts.most_common(MAX_NOUNS))
     more = f" and {len(counts) - MAX_NOUNS} more" if len(counts) > MAX_NOUNS else ""
     return Text(f"{len(counts)}: {named}{more}")
 
@@ -150,6 +152,9 @@ def _verdict(report: CheckReport) -> Text:
     size = report.num_bytes / 2**20
     text.append(f"  ·  {_count(report.num_photos, 'photo')}, {size:,.1f} MiB", style="dim")
     text.append(f", {report.seconds:.1f} s", style="dim")
+    captioned, photos = report.captions
+    if photos:
+        text.append(f"  ·  captions: {captioned:,} of {_count(photos, 'photo')}", style="dim")
     return text
 
 

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["print_facts", "print_json", "print_table"]
+from farm.visible import visible, visible_lines
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["note", "print_facts", "print_json", "print_rich", "print_table", "say"]
+
+PIPE_WIDTH = 200
+"""Columns of what is not a terminal, so that a row stays on one line for `grep`."""
+
+
+def say(text: str) -> None:
+    """A line of results, on stdout."""
+    print(visible_lines(text), flush=True)
+
+
+def note(text: str) -> None:
+    """A line about what happens, on stderr."""
+    print(visible_lines(text), file=sys.stderr, flush=True)
+
+
+def print_rich(what: RenderableType, *, stderr: bool = False) -> None:
+    """A table on a terminal as wide as it is; elsewhere wide enough for `grep`, without padding."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if console.is_terminal:
+        console.print(what)
+        return
+    if "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        print(line.rstrip(), file=sys.stderr if stderr else sys.stdout)
 
 
 def print_json(value: object) -> None:
@@ -24,7 +60,6 @@ def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
 ) -> None:
     """A table on stdout; numbers are right-aligned."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -38,10 +73,14 @@ def print_table(
         table.add_column(header, justify="right" if is_number else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(_shown(value)) for value in line))
-    Console().print(table)
+    print_rich(table)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else visible(str(value))
+    )

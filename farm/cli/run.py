@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from farm.training.plan import Hardware
     from farm.training.run_request import PreparedRun, RunRequest, RunSummary
 
-__all__ = ["register", "run_prepared"]
+__all__ = ["finish", "prepare", "register", "run_prepared", "show_plan"]
+
+SHOWN_WARNINGS = 10
 
 ManifestArgument = Annotated[
     str, typer.Argument(help="A manifest or a folder of folders; a path or a URL.")
 ]
-RunArgument = Annotated[str, typer.Argument(help="The run's id; the latest if it is left out.")]
 StoreOption = Annotated[str, typer.Option("--store", help="The store: a folder or fsspec URL.")]
 BaseOption = Annotated[str, typer.Option("--base", help="embedded, a folder, a URL or a hub id.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
@@ -54,7 +55,28 @@ AddressOption = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on, such as auto; by default one on this machine."),
 ]
-JUDGE = "farm.quality.judge:default_judge"
+ScorerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        envvar="FARM_SCORER",
+        help="CLIP that scores the adapters: a folder or a hub id. Default: the embedded scorer "
+        "for the embedded base, none for others.",
+    ),
+]
+DinoOption = Annotated[
+    str | None,
+    typer.Option("--dino", envvar="FARM_DINO", help="DINO that scores them too."),
+]
+ShareOption = Annotated[
+    float | None,
+    typer.Option(
+        "--scoring-share",
+        envvar="FARM_SCORING_SHARE",
+        min=0,
+        help="Share of the training's cost that scoring may take; 0.12 by default.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -87,10 +109,9 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show how a manifest would be trained, how long it takes and what it costs. Spends nothing."""
-    from rich.console import Console
-
-    from farm.cli.output import print_json
+    from farm.cli.output import print_json, print_rich
     from farm.cli.run_view import plan_facts, plan_table
+    from farm.quality.judge import QualityJudge
     from farm.training.run_request import RunRequest
 
     request = RunRequest(
@@ -105,12 +126,13 @@ def plan(
         checkpointing=checkpointing,
         hardware=hardware_of(gpu, gpu_memory, gpus, nodes, cpus, price),
         skip_faulty=skip_faulty,
+        make_judge=QualityJudge,  # as `farm run` has it by default
     )
-    prepared = _prepare(request)
+    prepared = prepare(request)
     if json:
         print_json(plan_facts(prepared))
     else:
-        Console().print(plan_table(prepared))
+        print_rich(plan_table(prepared))
 
 
 def run(
@@ -142,6 +164,9 @@ def run(
     cards: Annotated[
         bool, typer.Option("--cards/--no-cards", help="Make a quality card of each adapter.")
     ] = True,
+    scorer: ScorerOption = None,
+    dino: DinoOption = None,
+    scoring_share: ShareOption = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write the report page at the end.")
     ] = True,
@@ -164,6 +189,8 @@ def run(
 
       farm run s3://bucket/manifest.jsonl --store s3://bucket/farm --address auto --nodes 4 --yes
     """
+    from farm.intake.scoring import ScoringSettings
+    from farm.quality.judge import QualityJudge
     from farm.training.lane_settings import SampleSettings
     from farm.training.orders import DispatchSettings
     from farm.training.run_request import RunRequest
@@ -184,11 +211,12 @@ def run(
         compile=compile,
         samples=SampleSettings(steps=sample_steps, per_prompt=samples),
         dispatch=DispatchSettings(max_failures=max_failures),
-        judge=JUDGE if cards else None,
+        make_judge=QualityJudge if cards else None,
+        scoring=ScoringSettings(scorer, dino, scoring_share),
         skip_faulty=skip_faulty,
         take_over=take_over,
     )
-    prepared = _prepare(request)
+    prepared = prepare(request)
     _show_and_ask(prepared, yes=yes or json)
     summary = run_prepared(prepared, plain=plain or json)
     finish(prepared, summary, write_report=report, json=json)
@@ -262,27 +290,36 @@ def hardware_of(
     return Hardware(gpu, int(gib * 2**30), gpus, cpus or 8.0 * gpus, nodes, price)
 
 
-def _prepare(request: RunRequest) -> PreparedRun:
-    from farm.cli.check import progress_bar
+def prepare(request: RunRequest) -> PreparedRun:
+    """Load the base and read the photos, with progress on stderr."""
+    from farm.cli.progress import counting, fetching, stages
     from farm.training.prepare_run import prepare_run
 
-    with progress_bar("reading photos") as progress:
-        return prepare_run(request, progress=progress)
+    with stages() as shown:
+        photos, fetched = counting(shown, "reading photos"), fetching(shown, request.base)
+        return prepare_run(request, progress=photos, fetched=fetched)
+
+
+def show_plan(prepared: PreparedRun) -> None:
+    """Show warnings and the plan on stderr."""
+    from farm.cli.output import note, print_rich
+    from farm.cli.run_view import plan_table
+    from farm.visible import visible
+
+    if prepared.check is not None:
+        for fault in prepared.check.warnings[:SHOWN_WARNINGS]:
+            note(f"warning: {visible(str(fault))}")
+        more = len(prepared.check.warnings) - SHOWN_WARNINGS
+        if more > 0:
+            note(f"… and {more:,} more warnings: farm check shows them")
+    if prepared.plan is not None:
+        print_rich(plan_table(prepared), stderr=True)
 
 
 def _show_and_ask(prepared: PreparedRun, *, yes: bool) -> None:
     """Show the plan on stderr; ask where somebody can answer."""
-    from rich.console import Console
-
-    from farm.cli.run_view import plan_table
-
-    if prepared.check is not None:
-        for fault in prepared.check.warnings[:10]:
-            print(f"warning: {fault}", file=sys.stderr)
-    if prepared.plan is None:
-        return
-    Console(stderr=True).print(plan_table(prepared))
-    if yes or not sys.stdin.isatty():
+    show_plan(prepared)
+    if prepared.plan is None or yes or not sys.stdin.isatty():
         return
     if not typer.confirm("Start?", default=True, err=True):
         raise typer.Exit(0)
@@ -309,7 +346,8 @@ def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
         arm()
-        with run_view(plain=plain) as view:
+        expected_s = prepared.plan.hours * 3600 if prepared.plan is not None else None
+        with run_view(plain=plain, expected_s=expected_s) as view:
             return execute_run(prepared, view=view, stop=stop, arm=arm)
     finally:
         signal.signal(signal.SIGINT, before[0])
@@ -320,7 +358,7 @@ def finish(
     prepared: PreparedRun, summary: RunSummary, *, write_report: bool, json: bool
 ) -> str | None:
     """Say how it ended: words, or one JSON line; returns where the report lies."""
-    from farm.cli.output import print_json
+    from farm.cli.output import print_json, say
     from farm.cli.run_view import summary_lines
 
     page = _report(prepared) if write_report else None
@@ -328,14 +366,15 @@ def finish(
         print_json(summary.to_json())
         return page
     for line in summary_lines(summary, prepared.store.url):
-        typer.echo(line)
+        say(line)
     if page is not None:
-        typer.echo(f"report: {page}")
+        say(f"report: {page}")
     return page
 
 
 def _report(prepared: PreparedRun) -> str | None:
     """Write the report page; a report that cannot be written is no reason to fail a run."""
+    from farm.cli.output import note
     from farm.errors import FarmError
 
     try:
@@ -343,5 +382,5 @@ def _report(prepared: PreparedRun) -> str | None:
 
         return str(report_run(prepared.store, prepared.run_id)["report"])
     except (FarmError, OSError, ImportError) as error:
-        print(f"warning: no report could be written: {error}", file=sys.stderr)
+        note(f"warning: no report could be written: {error}")
         return None

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from farm.cli.output import note
+from farm.durations import duration
+from farm.visible import visible
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,19 +24,20 @@ if TYPE_CHECKING:
     from farm.training.plan import Plan
     from farm.training.run_request import PreparedRun, RunSummary
 
-__all__ = ["LiveView", "Pace", "PlainView", "duration", "plan_facts", "plan_table", "run_view"]
+__all__ = [
+    "LiveView",
+    "Pace",
+    "PlainView",
+    "failure_lines",
+    "plan_facts",
+    "plan_table",
+    "run_view",
+]
 
 GIB = 2**30
 PLAIN_EVERY_S = 10.0
-
-
-def duration(seconds: float) -> str:
-    """``1h 05m``, ``3m 20s`` or ``12s``."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+MEASURED_SHARE = 0.1
+"""Of the work that must be done before the remaining time is taken from its pace."""
 
 
 def plan_facts(prepared: PreparedRun) -> dict[str, Any]:
@@ -79,44 +84,67 @@ def _plan_lines(prepared: PreparedRun) -> list[tuple[str, str]]:
         ),
     ]
     if prepared.priors:
-        images = sum(spec.num_images for spec in prepared.priors)
-        facts.append(("prior sets", f"{len(prepared.priors)} to draw, {images:,} images"))
+        images, num = sum(spec.num_images for spec in prepared.priors), len(prepared.priors)
+        classes = "1 class" if num == 1 else f"{num} classes"
+        facts.append(("class images", f"{images:,} to make, for {classes}"))
     if prepared.plan is not None:
         facts += _hardware_lines(prepared.plan)
     return facts
 
 
 def _hardware_lines(plan: Plan) -> list[tuple[str, str]]:
-    place = (
-        f"{plan.gpu_fraction:g} GPU each"
-        if plan.device == "cuda"
-        else f"{plan.cpus_per_lane:g} CPU cores each"
-    )
+    place = f"{plan.gpu_fraction:g} GPU" if plan.device == "cuda" else _threads(plan.threads)
+    each = " each" if plan.num_lanes > 1 else ""
+    nodes = "" if plan.num_nodes == 1 else f" on {plan.num_nodes} nodes"
     lines = [
-        ("lanes", f"{plan.num_lanes} on {plan.num_nodes} node(s), {place}"),
-        ("slots", f"{plan.slots} per lane, {plan.slots * plan.num_lanes} subjects at a time"),
+        ("lanes", f"{plan.num_lanes}{nodes}, {place}{each}"),
+        ("slots", f"{plan.slots} per lane: {plan.slots * plan.num_lanes} subjects at a time"),
     ]
     if plan.share_bytes:
         share = f"{plan.lane_bytes / GIB:.1f} of {plan.share_bytes / GIB:.1f} GiB per lane"
         lines.append(("GPU memory", share))
     else:
         lines.append(("memory", f"about {plan.lane_bytes / GIB:.1f} GiB per lane"))
-    lines += [("expected", duration(plan.hours * 3600)), ("why", plan.reason)]
+    lines += [("expected", _expected(plan)), ("why", plan.reason)]
     if plan.device == "cuda":
         cost = f"{plan.gpu_hours:.2f} GPU hours, about ${plan.dollars:.2f}"
         lines.insert(-1, ("cost", cost))
     return lines + [("note", note) for note in plan.notes]
 
 
-class Pace:
-    """Remaining time from the share that is done, over the last minute or so."""
+def _threads(number: int) -> str:
+    return f"{number} CPU thread{'' if number == 1 else 's'}"
 
-    def __init__(self, window_s: float = 60.0) -> None:
-        self._window_s = window_s
+
+def _expected(plan: Plan) -> str:
+    """The whole time, and what it consists of; class images often take most of it."""
+    parts = plan.estimate
+    named = (
+        ("start", parts.start_s),
+        ("class images", parts.class_images_s),
+        ("training", parts.photos_s + parts.training_s),
+        ("samples and scores", parts.pictures_s),
+        ("saving", parts.end_s),
+    )
+    told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in named if seconds >= 0.5)
+    return f"{duration(parts.total_s)} ({told})" if told else duration(parts.total_s)
+
+
+class Pace:
+    """Remaining time from the share that is done, over the last minute or so; from the plan while
+    too little is done to go by."""
+
+    def __init__(self, window_s: float = 60.0, expected_s: float | None = None) -> None:
+        self._window_s, self._expected_s = window_s, expected_s
+        self._began: float | None = None
         self._seen: deque[tuple[float, float]] = deque()
 
     def note(self, now: float, share: float) -> float | None:
-        """Take a look in; seconds that are left, or None while that cannot be told."""
+        """Take a look in; seconds that are left, or None while that is not known."""
+        self._began = now if self._began is None else self._began
+        if self._expected_s is not None and share < MEASURED_SHARE:
+            left = self._began + self._expected_s - now
+            return left if left > 0 else None
         self._seen.append((now, share))
         while len(self._seen) > 2 and now - self._seen[0][0] > self._window_s:
             self._seen.popleft()
@@ -129,8 +157,8 @@ class Pace:
 class PlainView:
     """One line for what happened, and one for where the run stands every ten seconds."""
 
-    def __init__(self) -> None:
-        self._pace = Pace()
+    def __init__(self, expected_s: float | None = None) -> None:
+        self._pace = Pace(expected_s=expected_s)
         self._told = 0.0
         self._last = ""
 
@@ -148,13 +176,13 @@ class PlainView:
     def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
         """Write to stderr."""
         for line in news:
-            print(line.text, file=sys.stderr, flush=True)
+            note(visible(line.text))
         now = time.monotonic()
         left = self._pace.note(now, snapshot.done_share)
         text = _standing(snapshot, left)
         if now - self._told >= PLAIN_EVERY_S and text != self._last:
             self._told, self._last = now, text
-            print(text, file=sys.stderr, flush=True)
+            note(text)
 
 
 def _standing(snapshot: Snapshot, left_s: float | None) -> str:
@@ -167,7 +195,7 @@ def _standing(snapshot: Snapshot, left_s: float | None) -> str:
         f"{failed} failed",
     ]
     if snapshot.waiting_for_priors:
-        parts.append(f"{snapshot.waiting_for_priors} wait for their prior set")
+        parts.append(f"{snapshot.waiting_for_priors} wait for class images")
     rate = sum(lane.rows_per_s for lane in snapshot.lanes)
     if rate:
         parts.append(f"{rate:.0f} rows/s")
@@ -179,11 +207,11 @@ def _standing(snapshot: Snapshot, left_s: float | None) -> str:
 class LiveView:
     """A table that renews itself: the whole run, then a line for each lane, then the last news."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected_s: float | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._pace = Pace()
+        self._pace = Pace(expected_s=expected_s)
         self._news: deque[News] = deque(maxlen=6)
         self._live = Live(console=Console(stderr=True), refresh_per_second=2, transient=True)
 
@@ -207,11 +235,14 @@ class LiveView:
 
         for line in news:
             if line.is_bad:
-                self._live.console.print(Text(line.text, style="yellow"))
+                self._live.console.print(Text(visible(line.text), style="yellow"))
         self._news.extend(line for line in news if not line.is_bad)
         left = self._pace.note(time.monotonic(), snapshot.done_share)
         bar = ProgressBar(total=1.0, completed=snapshot.done_share, width=60)
-        last = [Text(line.text, style="dim") for line in self._news]
+        last = [
+            Text(visible(line.text), style="dim", no_wrap=True, overflow="ellipsis")
+            for line in self._news
+        ]
         standing = Text(_standing(snapshot, left), style="bold")
         self._live.update(Group(standing, bar, _lanes_table(snapshot), *last))
 
@@ -233,9 +264,21 @@ def _lanes_table(snapshot: Snapshot) -> Table:
     return table
 
 
-def run_view(*, plain: bool = False) -> LiveView | PlainView:
-    """The live table on a terminal, plain lines elsewhere."""
-    return PlainView() if plain or not sys.stderr.isatty() else LiveView()
+def run_view(*, plain: bool = False, expected_s: float | None = None) -> LiveView | PlainView:
+    """The live table on a terminal, plain lines elsewhere.
+
+    Args:
+        expected_s: what the plan expects: the remaining time until the run's own pace is known.
+    """
+    if plain or not sys.stderr.isatty():
+        return PlainView(expected_s)
+    return LiveView(expected_s)
+
+
+def failure_lines(subject: str, status: str, reason: str, remedy: str = "") -> list[str]:
+    """What failed and what to do, a line each."""
+    lines = [f"{visible(subject)}: {status}: {visible(reason)}"]
+    return [*lines, f"  remedy: {visible(remedy)}"] if remedy else lines
 
 
 def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
@@ -244,7 +287,9 @@ def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
         f"run {summary.run}: {summary.committed} trained, {summary.reused} found, "
         f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
     ]
-    lines += [f"  {name}: {status}: {reason}" for name, status, reason in summary.failures[:20]]
+    for failure in summary.failures[:20]:
+        shown = failure_lines(failure.subject, failure.status, failure.reason, failure.remedy)
+        lines += [f"  {line}" for line in shown]
     if len(summary.failures) > 20:
         lines.append(f"  … {len(summary.failures) - 20} more: farm status {summary.run}")
     return [*lines, f"adapters: {store_url}"]

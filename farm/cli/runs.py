@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.run import AddressOption, JsonOption, ManifestArgument, StoreOption
+from farm.cli.output import say
+from farm.cli.run import (
+    AddressOption,
+    DinoOption,
+    JsonOption,
+    ManifestArgument,
+    ScorerOption,
+    ShareOption,
+    StoreOption,
+)
+from farm.visible import visible
 
 if TYPE_CHECKING:
     from farm.storage import Store
@@ -41,7 +51,8 @@ def status(
 ) -> None:
     """Show where a run stands: counts, rate, remaining time, failures. Reads only the store."""
     from farm.cli.output import print_json, print_table
-    from farm.cli.run_view import duration
+    from farm.cli.run_view import failure_lines
+    from farm.durations import duration
     from farm.storage import Store
     from farm.training.run_status import run_status
 
@@ -60,8 +71,8 @@ def status(
                 rows.append(("remaining", duration(facts["eta_s"])))
             print_table(("", f"run {run_id}"), rows)
             if facts["failures"]:
-                lines = [(f["subject"], f["status"], f["reason"]) for f in facts["failures"]]
-                print_table(("subject", "status", "reason"), lines)
+                for failure in facts["failures"]:
+                    say("\n".join(failure_lines(**failure)))
         if not watch or facts["left"] == 0:
             return
         time.sleep(2)
@@ -99,9 +110,10 @@ def logs(
             f"step {event.step}" if event.step else "",
             f"lane {event.lane}" if event.lane else "",
             event.reason,
+            f"remedy: {event.remedy}" if event.remedy else "",
         ]
-        what = f"{when}  {subjects.get(event.job, event.job):<24} {event.kind:<12}"
-        typer.echo(f"{what} {', '.join(part for part in details if part)}".rstrip())
+        what = f"{when}  {visible(subjects.get(event.job, event.job)):<24} {event.kind:<12}"
+        say(f"{what} {', '.join(visible(part) for part in details if part)}".rstrip())
 
 
 def retry(
@@ -151,10 +163,10 @@ def _request(
     if json:
         print_json(facts | {"jobs": settled})
     elif settled is None:
-        typer.echo(f"run {run_id}: its driver will {what} them within seconds")
+        say(f"run {run_id}: its driver will {what} them within seconds")
     else:
         done = "queued again; `farm run` trains them" if what == "retry" else "cancelled"
-        typer.echo(f"run {run_id}: {settled} jobs {done}")
+        say(f"run {run_id}: {settled} jobs {done}")
 
 
 def export(
@@ -182,7 +194,7 @@ def export(
         print_json([{"name": name, "path": str(path)} for name, path in written])
         return
     for name, path in written:
-        typer.echo(f"{name}\t{path}")
+        say(f"{visible(name)}\t{visible(str(path))}")
     if not written:
         print("no committed adapters match", file=sys.stderr)
 
@@ -192,6 +204,9 @@ def submit(
     store: Annotated[str, typer.Option("--store", help="A store that the cluster can reach.")],
     address: AddressOption = "http://127.0.0.1:8265",
     base: Annotated[str, typer.Option("--base")] = "embedded",
+    scorer: ScorerOption = None,
+    dino: DinoOption = None,
+    scoring_share: ShareOption = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--with", help='Further options of `farm run`, such as "--nodes 4".'),
@@ -208,11 +223,13 @@ def submit(
     left.
     """
     from farm.cli.output import print_json
-    from farm.training.submitting import submit_run
+    from farm.intake.scoring import ScoringSettings
+    from farm.training.submitting import scoring_arguments, submit_run
 
+    scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
     job_id, entrypoint = submit_run(
         address or "http://127.0.0.1:8265",
-        [manifest, "--store", store, "--base", base, *" ".join(options or ()).split()],
+        [manifest, "--store", store, "--base", base, *scoring, *" ".join(options or ()).split()],
         working_dir=working_dir,
         follow=(lambda text: print(text, end="", file=sys.stderr)) if follow else None,
     )
@@ -220,8 +237,8 @@ def submit(
     if json:
         print_json(facts)
     else:
-        typer.echo(f"{job_id}: {entrypoint}")
-        typer.echo(f"follow it with: ray job logs --follow --address {address} {job_id}")
+        say(f"{job_id}: {entrypoint}")
+        say(f"follow it with: ray job logs --follow --address {address} {job_id}")
 
 
 def known_run(store: Store, run: str | None) -> str:

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from farm.cli.serve_start import StartLines, inventory_beside, tell_limit, what_is_served
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from farm.serving.client import LocalEngine
     from farm.serving.settings import EndpointConfig
 
@@ -33,7 +37,12 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    store: str = STORE,
+    store: str = typer.Option(
+        None,
+        "--store",
+        envvar="FARM_STORE",
+        help="Folder or URL with the adapters; may be in the config file instead.",
+    ),
     base: str = typer.Option(
         None, help="embedded (if left out), tiny, a folder, a URL, or a hub id."
     ),
@@ -45,7 +54,9 @@ def serve(
     ),
     device: str = typer.Option(None, help="cpu, cuda, or auto (if left out)."),
     slots: int = typer.Option(0, min=0, help="Adapters at hand in the model; 0 chooses."),
-    max_rank: int = typer.Option(16, min=1, help="Largest rank that is served."),
+    max_rank: int = typer.Option(
+        None, min=1, max=256, help="Refuse adapters of a higher rank; no limit if left out."
+    ),
     config: str = typer.Option("", help="YAML file with fields of EndpointConfig; options win."),
     ray: bool = typer.Option(False, "--ray", help="Run on Ray Serve, engines in processes."),
     engines: int = typer.Option(1, min=1, help="With --ray: engine processes."),
@@ -67,7 +78,7 @@ def serve(
         engines=engines,
         with_ray=ray,
     )
-    _check_exposure(store, host)
+    _check_exposure(settings.store, host)
     if ray:
         _serve_with_ray(settings, host, port)
     else:
@@ -85,8 +96,16 @@ def _settings(file: str, **options: Any) -> EndpointConfig:
     given = {name: options[name] for name in ("store", "base", "revision", "device")}
     values.update({name: value for name, value in given.items() if value is not None})
     values.setdefault("anonymous_namespace", options["namespace"])
+    if not values.get("store"):
+        raise UserError(
+            "no store is named",
+            "add --store FOLDER, set FARM_STORE, or write `store:` into the config file",
+        )
     engine = values.setdefault("engine", {})
-    engine.setdefault("max_rank", options["max_rank"])
+    if not isinstance(engine, dict):
+        raise UserError(f"{file}: engine: holds no fields", "see docs/serving.md")
+    if options["max_rank"] is not None:
+        engine["max_rank"] = options["max_rank"]
     if options["slots"]:
         engine["num_slots"] = options["slots"] + 1  # the bare base has one of its own
     values.setdefault("replicas", {}).setdefault("max_engines", options["engines"])
@@ -152,7 +171,7 @@ def _check_exposure(store: str, host: str) -> None:
 def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -> None:
     """Engine and HTTP in this process."""
     import secrets
-    import sys
+    import threading
 
     from farm.serving.api import create_app
     from farm.serving.build import build_engine, build_services
@@ -160,9 +179,17 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
     from farm.serving.http_server import bounded_config
     from farm.serving.metrics import PrometheusMetrics
 
-    print(f"loading {settings.base} …", file=sys.stderr)
+    told = StartLines()
+    inventory = inventory_beside(settings.store)
+    told(f"loading the base {settings.base} …")
     engine, facts = build_engine(settings)
+    told(f"loaded on {engine.base.device}; starting …")
     engine.start()
+    for line in what_is_served(inventory, settings, facts.fingerprint):
+        told(line)
+    if not engine.wait_until_measured(0):
+        told("the batch limit of this base on this machine is measured meanwhile, once")
+        threading.Thread(target=tell_limit, args=(engine, told), daemon=True).start()
     client = LocalEngine(engine, facts)
     services = build_services(
         settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
@@ -177,6 +204,7 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         ),
         client,
         f"{settings.public_base} and the adapters of {settings.store}",
+        told,
     )
     try:
         server.run()
@@ -184,10 +212,11 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         engine.stop()
 
 
-def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
+def _draining_server(
+    config: Any, client: LocalEngine, what: str, told: Callable[[str], None]
+) -> Any:
     """A server that says where it listens, and takes nothing new once it is told to stop."""
     import signal
-    import sys
 
     import uvicorn
 
@@ -197,7 +226,7 @@ def _draining_server(config: Any, client: LocalEngine, what: str) -> Any:
             if self.started:
                 for server in self.servers:
                     address = server.sockets[0].getsockname()
-                    print(f"serving {what} at http://{address[0]}:{address[1]}", file=sys.stderr)
+                    told(f"serving {what} at http://{address[0]}:{address[1]}")
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             # being told to stop is no error, so the signal is not raised again afterwards
@@ -216,7 +245,6 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     import contextlib
     import os
     import signal
-    import sys
     import threading
 
     from farm.serving.http_server import ray_environment
@@ -229,8 +257,12 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from ray import serve as ray_serve
 
     from farm.serving.app import build_app
+    from farm.serving.app_client import ENGINE
 
+    told = StartLines()
+    inventory = inventory_beside(settings.store)
     port = port or _free_port(host)
+    told(f"starting Ray Serve with the base {settings.base} …")
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
@@ -238,7 +270,11 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
         stop = threading.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):  # being told to stop is no error
             signal.signal(sign, lambda *_: stop.set())
-        print(f"serving {settings.public_base} at http://{host}:{port}", file=sys.stderr)
+        engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
+        facts = engine.facts.remote().result(timeout_s=60)
+        for line in what_is_served(inventory, settings, facts.fingerprint):
+            told(line)
+        told(f"serving {settings.public_base} at http://{host}:{port}")
         stop.wait()
     finally:
         with contextlib.suppress(ray.exceptions.RayError):

@@ -65,6 +65,12 @@ class CheckReport:
         return tuple(fault for fault in self.faults if fault.severity == "warning")
 
     @property
+    def captions(self) -> tuple[int, int]:
+        """How many photos have a caption, and of how many; shared ones count for each subject."""
+        written = self.manifest.written
+        return sum(one.num_captions for one in written), sum(len(one.uris) for one in written)
+
+    @property
     def num_bytes(self) -> int:
         """Of all usable photos together."""
         return sum(facts.num_bytes for facts in self.facts.values())

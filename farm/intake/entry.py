@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from farm.intake.subject import ClassNoun, Identifier, Name, Prompt
 from farm.recipe import PresetName
 
-__all__ = ["Defaults", "Head", "PhotoEntry", "SubjectEntry"]
+__all__ = ["Defaults", "Head", "PhotoEntry", "RunDefaults", "SubjectEntry"]
 
 
 def _as_text(value: object) -> object:
@@ -67,6 +67,20 @@ class Defaults(_Entry):
     """How the base draws class images: any of `scheduler`, `steps`, `guidance`, `seed`."""
 
 
+class RunDefaults(Defaults):
+    """``defaults``: those fields, and what concerns all subjects of a run together."""
+
+    scorer: Annotated[str, Field(min_length=1)] | None = None
+    """The CLIP that scores finished adapters: `embedded`, a folder or a hub id. The option
+    `--scorer` wins over it. Default: the embedded scorer for the embedded base, none for others."""
+    dino: Annotated[str, Field(min_length=1)] | None = None
+    """A DINO or DINOv2 that scores them too: a folder or a hub id. The option `--dino` wins over
+    it."""
+    scoring_share: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Share of the training's cost that scoring may take. The option `--scoring-share` wins over
+    it. Default 0.12."""
+
+
 class PhotoEntry(_Entry):
     """One photo in a list, with a caption of its own."""
 
@@ -90,7 +104,7 @@ class SubjectEntry(Defaults):
     """Under which the adapter is served; unique in its namespace. Default: the id."""
     captions: dict[str, Prompt] | Literal["files", "none"] | None = None
     """Captions by file name. `files` (the default) takes them from `photo.txt` or `photo.caption`
-    beside `photo.jpg` and from a `metadata.jsonl` or `metadata.csv` in the folder; `none` takes
+    beside `photo.jpg` and from tables such as `metadata.csv` beside the photos; `none` takes
     none."""
     class_images: Texts | None = None
     """The user's own class images, in any form that `photos` takes; then the base draws none."""
@@ -101,7 +115,7 @@ class Head(_Entry):
 
     version: Literal[1] = 1
     """Of this format."""
-    defaults: Defaults = Defaults()
+    defaults: RunDefaults = RunDefaults()
     """Fields that every subject takes over unless it has its own."""
     class_images: dict[str, Texts] | None = None
     """The user's own class images by class noun, in any form that `photos` takes."""

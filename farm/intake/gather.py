@@ -1,37 +1,46 @@
 """From what `photos` says to the photos: folders, globs, archives, lists, URLs.
 
-Owns finding and naming photos, and which files beside them are passed over. Nothing is decoded
-here. Captions are in ``captions.py``.
+Owns what one reference of a manifest means, and the captions beside its photos. Names are listed in
+``listings.py``; nothing is decoded here.
 """
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterable, Iterator
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
+from threading import Lock
 
 import fsspec
 
+from farm.errors import Fault
+from farm.intake.caption_style import CaptionStyle
 from farm.intake.captions import Caption, Captions
 from farm.intake.errors import PhotoFault
-from farm.intake.photos import PHOTO_SUFFIXES
-from farm.intake.reading import PhotoReader, archive_members, member_uri, open_archive
+from farm.intake.listings import (
+    Listing,
+    has_magic,
+    is_photo_name,
+    list_archive,
+    list_folder,
+    list_glob,
+)
+from farm.intake.reading import PhotoReader, split_member_uri, words_of
 from farm.intake.rows import join_url
+from farm.intake.uris import check_reference
 
-__all__ = ["MAX_PHOTOS", "Found", "find_photos", "matches"]
+__all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
 
 MAX_PHOTOS = 10_000
 """Of one subject; a manifest of more is a manifest of something else."""
-_MAGIC = frozenset("*?[")
-_QUIET_SUFFIXES = frozenset(
-    (".txt", ".caption", ".json", ".jsonl", ".csv", ".md", ".db", ".ini", ".npz", ".toml", ".yaml")
-)
-"""Files that lie beside photos everywhere; passing over them is worth no word."""
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
+"""How paths of Windows begin: `C:\\photos`, `\\\\server\\photos`."""
 
 
 @dataclass(slots=True)
@@ -43,144 +52,181 @@ class Found:
     """By URI, from files beside the photos."""
     passed_over: list[str] = field(default_factory=list)
     """Names that are no photos, and not the usual litter either."""
+    outside: list[str] = field(default_factory=list)
+    """Links that lead out of the folder; they are not followed."""
+    faults: list[Fault] = field(default_factory=list)
+    """Of the caption files; they name no subject."""
 
 
-def find_photos(reference: str, base: str, *, with_captions: bool = True) -> Found:
+class Beside:
+    """Captions beside photos that a manifest names one by one; each folder is read once.
+
+    Safe in several threads.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, CaptionStyle], tuple[Captions, Listing]] = {}
+        self._lock = Lock()
+
+    def captions(self, folder: str, style: CaptionStyle) -> tuple[Captions, Listing]:
+        """The captions of a folder, and its names."""
+        with self._lock:
+            if (folder, style) not in self._known:
+                try:
+                    is_archive = folder.lower().endswith(".zip")
+                    listing = list_archive(folder) if is_archive else list_folder(folder)
+                except Exception:  # a photo may be read whose folder may not be listed
+                    listing = Listing(folder)
+                listing.is_whole = False
+                self._known[folder, style] = _captions_of(listing, style, _read), listing
+            return self._known[folder, style]
+
+
+def find_photos(
+    reference: str,
+    base: str,
+    *,
+    with_captions: bool = True,
+    style: CaptionStyle | None = None,
+    beside: Beside | None = None,
+) -> Found:
     """Find the photos that one reference names, in the order of their names.
 
     Args:
         reference: a folder, glob, zip archive or photo; a path or a URL.
         base: folder or URL that relative paths start from.
         with_captions: also read the caption files beside them.
+        style: which files are captions, and how they are read.
+        beside: what is known already of folders whose photos are named one by one.
 
     Raises:
         PhotoFault: if there is nothing, nothing that is a photo, or an archive that is not safe.
     """
+    if _DRIVE.match(reference) and os.name != "nt":
+        raise PhotoFault(
+            f"{reference} is a path of Windows, and this machine has no drives",
+            "copy the photos here and give their path on this machine, with slashes",
+        )
+    check_reference(reference, is_remote="://" in base)
     url = join_url(base, reference)
     with _told(url):
-        found = _find_remote(url) if "://" in url else _find_local(url)
-    if not found.files:
-        raise PhotoFault(*found.emptiness())
-    if len(found.files) > MAX_PHOTOS:
-        raise PhotoFault(f"it holds {len(found.files)} photos", f"give at most {MAX_PHOTOS}")
-    result = Found([uri for _, uri in found.files], passed_over=found.passed_over)
-    if not with_captions:
-        return result
+        listing = (
+            _find_remote(url, base, reference)
+            if "://" in url
+            else _find_local(url, base, reference)
+        )
+    if not listing.files:
+        raise PhotoFault(*listing.emptiness())
+    if len(listing.files) > MAX_PHOTOS:
+        raise PhotoFault(f"it holds {len(listing.files)} photos", f"give at most {MAX_PHOTOS}")
+    uris = [uri for _, uri in listing.files]
+    found = Found(uris, passed_over=listing.passed_over, outside=listing.outside)
+    if with_captions:
+        _add_captions(found, listing, style or CaptionStyle(), beside or Beside())
+    return found
+
+
+def _add_captions(found: Found, listing: Listing, style: CaptionStyle, beside: Beside) -> None:
+    with PhotoReader() as reader, _told(listing.where):
+        names = dict(listing.files)
+        if listing.siblings:
+            captions = _captions_of(listing, style, reader.read)
+            photos = (name for name in listing.siblings if is_photo_name(name))
+            found.faults += captions.orphans(photos)
+        elif listing.is_web:
+            return
+        else:
+            captions, listing = beside.captions(listing.where, style)
+        found.faults[:0] = captions.faults
+        for name, uri in names.items():
+            if (caption := captions.of(name, found.faults)) is not None:
+                found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
+    if not listing.is_whole:
+        # the folder's other captions may be another subject's
+        found.faults = [replace(fault, severity="warning") for fault in found.faults]
+
+
+def _read(uri: str) -> bytes:
     with PhotoReader() as reader:
-        captions = Captions(found.siblings, lambda name: reader.read(found.uri(name)))
-        for name, uri in found.files:
-            if (caption := captions.of(name)) is not None:
-                place = join_url(found.where, caption.file)
-                result.captions[uri] = replace(caption, file=place)
-    return result
+        return reader.read(uri)
 
 
-@dataclass(slots=True)
-class _Listing:
-    """Names in a folder or archive, photos and others, and how to read one of them."""
-
-    where: str
-    files: list[tuple[str, str]] = field(default_factory=list)
-    """Name and URI of each photo."""
-    siblings: frozenset[str] = frozenset()
-    """All names among which captions may be."""
-    passed_over: list[str] = field(default_factory=list)
-    folders: int = 0
-    archive: str | None = None
-
-    def uri(self, name: str) -> str:
-        """The URI of a sibling."""
-        if self.archive is not None:
-            return member_uri(name, self.archive)
-        return join_url(self.where, name)
-
-    def emptiness(self) -> tuple[str, str]:
-        """Message and remedy for a listing without photos."""
-        if self.folders:
-            return (
-                f"{self.where} holds no photos, only folders",
-                f"name the folder that holds the photos, or `{self.where.rstrip('/')}/**/*`",
-            )
-        if self.passed_over:
-            return (
-                f"{self.where} holds no photos; it holds {', '.join(self.passed_over[:3])}",
-                "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
-            )
-        return f"{self.where} holds no photos", "put 3 to 20 photos of the subject there"
+def _captions_of(listing: Listing, style: CaptionStyle, read: Callable[[str], bytes]) -> Captions:
+    return Captions(
+        listing.siblings,
+        lambda name: read(listing.siblings[name]),
+        style,
+        lambda name: join_url(listing.where, name),
+    )
 
 
-def _is_photo_name(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in PHOTO_SUFFIXES
+# -- what a reference is --------------------------------------------------------------------------
 
 
-def _sorted_out(names: Iterable[str], where: str, archive: str | None = None) -> _Listing:
-    """A listing of the names of a folder or archive: photos, litter, others."""
-    listing = _Listing(where, archive=archive)
-    every = sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
-    for name in every:
-        if _is_photo_name(name):
-            listing.files.append((name, listing.uri(name)))
-        elif PurePosixPath(name).suffix.lower() not in _QUIET_SUFFIXES:
-            listing.passed_over.append(name)
-    listing.siblings = frozenset(every)
-    return listing
+def _single(uri: str) -> Listing:
+    """A photo named outright: taken as one, whatever its suffix."""
+    folder, _, name = uri.rpartition("/")
+    return Listing(folder or "/", [(name, uri)], is_whole=False)
 
 
-# -- local ----------------------------------------------------------------------------------------
-
-
-def _find_local(path: str) -> _Listing:
+def _find_local(path: str, base: str, reference: str) -> Listing:
     path = os.path.abspath(os.path.expanduser(path))
     if os.path.isdir(path):
-        return _local_folder(path)
+        return list_folder(path)
     if os.path.isfile(path):
-        return _archive(path) if path.lower().endswith(".zip") else _single(path)
-    if _MAGIC & set(path):
-        return _local_glob(path)
+        return list_archive(path) if path.lower().endswith(".zip") else _single(path)
+    if has_magic(reference):
+        is_relative = not reference.startswith(("/", "~"))
+        return list_glob(os.path.abspath(base), reference) if is_relative else list_glob("", path)
+    if os.path.exists(path):
+        raise PhotoFault(f"{path} is neither a file nor a folder", "name photos")
+    if (other := _in_other_form(path)) is not None:
+        return _find_local(other, base, other)
     raise PhotoFault(f"there is no {path}", _nearest_path(path))
 
 
-def _local_folder(path: str) -> _Listing:
-    names, folders = [], 0
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders += 1
-            else:
-                names.append(entry.name)
-    listing = _sorted_out(names, path)
-    listing.folders = folders
-    return listing
+def _in_other_form(path: str) -> str | None:
+    """A path that is there, and differs only in how its letters are composed in Unicode."""
+    parts = [part for part in path.split("/") if part]
+    found = ""
+    for part in parts:
+        if not os.path.exists(f"{found}/{part}"):
+            try:
+                names = os.listdir(found or "/")
+            except OSError:
+                return None
+            form = unicodedata.normalize("NFC", part)
+            same = [name for name in names if unicodedata.normalize("NFC", name) == form]
+            if not same:
+                return None
+            part = same[0]
+        found = f"{found}/{part}"
+    return found
 
 
-def _local_glob(pattern: str) -> _Listing:
-    root = pattern[: min(pattern.index(mark) for mark in _MAGIC if mark in pattern)]
-    root = root.rpartition("/")[0] or "/"
-    names = [
-        os.path.relpath(path, root)
-        for path in glob.iglob(pattern, recursive=True)
-        if os.path.isfile(path)
-    ]
-    if not names:
-        raise PhotoFault(f"nothing matches {pattern}", "correct the pattern")
-    matched = _sorted_out(names, root)
-    matched.where = pattern
-    around = {os.path.dirname(name) for name in names}
-    beside = {
-        os.path.join(folder, name) for folder in around for name in os.listdir(f"{root}/{folder}")
-    }
-    return _Listing(root, matched.files, frozenset(beside), matched.passed_over)
-
-
-def _single(path: str) -> _Listing:
-    """A photo named outright: taken as one, whatever its suffix."""
-    folder, name = os.path.split(path)
-    stem = os.path.splitext(name)[0]
-    beside = {f"{stem}{suffix}" for suffix in (".txt", ".caption")}
-    present = frozenset(one for one in beside if os.path.isfile(os.path.join(folder, one)))
-    return _Listing(folder, [(name, path)], present)
+def _find_remote(url: str, base: str, reference: str) -> Listing:
+    if url.startswith("file://"):
+        path = url.removeprefix("file://")
+        return _find_local(path, base.removeprefix("file://"), reference.removeprefix("file://"))
+    if url.startswith("zip://"):
+        member, archive = split_member_uri(url)
+        return Listing(archive, [(member, url)], is_whole=False)
+    if url.startswith(("http://", "https://")):
+        plain = url.split("?", 1)[0]
+        if plain.lower().endswith(".zip"):
+            return list_archive(url)
+        return Listing(url, [(plain.rsplit("/", 1)[-1], url)], is_web=True)
+    if url.lower().endswith(".zip"):
+        return list_archive(url)
+    if has_magic(reference):
+        filesystem, path = fsspec.core.url_to_fs(url)
+        # `?` and `[` are letters of keys as much as marks of patterns
+        if not filesystem.exists(path):
+            is_relative = "://" not in reference
+            return list_glob(base, reference) if is_relative else list_glob("", url)
+    if is_photo_name(url):
+        return _single(url)
+    return list_folder(url)
 
 
 def _nearest_path(path: str) -> str:
@@ -199,56 +245,19 @@ def _nearest_path(path: str) -> str:
     return f"{folder} holds no `{name}`; correct the path, or put the photos there"
 
 
-# -- archives and URLs ----------------------------------------------------------------------------
-
-
-def _archive(uri: str) -> _Listing:
-    with open_archive(uri) as archive:
-        return _sorted_out(archive_members(archive), uri, archive=uri)
-
-
-def _find_remote(url: str) -> _Listing:
-    plain = url.split("?", 1)[0]
-    if url.startswith("file://"):
-        return _find_local(url.removeprefix("file://"))
-    if plain.lower().endswith(".zip"):
-        return _archive(url)
-    if url.startswith(("http://", "https://")):
-        return _Listing(url, [(plain.rsplit("/", 1)[-1], url)])
-    if _MAGIC & set(url):
-        return _remote_glob(url)
-    if _is_photo_name(url):
-        return _Listing(url, [(url.rsplit("/", 1)[-1], url)])
-    filesystem, path = fsspec.core.url_to_fs(url)
-    entries = filesystem.ls(path, detail=True)
-    files = [str(entry["name"]) for entry in entries if entry["type"] == "file"]
-    listing = _sorted_out((name.rsplit("/", 1)[-1] for name in files), url.rstrip("/"))
-    listing.folders = len(entries) - len(files)
-    return listing
-
-
-def _remote_glob(url: str) -> _Listing:
-    """The photos that match; captions beside them would cost a listing each, so none are sought."""
-    filesystem, path = fsspec.core.url_to_fs(url)
-    names = sorted(str(name) for name in filesystem.glob(path))
-    listing = _Listing(url.rpartition("/")[0])
-    for name in filter(_is_photo_name, names):
-        if name.rsplit("/", 1)[-1].startswith("."):
-            continue
-        listing.files.append((name, str(filesystem.unstrip_protocol(name))))
-    return listing
-
-
 @contextmanager
 def _told(url: str) -> Iterator[None]:
     """What a filesystem may raise, as a fault."""
     try:
         yield
+    except PhotoFault:
+        raise
     except FileNotFoundError as error:
         raise PhotoFault(f"there is no {url}", "correct the address") from error
-    except (OSError, ValueError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise PhotoFault(f"{url} cannot be listed: {text}", "correct the address") from error
+    except Exception as error:  # filesystems of a dozen packages raise what they like
+        raise PhotoFault(
+            f"{url} cannot be listed: {words_of(error)}", "correct the address"
+        ) from error
 
 
 def matches(name: str, pattern: str) -> bool:

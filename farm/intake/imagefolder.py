@@ -1,80 +1,128 @@
 """Importer of Hugging Face ImageFolder metadata: one photo a row, rows grouped into subjects.
 
-Owns which columns mean what: `file_name` is the photo; `subject` or `id` its subject, and else the
-first folder of its path; `class_noun`, `class` or `label` the class; `caption`, `text` or `prompt`
-the caption. Other columns are not ours.
+Owns how rows become subjects: `subject` or `id` names the subject, and else the first folder of the
+photo's path; `class_noun`, `class` or `label` its class. The train split alone is read. Which
+columns name photos and captions is in ``photo_table.py``; other columns are not ours.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from farm.errors import Fault
-from farm.intake.captions import CAPTION_COLUMNS
 from farm.intake.faults import slug
-from farm.intake.json_rows import read_jsonl
+from farm.intake.photo_table import PhotoRow, photo_row
 from farm.intake.rows import Path, Row, Rows
 
-__all__ = ["read_imagefolder"]
+__all__ = ["OTHER_SPLITS", "TRAIN_SPLITS", "dataset_name", "read_imagefolder"]
 
-SUBJECT_COLUMNS = ("subject", "id")
-CLASS_COLUMNS = ("class_noun", "class", "label")
-
-
-def read_imagefolder(text: str, file: str, base: str) -> Rows:
-    """Read a ``metadata.jsonl`` or ``metadata.csv``; one row per subject comes out."""
-    faults: list[Fault] = []
-    if file.split("?", 1)[0].endswith(".csv"):
-        head, rows = Row({}, file, base), _csv_rows(text, file, base)
-    else:
-        lines = read_jsonl(text.splitlines(), file, base)
-        head, rows, faults = lines.head, lines.subjects, lines.faults
-    return Rows(head, _subjects(rows, file, base, faults), faults)
+SUBJECT_COLUMNS = ("subject", "subject_id", "id")
+CLASS_COLUMNS = ("class_noun", "class", "class_name", "label", "labels", "category")
+TRAIN_SPLITS = frozenset(("train", "training"))
+OTHER_SPLITS = frozenset(
+    ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
+)
+"""Folder names that Hugging Face's `datasets` takes for splits, besides `train`."""
+CLASS_REMEDY = "add a column `class` that says what each subject is, such as `cat`"
 
 
-def _csv_rows(text: str, file: str, base: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff"), newline=""))
-    for cells in reader:
-        value = {column: cell for column, cell in cells.items() if column and cell}
-        yield Row(value, file, base, reader.line_num)
+def read_imagefolder(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Rows:
+    """Group rows of photos; one row per subject comes out.
+
+    Args:
+        rows: as they stand in the table, one photo each.
+        head: of the table, for its file and base.
+        faults: of the table so far; grows while the subjects are consumed.
+    """
+    return Rows(head, _subjects(rows, head, faults), faults)
 
 
-def _subjects(rows: Iterator[Row], file: str, base: str, faults: list[Fault]) -> Iterator[Row]:
+def _subjects(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Iterator[Row]:
     values: dict[str, dict[str, Any]] = {}
     lines: dict[str, dict[Path, int]] = {}
-    for row in rows:
-        name = row.value.get("file_name")
-        if not isinstance(name, str) or not name:
-            faults.append(row.fault(("file_name",), "`file_name` is missing", "name the photo"))
+    for row, read in _train_rows(rows, head, faults):
+        if not read.files:
+            faults.append(_nameless(row, read))
             continue
-        subject = _first(row.value, SUBJECT_COLUMNS) or _folder_of(name) or _last(base)
+        subject = _first(read, SUBJECT_COLUMNS) or _folder_of(read.files[0], head.base)
         value = values.setdefault(subject, {"id": slug(subject), "photos": []})
         place = lines.setdefault(subject, {(): row.line or 1})
-        noun = _first(row.value, CLASS_COLUMNS)
-        if noun and value.setdefault("class_noun", noun) != noun:
+        noun = _first(read, CLASS_COLUMNS)
+        # a number is the index of a label whose name is elsewhere
+        if noun and not noun.isdigit() and value.setdefault("class_noun", noun) != noun:
             message = f"`{subject}` is a {value['class_noun']} above, and a {noun} here"
             faults.append(row.fault(("class_noun",), message, "a subject has one class"))
-        place[("photos", len(value["photos"]))] = row.line or 1
-        caption = _first(row.value, CAPTION_COLUMNS)
-        value["photos"].append({"uri": name, "caption": caption} if caption else name)
+        for name in read.files:
+            place[("photos", len(value["photos"]))] = row.line or 1
+            uri = name.replace("\\", "/")
+            value["photos"].append({"uri": uri, "caption": read.caption} if read.caption else uri)
     for subject, value in values.items():
-        yield Row(value, file, base, lines[subject].pop(()), lines[subject])
+        yield Row(
+            value,
+            head.file,
+            head.base,
+            lines[subject].pop(()),
+            lines[subject],
+            hints={("class_noun",): CLASS_REMEDY},
+        )
 
 
-def _first(value: dict[str, Any], columns: tuple[str, ...]) -> str:
+def _nameless(row: Row, read: PhotoRow) -> Fault:
+    column = next((name for name, cell in read.value.items() if isinstance(cell, dict)), None)
+    if column and read.value[column].get("bytes"):
+        message = f"`{column}` holds the photo itself, inside the table"
+        return row.fault((column,), message, "save the photos as files, and name them `file_name`")
+    columns = ", ".join(f"`{name}`" for name in row.value) or "none"
+    message = f"`file_name` is missing; the columns are {columns}"
+    return row.fault(("file_name",), message, "name the photo")
+
+
+def _train_rows(
+    rows: Iterable[Row], head: Row, faults: list[Fault]
+) -> Iterator[tuple[Row, PhotoRow]]:
+    """The rows of the train split, or all where the table has none."""
+    read = [(row, photo_row(row.value, row.line or 1)) for row in rows]
+    has_splits = any(_top(one.files) in TRAIN_SPLITS for _, one in read)
+    skipped: Counter[str] = Counter()
+    first: dict[str, Row] = {}
+    for row, one in read:
+        top = _top(one.files)
+        if has_splits and top in OTHER_SPLITS:
+            skipped[top] += 1
+            first.setdefault(top, row)
+        else:
+            yield row, one
+    for split, count in skipped.items():
+        message = f"{count} rows of the split `{split}` are not trained on"
+        remedy = "nothing to do, unless you want them trained; then move them to `train`"
+        faults.append(first[split].fault((), message, remedy, severity="warning"))
+
+
+def _top(files: tuple[str, ...]) -> str:
+    parts = PurePosixPath(files[0].replace("\\", "/")).parts if files else ()
+    return parts[0].casefold() if len(parts) > 1 else ""
+
+
+def _first(read: PhotoRow, columns: tuple[str, ...]) -> str:
     """The first of some columns that holds text, on one line."""
-    found = (value[column] for column in columns if isinstance(value.get(column), str | int))
-    return " ".join(str(next(found, "")).split())
+    cells = (read.value.get(column) for column in columns)
+    return " ".join(str(next((one for one in cells if isinstance(one, str | int)), "")).split())
 
 
-def _folder_of(name: str) -> str:
-    parts = PurePosixPath(name).parts
-    return parts[0] if len(parts) > 1 else ""
+def _folder_of(name: str, base: str) -> str:
+    """The subject that a photo's path names: its first folder that is no split, or the data set."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts[:-1] if part != "."]
+    if parts and parts[0].casefold() in TRAIN_SPLITS:
+        parts = parts[1:]
+    return parts[0] if parts and parts[0] != "/" else dataset_name(base)
 
 
-def _last(base: str) -> str:
-    return base.rstrip("/").rsplit("/", 1)[-1]
+def dataset_name(base: str) -> str:
+    """The name of a folder, or of the one around it where it is a split."""
+    parts = [part for part in base.split("/") if part]
+    if len(parts) > 1 and parts[-1].casefold() in TRAIN_SPLITS | OTHER_SPLITS:
+        parts.pop()
+    return parts[-1] if parts else "subject"

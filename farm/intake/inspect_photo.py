@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from farm.intake.errors import PhotoFault
-from farm.intake.photos import MIN_SIDE_PX, as_rgb, decoding, open_header, seen_size
+from farm.intake.photos import MIN_SIDE_PX, as_rgb, decoding, load_pixels, open_header, seen_size
 from farm.intake.reading import PhotoReader
 from farm.keys import bytes_digest
 
@@ -69,7 +69,7 @@ def _facts(data: bytes) -> PhotoFacts:
         )
     with decoding():
         image.draft("RGB", (LOOK_SIDE_PX, LOOK_SIDE_PX))
-        image.load()
+        image = load_pixels(image, data)
         if max(image.size) > 4 * LOOK_SIDE_PX:
             image = _shrunk(image)
         small = as_rgb(image)

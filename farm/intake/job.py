@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.intake.subject import Photo, SamplerName, Subject
+from farm.intake.subject import Photo, Subject
 from farm.keys import key_of
 from farm.recipe import Recipe
+from farm.schedulers import SchedulerName
 
 __all__ = ["JobSpec", "PriorSpec", "job_spec"]
 
@@ -30,7 +31,7 @@ class PriorSpec(BaseModel):
     """Images in the set."""
     resolution_px: int = Field(ge=1)
     """Side of the square images."""
-    scheduler: SamplerName = "base"
+    scheduler: SchedulerName = "base"
     """Sampler of the drawing."""
     steps: int = Field(25, ge=1)
     """Denoising steps of each image."""

@@ -105,10 +105,13 @@ def _not_an_object(file: str, line: int, field: str) -> Fault:
 
 
 def _syntax_fault(error: json.JSONDecodeError, file: str, line: int | None = None) -> Fault:
+    remedy = "correct the syntax"
+    if "escape" in error.msg:
+        remedy = "write a backslash twice, or paths with slashes"
     return Fault(
         file,
         f"not valid JSON: {error.msg} at column {error.colno}",
-        "mend the syntax" if line else "mend the syntax; nothing of the file could be used",
+        remedy if line else f"{remedy}; nothing of the file could be used",
         line=line or error.lineno,
     )
 

@@ -14,7 +14,8 @@ from itertools import islice
 
 from farm.errors import Fault, ManifestError
 from farm.intake.resolve import Resolved, Resolver
-from farm.intake.rows import Row, shown_field
+from farm.intake.rows import Row
+from farm.intake.scoring import ScoringSettings
 from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
 
@@ -44,6 +45,8 @@ class Written:
     """Of its photos, such as ``subjects[3].photos``."""
     base: str
     """Folder or URL that its relative paths start from."""
+    num_captions: int = 0
+    """Photos that have a caption of their own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Manifest:
     """Warnings; and errors too where it was read with ``strict=False``."""
     written: tuple[Written, ...] = field(default=(), compare=False, repr=False)
     """All subjects of the file, for the check."""
+    scoring: ScoringSettings = ScoringSettings()
+    """What its defaults say of quality cards."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -126,7 +131,7 @@ def read_manifest(
     if not register.written and not told:
         told[Fault(url, "it holds no subjects", "add subjects")] = None
     subjects = tuple(one.subject for one in register.written if one.subject is not None)
-    manifest = Manifest(url, subjects, tuple(told), tuple(register.written))
+    manifest = Manifest(url, subjects, tuple(told), tuple(register.written), resolver.scoring)
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest
@@ -136,7 +141,7 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     """The error that says everything that is wrong with a manifest."""
     count = sum(fault.severity == "error" for fault in faults)
     message = f"{source} has {count} fault{'s' if count > 1 else ''}"
-    return ManifestError(message, "mend them all and try again", faults)
+    return ManifestError(message, "correct them all and try again", faults)
 
 
 def _resolved(rows: Iterable[Row], resolver: Resolver) -> Iterator[tuple[Row, Resolved]]:
@@ -190,6 +195,7 @@ def _written(row: Row, resolved: Resolved) -> Written:
         class_images=resolved.class_images,
         file=row.file,
         line=row.line_of(("photos",)),
-        field=shown_field((*row.prefix, "photos")),
+        field=row.field(("photos",)),
         base=row.base,
+        num_captions=sum(listed.photo.caption is not None for listed in resolved.listed),
     )

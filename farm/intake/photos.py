@@ -12,12 +12,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from farm.intake.errors import PhotoFault
+from farm.intake.photo_metadata import bare, trimmed, whole_jpeg_tails
 from farm.intake.reading import read_photo_bytes
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "as_rgb",
     "crops",
     "decoding",
+    "load_pixels",
     "open_header",
     "open_photo",
     "seen_size",
@@ -37,6 +40,8 @@ MAX_PHOTO_PIXELS = 100_000_000
 MIN_SIDE_PX = 32
 """Of the shorter side; below it there is nothing to learn at any resolution."""
 
+BLOCK_ROWS = 64
+"""Of deep grey pictures that are converted at once."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 """Decoders that photos may reach. The rest of Pillow's (PostScript, PSD, fonts …) stay shut."""
 PHOTO_SUFFIXES = frozenset(
@@ -59,6 +64,14 @@ _SIGNATURES = (
     (0, b"<html", "a web page", "use the address of the picture itself"),
     (0, b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
 )
+_PHOTO_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG"),
+    (b"\xff\xd8\xff", "a JPEG"),
+    (b"GIF8", "a GIF"),
+    (b"II*\0", "a TIFF"),
+    (b"MM\0*", "a TIFF"),
+    (b"RIFF", "a WebP"),
+)
 _SRGB = ImageCms.createProfile("sRGB")
 _open_lock = threading.Lock()
 
@@ -78,8 +91,7 @@ def open_photo(photo: bytes | str) -> Image.Image:
     data = read_photo_bytes(photo) if isinstance(photo, str) else photo
     image = open_header(data)
     with decoding():
-        image.load()
-        return as_rgb(image)
+        return as_rgb(load_pixels(image, data))
 
 
 @contextmanager
@@ -92,24 +104,24 @@ def decoding() -> Iterator[None]:
 
 
 def open_header(data: bytes) -> Image.Image:
-    """Identify a photo and check its size without decoding it.
+    """Identify a photo and check its size without decoding it; metadata over limits is left out.
 
     Raises:
         PhotoFault: if it is empty, no photo, or absurdly large.
     """
     if not data:
         raise PhotoFault("the file is empty", "copy it again")
+    photo = trimmed(data)
     try:
-        # Pillow warns of large headers through the process-wide filters; we judge the size below
-        with _open_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _identified(photo.data)
     except Image.DecompressionBombError as error:
         raise PhotoFault(
             f"it is larger than {MAX_PHOTO_PIXELS // 10**6} megapixels", "save it smaller"
         ) from error
-    except Exception as error:  # see above
-        raise _unidentified(data, error) from error
+    except Exception as error:  # decoders of eleven formats raise what they like
+        image = _identified_bare(data, error)
+    if photo.profile is not None:
+        image.info["icc_profile"] = photo.profile
     if image.width * image.height > MAX_PHOTO_PIXELS:
         raise PhotoFault(
             f"it is {image.width} x {image.height} px, more than "
@@ -119,21 +131,77 @@ def open_header(data: bytes) -> Image.Image:
     return image
 
 
+def _identified(data: bytes) -> Image.Image:
+    # Pillow warns of large headers through the process-wide filters; we judge the size elsewhere
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _identified_bare(data: bytes, error: Exception) -> Image.Image:
+    """A photo without its metadata, where that was what the decoder stumbled on."""
+    rest = bare(data)
+    if rest is None:
+        raise _unidentified(data, error) from error
+    try:
+        return _identified(rest)
+    except Exception:  # see above
+        raise _unidentified(data, error) from error
+
+
+def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
+    """An opened photo with its pixels decoded; what is cut off behind the pixels does not matter.
+
+    Args:
+        data: the file that it was opened from.
+    """
+    try:
+        image.load()
+    except Exception:
+        if (whole := _without_end(image, data)) is None:
+            raise
+        return whole
+    return image
+
+
+def _without_end(image: Image.Image, data: bytes) -> Image.Image | None:
+    """A JPEG that lacks nothing but its end mark."""
+    tails = whole_jpeg_tails(data) if image.format in {"JPEG", "MPO"} else None
+    if tails is None:
+        return None
+    pictures = []
+    for tail in tails:
+        picture = _identified(data.removesuffix(b"\xff") + tail)
+        picture.load()
+        pictures.append(picture)
+    first = pictures[0].tobytes()
+    return pictures[0] if all(one.tobytes() == first for one in pictures[1:]) else None
+
+
 def _unidentified(data: bytes, error: Exception) -> PhotoFault:
     head = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
     for offset, signature, what, remedy in _SIGNATURES:
         if head[offset:].startswith(signature):
             return PhotoFault(f"it is {what}, not a photo that can be read", remedy)
-    if isinstance(error, OSError | SyntaxError) and not isinstance(error, UnidentifiedImageError):
+    is_named = isinstance(error, OSError | SyntaxError) and "decoder object" not in str(error)
+    if is_named and not isinstance(error, UnidentifiedImageError):
         return _decode_fault(error)
+    if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return _decode_fault(EOFError())
+    for signature, form in _PHOTO_SIGNATURES:
+        if data.startswith(signature):
+            return PhotoFault(
+                f"it begins as {form}, but cannot be read: it is damaged, or of a rare variant",
+                "open it in an image editor and save it as PNG or JPEG",
+            )
     return PhotoFault("it is not a photo", "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF")
 
 
 def _decode_fault(error: Exception) -> PhotoFault:
     text = " ".join(str(error).split()) or type(error).__name__
-    if "truncated" in text.lower() or "Truncated" in text or isinstance(error, EOFError):
+    if "truncated" in text.lower() or isinstance(error, EOFError):
         return PhotoFault("it is truncated", "copy it again; the end of the file is missing")
-    return PhotoFault(f"it is damaged: {text[:200]}", "copy it again, or save it anew")
+    return PhotoFault(f"it is damaged: {text[:200]}", "copy it again, or save it again")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -174,15 +242,26 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Deep grey as 8-bit grey. Pillow's own conversion clips at 255: a white picture."""
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    peak = float(values.max(initial=0.0))
+    values_HW = np.asarray(image)
+    peak = max(float(rows.max(initial=0.0)) for rows in _finite_rows(values_HW))
     if image.mode.startswith("I;16") or (image.mode == "I" and peak > 255):
         white = 65535.0 if peak <= 65535 else peak
     else:  # float and wide integer files name no white point: take the usual one that fits
         white = next((usual for usual in (1.0, 255.0, 65535.0) if peak <= usual), peak)
         white = 255.0 if image.mode == "I" else white
-    return Image.fromarray((values * (255.0 / white)).round().clip(0, 255).astype(np.uint8))
+    grey_HW = np.empty(values_HW.shape, dtype=np.uint8)
+    top = 0
+    for rows in _finite_rows(values_HW):
+        grey_HW[top : top + len(rows)] = (rows * (255.0 / white)).round().clip(0, 255)
+        top += len(rows)
+    return Image.fromarray(grey_HW)
+
+
+def _finite_rows(values_HW: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """A picture's rows as finite floats, a block at a time: whole they would take gigabytes."""
+    for top in range(0, len(values_HW), BLOCK_ROWS):
+        rows = values_HW[top : top + BLOCK_ROWS].astype(np.float64)
+        yield np.nan_to_num(rows, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:

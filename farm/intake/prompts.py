@@ -92,8 +92,8 @@ def _caption_faults(subject: Subject, photos: Sequence[ListedPhoto], row: Row) -
             continue
         name = listed.photo.uri.rsplit("/", 1)[-1]
         message = f"the caption of {name} does not name the subject: `{caption[:80]}`"
-        remedy = f"put {PLACEHOLDER} into it, or set `captions: none`"
         if (written := listed.caption_file) is not None:
+            remedy = row.style(listed.path).remedy
             yield Fault(
                 written.file,
                 message,
@@ -104,4 +104,4 @@ def _caption_faults(subject: Subject, photos: Sequence[ListedPhoto], row: Row) -
             )
         else:
             path: Path = listed.path
-            yield row.fault(path, message, remedy)
+            yield row.fault(path, message, f"put {PLACEHOLDER} into it")

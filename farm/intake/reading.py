@@ -18,6 +18,7 @@ import fsspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from farm.intake.errors import PhotoFault
+from farm.intake.litter import is_litter
 
 __all__ = [
     "MAX_ARCHIVE_MEMBERS",
@@ -29,6 +30,7 @@ __all__ = [
     "open_archive",
     "read_photo_bytes",
     "split_member_uri",
+    "words_of",
 ]
 
 MAX_PHOTO_BYTES = 256 * 2**20
@@ -116,12 +118,19 @@ def _told() -> Iterator[None]:
         ) from error
     except IsADirectoryError as error:
         raise PhotoFault("it is a folder, not a photo", "name the folder in `photos`") from error
-    except (OSError, ValueError, ImportError) as error:
-        raise PhotoFault(f"it cannot be read: {_words(error)}", "correct the address") from error
+    except (PhotoFault, zipfile.BadZipFile, EOFError):
+        raise
+    except Exception as error:  # filesystems of a dozen packages raise what they like
+        raise PhotoFault(f"it cannot be read: {words_of(error)}", "correct the address") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for a writer, as a named pipe would."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read_local(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise PhotoFault("it is not a regular file", "name a photo")
@@ -146,9 +155,13 @@ def _read_remote(uri: str) -> bytes:
                 with filesystem.open(path, "rb", block_size=0) as file:
                     return _read_bounded(file)
             size = filesystem.size(path)
-            if size is not None and size > MAX_PHOTO_BYTES:
+            if size is None:
+                with filesystem.open(path, "rb") as file:
+                    return _read_bounded(file)
+            if size > MAX_PHOTO_BYTES:
                 raise _too_many_bytes()
-            return bytes(filesystem.cat_file(path))
+            # an object that grew meanwhile is bounded too
+            return bytes(filesystem.cat_file(path, start=0, end=size))
     raise AssertionError("unreachable")
 
 
@@ -190,6 +203,13 @@ def open_archive(uri: str) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def _seekable(uri: str) -> Iterator[Any]:
+    local = uri.removeprefix("file://")
+    if "://" not in local:
+        with open(local, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise PhotoFault("it is not a regular file", "name an archive")
+            yield file
+        return
     filesystem, path = fsspec.core.url_to_fs(uri)
     is_web = uri.startswith(("http://", "https://"))
     if not is_web or filesystem.info(path).get("partial"):
@@ -226,12 +246,7 @@ def archive_members(archive: zipfile.ZipFile) -> list[str]:
             raise PhotoFault(
                 f"its member {name!r} points out of the archive", "pack the photos by plain names"
             )
-    litter = ("__MACOSX/", ".")
-    return sorted(
-        name
-        for name in names
-        if not name.startswith(litter) and not name.rsplit("/", 1)[-1].startswith(".")
-    )
+    return sorted(name for name in names if not is_litter(name))
 
 
 def _read_member(archive: zipfile.ZipFile, member: str) -> bytes:
@@ -261,6 +276,18 @@ def _read_member(archive: zipfile.ZipFile, member: str) -> bytes:
         raise PhotoFault(f"it is damaged: {_words(error)}", "make the archive again") from error
 
 
+def words_of(error: BaseException) -> str:
+    """An error in few words: the system's own, or its kind. What a server said is not repeated."""
+    if (status := getattr(error, "status", None)) is not None and isinstance(status, int):
+        return f"the server answered {status}"
+    if isinstance(error, OSError) and error.strerror and error.errno is not None:
+        return error.strerror[:200]
+    if isinstance(error, ImportError):
+        return " ".join(str(error).split())[:200]
+    return type(error).__name__
+
+
 def _words(error: BaseException) -> str:
+    """What an archive's reader says; it never repeats members' bytes."""
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from farm.intake.entry import Defaults, Head, PhotoEntry, SubjectEntry
+from farm.intake.entry import Defaults, Head, PhotoEntry, RunDefaults, SubjectEntry
 from farm.intake.faults import expected
 from farm.intake.subject import PriorSettings
 from farm.recipe import BASE_RECIPES, PRESETS, EarlyStop, Recipe
@@ -41,6 +41,7 @@ SPECIAL = {
 def render_tables() -> str:
     """All tables, in the order of a manifest."""
     own = [name for name in SubjectEntry.model_fields if name not in Defaults.model_fields]
+    run_wide = [name for name in RunDefaults.model_fields if name not in Defaults.model_fields]
     sections = [
         ("## The head", _table(Head, list(Head.model_fields))),
         ("## A subject", _table(SubjectEntry, own)),
@@ -48,6 +49,10 @@ def render_tables() -> str:
             "## A subject, or `defaults`\n\nFields that stand on a subject, or once under "
             "`defaults` for all that lack them.",
             _table(Defaults, list(Defaults.model_fields)),
+        ),
+        (
+            "## `defaults` alone\n\nFields that concern all subjects of a run together.",
+            _table(RunDefaults, run_wide),
         ),
         ("## A photo in a list", _table(PhotoEntry, list(PhotoEntry.model_fields))),
         ("## `recipe`", _table(Recipe, list(Recipe.model_fields), with_defaults=True)),

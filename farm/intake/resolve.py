@@ -15,11 +15,13 @@ from pydantic import ValidationError
 from farm.errors import Fault
 from farm.intake.entry import Head, SubjectEntry
 from farm.intake.faults import faults_of, slug, validated
-from farm.intake.photo_list import ListedPhoto, list_photos, list_uris
+from farm.intake.gather import Beside
+from farm.intake.photo_list import ListedPhoto, class_captions, list_photos, list_uris
 from farm.intake.prompts import judge_prompts
 from farm.intake.recipes import Layers
 from farm.intake.rows import Row
-from farm.intake.subject import Subject
+from farm.intake.scoring import ScoringSettings
+from farm.intake.subject import CLASS_NOUN_FIELD, Subject
 from farm.recipe import Recipe
 
 __all__ = ["Resolved", "Resolver"]
@@ -61,8 +63,10 @@ class Resolver:
         self._head = found or Head()
         self._row = head
         defaults = self._head.defaults
+        self._beside = Beside()
         self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior, base_recipe)
         self.faults += self._layers.faults
+        self.scoring = ScoringSettings(defaults.scorer, defaults.dino, defaults.scoring_share)
         self._above = self._checked(recipe or {})
         self._class_images = {
             noun: list_uris(references, head, ("class_images", noun), self.faults)
@@ -88,7 +92,7 @@ class Resolver:
         own = {**(entry.recipe or {}), **self._above}
         recipe = self._layers.recipe(row, entry.preset, own, faults)
         prior = self._layers.prior(row, entry.prior, faults)
-        listed = list_photos(entry.photos, row, entry.captions or "files", faults)
+        listed = list_photos(entry.photos, row, entry.captions or "files", faults, self._beside)
         values = self._values(entry, row, faults)
         images = values.get("class_images", ())
         if recipe is None or prior is None or not listed or "class_noun" not in values:
@@ -117,12 +121,29 @@ class Resolver:
         noun = values.get("class_noun")
         if noun is None:
             message = "`class_noun` is missing"
-            faults.append(row.fault(("class_noun",), message, "say what it is, such as `cat`"))
+            remedy = row.hints.get(("class_noun",), "say what it is, such as `cat`")
+            faults.append(row.fault(("class_noun",), message, remedy))
         if entry.class_images is not None:
             values["class_images"] = list_uris(entry.class_images, row, ("class_images",), faults)
+            if texts := class_captions(entry.class_images, row, self._beside):
+                values["class_prompt"] = _class_prompt(texts, values, row, faults)
         elif noun in self._class_images:
             values["class_images"] = self._class_images[noun]
         return values
+
+
+def _class_prompt(
+    texts: list[str], values: Mapping[str, Any], row: Row, faults: list[Fault]
+) -> str:
+    """The one prompt of class images that have captions of their own."""
+    if len(texts) == 1:
+        return texts[0]
+    prompt = str(values.get("class_prompt") or values.get("class_noun") or texts[0])
+    prompt = prompt.replace(CLASS_NOUN_FIELD, str(values.get("class_noun", "")))
+    message = f"its class images have {len(texts)} captions; all are trained as `{prompt}`"
+    remedy = "nothing to do, unless you rely on them: a prior set has one prompt"
+    faults.append(row.fault(("class_images",), message, remedy, severity="warning"))
+    return prompt
 
 
 def _kept(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +165,9 @@ def _count_faults(subject: Subject, row: Row) -> list[Fault]:
         remedy = "3 to 20 from several sides and places teach the subject, not its background"
     elif count > recipe.steps * recipe.instance_rows:
         message = f"{count} photos, but {recipe.steps} steps show {recipe.instance_rows} each"
-        remedy = "raise `recipe.steps` or `recipe.instance_rows`; some would never be seen"
+        rows_field = row.terms.get(("recipe", "instance_rows"), "recipe.instance_rows")
+        steps_field = "recipe.steps" if rows_field == "recipe.instance_rows" else "--set steps=…"
+        remedy = f"raise `{steps_field}` or `{rows_field}`; some would never be seen"
     else:
         return []
     return [row.fault(("photos",), message, remedy, severity="warning")]

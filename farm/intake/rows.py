@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from farm.errors import Fault
+from farm.intake.caption_style import CaptionStyle
 
 __all__ = ["Path", "Row", "Rows", "join_url", "parent_url", "shown_field"]
 
@@ -34,6 +35,12 @@ class Row:
     """Lines of values inside the row, where the format tells them."""
     prefix: Path = ()
     """Where the row stands in its document: ``("subjects", 3)``."""
+    styles: Mapping[Path, CaptionStyle] = field(default_factory=dict)
+    """How captions are read, for places below which it is not the usual way."""
+    terms: Mapping[Path, str] = field(default_factory=dict)
+    """What the row's form calls a value, where it is not the path itself."""
+    hints: Mapping[Path, str] = field(default_factory=dict)
+    """How the row's form gives a value that is missing."""
 
     def fault(
         self,
@@ -50,10 +57,24 @@ class Row:
             message=message,
             remedy=remedy,
             line=self.line_of(path),
-            field=shown_field(self.prefix + path),
+            field=self.field(path),
             subject=str(subject) if isinstance(subject, str | int) else "",
             severity=severity,
         )
+
+    def field(self, path: Path) -> str:
+        """A value's name as the row's own form writes it."""
+        for length in range(len(path), 0, -1):
+            if (term := self.terms.get(path[:length])) is not None:
+                return shown_field((*self.prefix, term))
+        return shown_field(self.prefix + path)
+
+    def style(self, path: Path) -> CaptionStyle:
+        """How the captions of the photos at a path are read."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.styles:
+                return self.styles[path[:length]]
+        return CaptionStyle()
 
     def line_of(self, path: Path) -> int | None:
         """The line of a value, or of the closest thing around it."""

@@ -6,20 +6,35 @@ subjects.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 import fsspec
 
-from farm.errors import Fault, ManifestError
-from farm.intake.folder import MANIFEST_NAMES, TABLE_NAMES, read_folder
+from farm.errors import FarmError, Fault, ManifestError
+from farm.intake.errors import PhotoFault
+from farm.intake.folder import (
+    MANIFEST_NAMES,
+    TABLE_NAMES,
+    read_folder,
+    train_split,
+    unused_class_images,
+)
 from farm.intake.imagefolder import read_imagefolder
 from farm.intake.json_rows import read_json, read_jsonl
 from farm.intake.kohya import read_kohya
+from farm.intake.listings import list_folder, subfolders
+from farm.intake.photo_table import is_photo_manifest
+from farm.intake.reading import words_of
 from farm.intake.rows import Row, Rows, join_url, parent_url
 from farm.intake.table_rows import read_csv, read_parquet
+from farm.intake.text_files import NotText, decoded, is_parquet
+from farm.intake.uris import check_reference
 from farm.intake.yaml_rows import read_yaml
 
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
@@ -27,13 +42,20 @@ __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 MAX_MANIFEST_BYTES = 512 * 2**20
 """A million subjects fit."""
 
+WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], Rows]
+
+
+def _read_lines(text: str, file: str, base: str) -> Rows:
+    return read_jsonl(text.split("\n"), file, base)
+
+
 TEXT_READERS: dict[str, TextReader] = {
     ".yaml": read_yaml,
     ".yml": read_yaml,
     ".json": read_json,
-    ".jsonl": lambda text, file, base: read_jsonl(text.splitlines(), file, base),
-    ".ndjson": lambda text, file, base: read_jsonl(text.splitlines(), file, base),
+    ".jsonl": _read_lines,
+    ".ndjson": _read_lines,
     ".csv": read_csv,
     ".tsv": read_csv,
     ".toml": read_kohya,
@@ -54,36 +76,115 @@ def open_rows(url: str) -> Rows:
 def _open(url: str, names: Sequence[str]) -> Rows:
     """Open a file, or what speaks for a folder by one of some names."""
     url = os.path.expanduser(url.removeprefix("file://"))
-    if "://" in url or not os.path.isdir(url):
-        return _open_file(url)
-    for name in names:
-        if os.path.isfile(os.path.join(url, name)):
-            return _open_file(os.path.join(url, name))
-    return read_folder(url)
+    if "://" not in url and os.path.isdir(url):
+        return _open_folder(os.path.abspath(url), url, names)
+    is_file = _suffix(url) in {*TEXT_READERS, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
+        ("http://", "https://")
+    )
+    if "://" in url and not is_file:
+        with _reachable(url):
+            filesystem, path = fsspec.core.url_to_fs(url)
+            if filesystem.isdir(path):
+                return _open_folder(url.rstrip("/"), url, names)
+    return _open_file(url)
+
+
+def _open_folder(folder: str, shown: str, names: Sequence[str], *, is_split: bool = False) -> Rows:
+    with _reachable(shown):
+        present = [name for name in names if name in _file_names(folder)]
+        if present:
+            rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
+            rows.faults += _unread(present, rows.head)
+            return rows
+        inner = subfolders(folder)
+    split = train_split(folder, inner)
+    if split is not None and not is_split:
+        rows = _open_folder(split[0], split[0], names, is_split=True)
+        for other in split[1]:
+            message = f"the split `{other}` is not trained on"
+            remedy = f"nothing to do, unless you want it trained; then name {folder}/{other}"
+            rows.faults.append(Fault(folder, message, remedy, severity="warning"))
+        return rows
+    rows = read_folder(folder, inner, is_split=is_split)
+    if (fault := unused_class_images(folder)) is not None:
+        rows.faults.append(fault)
+    return rows
+
+
+def _unread(present: Sequence[str], head: Row) -> Iterator[Fault]:
+    """Warnings of tables of photos beside the one that speaks for the folder."""
+    for name in present[1:]:
+        if name.startswith("metadata."):
+            message = f"{name} beside it is not read"
+            remedy = "put the captions into the folders of the photos, or remove it"
+            yield head.fault((), message, remedy, severity="warning")
+
+
+def _suffix(url: str) -> str:
+    is_web = url.startswith(("http://", "https://"))
+    return os.path.splitext(url.split("?", 1)[0] if is_web else url)[1].lower()
 
 
 def _open_file(url: str) -> Rows:
-    name = url.split("?", 1)[0]
     base = parent_url(url if "://" in url else os.path.abspath(url))
-    suffix = os.path.splitext(name)[1].lower()
-    if os.path.basename(name).startswith("metadata."):
-        return read_imagefolder(_text(url), url, base)
-    if suffix == ".parquet":
-        return read_parquet(_binary(url), url, base)
-    if suffix not in TEXT_READERS:
+    suffix = _suffix(url)
+    if suffix in WORKBOOK_SUFFIXES:
+        raise ManifestError(
+            f"{url} is a spreadsheet's own file, which is not read",
+            "export it from the spreadsheet program as `CSV UTF-8`",
+        )
+    if suffix not in TEXT_READERS and suffix != ".parquet":
         raise ManifestError(
             f"{url} is no manifest by its name",
             f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet",
         )
-    return TEXT_READERS[suffix](_text(url), url, base)
+    # the name says which form is meant, the content which one it is
+    file = _binary(url)
+    head = file.read(4)
+    file.seek(0)
+    if suffix == ".parquet" or is_parquet(head):
+        return read_parquet(file, url, base)
+    rows = _text_reader(text := _text(file, url), suffix)(text, url, base)
+    return _grouped(rows)
+
+
+def _text_reader(text: str, suffix: str) -> TextReader:
+    """The reader that a suffix means, or the one that the content asks for."""
+    start = text.lstrip()[:1]
+    is_table = suffix in {".csv", ".tsv"}
+    if start == "[" and (is_table or suffix in {".jsonl", ".ndjson"}):
+        return read_json
+    if start == "{" and is_table:
+        return _read_lines
+    if start == "{" and suffix == ".json" and _is_json_lines(text):
+        return _read_lines
+    return TEXT_READERS[suffix]
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether a `.json` file has an object on each of its first two lines."""
+    lines = [line for line in islice(io.StringIO(text), 10) if line.strip()][:2]
+    return len(lines) == 2 and all(line.strip()[0] + line.strip()[-1] == "{}" for line in lines)
+
+
+def _grouped(rows: Rows) -> Rows:
+    """Rows of photos as rows of subjects; others as they are."""
+    first = next(rows.subjects, None)
+    if first is None:
+        return rows
+    every = chain([first], rows.subjects)
+    if is_photo_manifest(first.value, first.file) and not first.terms:
+        return read_imagefolder(every, rows.head, rows.faults)
+    return Rows(rows.head, every, rows.faults)
 
 
 def _with_table(rows: Rows, table: str) -> Rows:
     """The subjects of a head that lie in a table or folder of their own."""
     try:
+        check_reference(table)
         # a folder's own manifest may be this very head
         inner = _open(join_url(rows.head.base, table), TABLE_NAMES)
-    except ManifestError as error:
+    except (ManifestError, PhotoFault) as error:
         rows.faults.append(rows.head.fault(("subjects",), error.message, error.remedy))
         return rows
     if inner.head.value:
@@ -98,27 +199,42 @@ def _with_table(rows: Rows, table: str) -> Rows:
     return Rows(replace(rows.head, value=head), subjects(), rows.faults)
 
 
-def _binary(url: str) -> Any:
-    """An open file that can seek."""
+@contextmanager
+def _reachable(url: str) -> Iterator[None]:
+    """What a filesystem may raise, as the error of a manifest."""
     try:
-        return fsspec.open(url, "rb").open()
+        yield
     except FileNotFoundError as error:
         raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
-    except (OSError, ValueError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ManifestError(f"{url} cannot be read: {text}", "correct the address") from error
+    except FarmError:
+        raise
+    except Exception as error:  # filesystems of a dozen packages raise what they like
+        message = f"{url} cannot be read: {words_of(error)}"
+        raise ManifestError(message, "correct the address") from error
 
 
-def _text(url: str) -> str:
-    with _binary(url) as file:
+def _file_names(folder: str) -> set[str]:
+    if "://" not in folder:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    return set(list_folder(folder).siblings)
+
+
+def _binary(url: str) -> Any:
+    """An open file that can seek."""
+    with _reachable(url):
+        return fsspec.open(url, "rb").open()
+
+
+def _text(file: Any, url: str) -> str:
+    with file:
         data: bytes = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(
             f"{url} is larger than {MAX_MANIFEST_BYTES // 2**20} MiB", "split it, or use Parquet"
         )
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        fault = Fault(url, "not UTF-8 text", "save it as UTF-8", line=line)
-        raise ManifestError(f"{url} cannot be read", "save it as UTF-8", [fault]) from error
+        return decoded(data)
+    except NotText as error:
+        fault = Fault(url, error.message, error.remedy, line=error.line)
+        raise ManifestError(f"{url} cannot be read", error.remedy, [fault]) from error

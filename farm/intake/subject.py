@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from farm.recipe import Recipe
+from farm.safe_names import MAX_NAME_LENGTH, NAME_PATTERN
+from farm.schedulers import SchedulerName
 
 __all__ = [
     "CLASS_NOUN_FIELD",
@@ -22,8 +24,6 @@ __all__ = [
     "DEFAULT_INSTANCE_PROMPT",
     "DEFAULT_NAMESPACE",
     "DEFAULT_SAMPLE_PROMPTS",
-    "MAX_NAME_LENGTH",
-    "NAME_PATTERN",
     "PLACEHOLDER",
     "ClassNoun",
     "Identifier",
@@ -31,7 +31,6 @@ __all__ = [
     "Photo",
     "PriorSettings",
     "Prompt",
-    "SamplerName",
     "Subject",
     "names_identifier",
 ]
@@ -47,11 +46,6 @@ DEFAULT_INSTANCE_PROMPT = "a photo of [V] {class_noun}"
 DEFAULT_CLASS_PROMPT = "a photo of a {class_noun}"
 DEFAULT_SAMPLE_PROMPTS = ("a photo of [V] {class_noun}", "a [V] {class_noun} in space")
 
-NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]|\.[A-Za-z0-9_-])*$"
-"""Ids, names and namespaces become paths and URLs: ASCII letters, digits, ``_ - .``; the first is a
-letter or digit, no two dots together, no dot at the end."""
-MAX_NAME_LENGTH = 128
-
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 ClassNoun = Annotated[
@@ -62,9 +56,6 @@ Prompt = Annotated[
     StringConstraints(strip_whitespace=True, pattern=_NO_CONTROL, min_length=1, max_length=1000),
 ]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f\[\]{}]{1,64}$")]
-
-SamplerName = Literal["ddim", "euler", "euler_a", "dpm++2m", "unipc", "base"]
-"""The samplers of ``farm.base.model.SchedulerName``, said again because intake stands below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +72,7 @@ class PriorSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    scheduler: SamplerName = "base"
+    scheduler: SchedulerName = "base"
     """Sampler of the class images; ``base`` is the one that the base's own folder names."""
     steps: int = Field(25, ge=1, le=1_000)
     """Denoising steps of each class image. The set is shared by all subjects of a class, and class

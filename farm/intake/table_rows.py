@@ -6,13 +6,14 @@ Owns what a cell means: dotted columns nest (``recipe.steps``), lists in one cel
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
 from farm.errors import Fault
+from farm.intake.delimited import Delimited, read_delimited
+from farm.intake.imagefolder import read_imagefolder
 from farm.intake.json_rows import read_json
+from farm.intake.photo_table import folded, is_photo_manifest
 from farm.intake.rows import Row, Rows
 from farm.intake.yaml_rows import parse_scalar
 
@@ -29,45 +30,47 @@ SHORT_COLUMNS = {"subject": "id", "class": "class_noun"}
 """Names of the ``subjects.csv`` shorthand; besides them ``live``, which chooses a preset."""
 
 
+_OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "captions", "preset"}
+
+
 def read_csv(text: str, file: str, base: str) -> Rows:
-    """Read a table with a header row; commas, semicolons or tabs divide its cells."""
+    """Read a table with a header row: of subjects, or of photos if its columns say so."""
     faults: list[Fault] = []
-    text = text.lstrip("\ufeff")
-    header_line = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header_line.count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    return Rows(Row({}, file, base), _csv_rows(lines, file, base, faults), faults)
+    table = read_delimited(text)
+    head = Row({}, file, base)
+    if is_photo_manifest(table.columns, file):
+        return read_imagefolder(_photo_rows(table, head, faults), head, faults)
+    return Rows(head, _subject_rows(table, head, faults), faults)
 
 
-def _csv_rows(lines: Any, file: str, base: str, faults: list[Fault]) -> Iterator[Row]:
-    columns: list[str] = []
-    try:
-        for cells in lines:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not columns:
-                columns = [cell.strip() for cell in cells]
-                continue
-            row = Row({}, file, base, lines.line_num)
-            if len(cells) > len(columns):
-                faults.append(
-                    row.fault(
-                        (),
-                        f"{len(cells)} cells in a table of {len(columns)} columns",
-                        'put cells that hold a comma in quotes: "a, b"',
-                    )
-                )
-                continue
-            for column, cell in zip(columns, cells, strict=False):
-                _place(row, column, _cell(column, cell.strip()), faults)
-            yield row
-    except csv.Error as error:
-        faults.append(
-            Fault(file, f"not a valid table: {error}", "mend the quotes", line=lines.line_num)
-        )
+def _photo_rows(table: Delimited, head: Row, faults: list[Fault]) -> Iterator[Row]:
+    for line, cells in table.rows:
+        value = dict(zip(table.columns, cells, strict=False))
+        yield Row({key: cell for key, cell in value.items() if key and cell}, *_at(head, line))
+    faults += [Row({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
 
 
-def _cell(column: str, text: str) -> Any:
+def _at(head: Row, line: int) -> tuple[str, str, int]:
+    return head.file, head.base, line
+
+
+def _subject_rows(table: Delimited, head: Row, faults: list[Fault]) -> Iterator[Row]:
+    columns = [_known(column) for column in table.columns]
+    for line, cells in table.rows:
+        row = Row({}, *_at(head, line))
+        for column, cell in zip(columns, cells, strict=False):
+            _place(row, column, _cell(column, cell, table), faults)
+        yield row
+    faults += [Row({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
+
+
+def _known(column: str) -> str:
+    """A column's own name where it is written in another case or with spaces."""
+    name = folded(column)
+    return name if name in _OWN_COLUMNS or name.startswith(("recipe.", "prior.")) else column
+
+
+def _cell(column: str, text: str, table: Delimited) -> Any:
     """The value of a cell; None where it is empty."""
     column = SHORT_COLUMNS.get(column, column)
     if not text:
@@ -78,8 +81,8 @@ def _cell(column: str, text: str) -> Any:
         items = [item.strip() for item in text.split(LIST_MARK) if item.strip()]
         return items[0] if len(items) == 1 and column == "photos" else items
     if LIST_MARK in text:
-        return [parse_scalar(item.strip()) for item in text.split(LIST_MARK)]
-    return parse_scalar(text)
+        return [parse_scalar(table.number(item.strip())) for item in text.split(LIST_MARK)]
+    return parse_scalar(table.number(text))
 
 
 def _place(row: Row, column: str, value: Any, faults: list[Fault]) -> None:
@@ -116,7 +119,18 @@ def read_parquet(source: Any, file: str, base: str) -> Rows:
         message = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
         faults.append(Fault(file, message, "write it again"))
         return Rows(Row({}, file, base), iter(()), faults)
-    return Rows(Row({}, file, base), _parquet_rows(table, file, base, faults), faults)
+    head = Row({}, file, base)
+    if is_photo_manifest(table.schema_arrow.names, file):
+        return read_imagefolder(_parquet_photos(table, head), head, faults)
+    return Rows(head, _parquet_rows(table, file, base, faults), faults)
+
+
+def _parquet_photos(table: Any, head: Row) -> Iterator[Row]:
+    number = 0
+    for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+        for value in batch.to_pylist():
+            number += 1
+            yield Row(value, *_at(head, number))
 
 
 def _parquet_rows(table: Any, file: str, base: str, faults: list[Fault]) -> Iterator[Row]:

@@ -23,6 +23,9 @@ MAX_DEPTH = 24
 MAX_VALUES = 200_000
 """Of one subject, aliases written out: more is a trap (`billion laughs`), not a subject."""
 
+MAX_VALUES_IN_ALL = 50_000_000
+"""Of a whole file, aliases written out: a million subjects of fifty values each."""
+
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)$")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
@@ -83,10 +86,14 @@ def _syntax_fault(error: yaml.YAMLError, file: str) -> Fault:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     words = [getattr(error, part, None) for part in ("problem", "context")]
     message = ", ".join(word for word in words if word) or " ".join(str(error).split())
+    remedy = "correct the syntax; what follows this line was not read"
+    if "escape" in message or "hexdecimal" in message:
+        message += ": a backslash in double quotes begins an escape"
+        remedy = "write paths in single quotes or without quotes, or with slashes"
     return Fault(
         file,
         f"not valid YAML: {message}",
-        "mend the syntax; what follows this line was not read",
+        remedy,
         line=mark.line + 1 if mark is not None else None,
     )
 
@@ -100,6 +107,7 @@ class _Reader:
         self._faults = faults
         self._anchors: dict[str, tuple[Any, int]] = {}
         """Value and size of every anchored value so far."""
+        self._num_values = 0
 
     def document(self) -> Iterator[tuple[Path, int, Any, dict[Path, int]]]:
         """Top-level values: path, line, value, and the lines inside it. Subjects come singly."""
@@ -124,7 +132,8 @@ class _Reader:
                 yield from self._subjects()
                 continue
             lines: dict[Path, int] = {}
-            value, _ = self._value(event, (), lines, 0)
+            value, size = self._value(event, (), lines, 0)
+            self._count(size, event)
             if key:
                 yield (key,), line, value, lines
 
@@ -133,9 +142,15 @@ class _Reader:
         while not isinstance(event := self._next(), yaml.SequenceEndEvent):
             lines: dict[Path, int] = {}
             line = _line(event)
-            value, _ = self._value(event, (), lines, 0)
+            value, size = self._value(event, (), lines, 0)
+            self._count(size, event)
             yield ("subjects", index), line, value, lines
             index += 1
+
+    def _count(self, size: int, event: Any) -> None:
+        self._num_values += size
+        if self._num_values > MAX_VALUES_IN_ALL:
+            raise _refusal(f"expands to more than {MAX_VALUES_IN_ALL} values in all", event)
 
     def _next(self, *skipped: type) -> Any:
         event = next(self._events)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -202,9 +202,14 @@ class Examiner:
         )
         main = "dino" if "dino" in photos else "clip"
         likeness = scores.photo_likeness(photos[main])
-        evidence = evidence_of(main, values, base_values, likeness, candidate.evaluation_curve)
+        evidence = replace(
+            evidence_of(main, values, base_values, likeness, candidate.evaluation_curve),
+            class_noun=candidate.class_noun,
+        )
         card = self._card(candidate, values, base_values, likeness, evidence)
         card["poses"] = self._poses(candidate, tuned, reference)
+        each = scores.likeness(tuned.prompted[main], photos[main])
+        card["gallery_similarity"] = [round(value, 4) for value in each]
         start, end = len(pairs), len(pairs) + self.budget.num_class_pictures
         return Examination(
             card,

@@ -71,7 +71,7 @@ def evidence_of(
     fidelity, before = own["fidelity"], base["fidelity"]
     # a single photo has no likeness to others; then the photo itself is the end of the way
     gain = _share(fidelity, before, likeness.mean if likeness else 1.0)
-    missing = f"Fewer than {MIN_PICTURES} pictures were drawn." if fidelity is None else ""
+    missing = f"Fewer than {MIN_PICTURES} pictures were generated." if fidelity is None else ""
     if gain is None and not missing:
         missing = "The scorer cannot tell this subject's photos from others of its class."
     copy_excess = _share(own["copying"], likeness.nearest if likeness else None, 1.0)

@@ -1,16 +1,15 @@
 """The judge that training lanes call when adapters finish: cards within a share of training time.
 
-Owns the choice of scorers and budgets for jobs, and the reading of their photos. Training knows it
-only as something with a ``judge`` method (``farm.training.lane_settings.Judge``); it is picklable,
-so that a driver can send it to its lanes.
+Owns the choice of scorers and budgets for jobs. Training knows it only as something with a
+``judge`` method (``farm.training.lane_settings.Judge``), which each lane makes from the run's
+``ScoringSettings``; it reads no environment variable and no photo.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -19,65 +18,41 @@ from farm.adapters.bank import Bank
 from farm.base.model import Base
 from farm.base.names import EMBEDDED
 from farm.intake.job import JobSpec
-from farm.intake.photos import open_photo
-from farm.intake.reading import read_photo_bytes
+from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
-from farm.training.lane_settings import Judged
+from farm.training.lane_settings import Judged, Pictures
 
-__all__ = ["MAX_PHOTOS", "QualityJudge", "default_judge", "thorough_judge"]
+__all__ = ["QualityJudge"]
 
-MAX_PHOTOS = 12
-"""Photos of one subject that are compared with: more change no mean, and cost embedding."""
-DEFAULT_SHARE = 0.12
-"""Kept well below the promised 20 %: decoding, scoring and the base's pictures come on top."""
-TOO_SHORT = "The recipe is too short: scoring would cost more than its share of the training."
-
-
-def default_judge(base: Base) -> QualityJudge:
-    """The judge of a run: the embedded scorer for the embedded base, else what is set.
-
-    Environment: ``FARM_SCORER`` names a CLIP, ``FARM_DINO`` a DINO; both a folder or hub id.
-    ``FARM_SCORING_SHARE`` is the share of training's cost that cards may take (0.12). They reach
-    the lanes of a cluster as the driver's environment does.
-    """
-    share = float(os.environ.get("FARM_SCORING_SHARE", DEFAULT_SHARE))
-    return QualityJudge(os.environ.get("FARM_SCORER"), os.environ.get("FARM_DINO"), share)
-
-
-def thorough_judge(base: Base) -> QualityJudge:
-    """The judge of a demo: a whole card for each adapter, whatever it costs beside a short
-    training. Otherwise as ``default_judge``.
-    """
-    return replace(default_judge(base), share=float("inf"))
+NO_SCORER = (
+    "No scorer was named: give --scorer a CLIP folder or hub id, or set FARM_SCORER, or write "
+    "`scorer` under the manifest's `defaults`."
+)
+TOO_SHORT = (
+    "Trained for too few steps: scoring would cost more than its share of the training. Train "
+    "longer, or raise --scoring-share."
+)
 
 
 @dataclass
 class QualityJudge:
     """Scores adapters while they still sit in a lane's bank."""
 
-    scorer: str | None = None
-    """Name of a CLIP (``embedded``, folder, hub id); None takes the embedded one for the embedded
-    base, and scores nothing on others."""
-    dino: str | None = None
-    """Name of a DINO or DINOv2, for likeness that CLIP is blind to."""
-    share: float = DEFAULT_SHARE
-    """Of training's cost that scoring may take, in denoiser rows."""
+    settings: ScoringSettings = ScoringSettings()
+    """The run's own."""
     batch: int = 32
     """Pictures drawn in one pass."""
     _scorers: dict[str, ImageScorer] = field(default_factory=dict, repr=False)
     _examiners: dict[ScoringBudget, Examiner] = field(default_factory=dict, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Settings travel to the lanes; models are loaded there."""
-        return {**self.__dict__, "_scorers": {}, "_examiners": {}}
 
     def judge(
         self,
         base: Base,
         bank: Bank,
         specs: Mapping[int, JobSpec],
+        photos: Mapping[int, Sequence[Image.Image]],
         curves: Mapping[int, Any],
     ) -> dict[int, Judged]:
         """Cards and pictures of the given slots; all of one budget are drawn together.
@@ -85,24 +60,50 @@ class QualityJudge:
         Raises:
             BaseModelError: if the scorer cannot be read.
         """
-        name = self.scorer or (EMBEDDED if base.name == EMBEDDED else None)
+        name = self._scorer_name(base.name)
         if name is None:
-            reason = "No scorer was named: set FARM_SCORER to a CLIP folder or hub id."
-            return {slot: Judged(missing_card(reason)) for slot in specs}
+            return {slot: Judged(missing_card(NO_SCORER)) for slot in specs}
         judged = {}
         groups: dict[ScoringBudget, list[int]] = defaultdict(list)
         for slot, spec in specs.items():
-            budget = ScoringBudget.within(spec.subject.recipe, self.share)
+            budget = self._budget(spec)
             if budget is None:
                 judged[slot] = Judged(missing_card(TOO_SHORT))
             else:
                 groups[budget].append(slot)
         for budget, slots in groups.items():
             examiner = self._examiner(base, bank, budget, name)
-            candidates = [_candidate(slot, specs[slot], curves.get(slot, ())) for slot in slots]
+            candidates = [
+                _candidate(slot, specs[slot], photos[slot], curves.get(slot, ())) for slot in slots
+            ]
             for slot, examined in zip(slots, examiner.examine(candidates), strict=True):
                 judged[slot] = _judged(examined)
         return judged
+
+    def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
+        """What the cards of these jobs will cost: their own pictures, and the base's once for each
+        class and budget."""
+        if self._scorer_name(base_name) is None:
+            return Pictures(0, 0)
+        num = rows = 0
+        met = set()
+        for spec in specs:
+            budget = self._budget(spec)
+            if budget is None:
+                continue
+            kind = (budget, spec.subject.class_noun, spec.subject.class_prompt)
+            times = 1 if kind in met else 2
+            met.add(kind)
+            num += times * budget.num_pictures
+            rows += times * budget.denoiser_rows
+        return Pictures(num, rows)
+
+    def _scorer_name(self, base_name: str) -> str | None:
+        return self.settings.scorer or (EMBEDDED if base_name == EMBEDDED else None)
+
+    def _budget(self, spec: JobSpec) -> ScoringBudget | None:
+        share = DEFAULT_SHARE if self.settings.share is None else self.settings.share
+        return ScoringBudget.within(spec.subject.recipe, share)
 
     def _examiner(self, base: Base, bank: Bank, budget: ScoringBudget, name: str) -> Examiner:
         """One examiner a budget; lanes build new banks, the base's pictures stay valid."""
@@ -110,7 +111,8 @@ class QualityJudge:
         if found is None or found.base is not base:
             scorer = self._load(name, base)
             assert isinstance(scorer, Scorer), "checked when it was loaded"
-            extra = {"dino": self._load(self.dino, base)} if self.dino else {}
+            dino = self.settings.dino
+            extra = {"dino": self._load(dino, base)} if dino else {}
             found = Examiner(base, bank, scorer, budget, extra, batch=self.batch)
             self._examiners[budget] = found
         found.bank = bank
@@ -122,11 +124,10 @@ class QualityJudge:
         return self._scorers[name]
 
 
-def _candidate(slot: int, spec: JobSpec, curve: Sequence[tuple[int, float]]) -> Candidate:
+def _candidate(
+    slot: int, spec: JobSpec, photos: Sequence[Image.Image], curve: Sequence[tuple[int, float]]
+) -> Candidate:
     subject = spec.subject
-    photos: list[Image.Image] = [
-        open_photo(read_photo_bytes(photo.uri)) for photo in subject.photos[:MAX_PHOTOS]
-    ]
     return Candidate(
         slot=slot,
         photos=photos,

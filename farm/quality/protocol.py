@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from farm.base.embedded.world.words import CLASS_NOUNS, POSES_OF, SCENERY
-from farm.base.model import SchedulerName
 from farm.base.names import EMBEDDED
 from farm.quality.intervals import MIN_PICTURES
 from farm.recipe import Recipe
+from farm.schedulers import SchedulerName
 
 __all__ = [
     "LIVE_TEMPLATES",

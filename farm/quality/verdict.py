@@ -61,6 +61,8 @@ class Evidence:
     """Last evaluation loss over the first."""
     missing: str = ""
     """Why there are no scores."""
+    class_noun: str = "member of its class"
+    """What the subject is, for the sentences."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.loss_ratio is not None and not evidence.loss_ratio < DIVERGED_RATIO:
         return Verdict(
             "diverged",
-            "Training ran away; this adapter should not be used.",
+            "Training diverged; do not use this adapter.",
             (f"The evaluation loss ended at {evidence.loss_ratio:.1f} times its first value.",),
             ("Lower learning_rate to a third, or add warmup_steps.",),
         )
     if evidence.gain is None:
-        reason = evidence.missing or "Too few pictures were drawn."
+        reason = evidence.missing or "Too few pictures were generated."
         return Verdict(
             "not scored", "No scores were made.", (reason,), ("Run farm score with more pictures.",)
         )
@@ -100,14 +102,14 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(
             "never learned",
             "The pictures do not show this subject.",
-            (_gain_sentence(evidence.gain),),
+            (_gain_sentence(evidence),),
             (
                 "Check that all photos show one and the same subject, large in the frame.",
                 "Train for more steps, with a higher rank or learning_rate.",
             ),
         )
     faults = [fault for fault in (_copies(evidence), _forgets(evidence)) if fault]
-    reasons = [_gain_sentence(evidence.gain)]
+    reasons = [_gain_sentence(evidence)]
     if faults:
         label, headline, _, remedies = faults[0]
         reasons += [reason for fault in faults for reason in fault[2]]
@@ -116,11 +118,13 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.gain < GAIN_WELL:
         return Verdict(
             "partly learned",
-            "The subject can be made out, but not for certain.",
+            "The subject can be recognised, but not reliably.",
             tuple(reasons),
             ("Train for more steps, or add photos from other sides.",),
         )
-    return Verdict("learned well", "The subject is itself, wherever it is put.", tuple(reasons))
+    return Verdict(
+        "learned well", "The pictures show this subject, in every scene.", tuple(reasons)
+    )
 
 
 _Fault = tuple[Label, str, Sequence[str], tuple[str, ...]]
@@ -135,9 +139,9 @@ def _copies(evidence: Evidence) -> _Fault | None:
         "copies its photos",
         "The pictures repeat the photos instead of following the prompt.",
         [
-            f"A picture is {evidence.copy_excess:.0%} of the way from as near as two photos are "
-            "to being the photo itself.",
-            *([f"Prompts are followed {evidence.prompt_ratio:.0%} as well as by the base."]
+            f"Nearness to a photo: {_percent(evidence.copy_excess)}, where 0 % is as near as two "
+            "photos are and 100 % is the photo itself.",
+            *([_prompt_sentence(evidence.prompt_ratio)]
               if evidence.prompt_ratio is not None else []),
         ],
         (
@@ -157,14 +161,14 @@ def _forgets(evidence: Evidence) -> _Fault | None:
     if is_captured:
         assert evidence.capture is not None
         reasons.append(
-            f"Pictures of the bare class have taken on {min(evidence.capture, 1):.0%} of the "
-            "subject's likeness."
+            f"Pull on the bare class: {_percent(evidence.capture)}, where 0 % is a class as it "
+            "was and 100 % is a class that looks like this subject."
         )
     if diversity is not None and diversity < DIVERSITY_KEPT:
-        reasons.append(f"They are {diversity:.0%} as varied as the base draws them.")
+        reasons.append(_variety_sentence(diversity))
     return (
         "class forgotten",
-        "Whatever is asked of this class comes out as this one subject.",
+        "Every picture of this class now resembles this one subject.",
         reasons,
         (
             "Train with prior preservation (prior_rows 1), or raise prior_weight.",
@@ -177,21 +181,33 @@ def _leans(evidence: Evidence) -> bool:
     return evidence.capture is not None and evidence.capture > CAPTURE_FORGOTTEN
 
 
-def _gain_sentence(gain: float) -> str:
-    if gain >= 1:
-        return "Its pictures are as like the photos as the photos are like each other."
+def _gain_sentence(evidence: Evidence) -> str:
+    assert evidence.gain is not None
     return (
-        f"Its pictures went {max(gain, 0):.0%} of the way from any of its class "
-        "to being as like as the photos are to each other."
+        f"Similarity: {_percent(evidence.gain)}, where 0 % is any {evidence.class_noun} and 100 % "
+        "is as alike as the photos are."
     )
+
+
+def _prompt_sentence(ratio: float) -> str:
+    return f"Prompts: {_percent(ratio)}, where 100 % is followed as well as by the untouched base."
+
+
+def _variety_sentence(ratio: float) -> str:
+    return f"Variety of the class: {_percent(ratio)}, where 100 % is as varied as it was."
+
+
+def _percent(share: float) -> str:
+    """On a scale that ends at 100 %: a mean above it is chance, and means nothing more."""
+    return f"{100 * min(max(share, 0.0), 1.0):.0f} %"
 
 
 def _good_signs(evidence: Evidence) -> list[str]:
     signs = []
     if evidence.prompt_ratio is not None:
-        signs.append(f"Prompts are followed {evidence.prompt_ratio:.0%} as well as by the base.")
+        signs.append(_prompt_sentence(evidence.prompt_ratio))
     if evidence.diversity_ratio is not None:
-        signs.append(f"The rest of its class stays {evidence.diversity_ratio:.0%} as varied.")
+        signs.append(_variety_sentence(evidence.diversity_ratio))
     if _leans(evidence):
-        signs.append("It leans towards this subject.")
+        signs.append("The class leans towards this subject.")
     return signs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 
 import farm
 from farm.errors import AdapterNotFound, NotAuthorized, ServingError
+from farm.schedulers import SCHEDULERS
 from farm.serving.api_errors import error_body, install_error_handlers
 from farm.serving.api_guard import Guard
 from farm.serving.api_images import answer_images, answer_once, stream_images
@@ -27,7 +29,9 @@ from farm.serving.api_services import Services
 from farm.serving.auth import Tenant
 from farm.serving.catalog import AdapterFacts, unix_seconds
 from farm.serving.client import BaseFacts
+from farm.serving.limits import Limits
 from farm.serving.replays import KEY_PATTERN
+from farm.serving.request import MAX_WEIGHT
 from farm.serving.schemas import (
     ErrorAnswer,
     GenerateRequest,
@@ -87,7 +91,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
     _add_models(app, services)
     _add_pictures(app, services)
     _add_health(app, services)
-    _add_page(app)
+    _add_page(app, services.limits)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(
         Guard,
@@ -328,10 +332,21 @@ PAGE_FILES = {
 }
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, limits: Limits) -> None:
     folder = resources.files("farm.serving") / "page"
     for path, (file, kind) in PAGE_FILES.items():
-        _add_file(app, path, (folder / file).read_bytes(), kind)
+        content = (folder / file).read_bytes()
+        _add_file(app, path, _with_limits(content, limits) if "html" in kind else content, kind)
+
+
+def _with_limits(page: bytes, limits: Limits) -> bytes:
+    """The page with this endpoint's limits and the schedulers in its fields."""
+    shown: dict[str, object] = {
+        **limits.model_dump(),
+        "max_weight": f"{MAX_WEIGHT:g}",
+        "schedulers": "".join(f"<option>{name}</option>" for name in SCHEDULERS if name != "base"),
+    }
+    return re.sub(r"\{(\w+)\}", lambda match: str(shown[match[1]]), page.decode()).encode()
 
 
 def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:

@@ -71,11 +71,13 @@ def scrub(text: str) -> str:
     return clean
 
 
-def error_body(status: int, message: str, code: str | None, param: str | None) -> dict[str, Any]:
-    """The JSON of an error."""
+def error_body(
+    status: int, message: str, code: str | None, param: str | None, remedy: str = ""
+) -> dict[str, Any]:
+    """The JSON of an error, in OpenAI's shape: the message ends with the remedy."""
     return {
         "error": {
-            "message": scrub(message),
+            "message": scrub(f"{message}: {remedy}" if remedy else message),
             "type": TYPES.get(status, "server_error"),
             "param": param,
             "code": code,
@@ -89,16 +91,17 @@ def error_answer(error: BaseException) -> tuple[int, dict[str, Any], dict[str, s
     if isinstance(cause, FarmError):  # as Ray wraps what a replica raised
         error = cause
     if isinstance(error, ServingError):
-        message = f"{error.message}: {error.remedy}" if error.remedy else error.message
-        headers = _retry_headers(error)
-        return error.status, error_body(error.status, message, error.code, error.param), headers
+        body = error_body(error.status, error.message, error.code, error.param, error.remedy)
+        return error.status, body, _retry_headers(error)
     if isinstance(error, AdapterFileError):
-        body = error_body(422, error.message, "adapter_invalid", "model")
+        body = error_body(422, error.message, "adapter_invalid", "model", error.remedy)
         return 422, body, {"x-should-retry": "false"}
     if isinstance(error, UserError):
-        return 400, error_body(400, error.message, "invalid_request", None), {}
+        return 400, error_body(400, error.message, "invalid_request", None, error.remedy), {}
     if isinstance(error, StoreError):
-        body = error_body(503, "the store does not answer", "store_unavailable", None)
+        body = error_body(
+            503, "the store does not answer", "store_unavailable", None, "ask again in a moment"
+        )
         return 503, body, {"x-should-retry": "true", "retry-after": "2"}
     if isinstance(error, TimeoutError):
         body = error_body(504, "the picture was not done in time", "deadline_exceeded", None)

@@ -17,18 +17,19 @@ from typing import Any
 from starlette.requests import Request
 
 from farm.errors import RequestRefused
+from farm.safe_names import SAFE_NAME
 from farm.serving.api_services import Services
 from farm.serving.auth import Tenant
 from farm.serving.catalog import AdapterFacts
 from farm.serving.client import BaseFacts
 from farm.serving.receipts import OutputFormat
 from farm.serving.request import MAX_SEED, AdapterRef, DrawRequest
-from farm.serving.schemas import GenerateRequest
+from farm.serving.schemas import ANY_SEED, GenerateRequest
 
 __all__ = ["Order", "check_adapters", "understand"]
 
 DEFAULT_GUIDANCE = 5.0
-_PLACEHOLDER = re.compile(r"\[V(?::([A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}))?\]")
+_PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 
 @dataclass(frozen=True)
@@ -93,20 +94,23 @@ async def understand(
     _check_side(width_px, height_px, base.side_multiple_px)
     num_pictures = asked.n or 1
     limits.check_cost(width_px, height_px, asked.steps, num_pictures)
-    for field, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt)):
-        if text is not None and len(text) > limits.max_prompt_characters:
-            most = limits.max_prompt_characters
-            raise RequestRefused(f"{field}: longer than {most} characters", "", field)
+    limits.check_texts(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
+    _check_most("guidance_scale", asked.guidance_scale or 0, limits.max_guidance)
+    _check_most("adapters", len(asked.adapters or ()), limits.max_adapters)
     # counted before the names are looked up, so that guessing names costs the guesser
     per_minute = tenant.pictures_per_minute or limits.pictures_per_minute
     services.rates.take(tenant.key_id, num_pictures, per_minute)
     used = await _find_adapters(services, tenant, asked, base)
     prompt = _fill(asked.prompt, [facts for facts, _, _ in used])
-    first_seed = asked.seed if asked.seed is not None else seed
+    first_seed = seed if asked.seed in (None, ANY_SEED) else asked.seed
     if first_seed is None:
         first_seed = secrets.randbelow(2**32)
     if first_seed > MAX_SEED - num_pictures:
-        raise RequestRefused("seed: too large for n pictures that count up from it", "", "seed")
+        raise RequestRefused(
+            f"seed: too large for {num_pictures} pictures that count up from it",
+            f"write {MAX_SEED - num_pictures} or less",
+            "seed",
+        )
     template = DrawRequest(
         id="",
         prompt=prompt,
@@ -141,9 +145,22 @@ async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequ
     await _find_adapters(services, tenant, asked, await services.client.facts())
 
 
+def _check_most(field: str, value: float, most: float) -> None:
+    if value > most:
+        raise RequestRefused(f"{field}: {value:g} is over the limit of {most:g}", "", field)
+
+
 def _check_side(width_px: int, height_px: int, multiple_px: int) -> None:
     if width_px % multiple_px or height_px % multiple_px:
-        raise RequestRefused(f"size: sides are multiples of {multiple_px} px", "round it", "size")
+        raise RequestRefused(
+            f"size: sides are multiples of {multiple_px} px",
+            f"write {_rounded(width_px, multiple_px)}x{_rounded(height_px, multiple_px)}",
+            "size",
+        )
+
+
+def _rounded(side_px: int, multiple_px: int) -> int:
+    return max(1, round(side_px / multiple_px)) * multiple_px
 
 
 def _preview_every(asked: GenerateRequest) -> int:

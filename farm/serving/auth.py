@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.adapters.registry import SAFE_NAME
 from farm.errors import NotAuthorized, StoreError, TooBusy, UserError
+from farm.safe_names import SAFE_NAME, is_safe_name
 from farm.serving.fresh import MAX_AGE_S, Fresh
 from farm.serving.limits import RateLimiter
 from farm.storage import Store
@@ -37,8 +37,6 @@ REFRESH_S = 2.0
 """How long a revoked key may still be good while the store answers; ``MAX_AGE_S`` while not."""
 FAILURES_PER_MINUTE = 60
 """Wrong keys from one address; a good key from there is let in all the same."""
-NAMESPACE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
-"""What the registry allows as a part of a path."""
 _ID = re.compile(r"[0-9a-f]{16}")
 _NO_DIGEST = hashlib.sha256(b"no such key").hexdigest()
 _REMEDY = "send 'Authorization: Bearer farm_…'; 'farm keys create' makes a key"
@@ -51,7 +49,7 @@ class KeyRecord(BaseModel):
 
     key_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    namespace: str = Field(pattern=NAMESPACE_PATTERN)
+    namespace: str = Field(pattern=f"^{SAFE_NAME}$")
     """Whose adapters it may draw with."""
     label: str = Field("", max_length=200)
     """For people, such as the name of the app that holds it."""
@@ -87,7 +85,7 @@ def create_key(
     Raises:
         UserError: if the namespace is not a plain name.
     """
-    if not SAFE_NAME.fullmatch(namespace):
+    if not is_safe_name(namespace):
         raise UserError(
             f"{namespace!r} is not a namespace",
             "use letters, digits, '.', '_' and '-', at most 128",

@@ -41,7 +41,7 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, BaseFacts]:
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     base = load_base(config.base, device=device, dtype=dtype, revision=config.revision)
     registry = Registry(Store(config.store))
-    engine = Engine(base, registry, config.engine, cache_folder=config.disk_folder)
+    engine = Engine(base, registry, config.engine_config, cache_folder=config.disk_folder)
     return engine, engine_facts(engine, config.public_base)
 
 

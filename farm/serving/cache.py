@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from farm.adapters.files import DIFFUSERS_FILE, PEFT_FOLDER, PEFT_WEIGHTS
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
@@ -38,10 +39,6 @@ from farm.serving.tiers import (
 __all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
 
 LOG = logging.getLogger(__name__)
-
-RECORD_FILE = "adapter.json"
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-PEFT_FOLDER = "peft"
 
 
 class AdapterSource(Protocol):
@@ -126,7 +123,7 @@ class AdapterCache:
         self._disk = DiskTier(folder, self._limits.disk_bytes)
         self._host: MemoryTier[HostedAdapter] = MemoryTier(self._limits.host_bytes)
         self._flights: dict[str, list[tuple[AdapterRef, Future[Pinned[HostedAdapter]]]]] = {}
-        self._bad: dict[str, tuple[float, str]] = {}
+        self._bad: dict[str, tuple[float, _Unusable]] = {}
         self._lock = threading.Lock()
         self._loaders = ThreadPoolExecutor(self._limits.num_loaders, thread_name_prefix="load")
         self._stats = CacheStats()
@@ -221,7 +218,7 @@ class AdapterCache:
         """Everyone who waits is told under the name that is his own: one job may have several."""
         if isinstance(error, _Unusable):
             LOG.warning("adapter %s is refused: %s", ref.label, error.reason)
-            self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error.reason)
+            self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error)
         elif not isinstance(error, FarmError):
             LOG.error("loading %s failed", ref.label, exc_info=error)
         with self._lock:
@@ -294,7 +291,7 @@ class AdapterCache:
             weights = self._read(folder / target)
             self._check(weights)
         except AdapterFileError as error:
-            raise _Unusable(_without_path(error.message, folder)) from error
+            raise _Unusable(_without_path(error.message, folder), error.remedy) from error
         except (OSError, ValueError) as error:
             raise _Unusable(_without_path(str(error), folder)) from error
         prepared = self._prepare(weights)
@@ -322,9 +319,9 @@ class AdapterCache:
 class _Unusable(Exception):
     """An adapter that cannot be served, and why: without its name, which differs by tenant."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.remedy = reason, remedy
 
 
 def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
@@ -335,7 +332,7 @@ def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
     """
     if DIFFUSERS_FILE in record.files:
         return DIFFUSERS_FILE, [DIFFUSERS_FILE]
-    if f"{PEFT_FOLDER}/adapter_model.safetensors" in record.files:
+    if f"{PEFT_FOLDER}/{PEFT_WEIGHTS}" in record.files:
         prefix = f"{PEFT_FOLDER}/"
         return PEFT_FOLDER, sorted(name for name in record.files if name.startswith(prefix))
     single = sorted(name for name in record.files if name.endswith(".safetensors"))
@@ -347,7 +344,7 @@ def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
 def _as_told_to(ref: AdapterRef, error: BaseException) -> BaseException:
     """A failed load's error, in the words for one of those who waited."""
     if isinstance(error, _Unusable):
-        return _bad(ref, error.reason)
+        return _bad(ref, error)
     if isinstance(error, AdapterNotFound):
         return _not_found(ref)
     if isinstance(error, FarmError):
@@ -355,10 +352,10 @@ def _as_told_to(ref: AdapterRef, error: BaseException) -> BaseException:
     return StoreError(f"adapter {ref.label} could not be loaded", "try again later")
 
 
-def _bad(ref: AdapterRef, reason: str) -> AdapterFileError:
+def _bad(ref: AdapterRef, error: _Unusable) -> AdapterFileError:
     return AdapterFileError(
-        f"adapter {ref.label} cannot be used: {reason}",
-        "train it again, or revoke it and publish a good one",
+        f"adapter {ref.label} cannot be used: {error.reason}",
+        error.remedy or "train it again, or revoke it and publish a good one",
     )
 
 

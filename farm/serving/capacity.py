@@ -1,39 +1,27 @@
 """How much fits in a pass: the measured knee, the memory guard, and what a request costs.
 
-Owns the numbers behind admission. The knee is measured on the real base with the real bank; at
-other picture sizes the limit follows the area, which is on the safe side for attention.
-
-Legend: R rows, K adapters per row.
+Owns the numbers behind admission; ``measuring.py`` measures them. At other picture sizes than the
+base's own the limit follows the area, which is on the safe side for attention.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
 
+import psutil
 import torch
 
-from farm.adapters.bank import Bank
-from farm.adapters.rows import RowWeights
 from farm.base.model import Base
-from farm.serving.config import EngineConfig
-from farm.serving.knee import Knee, find_knee
+from farm.serving.knee import Knee
 from farm.serving.request import DrawRequest
 from farm.serving.rows import Size
 
-__all__ = ["Capacity", "measure_capacity", "warm_up"]
+__all__ = ["Capacity", "device_memory", "free_bytes", "host_memory"]
 
-REPEATS = 5
-"""Passes timed per batch size; the fastest counts, for noise only adds."""
 PASSES_AHEAD = 1
 """Passes that may be queued on the device: enough to hide Python, few enough to cancel fast."""
 UNMEASURED_PASS_S = 0.05
 MAX_HOST_RESERVE = 512 << 20
-MEMINFO = Path("/proc/meminfo")
 
 
 class Capacity:
@@ -94,9 +82,9 @@ class Capacity:
     def has_memory(self) -> bool:
         """Whether the device has more free than the reserve."""
         if self._device.type != "cuda":
-            free, total = _host_memory()
+            free, total = host_memory()
             return free >= min(self._memory_reserve * total, MAX_HOST_RESERVE)
-        free, total = _device_memory(self._device)
+        free, total = device_memory(self._device)
         return free >= self._memory_reserve * total
 
     def shrink(self, size: Size, rows: int) -> None:
@@ -119,107 +107,20 @@ class Capacity:
             self._events.popleft().synchronize()
 
 
-def warm_up(base: Base, bank: Bank | None, rows: int) -> None:
-    """Run one pass of so many rows on a GPU, whose first pass takes seconds to load its kernels.
-
-    What is learned from the engine's own first passes would be far too slow otherwise.
-    """
-    if base.device.type == "cuda":
-        _passes(base, bank)(rows)()
-        torch.cuda.synchronize(base.device)
-
-
-def _passes(base: Base, bank: Bank | None) -> Callable[[int], Callable[[], None]]:
-    """Makes passes with what a running batch has ready: each row's adapter, and prompts that come
-    again."""
-    shape = base.latent_shape(base.resolution_px, base.resolution_px)
-    prompt = base.encode_prompts([""])
-    weights = None if bank is None else RowWeights(bank)
-
-    def pass_of(rows: int) -> Callable[[], None]:
-        latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
-        timesteps_R = torch.full((rows,), 500.0, device=base.device)
-        prompts = prompt.repeat(rows)
-        if bank is not None and weights is not None:
-            weights.assign([[row % bank.num_slots] for row in range(rows)])
-
-        @torch.no_grad()
-        def run() -> None:
-            with nullcontext() if weights is None else weights.active():
-                base.denoise(latents_RCHW, timesteps_R, prompts)
-
-        return run
-
-    return pass_of
-
-
-def measure_capacity(base: Base, bank: Bank | None, config: EngineConfig) -> Capacity:
-    """Time real passes of growing size, each row with another adapter."""
-    peak_bytes = {0: 0}
-    pass_of = _passes(base, bank)
-
-    def pass_seconds(rows: int) -> float:
-        before = _allocated(base.device)
-        try:
-            run = pass_of(rows)
-            run()
-            run()  # what is remembered of prompts that come again is there now
-            peak_bytes[rows] = max(0, _peak(base.device) - before)
-            return min(_timed(run, base.device) for _ in range(REPEATS))
-        except torch.OutOfMemoryError:  # a neighbour on the device may have taken what was free
-            if rows == 1:
-                raise
-            return math.inf
-
-    def fits(rows: int) -> bool:
-        if base.device.type != "cuda":
-            return True
-        free, total = _device_memory(base.device)
-        wanted = peak_bytes[max(peak_bytes)] * rows / max(1, *peak_bytes)
-        return wanted < free - config.memory_reserve * total
-
-    knee = find_knee(pass_seconds, max_rows=config.max_batch_rows, fits=fits)
-    capacity = Capacity(base, knee, memory_reserve=config.memory_reserve)
-    capacity.release_memory()  # to whoever shares the device
-    return capacity
-
-
-def _device_memory(device: torch.device) -> tuple[int, int]:
+def device_memory(device: torch.device) -> tuple[int, int]:
     """Bytes that can be allocated, those that torch holds ready among them, and bytes in all."""
     free, total = torch.cuda.mem_get_info(device)
     ready = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + ready, total
 
 
-def _host_memory() -> tuple[int, int]:
-    """Available and total bytes of the host; unlimited where the system does not tell."""
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        available, total = (int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
-    except (OSError, KeyError, ValueError):
-        return 1 << 60, 1 << 60
-    return available << 10, total << 10
+def host_memory() -> tuple[int, int]:
+    """Available and total bytes of the host."""
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
-def _timed(run: Callable[[], None], device: torch.device) -> float:
-    _synchronize(device)
-    started_s = time.perf_counter()
-    run()
-    _synchronize(device)
-    return time.perf_counter() - started_s
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _allocated(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be allocated where a base's device has it."""
+    free, _ = device_memory(device) if device.type == "cuda" else host_memory()
+    return free

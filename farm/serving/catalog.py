@@ -15,8 +15,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from farm.adapters.registry import SAFE_NAME, NamedAdapter, Registry
+from farm.adapters.files import DIFFUSERS_FILE
+from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
+from farm.safe_names import is_job_key, is_safe_name
 from farm.serving.fresh import MAX_AGE_S, Fresh
 
 __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
@@ -26,7 +28,6 @@ LISTING_TTL_S = 5.0
 PAGE_TTL_S = 60.0
 """Age of the dates shown in a listing; drawing never uses them."""
 NUM_RECORDS_KEPT = 20_000
-_JOB_KEY = re.compile(r"[0-9a-f]{32}")
 _SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
 
 
@@ -114,7 +115,7 @@ class Catalog:
             AdapterNotFound: alike for unknown, revoked and another namespace's.
         """
         name, pinned, key = model.partition("@")
-        if not SAFE_NAME.fullmatch(name) or (pinned and not _JOB_KEY.fullmatch(key)):
+        if not is_safe_name(name) or (pinned and not is_job_key(key)):
             raise _not_found(model)
         try:
             named, revoked = await asyncio.gather(
@@ -169,10 +170,11 @@ class Catalog:
         """
         if not 0 <= index < len(facts.samples):
             raise AdapterNotFound("there is no such sample")
-        path = f"adapters/{facts.job_key}/{facts.samples[index]}"
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._executor, self._registry.store.read, path)
+            return await loop.run_in_executor(
+                self._executor, self._registry.sample, facts.job_key, facts.samples[index]
+            )
         except FileNotFoundError as error:
             raise AdapterNotFound("there is no such sample") from error
 
@@ -185,8 +187,7 @@ class Catalog:
         return named
 
     def _read_listing(self, namespace: str) -> tuple[str, ...]:
-        files = self._registry.store.list(f"names/{namespace}")
-        return tuple(sorted(file[:-5] for file in files if file.endswith(".json")))
+        return tuple(self._registry.listing(namespace))
 
     def _read_revoked(self, _: str) -> frozenset[str]:
         revoked = frozenset(self._registry.revoked_keys())
@@ -210,7 +211,7 @@ class Catalog:
             base_id=record.base_id,
             base_fingerprint=record.base_fingerprint,
             created=record.created,
-            sha256=record.files.get("pytorch_lora_weights.safetensors", ""),
+            sha256=record.files.get(DIFFUSERS_FILE, ""),
             samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
         )
 

@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.serving.request import RequestLimits
 from farm.serving.tiers import CacheLimits, CacheStats
 
-__all__ = ["EngineConfig", "EngineStats"]
+__all__ = ["MAX_RANK", "EngineConfig", "EngineStats"]
+
+
+MAX_RANK = 256
+"""Of any adapter; what recipes allow."""
 
 
 class EngineConfig(BaseModel):
@@ -19,16 +23,21 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_slots: int = Field(65, ge=2, le=4096)
-    """Slots of the bank, the bare base's slot 0 included; twice the pictures of a full batch lets
-    the next ones load while the present ones run."""
-    max_rank: int = Field(16, ge=1, le=256)
-    """Largest rank that is served; every slot has room for it."""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Endings of the denoiser's module names that adapters may change."""
-    text_encoder_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
-    """The same for the text encoder; empty refuses adapters with text layers."""
+    """Adapters in the model at once, and one more for the bare base; twice the pictures of a full
+    batch lets the next ones load while the present ones run."""
+    max_rank: int = Field(MAX_RANK, ge=1, le=MAX_RANK)
+    """A limit for operators: adapters of a higher rank are refused."""
+    target_modules: tuple[str, ...] | None = None
+    """A limit for operators: endings of the denoiser's module names that adapters may change;
+    None allows every linear and convolution layer."""
+    text_encoder_modules: tuple[str, ...] | None = None
+    """The same for the text encoder; empty refuses adapters with text-encoder layers."""
+    adapter_mib: int | None = Field(None, ge=1)
+    """Memory for the adapters in slots, in MiB; None is a quarter of what is free once the base is
+    loaded."""
     batch_rows: int | None = Field(None, ge=1, le=1024)
-    """Rows of a full pass at the base's own size; None measures the knee at start-up."""
+    """Rows of a full pass at the base's own size; None measures the knee, once for
+    each base and machine."""
     max_batch_rows: int = Field(128, ge=2, le=1024)
     """The measurement looks no further."""
     memory_reserve: float = Field(0.1, ge=0, lt=0.9)
@@ -53,7 +62,7 @@ class EngineConfig(BaseModel):
     stuck_after_s: float = Field(120.0, gt=0)
     """A loop that has not turned for so long is not healthy."""
     limits: RequestLimits = Field(default_factory=RequestLimits)
-    """What one request may ask for."""
+    """What one request may ask for; an endpoint's config has them under its own ``limits``."""
     cache: CacheLimits = Field(default_factory=CacheLimits)
     """How much the tiers above the slots may hold."""
 
@@ -89,6 +98,8 @@ class EngineStats:
     """Rows of a full pass at the base's own size."""
     slots_in_use: int = 0
     slots_filled: int = 0
+    slot_bytes: int = 0
+    """Memory of the adapters in slots."""
     slot_hits: int = 0
     """Adapters that lay in a slot already when a request came for them."""
     prompt_hits: int = 0

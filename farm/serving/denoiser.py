@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from farm.adapters.bank import Bank
+from farm.adapters.mixed import MixedBank
 from farm.adapters.rows import RowWeights
 from farm.base.lean import make_lean, restore
 from farm.base.model import Base, Conditioning
@@ -29,12 +29,16 @@ __all__ = ["Denoiser", "arranged"]
 Line = tuple[Row, bool]
 """One row of a pass: whose it is, and whether it is the prompted one."""
 
+Grouped = dict[tuple[int, ...], list[Line]]
+"""The lines of a pass in order, by the shape of their adapters: neighbours share products."""
+
 
 @dataclass(frozen=True)
 class _Layout:
     """What a pass needs beside latents and timesteps; the same for the same pictures."""
 
     rows: tuple[Row, ...]
+    groups: Grouped
     lines: list[Line]
     pictures_R: Tensor
     """int64: the picture of each row."""
@@ -52,7 +56,7 @@ class _Layout:
 class Denoiser:
     """Predicts for many pictures in one pass."""
 
-    def __init__(self, base: Base, bank: Bank | None) -> None:
+    def __init__(self, base: Base, bank: MixedBank | None) -> None:
         self._base = base
         self._bank = bank
         if base.device.type == "cpu":
@@ -103,15 +107,16 @@ class Denoiser:
         size = rows[0].waiting.size
         layout = self._layouts.get(size)
         if layout is None or layout.rows != rows:
-            layout = self._assembled(rows, layout.lines if layout is not None else [])
+            layout = self._assembled(rows, layout.groups if layout is not None else {})
             self._layouts[size] = layout
         return layout
 
-    def _assembled(self, rows: tuple[Row, ...], before: list[Line]) -> _Layout:
+    def _assembled(self, rows: tuple[Row, ...], before: Grouped) -> _Layout:
         device = self._base.device
         wanted = [(row, True) for row in rows]
         wanted += [(row, False) for row in rows if row.unprompted is not None]
-        lines = arranged(before, wanted)
+        groups = self._grouped(before, wanted)
+        lines = [line for group in groups.values() for line in group]
         place = {line: i for i, line in enumerate(lines)}
         picture = {row: i for i, row in enumerate(rows)}
         guided = [i for i, row in enumerate(rows) if row.unprompted is not None]
@@ -122,6 +127,7 @@ class Denoiser:
 
         return _Layout(
             rows=rows,
+            groups=groups,
             lines=lines,
             pictures_R=indices([picture[row] for row, _ in lines]),
             prompted_P=indices([place[row, True] for row in rows]),
@@ -131,6 +137,19 @@ class Denoiser:
             conditioning=Conditioning.concatenate([_conditioning(line) for line in lines]),
             has_adapters=self._assign(rows[0].waiting.size, lines),
         )
+
+    def _grouped(self, before: Grouped, wanted: list[Line]) -> Grouped:
+        """The wanted lines by the shapes of their adapters; those that stay keep their order."""
+        wanted_by: Grouped = {group: [] for group in before}
+        for line in wanted:
+            slots = line[0].slots
+            group = self._bank.group_of(slots) if slots and self._bank is not None else ()
+            wanted_by.setdefault(group, []).append(line)
+        return {
+            group: arranged(before.get(group, []), lines)
+            for group, lines in wanted_by.items()
+            if lines
+        }
 
     def _assign(self, size: Size, lines: list[Line]) -> bool:
         """Lay the rows' weights ready; False if no picture has an adapter."""

@@ -12,25 +12,25 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from farm.base.model import Base
-from farm.errors import AdapterNotFound, Draining, FarmError, RequestRefused, TooBusy, UserError
+from farm.errors import AdapterNotFound, FarmError, RequestRefused, TooBusy, UserError
 from farm.serving.adapters import AdapterSide
 from farm.serving.admission import Admission
 from farm.serving.batch import Batch
 from farm.serving.cache import AdapterSource
-from farm.serving.capacity import Capacity, measure_capacity, warm_up
+from farm.serving.capacity import Capacity
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.decoder import Decoder
 from farm.serving.denoiser import Denoiser
 from farm.serving.device_faults import caused_by, device_is_lost, without_frames
+from farm.serving.loop_calls import LoopCalls, stopping
+from farm.serving.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.preparer import Preparer
 from farm.serving.request import DrawRequest, Progress, Ticket
 from farm.serving.rows import Row, Size, Waiting
@@ -68,7 +68,7 @@ class Engine:
         """
         self.base = base
         self.config = config or EngineConfig()
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox = LoopCalls()
         self._admission = Admission(self.config)
         self._batch = Batch(self.config.max_sizes)
         self._stats = EngineStats()
@@ -80,18 +80,19 @@ class Engine:
         self._stop_at_s = math.inf
         self._beat_s = time.monotonic()
         self._thread: threading.Thread | None = None
-        self.capacity = Capacity.unmeasured(base, self.config.batch_rows or 2)
+        self.capacity = Capacity.unmeasured(base, self.config.batch_rows or UNMEASURED_ROWS)
         self._adapters = AdapterSide(base, source, self.config, cache_folder)
         self.cache = self._adapters.cache
         if self.cache is not None:
             listen = self.cache.revocations.listen
-            listen(lambda keys: self._inbox.put(lambda: self._revoked(keys)))
+            listen(lambda keys: self._inbox.post(lambda: self._revoked(keys)))
+        self._meter: CapacityMeter | None = None
         self._denoiser = Denoiser(base, self._adapters.bank)
         self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
         self._preparer = Preparer(
             base,
             self._adapters,
-            post=self._inbox.put,
+            post=self._inbox.post,
             on_ready=self._batch.add_ready,
             on_failed=self._failed,
         )
@@ -99,16 +100,26 @@ class Engine:
     # -- life ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Measure the knee and begin to draw."""
-        if self.config.batch_rows is None:
-            self.capacity = measure_capacity(self.base, self._adapters.bank, self.config)
-            LOG.info("batch limit: %s", self.capacity.reason)
-        else:
-            warm_up(self.base, self._adapters.bank, self.config.batch_rows)
+        """Begin to generate. A batch limit that is not known yet is measured meanwhile."""
+        meter = self._meter = CapacityMeter(self.base, self._adapters.bank, self.config)
+        known = meter.known()
+        self.capacity = known or self.capacity
+        meter.warm_up(self.capacity.rows)
         self._adapters.start()
         self._decoder.start()
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
+        if known is None:
+            meter.begin(self._inbox.result, lambda: self._num_open == 0, self._use)
+        else:
+            meter.done.set()
+
+    def wait_until_measured(self, timeout_s: float | None = None) -> bool:
+        """Wait until the batch limit is known; False if it takes longer."""
+        return self._meter is not None and self._meter.done.wait(timeout_s)
+
+    def _use(self, capacity: Capacity) -> None:
+        self._inbox.post(lambda: setattr(self, "capacity", capacity))
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, finish what can be finished in ``drain_s`` seconds, and end.
@@ -121,6 +132,8 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._meter is not None:
+            self._meter.stop()
         self._preparer.close()
         self._decoder.stop()
         self._denoiser.close()
@@ -154,7 +167,7 @@ class Engine:
             Draining: if the engine is stopping.
         """
         if self._is_draining or self._thread is None:
-            raise _stopping()
+            raise stopping()
         self.config.limits.check(request)
         size = self._size(request)
         cost = self.capacity.cost(request, size)
@@ -171,7 +184,7 @@ class Engine:
             raise
         self._wake()
         if self._is_over:  # the loop ended meanwhile and may have missed this one
-            waiting.ticket.fail(_stopping())
+            waiting.ticket.fail(stopping())
         return waiting.ticket
 
     def _size(self, request: DrawRequest) -> Size:
@@ -202,6 +215,7 @@ class Engine:
         stats.batch_rows = self.capacity.rows
         stats.slots_in_use = self._adapters.slots.num_in_use
         stats.slots_filled = len(self._adapters.slots.keys)
+        stats.slot_bytes = self._adapters.slots.num_bytes
         stats.slot_hits = self._preparer.slot_hits
         stats.prompt_hits = self._adapters.prompts.num_hits
         stats.prompts_encoded = self._adapters.prompts.num_encoded
@@ -213,7 +227,7 @@ class Engine:
     # -- the loop -----------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        self._inbox.put(lambda: None)
+        self._inbox.wake()
 
     def _run(self) -> None:
         num_failed = 0
@@ -229,7 +243,8 @@ class Engine:
                     if num_failed >= MAX_FAILED_TURNS:
                         self._drop_all(FarmError("the engine failed", "try again"))
         self._is_over = True
-        self._drop_all(_stopping())
+        self._inbox.end()
+        self._drop_all(stopping())
 
     def _may_end(self) -> bool:
         if not self._is_draining:
@@ -250,13 +265,7 @@ class Engine:
 
     def _read_inbox(self) -> None:
         """Run what other threads posted; wait for it if there is nothing to draw."""
-        try:
-            if self._batch.is_idle:
-                self._inbox.get(timeout=IDLE_S)()
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            return
+        self._inbox.run_waiting(IDLE_S if self._batch.is_idle else 0.0)
 
     def _drop_ended(self) -> None:
         """Forget cancelled requests, and those whose deadline passed before they began."""
@@ -418,7 +427,3 @@ class Engine:
             self._left(row)
             self._ended(row, False)
         self._preparer.abandon(error)
-
-
-def _stopping() -> Draining:
-    return Draining("the engine is stopping", "try again; another replica answers")

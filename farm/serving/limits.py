@@ -12,19 +12,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from farm.errors import RequestRefused, TooBusy
+from farm.serving.request import RequestLimits
 
 __all__ = ["Limits", "RateLimiter", "WaitingRoom"]
 
 MAX_TRACKED_KEYS = 10_000
+MAX_PICTURES = 10
+"""``n`` of one request; OpenAI's own limit."""
 
 
-class Limits(BaseModel):
+class Limits(RequestLimits):
     """What a request may ask for; more is refused with 400, 413 or 429."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_body_bytes: int = Field(256 * 1024, ge=1024)
     """Of a request's JSON. A prompt is text; nothing larger belongs in it."""
@@ -37,13 +38,9 @@ class Limits(BaseModel):
     the answer is 503."""
     write_timeout_s: float = Field(40.0, gt=0)
     """How long one event of a stream may wait for a client that does not read."""
-    max_prompt_characters: int = Field(4000, ge=1, le=32_000)
-    """The text encoder reads 77 tokens; what is beyond them only costs time."""
-    max_pictures: int = Field(10, ge=1, le=10)
+    max_pictures: int = Field(10, ge=1, le=MAX_PICTURES)
     """``n`` of one request; OpenAI's own limit."""
     min_side_px: int = Field(64, ge=8)
-    max_side_px: int = Field(2048, ge=64)
-    max_steps: int = Field(150, ge=1)
     max_pixel_steps: float = Field(1024 * 1024 * 50 * 10, gt=0)
     """Width × height × steps × n: what one request may cost. Ten 1024 px pictures of 50 steps."""
     pictures_per_minute: int = Field(600, ge=1)
@@ -56,6 +53,17 @@ class Limits(BaseModel):
     """How long a request with an idempotency key is answered by the same answer."""
     replay_mib: int = Field(256, ge=1)
     """Host memory for such answers, per ingress process; the oldest go first."""
+
+    def check_texts(self, **texts: str | None) -> None:
+        """Refuse prompts that are too long, by the names of their fields.
+
+        Raises:
+            RequestRefused: naming the field.
+        """
+        most = self.max_prompt_characters
+        for field, text in texts.items():
+            if text is not None and len(text) > most:
+                raise RequestRefused(f"{field}: longer than {most} characters", "shorten it", field)
 
     def check_cost(self, width_px: int, height_px: int, steps: int, num_pictures: int) -> None:
         """Refuse a request that costs too much as a whole.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import torch
 
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base
-from farm.errors import AdapterFileError, FarmError
+from farm.errors import AdapterFileError, FarmError, RequestRefused
 from farm.serving.adapters import AdapterSide
 from farm.serving.cache import HostedAdapter
 from farm.serving.device_faults import caused_by
@@ -49,6 +50,8 @@ class _Preparing:
 
     waiting: Waiting
     hosted: dict[str, Pinned[HostedAdapter]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes that the hosted adapters take in slots."""
     reservations: list[Reservation] = field(default_factory=list)
     error: BaseException | None = None
     overtaken: int = 0
@@ -148,7 +151,10 @@ class Preparer:
                     return
                 if not all(key in self._slots for key in keys):
                     continue
-            reservations = None if job.waiting.ticket.ended else self._slots.reserve(keys)
+            reservations = None
+            if not job.waiting.ticket.ended:
+                reservations = self._slots.reserve(keys, job.sizes)
+                self._clear(self._slots.take_evicted())
             if reservations is None and not job.waiting.ticket.ended:
                 short = short or job
                 continue
@@ -214,15 +220,43 @@ class Preparer:
         self._num_loading -= 1
         if job.error is not None:
             self._end(job, job.error)
-        else:
-            self._enqueue(job)
+            return
+        assert self._bank is not None
+        for key, pinned in job.hosted.items():
+            weights = pinned.value.weights.of_component(self._base.denoiser_name)
+            job.sizes[key] = self._bank.num_bytes(weights)
+        self._enqueue(job)
 
     def _enqueue(self, job: _Preparing) -> None:
         if not job.waiting.keys:  # the bare base needs no slot and waits for none
             self._reserved(job, [])
             return
+        refusal = self._refusal(job)
+        if refusal is not None:
+            self._end(job, refusal)
+            return
         self._blocked.append(job)
         self.retry()
+
+    def _refusal(self, job: _Preparing) -> RequestRefused | None:
+        """Why a picture's adapters could never be in the model together, if so."""
+        keys = job.waiting.keys
+        if len(keys) > self._slots.capacity:
+            return RequestRefused(
+                f"{len(keys)} adapters on one picture, where this endpoint has room for "
+                f"{self._slots.capacity}",
+                "use fewer",
+                "adapters",
+            )
+        num_bytes = self._slots.bytes_of(keys, job.sizes)
+        if num_bytes > self._slots.max_bytes:
+            return RequestRefused(
+                f"the adapters of this picture take {_mib(num_bytes)} MiB together, and this "
+                f"endpoint has room for {_mib(self._slots.max_bytes)} MiB",
+                "use fewer, or raise engine.adapter_mib in the endpoint's config",
+                "adapters",
+            )
+        return None
 
     def _reserved(self, job: _Preparing, reservations: list[Reservation] | None) -> None:
         if reservations is None:  # cancelled while it waited
@@ -266,7 +300,8 @@ class Preparer:
         # in the preparing thread, so that it comes before whatever is copied there next
         bank = self._bank
         if slots and bank is not None:
-            self._worker.submit(lambda: [bank.clear_slot(slot) for slot in slots])
+            for slot in slots:
+                self._worker.submit(bank.clear_slot, slot)
 
     def _prompts_forget(self, keys: frozenset[str]) -> None:
         self._worker.submit(self._prompts.forget, keys)
@@ -318,6 +353,7 @@ class Preparer:
         factors: dict[str, float] = {}
         for ref, factor in request.adapters:
             factors[ref.key] = factors.get(ref.key, 0.0) + factor
+        factors = {key: factor for key, factor in factors.items() if factor}  # 0 is the base
         texts = self._texts(job, factors)
         unprompted = None
         if request.guided:
@@ -345,5 +381,9 @@ class Preparer:
         return [
             (key, pinned.value.weights, factors[key])
             for key, pinned in job.hosted.items()
-            if has_text_layers(pinned.value.weights)
+            if key in factors and has_text_layers(pinned.value.weights)
         ]
+
+
+def _mib(num_bytes: float) -> int:
+    return math.ceil(num_bytes / 2**20)

@@ -17,7 +17,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from farm.adapters.bank import Bank
+from farm.adapters.mixed import MixedBank
+from farm.adapters.rows import RowWeights
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base, Conditioning
 
@@ -37,43 +38,26 @@ def has_text_layers(weights: AdapterWeights) -> bool:
 class PromptEncoder:
     """Encodes prompts under any adapters, with a cache keyed by adapters and prompt."""
 
-    def __init__(
-        self,
-        base: Base,
-        *,
-        modules: Sequence[str],
-        max_rank: int,
-        max_adapters: int,
-        max_prompts: int,
-    ) -> None:
-        """Wrap the text encoder.
+    def __init__(self, base: Base, *, max_adapters: int, max_prompts: int) -> None:
+        """Open a bank on the text encoder.
 
         Args:
-            modules: endings of the text encoder's module names that adapters may change; empty
-                for none, and then adapters with text layers are refused by ``check``.
+            max_adapters: on one prompt; 0 encodes with the bare text encoder alone.
             max_prompts: encoded prompts remembered; one of Stable Diffusion v1-5 takes 118 kB.
         """
         self._base = base
         self._max_prompts = max_prompts
-        self.bank: Bank | None = None
-        if modules:
-            self.bank = Bank(
-                base,
-                num_slots=max_adapters,
-                max_rank=max_rank,
-                target_modules=(),
-                text_encoder_modules=tuple(modules),
-                dtype=base.dtype,
-                max_per_row=max_adapters,
-            )
+        self.bank = MixedBank(
+            base, TEXT_ENCODER, num_slots=max_adapters, max_per_row=max(1, max_adapters)
+        )
+        self._rows = RowWeights(self.bank)
         self._known: OrderedDict[_TextKey, Conditioning] = OrderedDict()
         self.num_hits = 0
         self.num_encoded = 0
 
     def close(self) -> None:
         """Put the text encoder's own layers back."""
-        if self.bank is not None:
-            self.bank.close()
+        self.bank.close()
 
     @torch.no_grad()
     def encode(
@@ -102,12 +86,10 @@ class PromptEncoder:
     ) -> Conditioning:
         if not adapters:
             return self._base.encode_prompts([prompt])
-        assert self.bank is not None  # the cache's check lets no such adapter in otherwise
         for slot, (_, weights, _) in enumerate(adapters):
             self.bank.set_slot(slot, weights.of_component(TEXT_ENCODER))
-        slots_1K = torch.arange(len(adapters)).unsqueeze(0)
-        factors_1K = torch.tensor([[factor for _, _, factor in adapters]])
-        with self.bank.route(slots_1K, factors_1K):
+        self._rows.assign([range(len(adapters))], [[factor for _, _, factor in adapters]])
+        with self._rows.active():
             return self._base.encode_prompts([prompt])
 
     def forget(self, keys: Collection[str]) -> None:

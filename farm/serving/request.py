@@ -14,16 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from farm.errors import RequestRefused
+from farm.schedulers import SCHEDULERS, SchedulerName
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from farm.base.model import SchedulerName
-
 __all__ = [
-    "SCHEDULERS",
     "AdapterRef",
     "DrawRequest",
     "Picture",
@@ -33,15 +33,20 @@ __all__ = [
     "Ticket",
 ]
 
-SCHEDULERS: tuple[SchedulerName, ...] = ("base", "ddim", "euler", "euler_a", "dpm++2m", "unipc")
-"""The names of ``farm.base.model.SchedulerName``, here without torch."""
-
 Stage = Literal["queued", "loading", "drawing", "decoding", "done"]
 """Where a request stands; the order is the order of its way."""
 
 MAX_SEED = 2**63 - 1
 MAX_WEIGHT = 8.0
 """Absolute adapter weight beyond which no picture is worth drawing."""
+MAX_STEPS = 1000
+"""Timesteps of the noise schedules that bases are trained with: there are no more to take."""
+MAX_SIDE_PX = 16_384
+MAX_PROMPT_CHARACTERS = 32_000
+"""OpenAI's own limit."""
+MAX_GUIDANCE = 1000.0
+MAX_ADAPTERS = 16
+"""These five are what the API's schema allows, and so the highest that an operator may set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +103,22 @@ class DrawRequest:
         return 2 if self.guided else 1
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """What one request may ask for; more is refused before it costs anything."""
+class RequestLimits(BaseModel):
+    """What one picture may ask for; more is refused before it costs anything.
 
-    max_steps: int = 150
-    max_side_px: int = 2048
-    max_prompt_characters: int = 4000
-    max_guidance: float = 50.0
-    max_adapters: int = 4
+    The one place of these limits: the endpoint's ``limits`` extend them, and its engine is given
+    the very same values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_steps: int = Field(150, ge=1, le=MAX_STEPS)
+    max_side_px: int = Field(2048, ge=64, le=MAX_SIDE_PX)
+    max_prompt_characters: int = Field(4000, ge=1, le=MAX_PROMPT_CHARACTERS)
+    """The text encoder reads 77 tokens; what is beyond them only costs time."""
+    max_guidance: float = Field(50.0, gt=0, le=MAX_GUIDANCE)
+    max_adapters: int = Field(4, ge=1, le=MAX_ADAPTERS)
+    """On one picture."""
 
     def check(self, request: DrawRequest) -> None:
         """Refuse what cannot be drawn.

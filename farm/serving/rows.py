@@ -149,6 +149,6 @@ class Row:
             "name": ref.name,
             "sha256": use.sha256,
             "weight": weight,
-            "found_in": use.tier,
+            "found_in": "model" if use.tier == "slot" else use.tier,
             "load_seconds": round(use.load_s, 4),
         }

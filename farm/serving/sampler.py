@@ -19,10 +19,21 @@ import torch
 from torch import Tensor
 
 from farm.base.draw import initial_noise
-from farm.base.model import Base, SchedulerName
+from farm.base.model import Base
 from farm.base.transfer import sent
+from farm.keys import derive_seed
+from farm.schedulers import SchedulerName
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "stream_seed"]
+
+
+def stream_seed(seed: int) -> int:
+    """The seed of a picture's random stream: below 2**32 itself, as in plain diffusers.
+
+    Torch's CPU generator reads the lowest 32 bits alone, so that 2**32 + 5 would be 5; larger
+    seeds are hashed to seeds of their own.
+    """
+    return seed if seed < 2**32 else derive_seed("picture", seed) % 2**32
 
 
 class Sampler:
@@ -45,6 +56,7 @@ class Sampler:
         Raises:
             UserError: if the base does not know the scheduler.
         """
+        seed = stream_seed(seed)
         self._scheduler: Any = base.scheduler(scheduler)
         self._scheduler.set_timesteps(steps)
         self._timesteps: list[Tensor] = list(self._scheduler.timesteps)

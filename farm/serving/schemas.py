@@ -6,14 +6,33 @@ Owns what a request may look like and the documented shape of answers. Numbers a
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+)
 
+from farm.safe_names import JOB_KEY, SAFE_NAME
+from farm.schedulers import SchedulerName
+from farm.serving.limits import MAX_PICTURES
 from farm.serving.receipts import OutputFormat
-from farm.serving.request import MAX_SEED, MAX_WEIGHT
+from farm.serving.request import (
+    MAX_ADAPTERS,
+    MAX_GUIDANCE,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_WEIGHT,
+)
 
 __all__ = [
+    "ANY_SEED",
     "AdapterUse",
     "ErrorAnswer",
     "GenerateRequest",
@@ -22,12 +41,38 @@ __all__ = [
     "ModelPage",
 ]
 
-MODEL_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}(@[0-9a-f]{32})?$"
+SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
+MODEL_PATTERN = rf"^{SAFE_NAME}(@{JOB_KEY})?$"
 QUALITY_STEPS = {"low": 12, "standard": 25, "medium": 25, "auto": 25, "high": 40, "hd": 40}
 """Denoising steps behind OpenAI's words for quality, where no number is given."""
 
-ModelName = Annotated[str, Field(pattern=MODEL_PATTERN, max_length=200)]
-SchedulerField = Literal["base", "ddim", "euler", "euler_a", "dpm++2m", "unipc"]
+ANY_SEED = -1
+"""As other tools write a random seed."""
+
+
+def _checked_size(value: str) -> str:
+    if not re.fullmatch(SIZE_PATTERN, value):
+        raise ValueError("write WIDTHxHEIGHT in pixels, such as 512x512, or auto")
+    return value
+
+
+def _checked_model(value: str) -> str:
+    if not re.fullmatch(MODEL_PATTERN, value):
+        raise ValueError(
+            "write an adapter's name (letters, digits, dot, dash, underscore), or name@key"
+        )
+    return value
+
+
+Size = Annotated[
+    str, AfterValidator(_checked_size), WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN})
+]
+ModelName = Annotated[
+    str,
+    Field(max_length=200),
+    AfterValidator(_checked_model),
+    WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN, "maxLength": 200}),
+]
 
 
 class AdapterUse(BaseModel):
@@ -53,13 +98,13 @@ class GenerateRequest(BaseModel):
         },
     )
 
-    prompt: str = Field(min_length=1, max_length=32_000)
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)
     """``[V]`` stands for the adapter's subject; ``[V:name]`` for that of another adapter."""
     model: ModelName | None = None
     """An adapter's name, ``name@key`` for one version, or the base; the base if left out."""
-    n: int | None = Field(None, ge=1, le=10)
+    n: int | None = Field(None, ge=1, le=MAX_PICTURES)
     """How many pictures; the seeds count up."""
-    size: str | None = Field(None, pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")
+    size: Size | None = None
     """``WIDTHxHEIGHT`` in pixels, or ``auto``: what the base was made for."""
     response_format: Literal["b64_json", "url"] | None = None
     """``b64_json`` if left out; ``url`` gives a link that ends after some minutes."""
@@ -82,14 +127,14 @@ class GenerateRequest(BaseModel):
     safety_identifier: str | None = Field(None, max_length=512)
     """Accepted for OpenAI's clients; without effect."""
 
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """The same seed and request give the same picture; drawn at random if left out."""
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, le=50, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=ANY_SEED, le=MAX_SEED)
+    """The same seed and request give the same picture; -1, or left out, takes a random one."""
+    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     """Classifier-free guidance; 1 or less draws without, at half the cost."""
-    negative_prompt: str | None = Field(None, max_length=32_000)
-    scheduler: SchedulerField | None = None
-    adapters: list[AdapterUse] | None = Field(None, max_length=4)
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
+    scheduler: SchedulerName | None = None
+    adapters: list[AdapterUse] | None = Field(None, max_length=MAX_ADAPTERS)
     """Further adapters on the same picture."""
     adapter_weight: float | None = Field(None, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
     """Of the adapter that ``model`` names; 1 is as trained."""

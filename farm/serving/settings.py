@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from farm.base.fingerprint import cache_folder
 from farm.serving.config import EngineConfig
@@ -68,6 +68,7 @@ class EndpointConfig(BaseModel):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     engine: EngineConfig = Field(default_factory=EngineConfig)
     limits: Limits = Field(default_factory=Limits)
+    """What a request may ask for; the engine refuses by the same numbers."""
     connections: ConnectionLimits = Field(default_factory=ConnectionLimits)
     """Of ``farm serve``; Ray Serve's proxies take theirs from ``FARM_CONNECTION_LIMITS``."""
     replicas: ReplicaConfig = Field(default_factory=ReplicaConfig)
@@ -81,6 +82,17 @@ class EndpointConfig(BaseModel):
     pictures_store: str = ""
     """Where pictures behind links lie; empty is the store itself."""
     link_lifetime_s: float = Field(600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_one_set_of_limits(self) -> Self:
+        if "limits" in self.engine.model_fields_set:
+            raise ValueError("engine.limits: write them under `limits`; the engine takes those")
+        return self
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """The engine's settings with this endpoint's limits."""
+        return self.engine.model_copy(update={"limits": self.limits})
 
     @property
     def public_base(self) -> str:

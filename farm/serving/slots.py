@@ -1,15 +1,17 @@
 """Which adapter lies in which slot of the bank, and who uses it.
 
 Owns the bookkeeping of slots: reference counts, eviction by last use, all-or-nothing reservation.
-It never touches a weight; the engine copies them where a reservation says so.
+The adapters in slots never take more memory than a given budget. It touches no weight; the engine
+copies them where a reservation says so, and empties the slots that were evicted.
 
 Slot 0 is the bare base and is never handed out. Not thread-safe: the engine holds its lock.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -21,6 +23,7 @@ class _Held:
     """One slot's adapter."""
 
     slot: int
+    num_bytes: int = 0
     uses: int = 0
     ready: Future[None] = field(default_factory=Future)
     """Done once the weights are in the slot."""
@@ -42,12 +45,21 @@ class Reservation:
 class SlotTable:
     """Slots 1 to ``num_slots - 1`` and the adapters in them."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, max_bytes: float = math.inf) -> None:
+        """Make a table of empty slots.
+
+        Args:
+            max_bytes: the most memory that the adapters in slots may take together.
+        """
         if num_slots < 1:
             raise ValueError(f"{num_slots} slots; there is at least slot 0, the bare base")
         self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
         self._free = list(range(num_slots - 1, 0, -1))
+        self._evicted: list[int] = []
         self.capacity = num_slots - 1
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        """Memory of all adapters in slots."""
 
     def __contains__(self, key: str) -> bool:
         held = self._held.get(key)
@@ -63,12 +75,27 @@ class SlotTable:
         """Slots that somebody holds."""
         return sum(1 for held in self._held.values() if held.uses)
 
-    def reserve(self, keys: Sequence[str]) -> list[Reservation] | None:
+    def bytes_of(self, keys: Iterable[str], sizes: Mapping[str, int]) -> int:
+        """Memory of some adapters together, in a slot or not; ``sizes`` has those that are not."""
+        held = self._held
+        return sum(held[key].num_bytes if key in held else sizes.get(key, 0) for key in keys)
+
+    def take_evicted(self) -> list[int]:
+        """Slots that were evicted since the last call, to be emptied before they are used."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
+    def reserve(
+        self, keys: Sequence[str], sizes: Mapping[str, int] | None = None
+    ) -> list[Reservation] | None:
         """Pin a slot for each of the adapters, or none at all.
 
+        Args:
+            sizes: bytes of the adapters that are in no slot yet; none means 0.
+
         Returns:
-            One reservation per key in order; None where too few slots are free, and then nothing
-            has changed.
+            One reservation per key in order; None where too few slots or bytes are free, and then
+            nothing has changed.
 
         Raises:
             ValueError: if no number of releases could ever make room, or a key comes twice.
@@ -77,21 +104,29 @@ class SlotTable:
             raise ValueError(f"an adapter twice: {keys}")
         if len(keys) > self.capacity:
             raise ValueError(f"{len(keys)} adapters for {self.capacity} slots")
+        sizes = sizes or {}
+        if self.bytes_of(keys, sizes) > self.max_bytes:
+            raise ValueError(f"{self.bytes_of(keys, sizes)} bytes for {self.max_bytes}")
         if any(key in self._held and self._held[key].doomed for key in keys):
             return None
         missing = [key for key in keys if key not in self._held]
         idle = [key for key, held in self._held.items() if not held.uses and key not in keys]
-        if len(missing) > len(self._free) + len(idle):
+        wanted_bytes = self.num_bytes + sum(sizes.get(key, 0) for key in missing)
+        least_bytes = wanted_bytes - sum(self._held[key].num_bytes for key in idle)
+        if len(missing) > len(self._free) + len(idle) or least_bytes > self.max_bytes:
             return None
-        while len(self._free) < len(missing):
-            self._free.append(self._held.pop(idle.pop(0)).slot)
-        return [self._pin(key) for key in keys]
+        while len(self._free) < len(missing) or wanted_bytes > self.max_bytes:
+            key = idle.pop(0)
+            wanted_bytes -= self._held[key].num_bytes
+            self._evicted.append(self._remove(key))
+        return [self._pin(key, sizes.get(key, 0)) for key in keys]
 
-    def _pin(self, key: str) -> Reservation:
+    def _pin(self, key: str, num_bytes: int) -> Reservation:
         held = self._held.get(key)
         fresh = held is None
         if held is None:
-            held = self._held[key] = _Held(self._free.pop())
+            held = self._held[key] = _Held(self._free.pop(), num_bytes)
+            self.num_bytes += num_bytes
         held.uses += 1
         self._held.move_to_end(key)
         return Reservation(key, held.slot, fresh, held.ready)
@@ -125,9 +160,10 @@ class SlotTable:
         return None if held.uses else self._remove(key)
 
     def _remove(self, key: str) -> int:
-        slot = self._held.pop(key).slot
-        self._free.append(slot)
-        return slot
+        held = self._held.pop(key)
+        self.num_bytes -= held.num_bytes
+        self._free.append(held.slot)
+        return held.slot
 
 
 def _failed(ready: Future[None]) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 
 from farm.base.model import MemoryFacts
-from farm.training.shape import LaneShape, Workload
+from farm.training.shape import LaneShape
 
 __all__ = [
     "CONTEXT_BYTES",
     "fixed_bytes",
-    "expected_hours",
+    "cpu_rows_per_s",
     "lane_bytes",
     "row_flops",
     "rows_per_s",
@@ -58,6 +58,13 @@ HALF_FLOPS_PER_PEAK = 0.008
 CPU_FLOPS = 45e9
 """Useful float32 FLOP/s of one CPU core: the embedded base's 0.51 GFLOP rows at 94 a CPU second
 with 16 slots (benchmarks/slots-*cpu-*.md)."""
+CPU_HALF_ROWS = 4.5
+"""Rows of a pass at which a core trains half as many rows a second as it does at most: 30 with 2
+rows, 62 with 8, 81 with 16, 95 with 48 (benchmarks/slots-*cpu-*.md)."""
+CPU_FULL_SHARE = 1.13
+"""What ``CPU_FLOPS`` is multiplied by for passes without end."""
+SMALL_BASE_THREADS = 1.3
+"""Passes of a small base on all cores of two, over those on one core."""
 SHARING_LOSS = 0.03
 """Of the time, lost to switching where several lanes share a GPU."""
 
@@ -99,7 +106,6 @@ def rows_per_s(flops: float, rows: int, peak_flops: float) -> float:
     return PEAK_SHARE * peak_flops * work / (work + half) / flops
 
 
-def expected_hours(workload: Workload, rate: float, forward_flops: float, flops: float) -> float:
-    training_s = workload.row_steps / rate
-    drawing_s = workload.num_prior_images * workload.prior_steps * 2 * forward_flops / flops
-    return (training_s + drawing_s) / 3600
+def cpu_rows_per_s(flops: float, rows: int, core_flops: float) -> float:
+    """Training rows a second of a small base's lane on one core with this many rows in a pass."""
+    return core_flops * CPU_FULL_SHARE * rows / (rows + CPU_HALF_ROWS) / flops

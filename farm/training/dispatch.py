@@ -34,6 +34,12 @@ from farm.training.shape import run_shapes
 
 __all__ = ["Dispatcher"]
 
+CANCELLED_REMEDY = "`farm retry` queues it again"
+LETHAL_REMEDY = (
+    "see Ray's logs for why they died, most often for memory; make it smaller (`resolution_px`, "
+    "`rank`), then `farm retry`"
+)
+
 Clock = Callable[[], float]
 
 
@@ -75,7 +81,6 @@ class Dispatcher:
         self._slot_limits: dict[str, int] = {}
         self._leases_of: dict[str, set[str]] = {}
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
-        self._num_committed_now = 0
         self._first_lane_at: float | None = None
         self._stop = False
         self._news = NewsLog()
@@ -160,31 +165,31 @@ class Dispatcher:
                 "committed" if result.kind == "committed" else "reused"
             )
             self._ledger.append(kind, key, lane=name, step=result.step, seconds=result.seconds)
-            self._num_committed_now += result.kind == "committed"
             self._tell(f"{self._label(key)}: {result.kind}")
             return
         if not self._is_held_by(key, name):
             return
         if result.kind == "released":
-            self._ledger.append("released", key, lane=name, reason=result.reason)
+            self._ledger.append("released", key, lane=name, **result.why)
             self._enqueue(key)
         elif result.kind == "failed":
-            self._fail(key, name, result.reason)
+            self._fail(key, name, result)
         else:
-            self._ledger.append(result.kind, key, lane=name, reason=result.reason)
-            self._tell(f"{self._label(key)}: {result.kind}: {result.reason}", is_bad=True)
+            self._ledger.append(result.kind, key, lane=name, **result.why)
+            self._tell(f"{self._label(key)}: {result.kind}: {result.told}", is_bad=True)
 
-    def _fail(self, key: str, name: str, reason: str) -> None:
-        job = self._ledger.append("failed", key, lane=name, reason=reason)
+    def _fail(self, key: str, name: str, result: JobResult) -> None:
+        job = self._ledger.append("failed", key, lane=name, **result.why)
         if job.failures < self._settings.max_failures:
             self._ledger.append("retry", key)
             self._enqueue(key)
-            self._tell(f"{self._label(key)}: failed, will be tried again: {reason}", is_bad=True)
+            self._tell(
+                f"{self._label(key)}: failed, will be tried again: {result.reason}", is_bad=True
+            )
             return
-        self._ledger.append("quarantined", key, reason=reason)
-        self._tell(
-            f"{self._label(key)}: quarantined after {job.failures} failures: {reason}", is_bad=True
-        )
+        self._ledger.append("quarantined", key, **result.why)
+        what = f"quarantined after {job.failures} failures"
+        self._tell(f"{self._label(key)}: {what}: {result.told}", is_bad=True)
 
     def _reconcile(self, report: LaneReport, lane: KnownLane, name: str, now: float) -> None:
         """Note progress; take back what was leased in an answer that the lane never got."""
@@ -252,10 +257,10 @@ class Dispatcher:
         for key in self._queues.waiting_for(prior_key):
             self._enqueue(key)
 
-    def prior_failed(self, prior_key: str, reason: str) -> None:
+    def prior_failed(self, prior_key: str, reason: str, remedy: str = "") -> None:
         """A prior set cannot be had: its jobs cannot be trained in this run."""
         for key in self._queues.waiting_for(prior_key):
-            self._ledger.append("quarantined", key, reason=reason)
+            self._ledger.append("quarantined", key, reason=reason, remedy=remedy)
             self._tell(f"{self._label(key)}: quarantined: {reason}", is_bad=True)
 
     def cancel(self, keys: Iterable[str] | None = None, reason: str = "cancelled") -> int:
@@ -265,7 +270,7 @@ class Dispatcher:
         for key in chosen:
             job = self._ledger.jobs.get(key)
             if job is not None and not job.is_final:
-                self._ledger.append("cancelled", key, reason=reason)
+                self._ledger.append("cancelled", key, reason=reason, remedy=CANCELLED_REMEDY)
                 cancelled += 1
         return cancelled
 
@@ -297,11 +302,6 @@ class Dispatcher:
                 self._bury(place, f"its lane was silent for {self._settings.lease_s:.0f} s")
         self._ledger.flush()
 
-    def lane_died(self, place: str) -> None:
-        """A lane is known to be dead; its jobs go to others at once."""
-        if place in self._lanes:
-            self._bury(place, "its lane died")
-
     @property
     def is_done(self) -> bool:
         """Whether every job has come to an end."""
@@ -322,7 +322,6 @@ class Dispatcher:
         return Snapshot(
             counts=counts(jobs),
             num_jobs=len(jobs),
-            committed_now=self._num_committed_now,
             done_share=self._done_share(jobs),
             lanes=tuple(lane.view(place, now) for place, lane in sorted(self._lanes.items())),
             waiting_for_priors=self._queues.num_waiting(),
@@ -351,7 +350,7 @@ class Dispatcher:
             job = self._ledger.jobs[key]
             if job.losses >= self._settings.max_losses:
                 why = f"{job.losses} lanes died while they trained it"
-                self._ledger.append("quarantined", key, reason=why)
+                self._ledger.append("quarantined", key, reason=why, remedy=LETHAL_REMEDY)
                 self._tell(f"{self._label(key)}: quarantined: {why}", is_bad=True)
 
     def _release_all(self, place: str, kind: Literal["lost", "released"], reason: str) -> list[str]:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from farm.adapters.registry import Registry
 from farm.errors import LaneLost, StoreError, UserError
@@ -110,10 +110,13 @@ def write_run_files(prepared: PreparedRun, claim: Claim) -> None:
     if prepared.manifest is not None:
         store.write(f"runs/{run_id}/manifest.parquet", prepared.manifest.to_parquet())
     plan = asdict(prepared.plan) if prepared.plan is not None else None
+    asked = asdict(replace(request, make_judge=None))
+    del asked["make_judge"]  # code, not a setting
+    asked["cards"] = request.make_judge is not None
     write_settings(
         store,
         run_id,
-        {"request": asdict(request), "base": asdict(prepared.base), "plan": plan}
+        {"request": asked, "base": asdict(prepared.base), "plan": plan}
         | {"epoch": claim.number, "started": time.time()},
     )
     fingerprint = prepared.base.fingerprint

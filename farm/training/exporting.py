@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from farm.adapters.files import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import UserError
 from farm.storage import Store
@@ -18,9 +19,9 @@ from farm.training.run_files import read_assignments
 __all__ = ["export_adapters"]
 
 FORM_FILES = {
-    "diffusers": "pytorch_lora_weights.safetensors",
-    "peft": "peft",
-    "kohya": ".kohya.safetensors",
+    "diffusers": DIFFUSERS_FILE,
+    "peft": PEFT_FOLDER,
+    "kohya": KOHYA_ENDING,
 }
 """A file, a folder, or the ending of a file."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from farm.adapters.record import AdapterRecord
 from farm.base.model import Base
+from farm.errors import explain
 from farm.intake.job import JobSpec
 from farm.keys import derive_seed
 from farm.training.lane_settings import Judge, Judged, SampleSettings
@@ -33,9 +34,15 @@ class Finisher:
         self._progress: dict[str, list[Image.Image]] = {}
 
     def finish(
-        self, trainer: SlotTrainer, assignments: Mapping[int, Assignment]
+        self,
+        trainer: SlotTrainer,
+        assignments: Mapping[int, Assignment],
+        photos: Mapping[int, Sequence[Image.Image]],
     ) -> list[FinishedJob]:
         """Draw and judge the given slots together; copies everything off the device.
+
+        Args:
+            photos: of each slot, for the judge.
 
         Raises:
             torch.OutOfMemoryError: if the pictures do not fit; nothing is lost by a retry.
@@ -43,7 +50,7 @@ class Finisher:
         specs = {slot: assignment.spec for slot, assignment in assignments.items()}
         prompts = {slot: assignment.sample_prompts for slot, assignment in assignments.items()}
         pictures = self._draw(trainer, prompts)
-        judged = self._judge_slots(trainer, specs)
+        judged = self._judge_slots(trainer, specs, photos)
         finished = []
         for slot, assignment in assignments.items():
             spec, verdict = assignment.spec, judged.get(slot, Judged(None))
@@ -94,17 +101,21 @@ class Finisher:
         }
 
     def _judge_slots(
-        self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]
+        self,
+        trainer: SlotTrainer,
+        specs: Mapping[int, JobSpec],
+        photos: Mapping[int, Sequence[Image.Image]],
     ) -> Mapping[int, Judged]:
         if self._judge is None:
             return {}
         curves = {slot: trainer.evaluation_curve(slot) for slot in specs}
         try:
-            return self._judge.judge(self._base, trainer.bank, specs, curves)
+            return self._judge.judge(self._base, trainer.bank, specs, photos, curves)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a card is not worth an adapter
-            missing = {"missing": f"could not be judged: {error!r}"}
+            message, remedy = explain(error)
+            missing = {"missing": f"could not be judged: {message}", "remedy": remedy}
             return {slot: Judged(missing) for slot in specs}
 
 

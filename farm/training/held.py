@@ -13,11 +13,16 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
+from PIL import Image
+
 from farm.training.orders import JobResult, LaneOrders, LaneReport, Lease
 from farm.training.shape import LaneShape
 
 __all__ = ["HeldJob", "HeldJobs"]
 
+TOO_LARGE_REMEDY = (
+    "lower `resolution_px`, `rank` or the rows of a step, or give lanes more with --gpu-fraction"
+)
 Stage = Literal["leased", "training", "publishing"]
 
 
@@ -29,6 +34,8 @@ class HeldJob:
     stage: Stage = "leased"
     step: int = -1
     """Steps trained; -1 until it sits in a slot."""
+    photos: tuple[Image.Image, ...] = ()
+    """For the judge, while it sits in a slot."""
     is_dropped: bool = False
     """The dispatcher wants no more of it."""
 
@@ -68,7 +75,8 @@ class HeldJobs:
     def too_large(self, key: str) -> JobResult:
         """What becomes of a job that found too little memory: alone in a lane it is at fault."""
         if self.num_slots == 1:
-            return JobResult(key, "failed", "out of memory: it does not fit alone in a lane")
+            reason = "out of memory: it does not fit alone in a lane"
+            return JobResult(key, "failed", reason, remedy=TOO_LARGE_REMEDY)
         return JobResult(key, "released", f"out of memory with {self.num_slots} slots")
 
     def take_fresh(self) -> HeldJob | None:

@@ -28,6 +28,7 @@ from farm.training.orders import JobResult
 from farm.training.prepare import assemble_job
 from farm.training.preparer import Preparer, ReadyJob
 from farm.training.publisher import Publisher
+from farm.training.seats import NOT_FINITE_REMEDY
 from farm.training.shape import LaneShape
 from farm.training.state import SlotState
 from farm.training.trainer import SlotTrainer, StepReport
@@ -66,6 +67,7 @@ class Lane:
             store, base, how.forms, self._held.end, num_threads=how.publish_threads
         )
         self._finisher = Finisher(base, how.samples, judge)
+        self._is_judging = judge is not None
         self._trainer: SlotTrainer | None = None
         self._jobs: dict[int, HeldJob] = {}
         self._prompts: OrderedDict[str, tuple[Tensor, Conditioning]] = OrderedDict()
@@ -129,7 +131,7 @@ class Lane:
     def _settle(self, trainer: SlotTrainer, report: StepReport) -> None:
         for slot, key, reason in report.failed:
             trainer.release(slot)
-            self._empty(slot, JobResult(key, "failed", reason))
+            self._empty(slot, JobResult(key, "failed", reason, remedy=NOT_FINITE_REMEDY))
         for slot in report.due_checkpoint:
             self._publisher.checkpoint(trainer.state(slot))
         if report.due_sample:
@@ -140,10 +142,11 @@ class Lane:
 
     def _finish(self, trainer: SlotTrainer, slots: Sequence[int]) -> None:
         assignments = {slot: self._jobs[slot].lease.assignment for slot in slots}
-        finished = self._finisher.finish(trainer, assignments)
+        photos = {slot: self._jobs[slot].photos for slot in slots}
+        finished = self._finisher.finish(trainer, assignments, photos)
         for slot, job in zip(assignments, finished, strict=True):
             trainer.release(slot)
-            del self._jobs[slot]
+            self._jobs.pop(slot).photos = ()
             self._held.mark(job.record.job_key, "publishing", job.record.steps_trained)
             self._publisher.publish(job)
 
@@ -164,8 +167,9 @@ class Lane:
                 self._held.is_short = True
                 return
             except (FarmError, ValueError) as error:
-                self._held.end(JobResult(key, "failed", str(error)))
+                self._held.end(JobResult.of_error(key, "failed", error))
                 continue
+            ready.held.photos = ready.photos.pictures if self._is_judging else ()
             self._jobs[slot] = ready.held
             admitted = True
         if admitted:

@@ -6,7 +6,7 @@ comes from above, from ``farm.quality``; training never imports it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,10 +16,11 @@ from farm.adapters.bank import Bank
 from farm.adapters.formats import Form
 from farm.base.model import Base
 from farm.intake.job import JobSpec
+from farm.intake.scoring import ScoringSettings
 from farm.training.orders import LaneOrders, LaneReport
 from farm.training.prior_sets import PriorArrays
 
-__all__ = ["Judge", "Judged", "LaneSettings", "Link", "SampleSettings"]
+__all__ = ["Judge", "JudgeMaker", "Judged", "LaneSettings", "Link", "Pictures", "SampleSettings"]
 
 
 class Link(Protocol):
@@ -42,13 +43,38 @@ class Judged:
     """Goes beside the samples."""
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What generating pictures costs."""
+
+    num: int
+    rows: int
+    """Forward rows of the denoiser."""
+
+
 class Judge(Protocol):
     """Scores finishing adapters while they still sit in the bank (``farm.quality``)."""
 
     def judge(
-        self, base: Base, bank: Bank, specs: Mapping[int, JobSpec], curves: Mapping[int, Any]
+        self,
+        base: Base,
+        bank: Bank,
+        specs: Mapping[int, JobSpec],
+        photos: Mapping[int, Sequence[Image.Image]],
+        curves: Mapping[int, Any],
     ) -> dict[int, Judged]:
-        """By slot. Whatever it raises is written on the card and stops nothing."""
+        """By slot. Any error is written on the card and stops nothing.
+
+        Args:
+            photos: as they were prepared for training: of the checked digests, turned upright.
+        """
+
+    def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
+        """What the cards of these jobs will cost, for the plan; loads nothing."""
+
+
+JudgeMaker = Callable[[ScoringSettings], Judge]
+"""Makes a lane's judge. A function or class of a module, so that it travels to the lanes."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry
 from farm.errors import LaneLost, UserError
+from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.dispatch import Dispatcher
-from farm.training.judging import make_judge
-from farm.training.lane_settings import LaneSettings
+from farm.training.lane_settings import JudgeMaker, LaneSettings
 from farm.training.ledger import Job, Ledger
 from farm.training.orders import DispatchSettings, LaneOrders, LaneReport, News, Snapshot
 from farm.training.prior_sets import PriorArrays, is_ready, read_prior_set
@@ -135,9 +135,9 @@ class DispatchActor:
         """See ``Dispatcher``."""
         self._dispatcher.prior_is_ready(prior_key)
 
-    def prior_failed(self, prior_key: str, reason: str) -> None:
+    def prior_failed(self, prior_key: str, reason: str, remedy: str) -> None:
         """See ``Dispatcher``."""
-        self._dispatcher.prior_failed(prior_key, reason)
+        self._dispatcher.prior_failed(prior_key, reason, remedy)
 
     def cancel(self, keys: list[str] | None) -> int:
         """See ``Dispatcher``."""
@@ -224,8 +224,9 @@ class LaneSpec:
     """Of PyTorch; 0 leaves its default."""
     memory_fraction: float | None
     """Cap of this process's share of the GPU's memory."""
-    judge: str | None = None
-    """``module:function`` that makes the judge of finished adapters from the base."""
+    make_judge: JudgeMaker | None = None
+    """Of finished adapters; None makes no quality cards."""
+    scoring: ScoringSettings = ScoringSettings()
     env: tuple[tuple[str, str], ...] = ()
 
 
@@ -260,7 +261,7 @@ def lane_main(config: dict[str, Any]) -> None:
         store,
         link,
         spec.settings,
-        judge=make_judge(spec.judge, base),
+        judge=spec.make_judge(spec.scoring) if spec.make_judge else None,
     )
     lane.run()
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Literal, Self, TypedDict
 
 from farm.errors import StoreError
 from farm.storage import Store
@@ -33,6 +33,7 @@ __all__ = [
     "Job",
     "Ledger",
     "Status",
+    "Why",
     "advance",
     "counts",
     "read_events",
@@ -40,6 +41,13 @@ __all__ = [
 ]
 
 Clock = Callable[[], float]
+
+
+class Why(TypedDict):
+    """Why something happened and what to do about it; they are stored together."""
+
+    reason: str
+    remedy: str
 
 
 class Status(StrEnum):
@@ -94,6 +102,8 @@ class Event:
     """Of a lease: the Unix time after which it is void."""
     seconds: float = 0.0
     """Of a commit: the lane's time that the job took."""
+    remedy: str = ""
+    """What to do about the reason."""
 
     def encode(self) -> str:
         """One line of JSON without what is at its default."""
@@ -103,10 +113,14 @@ class Event:
     @classmethod
     def decode(cls, line: str) -> Self:
         """Read one line; fields that this version does not know are passed over."""
-        body = json.loads(line)
-        return cls(**{key: value for key, value in body.items() if key in _EVENT_FIELDS})
+        body = {key: value for key, value in json.loads(line).items() if key in _EVENT_FIELDS}
+        if "remedy" not in body and _OLD_REMEDY in body.get("reason", ""):
+            body["reason"], _, body["remedy"] = body["reason"].partition(_OLD_REMEDY)
+        return cls(**body)
 
 
+_OLD_REMEDY = "\n  remedy: "
+"""Between reason and remedy where version 0.1 wrote both as one text."""
 _EVENT_FIELDS = frozenset(field.name for field in fields(Event))
 
 
@@ -128,6 +142,8 @@ class Job:
     """Steps trained when its lane last died."""
     reason: str = ""
     """Of the last failure, rejection or cancellation."""
+    remedy: str = ""
+    """What to do about it."""
     lease_expires: float = 0.0
     seconds: float = 0.0
     reused: bool = False
@@ -185,7 +201,7 @@ def _released(job: Job, event: Event) -> Job:
     if not _is_holder(job, event):
         return job
     step = max(job.step, event.step)
-    return replace(job, status=Status.QUEUED, step=step, reason=event.reason, lease_expires=0.0)
+    return replace(job, status=Status.QUEUED, step=step, lease_expires=0.0, **_why(event))
 
 
 def _lost(job: Job, event: Event) -> Job:
@@ -198,30 +214,31 @@ def _lost(job: Job, event: Event) -> Job:
         lease_expires=0.0,
         losses=1 if got_further else job.losses + 1,
         lost_step=job.step,
-        reason=event.reason,
+        **_why(event),
     )
 
 
 def _committed(job: Job, event: Event) -> Job:
-    done = replace(job, status=Status.COMMITTED, reason="", lease_expires=0.0)
+    done = replace(job, status=Status.COMMITTED, reason="", remedy="", lease_expires=0.0)
     return replace(done, step=event.step, seconds=event.seconds)
 
 
 def _reused(job: Job, event: Event) -> Job:
-    return replace(job, status=Status.COMMITTED, reused=True, reason="", lease_expires=0.0)
+    done = replace(job, status=Status.COMMITTED, reason="", remedy="", lease_expires=0.0)
+    return replace(done, reused=True)
 
 
 def _vanished(job: Job, event: Event) -> Job:
     if job.status is not Status.COMMITTED:
         return job
-    return replace(job, status=Status.QUEUED, reused=False, step=0, reason=event.reason)
+    return replace(job, status=Status.QUEUED, reused=False, step=0, **_why(event))
 
 
 def _failed(job: Job, event: Event) -> Job:
     if not _is_holder(job, event):
         return job
     failures = job.failures + 1
-    return replace(job, status=Status.FAILED, failures=failures, reason=event.reason)
+    return replace(job, status=Status.FAILED, failures=failures, **_why(event))
 
 
 def _retry(job: Job, event: Event) -> Job:
@@ -229,13 +246,19 @@ def _retry(job: Job, event: Event) -> Job:
         return job
     if job.status is Status.FAILED:
         return replace(job, status=Status.QUEUED)
-    return replace(job, status=Status.QUEUED, failures=0, losses=0, lost_step=-1, reason="", step=0)
+    fresh = replace(job, status=Status.QUEUED, failures=0, losses=0, lost_step=-1, step=0)
+    return replace(fresh, reason="", remedy="")
 
 
 def _ended(job: Job, event: Event) -> Job:
     if job.is_final:
         return job
-    return replace(job, status=Status(event.kind), reason=event.reason or job.reason)
+    ended = replace(job, status=Status(event.kind))
+    return replace(ended, **_why(event)) if event.reason else ended
+
+
+def _why(event: Event) -> Why:
+    return {"reason": event.reason, "remedy": event.remedy}
 
 
 _CHANGES: Mapping[str, Callable[[Job, Event], Job]] = {
@@ -321,9 +344,10 @@ class Ledger:
         reason: str = "",
         expires: float = 0.0,
         seconds: float = 0.0,
+        remedy: str = "",
     ) -> Job:
         """Take one event in; it is in the store after the next ``flush``."""
-        event = Event(kind, job, self._clock(), lane, step, reason, expires, seconds)
+        event = Event(kind, job, self._clock(), lane, step, reason, expires, seconds, remedy)
         before = self.jobs.get(job)
         after = advance(before, event)
         if after is before:

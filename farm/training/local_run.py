@@ -13,12 +13,11 @@ from contextlib import suppress
 
 from farm.base.load import load_base, training_dtype
 from farm.base.model import Base
-from farm.errors import FarmError, StoreError
+from farm.errors import FarmError, StoreError, explain
 from farm.intake.job import PriorSpec
 from farm.storage import Store
 from farm.training.dispatch import Dispatcher
 from farm.training.driver import Driver
-from farm.training.judging import make_judge
 from farm.training.lane import Lane
 from farm.training.ledger import Job
 from farm.training.orders import LaneOrders, LaneReport
@@ -67,7 +66,7 @@ def draw_here(
             for part in parts_of(spec):
                 yield write_part(store, attempt, part, draw_part(base, spec, part))
         except FarmError as error:
-            yield PartFailure(spec.key, error.message)
+            yield PartFailure(spec.key, *explain(error))
 
 
 def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
@@ -96,7 +95,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
             )
             work.stopped = driver.stop
             work.run()
-        judge = make_judge(request.judge, base)
+        judge = request.make_judge(request.scoring) if request.make_judge else None
         Lane("here.0", base, store, link, driver.lane_settings(), judge=judge).run()
     finally:
         keeper.end()
@@ -127,9 +126,9 @@ class _Keeper:
         with self._link.lock:
             self._link.dispatcher.prior_is_ready(prior_key)
 
-    def prior_failed(self, prior_key: str, reason: str) -> None:
+    def prior_failed(self, prior_key: str, reason: str, remedy: str) -> None:
         with self._link.lock:
-            self._link.dispatcher.prior_failed(prior_key, reason)
+            self._link.dispatcher.prior_failed(prior_key, reason, remedy)
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_S):

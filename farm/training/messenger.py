@@ -10,6 +10,8 @@ import threading
 import time
 from contextlib import suppress
 
+import psutil
+
 from farm.errors import FarmError
 from farm.training.held import HeldJobs
 from farm.training.lane_settings import Link
@@ -25,6 +27,7 @@ class Messenger:
 
     def __init__(self, held: HeldJobs, link: Link, *, beat_s: float) -> None:
         self._held, self._link, self._beat_s = held, link, beat_s
+        self._process = psutil.Process()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
         self.lost: BaseException | None = None
@@ -59,15 +62,6 @@ class Messenger:
             time.sleep(GATHER_S)
 
     def _exchange(self, *, leaving: bool = False) -> None:
-        self._held.rss_bytes = _rss_bytes()
+        self._held.rss_bytes = self._process.memory_info().rss
         report = self._held.report(leaving=leaving)
         self._held.obey(report, self._link.exchange(report))
-
-
-def _rss_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
-    except (OSError, IndexError, ValueError):
-        return 0

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Literal
 
+from farm.errors import explain
 from farm.intake.job import JobSpec
+from farm.training.ledger import Why
 from farm.training.shape import LaneShape
 
 __all__ = [
@@ -86,6 +88,30 @@ class JobResult:
     reason: str = ""
     step: int = 0
     seconds: float = 0.0
+    remedy: str = ""
+    """What to do about the reason; it travels with it to the ledger and the report."""
+
+    @classmethod
+    def of_error(
+        cls,
+        key: str,
+        kind: Literal["released", "failed", "rejected"],
+        error: Exception,
+        what: str = "",
+    ) -> JobResult:
+        """What an error leads to. ``what`` comes before its message."""
+        message, remedy = explain(error)
+        return cls(key, kind, f"{what}: {message}" if what else message, remedy=remedy)
+
+    @property
+    def why(self) -> Why:
+        """Reason and remedy, as the ledger takes them."""
+        return {"reason": self.reason, "remedy": self.remedy}
+
+    @property
+    def told(self) -> str:
+        """The same in one line."""
+        return f"{self.reason} ({self.remedy})" if self.remedy else self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +198,6 @@ class Snapshot:
 
     counts: Mapping[str, int]
     num_jobs: int
-    committed_now: int
-    """Committed under this dispatcher, those found in the store left out."""
     done_share: float
     """Of the steps of all jobs, those trained; for the ETA."""
     lanes: tuple[LaneView, ...]

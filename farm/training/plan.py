@@ -20,14 +20,16 @@ from farm.training.costs import (
     FILL,
     PEAK_SHARE,
     SHARING_LOSS,
+    SMALL_BASE_THREADS,
     TRAINING_FACTOR,
-    expected_hours,
+    cpu_rows_per_s,
     fixed_bytes,
     lane_bytes,
     row_flops,
     rows_per_s,
     slot_bytes,
 )
+from farm.training.estimate import Estimate, Speed, estimate
 from farm.training.shape import LaneShape, Workload
 
 __all__ = ["GPUS", "Hardware", "Plan", "make_plan", "memory_of"]
@@ -43,8 +45,11 @@ MAX_SLOTS = 64
 """More slots than this gain nothing: the pass is long saturated, and first results come late."""
 CPU_SLOTS = 24
 """Where rows a CPU second stop growing (benchmarks/slots-*cpu-*.md)."""
-CPU_LANE_JOBS = 6
-"""Fewest subjects for which a further process on the same cores pays its start."""
+CPU_LANE_JOBS = 3
+"""Fewest subjects for which a further process on the same cores pays its start: two lanes of 3
+slots train 120 rows a second, one of 6 slots 75 on its core."""
+DRAWER_IMAGES = 64
+"""Class images for which a further process on the same cores pays its start."""
 SMALL_BASE_BYTES = 2**28
 """Passes of a base up to this size do not keep several cores busy; those of larger ones do."""
 DRAWING_BYTES = 3 * 2**29
@@ -137,8 +142,14 @@ class Plan:
     dollars: float
     prior_fraction: float
     """Share of a GPU on each node that draws missing priors beside the lanes; 0 if none are."""
+    estimate: Estimate
+    """Where the hours go."""
     reason: str
     """Why this cut and not another."""
+    threads: int = 1
+    """Of a lane on CPUs, and of a drawer of class images."""
+    drawers_per_node: int = 1
+    """Processes on a node that generate missing class images on CPUs."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -235,7 +246,19 @@ def _candidate(
     busy_gpus = math.ceil(lanes_per_node / on_one_gpu) * hardware.num_nodes
     rate *= busy_gpus
     forward = work / TRAINING_FACTOR / (CHECKPOINT_FACTOR if checkpointing else 1.0)
-    hours = expected_hours(workload, rate, forward, hardware.peak_flops * PEAK_SHARE * busy_gpus)
+    expected = estimate(
+        workload,
+        Speed(
+            rows_per_s=rate,
+            forward_s=forward / (hardware.peak_flops * PEAK_SHARE),
+            lanes=busy_gpus,
+            drawers=busy_gpus,
+            cores=hardware.cpus_per_node * hardware.num_nodes,
+            weight_bytes=facts.weight_bytes,
+            uses_ray=workload.uses_ray,
+        ),
+    )
+    hours = expected.total_s / 3600
     gpu_hours = hours * busy_gpus
     return Plan(
         device="cuda",
@@ -252,6 +275,7 @@ def _candidate(
         gpu_hours=gpu_hours,
         dollars=gpu_hours * hardware.hourly_dollars,
         prior_fraction=drawer,
+        estimate=expected,
         reason="",
     )
 
@@ -349,43 +373,90 @@ def _cpu_plan(
     lanes: int | None,
     checkpointing: bool,
 ) -> Plan:
-    """A lane per core for a small base, whose passes gain little from threads; else one lane.
+    """A lane of one thread per core for a small base, whose passes gain little from threads; else
+    one lane with all cores.
 
     Measured with the embedded base on 2 cores: two lanes with 8 slots and a thread each train 1.3
     times the rows of one lane with 8 slots and two threads, and more where the lane does anything
-    besides, since each wait of one thread for another then costs a wake-up.
+    besides, since each wait of one thread for another then costs a wake-up. Beside other work on
+    the same cores, two threads of one lane take six times the CPU seconds of one.
     """
     is_small = facts.weight_bytes <= SMALL_BASE_BYTES
+    cores = max(1, int(hardware.cpus_per_node))
     jobs_per_node = workload.num_jobs // hardware.num_nodes
-    most = min(int(hardware.cpus_per_node), jobs_per_node // CPU_LANE_JOBS) if is_small else 1
+    most = min(cores, jobs_per_node // CPU_LANE_JOBS) if is_small else 1
     lanes_per_node = lanes or max(1, most)
     wanted = math.ceil(workload.num_jobs / (lanes_per_node * hardware.num_nodes))
     chosen = slots or max(1, min(CPU_SLOTS, wanted))
-    flops = hardware.peak_flops * hardware.num_nodes
-    rate = flops / row_flops(facts, workload.shape, checkpointing)
-    forward = row_flops(facts, workload.shape, False) / TRAINING_FACTOR
+    cpus = _cpus_per_lane(hardware, lanes_per_node)
+    images_per_node = workload.num_prior_images // hardware.num_nodes
+    drawers = min(cores, max(1, images_per_node // DRAWER_IMAGES)) if is_small else 1
+    speed = _cpu_speed(
+        facts, workload, hardware, checkpointing,
+        lanes=lanes_per_node, slots=chosen, drawers=drawers, is_small=is_small,
+    )  # fmt: skip
+    expected = estimate(workload, speed)
     shape = replace(workload.shape, max_rank=workload.max_rank)
     return Plan(
         device="cpu",
         num_nodes=hardware.num_nodes,
         lanes_per_node=lanes_per_node,
         gpu_fraction=0.0,
-        cpus_per_lane=_cpus_per_lane(hardware, lanes_per_node),
+        cpus_per_lane=min(cpus, 1.0) if is_small else cpus,
         slots=chosen,
         checkpointing=checkpointing,
         lane_bytes=lane_bytes(facts, shape, chosen, checkpointing=checkpointing) - CONTEXT_BYTES,
         share_bytes=0,
-        rows_per_s=rate,
-        hours=expected_hours(workload, rate, forward, flops),
+        rows_per_s=speed.rows_per_s,
+        hours=expected.total_s / 3600,
         gpu_hours=0.0,
         dollars=0.0,
         prior_fraction=0.0,
+        estimate=expected,
+        threads=1 if is_small else math.ceil(cpus),
+        drawers_per_node=drawers,
         reason="no GPU: "
         + (
             "a small base gains more from a lane on each core than from threads"
             if lanes_per_node > 1
             else "one lane with many slots keeps all cores busy"
         ),
+    )
+
+
+def _cpu_speed(
+    facts: MemoryFacts,
+    workload: Workload,
+    hardware: Hardware,
+    checkpointing: bool,
+    *,
+    lanes: int,
+    slots: int,
+    drawers: int,
+    is_small: bool,
+) -> Speed:
+    """How fast lanes and drawers on CPUs are; large bases keep all cores of a node busy."""
+    work = row_flops(facts, workload.shape, checkpointing)
+    forward = row_flops(facts, workload.shape, False) / TRAINING_FACTOR
+    nodes, cores = hardware.num_nodes, max(1.0, hardware.cpus_per_node)
+    if not is_small:
+        flops = hardware.peak_flops
+        return Speed(
+            rows_per_s=nodes * flops / work, forward_s=forward / flops, lanes=nodes, drawers=nodes,
+            cores=cores * nodes, weight_bytes=facts.weight_bytes, uses_ray=workload.uses_ray,
+        )  # fmt: skip
+    busy = min(lanes, cores)
+    # in one process, every pass has the threads of all cores
+    gain = SMALL_BASE_THREADS if cores > 1 and not workload.uses_ray else 1.0
+    each = cpu_rows_per_s(work, slots * workload.shape.rows, CPU_FLOPS) * gain
+    return Speed(
+        rows_per_s=each * busy * nodes,
+        forward_s=forward / (CPU_FLOPS * gain),
+        lanes=math.ceil(busy) * nodes,
+        drawers=(drawers if workload.uses_ray else 1) * nodes,
+        cores=cores * nodes,
+        weight_bytes=facts.weight_bytes,
+        uses_ray=workload.uses_ray,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from farm.base.model import Base, Conditioning
@@ -31,6 +32,11 @@ __all__ = ["PreparedPhotos", "PromptEncoder", "assemble_job", "prepare_photos"]
 ENCODE_BATCH = 16
 """Crops that the VAE encodes at once: enough to be quick, little beside a training step."""
 
+KEPT_PHOTOS = 12
+"""Photos of one subject that the judge compares with: more change no mean, and cost embedding."""
+KEPT_SIDE_PX = 336
+"""Shorter side of those photos: what the largest usual CLIP reads. 12 of them take about 5 MB."""
+
 PromptEncoder = Callable[[Sequence[str]], tuple[Tensor, Conditioning]]
 """Prompts to tokens [R, T] on the CPU and their conditioning."""
 
@@ -43,6 +49,8 @@ class PreparedPhotos:
     """float32 on the CPU."""
     prompts: tuple[str, ...]
     """One for each crop, or one for all."""
+    pictures: tuple[Image.Image, ...] = ()
+    """Some of the photos, whole, upright and small: what the judge compares with."""
 
 
 def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
@@ -54,11 +62,13 @@ def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
     """
     recipe = spec.subject.recipe
     pictures: list[NDArray[np.uint8]] = []
+    kept: list[Image.Image] = []
     prompts: list[str] = []
     triples = zip(spec.subject.photos, spec.photo_digests, spec.photo_prompts, strict=True)
     for photo, sha256, prompt in triples:
+        whole = open_photo(_checked_bytes(photo.uri, sha256))
         cut = crops(
-            open_photo(_checked_bytes(photo.uri, sha256)),
+            whole,
             spec.resolution_px,
             recipe.crops_per_photo,
             flip=recipe.flip,
@@ -66,13 +76,25 @@ def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
         )
         pictures.append(cut)
         prompts += [prompt] * len(cut)
+        if len(kept) < KEPT_PHOTOS:
+            kept.append(_small(whole))
     pixels_NPP3 = torch.from_numpy(np.concatenate(pictures))
     moments = [
         base.encode_photos(_as_pixels(pixels_NPP3[start : start + ENCODE_BATCH])).float().cpu()
         for start in range(0, len(pixels_NPP3), ENCODE_BATCH)
     ]
     same = len(set(prompts)) == 1
-    return PreparedPhotos(torch.cat(moments), (prompts[0],) if same else tuple(prompts))
+    said = (prompts[0],) if same else tuple(prompts)
+    return PreparedPhotos(torch.cat(moments), said, tuple(kept))
+
+
+def _small(photo: Image.Image) -> Image.Image:
+    """A photo as scorers need it: full-size ones of many slots would fill the host's memory."""
+    scale = KEPT_SIDE_PX / min(photo.size)
+    if scale >= 1:
+        return photo
+    width, height = (max(1, round(side * scale)) for side in photo.size)
+    return photo.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _checked_bytes(uri: str, sha256: str) -> bytes:
@@ -80,7 +102,9 @@ def _checked_bytes(uri: str, sha256: str) -> bytes:
         data = read_photo_bytes(uri)
     except PhotoFault as fault:
         if _is_transient(fault.__cause__):
-            raise StoreError(f"{uri}: {fault.message}", "the place did not answer") from fault
+            raise StoreError(
+                f"{uri}: {fault.message}", "see whether that place answers, and run again"
+            ) from fault
         raise PhotoFault(f"{uri}: {fault.message}", fault.remedy) from fault
     if bytes_digest(data) != sha256:
         raise PhotoFault(

@@ -11,25 +11,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from farm.adapters.registry import Registry
+from farm.base.names import Fetched
 from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.job import JobSpec, PriorSpec, job_spec
 from farm.intake.manifest import read_manifest
+from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.recipe import BASE_RECIPES
 from farm.storage import Store
+from farm.training.lane_settings import Pictures
 from farm.training.orders import Assignment
 from farm.training.plan import Hardware, Plan, make_plan
 from farm.training.prior_work import missing_priors
-from farm.training.run_files import name_run, read_assignments
+from farm.training.run_files import name_run, read_assignments, read_settings
 from farm.training.run_request import BaseFacts, PreparedRun, RunRequest
-from farm.training.shape import workload_of
+from farm.training.shape import Workload, workload_of
 
 __all__ = ["assignments_of", "base_facts", "prepare_run", "resume_run", "this_machine"]
 
 
-def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> PreparedRun:
+def prepare_run(
+    request: RunRequest, *, progress: Progress | None = None, fetched: Fetched | None = None
+) -> PreparedRun:
     """Check the manifest, name the jobs, look what is committed, and plan the rest.
+
+    Args:
+        progress: told of photos read.
+        fetched: told of a base's download.
 
     Raises:
         ManifestError: if the manifest has faults (unless ``skip_faulty``).
@@ -42,7 +51,7 @@ def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> Pre
         recipe=request.recipe,
         base_recipe=BASE_RECIPES.get(request.base),
     )
-    base = base_facts(request.base, request.revision)
+    base = base_facts(request.base, request.revision, fetched)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -51,6 +60,7 @@ def prepare_run(request: RunRequest, *, progress: Progress | None = None) -> Pre
         check.raise_for_errors()
         raise UserError(f"{request.manifest} has no subjects", "add at least one")
     faulty = {fault.subject for fault in check.errors if fault.subject}
+    request = replace(request, scoring=request.scoring.over(manifest.scoring))
     prepared = _prepared(request, store, base, assignments)
     return replace(prepared, num_rejected=len(faulty), manifest=manifest, check=check)
 
@@ -59,14 +69,17 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
     """Prepare a run from what the store keeps of it; the manifest is not read again."""
     store = Store(request.store)
     assignments = tuple(read_assignments(store, run_id))
+    asked = read_settings(store, run_id).get("request") or {}
+    kept = ScoringSettings(**asked.get("scoring", {}))
+    request = replace(request, scoring=request.scoring.over(kept))
     return _prepared(request, store, base_facts(request.base, request.revision), assignments)
 
 
-def base_facts(name: str, revision: str | None = None) -> BaseFacts:
+def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> BaseFacts:
     """Load a base, keep its facts, let it go."""
     from farm.base.load import load_base
 
-    base = load_base(name, revision=revision)
+    base = load_base(name, revision=revision, fetched=fetched)
     return BaseFacts(name, base.fingerprint, base.resolution_px, base.memory)
 
 
@@ -116,12 +129,7 @@ def _prepared(
 def _plan(
     request: RunRequest, base: BaseFacts, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
 ) -> Plan:
-    drawn = [spec for spec in priors if not spec.is_brought]
-    workload = workload_of(
-        [spec.subject.recipe for spec in rest],
-        base.resolution_px,
-        num_prior_images=sum(spec.num_images for spec in drawn),
-    )
+    workload = _workload(request, base, rest, priors)
     hardware = request.hardware or this_machine()
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
@@ -131,9 +139,38 @@ def _plan(
         hardware,
         slots=request.slots,
         fraction=request.gpu_fraction,
-        lanes=request.lanes,
+        lanes=request.lanes if workload.uses_ray else 1,
         checkpointing=request.checkpointing,
     )
+
+
+def _workload(
+    request: RunRequest, base: BaseFacts, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+) -> Workload:
+    """All that the run has to do, samples and quality cards included."""
+    drawn = [spec for spec in priors if not spec.is_brought]
+    training = workload_of(
+        [spec.subject.recipe for spec in rest],
+        base.resolution_px,
+        num_prior_images=sum(spec.num_images for spec in drawn),
+    )
+    how = request.samples
+    samples = how.per_prompt * sum(len(spec.subject.sample_prompts) for spec in rest)
+    cards = Pictures(0, 0)
+    if request.make_judge is not None:
+        cards = request.make_judge(request.scoring).pictures(base.name, rest)
+    return replace(
+        training,
+        num_crops=sum(_num_crops(spec) for spec in rest),
+        picture_rows=samples * how.steps * (2 if how.guidance > 1 else 1) + cards.rows,
+        num_pictures=samples + cards.num,
+        uses_ray=request.executor == "ray",
+    )
+
+
+def _num_crops(spec: JobSpec) -> int:
+    recipe = spec.subject.recipe
+    return len(spec.photo_digests) * recipe.crops_per_photo * (2 if recipe.flip else 1)
 
 
 def this_machine() -> Hardware:

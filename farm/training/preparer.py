@@ -117,16 +117,16 @@ class Preparer:
             photos = prepare_photos(self._base, spec)
             state = load_checkpoint(self._store, spec.key) if job.lease.may_resume else None
         except StoreError as error:
-            self._held.end(JobResult(spec.key, "released", error.message))
+            self._held.end(JobResult.of_error(spec.key, "released", error))
         except UserError as error:
-            self._held.end(JobResult(spec.key, "rejected", error.message))
+            self._held.end(JobResult.of_error(spec.key, "rejected", error))
         except torch.OutOfMemoryError:
             is_shared = self._held.num_slots > 1
             self._held.end(self._held.too_large(spec.key))
             if is_shared:  # a single slot's job is not to blame, and cannot get out of the way
                 self._held.is_short = True
         except Exception as error:  # one job's photos must not end the lane
-            self._held.end(JobResult(spec.key, "failed", f"could not be prepared: {error!r}"))
+            self._held.end(JobResult.of_error(spec.key, "failed", error, "could not be prepared"))
         else:
             with self._lock:
                 self._ready.append(ReadyJob(job, photos, prior, state))

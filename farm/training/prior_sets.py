@@ -153,7 +153,7 @@ def _brought(spec: PriorSpec, number: int) -> Array:
             raise PhotoFault("it changed since it was checked", "run `farm check` again")
         crop: Array = crops(open_photo(data), spec.resolution_px)[0]
     except PhotoFault as error:
-        raise UserError(f"class image {uri}: {error}") from error
+        raise UserError(f"class image {uri}: {error.message}", error.remedy) from error
     return crop
 
 

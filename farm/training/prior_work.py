@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
-from farm.errors import FarmError
+from farm.errors import explain
 from farm.intake.job import PriorSpec
 from farm.storage import Store
 from farm.training.claims import Claim
@@ -34,6 +34,7 @@ class PartFailure:
 
     prior_key: str
     reason: str
+    remedy: str = ""
 
 
 DrawParts = Callable[[Sequence[PriorSpec], str], Generator[PartReceipt | PartFailure]]
@@ -59,9 +60,10 @@ class PriorWork:
         draw: DrawParts,
         *,
         ready: Callable[[str], None],
-        failed: Callable[[str, str], None],
+        failed: Callable[[str, str, str], None],
     ) -> None:
-        """``ready`` and ``failed`` are called from the thread that runs ``run``."""
+        """``ready`` (with the key) and ``failed`` (with key, reason and remedy) are called from the
+        thread that runs ``run``."""
         self._store, self._draw = store, draw
         self._pending = {spec.key: spec for spec in specs}
         self._ready, self._failed = ready, failed
@@ -84,9 +86,8 @@ class PriorWork:
                 elif self._pending:
                     self.stopped.wait(WAIT_S)
         except Exception as error:  # the cause concerns all that are left
-            reason = error.message if isinstance(error, FarmError) else repr(error)
             for key in list(self._pending):
-                self._fail(key, f"its prior set could not be drawn: {reason}")
+                self._fail(PartFailure(key, *explain(error)))
         finally:
             ended.set()
             renewing.join()
@@ -131,7 +132,7 @@ class PriorWork:
         if key not in self._pending:  # its set has failed already
             return
         if isinstance(outcome, PartFailure):
-            self._fail(key, f"its prior set could not be drawn: {outcome.reason}")
+            self._fail(outcome)
             return
         receipts[key].append(outcome)
         if len(receipts[key]) == len(parts_of(spec)) + 1:
@@ -140,10 +141,12 @@ class PriorWork:
             self._release(key)
             self._ready(key)
 
-    def _fail(self, key: str, reason: str) -> None:
+    def _fail(self, failure: PartFailure) -> None:
+        key = failure.prior_key
         del self._pending[key]
         self._release(key)
-        self._failed(key, reason)
+        reason = f"its prior set could not be drawn: {failure.reason}"
+        self._failed(key, reason, failure.remedy)
 
     def _release(self, key: str) -> None:
         with self._claims_lock:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farm.errors import FarmError
+from farm.errors import FarmError, explain
 from farm.intake.job import PriorSpec
 from farm.storage import Store
 from farm.training.prior_sets import (
@@ -93,23 +93,25 @@ class PartDrawer:
                 made.append(write_prompt(self._store, self._attempt, self._base, spec))
             return list(made)
         except FarmError as error:
-            return [PartFailure(part.prior_key, error.message)]
+            return [PartFailure(part.prior_key, *explain(error))]
 
 
 def _as_rows(outcomes: Sequence[PartReceipt | PartFailure]) -> Batch:
     receipts = [one if isinstance(one, PartReceipt) else None for one in outcomes]
+    failures = [one if isinstance(one, PartFailure) else None for one in outcomes]
     return {
         "prior_key": np.array([one.prior_key for one in outcomes]),
         "file": np.array([one.file if one else "" for one in receipts]),
         "num_images": np.array([one.num_images if one else 0 for one in receipts]),
         "sha256": np.array([one.sha256 if one else "" for one in receipts]),
-        "error": np.array([one.reason if isinstance(one, PartFailure) else "" for one in outcomes]),
+        "error": np.array([one.reason if one else "" for one in failures]),
+        "remedy": np.array([one.remedy if one else "" for one in failures]),
     }
 
 
 def _as_outcome(row: dict[str, Any]) -> PartReceipt | PartFailure:
     if row["error"]:
-        return PartFailure(row["prior_key"], row["error"])
+        return PartFailure(row["prior_key"], row["error"], row["remedy"])
     return PartReceipt(row["prior_key"], row["file"], int(row["num_images"]), row["sha256"])
 
 

@@ -22,7 +22,7 @@ from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
 from farm.base.model import Base
-from farm.errors import FarmError, StoreError
+from farm.errors import StoreError
 from farm.storage import Store
 from farm.training.orders import JobResult
 from farm.training.state import FACTS_NAME, TENSORS_NAME, SlotState
@@ -32,6 +32,8 @@ __all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
 PATIENCE_S = 600.0
 """How long a finished adapter waits for a store that does not answer; then its job is
 given back."""
+
+UNPUBLISHED = "could not be published"
 
 Names = tuple[tuple[str, str], ...]
 
@@ -140,11 +142,9 @@ class Publisher:
                 seconds=job.record.gpu_seconds,
             )
         except StoreError as error:
-            result = JobResult(key, "released", f"could not be published: {error.message}")
-        except FarmError as error:
-            result = JobResult(key, "failed", f"could not be published: {error.message}")
+            result = JobResult.of_error(key, "released", error, UNPUBLISHED)
         except Exception as error:  # a bug in one adapter's files must not end the run
-            result = JobResult(key, "failed", f"could not be published: {error!r}")
+            result = JobResult.of_error(key, "failed", error, UNPUBLISHED)
         self._done(result)
 
     def _save_and_commit(self, job: FinishedJob) -> bool:

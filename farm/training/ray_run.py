@@ -6,7 +6,6 @@ started again, and what cannot be kept alive ends the run with a reason and noth
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -106,7 +105,6 @@ class _RayRun:
 
     def _make_lane_spec(self, dispatcher: str) -> LaneSpec:
         request, plan = self._prepared.request, self._plan
-        threads = math.ceil(plan.cpus_per_lane)
         return LaneSpec(
             dispatcher=dispatcher,
             store_url=self._prepared.store.url,
@@ -114,9 +112,10 @@ class _RayRun:
             revision=request.revision,
             device=plan.device,
             settings=self._driver.lane_settings(),
-            threads=threads,
+            threads=plan.threads,
             memory_fraction=plan.memory_fraction,
-            judge=request.judge,
+            make_judge=request.make_judge,
+            scoring=request.scoring,
         )
 
     # -- the loop -----------------------------------------------------------------------------
@@ -226,7 +225,7 @@ class _RayRun:
         request, plan = self._prepared.request, self._plan
         # class images that the user brought are only encoded, on the cores that lanes leave
         on_gpu = plan.prior_fraction > 0
-        per_node = 1 if plan.device == "cuda" else plan.lanes_per_node
+        per_node = plan.drawers_per_node
         settings = DrawerSettings(
             base=self._prepared.base.name,
             revision=request.revision,
@@ -234,7 +233,7 @@ class _RayRun:
             gpu_fraction=plan.prior_fraction,
             memory_fraction=plan.drawer_memory_fraction,
             num_cpus=round(DRAWING_CPUS / per_node, 3),
-            threads=math.ceil(plan.cpus_per_lane),
+            threads=plan.threads,
             max_actors=plan.num_nodes * per_node,
         )
         store = self._prepared.store
@@ -243,7 +242,7 @@ class _RayRun:
             self._prepared.priors,
             lambda specs, attempt: draw_with_ray(settings, store, specs, attempt),
             ready=lambda key: ray.get(self._dispatcher.prior_is_ready.remote(key)),
-            failed=lambda key, why: ray.get(self._dispatcher.prior_failed.remote(key, why)),
+            failed=lambda *why: ray.get(self._dispatcher.prior_failed.remote(*why)),
         )
         self._priors_thread = threading.Thread(target=self._draw_priors, name="priors", daemon=True)
         self._priors_thread.start()

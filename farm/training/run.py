@@ -15,6 +15,7 @@ from contextlib import suppress
 from farm.errors import Interrupted, StoreError
 from farm.training.dispatch import Dispatcher
 from farm.training.driver import Driver, claim_run, point_names, write_run_files
+from farm.training.failures import failures_of
 from farm.training.ledger import Job, Ledger, Status, counts
 from farm.training.prepare_run import prepare_run, resume_run
 from farm.training.run_request import PreparedRun, RunRequest, RunSummary, View
@@ -108,8 +109,6 @@ def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> Run
     done = {job.key for job in jobs if job.status is Status.COMMITTED}
     # one that somebody else committed meanwhile was not trained by this run
     own = {job.key for job in jobs if job.key in done and not job.reused} - prepared.committed
-    subjects = {item.spec.key: item.spec.subject.id for item in prepared.assignments}
-    ended_badly = (Status.QUARANTINED, Status.REJECTED, Status.CANCELLED)
     return RunSummary(
         run=prepared.run_id,
         jobs=len(jobs) + prepared.num_rejected,
@@ -119,9 +118,5 @@ def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> Run
         quarantined=tally["quarantined"],
         cancelled=tally["cancelled"],
         seconds=seconds,
-        failures=tuple(
-            (subjects[job.key], str(job.status), job.reason)
-            for job in jobs
-            if job.status in ended_badly
-        ),
+        failures=failures_of(prepared.assignments, jobs),
     )

@@ -1,7 +1,8 @@
 """What a run keeps in the store beside its ledger: its jobs, its settings, requests to it.
 
-Owns ``runs/<run_id>/`` but for ``ledger/``, and the rule that names a run. Anybody with the store
-can look at a run, ask it to cancel or retry jobs, and start its driver again.
+Owns ``runs/<run_id>/`` but for ``ledger/``, ``report.html`` and ``served/``, and the rule that
+names a run. Anybody with the store can look at a run, ask it to cancel or retry jobs, and start its
+driver again.
 
     runs/<run_id>/manifest.parquet   the resolved manifest
     runs/<run_id>/jobs.jsonl.gz      its jobs and the names of their adapters

@@ -14,8 +14,10 @@ from farm.base.model import MemoryFacts
 from farm.intake.check import CheckReport
 from farm.intake.job import PriorSpec
 from farm.intake.manifest import Manifest
+from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
-from farm.training.lane_settings import SampleSettings
+from farm.training.failures import JobFailure
+from farm.training.lane_settings import JudgeMaker, SampleSettings
 from farm.training.orders import Assignment, DispatchSettings, News, Snapshot
 from farm.training.plan import Hardware, Plan
 
@@ -47,7 +49,11 @@ class RunRequest:
     samples: SampleSettings = field(default_factory=SampleSettings)
     forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
     dispatch: DispatchSettings = field(default_factory=DispatchSettings)
-    judge: str | None = None
+    make_judge: JudgeMaker | None = None
+    """Makes each lane's judge, such as ``farm.quality.judge.QualityJudge``; None: no quality
+    cards."""
+    scoring: ScoringSettings = ScoringSettings()
+    """What the judge is made with; the manifest's defaults stand in for fields that are None."""
     skip_faulty: bool = False
     """Train the good subjects of a manifest that has bad ones."""
     take_over: bool = False
@@ -107,8 +113,8 @@ class RunSummary:
     """Of those, given up after several attempts."""
     cancelled: int
     seconds: float
-    failures: tuple[tuple[str, str, str], ...] = ()
-    """(subject, status, reason) of each job without an adapter."""
+    failures: tuple[JobFailure, ...] = ()
+    """Each job without an adapter, with reason and remedy."""
 
     @property
     def exit_code(self) -> int:

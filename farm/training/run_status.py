@@ -14,7 +14,8 @@ from farm.storage import Store
 from farm.training.claims import Claim, holder
 from farm.training.dispatch import Dispatcher
 from farm.training.driver import DRIVER_TTL_S
-from farm.training.ledger import Event, Job, Ledger, Status, counts, read_events, replay
+from farm.training.failures import failures_of
+from farm.training.ledger import Event, Job, Ledger, counts, read_events, replay
 from farm.training.run_files import read_assignments, read_settings, take_requests
 
 __all__ = ["run_status", "settle_requests"]
@@ -33,7 +34,6 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     events = list(read_events(store, run_id))
     replayed = replay(events)
     jobs = [replayed.get(item.spec.key, Job(item.spec.key)) for item in assignments]
-    subjects = {item.spec.key: item.spec.subject.id for item in assignments}
     owner = holder(store, f"runs/{run_id}/drivers", now)
     left = sum(not job.is_final for job in jobs)
     per_s = _commits_per_s(events, now)
@@ -47,11 +47,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "started": read_settings(store, run_id).get("started"),
         "jobs_per_hour": per_s * 3600,
         "eta_s": left / per_s if per_s and owner is not None else None,
-        "failures": [
-            {"subject": subjects[job.key], "status": str(job.status), "reason": job.reason}
-            for job in jobs
-            if job.status in (Status.FAILED, Status.QUARANTINED, Status.REJECTED, Status.CANCELLED)
-        ],
+        "failures": [failure._asdict() for failure in failures_of(assignments, jobs)],
     }
 
 

@@ -21,6 +21,10 @@ from farm.training.state import SlotState
 __all__ = ["Seat", "StepReport", "restore", "snapshot"]
 
 
+NOT_FINITE_REMEDY = "lower `learning_rate` to a third, or add `warmup_steps`, and run again"
+"""Of every job in ``StepReport.failed``."""
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What became known with one step. Failures and ends show at the next sync with the device."""

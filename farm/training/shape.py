@@ -77,6 +77,14 @@ class Workload:
     """Class images that are missing and must be drawn first."""
     prior_steps: int = 25
     """Denoising steps of each, two rows a step with guidance."""
+    num_crops: int = 0
+    """Crops of the subjects' photos, which are encoded once."""
+    picture_rows: int = 0
+    """Forward rows of the sample pictures and of the quality cards' pictures."""
+    num_pictures: int = 0
+    """How many pictures these are."""
+    uses_ray: bool = True
+    """Whether lanes are processes of their own, which have to start."""
     max_rank: int = 4
 
 

@@ -11,14 +11,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from farm.errors import StoreError, UserError
+from farm.intake.scoring import ScoringSettings
 from farm.keys import key_of
 
-__all__ = ["entrypoint_of", "submit_run"]
+__all__ = ["entrypoint_of", "scoring_arguments", "submit_run"]
 
 
 def entrypoint_of(arguments: Sequence[str]) -> str:
     """The command that runs on the head."""
     return shlex.join(["farm", "run", *arguments, "--address", "auto", "--yes", "--json"])
+
+
+def scoring_arguments(scoring: ScoringSettings) -> list[str]:
+    """Settings as arguments of ``farm run``: the job does not see this terminal's environment."""
+    named = {
+        "--scorer": scoring.scorer,
+        "--dino": scoring.dino,
+        "--scoring-share": scoring.share,
+    }
+    given = [(name, str(value)) for name, value in named.items() if value is not None]
+    return [part for pair in given for part in pair]
 
 
 def submit_run(

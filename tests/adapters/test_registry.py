@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from farm.adapters.files import DIFFUSERS_FILE, RECORD_FILE
 from farm.adapters.record import AdapterRecord
-from farm.adapters.registry import RECORD_FILE, WEIGHTS_FILE, NamedAdapter, Registry
+from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
@@ -19,7 +20,7 @@ def saved(
     folder: Path, key: str, *, name: str = "kira", weights: bytes = b"weights"
 ) -> AdapterRecord:
     """A folder as ``save_adapter`` leaves it, with the record that names its files."""
-    contents = {WEIGHTS_FILE: weights, "samples/000.png": b"png"}
+    contents = {DIFFUSERS_FILE: weights, "samples/000.png": b"png"}
     for file, data in contents.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(data)
@@ -57,7 +58,7 @@ def test_a_published_adapter_is_found_by_key_and_by_name(
 
 
 def test_an_adapter_without_its_record_is_not_committed(registry: Registry) -> None:
-    registry.store.write(f"adapters/k1/{WEIGHTS_FILE}", b"weights")
+    registry.store.write(f"adapters/k1/{DIFFUSERS_FILE}", b"weights")
     assert not registry.is_committed("k1")
     assert registry.committed_keys() == []
     assert registry.committed_among(["k1", "k2"]) == set()
@@ -71,7 +72,7 @@ def test_publishing_again_changes_nothing_and_completes_a_missing_name(
     assert registry.resolve("default", "kira") is None
     other = saved(tmp_path / "b", "k1", weights=b"a second training of the same key")
     assert not registry.publish(other, tmp_path / "b")
-    assert registry.store.read(f"adapters/k1/{WEIGHTS_FILE}") == b"weights"
+    assert registry.store.read(f"adapters/k1/{DIFFUSERS_FILE}") == b"weights"
     named = registry.resolve("default", "kira")
     assert named is not None
     assert named.sha256 == bytes_digest(b"weights")
@@ -102,7 +103,7 @@ def test_a_name_moves_to_the_newer_adapter_and_stays_when_nothing_changed(
 
 def test_a_file_that_changed_after_saving_is_refused(registry: Registry, tmp_path: Path) -> None:
     record = saved(tmp_path / "a", "k1")
-    (tmp_path / "a" / WEIGHTS_FILE).write_bytes(b"other")
+    (tmp_path / "a" / DIFFUSERS_FILE).write_bytes(b"other")
     with pytest.raises(AdapterFileError, match="changed after it was saved"):
         registry.publish(record, tmp_path / "a")
     assert not registry.is_committed("k1")
@@ -113,7 +114,7 @@ def test_fetch_brings_every_file_and_checks_it(registry: Registry, tmp_path: Pat
     registry.publish(record, tmp_path / "a")
     assert registry.fetch("k1", tmp_path / "copy") == record
     assert (tmp_path / "copy" / "samples/000.png").read_bytes() == b"png"
-    registry.store.write(f"adapters/k1/{WEIGHTS_FILE}", b"rotten")
+    registry.store.write(f"adapters/k1/{DIFFUSERS_FILE}", b"rotten")
     with pytest.raises(AdapterFileError, match="not the file that was committed"):
         registry.fetch("k1", tmp_path / "second")
     assert not (tmp_path / "second" / RECORD_FILE).exists()
@@ -123,7 +124,7 @@ def test_a_missing_adapter_or_file_says_what_to_do(registry: Registry, tmp_path:
     with pytest.raises(AdapterFileError, match="no adapter k9"):
         registry.record("k9")
     registry.publish(saved(tmp_path / "a", "k1"), tmp_path / "a")
-    registry.store.delete(f"adapters/k1/{WEIGHTS_FILE}")
+    registry.store.delete(f"adapters/k1/{DIFFUSERS_FILE}")
     with pytest.raises(AdapterFileError, match="is missing"):
         registry.fetch("k1", tmp_path / "copy")
 

@@ -10,7 +10,7 @@ import torch
 
 from farm.base.draw import draw_pictures
 from farm.base.load import load_base
-from farm.base.model import SchedulerName
+from farm.schedulers import SchedulerName
 
 PROMPTS = ["a photo of sks cat", "a mushroom"]
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from made_weights import random_weights
 
-from farm.adapters.bank import Bank
+from farm.adapters.mixed import MixedBank
 from farm.adapters.rows import RowWeights
 from farm.base.lean import make_lean, restore
 from farm.base.load import load_base
@@ -43,14 +44,11 @@ def test_lean_passes_give_what_diffusers_gives(base, denoiser, like):
 
 @torch.no_grad()
 def test_adapters_on_every_kind_of_layer_go_on_working(base, denoiser):
-    # not the gated half of a feed-forward layer alone: its block then keeps its own pass
+    # the gated half of a feed-forward layer among them: its block then keeps its own pass
     targets = (*ATTENTION, "conv1", "conv2", "time_emb_proj", "ff.net.0.proj", "ff.net.2")
-    bank = Bank(base, num_slots=ROWS, max_rank=2, target_modules=targets)
+    bank = MixedBank(base, "unet", num_slots=ROWS)
     for slot in range(ROWS):
-        bank.init_slot(slot, 2, 2.0, slot)
-    bank.flat_ZP[:ROWS] += 0.05 * torch.randn(
-        ROWS, bank.num_parameters, generator=torch.Generator().manual_seed(1)
-    )
+        bank.set_slot(slot, random_weights(bank, slot, targets=targets, rank=2))
     rows = RowWeights(bank)
     rows.assign([[0], [1], [2]])
     try:

@@ -42,6 +42,13 @@ def test_a_good_manifest_exits_with_0_and_says_so(manifest: Path):
     assert "1 subject, all can be trained" in out
 
 
+def test_the_report_counts_captioned_photos(manifest: Path):
+    (manifest.parent / "tom/0.txt").write_text("a [V] cat")
+    assert "captions: 1 of 4 photos" in run(manifest)[1]
+    told = json.loads(run(manifest, "--json")[1].splitlines()[-1])
+    assert told["captions"] == {"captioned": 1, "photos": 4}
+
+
 def test_faults_exit_with_3_and_show_place_and_remedy(manifest: Path):
     manifest.write_text("subjects:\n- {id: tom, clas_noun: cat}\n")
     code, out, _ = run(manifest)

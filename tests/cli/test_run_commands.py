@@ -11,14 +11,21 @@ import pytest
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from made_manifest import write_manifest
+from made_scorers import save_clip
 
+from farm.adapters.registry import Registry
 from farm.cli import app
 from farm.cli.run import hardware_of, recipe_fields
-from farm.cli.run_view import Pace, duration
+from farm.cli.run_view import Pace
+from farm.durations import duration
 from farm.errors import FarmError, ManifestError, PlanError, UserError
-from farm.training.submitting import entrypoint_of
+from farm.intake.scoring import ScoringSettings
+from farm.storage import Store
+from farm.training.run_files import read_settings
+from farm.training.submitting import entrypoint_of, scoring_arguments
 
 QUIET = ["--base", "tiny", "--in-process", "--no-cards", "--no-report", "--sample-steps", "2"]
 
@@ -190,6 +197,30 @@ def test_a_submitted_run_is_an_ordinary_run_on_the_head() -> None:
     assert entrypoint_of(["s3://b/m f.yaml", "--store", "s3://b"]) == (
         "farm run 's3://b/m f.yaml' --store s3://b --address auto --yes --json"
     )
+
+
+def test_a_submitted_run_takes_the_scorers_of_this_terminal_along() -> None:
+    settings = ScoringSettings("openai/clip", None, 0.5)
+    assert scoring_arguments(settings) == ["--scorer", "openai/clip", "--scoring-share", "0.5"]
+    assert scoring_arguments(ScoringSettings()) == []
+
+
+def test_the_environment_names_scorers_once_at_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = str(save_clip(tmp_path / "clip"))
+    monkeypatch.setenv("FARM_SCORER", clip)
+    monkeypatch.setenv("FARM_SCORING_SHARE", "1000")
+    manifest, store = write_manifest(tmp_path / "m", 1), Store(tmp_path / "store")
+    options = [option for option in QUIET if option != "--no-cards"]
+    run = farm("run", manifest, "--store", store.url, *options, "--json")["run"]
+    asked = read_settings(store, run)["request"]
+    assert asked["scoring"] == {"scorer": clip, "dino": None, "share": 1000.0}
+    assert asked["cards"]
+    (named,) = Registry(store).names()
+    card = Registry(store).record(named.job_key).quality
+    assert card is not None
+    assert card["scorers"] == {"clip": clip}
 
 
 def test_times_are_told_as_people_say_them() -> None:

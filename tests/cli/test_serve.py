@@ -23,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from farm.cli import app
+from farm.errors import UserError
 
 FARM = [sys.executable, "-c", "from farm.cli import main; main()"]
 
@@ -107,6 +108,27 @@ def test_a_wrong_config_file_is_explained(tmp_path: Path) -> None:
     told = farm("serve", "--store", str(tmp_path), "--config", str(config))
     assert told.returncode == 2
     assert "limits.max_picture" in told.stderr
+
+
+def test_without_a_store_it_says_where_one_may_be_named(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("base: tiny\n")
+    told = CliRunner().invoke(app, ["serve", "--config", str(config)], env={"FARM_STORE": ""})
+    assert isinstance(told.exception, UserError)
+    assert "--store" in told.exception.remedy
+
+
+def test_the_store_may_be_in_the_config_file_and_options_win(tmp_path: Path) -> None:
+    from farm.cli.serve import _settings
+
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"store: {tmp_path}/of-the-file\nengine: {{max_rank: 8, num_slots: 5}}\n")
+    options = dict.fromkeys(("store", "base", "revision", "device", "max_rank"))
+    options |= {"namespace": "default", "slots": 0, "engines": 1, "with_ray": False}
+    told = _settings(str(config), **options)
+    assert (told.store, told.engine.max_rank) == (f"{tmp_path}/of-the-file", 8)
+    told = _settings(str(config), **{**options, "store": "./other", "max_rank": 32, "slots": 9})
+    assert (told.store, told.engine.max_rank, told.engine.num_slots) == ("./other", 32, 10)
 
 
 @pytest.fixture

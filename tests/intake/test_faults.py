@@ -11,8 +11,8 @@ from farm.errors import Fault
 from farm.intake.entry import Head, SubjectEntry
 from farm.intake.faults import expected, faults_of, nearest, slug, validated
 from farm.intake.rows import Row
-from farm.intake.subject import NAME_PATTERN
 from farm.recipe import Recipe
+from farm.safe_names import NAME_PATTERN
 
 
 def told(model: type[BaseModel], value: dict[str, object]) -> list[Fault]:

@@ -118,7 +118,7 @@ def test_web_addresses_are_taken_as_photos():
 
 
 def test_an_unknown_protocol_is_told():
-    assert "cannot be listed" in refused("nosuch://bucket/cat", "/").message
+    assert "`nosuch` is not read" in refused("nosuch://bucket/cat", "/").message
 
 
 def test_too_many_photos_are_refused(photos: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,3 +137,21 @@ def test_too_many_photos_are_refused(photos: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_captions_are_keyed_by_name_path_or_stem(name: str, key: str, same: bool):
     assert matches(name, key) is same
+
+
+def test_links_do_not_leave_the_folder(photos: Path, tmp_path: Path):
+    (tmp_path / "cat/out.png").symlink_to(tmp_path / "dog.png")
+    (tmp_path / "cat/b.txt").symlink_to("/etc/hostname")
+    (tmp_path / "cat/far").symlink_to(tmp_path / "dogs")
+    (tmp_path / "cat/in.png").symlink_to(tmp_path / "cat/b.png")
+    for reference in ("cat", "cat/*.[pJ]*", "cat/**/*"):
+        found = find_photos(reference, str(photos))
+        assert "out.png" not in " ".join(found.uris), reference
+        assert f"{photos}/cat/in.png" in found.uris
+        assert "out.png" in found.outside
+        assert not found.captions
+    (tmp_path / "linked").symlink_to(tmp_path / "cat")
+    assert len(find_photos("linked", str(photos)).uris) == 3
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/out.png").symlink_to(tmp_path / "dog.png")
+    assert "lead out of it" in refused("only", photos).message

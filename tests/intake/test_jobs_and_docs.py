@@ -95,7 +95,7 @@ def test_the_example_of_the_page_is_a_manifest(draw_subject: Draw, write: Write,
     import zipfile
 
     page = (ROOT / "docs/manifest.md").read_text(encoding="utf-8")
-    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    example = re.search(r"```yaml[^\n]*\n(.*?)```", page, re.DOTALL)
     assert example is not None
     draw_subject("photos/tom")
     with zipfile.ZipFile(tmp_path / "photos/vase.zip", "w") as archive:

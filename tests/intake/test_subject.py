@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from farm.base.model import SchedulerName
-from farm.intake.subject import Name, Photo, SamplerName, Subject, names_identifier
+from farm.intake.subject import Name, Photo, PriorSettings, Subject, names_identifier
+from farm.schedulers import SCHEDULERS, SchedulerName
 
 PHOTOS = (Photo("/a.png"), Photo("/b.png", "[V] cat asleep"))
 names = TypeAdapter(Name)
@@ -87,5 +87,6 @@ def test_the_identifier_counts_as_a_whole_word_only(prompt: str, named: bool):
     assert names_identifier(prompt, "sks") is named
 
 
-def test_intake_names_the_samplers_that_bases_know():
-    assert SamplerName.__args__ == SchedulerName.__args__
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_class_images_may_be_drawn_with_every_scheduler(name: SchedulerName) -> None:
+    assert PriorSettings(scheduler=name).scheduler == name

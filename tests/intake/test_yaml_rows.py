@@ -158,3 +158,18 @@ def _same(one: object, other: object) -> bool:
     if isinstance(other, float):
         return isinstance(one, float) and math.isclose(one, other)
     return one == other
+
+
+@pytest.mark.parametrize("path", [r"C:\Users\me", r"C:\pets\tom"])
+def test_a_windows_path_in_double_quotes_is_told_as_an_escape(path: str):
+    rows = read_yaml(f'subjects:\n- {{id: a, photos: "{path}"}}\n', "m.yaml", "/")
+    assert "escape" in rows.faults[0].message
+    assert "single quotes" in rows.faults[0].remedy
+
+
+def test_aliases_of_many_subjects_are_bounded_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("farm.intake.yaml_rows.MAX_VALUES_IN_ALL", 1_000)
+    text = "x-p: &p [" + "a, " * 200 + "a]\nsubjects:\n" + "- {id: a, photos: *p}\n" * 10
+    rows = read_yaml(text, "m.yaml", "/")
+    assert "values in all" in rows.faults[0].message
+    assert len(list(rows.subjects)) < 10

@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    Dinov2Config,
-    Dinov2Model,
-    PreTrainedTokenizerFast,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-WORDS = ("<|startoftext|>", "<|endoftext|>", "a", "photo", "of", "cat", "dog", "in", "the", "snow")
+sys.path.insert(0, str(Path(__file__).parent.parent))  # made_scorers is shared by several folders
 
-
-def save_clip(folder: Path, *, side_px: int = 32) -> Path:
-    """A random CLIPModel with a word tokenizer."""
-    torch.manual_seed(7)
-    # strong random weights, so that pictures differ as they do for a trained model
-    common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    common |= {"initializer_factor": 12.0}
-    config = CLIPConfig(
-        text_config={
-            **common,
-            "num_attention_heads": 2,
-            "vocab_size": len(WORDS),
-            "max_position_embeddings": 12,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "pad_token_id": 1,
-        },
-        vision_config={
-            **common,
-            "num_attention_heads": 2,
-            "image_size": side_px,
-            "patch_size": 8,
-        },
-        projection_dim=8,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    return folder
+from made_scorers import save_clip
 
 
 @pytest.fixture(scope="session")

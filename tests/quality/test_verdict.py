@@ -16,7 +16,7 @@ def test_a_good_adapter_is_called_so() -> None:
     verdict = judge(GOOD)
     assert verdict.label == "learned well"
     assert not verdict.remedies
-    assert any("95%" in reason for reason in verdict.reasons)
+    assert any("95 %" in reason for reason in verdict.reasons)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,10 @@ class LiveEndpoint:
         )
         self.base = load_base("tiny")
         self.engine = Engine(
-            load_base("tiny"), self.registry, engine, cache_folder=self.config.disk_folder
+            load_base("tiny"),
+            self.registry,
+            self.config.engine_config,
+            cache_folder=self.config.disk_folder,
         )
         self.engine.start()
         self.client = LocalEngine(self.engine, engine_facts(self.engine, "tiny"))

@@ -120,7 +120,7 @@ def test_an_adapter_has_its_home_and_homes_are_spread(cluster: Cluster) -> None:
             receipt = cluster.draw(name).receipt
             homes[name].add(receipt["engine"])
     assert all(len(engines) == 1 for engines in homes.values()), homes
-    assert receipt["adapters"][0]["found_in"] == "slot"
+    assert receipt["adapters"][0]["found_in"] == "model"
 
 
 @pytest.mark.slow

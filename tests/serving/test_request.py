@@ -4,15 +4,14 @@ import math
 import pickle
 import threading
 from concurrent.futures import CancelledError
-from typing import get_args
 
 import numpy as np
 import pytest
 
-from farm.base.model import SchedulerName
+from farm.base.load import load_base
 from farm.errors import RequestRefused, TooBusy
+from farm.schedulers import SCHEDULERS
 from farm.serving.request import (
-    SCHEDULERS,
     AdapterRef,
     DrawRequest,
     Picture,
@@ -20,14 +19,18 @@ from farm.serving.request import (
     RequestLimits,
     Ticket,
 )
+from farm.serving.schemas import GenerateRequest
 
 
 def request(**fields):
     return DrawRequest(**{"id": "r", "prompt": "a cat", **fields})
 
 
-def test_every_scheduler_of_the_base_may_be_asked_for():
-    assert set(SCHEDULERS) == set(get_args(SchedulerName))
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_of_the_base_may_be_asked_for(name):
+    RequestLimits().check(request(scheduler=name))
+    assert GenerateRequest(prompt="a cat", scheduler=name).scheduler == name
+    assert load_base("tiny").scheduler(name) is not None
 
 
 def test_a_request_survives_pickling():

@@ -98,6 +98,27 @@ def test_a_copy_that_failed_leaves_no_adapter_behind():
     assert "a" not in table
 
 
+def test_adapters_leave_until_their_bytes_are_within_the_budget():
+    table = SlotTable(9, max_bytes=10)
+    for key in ("a", "b", "c"):
+        table.release(table.reserve([key], {key: 3}) or [])
+    assert table.num_bytes == 0  # nothing was copied, so nothing stayed
+    for key in ("a", "b", "c"):
+        (held,) = table.reserve([key], {key: 3})
+        held.ready.set_result(None)
+        table.release([held])
+    assert table.num_bytes == 9
+    assert table.take_evicted() == []
+    (large,) = table.reserve(["large"], {"large": 7})
+    assert set(table.keys) == {"c", "large"}
+    assert len(table.take_evicted()) == 2
+    assert table.take_evicted() == []
+    assert table.reserve(["d", "e"], {"d": 2, "e": 2}) is None  # while the large one is in use
+    assert set(table.keys) == {"c", "large"}
+    with pytest.raises(ValueError, match="bytes"):
+        table.reserve(["d", "e"], {"d": 6, "e": 6})
+
+
 class Slots(RuleBasedStateMachine):
     """Random requests that come and go."""
 

@@ -140,10 +140,11 @@ def test_a_failing_job_is_tried_thrice_then_quarantined_and_the_rest_goes_on(
     bad, good = keys(orders)
     for attempt in range(3):
         assert world.job("bad").failures == attempt
-        failed = (JobResult(bad, "failed", "loss is not finite"),)
+        failed = (JobResult(bad, "failed", "loss is not finite", remedy="train slower"),)
         orders = world.say(want=1, held={good: attempt}, results=failed, shape=orders.shape)
     assert world.status("bad") is Status.QUARANTINED
     assert world.job("bad").reason == "loss is not finite"
+    assert world.job("bad").remedy == "train slower"
     world.say(results=(JobResult(good, "committed"),))
     assert world.dispatcher.is_done
 

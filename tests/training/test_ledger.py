@@ -169,3 +169,24 @@ def test_a_damaged_segment_is_named_with_its_line(tmp_path: Path) -> None:
     )
     with pytest.raises(StoreError, match=r"000001-000000\.jsonl:2 is not a ledger line"):
         list(read_events(store, "r"))
+
+
+def test_reason_and_remedy_are_replayed_together(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ledger = Ledger(store, "r", epoch=1)
+    ledger.append("queued", "j")
+    ledger.append("leased", "j", lane="l")
+    ledger.append("rejected", "j", lane="l", reason="no photo", remedy="add one")
+    ledger.flush()
+    job = Ledger(store, "r", epoch=2).jobs["j"]
+    assert (job.reason, job.remedy) == ("no photo", "add one")
+    retried = ledger.append("retry", "j")
+    assert (retried.reason, retried.remedy) == ("", "")
+
+
+def test_an_old_ledgers_remedy_inside_the_reason_is_found_again() -> None:
+    line = '{"kind":"failed","job":"j","at":1.0,"reason":"it broke\\n  remedy: fix it"}'
+    event = Event.decode(line)
+    assert (event.reason, event.remedy) == ("it broke", "fix it")
+    plain = Event.decode('{"kind":"failed","job":"j","at":1.0,"reason":"it broke"}')
+    assert (plain.reason, plain.remedy) == ("it broke", "")

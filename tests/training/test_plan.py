@@ -86,8 +86,24 @@ def test_a_small_base_gets_a_lane_on_each_core_if_there_are_subjects_for_them() 
     many = make_plan(small, workload_of([RECIPE] * 100, 64), LAPTOP)
     assert many.num_lanes == LAPTOP.cpus_per_node
     assert many.cpus_per_lane <= 1
-    few = make_plan(small, workload_of([RECIPE] * 7, 64), LAPTOP)
-    assert (few.num_lanes, few.slots) == (1, 7)
+    few = make_plan(small, workload_of([RECIPE] * 5, 64), LAPTOP)
+    assert (few.num_lanes, few.slots) == (1, 5)
+    # threads that wait for each other cost more than they give
+    assert {many.threads, few.threads} == {1}
+
+
+def test_the_expected_time_counts_start_class_images_photos_samples_and_cards() -> None:
+    small = replace(SD15, weight_bytes=20 * 2**20)
+    bare = workload_of([RECIPE] * 6, 64)
+    whole = replace(bare, num_prior_images=288, num_crops=240, picture_rows=5000, num_pictures=200)
+    plan = make_plan(small, whole, LAPTOP)
+    parts = plan.estimate
+    assert plan.hours * 3600 == pytest.approx(parts.total_s)
+    assert min(parts.start_s, parts.class_images_s, parts.photos_s, parts.pictures_s) > 0
+    assert make_plan(small, bare, LAPTOP).estimate.class_images_s == 0
+    assert plan.drawers_per_node == min(4, LAPTOP.cpus_per_node)
+    here = make_plan(small, replace(whole, uses_ray=False), LAPTOP, lanes=1)
+    assert here.estimate.start_s < parts.start_s
 
 
 def test_checkpointing_is_judged_by_speed_and_the_verdict_is_told() -> None:

@@ -156,6 +156,7 @@ class Told:
         self.drawn: list[str] = []
         self.ready: list[str] = []
         self.failed: dict[str, str] = {}
+        self.remedies: dict[str, str] = {}
 
     def draw(self, specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartReceipt | PartFailure]:
         self.drawn += [spec.key for spec in specs]
@@ -163,8 +164,11 @@ class Told:
 
     def work(self, specs: Sequence[PriorSpec]) -> PriorWork:
         return PriorWork(
-            self.store, specs, self.draw, ready=self.ready.append, failed=self.failed.__setitem__
+            self.store, specs, self.draw, ready=self.ready.append, failed=self.take_failure
         )
+
+    def take_failure(self, key: str, reason: str, remedy: str) -> None:
+        self.failed[key], self.remedies[key] = reason, remedy
 
 
 def test_two_runs_never_draw_the_same_set_twice(
@@ -206,14 +210,16 @@ def test_one_bad_set_fails_alone(base: Base, store: Store, tmp_path: Path) -> No
     told.work([bad, good]).run()
     assert told.ready == [good.key]
     assert "there is no such file" in told.failed[bad.key]
+    assert told.remedies[bad.key]
 
 
 def test_a_drawer_that_breaks_fails_what_is_left(base: Base, store: Store) -> None:
     def broken(specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartReceipt | PartFailure]:
-        raise StoreError("the bucket is gone")
+        raise StoreError("the bucket is gone", "make it again")
 
     told = Told(base, store)
     spec = spec_of(base)
-    PriorWork(store, [spec], broken, ready=told.ready.append, failed=told.failed.__setitem__).run()
+    PriorWork(store, [spec], broken, ready=told.ready.append, failed=told.take_failure).run()
     assert "the bucket is gone" in told.failed[spec.key]
+    assert told.remedies[spec.key] == "make it again"
     assert Claim.take(store, f"priors/{spec.key}/claims", ttl_s=1) is not None

@@ -334,9 +334,10 @@ def test_a_photo_that_changed_since_the_check_is_the_users_fault(tmp_path: Path)
 
     summary = execute_run(prepared)
     assert (summary.committed, summary.failed, summary.exit_code) == (1, 1, 4)
-    ((subject, status, reason),) = summary.failures
+    ((subject, status, reason, remedy),) = summary.failures
     assert (subject, status) == ("s000", "rejected")
     assert "not the photo that was checked" in reason
+    assert "run the manifest again" in remedy
 
 
 def test_a_faulty_manifest_is_refused_whole_or_trained_in_part(tmp_path: Path) -> None:

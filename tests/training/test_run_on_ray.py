@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from made_manifest import QUICK, request, write_manifest
+from made_scorers import save_clip
 
 from farm.adapters.formats import load_adapter
 from farm.adapters.registry import Registry
 from farm.base.load import load_base
+from farm.intake.scoring import WHOLE_CARD, ScoringSettings
 from farm.keys import file_digest
+from farm.quality.judge import QualityJudge
 from farm.storage import Store
 from farm.training.ledger import read_events
 from farm.training.orders import DispatchSettings, News, Snapshot
@@ -112,6 +115,22 @@ def prior_moments_alone(spec: Any, folder: Path) -> Any:
 
     base = load_base("tiny")
     return np.concatenate([draw_part(base, spec, part)["moments"] for part in parts_of(spec)])
+
+
+def test_a_lane_in_another_process_receives_the_scorer_settings(
+    ray_here: Any, tmp_path: Path
+) -> None:
+    clip = str(save_clip(tmp_path / "clip"))
+    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"prior_rows": 0})
+    store = Store(tmp_path / "store")
+    scoring = ScoringSettings(clip, share=WHOLE_CARD)
+    options = {"executor": "ray", "make_judge": QualityJudge, "scoring": scoring}
+    assert run_manifest(request(manifest, store.url, **options)).committed == 1
+    (named,) = Registry(store).names()
+    card = Registry(store).record(named.job_key).quality
+    assert card is not None
+    assert card["scorers"] == {"clip": clip}
+    assert card["scores"]["clip_i"]["num"] == 8  # a whole card, as the share allows
 
 
 def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: Path) -> None:

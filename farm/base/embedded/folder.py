@@ -86,6 +86,6 @@ def _tidy(folder: Path) -> None:
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """Load a base folder in float32, as plain diffusers does."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Bar", "card_bars", "evidence", "score_rows"]
+__all__ = ["Bar", "card_bars", "evidence", "score_rows", "share"]
 
 SCORE_TITLES = {
     "clip_i": "Subject fidelity (CLIP-I)",
@@ -58,7 +58,7 @@ def card_bars(card: Mapping[str, Any]) -> list[Bar]:
         bars.append(
             Bar(
                 "Looks like the subject",
-                "From any of its class (0 %) to as alike as the photos are to each other (100 %).",
+                "0 % is any of its class, 100 % is as alike as the photos are to each other.",
                 _clip(gain),
                 _clip(low),
                 _clip(high),
@@ -67,18 +67,22 @@ def card_bars(card: Mapping[str, Any]) -> list[Bar]:
         )
     followed = evidence(card, "prompt_ratio")
     if followed is not None:
-        bars.append(_plain_bar("Follows the prompt", "Measured against the base.", followed))
+        bars.append(
+            _plain_bar(
+                "Follows the prompt", "100 % is as well as the untouched base does.", followed
+            )
+        )
     capture = evidence(card, "capture")
     if capture is not None:
-        text = "How little pictures of the bare class lean towards this subject."
+        text = "100 %: other members of the class look as before. 0 %: all look like this subject."
         bars.append(_plain_bar("Leaves its class alone", text, 1 - capture))
     variety = evidence(card, "diversity_ratio")
     if variety is not None:
-        text = "How varied the bare class still is, against the base."
+        text = "100 % is as varied as the untouched base generates the class."
         bars.append(_plain_bar("Keeps the class varied", text, variety))
     copy_excess = evidence(card, "copy_excess")
     if copy_excess is not None:
-        text = "0 % would be a repeated photo."
+        text = "0 % is a repeated photo, 100 % differs from it as much as two photos do."
         bars.append(_plain_bar("Makes new pictures", text, 1 - copy_excess))
     return bars
 
@@ -109,12 +113,18 @@ def evidence(card: Mapping[str, Any], name: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def share(card: Mapping[str, Any], name: str) -> float | None:
+    """The same on a scale from 0 to 1: a mean beyond its ends is chance and means nothing more."""
+    value = evidence(card, name)
+    return None if value is None else _clip(value)
+
+
 def _clip(value: float) -> float:
     return min(1.0, max(0.0, value))
 
 
 def _percent(value: float) -> str:
-    return f"{100 * min(max(value, 0), 1.5):.0f} %"
+    return f"{100 * _clip(value):.0f} %"
 
 
 def _told(value: Mapping[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from farm.intake.photos import open_photo
 from farm.intake.reading import read_photo_bytes
 from farm.intake.subject import Subject
 from farm.quality.report.page import render
-from farm.quality.report.samples import sample_plan
+from farm.quality.report.samples import Sample, sample_plan
+from farm.quality.report.served import read_served
 from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
 from farm.quality.report.timeline import Timeline, read_timeline
 from farm.quality.report.view import Picture, RunView, SubjectView
 from farm.quality.trackers import track_run
 from farm.storage import Store
+from farm.training.failures import failures_of
 from farm.training.ledger import Job, Status
 from farm.training.orders import Assignment
 from farm.training.run_files import read_assignments, read_settings
@@ -112,6 +114,7 @@ def collect(store: Store, run_id: str, *, price: float | None = None) -> RunView
         seconds=timeline.seconds,
         subjects=subjects,
         spans=timeline.spans,
+        served=read_served(store, run_id, reader.budget.side_px),
         dollars=dollars,
         dollars_per_hour=price,
         device=str(plan.get("device") or "cpu"),
@@ -171,7 +174,8 @@ class _Reader:
         photos = self._photos(subject)
         pictures = self._pictures(record, subject) if record is not None else _Pictures()
         namespace, name = assignment.names[0]
-        reason, remedy = _split_reason(job.reason if job is not None else "")
+        failures = failures_of([assignment], [job] if job is not None else [])
+        failure = failures[0] if failures else None
         first = pictures.gallery[0] if pictures.gallery else None
         return SubjectView(
             id=subject.id,
@@ -180,8 +184,8 @@ class _Reader:
             class_noun=subject.class_noun,
             status=status,
             job_key=spec.key,
-            reason=reason,
-            remedy=remedy,
+            reason=failure.reason if failure else "",
+            remedy=failure.remedy if failure else "",
             photos=[self._thumb(photo, f"photo {n}") for n, photo in enumerate(photos, 1)],
             progress=pictures.progress,
             gallery=pictures.gallery,
@@ -232,18 +236,20 @@ class _Reader:
             (plan.class_pictures, pictures.class_pictures, self.budget.num_class),
         )
         for wanted, shown, most in limits:
-            for item in _evenly(wanted, most):
+            best = _best(wanted)
+            for item in _evenly(wanted, most, best):
                 image = self._sample(record.job_key, names[item.index])
                 if image is None:
                     continue
-                shown.append(self._thumb(image, item.text, item.step))
-                if shown is pictures.gallery and not pictures.row:
+                picture = self._thumb(image, item.text, item.step)
+                shown.append(replace(picture, similarity=item.similarity))
+                if shown is pictures.gallery and (item is best or not pictures.row):
                     pictures.row = data_uri(image, self.budget.row_px)
         return pictures
 
     def _sample(self, key: str, name: str) -> Image.Image | None:
         try:
-            data = self.store.read(f"adapters/{key}/{name}")
+            data = self.registry.sample(key, name)
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (OSError, FarmError):
             self.missing_samples += 1
@@ -268,27 +274,21 @@ def _number(name: str) -> tuple[int, str]:
     return (int(stem) if stem.isdigit() else 10**9, name)
 
 
-def _evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """At most ``most`` items, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
+def _best(samples: Sequence[Sample]) -> Sample | None:
+    """The picture that is most similar to the photos; the first where none was measured."""
+    return max(samples, key=lambda sample: sample.similarity or -1.0, default=None)
+
+
+def _evenly(samples: Sequence[Sample], most: int, best: Sample | None) -> list[Sample]:
+    """At most ``most`` samples, the first, the last and the best among them."""
+    if len(samples) <= most:
+        return list(samples)
     if most < 2:
-        return list(items[:most])
-    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
-
-
-def _split_reason(reason: str) -> tuple[str, str]:
-    """A ledger's reason as what happened and what to do."""
-    text, _, remedy = reason.partition("\n  remedy: ")
-    if remedy or not text:
-        return text, remedy
-    known = {
-        "not finite": "Lower learning_rate to a third, or add warmup_steps, and run again.",
-        "out of memory": "Lower resolution_px or rank, or use a larger GPU share for a lane.",
-        "photo": "Replace the photo, and run the manifest again: only this subject is trained.",
-    }
-    found = next((advice for sign, advice in known.items() if sign in text.lower()), "")
-    return text, found
+        return [best][:most] if best is not None else []
+    chosen = [samples[round(index * (len(samples) - 1) / (most - 1))] for index in range(most)]
+    if best is not None and best not in chosen:
+        chosen[most // 2] = best
+    return chosen
 
 
 def _shown_recipe(subject: Subject) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from farm.durations import duration
 from farm.quality.report import curve
-from farm.quality.report.view import RunView, SubjectView, duration
+from farm.quality.report.view import RunView, SubjectView
+from farm.visible import visible_lines
 
 __all__ = ["render", "write_report"]
 
@@ -29,6 +31,7 @@ def render(run: RunView) -> str:
         loader=FunctionLoader(_asset),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -57,6 +60,11 @@ def write_report(run: RunView, path: str | Path) -> Path:
     aside.write_text(render(run), encoding="utf-8")
     aside.replace(target)
     return target
+
+
+def _shown(value: object) -> object:
+    """No hidden character of a name or a message acts on the page."""
+    return visible_lines(value) if type(value) is str else value
 
 
 def _plot(subject: SubjectView) -> curve.LossPlot | None:

@@ -20,6 +20,8 @@ class Sample:
     index: int
     text: str
     step: int | None = None
+    similarity: float | None = None
+    """To the photos, where the judge measured it; tells the best picture."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,11 @@ def sample_plan(
         for index, text in enumerate(prompts)
         if rounds
     ]
-    judged = [Sample(num_own + index, text) for index, text in enumerate(judged_prompts)]
+    each = dict(enumerate(card.get("gallery_similarity", ())))
+    judged = [
+        Sample(num_own + index, text, similarity=each.get(index))
+        for index, text in enumerate(judged_prompts)
+    ]
     first_class = num_own + len(judged_prompts)
     noun_pictures = [
         Sample(first_class + index, "without the identifier") for index in range(num_class)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from farm.quality.report.bars import Bar, card_bars, evidence, score_rows
+from farm.quality.report.bars import Bar, card_bars, evidence, score_rows, share
 from farm.quality.verdict import Label
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "RunView",
     "SubjectView",
     "VerdictCount",
-    "duration",
 ]
 
 VERDICT_ORDER: tuple[str, ...] = (
@@ -50,6 +49,8 @@ class Picture:
     """A data URI; the page loads nothing."""
     text: str
     step: int | None = None
+    similarity: float | None = None
+    """To the photos, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,10 @@ class SubjectView:
         """What to do about it."""
         if self.verdict == "failed":
             return [self.remedy] if self.remedy else []
-        return list((self.card or {}).get("verdict", {}).get("remedies", []))
+        card = self.card or {}
+        if "missing" in card:
+            return [card["remedy"]] if card.get("remedy") else []
+        return list(card.get("verdict", {}).get("remedies", []))
 
     @property
     def bars(self) -> list[Bar]:
@@ -136,9 +140,21 @@ class SubjectView:
         return card_bars(self.card or {})
 
     @property
+    def why_not_scored(self) -> str:
+        """For the table: what kept a finished adapter from having scores."""
+        if self.verdict != "not scored":
+            return ""
+        return (self.reasons or ["No quality card was asked for."])[0]
+
+    @property
+    def best_pictures(self) -> list[Picture]:
+        """The gallery, most similar to the photos first; unmeasured ones keep their order."""
+        return sorted(self.gallery, key=lambda picture: -(picture.similarity or -1.0))
+
+    @property
     def likeness(self) -> float | None:
-        """0 to 1: how far towards the photos' own likeness; sorts the table."""
-        return evidence(self.card or {}, "gain")
+        """0 to 1: from any of its class to as alike as the photos are; sorts the table."""
+        return share(self.card or {}, "gain")
 
     @property
     def class_kept(self) -> float | None:
@@ -152,8 +168,8 @@ class SubjectView:
 
     @property
     def prompt_followed(self) -> float | None:
-        """CLIP-T against the base's own."""
-        return evidence(self.card or {}, "prompt_ratio")
+        """0 to 1: CLIP-T against the base's own."""
+        return share(self.card or {}, "prompt_ratio")
 
     @property
     def score_rows(self) -> list[tuple[str, str, str, str]]:
@@ -212,11 +228,11 @@ class RunView:
     seconds: float
     subjects: Sequence[SubjectView]
     spans: Sequence[LaneSpan] = ()
+    served: Sequence[Picture] = ()
+    """Pictures that an endpoint generated with the run's adapters."""
     dollars: float | None = None
     """Price of the lanes' time, where a price was given."""
     dollars_per_hour: float | None = None
-    gpu_share: float = 1.0
-    """Of a device, by one lane."""
     device: str = "cpu"
     rows_per_s: float | None = None
     notes: Sequence[str] = ()
@@ -314,17 +330,6 @@ def _union(spans: list[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _subjects(num: int) -> str:

@@ -24,6 +24,7 @@ from farm import __version__
 from farm.base.embedded.world.words import POSES_OF
 from farm.base.load import load_base
 from farm.base.model import Base
+from farm.base.names import EMBEDDED
 from farm.quality.card import Examination, Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, drawn_protocol
@@ -307,4 +308,15 @@ def _write(
     last = max(shown)
     arms_grid(shown[last], [person.name for person in people[:4]], photos).save(out / "arms.png")
     steps_grid(shown, people[0].name).save(out / "steps.png")
-    (out / "README.md").write_text(prior_page(result, METRICS))
+    (out / "README.md").write_text(prior_page(result, METRICS, _command(result)))
+
+
+def _command(result: Mapping[str, Any]) -> str:
+    """What repeats the study: options that differ from the command's own defaults."""
+    own, study, base = PriorStudy(), result["study"], result["base"]["name"]
+    options = [
+        f" --{name.removeprefix('num_')} {study[name]}"
+        for name in ("num_subjects", "num_seeds", "steps")
+        if study[name] != getattr(own, name)
+    ]
+    return "".join(["farm study prior", f" --base {base}" if base != EMBEDDED else "", *options])

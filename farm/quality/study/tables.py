@@ -16,8 +16,8 @@ BETTER = {
 }  # fmt: skip
 
 
-def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
-    """The page of ``farm study prior``."""
+def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: str) -> str:
+    """The page of ``farm study prior``; ``command`` repeats it."""
     study, budget = result["study"], result["budget"]
     num_adapters = 2 * study["num_subjects"] * study["num_seeds"]
     lines = [
@@ -64,9 +64,8 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
         "",
         "## To repeat it",
         "",
-        "```",
-        f"farm study prior --base {result['base']['name']} --subjects {study['num_subjects']} "
-        f"--seeds {study['num_seeds']} --steps {study['steps']}",
+        "```sh",
+        command,
         "```",
         "",
         f"Each score of one adapter is from {budget['num_prompt_pictures']} pictures of the "

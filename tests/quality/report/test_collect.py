@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,26 @@ import pytest
 import yaml
 from PIL import Image
 
+from farm.adapters.bank import Bank
 from farm.base.embedded.world import draw_subject
+from farm.base.load import load_base
 from farm.errors import FarmError, UserError
-from farm.quality.judge import TOO_SHORT
+from farm.intake.job import job_spec
+from farm.intake.scoring import ScoringSettings
+from farm.intake.subject import Photo, Subject
+from farm.keys import bytes_digest
+from farm.quality.judge import TOO_SHORT, QualityJudge
 from farm.quality.protocol import ScoringBudget
 from farm.quality.report.collect import collect, report_run
 from farm.quality.rescoring import score_named
 from farm.storage import Store
 from farm.training.lane_settings import SampleSettings
+from farm.training.ledger import read_events
+from farm.training.prepare import prepare_photos
 from farm.training.run import RunRequest, run_manifest
-
-JUDGE = "farm.quality.judge:default_judge"
+from farm.training.run_files import read_assignments
+from farm.training.run_status import run_status
+from farm.training.seats import NOT_FINITE_REMEDY
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +46,24 @@ def run(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> tuple[St
             {"id": f"cat{number}", "class_noun": "cat", "photos": f"cat{number}", "recipe": extra}
         )
     # a step size that float32 does not survive
-    subjects[2]["recipe"] |= {"adam_epsilon": 1e-30, "weight_decay": 1.0, "max_grad_norm": 1e6}
+    subjects[2]["recipe"] |= {"adam_epsilon": 1e-30, "max_grad_norm": 1e6, "alpha": 1024.0}
+    subjects[2]["recipe"] |= {"adam_beta1": 0.0, "adam_beta2": 0.0, "steps": 20}
     manifest = folder / "manifest.yaml"
     manifest.write_text(
         yaml.safe_dump({"version": 1, "defaults": {"recipe": recipe}, "subjects": subjects})
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FARM_SCORER", str(clip_folder))
-        patch.setenv("FARM_SCORING_SHARE", "100")
-        store = Store(folder / "store")
-        request = RunRequest(
-            str(manifest),
-            store.url,
-            base="tiny",
-            executor="local",
-            judge=JUDGE,
-            slots=3,
-            samples=SampleSettings(steps=2),
-        )
-        summary = run_manifest(request)
+    store = Store(folder / "store")
+    request = RunRequest(
+        str(manifest),
+        store.url,
+        base="tiny",
+        executor="local",
+        make_judge=QualityJudge,
+        scoring=ScoringSettings(str(clip_folder), share=100),
+        slots=3,
+        samples=SampleSettings(steps=2),
+    )
+    summary = run_manifest(request)
     return store, summary.run
 
 
@@ -79,6 +88,20 @@ def test_the_report_holds_what_the_run_made(run: tuple[Store, str]) -> None:
     assert view.dollars is not None
     assert view.dollars > 0
     assert not view.notes
+
+
+def test_a_failures_remedy_is_the_same_in_ledger_status_summary_and_report(
+    run: tuple[Store, str],
+) -> None:
+    store, run_id = run
+    key = read_assignments(store, run_id)[2].spec.key
+    events = [event for event in read_events(store, run_id) if event.job == key]
+    assert {event.remedy for event in events if event.reason} == {NOT_FINITE_REMEDY}
+    (failure,) = run_status(store, run_id)["failures"]
+    assert (failure["subject"], failure["remedy"]) == ("cat2", NOT_FINITE_REMEDY)
+    (shown,) = collect(store, run_id).failures
+    assert (shown.reason, shown.remedy) == (failure["reason"], failure["remedy"])
+    assert "not finite" in shown.reason
 
 
 def test_the_page_is_written_into_the_store_and_aside(
@@ -116,25 +139,57 @@ def test_a_run_that_is_not_there_is_named(run: tuple[Store, str]) -> None:
 
 def test_recipes_too_short_for_a_card_say_so(run: tuple[Store, str], clip_folder: Path) -> None:
     store, run_id = run
-    from farm.adapters.bank import Bank
-    from farm.base.load import load_base
-    from farm.quality.judge import QualityJudge
-    from farm.training.run_files import read_assignments
 
     spec = read_assignments(store, run_id)[0].spec
     base = load_base("tiny")
     bank = Bank(base, num_slots=1, max_rank=2, target_modules=("to_q",))
     try:
-        judge = QualityJudge(str(clip_folder))
-        assert judge.judge(base, bank, {0: spec}, {})[0].card is not None
-        card = judge.judge(base, bank, {0: spec}, {})[0].card
+        judge = QualityJudge(ScoringSettings(str(clip_folder)))
+        photos = {0: prepare_photos(base, spec).pictures}
+        assert judge.judge(base, bank, {0: spec}, photos, {})[0].card is not None
+        card = judge.judge(base, bank, {0: spec}, photos, {})[0].card
         assert card is not None
         assert card["verdict"]["reasons"] == [TOO_SHORT]
-        unnamed = QualityJudge().judge(base, bank, {0: spec}, {})[0].card
+        unnamed = QualityJudge().judge(base, bank, {0: spec}, photos, {})[0].card
         assert unnamed is not None
         assert "FARM_SCORER" in unnamed["verdict"]["reasons"][0]
     finally:
         bank.close()
+
+
+def test_the_judge_reads_the_prepared_photos_never_the_disk(
+    run: tuple[Store, str], clip_folder: Path
+) -> None:
+    store, run_id = run
+    spec = read_assignments(store, run_id)[0].spec
+    base = load_base("tiny")
+    photos = prepare_photos(base, spec).pictures
+    assert [photo.size for photo in photos] == [Image.open(p.uri).size for p in spec.subject.photos]
+    gone = tuple(replace(photo, uri="/nowhere/1.png") for photo in spec.subject.photos)
+    subject = spec.subject.model_copy(update={"photos": gone})
+    spec = spec.model_copy(update={"subject": subject})
+    bank = Bank(base, num_slots=1, max_rank=2, target_modules=("to_q",))
+    try:
+        judge = QualityJudge(ScoringSettings(str(clip_folder), share=100))
+        card = judge.judge(base, bank, {0: spec}, {0: photos}, {})[0].card
+    finally:
+        bank.close()
+    assert card is not None
+    assert card["num_photos"] == 2
+    assert card["scores"]["clip_i"]["num"] == 8
+
+
+def test_large_photos_are_kept_small_for_the_judge(tmp_path: Path) -> None:
+    photos, digests = [], []
+    for number in range(13):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (2000, 500), (number, 0, 0)).save(path)
+        photos.append(Photo(str(path)))
+        digests.append(bytes_digest(path.read_bytes()))
+    subject = Subject(id="a", class_noun="cat", photos=tuple(photos))
+    spec = job_spec(subject, digests, base_fingerprint="f", resolution_px=64)
+    kept = prepare_photos(load_base("tiny"), spec).pictures
+    assert [photo.size for photo in kept] == [(1344, 336)] * 12
 
 
 def test_thumbnails_are_small_pictures(run: tuple[Store, str]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from run_sample import make_run
 
 from farm.quality.report.curve import HEIGHT, WIDTH, loss_plot
-from farm.quality.report.view import LaneSpan, RunView, SubjectView, duration
+from farm.quality.report.view import LaneSpan, RunView, SubjectView
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +68,3 @@ def test_curves_stay_inside_their_frame(losses: list[float]) -> None:
         assert 0 <= x <= WIDTH
         assert 0 <= y <= HEIGHT
     assert plot.raw.count("L") <= 242
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(3.21, "3.2 s"), (45, "45 s"), (600, "10 min"), (9000, "2.5 h")]
-)
-def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -72,6 +72,7 @@ def test_the_page_shows_tables_plots_and_grids(study: tuple[Path, dict[str, Any]
             assert min(picture.size) > 100
     for title in METRICS.values():
         assert title in page
+    assert "```sh\nfarm study prior --base" in page
 
 
 def test_photos_are_taken_in_one_pose_and_many_places() -> None:

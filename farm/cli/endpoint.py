@@ -1,0 +1,152 @@
+"""An endpoint of one command's own: `farm serve` as a child process, asked over HTTP, stopped.
+
+Owns the child's life and its deadline, and the one request that generates a picture. What is
+generated, and what becomes of it, is the caller's part.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from farm.errors import FarmError
+
+__all__ = ["EndpointFailed", "Endpoint", "own_endpoint"]
+
+START_DEADLINE_S = 300.0
+"""It answers within seconds on an idle machine; a busy one may need minutes."""
+REQUEST_DEADLINE_S = 300.0
+STOP_DEADLINE_S = 60.0
+REQUESTS_AT_ONCE = 8
+ADDRESS = re.compile(r"at (http://\S+:\d+)$", re.MULTILINE)
+SERVE = (sys.executable, "-c", "from farm.cli import main; main()", "serve")
+
+
+class EndpointFailed(FarmError):
+    """The endpoint did not start in time, ended by itself, or refused a request."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running endpoint."""
+
+    url: str
+
+    def generate(self, model: str, prompt: str, *, seed: int) -> bytes:
+        """One picture by an adapter, as a PNG file that holds its receipt.
+
+        Raises:
+            EndpointFailed: if the endpoint answers with an error, or not in time.
+        """
+        request = urllib.request.Request(
+            f"{self.url}/v1/images/generations",
+            json.dumps({"model": model, "prompt": prompt, "seed": seed}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=REQUEST_DEADLINE_S) as answer:
+                return base64.b64decode(json.load(answer)["data"][0]["b64_json"])
+        except urllib.error.HTTPError as error:
+            raise EndpointFailed(
+                f"the endpoint generated no picture of {model}: {_message_of(error)}",
+                "read the message; `farm serve` on the same store gives the same answer",
+            ) from error
+        except OSError as error:  # URLError and timeouts are among them
+            raise EndpointFailed(
+                f"the endpoint did not answer within {REQUEST_DEADLINE_S:.0f} s: {error}",
+                "run the command again when the machine is less busy",
+            ) from error
+
+    def generate_all(self, prompts: Mapping[str, str], *, seed: int) -> dict[str, bytes]:
+        """One picture for each adapter's prompt; several requests at once share its passes.
+
+        Raises:
+            EndpointFailed: as ``generate``.
+        """
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            made = pool.map(lambda item: self.generate(*item, seed=seed), prompts.items())
+            return dict(zip(prompts, made, strict=True))
+
+
+@contextmanager
+def own_endpoint(
+    store: str, options: Sequence[str] = (), *, deadline_s: float = START_DEADLINE_S
+) -> Iterator[Endpoint]:
+    """Serve a store on a free port of this machine for as long as the block lasts.
+
+    Args:
+        options: further options of ``farm serve``.
+        deadline_s: within which it has to listen.
+
+    Raises:
+        EndpointFailed: if it does not start; the message ends with what it printed last.
+    """
+    with tempfile.TemporaryDirectory(prefix="farm-endpoint-") as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*SERVE, "--store", store, "--port", "0", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            yield Endpoint(_wait_for_address(process, log, deadline_s))
+        finally:
+            _stop(process)
+
+
+def _wait_for_address(process: subprocess.Popen[bytes], log: Path, deadline_s: float) -> str:
+    until_s = time.monotonic() + deadline_s
+    while True:
+        has_ended = process.poll() is not None
+        printed = log.read_text(errors="replace")
+        if has_ended:
+            what = f"the endpoint ended by itself with exit code {process.returncode}"
+            raise EndpointFailed(f"{what}: {_last_lines(printed)}", "see its message")
+        if found := ADDRESS.search(printed):
+            return found.group(1)
+        if time.monotonic() > until_s:
+            what = f"the endpoint did not listen within {deadline_s:.0f} s"
+            raise EndpointFailed(
+                f"{what}: {_last_lines(printed)}",
+                "run the command again when the machine is less busy",
+            )
+        time.sleep(0.1)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let it finish what it has begun; end it if it does not."""
+    process.terminate()
+    try:
+        process.wait(STOP_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_lines(printed: str, num: int = 5) -> str:
+    lines = [line for line in printed.splitlines() if line.strip()]
+    return "\n".join(lines[-num:]) or "it printed nothing"
+
+
+def _message_of(error: urllib.error.HTTPError) -> str:
+    """The message of an answer in OpenAI's error form, or its status line."""
+    try:
+        body: dict[str, Any] = json.load(error)
+        return str(body["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.code} {error.reason}"

@@ -1,0 +1,40 @@
+"""Keeps other libraries off the terminal: what a command prints is the farm's own.
+
+Owns the process-wide switches, which are set before anything heavy is imported. ``FARM_DEBUG`` in
+the environment leaves everything on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+__all__ = ["hush_libraries"]
+
+ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONWARNINGS": "ignore",
+}
+"""Read by the libraries when they are imported, here and in every process started from here. What
+the user has set is left alone."""
+
+
+def hush_libraries() -> None:
+    """Silence warnings, log lines and progress bars of libraries in this process and its children.
+
+    Errors still arrive: as exceptions, which ``farm.cli.main`` turns into messages.
+    """
+    if os.environ.get("FARM_DEBUG"):
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+    # without a handler, Python itself prints what libraries log at warning level and above
+    logging.getLogger().addHandler(logging.NullHandler())

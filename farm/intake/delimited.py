@@ -1,0 +1,97 @@
+"""Tables of text as spreadsheets export them: one dialect for every CSV that intake reads.
+
+Owns the separator (commas, semicolons, tabs, bars, or what a `sep=` line says), quotes, header and
+line numbers. What the columns mean is for the readers: ``table_rows.py``, ``imagefolder.py``,
+``captions.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Delimited", "read_delimited"]
+
+_SEPARATOR_LINE = re.compile(r'^\s*"?sep=(?P<mark>.)"?[\s,;|]*$', re.IGNORECASE)
+_QUOTED = re.compile(r'"[^"]*"')
+_MARKS = (",", ";", "\t")
+_DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+(?:[eE][-+]?[0-9]+)?")
+
+
+@dataclass(slots=True)
+class Delimited:
+    """A table with its header read; rows are read as they are consumed."""
+
+    columns: list[str]
+    """Header cells, stripped; empty where the table has none."""
+    rows: Iterator[tuple[int, list[str]]]
+    """Line and cells of each row that is not blank; cells are stripped and never more than the
+    columns."""
+    delimiter: str
+    faults: list[tuple[int, str, str]] = field(default_factory=list)
+    """Line, message and remedy of what could not be read; grows while rows are consumed."""
+
+    def number(self, cell: str) -> str:
+        """A cell with a decimal comma written with a point, where commas do not divide cells."""
+        if self.delimiter != "," and _DECIMAL_COMMA.fullmatch(cell):
+            return cell.replace(",", ".")
+        return cell
+
+
+def read_delimited(text: str) -> Delimited:
+    """Read a table with a header row."""
+    text = text.removeprefix("\ufeff")
+    skipped, told = 0, ""
+    first, _, rest = text.partition("\n")
+    if match := _SEPARATOR_LINE.match(first.rstrip("\r")):
+        told, text, skipped = match["mark"], rest, 1
+    header = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;")), "")
+    delimiter = told or _delimiter(header)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    table = Delimited([], iter(()), delimiter)
+    rows = _rows(lines, table, skipped)
+    # the header is read at once; rows follow as they are asked for
+    table.rows = rows
+    next(rows, None)
+    return table
+
+
+def _delimiter(header: str) -> str:
+    plain = _QUOTED.sub("", header)
+    best = max(_MARKS, key=plain.count)
+    if plain.count(best):
+        return best
+    return "|" if "|" in plain else ","
+
+
+def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    def line() -> int:
+        return int(lines.line_num) + skipped
+
+    try:
+        for cells in lines:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if not table.columns:
+                while cells and not cells[-1]:
+                    cells.pop()
+                table.columns = cells
+                yield line(), cells
+                continue
+            # exports of wide sheets end rows with empty cells
+            while len(cells) > len(table.columns) and not cells[-1]:
+                cells.pop()
+            if len(cells) > len(table.columns):
+                message = f"{len(cells)} cells in a table of {len(table.columns)} columns"
+                mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
+                remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
+                table.faults.append((line(), message, remedy))
+                continue
+            yield line(), cells
+    except csv.Error as error:
+        table.faults.append((line(), f"not a valid table: {error}", "correct the quotes"))

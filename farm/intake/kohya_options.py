@@ -1,0 +1,141 @@
+"""What the options of kohya-ss `dataset_config` files mean here.
+
+Owns which options are taken over, which need nothing, and which are told. How datasets become
+subjects is in ``kohya.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from farm.intake.caption_style import CaptionStyle
+
+__all__ = [
+    "ESCAPE_REMEDY",
+    "Options",
+    "caption_style",
+    "decorated",
+    "folder_fault",
+    "is_escaped_path",
+    "recipe_of",
+    "unused_options",
+]
+
+Options = dict[str, Any]
+Told = list[tuple[str, str, str]]
+"""Option, message and remedy of each."""
+
+TAKEN_OVER = frozenset(
+    ("image_dir", "class_tokens", "is_reg", "resolution", "batch_size", "flip_aug")
+    + ("caption_extension", "caption_prefix", "caption_suffix", "metadata_file", "subsets")
+)
+"""Options that mean something here."""
+NEEDLESS = frozenset(
+    ("num_repeats", "enable_bucket", "bucket_no_upscale", "bucket_reso_steps", "min_bucket_reso")
+    + ("max_bucket_reso", "cache_latents", "cache_latents_to_disk", "num_workers", "cache_info")
+    + ("skip_cache_check", "resize_interpolation")
+)
+"""Options about what the farm does by itself: balance, caching, cropping."""
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    # without shuffling there is nothing to keep in place
+    "keep_tokens": (0, 1),
+    "caption_separator": (",",),
+}
+"""Options whose usual values change nothing; any option that is off (false, 0, "") is neutral."""
+DEFAULT_CAPTION_EXTENSION = ".caption"
+"""Of kohya's scripts, where the config names none."""
+ESCAPE_REMEDY = (
+    "write the path in single quotes, 'C:\\photos\\cat', or with slashes, \"C:/photos/cat\""
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def is_escaped_path(line: str) -> bool:
+    """Whether a line of TOML has a backslash inside double quotes, as a path of Windows."""
+    return re.search(r'"[^"]*\\', line) is not None
+
+
+def unused_options(options: Options) -> Iterator[str]:
+    """The options that are set to something, and mean nothing here."""
+    for name, value in options.items():
+        if name in TAKEN_OVER or name in NEEDLESS or value in (False, 0, 0.0, "", None):
+            continue
+        if value in NEUTRAL.get(name, ()) and not options.get("shuffle_caption"):
+            continue
+        yield name
+
+
+def folder_fault(subset: Options) -> tuple[str, str] | None:
+    """What is wrong with a subset's folder, and the remedy."""
+    folder = subset.get("image_dir")
+    if subset.get("metadata_file"):
+        return (
+            "captions of a `metadata_file` are not read",
+            "write them to caption files beside the photos, and name `image_dir` alone",
+        )
+    if not isinstance(folder, str) or not folder.strip():
+        return "`image_dir` is missing", "name the folder of the photos"
+    if _CONTROL.search(folder):
+        shown = folder.encode("unicode_escape").decode()
+        return (
+            f"the folder reads `{shown}`: a backslash in double quotes begins an escape",
+            ESCAPE_REMEDY,
+        )
+    return None
+
+
+def decorated(text: str, options: Options) -> str:
+    """A caption with the subset's prefix and suffix."""
+    parts = (_text(options, "caption_prefix"), text, _text(options, "caption_suffix"))
+    return " ".join(part for part in parts if part)
+
+
+def _text(options: Options, name: str) -> str:
+    return " ".join(str(options.get(name) or "").split())
+
+
+def caption_style(subset: Options) -> tuple[CaptionStyle, Told]:
+    """How a subset's captions are read."""
+    told: Told = []
+    given = subset.get("caption_extension", DEFAULT_CAPTION_EXTENSION)
+    extension = str(given).strip()
+    if not extension.startswith("."):
+        extension = f".{extension}"
+        message = f"`{given}` is read as `{extension}`; kohya's scripts want the dot"
+        told.append(("caption_extension", message, f'write "{extension}"'))
+    identifier = _text(subset, "class_tokens").partition(" ")[0] or "sks"
+    style = CaptionStyle(
+        suffixes=(extension.lower(),),
+        has_tables=False,
+        takes_first_line=True,
+        prefix=_text(subset, "caption_prefix"),
+        suffix=_text(subset, "caption_suffix"),
+        unread_suffix="" if "caption_extension" in subset else ".txt",
+        remedy=(
+            f'put {identifier} into it, or before every caption: `caption_prefix = "{identifier}"`'
+        ),
+    )
+    return style, told
+
+
+def recipe_of(options: Options) -> tuple[Options, Told]:
+    """The fields of the recipe that a subset's options give."""
+    recipe: Options = {}
+    told: Told = []
+    if "batch_size" in options:
+        recipe["instance_rows"] = options["batch_size"]
+    if "flip_aug" in options:
+        recipe["flip"] = options["flip_aug"]
+    side = options.get("resolution")
+    if isinstance(side, str) and re.fullmatch(r"\d+(\s*,\s*\d+)?", side.strip()):
+        side = [int(part) for part in side.split(",")]
+    if isinstance(side, list) and side and all(one == side[0] for one in side):
+        side = side[0]
+    if isinstance(side, int):
+        recipe["resolution_px"] = side
+    elif side is not None:
+        message = f"the resolution {side} is not square"
+        told.append(("resolution", message, "give one number; crops are square"))
+    return recipe, told

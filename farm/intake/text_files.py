@@ -1,0 +1,129 @@
+"""Text of files that other programs wrote: encodings, and what a file is that is no text at all.
+
+Owns how bytes become text: UTF-8 with or without a mark, and UTF-16, as spreadsheets and editors
+save them. What is in no such encoding is refused with its true form.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import zipfile
+
+from farm.intake.errors import PhotoFault
+
+__all__ = ["NotText", "decoded", "foreign_form", "is_parquet", "text_of"]
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    # UTF-32's mark begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_AS_CSV = "save it as `CSV UTF-8` in the spreadsheet program"
+_FORMS = (
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)", _AS_CSV),
+    (b"PAR1", "a Parquet table", "name it `….parquet`"),
+    (b"%PDF", "a PDF document", "save it as plain text"),
+    (b"{\\rtf", "a rich text document (RTF)", "save it as plain text"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it"),
+    (b"Rar!", "a RAR archive", "unpack it"),
+    (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
+    (b"\xff\xd8\xff", "a JPEG photo", "give the table or text itself"),
+    (b"\x89PNG", "a PNG picture", "give the table or text itself"),
+    (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
+    (b"<!DOCTYPE html", "a web page", "download the file itself"),
+    (b"<!doctype html", "a web page", "download the file itself"),
+    (b"<html", "a web page", "download the file itself"),
+)
+_INSIDE = (
+    ("xl/", "an Excel workbook (.xlsx)", _AS_CSV),
+    ("word/", "a Word document (.docx)", "save it as plain text in UTF-8"),
+    ("Index/", "a Numbers or Pages document", "export it as CSV or plain text"),
+    ("content.xml", "an OpenDocument file (.ods, .odt)", _AS_CSV),
+)
+"""What an archive's members show it to be."""
+
+
+class NotText(ValueError):
+    """Bytes that are no text that can be read: what they are, and what to do."""
+
+    def __init__(self, message: str, remedy: str, line: int | None = None) -> None:
+        super().__init__(message, remedy, line)
+        self.message, self.remedy, self.line = message, remedy, line
+
+
+def text_of(data: bytes, name: str) -> str:
+    """A small file's text, for readers of photos' captions.
+
+    Raises:
+        PhotoFault: if it is not text.
+    """
+    try:
+        return decoded(data)
+    except NotText as error:
+        place = f"{name}, line {error.line}" if error.line else name
+        raise PhotoFault(f"{place}: {error.message}", error.remedy) from error
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file in UTF-8 or UTF-16, without its byte order mark.
+
+    Raises:
+        NotText: if it is in another encoding or another form.
+    """
+    if (form := foreign_form(data)) is not None:
+        raise NotText(f"it is {form[0]}, not text", form[1])
+    encoding = _encoding(data)
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        width = {"utf-8": 1, "utf-32": 4}.get(encoding, 2)
+        line = data.count(b"\n", 0, error.start) + 1 if width == 1 else None
+        raise NotText(
+            "it is not UTF-8 text",
+            "save it as UTF-8 (in Excel: the file type `CSV UTF-8`)",
+            line,
+        ) from error
+
+
+def _encoding(data: bytes) -> str:
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            return name
+    head = data[:4096]
+    head = head[: len(head) // 2 * 2]
+    if head:
+        # Latin text in UTF-16 has a zero in every second byte; UTF-8 text has none at all
+        even, odd = head[::2].count(0), head[1::2].count(0)
+        if odd > len(head) // 4 and not even:
+            return "utf-16-le"
+        if even > len(head) // 4 and not odd:
+            return "utf-16-be"
+    return "utf-8"
+
+
+def is_parquet(data: bytes) -> bool:
+    """Whether a file is Parquet by its content."""
+    return data.startswith(b"PAR1")
+
+
+def foreign_form(data: bytes) -> tuple[str, str] | None:
+    """What a file is that is no text, and the remedy; None where nothing speaks against text."""
+    for signature, what, remedy in _FORMS:
+        if data.startswith(signature):
+            return what, remedy
+    if not data.startswith(b"PK\x03\x04"):
+        return None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        names = []
+    for start, what, remedy in _INSIDE:
+        if any(name.startswith(start) for name in names):
+            return what, remedy
+    return "a zip archive", "unpack it"

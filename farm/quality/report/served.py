@@ -1,0 +1,41 @@
+"""Pictures that an endpoint generated with a run's adapters, kept beside the run for its report.
+
+Owns ``runs/<run_id>/served/``. What a picture shows is in the file itself: its receipt names the
+adapter and the prompt.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+from PIL import Image
+
+from farm.quality.report.thumbs import data_uri
+from farm.quality.report.view import Picture
+from farm.serving.receipts import read_receipt
+from farm.storage import Store
+
+__all__ = ["keep_served", "read_served"]
+
+
+def keep_served(store: Store, run_id: str, pictures: Mapping[str, bytes]) -> None:
+    """Keep PNG files by the adapter's name; those of an earlier time are replaced."""
+    folder = f"runs/{run_id}/served"
+    store.delete(folder)
+    for name, data in pictures.items():
+        store.write(f"{folder}/{name}.png", data)
+
+
+def read_served(store: Store, run_id: str, side_px: int) -> list[Picture]:
+    """The kept pictures as thumbnails, each with its adapter's name and its prompt."""
+    folder = f"runs/{run_id}/served"
+    pictures = []
+    for file_name in store.list(folder):
+        data = store.read(f"{folder}/{file_name}")
+        receipt = read_receipt(data) or {}
+        name = file_name.removesuffix(".png")
+        with Image.open(io.BytesIO(data)) as image:
+            thumbnail = data_uri(image, side_px)
+        pictures.append(Picture(thumbnail, f"{name}: {receipt.get('prompt', '')}"))
+    return pictures

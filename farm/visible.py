@@ -1,0 +1,36 @@
+"""Text of others made safe to show: control and bidirectional characters appear as escapes.
+
+Owns the list of these characters. Names, paths and messages come from manifests and folders that
+strangers supply; printed raw, an escape sequence rewrites the terminal, a bidirectional override
+reverses what is read, and a line feed forges a line of output.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["visible", "visible_lines"]
+
+_HIDDEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0, DEL and C1 controls
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional marks, overrides, isolates
+    "\u200b\u2028\u2029\ufeff\ufff9-\ufffb"  # invisible space, separators, annotations
+    "\ud800-\udfff"  # undecodable bytes of file names
+    "\U000e0000-\U000e007f"  # tags
+)
+_LINES = re.compile(f"[{_HIDDEN}]")
+_ALL = re.compile(f"[\\t\\n{_HIDDEN}]")
+
+
+def visible(text: str) -> str:
+    """One line: a name, a path or a message, every hidden character as an escape."""
+    return _ALL.sub(_escape, text)
+
+
+def visible_lines(text: str) -> str:
+    """The same for text that may have several lines of its own: line feeds and tabs stay."""
+    return _LINES.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape", "surrogatepass").decode("ascii")

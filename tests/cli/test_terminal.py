@@ -1,0 +1,190 @@
+"""What a command prints is the farm's own: no other library writes on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+
+from made_manifest import write_manifest
+
+from farm.cli.progress import Stages
+from farm.visible import visible, visible_lines
+
+FARM = "from farm.cli import main; main()"
+OURS = (
+    r"loading (the base )?\S+ …",
+    r"reading photos: .*",
+    r"run [0-9a-f]{12}",
+    r"[│┌└├].*",
+    r"s\d{3}: (committed|found.*)",
+    r"\d+ of \d+ committed, .*",
+    r"drew \d+ subjects into .*",
+    r"serving .* at http://.*",
+    r" *\d+\.\d s  .*",  # the endpoint's start, with its seconds
+    r"warning: .*",
+)
+"""Every line that the commands below may write on stderr."""
+
+
+def environment() -> dict[str, str]:
+    """A user's own: without the switches that the tests set for themselves."""
+    ours = ("TRANSFORMERS_", "DIFFUSERS_", "PYTHONWARNINGS", "FARM_DEBUG")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(*words: str | Path, ok: bool = True) -> tuple[str, str]:
+    """stdout and stderr of a command in a process of its own."""
+    command = [sys.executable, "-c", FARM, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=500)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def foreign_lines(stderr: str) -> list[str]:
+    """Lines that none of our commands writes; bars that redraw themselves count as lines."""
+    lines = [line for line in re.split(r"[\r\n]", stderr) if line.strip()]
+    return [line for line in lines if not any(re.fullmatch(form, line) for form in OURS)]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline as the hub holds it: config and safetensors in folders."""
+    from farm.base.builder import build_pipeline
+
+    folder = tmp_path_factory.mktemp("base") / "tiny-pipeline"
+    build_pipeline("tiny").save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_manifest(tmp_path_factory.mktemp("manifest"), 2)
+
+
+def test_a_base_in_hub_form_is_loaded_without_a_line_of_another_library(
+    base_folder: Path, manifest: Path, tmp_path: Path
+) -> None:
+    for words in (
+        ("base", "show", base_folder, "--json"),
+        ("plan", manifest, "--base", base_folder, "--store", tmp_path / "s", "--json"),
+    ):
+        stdout, stderr = run(*words)
+        json.loads(stdout)
+        assert foreign_lines(stderr) == []
+
+
+def test_no_command_on_the_embedded_base_prints_a_line_of_another_library(
+    manifest: Path, tmp_path: Path
+) -> None:
+    store = ("--store", tmp_path / "store")
+    assert foreign_lines(run("demo", "--help")[1]) == []
+    for words in (
+        ("check", manifest),
+        ("base", "show", "embedded"),
+        ("plan", manifest, *store),
+        ("run", manifest, *store, "--in-process", "--json"),
+        ("run", manifest, *store, "--in-process", "--plain"),
+        ("status", *store),
+        ("logs", *store),
+        ("report", *store),
+        ("export", tmp_path / "out", *store),
+        ("score", "s000", *store, "--json"),
+    ):
+        assert foreign_lines(run(*words)[1]) == [], words
+
+
+def test_a_run_on_ray_prints_no_line_of_another_library(
+    base_folder: Path, manifest: Path, tmp_path: Path
+) -> None:
+    words = ("run", manifest, "--store", tmp_path / "store", "--base", base_folder)
+    stdout, stderr = run(*words, "--sample-steps", "2", "--json")
+    assert json.loads(stdout.splitlines()[-1])["committed"] == 2
+    assert foreign_lines(stderr) == []
+
+
+def test_the_endpoint_starts_and_stops_without_a_line_of_another_library(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    words = ["serve", "--store", tmp_path / "store", "--base", base_folder, "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", FARM, *map(str, words)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stderr is not None
+        lines = []
+        deadline = time.monotonic() + 300
+        for line in process.stderr:
+            lines.append(line)
+            if "serving" in line and "http://" in line or time.monotonic() > deadline:
+                break
+        process.send_signal(signal.SIGINT)
+        lines += process.stderr.readlines()
+        process.wait(60)
+    assert any("http://" in line for line in lines), lines
+    assert foreign_lines("".join(lines)) == []
+
+
+def test_errors_of_a_base_are_ours_alone(tmp_path: Path) -> None:
+    _, stderr = run("base", "show", tmp_path, ok=False)
+    assert [line.split(":")[0] for line in stderr.splitlines()] == [
+        f"loading the base {tmp_path} …",
+        "error",
+        "remedy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, ünïcode, 猫, שלום", "plain, ünïcode, 猫, שלום"),
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("cat\u202egpj.exe", r"cat\u202egpj.exe"),
+        ("a\nerror: forged", r"a\nerror: forged"),
+        ("a\rb\tc\x9bd", r"a\rb\tc\x9bd"),
+        ("name\udcff", r"name\udcff"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+    ],
+)
+def test_hidden_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_text_of_several_lines_keeps_its_lines() -> None:
+    assert visible_lines("one\n\ttwo\x1b[0m") == "one\n\ttwo\\x1b[0m"
+
+
+def test_hostile_names_reach_no_terminal_raw(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m\x1b[2J", 1)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[0] |= {"id": "evil\u202e\x1b[31m", "photos": ["gone\x1b]0;x\x07.jpg"]}
+    manifest.write_text("\n".join(json.dumps(row) for row in rows))
+    for words in (("check", manifest), ("plan", manifest, "--base", "tiny")):
+        stdout, stderr = run(*words, ok=False)
+        both = stdout + stderr
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", both), both
+        assert r"\x1b" in both
+
+
+def test_progress_without_a_terminal_is_one_line_a_stage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = Stages(None)
+    shown.begin("loading the base x")
+    shown.show("loading the base x", 1, 2, "1 of 2")
+    shown.begin("loading the base x")
+    assert capsys.readouterr().err == "loading the base x …\n"

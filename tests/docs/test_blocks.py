@@ -1,0 +1,150 @@
+"""Every code block of README and docs does what its page says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from doc_commands import PARSERS, WrongCommand, check_line, has_option
+from doc_pages import ROOT, Block, all_blocks, blocks_in, command_lines, inline_code
+from doc_workplace import SMALL, BlockFailed, PageRun
+
+if TYPE_CHECKING:
+    from conftest import Documentation
+
+BLOCKS = all_blocks()
+PLACES = [block.place for block in BLOCKS]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=PLACES)
+def test_every_block_has_a_kind(block: Block) -> None:
+    assert block.kind
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=PLACES)
+def test_every_command_is_one_that_its_program_takes(block: Block) -> None:
+    if block.kind not in ("sh", "parsed"):
+        pytest.skip("holds no commands, or shows their output too")
+    for line in command_lines(block.text):
+        if block.kind == "parsed" or line.startswith("farm "):
+            check_line(line)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("block", BLOCKS, ids=PLACES)
+def test_every_block_works(block: Block, documentation: Documentation) -> None:
+    if block.kind == "parsed":
+        pytest.skip(f"needs a {block.needs}; its commands are checked against their parsers")
+    if block.kind == "dockerfile":
+        check_dockerfile(block.text)
+    else:
+        documentation.reach(block)
+
+
+def check_dockerfile(text: str) -> None:
+    """The image's Ray is one that the package takes, and the extras exist."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {one.name: one for one in map(Requirement, project["dependencies"])}
+    image = re.search(r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-gpu$", text, re.MULTILINE)
+    assert image is not None
+    assert image[1] in needed["ray"].specifier
+    assert f"Programming Language :: Python :: {image[2]}.{image[3]}" in project["classifiers"]
+    installed = re.search(r'pip install "(.+)"', text)
+    assert installed is not None
+    wanted = Requirement(installed[1])
+    assert wanted.name == project["name"]
+    assert wanted.extras <= set(project["optional-dependencies"])
+
+
+# -- code in sentences ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [(place, code) for place, code in inline_code() if re.match(r"farm \w|--\w", code)],
+)
+def test_commands_and_options_in_sentences_exist(place: str, code: str) -> None:
+    words = code.split()
+    names = [word for word in words if word.startswith("--")]
+    unknown = [name for name in names if not has_option(name.split("=")[0])]
+    assert not unknown, f"{place}: {code}"
+
+
+# -- the tests' own claims -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "    farm check photos\n",  # indented: it has no kind
+        "```\nfarm check photos\n```\n",
+        "```ruby\nputs 1\n```\n",
+        "```yaml\nversion: 1\n```\n",  # a file without a name
+        "```sh needs=luck\nfarm check photos\n```\n",
+    ],
+)
+def test_a_block_without_a_known_kind_is_refused(text: str) -> None:
+    (block,) = blocks_in(f"A sentence.\n\n{text}", "page.md")
+    with pytest.raises(ValueError, match=r"page\.md:[34]"):
+        assert block.kind
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "farm run photos/ --stores work",
+        "farm run photos/ --set step=300",
+        "farm check",
+        "farm train photos/",
+        "ray up cluster.yaml --spot",
+        "serve deploy jobs/serve.yaml --replicas 2",
+        'farm submit m.yaml --store s3://b --with "--gpuz A100"',
+        "export FARM_STORE=work && farm plan m.yaml --gpu",
+        "kubectl apply -f farm.yaml",
+    ],
+)
+def test_a_command_that_its_program_refuses_fails(line: str) -> None:
+    with pytest.raises((WrongCommand, ValueError)):
+        check_line(line)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "message"),
+    [
+        ("sh", "test -d photos && cd photos\ncat nothing\n", "nothing"),
+        ("console", "$ echo one two\none three\n", "the page says:\none three"),
+        ("python", "answer = 6 * 7\nassert answer == 41\n", "AssertionError"),
+    ],
+)
+def test_a_block_that_does_not_do_what_it_says_fails(
+    documentation: Documentation, language: str, text: str, message: str
+) -> None:
+    page = PageRun(documentation.clone)
+    try:
+        with pytest.raises(BlockFailed, match=re.escape(message)):
+            page.run(Block("page.md", 1, language, "", "", text))
+    finally:
+        page.close()
+
+
+def test_what_differs_each_time_is_carried_to_later_commands(documentation: Documentation) -> None:
+    page = PageRun(documentation.clone)
+    text = '$ echo "  0.3 s  key_$$_x made"\n  4.0 s  key_3f9c…_… made\n$ echo 3f9c…\n3f9c…\n'
+    page.run(Block("page.md", 1, "console", "", "", text))
+    assert re.search(r"key_(\d+)_x made\n\1\n", page.output)
+
+
+def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
+    def check(command: Any, defaults: dict[str, Any]) -> None:
+        for name, value in defaults.items():
+            if name in getattr(command, "commands", {}):
+                check(command.commands[name], value)
+            else:
+                assert name in {parameter.name for parameter in command.params}
+
+    check(PARSERS["farm"](), SMALL)
