@@ -13,7 +13,7 @@ in ``names``, the card in ``card``; where folders lie in the store is the regist
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +57,7 @@ def save_adapter(
     *,
     forms: Sequence[Form] = FORMS,
     samples: Sequence[Image.Image] = (),
+    samples_of_others: Sequence[Image.Image] = (),
 ) -> AdapterRecord:
     """Write an adapter's whole folder; the record comes last.
 
@@ -65,6 +66,8 @@ def save_adapter(
         forms: which files to write.
         samples: pictures for the card; a picture's ``info["prompt"]`` becomes its caption, and
             the first one the thumbnail in the kohya form.
+        samples_of_others: for the prompts of other namespaces that share the job; the card and the
+            other forms do not know of them.
 
     Returns:
         The record with the sha256 of every file, as written.
@@ -86,18 +89,28 @@ def save_adapter(
         thumbnail = thumbnail_uri(samples[0]) if samples else None
         files[kohya_name] = kohya_file(weights, record, base, thumbnail)
     pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
-    files |= {name: _png(picture) for name, picture in pictures.items()}
-    captions = [(name, str(picture.info.get("prompt", ""))) for name, picture in pictures.items()]
+    captions = _captions(pictures)
     files["README.md"] = model_card(record, captions, kohya_name).encode()
 
+    pictures |= {
+        f"samples-others/{number:02d}.png": picture
+        for number, picture in enumerate(samples_of_others)
+    }
+    files |= {name: _png(picture) for name, picture in pictures.items()}
+    prompts = {name: prompt for name, prompt in _captions(pictures) if prompt}
+
     digests = {name: bytes_digest(data) for name, data in files.items()}
-    whole = record.model_copy(update={"files": digests})
+    whole = record.model_copy(update={"files": digests, "sample_prompts": prompts})
     files[RECORD_FILE] = whole.to_json().encode()
     for name, data in files.items():  # the record was put in last
         path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return whole
+
+
+def _captions(pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
+    return [(name, str(picture.info.get("prompt", ""))) for name, picture in pictures.items()]
 
 
 def load_adapter(path: str | Path, base: Base | Collection[str]) -> AdapterWeights:

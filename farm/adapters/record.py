@@ -84,6 +84,8 @@ class AdapterRecord(BaseModel):
     """sha256 of each photo's bytes, in training order."""
     files: dict[str, str] = Field(default_factory=dict)
     """sha256 of every other file of the adapter, by its path beside this record."""
+    sample_prompts: dict[str, str] = Field(default_factory=dict)
+    """The prompt of each sample picture, identifier put in, by its path in ``files``."""
     loss_curve: tuple[float, ...] = ()
     """Training loss of each step, priors included with their weight."""
     evaluation_curve: tuple[tuple[int, float], ...] = ()

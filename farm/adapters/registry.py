@@ -10,11 +10,13 @@ committed never changes; a name is a pointer that is replaced whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from farm.adapters.files import DIFFUSERS_FILE, RECORD_FILE
 from farm.adapters.record import AdapterRecord
@@ -27,6 +29,10 @@ __all__ = ["NamedAdapter", "Registry"]
 
 PARALLEL_READS = 16
 """Store look-ups in flight at once: object stores answer in tens of milliseconds each."""
+MAX_EARLIER = 64
+"""Versions of a name that can still be asked for by their key."""
+SAMPLES = ("samples/", "samples-others/")
+"""For the prompts of whoever trained it first, and for those of namespaces that share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,15 @@ class NamedAdapter:
     """Of the weights file, so that a cache knows its copy; of ``adapter.json`` where none is."""
     created: str
     """When the name was made to point here, UTC, ISO 8601."""
+    samples: tuple[str, ...] | None = None
+    """The sample pictures that were made with this name's own prompts; an adapter may have others,
+    made for another namespace that trained the same. None where an older farm did not note it."""
+    earlier: tuple[NamedAdapter, ...] = ()
+    """What the name pointed to before, latest first."""
+
+    def version(self, job_key: str) -> NamedAdapter | None:
+        """What the name points to, or pointed to once, by its job key."""
+        return next((it for it in (self, *self.earlier) if it.job_key == job_key), None)
 
 
 class Registry:
@@ -56,6 +71,7 @@ class Registry:
         local_folder: str | Path,
         *,
         names: Iterable[tuple[str, str]] | None = None,
+        prompts: Iterable[Collection[str] | None] = (),
     ) -> bool:
         """Commit a saved adapter and point its names to it.
 
@@ -66,6 +82,7 @@ class Registry:
             record: as ``save_adapter`` returned it; ``files`` names what is uploaded.
             local_folder: holds the files and ``adapter.json``.
             names: (namespace, name) pairs; None takes the record's own.
+            prompts: the sample prompts of each name, see ``point``.
 
         Returns:
             Whether this call committed it; False where it was committed already.
@@ -84,20 +101,44 @@ class Registry:
             )
         pairs = [(record.namespace, record.name)] if names is None else list(names)
         committed = record if fresh else self.record(record.job_key)
-        for namespace, name in pairs:
-            self.point(namespace, name, committed)
+        for (namespace, name), own in zip_longest(pairs, list(prompts)[: len(pairs)]):
+            self.point(namespace, name, committed, prompts=own)
         return fresh
 
-    def point(self, namespace: str, name: str, record: AdapterRecord) -> NamedAdapter:
-        """Make a name point to a committed adapter; nothing is written if it does already."""
+    def point(
+        self,
+        namespace: str,
+        name: str,
+        record: AdapterRecord,
+        *,
+        prompts: Collection[str] | None = None,
+    ) -> NamedAdapter:
+        """Make a name point to a committed adapter; nothing is written if it does already.
+
+        Args:
+            prompts: of the name's own samples, identifier put in; pictures made for the prompts of
+                others are not shown under it. The record's own namespace is shown what was made for
+                the job itself.
+        """
         path = _name_path(namespace, name)
         sha256 = _weights_digest(record)
         before = self._read_name(namespace, name)
         if before is not None and (before.job_key, before.sha256) == (record.job_key, sha256):
             return before
-        named = NamedAdapter(namespace, name, record.job_key, sha256, datetime.now(UTC).isoformat())
-        body = {key: value for key, value in asdict(named).items() if key in _POINTER_FIELDS}
-        self.store.write_json(path, body)
+        earlier: tuple[NamedAdapter, ...] = ()
+        if before is not None:
+            kept = (it for it in (before, *before.earlier) if it.job_key != record.job_key)
+            earlier = tuple(replace(it, earlier=()) for it in kept)[:MAX_EARLIER]
+        named = NamedAdapter(
+            namespace,
+            name,
+            record.job_key,
+            sha256,
+            datetime.now(UTC).isoformat(),
+            _own_samples(record, namespace, prompts),
+            earlier,
+        )
+        self.store.write_json(path, _pointer(named))
         return named
 
     # -- finding ------------------------------------------------------------------------------
@@ -198,7 +239,10 @@ class Registry:
         job_key: str | None = None,
         reason: str = "",
     ) -> str:
-        """Withdraw an adapter from service, by name or by key. Its files stay.
+        """Withdraw an adapter from service. Its files stay.
+
+        By name it is withdrawn from that name's namespace alone: another one that trained the same
+        photos shares the job, and keeps it. By key it is withdrawn from everyone.
 
         Returns:
             The job key that is now revoked.
@@ -206,17 +250,19 @@ class Registry:
         Raises:
             UserError: if neither a known name nor a key is given.
         """
+        whose = ""
         if job_key is None:
-            named = self._read_name(namespace or "default", name) if name else None
+            space = namespace or "default"
+            named = self._read_name(space, name) if name else None
             if named is None:
                 raise UserError(
-                    f"no adapter is named {namespace or 'default'}/{name}",
+                    f"no adapter is named {space}/{name}",
                     "give a name that exists, or the job key",
                 )
-            job_key = named.job_key
+            job_key, whose = named.job_key, f"@{_safe(space)}"
         body = {"job_key": job_key, "reason": reason, "revoked": datetime.now(UTC).isoformat()}
         data = json.dumps(body, indent=2, sort_keys=True).encode()
-        self.store.create(f"revoked/{_safe(job_key)}.json", data)
+        self.store.create(f"revoked/{_safe(job_key)}{whose}.json", data)
         return job_key
 
     def sample(self, job_key: str, name: str) -> bytes:
@@ -227,12 +273,17 @@ class Registry:
         """
         return self.store.read(_adapter_path(job_key, name))
 
-    def is_revoked(self, job_key: str) -> bool:
-        """Whether an adapter was withdrawn."""
-        return self.store.exists(f"revoked/{_safe(job_key)}.json")
+    def is_revoked(self, job_key: str, namespace: str | None = None) -> bool:
+        """Whether an adapter was withdrawn from a namespace; None asks for any."""
+        if namespace is None:
+            return any(entry.partition("@")[0] == job_key for entry in self.revoked_keys())
+        return self.store.exists(f"revoked/{_safe(job_key)}.json") or self.store.exists(
+            f"revoked/{_safe(job_key)}@{_safe(namespace)}.json"
+        )
 
     def revoked_keys(self) -> set[str]:
-        """The keys of all withdrawn adapters, by one listing."""
+        """All that was withdrawn, by one listing: job keys, and ``key@namespace`` where only one
+        namespace has lost it."""
         return {
             name.removesuffix(".json")
             for name in self.store.list("revoked")
@@ -251,11 +302,54 @@ class Registry:
                 f"{self.store.url}/{_name_path(namespace, name)} is not a pointer to an adapter",
                 "run the manifest again, or import the adapter again",
             )
-        pointer = {key: str(body.get(key, "")) for key in _POINTER_FIELDS}
-        return NamedAdapter(namespace=namespace, name=name, **pointer)
+        earlier = body.get("earlier")
+        return replace(
+            _named(namespace, name, body),
+            earlier=tuple(
+                _named(namespace, name, it)
+                for it in (earlier if isinstance(earlier, list) else [])
+                if isinstance(it, dict)
+            ),
+        )
 
 
-_POINTER_FIELDS = ("job_key", "sha256", "created")
+def _named(namespace: str, name: str, body: Mapping[str, Any]) -> NamedAdapter:
+    """What a pointer's JSON says; older ones know of no samples and no earlier versions."""
+    samples = body.get("samples")
+    return NamedAdapter(
+        namespace,
+        name,
+        job_key=str(body.get("job_key", "")),
+        sha256=str(body.get("sha256", "")),
+        created=str(body.get("created", "")),
+        samples=tuple(map(str, samples)) if isinstance(samples, list) else None,
+    )
+
+
+def _pointer(named: NamedAdapter) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "job_key": named.job_key,
+        "sha256": named.sha256,
+        "created": named.created,
+    }
+    if named.samples is not None:
+        body["samples"] = list(named.samples)
+    if named.earlier:
+        body["earlier"] = [_pointer(it) for it in named.earlier]
+    return body
+
+
+def _own_samples(
+    record: AdapterRecord, namespace: str, prompts: Collection[str] | None
+) -> tuple[str, ...]:
+    """The sample pictures that a name may show."""
+    pictures = sorted(file for file in record.files if file.startswith(SAMPLES))
+    return tuple(
+        file
+        for file in pictures
+        if (namespace == record.namespace and file.startswith(SAMPLES[0]))
+        or record.sample_prompts.get(file) in (prompts or ())
+    )
 
 
 def _check_files(folder: Path, record: AdapterRecord) -> None:

@@ -173,11 +173,10 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
     import secrets
     import threading
 
-    import uvicorn
-
     from farm.serving.api import create_app
     from farm.serving.build import build_engine, build_services
     from farm.serving.client import LocalEngine
+    from farm.serving.http_server import bounded_config
     from farm.serving.metrics import PrometheusMetrics
 
     told = StartLines()
@@ -196,13 +195,12 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
     )
     server = _draining_server(
-        uvicorn.Config(
+        bounded_config(
             create_app(services),
+            settings.connections,
             host=host,
             port=port,
-            log_level="warning",
             timeout_graceful_shutdown=max(1, int(drain_s)),
-            server_header=False,
         ),
         client,
         f"{settings.public_base} and the adapters of {settings.store}",
@@ -248,6 +246,12 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     import os
     import signal
     import threading
+
+    from farm.serving.http_server import ray_environment
+
+    # read when Ray is imported, and by the processes that it starts
+    for name, value in ray_environment(settings.connections).items():
+        os.environ.setdefault(name, value)
 
     import ray
     from ray import serve as ray_serve
@@ -303,6 +307,9 @@ def create(
     rate: int = typer.Option(
         None, min=1, help="Pictures a minute; the endpoint's own if left out."
     ),
+    operator: bool = typer.Option(
+        False, "--operator", help="May read /metrics, which concerns all namespaces."
+    ),
     json: bool = JSON,
 ) -> None:
     """Make a key and print it. It is shown this once; the store keeps its hash."""
@@ -310,7 +317,9 @@ def create(
     from farm.serving.auth import create_key
     from farm.storage import Store
 
-    token, record = create_key(Store(store), namespace, label=label, pictures_per_minute=rate)
+    token, record = create_key(
+        Store(store), namespace, label=label, pictures_per_minute=rate, operator=operator
+    )
     if json:
         print_json({"key": token, "key_id": record.key_id, "namespace": record.namespace})
     else:

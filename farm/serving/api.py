@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
@@ -54,6 +54,7 @@ DRAW_ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorAnswer, "description": "The body did not come."},
     409: {"model": ErrorAnswer, "description": "The idempotency key stands for another request."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
+    415: {"model": ErrorAnswer, "description": "The body is not declared as JSON."},
     422: {"model": ErrorAnswer, "description": "The adapter's files cannot be used."},
     429: {"model": ErrorAnswer, "description": "Too much at once; Retry-After says when."},
     504: {"model": ErrorAnswer, "description": "Not done by its deadline."},
@@ -309,8 +310,11 @@ def _add_health(app: FastAPI, services: Services) -> None:
         return JSONResponse({"status": "ready", "wait_s": round(load.wait_s, 3)})
 
     @app.get("/metrics", tags=["health"], summary="Numbers for Prometheus", include_in_schema=False)
-    async def metrics() -> Response:
-        """Under Ray the cluster's own metrics port has them instead."""
+    async def metrics(tenant: TenantOf) -> Response:
+        """Of all tenants together, so for operators' keys alone; under Ray the cluster's own
+        metrics port has them instead."""
+        if not (tenant.operator or services.gate.is_open):
+            raise HTTPException(403, "an operator's key is needed: farm keys create --operator")
         text = services.metrics.text()
         if text is None:
             return JSONResponse(

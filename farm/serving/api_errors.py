@@ -40,8 +40,11 @@ TYPES = {
     408: "invalid_request_error",
     409: "invalid_request_error",
     413: "invalid_request_error",
+    414: "invalid_request_error",
+    415: "invalid_request_error",
     422: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     503: "service_unavailable_error",
     504: "timeout_error",
 }
@@ -51,6 +54,7 @@ HTTP_CODES = {
     405: "method_not_allowed",
     408: "timeout",
     413: "request_too_large",
+    415: "unsupported_media_type",
 }
 _PLACES = re.compile(
     r"""(?:[a-z][a-z0-9+.]*://|(?<![\w.])(?:[A-Za-z]:)?[\\/](?!v1/))[^\s'",;()\[\]{}<>]+""",

@@ -68,6 +68,8 @@ class Services:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep house while inside."""
+        with contextlib.suppress(FarmError):  # the first request will ask again
+            await self.gate.look()
         task = asyncio.create_task(self._keep_house())
         try:
             yield

@@ -23,9 +23,10 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.errors import NotAuthorized, UserError
+from farm.errors import NotAuthorized, StoreError, TooBusy, UserError
 from farm.safe_names import SAFE_NAME, is_safe_name
-from farm.serving.fresh import Fresh
+from farm.serving.fresh import MAX_AGE_S, Fresh
+from farm.serving.limits import RateLimiter
 from farm.storage import Store
 
 __all__ = ["Gate", "KeyRecord", "Tenant", "create_key", "list_keys", "revoke_key"]
@@ -33,7 +34,9 @@ __all__ = ["Gate", "KeyRecord", "Tenant", "create_key", "list_keys", "revoke_key
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
-"""How long a revoked key may still be good."""
+"""How long a revoked key may still be good while the store answers; ``MAX_AGE_S`` while not."""
+FAILURES_PER_MINUTE = 60
+"""Wrong keys from one address; a good key from there is let in all the same."""
 _ID = re.compile(r"[0-9a-f]{16}")
 _NO_DIGEST = hashlib.sha256(b"no such key").hexdigest()
 _REMEDY = "send 'Authorization: Bearer farm_…'; 'farm keys create' makes a key"
@@ -54,6 +57,8 @@ class KeyRecord(BaseModel):
     """UTC, ISO 8601."""
     pictures_per_minute: int | None = Field(None, ge=1)
     """Overrides the endpoint's own limit for this key."""
+    operator: bool = False
+    """Whether it may read what concerns all tenants, such as ``/metrics``."""
 
 
 class Tenant(BaseModel):
@@ -64,10 +69,16 @@ class Tenant(BaseModel):
     key_id: str
     namespace: str
     pictures_per_minute: int | None = None
+    operator: bool = False
 
 
 def create_key(
-    store: Store, namespace: str, *, label: str = "", pictures_per_minute: int | None = None
+    store: Store,
+    namespace: str,
+    *,
+    label: str = "",
+    pictures_per_minute: int | None = None,
+    operator: bool = False,
 ) -> tuple[str, KeyRecord]:
     """Make a key; the token is returned here and can be read nowhere else.
 
@@ -87,6 +98,7 @@ def create_key(
         label=label,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         pictures_per_minute=pictures_per_minute,
+        operator=operator,
     )
     store.create(f"keys/{key_id}.json", record.model_dump_json(indent=2).encode() + b"\n")
     return f"farm_{key_id}_{secret}", record
@@ -123,6 +135,13 @@ def _read_key(store: Store, name: str) -> KeyRecord:
     return KeyRecord.model_validate_json(store.read(f"keys/{name}"))
 
 
+def _matching(good: Mapping[str, KeyRecord], key_id: str, secret: str) -> KeyRecord | None:
+    """The record whose secret this is; an unknown id costs the same comparison as a wrong one."""
+    record = good.get(key_id)
+    expected = record.secret_sha256 if record is not None else _NO_DIGEST
+    return record if hmac.compare_digest(_digest(secret), expected) else None
+
+
 class Gate:
     """Lets requests in by their key, from a view of the keys at most ``REFRESH_S`` old."""
 
@@ -133,8 +152,12 @@ class Gate:
         executor: Executor,
         anonymous_namespace: str | None = None,
         refresh_s: float = REFRESH_S,
+        max_age_s: float = MAX_AGE_S,
+        failures_per_minute: int = FAILURES_PER_MINUTE,
     ) -> None:
         """Args:
+        max_age_s: how old the view may be while the store does not answer.
+        failures_per_minute: wrong keys from one address before they are refused unseen.
         anonymous_namespace: whose adapters a caller without a key sees while no key exists;
             None always asks for one. Only for endpoints bound to loopback.
         """
@@ -143,15 +166,34 @@ class Gate:
         self._anonymous_namespace = anonymous_namespace
         self._keys_were_seen = False
         self._view: Fresh[str, Mapping[str, KeyRecord]] = Fresh(
-            self._read_all, ttl_s=refresh_s, executor=executor, max_items=1
+            self._read_all,
+            ttl_s=refresh_s,
+            max_age_s=max_age_s,
+            executor=executor,
+            max_items=1,
         )
+        self._failures = RateLimiter()
+        self._failures_per_minute = failures_per_minute
 
-    async def admit(self, authorization: str | None) -> Tenant:
+    async def look(self) -> None:
+        """See whether there are keys before the first request comes, which reads them again.
+
+        Raises:
+            StoreError: if the store does not answer.
+        """
+        await self._view.get("keys")
+        self._view.forget("keys")
+
+    async def admit(self, authorization: str | None, address: str = "") -> Tenant:
         """The tenant behind an ``Authorization`` header.
+
+        Args:
+            address: where the request comes from; wrong keys are counted by it.
 
         Raises:
             NotAuthorized: alike for a missing, malformed, unknown, wrong and revoked key.
-            StoreError: if the store does not answer and no key was ever read.
+            TooBusy: if too many wrong keys came from the address.
+            StoreError: if the store does not answer and the keys known are too old, or none are.
         """
         good = await self._view.get("keys")
         # once a key existed the endpoint never opens again, even if all keys are revoked
@@ -160,21 +202,34 @@ class Gate:
         scheme, _, token = (authorization or "").partition(" ")
         prefix, _, rest = token.strip().partition("_")
         key_id, _, secret = rest.partition("_")
-        if key_id not in good and _ID.fullmatch(key_id):
-            # perhaps made a moment ago; forged ones cost the store one listing at a time
-            good = await self._view.get("keys", max_age_s=0)
-        record = good.get(key_id)
-        # an unknown id costs the same comparison as a wrong secret
-        expected = record.secret_sha256 if record is not None else _NO_DIGEST
-        matches = hmac.compare_digest(_digest(secret), expected)
-        if scheme.lower() != "bearer" or prefix != "farm" or record is None or not matches:
+        is_formed = scheme.lower() == "bearer" and prefix == "farm" and bool(_ID.fullmatch(key_id))
+        record = _matching(good, key_id, secret) if is_formed else None
+        if record is None and authorization:
+            self._count_failure(address)
+            if is_formed and key_id not in good:
+                # perhaps made a moment ago; forged ones cost the store one listing at a time
+                good = await self._view.get("keys", max_age_s=0)
+                record = _matching(good, key_id, secret)
+        if record is None:
             problem = "no key was sent" if not authorization else "the key is not valid"
             raise NotAuthorized(problem, _REMEDY)
         return Tenant(
             key_id=record.key_id,
             namespace=record.namespace,
             pictures_per_minute=record.pictures_per_minute,
+            operator=record.operator,
         )
+
+    def _count_failure(self, address: str) -> None:
+        try:
+            self._failures.take(address, 1, self._failures_per_minute)
+        except TooBusy as error:
+            raise TooBusy(
+                "too many requests without a good key came from this address",
+                _REMEDY,
+                None,
+                error.retry_after_s,
+            ) from None
 
     @property
     def is_open(self) -> bool:
@@ -191,6 +246,9 @@ class Gate:
                 self._records[key_id] = _read_key(self._store, f"{key_id}.json")
             except ValueError as error:
                 logger.error("keys/%s.json is not a key record and is ignored: %s", key_id, error)
+        if self._keys_were_seen and not ids:
+            # records of keys are never removed, so the store is not what it was
+            raise StoreError("the store lists no keys any more", "see whether it is mounted")
         self._keys_were_seen = self._keys_were_seen or bool(ids)
         return {
             key_id: self._records[key_id]

@@ -66,15 +66,21 @@ def build_services(
 ) -> Services:
     """The services of one ingress process."""
     store = Store(config.store)
-    threads = executor or store_threads()
+    threads, limits = executor or store_threads(), config.limits
     pictures = Store(config.pictures_store) if config.pictures_store else store
     return Services(
         client=client,
-        catalog=Catalog(Registry(store), executor=threads),
-        gate=Gate(store, executor=threads, anonymous_namespace=config.anonymous_namespace),
+        catalog=Catalog(Registry(store), executor=threads, max_age_s=limits.store_max_age_s),
+        gate=Gate(
+            store,
+            executor=threads,
+            anonymous_namespace=config.anonymous_namespace,
+            max_age_s=limits.store_max_age_s,
+            failures_per_minute=limits.failed_keys_per_minute,
+        ),
         shelf=PictureShelf(pictures, link_secret, lifetime_s=config.link_lifetime_s),
         metrics=metrics,
         executor=threads,
-        limits=config.limits,
+        limits=limits,
         public_url=config.public_url.rstrip("/"),
     )

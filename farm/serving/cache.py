@@ -19,15 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from farm.adapters.files import DIFFUSERS_FILE, PEFT_FOLDER, PEFT_WEIGHTS, RECORD_FILE
+from farm.adapters.files import DIFFUSERS_FILE, PEFT_FOLDER, PEFT_WEIGHTS
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
 from farm.keys import file_digest
-from farm.safe_names import is_safe_name
 from farm.serving.request import AdapterRef
 from farm.serving.revocations import Revocations
-from farm.serving.tiers import CacheLimits, CacheStats, DiskTier, MemoryTier, Pinned, Tier
+from farm.serving.tiers import (
+    KEY,
+    CacheLimits,
+    CacheStats,
+    DiskTier,
+    MemoryTier,
+    Pinned,
+    Tier,
+)
 
 __all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
 
@@ -109,12 +116,14 @@ class AdapterCache:
         self._prepare = prepare
         self._limits = limits or CacheLimits()
         self._clock = clock
-        self.revocations = revocations or Revocations(source.revoked_keys)
+        self.revocations = revocations or Revocations(
+            source.revoked_keys, max_age_s=self._limits.revocations_max_age_s
+        )
         self.revocations.listen(self._purge)
         self._disk = DiskTier(folder, self._limits.disk_bytes)
         self._host: MemoryTier[HostedAdapter] = MemoryTier(self._limits.host_bytes)
-        self._flights: dict[str, list[Future[Pinned[HostedAdapter]]]] = {}
-        self._bad: dict[str, tuple[float, AdapterFileError]] = {}
+        self._flights: dict[str, list[tuple[AdapterRef, Future[Pinned[HostedAdapter]]]]] = {}
+        self._bad: dict[str, tuple[float, _Unusable]] = {}
         self._lock = threading.Lock()
         self._loaders = ThreadPoolExecutor(self._limits.num_loaders, thread_name_prefix="load")
         self._stats = CacheStats()
@@ -162,9 +171,9 @@ class AdapterCache:
                 future.set_result(pinned)
             elif ref.key in self._flights:
                 self._stats.joined_loads += 1
-                self._flights[ref.key].append(future)
+                self._flights[ref.key].append((ref, future))
             else:
-                self._flights[ref.key] = [future]
+                self._flights[ref.key] = [(ref, future)]
                 self._loaders.submit(self._fly, ref)
         return future
 
@@ -176,14 +185,14 @@ class AdapterCache:
             AdapterFileError: for an adapter that was found bad a while ago.
             StoreError: if the revocations are too old to tell.
         """
-        if not is_safe_name(ref.key):
+        if not KEY.fullmatch(ref.key):
             raise _not_found(ref)
-        self.revocations.check(ref.key, ref.label)
+        self.revocations.check(ref.key, ref.label, ref.namespace)
         bad = self._bad.get(ref.key)
         if bad is None:
             return
         if self._clock() < bad[0]:
-            raise AdapterFileError(*bad[1].args)  # a fresh one, without old tracebacks
+            raise _bad(ref, bad[1])
         self._bad.pop(ref.key, None)
 
     def _fly(self, ref: AdapterRef) -> None:
@@ -191,7 +200,8 @@ class AdapterCache:
         started_s = self._clock()
         try:
             hosted = self._load(ref, started_s)
-            self.revocations.check(ref.key, ref.label)  # it may have been revoked meanwhile
+            # it may have been revoked meanwhile
+            self.revocations.check(ref.key, ref.label, ref.namespace)
         except BaseException as error:
             self._land_failed(ref, error)
             return
@@ -199,44 +209,46 @@ class AdapterCache:
             waiting = self._flights.pop(ref.key)
             mine = self._host.add(ref.key, hosted, hosted.num_bytes)
             self._stats.load_s += hosted.load_s
-        for future in waiting:
+        for _, future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(self._host.pin(ref.key) or Pinned(hosted))
         mine.release()
 
     def _land_failed(self, ref: AdapterRef, error: BaseException) -> None:
-        if isinstance(error, AdapterFileError):
-            LOG.warning("adapter %s is refused: %s", ref.label, error.message)
+        """Everyone who waits is told under the name that is his own: one job may have several."""
+        if isinstance(error, _Unusable):
+            LOG.warning("adapter %s is refused: %s", ref.label, error.reason)
             self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error)
         elif not isinstance(error, FarmError):
             LOG.error("loading %s failed", ref.label, exc_info=error)
-            error = StoreError(f"adapter {ref.label} could not be loaded", "try again later")
         with self._lock:
             self._stats.failed += 1
             waiting = self._flights.pop(ref.key)
-        for future in waiting:
+        for whose, future in waiting:
             if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+                future.set_exception(_as_told_to(whose, error))
 
     # -- loading ------------------------------------------------------------------------------
 
     def _load(self, ref: AdapterRef, started_s: float) -> HostedAdapter:
-        """From the disk if it is there and good, else from the store."""
+        """From the disk if it is there and good, else from the store. What is good is said by the
+        store's own record, never by the disk's copy of it."""
+        record = self._record(ref)
         try:
             with self._disk.use(ref.key) as folder:
                 if folder is not None:
-                    hosted = self._open(ref, folder, "disk", started_s)
+                    hosted = self._open(ref, record, folder, "disk", started_s)
                     self._count("disk_hits")
                     return hosted
-        except AdapterFileError as error:
+        except _Unusable as error:
             # the local copy may be at fault: the store decides
-            LOG.warning("the disk's copy of %s is bad: %s", ref.label, error.message)
+            LOG.warning("the disk's copy of %s is bad: %s", ref.label, error.reason)
             self._disk.drop(ref.key)
         try:
-            with self._disk.bring(ref.key, lambda empty: self._fetch(ref, empty)) as folder:
+            with self._disk.bring(ref.key, lambda empty: self._fetch(ref, record, empty)) as folder:
                 self._count("store_loads")
-                return self._open(ref, folder, "store", started_s)
-        except AdapterFileError:
+                return self._open(ref, record, folder, "store", started_s)
+        except _Unusable:
             self._disk.drop(ref.key)
             raise
 
@@ -244,63 +256,79 @@ class AdapterCache:
         with self._lock:
             setattr(self._stats, name, getattr(self._stats, name) + 1)
 
-    def _fetch(self, ref: AdapterRef, folder: Path) -> None:
+    def _record(self, ref: AdapterRef) -> AdapterRecord:
+        """The store's record, checked against what the request knows of it."""
         try:
             record = self._source.record(ref.key)
-            self._source.fetch(ref.key, folder, names=_served_form(ref, record)[1])
         except AdapterFileError as error:
             if not self._source.is_committed(ref.key):
                 raise _not_found(ref) from error
-            raise _bad(ref, _without_path(error.message, folder), error.remedy) from error
+            raise _Unusable("its record cannot be read") from error
+        if record.job_key != ref.key:
+            raise _Unusable("its record names another job")
+        if record.base_fingerprint != self._base_fingerprint:
+            raise _Unusable(f"it was trained on another base, {record.base_id}")
+        return record
 
-    def _open(self, ref: AdapterRef, folder: Path, tier: Tier, started_s: float) -> HostedAdapter:
+    def _fetch(self, ref: AdapterRef, record: AdapterRecord, folder: Path) -> None:
+        try:
+            self._source.fetch(ref.key, folder, names=_served_form(record)[1])
+        except AdapterFileError as error:
+            raise _Unusable(_without_path(error.message, folder)) from error
+
+    def _open(
+        self, ref: AdapterRef, record: AdapterRecord, folder: Path, tier: Tier, started_s: float
+    ) -> HostedAdapter:
         """Verify an adapter's files and read them.
 
         Raises:
-            AdapterFileError: naming the adapter and what is wrong with it, and no path.
+            _Unusable: naming what is wrong with it, and no path.
         """
         try:
-            record = AdapterRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
-            self._check_record(ref, record)
-            target, names = _served_form(ref, record)
+            target, names = _served_form(record)
             for name in names:
-                self._check_file(ref, folder / name, record.files[name])
+                self._check_file(folder / name, record.files[name])
             weights = self._read(folder / target)
             self._check(weights)
         except AdapterFileError as error:
-            raise _bad(ref, _without_path(error.message, folder), error.remedy) from error
+            raise _Unusable(_without_path(error.message, folder), error.remedy) from error
         except (OSError, ValueError) as error:
-            raise _bad(ref, _without_path(str(error), folder)) from error
+            raise _Unusable(_without_path(str(error), folder)) from error
         prepared = self._prepare(weights)
         sha256 = record.files[names[0]]
         return HostedAdapter(ref.key, prepared, sha256, tier, self._clock() - started_s)
 
-    def _check_record(self, ref: AdapterRef, record: AdapterRecord) -> None:
-        if record.job_key != ref.key:
-            raise _bad(ref, "its record names another job")
-        if record.base_fingerprint != self._base_fingerprint:
-            raise _bad(ref, f"it was trained on another base, {record.base_id}")
-
-    def _check_file(self, ref: AdapterRef, path: Path, sha256: str) -> None:
+    def _check_file(self, path: Path, sha256: str) -> None:
         most = self._limits.max_file_bytes
+        if path.is_symlink() or not path.is_file():
+            raise _Unusable(f"{path.name} is not a plain file")
         if path.stat().st_size > most:
-            raise _bad(ref, f"{path.name} is over {most} bytes")
+            raise _Unusable(f"{path.name} is over {most} bytes")
         if file_digest(path) != sha256:
-            raise _bad(ref, f"{path.name} is not the file that was committed (sha256)")
+            raise _Unusable(f"{path.name} is not the file that was committed (sha256)")
 
     def _purge(self, keys: frozenset[str]) -> None:
         """Remove revoked adapters from every tier that this cache owns."""
-        for key in keys:
+        for revoked in keys:
+            key = revoked.partition("@")[0]  # another namespace that keeps it loads it once more
             self._host.drop(key)
-            if is_safe_name(key):
+            if KEY.fullmatch(key):
                 self._disk.drop(key)
 
 
-def _served_form(ref: AdapterRef, record: AdapterRecord) -> tuple[str, list[str]]:
+class _Unusable(Exception):
+    """An adapter that cannot be served, and why: without its name, which differs by tenant."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
+
+
+def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
     """What to read (a file, or PEFT's folder) and the files that takes, in whichever form there is.
 
     Raises:
-        AdapterFileError: if the adapter has no safetensors file.
+        _Unusable: if the adapter has no safetensors file.
     """
     if DIFFUSERS_FILE in record.files:
         return DIFFUSERS_FILE, [DIFFUSERS_FILE]
@@ -309,14 +337,26 @@ def _served_form(ref: AdapterRef, record: AdapterRecord) -> tuple[str, list[str]
         return PEFT_FOLDER, sorted(name for name in record.files if name.startswith(prefix))
     single = sorted(name for name in record.files if name.endswith(".safetensors"))
     if not single:
-        raise _bad(ref, "it has no safetensors file; nothing else is read")
+        raise _Unusable("it has no safetensors file; nothing else is read")
     return single[0], single[:1]
 
 
-def _bad(ref: AdapterRef, reason: str, remedy: str = "") -> AdapterFileError:
-    prefix = f"adapter {ref.label} cannot be used: "
-    general = "train it again, or revoke it and publish a good one"
-    return AdapterFileError(prefix + reason.removeprefix(prefix), remedy or general)
+def _as_told_to(ref: AdapterRef, error: BaseException) -> BaseException:
+    """A failed load's error, in the words for one of those who waited."""
+    if isinstance(error, _Unusable):
+        return _bad(ref, error)
+    if isinstance(error, AdapterNotFound):
+        return _not_found(ref)
+    if isinstance(error, FarmError):
+        return type(error)(*error.args)
+    return StoreError(f"adapter {ref.label} could not be loaded", "try again later")
+
+
+def _bad(ref: AdapterRef, error: _Unusable) -> AdapterFileError:
+    return AdapterFileError(
+        f"adapter {ref.label} cannot be used: {error.reason}",
+        error.remedy or "train it again, or revoke it and publish a good one",
+    )
 
 
 def _not_found(ref: AdapterRef) -> AdapterNotFound:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from farm.adapters.files import DIFFUSERS_FILE
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.safe_names import is_job_key, is_safe_name
-from farm.serving.fresh import Fresh
+from farm.serving.fresh import MAX_AGE_S, Fresh
 
 __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 
@@ -28,12 +28,13 @@ LISTING_TTL_S = 5.0
 PAGE_TTL_S = 60.0
 """Age of the dates shown in a listing; drawing never uses them."""
 NUM_RECORDS_KEPT = 20_000
-_SAMPLE = re.compile(r"samples/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
+_SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What drawing and listing need of an adapter's record."""
+    """What drawing and listing need of an adapter's record, as one tenant sees it: ``resolve`` puts
+    the tenant's own names, date and samples in place of those of whoever trained it first."""
 
     job_key: str
     namespace: str
@@ -64,23 +65,41 @@ class Catalog:
     """The adapters of a store, by namespace and name."""
 
     def __init__(
-        self, registry: Registry, *, executor: Executor, name_ttl_s: float = NAME_TTL_S
+        self,
+        registry: Registry,
+        *,
+        executor: Executor,
+        name_ttl_s: float = NAME_TTL_S,
+        max_age_s: float = MAX_AGE_S,
     ) -> None:
+        """Args:
+        name_ttl_s: how old a name or a revocation may be.
+        max_age_s: how old while the store does not answer; then the answer is an error.
+        """
         self._registry = registry
         self._executor = executor
         self._names: Fresh[tuple[str, str], NamedAdapter] = Fresh(
-            self._read_name, ttl_s=name_ttl_s, executor=executor
+            self._read_name, ttl_s=name_ttl_s, max_age_s=max_age_s, executor=executor
         )
         self._page_names: Fresh[tuple[str, str], NamedAdapter] = Fresh(
-            self._read_name, ttl_s=PAGE_TTL_S, executor=executor, max_items=50_000
+            self._read_name,
+            ttl_s=PAGE_TTL_S,
+            max_age_s=PAGE_TTL_S + max_age_s,
+            executor=executor,
+            max_items=50_000,
         )
         self._listings: Fresh[str, tuple[str, ...]] = Fresh(
             self._read_listing,
             ttl_s=min(LISTING_TTL_S, max(name_ttl_s, 0.0)),
+            max_age_s=max_age_s,
             executor=executor,
         )
         self._revoked: Fresh[str, frozenset[str]] = Fresh(
-            self._read_revoked, ttl_s=name_ttl_s, executor=executor, max_items=1
+            self._read_revoked,
+            ttl_s=name_ttl_s,
+            max_age_s=max_age_s,
+            executor=executor,
+            max_items=1,
         )
         self._facts: Fresh[str, AdapterFacts] = Fresh(
             self._read_facts,
@@ -102,23 +121,30 @@ class Catalog:
             named, revoked = await asyncio.gather(
                 self._names.get((namespace, name)), self._revoked.get("")
             )
+            facts = None
             if pinned and named.job_key != key:
-                named = await self._pinned(namespace, name, key)
-            if named.job_key in revoked:
+                named, facts = await self._pinned(named, key)
+            if _is_withdrawn(named, revoked):
                 raise _not_found(model)
-            return named, await self._facts.get(named.job_key)
+            return named, _seen_by(named, facts or await self._facts.get(named.job_key))
         except FileNotFoundError as error:
             raise _not_found(model) from error
 
-    async def _pinned(self, namespace: str, name: str, key: str) -> NamedAdapter:
-        """An earlier version of a name, found by its key; only within its own namespace."""
+    async def _pinned(self, named: NamedAdapter, key: str) -> tuple[NamedAdapter, AdapterFacts]:
+        """An earlier version of a name, found by its key: only one that the name once had."""
+        known = named.version(key)
         try:
             facts = await self._facts.get(key)
-        except AdapterFileError as error:  # nobody's, as far as this caller may know
-            raise FileNotFoundError(key) from error
-        if (facts.namespace, facts.name) != (namespace, name):
-            raise FileNotFoundError(key)
-        return NamedAdapter(namespace, name, key, facts.sha256, facts.created)
+        except AdapterFileError as error:
+            if known is not None:
+                raise
+            raise FileNotFoundError(key) from error  # no caller learns of another's broken record
+        if known is None:
+            # names of an older farm do not know their past; the record knows whose it was first
+            if (facts.namespace, facts.name) != (named.namespace, named.name):
+                raise FileNotFoundError(key)
+            known = NamedAdapter(named.namespace, named.name, key, facts.sha256, facts.created)
+        return known, facts
 
     async def page(
         self, namespace: str, *, search: str = "", after: str = "", limit: int = 100
@@ -129,7 +155,7 @@ class Catalog:
         matching = [name for name in names if wanted in name.casefold()]
         behind = [name for name in matching if name > after] if after else matching
         found = await self._read_page(namespace, behind[:limit])
-        shown = tuple(named for named in found if named and named.job_key not in revoked)
+        shown = tuple(named for named in found if named and not _is_withdrawn(named, revoked))
         return Page(shown, len(behind) > limit, len(matching))
 
     async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
@@ -169,7 +195,11 @@ class Catalog:
         return tuple(self._registry.listing(namespace))
 
     def _read_revoked(self, _: str) -> frozenset[str]:
-        return frozenset(self._registry.revoked_keys())
+        revoked = frozenset(self._registry.revoked_keys())
+        if not revoked and self._revoked.peek(""):
+            # tombstones are never removed, so the store is not what it was
+            raise StoreError("the store lists no revocations any more", "see whether it is mounted")
+        return revoked
 
     def _read_facts(self, job_key: str) -> AdapterFacts:
         try:
@@ -194,6 +224,27 @@ class Catalog:
             sha256=record.files.get(DIFFUSERS_FILE, ""),
             samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
         )
+
+
+def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:
+    """Whether an adapter was withdrawn from everyone or from this name's namespace."""
+    return named.job_key in revoked or f"{named.job_key}@{named.namespace}" in revoked
+
+
+def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
+    """An adapter as the tenant of a name sees it."""
+    if named.samples is not None:
+        samples = tuple(file for file in facts.samples if file in named.samples)
+    else:  # a name of an older farm: the pictures are those of whoever trained first
+        is_own = facts.namespace == named.namespace
+        samples = tuple(file for file in facts.samples if is_own and file.startswith("samples/"))
+    return replace(
+        facts,
+        namespace=named.namespace,
+        name=named.name,
+        created=named.created or facts.created,
+        samples=samples,
+    )
 
 
 def unix_seconds(iso: str) -> int:

@@ -388,10 +388,10 @@ class Engine:
         """Withdraw adapters from the batch and the slots."""
         for row in self._batch:
             for ref, _ in row.request.adapters:
-                if ref.key in keys:
+                if ref.key in keys or f"{ref.key}@{ref.namespace}" in keys:
                     gone = AdapterNotFound(f"no adapter {ref.label}", "it was withdrawn", "model")
                     self._fail_row(row, gone)
-        self._preparer.revoke(keys)
+        self._preparer.revoke(frozenset(key.partition("@")[0] for key in keys))
 
     def _shrink(self, rows: list[Row]) -> None:
         """The pass did not fit in memory: halve the limit, or give up a row that fits not alone."""

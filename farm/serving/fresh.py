@@ -1,12 +1,14 @@
 """Values read from the store and kept fresh: what names, keys and listings are looked up through.
 
 Owns how old an answer may be, that one read serves all who wait for it, and that a store which
-does not answer leaves the last good value in place. Knows nothing of what is read.
+does not answer leaves the last good value in place, but only up to a maximum age: after that the
+answer is an error, never a stale value. Knows nothing of what is read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -16,11 +18,17 @@ from typing import Generic, TypeVar
 
 from farm.errors import StoreError
 
-__all__ = ["Fresh", "store_threads"]
+__all__ = ["MAX_AGE_S", "Fresh", "store_threads"]
+
+logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
+MAX_AGE_S = 15.0
+"""How old a key, a name or a revocation may be while the store does not answer."""
+PATIENCE_S = 3.0
+"""How long a request waits for the store before it takes what is known, or gives up."""
 NUM_STORE_THREADS = 16
 """Store reads that may wait at once; enough to hide a bucket's latency behind a page of names."""
 
@@ -52,6 +60,8 @@ class Fresh(Generic[Key, Value]):
         *,
         ttl_s: float,
         executor: Executor,
+        max_age_s: float = float("inf"),
+        patience_s: float = PATIENCE_S,
         missing_ttl_s: float = 0.0,
         max_items: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
@@ -59,11 +69,15 @@ class Fresh(Generic[Key, Value]):
         """Args:
         read: a blocking read; FileNotFoundError means that there is none.
         ttl_s: how old an answer may be; ``inf`` for values named by their content.
+        max_age_s: how old it may be while the store does not answer.
+        patience_s: how long a caller waits for a read, which goes on behind it.
         missing_ttl_s: how long "there is none" is believed.
         max_items: answers kept; the one used longest ago goes first.
         """
         self._read = read
         self._ttl_s = ttl_s
+        self._max_age_s = max(max_age_s, ttl_s)
+        self._patience_s = patience_s
         self._missing_ttl_s = missing_ttl_s
         self._executor = executor
         self._max_items = max_items
@@ -72,15 +86,16 @@ class Fresh(Generic[Key, Value]):
         self._flights: dict[Key, asyncio.Task[_Known[Value]]] = {}
 
     async def get(self, key: Key, *, max_age_s: float | None = None) -> Value:
-        """The value, at most ``ttl_s`` (or less, if asked for) old unless the store is silent.
+        """The value, at most ``ttl_s`` (or less, if asked for) old; while the store is silent, at
+        most the maximum age.
 
         Raises:
             FileNotFoundError: if there is none.
-            StoreError: if the store does not answer and nothing is known yet.
+            StoreError: if the store does not answer, and what is known is too old or nothing.
         """
         known = self._known.get(key)
         if known is None or self._is_stale(known, max_age_s):
-            known = await self._flight(key, known)
+            known = await self._flight(key)
         else:
             self._known.move_to_end(key)
         if known.missing is not None:
@@ -102,16 +117,38 @@ class Fresh(Generic[Key, Value]):
         age_s = self._clock() - known.read_at_s
         return age_s >= ttl_s or (max_age_s is not None and age_s >= max_age_s)
 
-    async def _flight(self, key: Key, old: _Known[Value] | None) -> _Known[Value]:
+    async def _flight(self, key: Key) -> _Known[Value]:
         task = self._flights.get(key)
         if task is None:
-            task = asyncio.create_task(self._reread(key, old))
+            task = asyncio.create_task(self._reread(key))
             self._flights[key] = task
-            task.add_done_callback(lambda _: self._flights.pop(key, None))
+            task.add_done_callback(lambda ended: self._landed(key, ended))
         # shielded: one caller who gives up does not end the read for the others
-        return await asyncio.shield(task)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            return self._still_good(key, StoreError("the store does not answer", "try again"))
+        except StoreError as error:
+            return self._still_good(key, error)
 
-    async def _reread(self, key: Key, old: _Known[Value] | None) -> _Known[Value]:
+    def _landed(self, key: Key, ended: asyncio.Task[_Known[Value]]) -> None:
+        self._flights.pop(key, None)
+        if not ended.cancelled():
+            ended.exception()  # seen, even if everybody who waited has given up
+
+    def _still_good(self, key: Key, error: StoreError) -> _Known[Value]:
+        """What is known although the store is silent.
+
+        Raises:
+            StoreError: the given one, if that is too old.
+        """
+        known = self._known.get(key)
+        if known is None or self._clock() - known.read_at_s > self._max_age_s:
+            raise StoreError(*error.args) from error  # a fresh one, without old tracebacks
+        return known
+
+    async def _reread(self, key: Key) -> _Known[Value]:
         started_s = self._clock()
         loop = asyncio.get_running_loop()
         try:
@@ -120,9 +157,10 @@ class Fresh(Generic[Key, Value]):
         except FileNotFoundError as error:
             known = _Known(None, error, started_s)
         except StoreError:
-            if old is None:
-                raise
-            known = old  # still too old, so the next call asks again
+            raise
+        except Exception as error:  # whatever a store's driver raises, it has not answered
+            logger.warning("reading %r failed: %s", key, error)
+            raise StoreError(f"the store did not answer: {error}", "try again") from error
         self._known[key] = known
         self._known.move_to_end(key)
         while len(self._known) > self._max_items:

@@ -30,7 +30,14 @@ class Limits(RequestLimits):
     max_body_bytes: int = Field(256 * 1024, ge=1024)
     """Of a request's JSON. A prompt is text; nothing larger belongs in it."""
     body_timeout_s: float = Field(30.0, gt=0)
-    """Longest silence while a body is being sent."""
+    """From the end of a request's head to the end of its body."""
+    failed_keys_per_minute: int = Field(60, ge=1)
+    """Wrong keys from one address before more are refused with 429. Good keys are let in."""
+    store_max_age_s: float = Field(15.0, gt=0)
+    """How old a key, a name or a revocation may be while the store does not answer; after that
+    the answer is 503."""
+    write_timeout_s: float = Field(40.0, gt=0)
+    """How long one event of a stream may wait for a client that does not read."""
     max_pictures: int = Field(10, ge=1, le=MAX_PICTURES)
     """``n`` of one request; OpenAI's own limit."""
     min_side_px: int = Field(64, ge=8)

@@ -12,18 +12,18 @@ import time
 from collections.abc import Callable, Collection
 
 from farm.errors import AdapterNotFound, StoreError
+from farm.serving.fresh import MAX_AGE_S
 
 __all__ = ["Revocations"]
 
 LOG = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
-MAX_AGE_S = 30.0
-"""A store that has not answered for so long may hide a revocation, so adapters are refused."""
 
 
 class Revocations:
-    """The revoked job keys, kept fresh by a thread of its own."""
+    """What was revoked, kept fresh by a thread of its own: job keys, for everyone, and
+    ``key@namespace``, for one namespace."""
 
     def __init__(
         self,
@@ -73,8 +73,9 @@ class Revocations:
         """Seconds since the store last told; infinite before the first time."""
         return float("inf") if self._read_at_s is None else self._clock() - self._read_at_s
 
-    def check(self, key: str, label: str) -> None:
+    def check(self, key: str, label: str, namespace: str = "") -> None:
         """Refuse a revoked adapter, by what was read last: nobody waits for the store here.
+        A store that has not answered for ``max_age_s`` may hide a revocation, so all are refused.
 
         Raises:
             AdapterNotFound: if it is revoked; the caller learns no more than for an unknown one.
@@ -85,7 +86,7 @@ class Revocations:
                 "the store has not answered for too long to tell which adapters are withdrawn",
                 "try again; the bare base is drawn meanwhile",
             )
-        if key in self._keys:
+        if key in self._keys or f"{key}@{namespace}" in self._keys:
             raise AdapterNotFound(
                 f"no adapter {label}", "list the adapters with GET /v1/models", "model"
             )
@@ -96,8 +97,11 @@ class Revocations:
             started_s = self._clock()
             try:
                 keys = frozenset(self._read())
-            except (StoreError, OSError) as error:
+            except Exception as error:  # of whatever kind a store's driver raises
                 LOG.warning("cannot read the revocations: %s", error)
+                return False
+            if self._keys and not keys:  # tombstones stay, so the store is not what it was
+                LOG.warning("the store lists no revocations any more; is it mounted?")
                 return False
             news = keys - self._keys
             self._keys = keys

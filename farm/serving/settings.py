@@ -6,14 +6,16 @@ torch nor ray, so that a config can be checked anywhere.
 
 from __future__ import annotations
 
+import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from farm.base.fingerprint import cache_folder
 from farm.serving.config import EngineConfig
+from farm.serving.connections import ConnectionLimits
 from farm.serving.limits import Limits
 
 __all__ = ["EndpointConfig", "ReplicaConfig", "public_base_id"]
@@ -67,9 +69,11 @@ class EndpointConfig(BaseModel):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     limits: Limits = Field(default_factory=Limits)
     """What a request may ask for; the engine refuses by the same numbers."""
+    connections: ConnectionLimits = Field(default_factory=ConnectionLimits)
+    """Of ``farm serve``; Ray Serve's proxies take theirs from ``FARM_CONNECTION_LIMITS``."""
     replicas: ReplicaConfig = Field(default_factory=ReplicaConfig)
     cache_folder: str = ""
-    """Of the disk tier; empty is a folder of this machine's temporary files."""
+    """Of the disk tier, this user's alone; empty is a folder in the user's cache."""
     anonymous_namespace: str | None = None
     """Whose adapters callers without a key see while no key exists. Set by ``farm serve`` for an
     endpoint bound to loopback; None always asks for a key."""
@@ -98,7 +102,9 @@ class EndpointConfig(BaseModel):
     @property
     def disk_folder(self) -> Path:
         """Of the disk tier."""
-        return Path(self.cache_folder or Path(tempfile.gettempdir()) / "farm-adapters")
+        if self.cache_folder:
+            return Path(self.cache_folder).expanduser()
+        return cache_folder() / f"adapters-{os.geteuid()}"
 
 
 def public_base_id(base: str) -> str:

@@ -6,10 +6,14 @@ what is in use). Where adapters come from and whether they are good is the cache
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import stat
 import threading
 import time
 import uuid
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-__all__ = ["CacheLimits", "CacheStats", "DiskTier", "MemoryTier", "Pinned", "Tier"]
+from farm.errors import UserError
+
+__all__ = ["KEY", "CacheLimits", "CacheStats", "DiskTier", "MemoryTier", "Pinned", "Tier"]
 
 Value = TypeVar("Value")
+
+KEY = re.compile(r"[0-9a-f]{32}")
+"""A job's key, which names a folder here; nothing else is one."""
+ASIDE = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}")
+"""A folder that is being filled or removed."""
+_HAS_PROC = os.path.isdir("/proc/self/fd")
 
 ABANDONED_AFTER_S = 3600.0
 """No adapter takes so long to arrive; a half-written folder that old has no writer any more."""
@@ -38,6 +50,8 @@ class CacheLimits:
     """A weights file larger than this is no adapter."""
     num_loaders: int = 8
     """Adapters that may load at once; enough to hide a bucket's latency."""
+    revocations_max_age_s: float = 15.0
+    """How old the list of revocations may be while the store does not answer."""
     bad_for_s: float = 300.0
     """How long a bad adapter is remembered; its files may be mended meanwhile."""
 
@@ -155,22 +169,32 @@ class MemoryTier(Generic[Value]):
 class DiskTier:
     """Folders of adapters on the local disk under a bound of bytes. Thread-safe.
 
-    Folders appear whole, by renaming, so several processes may share one place; another process
-    may remove a folder at any time, and then it is simply not here.
+    Folders appear whole, by renaming, so several processes of one user may share one place; another
+    process may remove a folder at any time, and then it is simply not here.
+
+    The place is this user's alone. It is held open and all names are looked up from there, so that
+    nobody who may rename a folder above it can put another in its place. Only names of the
+    tier's own form are ever read or removed.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Open a tier and adopt what an earlier process left in it."""
+        """Open a tier and adopt what an earlier process left in it.
+
+        Raises:
+            UserError: if the folder is a link, another user's, or open to others and in use.
+        """
         self.folder = folder
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._uses: dict[str, int] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        found = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-        for path in sorted(found, key=lambda path: path.stat().st_mtime):
-            self._sizes[path.name] = _folder_bytes(path)
+        self._fd = _open_private(folder)
+        weakref.finalize(self, os.close, self._fd)
+        self._sweep()
+        found = [(self._facts(name), name) for name in os.listdir(self._fd) if KEY.fullmatch(name)]
+        here = [(facts.st_mtime, name) for facts, name in found if facts is not None]
+        for _, name in sorted(here):
+            self._sizes[name] = self._folder_bytes(name)
         with self._lock:
             self._evict()
 
@@ -187,7 +211,7 @@ class DiskTier:
         """The folder of an adapter, kept from eviction inside the block; None if not here."""
         is_here = self._pin(key)
         try:
-            yield self.folder / key if is_here else None
+            yield self._path(key) if is_here else None
         finally:
             if is_here:
                 self._unpin(key)
@@ -196,38 +220,55 @@ class DiskTier:
     def bring(self, key: str, write: Callable[[Path], None]) -> Iterator[Path]:
         """Bring an adapter in and use it: ``write`` fills an empty folder, which then appears
         whole. It stays at least until the end of the block, however small the tier is."""
-        aside = self.folder / f".{key}.{uuid.uuid4().hex}"
-        aside.mkdir()
+        assert KEY.fullmatch(key), key
+        aside = _aside(key)
+        os.mkdir(aside, 0o700, dir_fd=self._fd)
         try:
-            write(aside)
+            write(self._path(aside))
             self._appear(key, aside)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True, dir_fd=self._fd)
         try:
-            yield self.folder / key
+            yield self._path(key)
         finally:
             self._unpin(key)
 
-    def _appear(self, key: str, aside: Path) -> None:
+    def _path(self, name: str) -> Path:
+        """Of a folder inside, through the open place where the system can name it."""
+        if _HAS_PROC:
+            return Path(f"/proc/self/fd/{self._fd}/{name}")
+        return self.folder / name
+
+    def _facts(self, name: str) -> os.stat_result | None:
+        """Of a folder that this user made; None for anything else."""
+        try:
+            facts = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return facts if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() else None
+
+    def _rename(self, name: str, target: str) -> None:
+        os.rename(name, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _appear(self, key: str, aside: str) -> None:
         with self._lock:
             try:
-                aside.rename(self.folder / key)
+                self._rename(aside, key)
             except OSError:  # not empty: another process brought the same content
-                if not (self.folder / key).is_dir():
+                if self._facts(key) is None:
                     raise
-            self._sizes[key] = _folder_bytes(self.folder / key)
+            self._sizes[key] = self._folder_bytes(key)
             self._sizes.move_to_end(key)
             self._uses[key] = self._uses.get(key, 0) + 1
             self._evict()
 
     def _pin(self, key: str) -> bool:
-        path = self.folder / key
         with self._lock:
-            if not path.is_dir():
+            if not KEY.fullmatch(key) or self._facts(key) is None:
                 self._sizes.pop(key, None)
                 return False
             if key not in self._sizes:  # another process brought it
-                self._sizes[key] = _folder_bytes(path)
+                self._sizes[key] = self._folder_bytes(key)
             self._sizes.move_to_end(key)
             self._uses[key] = self._uses.get(key, 0) + 1
             return True
@@ -241,6 +282,7 @@ class DiskTier:
 
     def drop(self, key: str) -> None:
         """Remove an adapter's folder; readers that have it open keep reading."""
+        assert KEY.fullmatch(key), key
         with self._lock:
             self._remove(key)
 
@@ -255,24 +297,64 @@ class DiskTier:
 
     def _remove(self, key: str) -> None:
         self._sizes.pop(key, None)
-        doomed = self.folder / f".{key}.{uuid.uuid4().hex}"
+        doomed = _aside(key)
         try:
-            (self.folder / key).rename(doomed)  # nobody finds half a folder
+            self._rename(key, doomed)  # nobody finds half a folder
         except FileNotFoundError:
             return
-        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(doomed, ignore_errors=True, dir_fd=self._fd)
+
+    def _sweep(self) -> None:
+        """Remove what a process left half-written when it died."""
+        for name in os.listdir(self._fd):
+            facts = self._facts(name) if ASIDE.fullmatch(name) else None
+            if facts is not None and time.time() - facts.st_mtime > ABANDONED_AFTER_S:
+                shutil.rmtree(name, ignore_errors=True, dir_fd=self._fd)
+
+    def _folder_bytes(self, name: str) -> int:
+        num_bytes = 0
+        try:
+            for _, _, files, folder_fd in os.fwalk(name, dir_fd=self._fd):
+                for file in files:
+                    num_bytes += os.stat(file, dir_fd=folder_fd, follow_symlinks=False).st_size
+        except FileNotFoundError:  # another process removed it meanwhile
+            return 0
+        return num_bytes
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a process left half-written when it died."""
-    for path in folder.glob(".*"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
-                shutil.rmtree(path, ignore_errors=True)
+def _aside(key: str) -> str:
+    return f".{key}.{uuid.uuid4().hex}"
 
 
-def _folder_bytes(folder: Path) -> int:
+def _open_private(folder: Path) -> int:
+    """A descriptor of a folder that is this user's alone, made if it is not there.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    remedy = "name a folder of your own in cache_folder, or remove this one"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(0o700)
     try:
-        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    except FileNotFoundError:  # another process removed it meanwhile
-        return 0
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder} is a link, or no folder that can be read", remedy
+        ) from error
+    try:
+        facts = os.fstat(descriptor)
+        if facts.st_uid != os.geteuid():
+            raise UserError(f"the cache folder {folder} belongs to another user", remedy)
+        if stat.S_IMODE(facts.st_mode) & 0o077:
+            names = os.listdir(descriptor)
+            if not all(KEY.fullmatch(name) or ASIDE.fullmatch(name) for name in names):
+                raise UserError(
+                    f"the cache folder {folder} is open to other users and holds other files",
+                    remedy,
+                )
+            os.fchmod(descriptor, 0o700)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -135,5 +135,5 @@ def point_names(prepared: PreparedRun) -> None:
     for item in prepared.assignments:
         if item.spec.key in prepared.committed:
             record = registry.record(item.spec.key)
-            for namespace, name in item.names:
-                registry.point(namespace, name, record)
+            for (namespace, name), prompts in item.views:
+                registry.point(namespace, name, record, prompts=prompts)

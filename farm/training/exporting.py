@@ -51,7 +51,7 @@ def export_adapters(
     registry = Registry(store)
     written = []
     for named in _chosen(registry, names, run_id):
-        if registry.is_revoked(named.job_key):
+        if registry.is_revoked(named.job_key, named.namespace):
             if names:
                 raise UserError(
                     f"{named.namespace}/{named.name} is revoked", "leave it out, or train anew"

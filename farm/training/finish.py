@@ -48,25 +48,31 @@ class Finisher:
             torch.OutOfMemoryError: if the pictures do not fit; nothing is lost by a retry.
         """
         specs = {slot: assignment.spec for slot, assignment in assignments.items()}
-        pictures = self._draw(trainer, specs)
+        prompts = {slot: assignment.sample_prompts for slot, assignment in assignments.items()}
+        pictures = self._draw(trainer, prompts)
         judged = self._judge_slots(trainer, specs, photos)
         finished = []
         for slot, assignment in assignments.items():
             spec, verdict = assignment.spec, judged.get(slot, Judged(None))
-            samples = (*self._progress.pop(spec.key, ()), *pictures.get(slot, ()))
+            drawn = pictures.get(slot, [])
+            num_own = len(_sample_prompts(spec)) * self._samples.per_prompt
+            samples = (*self._progress.pop(spec.key, ()), *drawn[:num_own])
             finished.append(
                 FinishedJob(
                     record=_record(spec, self._base, trainer, slot, verdict.card),
                     weights=trainer.weights(slot),
                     samples=(*samples, *verdict.pictures),
                     names=assignment.names,
+                    prompts=assignment.prompts,
+                    samples_of_others=tuple(drawn[num_own:]),
                 )
             )
         return finished
 
     def draw_progress(self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]) -> None:
         """Draw pictures of running jobs, kept until their adapters are published."""
-        for slot, pictures in self._draw(trainer, specs).items():
+        prompts = {slot: _sample_prompts(spec) for slot, spec in specs.items()}
+        for slot, pictures in self._draw(trainer, prompts).items():
             self._progress.setdefault(specs[slot].key, []).extend(pictures)
 
     def forget(self, key: str) -> None:
@@ -74,12 +80,15 @@ class Finisher:
         self._progress.pop(key, None)
 
     def _draw(
-        self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]
+        self, trainer: SlotTrainer, texts: Mapping[int, Sequence[str]]
     ) -> dict[int, list[Image.Image]]:
         how = self._samples
         if not how.per_prompt:
             return {}
-        prompts = {slot: _sample_prompts(spec, how.per_prompt) for slot, spec in specs.items()}
+        prompts = {
+            slot: [text for text in own for _ in range(how.per_prompt)]
+            for slot, own in texts.items()
+        }
         most = max((len(texts) for texts in prompts.values()), default=0)
         seeds = [derive_seed("samples", number) for number in range(most)]
         drawn = trainer.sample(prompts, seeds, steps=how.steps, guidance=how.guidance)
@@ -117,9 +126,9 @@ def _captioned(picture_PP3: Tensor, prompt: str, step: int) -> Image.Image:
     return image
 
 
-def _sample_prompts(spec: JobSpec, per_prompt: int) -> Sequence[str]:
+def _sample_prompts(spec: JobSpec) -> Sequence[str]:
     subject = spec.subject
-    return [subject.prompt(text) for text in subject.sample_prompts for _ in range(per_prompt)]
+    return [subject.prompt(text) for text in subject.sample_prompts]
 
 
 def _record(

@@ -5,8 +5,9 @@ Owns the vocabulary only; ``dispatch`` decides and ``lane`` works. Everything he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal
 
 from farm.errors import explain
@@ -35,6 +36,22 @@ class Assignment:
 
     spec: JobSpec
     names: Names
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """The sample prompts of each name, identifier put in: names of several namespaces may share a
+    job, and each is shown the pictures of its own prompts alone. Empty in runs of an older farm."""
+
+    @property
+    def sample_prompts(self) -> tuple[str, ...]:
+        """What is generated with the adapter: the job's own prompts, then others'."""
+        subject = self.spec.subject
+        own = [subject.prompt(text) for text in subject.sample_prompts]
+        further = (text for prompts in self.prompts for text in prompts if text not in own)
+        return (*own, *dict.fromkeys(further))
+
+    @property
+    def views(self) -> Iterator[tuple[tuple[str, str], tuple[str, ...] | None]]:
+        """Each name with its sample prompts; None where they are not known."""
+        return zip_longest(self.names, self.prompts[: len(self.names)])
 
 
 @dataclass(frozen=True, slots=True)

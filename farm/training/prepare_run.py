@@ -20,6 +20,7 @@ from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.job import JobSpec, PriorSpec, job_spec
 from farm.intake.manifest import read_manifest
 from farm.intake.scoring import ScoringSettings
+from farm.intake.subject import Subject
 from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.lane_settings import Pictures
@@ -89,7 +90,7 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
 def assignments_of(check: CheckReport, base: BaseFacts) -> tuple[Assignment, ...]:
     """The jobs of all good subjects; subjects that make the same job share it."""
     specs: dict[str, JobSpec] = {}
-    names: dict[str, list[tuple[str, str]]] = {}
+    sharers: dict[str, list[Subject]] = {}
     for subject in check.good_subjects:
         spec = job_spec(
             subject,
@@ -99,8 +100,15 @@ def assignments_of(check: CheckReport, base: BaseFacts) -> tuple[Assignment, ...
             class_image_digests=check.class_image_digests(subject),
         )
         specs.setdefault(spec.key, spec)
-        names.setdefault(spec.key, []).append((subject.namespace, subject.name))
-    return tuple(Assignment(spec, tuple(names[key])) for key, spec in specs.items())
+        sharers.setdefault(spec.key, []).append(subject)
+    return tuple(
+        Assignment(
+            spec,
+            tuple((it.namespace, it.name) for it in sharers[key]),
+            tuple(tuple(map(it.prompt, it.sample_prompts)) for it in sharers[key]),
+        )
+        for key, spec in specs.items()
+    )
 
 
 def _prepared(

@@ -137,8 +137,8 @@ class Preparer:
         """Another run committed this job meanwhile: only its names are missing."""
         assignment = job.lease.assignment
         record = self._registry.record(assignment.spec.key)
-        for namespace, name in assignment.names:
-            self._registry.point(namespace, name, record)
+        for (namespace, name), prompts in assignment.views:
+            self._registry.point(namespace, name, record, prompts=prompts)
         self._held.end(JobResult(assignment.spec.key, "reused"))
 
     def _prior_set(self, prior_key: str) -> PriorSet:

@@ -46,6 +46,10 @@ class FinishedJob:
     weights: AdapterWeights
     samples: tuple[Image.Image, ...]
     names: Names
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """The sample prompts of each name."""
+    samples_of_others: tuple[Image.Image, ...] = ()
+    """For prompts that other names than the job's own brought."""
 
 
 class Publisher:
@@ -152,8 +156,9 @@ class Publisher:
                 self._base,
                 forms=self._forms,
                 samples=list(job.samples),
+                samples_of_others=list(job.samples_of_others),
             )
-            return self._registry.publish(record, folder, names=job.names)
+            return self._registry.publish(record, folder, names=job.names, prompts=job.prompts)
 
     def _drop_checkpoints(self, key: str) -> None:
         try:

@@ -51,7 +51,13 @@ def write_assignments(store: Store, run_id: str, assignments: Sequence[Assignmen
     places of photos are those of the last start."""
     path = f"runs/{run_id}/jobs.jsonl.gz"
     lines = [
-        json.dumps({"spec": item.spec.model_dump(mode="json"), "names": item.names})
+        json.dumps(
+            {
+                "spec": item.spec.model_dump(mode="json"),
+                "names": item.names,
+                "prompts": item.prompts,
+            }
+        )
         for item in assignments
     ]
     store.write(path, gzip.compress("\n".join(lines).encode(), mtime=0))
@@ -75,6 +81,7 @@ def read_assignments(store: Store, run_id: str) -> list[Assignment]:
         Assignment(
             JobSpec.model_validate(row["spec"]),
             tuple((str(space), str(name)) for space, name in row["names"]),
+            tuple(tuple(map(str, prompts)) for prompts in row.get("prompts", ())),
         )
         for row in rows
     ]

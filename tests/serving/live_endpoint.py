@@ -32,6 +32,7 @@ from farm.serving.build import build_services, engine_facts
 from farm.serving.client import LocalEngine
 from farm.serving.config import EngineConfig
 from farm.serving.engine import Engine
+from farm.serving.http_server import bounded_config
 from farm.serving.metrics import PrometheusMetrics
 from farm.serving.settings import EndpointConfig
 from farm.storage import Store
@@ -117,8 +118,8 @@ class LiveEndpoint:
         self.services = build_services(
             self.config, self.client, PrometheusMetrics(), link_secret=b"secret"
         )
-        server_config = uvicorn.Config(
-            create_app(self.services), host="127.0.0.1", port=0, log_level="error"
+        server_config = bounded_config(
+            create_app(self.services), self.config.connections, host="127.0.0.1", port=0
         )
         self._server = uvicorn.Server(server_config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)

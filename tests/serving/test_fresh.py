@@ -85,6 +85,38 @@ def test_a_store_that_is_silent_leaves_the_last_value() -> None:
     run(check)
 
 
+def test_a_silent_store_is_an_error_once_what_is_known_is_too_old() -> None:
+    source, now = Source(), [0.0]
+
+    async def check(table: Fresh[str, str]) -> None:
+        source.answers["a"] = "one"
+        await table.get("a")
+        source.answers["a"] = PermissionError("of whatever kind")
+        now[0] = 30.0
+        assert await table.get("a") == "one"
+        now[0] = 31.0
+        with pytest.raises(StoreError):
+            await table.get("a")
+        source.answers["a"] = "two"
+        assert await table.get("a") == "two"
+        source.open.clear()  # a store that hangs is no better than one that fails
+        now[0] = 100.0
+        with pytest.raises(StoreError):
+            await table.get("a")
+        source.open.set()
+
+    with ThreadPoolExecutor(4) as pool:
+        table = Fresh(
+            source.read,
+            ttl_s=10,
+            max_age_s=30,
+            patience_s=0.2,
+            executor=pool,
+            clock=lambda: now[0],
+        )
+        asyncio.run(check(table))
+
+
 def test_what_was_missing_is_looked_for_again() -> None:
     async def check(source: Source, table: Fresh[str, str], now: list[float]) -> None:
         source.answers["a"] = FileNotFoundError("a")

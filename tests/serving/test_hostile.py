@@ -30,7 +30,12 @@ PLACES = re.compile(
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEndpoint]:
-    limits = Limits(pictures_per_minute=1_000_000, max_steps=4, max_side_px=96)
+    limits = Limits(
+        pictures_per_minute=1_000_000,
+        failed_keys_per_minute=1_000_000,
+        max_steps=4,
+        max_side_px=96,
+    )
     folder = tmp_path_factory.mktemp("hostile")
     with live_endpoint(folder, limits=limits, anonymous_namespace=None) as live:
         live.publish("rex", seed=1, namespace="acme")

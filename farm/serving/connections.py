@@ -1,0 +1,249 @@
+"""How many connections the endpoint holds, for how long, and which one leaves for a new one.
+
+Owns the limits of connections and request heads, the count by address, the deadlines, and the
+process's limit of open files. Knows nothing of HTTP: ``http_server.py`` reports what a connection
+is doing and decides how one that has run out of time is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+from collections import OrderedDict
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "BACKLOG",
+    "Connection",
+    "ConnectionBook",
+    "ConnectionLimits",
+    "address_group",
+    "connections_within",
+    "raise_file_limit",
+]
+
+logger = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 0.5
+BACKLOG = 128
+"""Connections that the kernel accepts ahead: a burst opens no more files than this at once."""
+MIN_CONNECTIONS = 16
+PROGRESS_BYTES = 64 * 1024
+"""What a slow reader must take within the write timeout."""
+
+
+class ConnectionLimits(BaseModel):
+    """What connections may hold before a request is understood."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_connections: int = Field(1024, ge=MIN_CONNECTIONS)
+    """In all; fewer where the process may not open as many files."""
+    connections_per_address: int = Field(256, ge=1)
+    """From one IPv4 address or IPv6 /64 network, loopback included. Behind a reverse proxy all
+    connections come from the proxy: raise it to ``max_connections``."""
+    reserved_files: int = Field(256, ge=32)
+    """Open files kept for the store, the cache and the engine."""
+    head_timeout_s: float = Field(10.0, gt=0)
+    """From the first byte of a request (or the opening of a connection) to the end of its head."""
+    idle_timeout_s: float = Field(75.0, gt=0)
+    """How long a connection may wait for its next request; longer than load balancers do, so that
+    none of them reuses a connection that is just being closed."""
+    write_timeout_s: float = Field(30.0, gt=0)
+    """Within this time a client must take 64 KiB of an answer that waits for it, or all of it."""
+    max_head_bytes: int = Field(32 * 1024, ge=1024)
+    """Request line and headers together; the same bounds a body's trailers."""
+    max_headers: int = Field(100, ge=8)
+    max_url_bytes: int = Field(8 * 1024, ge=256)
+    max_pipelined: int = Field(8, ge=1)
+    """Requests sent ahead on one connection before the first is answered."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed."""
+
+
+class Connection(Protocol):
+    """What the book asks of a connection."""
+
+    address: str
+    """Group of addresses it is counted with."""
+    deadline_s: float | None
+    """When ``expire`` is called, in the loop's time; None never."""
+
+    def expire(self) -> None:
+        """End: the deadline has passed."""
+
+    def abort(self) -> None:
+        """Close at once, without another byte."""
+
+    def unsent_bytes(self) -> int:
+        """Bytes of answers that wait for the client."""
+
+
+class _Stall:
+    """Whether a client takes what waits for it."""
+
+    __slots__ = ("peak", "since_s")
+
+    def __init__(self, size: int, now_s: float) -> None:
+        self.peak, self.since_s = size, now_s
+
+
+class ConnectionBook:
+    """All connections of a server.
+
+    A new connection beyond a limit takes the place of one that has no whole request: first of one
+    that never sent any, then of one that idles between requests, the longest waiting first. Only
+    where every other one is being answered is the new one refused.
+    """
+
+    def __init__(self, limits: ConnectionLimits, max_connections: int | None = None) -> None:
+        """Args:
+        max_connections: what the open files allow; None takes the limit as it is.
+        """
+        self.limits = limits
+        most = limits.max_connections if max_connections is None else max_connections
+        self.max_connections = min(limits.max_connections, most)
+        self.num_evicted = 0
+        self.num_refused = 0
+        self._all: dict[Connection, None] = {}
+        self._by_address: dict[str, int] = {}
+        self._waiting: tuple[OrderedDict[Connection, None], OrderedDict[Connection, None]] = (
+            OrderedDict(),  # never sent a whole request
+            OrderedDict(),  # between two requests
+        )
+        self._stalls: dict[Connection, _Stall] = {}
+        self._is_sweeping = False
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def enter(self, connection: Connection) -> bool:
+        """Count a new connection; False if there is no room for it."""
+        address = connection.address
+        if self._by_address.get(address, 0) >= self.limits.connections_per_address:
+            admitted = self._evict(address)
+        elif len(self._all) >= self.max_connections:
+            admitted = self._evict(None)
+        else:
+            admitted = True
+        if not admitted:
+            self.num_refused += 1
+            return False
+        self._all[connection] = None
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+        self._waiting[0][connection] = None
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """Count a connection no more; a second call does nothing."""
+        if connection not in self._all:
+            return
+        del self._all[connection]
+        self.works(connection)
+        self._stalls.pop(connection, None)
+        left = self._by_address[connection.address] - 1
+        if left:
+            self._by_address[connection.address] = left
+        else:
+            del self._by_address[connection.address]
+
+    def works(self, connection: Connection) -> None:
+        """A whole request has come: the connection is not evicted."""
+        for waiting in self._waiting:
+            waiting.pop(connection, None)
+
+    def waits(self, connection: Connection) -> None:
+        """It was answered and waits for its next request."""
+        if connection in self._all:
+            self._waiting[0].pop(connection, None)
+            self._waiting[1][connection] = None
+
+    def _evict(self, address: str | None) -> bool:
+        for waiting in self._waiting:
+            for connection in waiting:
+                if address is None or connection.address == address:
+                    self.num_evicted += 1
+                    self.leave(connection)
+                    connection.abort()
+                    return True
+        return False
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for connection in list(self._all):
+            if connection.deadline_s is not None and now_s >= connection.deadline_s:
+                connection.expire()
+            elif self._is_stalled(connection, now_s):
+                connection.abort()
+        self._is_sweeping = bool(self._all)
+        if self._is_sweeping:
+            loop.call_later(SWEEP_EVERY_S, self._sweep)
+
+    def _is_stalled(self, connection: Connection, now_s: float) -> bool:
+        size = connection.unsent_bytes()
+        stall = self._stalls.get(connection)
+        if not size:
+            if stall is not None:
+                del self._stalls[connection]
+            return False
+        if stall is None or stall.peak - size >= PROGRESS_BYTES:
+            self._stalls[connection] = _Stall(size, now_s)
+            return False
+        stall.peak = max(stall.peak, size)
+        return now_s - stall.since_s >= self.limits.write_timeout_s
+
+
+def address_group(address: str) -> str:
+    """The address that counts: of IPv6 the /64 network, which one subscriber has to himself."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        if not parsed.is_loopback:
+            return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)
+
+
+def raise_file_limit() -> int | None:
+    """Raise this process's limit of open files as far as it may; the limit, or None if unknown."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError) as error:
+            logger.warning("the limit of open files stays at %d: %s", soft, error)
+    return wanted if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_within(limits: ConnectionLimits, file_limit: int | None) -> int:
+    """Connections that leave the reserved files, and those already open, alone."""
+    if file_limit is None:
+        return limits.max_connections
+    room = file_limit - limits.reserved_files - BACKLOG - _num_open_files()
+    return max(MIN_CONNECTIONS, min(limits.max_connections, room))
+
+
+def _num_open_files() -> int:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return len(os.listdir(folder))
+        except OSError:
+            continue
+    return 64

@@ -1,0 +1,297 @@
+"""The HTTP server in front of the app: uvicorn, with a bound on everything a connection can hold.
+
+Owns the protocol class: bytes and count of headers, the URL's length, the time to a whole head,
+trailers, requests sent ahead, and answers that their client does not take. What a request means
+begins behind it, in ``api_guard.py``. ``bounded_config`` makes the server of ``farm serve``;
+``bound_ray_proxy`` puts the same class into Ray Serve's proxies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from farm.serving.api_errors import error_body
+from farm.serving.connections import (
+    BACKLOG,
+    ConnectionBook,
+    ConnectionLimits,
+    address_group,
+    connections_within,
+    raise_file_limit,
+)
+
+__all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config", "ray_environment"]
+
+LINGER_S = 2.0
+"""How long a refused client may still send, so that it can read why it was refused."""
+LINGER_BYTES = 1 << 20
+UNREAD_S = 5.0
+"""How long the rest of a body may come once its request is answered."""
+FRAMING_PER_BYTE = 8
+"""Bytes of chunk headers allowed for each byte of a body: chunks of one byte take six."""
+REASONS = {
+    400: (b"Bad Request", "this is not an HTTP request", "invalid_request"),
+    408: (b"Request Timeout", "the request did not come in time", "timeout"),
+    414: (b"URI Too Long", "the URL is too long", "url_too_long"),
+    431: (b"Request Header Fields Too Large", "the headers are too large", "headers_too_large"),
+    503: (b"Service Unavailable", "too many connections", "too_many_connections"),
+}
+IDLE, HEAD, BODY, ENDING = range(4)
+"""What is being read: nothing, a request's head, its body; or what is refused and thrown away."""
+
+
+class _Refused(Exception):
+    """Raised inside the parser's callbacks, which ends the parsing."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *arguments: Any, book: ConnectionBook, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._book = book
+        self._limits = book.limits
+        self._reading = IDLE
+        self._refused_as = 400
+        self._head_bytes = 0
+        self._framing_room = 0
+        self._num_trailers = 0
+        self._discarded = 0
+        self.address = ""
+        self.deadline_s: float | None = None
+
+    # -- the book's side ----------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """A deadline passed: tell a client that is still sending its head, cut off any other."""
+        if self._reading == HEAD and not self._is_answering:
+            self._refuse(408)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.transport.abort()
+
+    def unsent_bytes(self) -> int:
+        """Bytes that wait for the client."""
+        return int(self.transport.get_write_buffer_size())
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = address_group(self.client[0] if self.client else "local")
+        if not self._book.enter(self):
+            self._refuse(503)
+            return
+        self.deadline_s = self._head_deadline_s()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._book.leave(self)
+        self.deadline_s = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._reading == ENDING:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.abort()
+            return
+        if self._reading == IDLE:
+            self._begin_head()
+        if self._reading == HEAD:
+            self._head_bytes += len(data)
+        else:
+            self._framing_room -= len(data)
+        super().data_received(data)
+        if self._reading == HEAD and self._head_bytes > self._limits.max_head_bytes:
+            self._refuse(431)
+        elif self._reading == BODY and self._framing_room < 0:
+            self.abort()
+
+    def _begin_head(self) -> None:
+        self._reading = HEAD
+        self._head_bytes = 0
+        # one sent ahead is timed from the answer to the request before
+        self.deadline_s = None if self._is_answering else self._head_deadline_s()
+
+    def _head_deadline_s(self) -> float:
+        return float(self.loop.time() + self._limits.head_timeout_s)
+
+    # -- the parser's callbacks ---------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._reading == IDLE:  # sent ahead, in one read with the request before
+            self._begin_head()
+
+    def on_url(self, url: bytes) -> None:
+        if len(self.url) + len(url) > self._limits.max_url_bytes:
+            self._refused_as = 414
+            raise _Refused
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading == BODY:  # a trailer; nobody asks for them
+            self._num_trailers += 1
+            if self._num_trailers > self._limits.max_headers:
+                raise _Refused
+            return
+        if len(self.headers) >= self._limits.max_headers:
+            self._refused_as = 431
+            raise _Refused
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= self._limits.max_pipelined:
+            raise _Refused
+        self._reading = BODY
+        self._framing_room = self._limits.max_head_bytes + self._head_bytes
+        self._num_trailers = 0
+        self.deadline_s = None
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_room += FRAMING_PER_BYTE * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._reading = IDLE
+        self.deadline_s = None
+        if self._is_answering:
+            self._book.works(self)
+        else:
+            self._await_next()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._is_answering:  # the next one, sent ahead
+            return
+        if self._reading == BODY:
+            self.deadline_s = self.loop.time() + UNREAD_S
+        else:
+            self._await_next()
+
+    def _await_next(self) -> None:
+        self._book.waits(self)
+        if self._reading == HEAD:
+            self.deadline_s = self._head_deadline_s()
+        else:
+            self.deadline_s = self.loop.time() + self._limits.idle_timeout_s
+
+    # -- refusing -----------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gives up, for our own refusals too."""
+        self._refuse(self._refused_as)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing is upgraded, and what follows is not parsed; a line of log helps nobody."""
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _refuse(self, status: int) -> None:
+        """Answer, and give the client a moment to read it; cut off where an answer has begun."""
+        if self._reading == BODY or self._is_answering or self.transport.is_closing():
+            self.abort()
+            return
+        self._reading = ENDING
+        self.deadline_s = self.loop.time() + LINGER_S
+        reason, message, code = REASONS[status]
+        body = json.dumps(error_body(status, message, code, None)).encode()
+        request_id = f"req_{secrets.token_hex(12)}".encode()
+        head = (
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\nx-request-id: %s\r\ncache-control: no-store\r\n"
+            b"x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\n%s"
+            b"\r\n"
+        ) % (
+            status,
+            reason,
+            len(body),
+            request_id,
+            b"retry-after: 1\r\n" if status == 503 else b"",
+        )
+        self.transport.write(head + body)
+        if status == 503:
+            self.transport.close()
+        elif self.transport.can_write_eof():
+            self.transport.write_eof()
+
+
+def bounded_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicorn.Config:
+    """A server's configuration in which everything that a connection holds is bounded.
+
+    Raises the process's limit of open files, and takes no more connections than it allows.
+    """
+    book = ConnectionBook(limits, connections_within(limits, raise_file_limit()))
+    options.setdefault("log_level", "error")  # a line for each bad request fills disks
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedProtocol, book=book),  # type: ignore[arg-type]
+        ws="none",
+        backlog=BACKLOG,
+        timeout_keep_alive=max(1, round(limits.idle_timeout_s)),
+        server_header=False,
+        proxy_headers=bool(limits.trusted_proxies),
+        forwarded_allow_ips=list(limits.trusted_proxies),
+        **options,
+    )
+
+
+def bound_ray_proxy() -> list[Any]:
+    """Bound the connections of a Ray Serve proxy in the same way.
+
+    Ray calls it in each proxy's process, before the server is made, if the environment says so:
+    ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=farm.serving.http_server:bound_ray_proxy``. The
+    limits are the defaults; ``FARM_CONNECTION_LIMITS`` holds others, as JSON.
+
+    Returns:
+        No middleware: the bound lies below the app.
+    """
+    from uvicorn.config import HTTP_PROTOCOLS
+
+    limits = ConnectionLimits.model_validate_json(os.environ.get(RAY_PROXY_LIMITS, "{}"))
+    _RAY_BOOKS[:] = [ConnectionBook(limits, connections_within(limits, raise_file_limit()))]
+    HTTP_PROTOCOLS["auto"] = "farm.serving.http_server:_ray_protocol"
+    return []
+
+
+def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
+    """What must be in the environment before Ray is imported, for its proxies to be bounded; and,
+    where no cluster is named, for a Ray of our own to ask for tokens and to stay on loopback, the
+    port of its metrics included."""
+    variables = {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
+        RAY_PROXY_LIMITS: limits.model_dump_json(),
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        variables |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its address is then loopback
+        }
+    return variables
+
+
+RAY_PROXY_LIMITS = "FARM_CONNECTION_LIMITS"
+_RAY_BOOKS: list[ConnectionBook] = []
+
+
+def _ray_protocol(*arguments: Any, **named: Any) -> BoundedProtocol:
+    return BoundedProtocol(*arguments, book=_RAY_BOOKS[0], **named)
