@@ -126,7 +126,7 @@ def _peak() -> float:
 
 def compare_workers(folder: Path, num_photos: int) -> dict[str, float]:
     """Photos per second through one thread, a thread a core, one more, and a process a core."""
-    from farm.intake.inspect_photo import inspect_photos
+    from farm.intake.photos.inspect import inspect_photos
 
     uris = [str(path) for path in sorted(folder.glob("subject-*/*.jpg"))[:num_photos]]
     chunks = [uris[start : start + 16] for start in range(0, len(uris), 16)]

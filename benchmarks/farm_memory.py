@@ -69,9 +69,9 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     from farm.cli.demo import write_demo_manifest
-    from farm.training.lane_settings import SampleSettings
-    from farm.training.run import execute_run, prepare_run
-    from farm.training.run_request import RunRequest
+    from farm.training.execute import execute_run, prepare_run
+    from farm.training.lane.settings import SampleSettings
+    from farm.training.run.request import RunRequest
 
     sampler = Sampler()
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "training"))
+sys.path.insert(0, str(HERE.parent / "tests"))
 
 
 class Meter:
@@ -54,7 +54,7 @@ class Meter:
 def through_ray(jobs: int, base: str, recipe: dict[str, Any]) -> float:
     """CPU seconds of all processes of `farm run` with so many jobs."""
     from farm_vs_plain import run_farm
-    from made_manifest import write_manifest
+    from support.manifests import write_manifest
 
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifest(Path(folder) / "m", jobs, recipe=recipe, photos=1)
@@ -69,13 +69,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import torch
-    from made_manifest import request, write_manifest
+    from support.manifests import request, write_manifest
 
-    from farm.training import preparer, publisher
-    from farm.training.lane import Lane
-    from farm.training.lane_settings import SampleSettings
-    from farm.training.run import execute_run, prepare_run
-    from farm.training.trainer import SlotTrainer
+    from farm.training.execute import execute_run, prepare_run
+    from farm.training.lane import prefetch as preparer
+    from farm.training.lane import publisher
+    from farm.training.lane.lane import Lane
+    from farm.training.lane.settings import SampleSettings
+    from farm.training.slots.trainer import SlotTrainer
 
     torch.set_num_threads(1)  # so that all of its work is counted on the calling thread
     meter = Meter()

@@ -162,11 +162,11 @@ def train_one_plainly(
     from peft.utils import get_peft_model_state_dict
     from plain_loop import PlainLoop
 
-    from farm.base.load import load_base
-    from farm.training.prepare import assemble_job, prepare_photos
-    from farm.training.prepare_run import prepare_run
-    from farm.training.prior_sets import as_prior_set, read_prior_set
-    from farm.training.run_request import RunRequest
+    from farm.base.loading import load_base
+    from farm.training.lane.encode import assemble_job, prepare_photos
+    from farm.training.priors.storage import as_prior_set, read_prior_set
+    from farm.training.run.prepare import prepare_run
+    from farm.training.run.request import RunRequest
 
     prepared = prepare_run(RunRequest(str(manifest), store, base=base_name))
     spec = prepared.assignments[number].spec

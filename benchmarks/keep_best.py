@@ -30,19 +30,19 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from farm.base.embedded.world import CLASS_NOUNS, POSES_OF
-from farm.base.load import load_base
-from farm.base.model import Base
-from farm.intake.photos import open_photo
+from farm.base.interface import Base
+from farm.base.loading import load_base
+from farm.intake.photos.decode import open_photo
 from farm.quality.card import Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.drawn import photograph, sitters
+from farm.quality.study.rendered_subjects import photograph, sitters
 from farm.recipe import WIDE_MODULES, EarlyStop, Recipe
-from farm.training.evaluation import is_best, should_stop
-from farm.training.jobs import PriorSet
-from farm.training.trainer import SlotTrainer
+from farm.training.slots.evaluation import is_best, should_stop
+from farm.training.slots.job import PriorSet
+from farm.training.slots.trainer import SlotTrainer
 
 ARMS = ("all steps", "early stop")
 

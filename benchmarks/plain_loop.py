@@ -20,8 +20,8 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from farm.base.model import Base
-from farm.training.jobs import TrainingJob
+from farm.base.interface import Base
+from farm.training.slots.job import TrainingJob
 
 
 class PlainLoop:
@@ -105,7 +105,7 @@ class PlainLoop:
 def synthetic_job(base: Base, number: int, **recipe: object) -> TrainingJob:
     """A job of random latents: timing does not depend on what a photo shows."""
     from farm.recipe import Recipe
-    from farm.training.jobs import PriorSet
+    from farm.training.slots.job import PriorSet
 
     generator = torch.Generator().manual_seed(number)
     shape = base.latent_shape(base.resolution_px, base.resolution_px)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from farm_vs_plain import FARM, timed
 
 from farm.storage import Store
-from farm.training.run_files import list_runs, read_settings
+from farm.training.run.files import list_runs, read_settings
 
 HERE = Path(__file__).parent
 PARTS = ("start_s", "class_images_s", "photos_s", "training_s", "pictures_s", "end_s")

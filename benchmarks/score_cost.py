@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from farm.base.embedded.world import CLASS_NOUNS, POSES_OF
-from farm.base.load import load_base
+from farm.base.loading import load_base
 from farm.intake.scoring import DEFAULT_SHARE
 from farm.quality.card import Examiner
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.drawn import photograph, sitters
+from farm.quality.study.rendered_subjects import photograph, sitters
 from farm.recipe import Recipe
 
 

@@ -23,9 +23,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from farm.adapters.bank import Bank
-from farm.base.builder import BUILDS
-from farm.base.model import Base
+from farm.adapters.bank.bank import Bank
+from farm.base.interface import Base
+from farm.base.random_weights import BUILDS
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ROWS_PER_SLOT, STEPS = 2, 800

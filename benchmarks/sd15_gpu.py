@@ -71,8 +71,8 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
     import torch
     from plain_loop import PlainLoop, synthetic_job, timed_steps
 
-    from farm.base.load import load_base
-    from farm.training.trainer import SlotTrainer
+    from farm.base.loading import load_base
+    from farm.training.slots.trainer import SlotTrainer
 
     torch.backends.cuda.matmul.allow_tf32 = True
     base = load_base(setting.build, device=setting.device, dtype=getattr(torch, setting.dtype))

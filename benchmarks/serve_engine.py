@@ -40,7 +40,7 @@ from serve_report import Speed, write_report
 from serve_swaps import measure_swaps
 from serve_trace import Workload, make_workload
 
-from farm.base.load import load_base
+from farm.base.loading import load_base
 from farm.serving.config import EngineConfig
 from farm.serving.request import RequestLimits
 

@@ -20,15 +20,15 @@ from peft.tuners.lora import LoraLayer
 from serve_trace import TARGETS, Workload
 from torch import Tensor
 
-from farm.adapters.formats import load_adapter
-from farm.adapters.mixed import MixedBank
-from farm.adapters.names import layer_names
-from farm.adapters.rows import RowWeights
-from farm.base.draw import draw_latents, to_uint8
-from farm.base.lean import make_lean
-from farm.base.model import Base
+from farm.adapters.bank.mixed import MixedBank
+from farm.adapters.bank.row_weights import RowWeights
+from farm.adapters.files.folder import load_adapter
+from farm.adapters.files.layer_names import layer_names
+from farm.base.fast_blocks import make_lean
+from farm.base.generate import draw_latents, to_uint8
+from farm.base.interface import Base
 from farm.serving.config import EngineConfig
-from farm.serving.engine import Engine
+from farm.serving.engine.engine import Engine
 from farm.serving.request import DrawRequest, Picture
 
 Drawn = dict[str, np.ndarray]

@@ -38,13 +38,13 @@ from PIL import Image
 from soak_load import PROMPT, STEPS
 from soak_report import judge, note, plot_memory
 
-from farm.adapters.bank import Bank
-from farm.adapters.draw import draw_adapted
-from farm.adapters.formats import save_adapter
+from farm.adapters.bank.bank import Bank
+from farm.adapters.files.folder import save_adapter
+from farm.adapters.generate import draw_adapted
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights, LayerWeights
-from farm.base.load import load_base
+from farm.base.loading import load_base
 from farm.keys import key_of
 from farm.recipe import Recipe
 from farm.storage import Store

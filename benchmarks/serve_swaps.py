@@ -18,7 +18,7 @@ import torch
 from serve_methods import Ours
 from serve_trace import Workload
 
-from farm.base.model import Base
+from farm.base.interface import Base
 from farm.serving.config import EngineConfig
 from farm.serving.request import RequestLimits
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from farm.adapters.bank import Bank
-from farm.adapters.formats import save_adapter
+from farm.adapters.bank.bank import Bank
+from farm.adapters.files.folder import save_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights, LayerWeights
-from farm.base.model import Base
+from farm.base.interface import Base
 from farm.keys import key_of
 from farm.recipe import Recipe
 from farm.serving.request import AdapterRef, DrawRequest

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from plain_loop import PlainLoop, synthetic_job, timed_steps
 
-from farm.base.load import load_base
-from farm.base.model import Base
-from farm.training.trainer import SlotTrainer
+from farm.base.interface import Base
+from farm.base.loading import load_base
+from farm.training.slots.trainer import SlotTrainer
 
 ROWS = 2
 CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 """The names of the schedulers that a base generates with: in manifests, in the API, on the page.
 
-Owns the names only; ``farm.base.sd`` maps them to diffusers' classes.
+Owns the names only; ``farm.base.stable_diffusion`` maps them to diffusers' classes.
 """
 
 from __future__ import annotations

@@ -58,10 +58,10 @@ def test_every_node_speaks_with_a_token(config: dict[str, Any]) -> None:
 
 
 def test_a_plan_for_its_nodes_fills_them() -> None:
-    from farm.base.model import MemoryFacts
+    from farm.base.interface import MemoryFacts
     from farm.recipe import Recipe
-    from farm.training.plan import Hardware, make_plan
-    from farm.training.shape import workload_of
+    from farm.training.plan.planner import Hardware, make_plan
+    from farm.training.plan.shape import workload_of
 
     node = yaml.safe_load(CLUSTER.read_text())["available_node_types"]["a100-spot"]["resources"]
     facts = MemoryFacts(1_066_235_307, 859_520_964, 2_132_470_614, 4, 8, 77)

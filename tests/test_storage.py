@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, CREDENTIALS, flaky_proxy, s3_server
+from support.s3 import BUCKET, CREDENTIALS, flaky_proxy, s3_server
 
 from farm.errors import StoreError, UserError
 from farm.storage import Store

@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from farm.adapters.files import DIFFUSERS_FILE, RECORD_FILE
+from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
 from farm.adapters.record import AdapterRecord
 from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest, file_digest

@@ -8,7 +8,7 @@ from typing import Literal
 __all__ = ["BuiltName", "EMBEDDED", "Fetched"]
 
 BuiltName = Literal["tiny", "tiny-v", "sd15"]
-"""Random-weight pipelines that ``farm.base.builder`` makes on demand."""
+"""Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 
 EMBEDDED = "embedded"
 """The small Stable Diffusion that ships inside the package."""

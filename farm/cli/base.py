@@ -29,7 +29,7 @@ def show(
     """Tell folder, fingerprint, bytes, parameters and prediction type of a base."""
     from typing import get_args
 
-    from farm.base.load import load_base, resolve_folder
+    from farm.base.loading import load_base, resolve_folder
     from farm.base.names import BuiltName
     from farm.cli.output import print_facts, print_json
     from farm.cli.progress import loading_base

@@ -20,7 +20,7 @@ import typer
 from farm.errors import FarmError
 
 if TYPE_CHECKING:
-    from farm.training.run_request import PreparedRun
+    from farm.training.run.request import PreparedRun
 
 __all__ = ["demo", "write_demo_manifest"]
 
@@ -58,7 +58,7 @@ def demo(
     from farm.cli.run import finish, prepare, run_prepared, show_plan
     from farm.intake.scoring import WHOLE_CARD, ScoringSettings
     from farm.quality.judge import QualityJudge
-    from farm.training.run_request import RunRequest
+    from farm.training.run.request import RunRequest
 
     began = time.monotonic()
     manifest = write_demo_manifest(out, subjects, steps)

@@ -38,8 +38,8 @@ def import_(
 
       farm import tom.safetensors --name tom --class cat --store work
     """
-    from farm.adapters.importing import ImportRequest, import_adapter
-    from farm.base.load import load_base
+    from farm.adapters.files.importing import ImportRequest, import_adapter
+    from farm.base.loading import load_base
     from farm.cli.output import print_json
     from farm.storage import Store
 

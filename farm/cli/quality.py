@@ -77,7 +77,7 @@ def score(
 ) -> None:
     """Score committed adapters anew, more carefully than training's own budget allows."""
     from farm.cli.output import print_json, print_table
-    from farm.quality.rescoring import score_named
+    from farm.quality.rescore import score_named
     from farm.storage import Store
 
     cards = score_named(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from farm.training.plan import Hardware
-    from farm.training.run_request import PreparedRun, RunRequest, RunSummary
+    from farm.training.plan.planner import Hardware
+    from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
 __all__ = ["finish", "prepare", "register", "run_prepared", "show_plan"]
 
@@ -115,7 +115,7 @@ def plan(
     from farm.cli.output import print_json, print_rich
     from farm.cli.run_view import plan_facts, plan_table
     from farm.quality.judge import QualityJudge
-    from farm.training.run_request import RunRequest
+    from farm.training.run.request import RunRequest
 
     request = RunRequest(
         manifest,
@@ -197,9 +197,9 @@ def run(
     """
     from farm.intake.scoring import ScoringSettings
     from farm.quality.judge import QualityJudge
-    from farm.training.lane_settings import SampleSettings
-    from farm.training.orders import DispatchSettings
-    from farm.training.run_request import RunRequest
+    from farm.training.dispatch.messages import DispatchSettings
+    from farm.training.lane.settings import SampleSettings
+    from farm.training.run.request import RunRequest
 
     request = RunRequest(
         manifest,
@@ -242,7 +242,7 @@ def recipe_fields(assignments: list[str] | None) -> dict[str, Any]:
     import yaml
 
     from farm.errors import UserError
-    from farm.intake.yaml_rows import parse_scalar
+    from farm.intake.parsing.yaml import parse_scalar
 
     fields: dict[str, Any] = {}
     for text in assignments or ():
@@ -273,11 +273,11 @@ def hardware_of(
     from dataclasses import replace
 
     from farm.errors import UserError
-    from farm.training.plan import Hardware, memory_of
-    from farm.training.prepare_run import this_machine
+    from farm.training.plan.planner import Hardware, memory_of
+    from farm.training.run.prepare import this_machine
 
     if address is not None and gpu is None and cpus is None:
-        from farm.training.cluster_hardware import read_hardware
+        from farm.training.cluster.hardware import read_hardware
 
         return read_hardware(address, gpu_memory_gib=memory_gib, nodes=nodes, price=price)
     nodes = nodes or 1
@@ -300,7 +300,7 @@ def hardware_of(
 def prepare(request: RunRequest) -> PreparedRun:
     """Load the base and read the photos, with progress on stderr."""
     from farm.cli.progress import counting, fetching, stages
-    from farm.training.prepare_run import prepare_run
+    from farm.training.run.prepare import prepare_run
 
     with stages() as shown:
         photos, fetched = counting(shown, "reading photos"), fetching(shown, request.base)
@@ -335,7 +335,7 @@ def _show_and_ask(prepared: PreparedRun, *, yes: bool) -> None:
 def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
     """Execute with a view; Ctrl-C stops cleanly, a second one at once."""
     from farm.cli.run_view import run_view
-    from farm.training.run import execute_run
+    from farm.training.execute import execute_run
 
     stop = threading.Event()
 

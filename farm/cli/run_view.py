@@ -20,9 +20,9 @@ from farm.visible import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from farm.training.orders import News, Snapshot
-    from farm.training.plan import Plan
-    from farm.training.run_request import PreparedRun, RunSummary
+    from farm.training.dispatch.messages import News, Snapshot
+    from farm.training.plan.planner import Plan
+    from farm.training.run.request import PreparedRun, RunSummary
 
 __all__ = [
     "LiveView",

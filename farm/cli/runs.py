@@ -19,7 +19,7 @@ from farm.visible import visible
 
 if TYPE_CHECKING:
     from farm.storage import Store
-    from farm.training.run_files import Request
+    from farm.training.run.files import Request
 
 __all__ = ["known_run", "register"]
 
@@ -46,7 +46,7 @@ def status(
     from farm.cli.run_view import failure_lines
     from farm.durations import duration
     from farm.storage import Store
-    from farm.training.run_status import run_status
+    from farm.training.run.status import run_status
 
     opened = Store(store)
     run_id = known_run(opened, run)
@@ -82,8 +82,8 @@ def logs(
 
     from farm.cli.output import print_json
     from farm.storage import Store
-    from farm.training.ledger import read_events
-    from farm.training.run_files import read_assignments
+    from farm.training.dispatch.ledger import read_events
+    from farm.training.run.files import read_assignments
 
     opened = Store(store)
     run_id = known_run(opened, run)
@@ -137,8 +137,8 @@ def _request(
     from farm.cli.output import print_json
     from farm.errors import UserError
     from farm.storage import Store
-    from farm.training.run_files import ask, read_assignments
-    from farm.training.run_status import settle_requests
+    from farm.training.run.files import ask, read_assignments
+    from farm.training.run.status import settle_requests
 
     opened = Store(store)
     run_id = known_run(opened, run)
@@ -179,7 +179,7 @@ def export(
     """
     from farm.cli.output import print_json
     from farm.storage import Store
-    from farm.training.exporting import export_adapters
+    from farm.training.run.export import export_adapters
 
     written = export_adapters(Store(store), out, names=names, run_id=run, form=form)
     if json:
@@ -198,7 +198,7 @@ def known_run(store: Store, run: str | None) -> str:
         UserError: if there is none.
     """
     from farm.errors import UserError
-    from farm.training.run_files import list_runs, read_settings
+    from farm.training.run.files import list_runs, read_settings
 
     known = list_runs(store)
     if not known:

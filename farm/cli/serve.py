@@ -157,7 +157,7 @@ def _check_exposure(store: str, host: str) -> None:
         UserError: if it would be open to a network.
     """
     from farm.errors import UserError
-    from farm.serving.auth import list_keys
+    from farm.serving.access.api_keys import list_keys
     from farm.storage import Store
 
     if host in LOOPBACK or any(is_good for _, is_good in list_keys(Store(store))):
@@ -173,9 +173,9 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
     import secrets
     import threading
 
-    from farm.serving.api import create_app
     from farm.serving.build import build_engine, build_services
     from farm.serving.client import LocalEngine
+    from farm.serving.http.app import create_app
     from farm.serving.http_server import bounded_config
     from farm.serving.metrics import PrometheusMetrics
 
@@ -257,9 +257,9 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from ray import serve as ray_serve
 
     from farm.serving.app import build_app
-    from farm.serving.app_client import ENGINE
-    from farm.training.ray_auth import use_token_if_there_is_one
-    from farm.training.ray_folder import ray_folder_options
+    from farm.serving.cluster.client import ENGINE
+    from farm.training.cluster.auth import use_token_if_there_is_one
+    from farm.training.cluster.ray_folder import ray_folder_options
 
     use_token_if_there_is_one()
     told = StartLines()
@@ -314,7 +314,7 @@ def create(
 ) -> None:
     """Make a key and print it. It is shown this once; the store keeps its hash."""
     from farm.cli.output import print_json
-    from farm.serving.auth import create_key
+    from farm.serving.access.api_keys import create_key
     from farm.storage import Store
 
     token, record = create_key(
@@ -329,7 +329,7 @@ def create(
 def list_(store: str = STORE, json: bool = JSON) -> None:
     """Show every key: its id, namespace and label, and whether it is still good."""
     from farm.cli.output import print_json, print_table
-    from farm.serving.auth import list_keys
+    from farm.serving.access.api_keys import list_keys
     from farm.storage import Store
 
     rows = [
@@ -355,7 +355,7 @@ def revoke(
     reason: str = typer.Option("", help="For the books."),
 ) -> None:
     """Make a key useless; endpoints notice within seconds."""
-    from farm.serving.auth import revoke_key
+    from farm.serving.access.api_keys import revoke_key
     from farm.storage import Store
 
     revoke_key(Store(store), key_id, reason)

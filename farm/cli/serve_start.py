@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from farm.serving.engine import Engine
-    from farm.serving.inventory import Inventory
+    from farm.serving.access.inventory import Inventory
+    from farm.serving.engine.engine import Engine
     from farm.serving.settings import EndpointConfig
 
 __all__ = ["StartLines", "inventory_beside", "tell_limit", "what_is_served"]
@@ -34,7 +34,7 @@ def inventory_beside(store: str) -> Future[Inventory]:
     from concurrent.futures import ThreadPoolExecutor
 
     from farm.adapters.registry import Registry
-    from farm.serving.inventory import read_inventory
+    from farm.serving.access.inventory import read_inventory
     from farm.storage import Store
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="inventory")
@@ -48,7 +48,7 @@ def what_is_served(
 ) -> list[str]:
     """The store's adapters, and which of them cannot be served and why."""
     from farm.errors import FarmError
-    from farm.serving.inventory import summary
+    from farm.serving.access.inventory import summary
 
     try:
         return summary(inventory.result(INVENTORY_S), settings.engine, fingerprint)

@@ -60,7 +60,7 @@ def submit(
     from farm.cli.output import print_json, say
     from farm.intake.scoring import ScoringSettings
     from farm.storage import Store
-    from farm.training.submitting import connect, scoring_arguments, split_options, submit_run
+    from farm.training.cluster.submit import connect, scoring_arguments, split_options, submit_run
 
     scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
     words = [*scoring, *split_options(options or ())]
@@ -93,7 +93,7 @@ def supervise(
     retries: Annotated[int, typer.Option("--retries", min=0)] = 3,
 ) -> None:
     """Run a farm command, and start it again where it dies."""
-    from farm.training.supervisor import driver_command, supervise
+    from farm.training.cluster.supervisor import driver_command, supervise
 
     code = supervise(
         driver_command(arguments),
@@ -136,9 +136,9 @@ def _reachable(manifest: str, store_url: str, base: str, chosen: dict[str, Any])
     """The manifest's URL for the cluster: its own, or that of its copy in the store."""
     from farm.cli.check import progress_bar
     from farm.cli.run import recipe_fields
-    from farm.intake.reading import is_remote
+    from farm.intake.photos.bytes import is_remote
     from farm.storage import Store
-    from farm.training.uploads import upload_manifest
+    from farm.training.cluster.uploads import upload_manifest
 
     if is_remote(manifest):
         return manifest

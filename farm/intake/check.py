@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 
 from farm.errors import Fault
-from farm.intake.inspect_photo import PhotoFacts, PhotoRefusal, inspect_photos
-from farm.intake.judge import Judge
+from farm.intake.compare import Judge
 from farm.intake.manifest import Manifest, Written, invalid
-from farm.intake.reading import is_remote, split_member_uri
+from farm.intake.photos.bytes import is_remote, split_member_uri
+from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal, inspect_photos
 from farm.intake.subject import Subject
 
 __all__ = ["CheckReport", "Progress", "check_manifest"]

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from farm.errors import Fault, ManifestError
+from farm.intake.formats.open import open_rows
 from farm.intake.resolve import Resolved, Resolver
 from farm.intake.rows import Row
 from farm.intake.scoring import ScoringSettings
-from farm.intake.sources import open_rows
 from farm.intake.subject import Subject
 from farm.intake.token_limit import Reader
 

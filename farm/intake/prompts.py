@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from farm.errors import Fault
-from farm.intake.photo_list import ListedPhoto
+from farm.intake.photos.fields import ListedPhoto
 from farm.intake.rows import Path, Row
 from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
 from farm.intake.token_limit import Reader, Severity, judge_length

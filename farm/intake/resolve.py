@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from farm.errors import Fault
-from farm.intake.entry import Head, SubjectEntry
 from farm.intake.faults import faults_of, slug, validated
-from farm.intake.gather import Beside
-from farm.intake.photo_list import ListedPhoto, class_captions, list_photos, list_uris
+from farm.intake.layers import Layers
+from farm.intake.photos.fields import ListedPhoto, class_captions, list_photos, list_uris
+from farm.intake.photos.find import Beside
 from farm.intake.prompts import judge_prompts
-from farm.intake.recipes import Layers
 from farm.intake.rows import Row
+from farm.intake.schema import Head, SubjectEntry
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
 from farm.intake.token_limit import Reader

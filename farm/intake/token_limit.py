@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
 from farm.errors import Fault
-from farm.intake.photo_list import ListedPhoto
+from farm.intake.photos.fields import ListedPhoto
 from farm.intake.rows import Row
 from farm.intake.subject import PLACEHOLDER, Subject, names_identifier
 

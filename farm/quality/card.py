@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from farm.adapters.bank import Bank
-from farm.base.model import Base
+from farm.adapters.bank.bank import Bank
+from farm.base.interface import Base
 from farm.keys import derive_seed
 from farm.quality import scores
-from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows, seeds_for
-from farm.quality.evidence import Drawn, evidence_of, scores_of
+from farm.quality.evaluation_images import BASE_SLOT, PictureRow, draw_rows, seeds_for
 from farm.quality.intervals import MIN_PICTURES, Estimate
 from farm.quality.protocol import PromptPair, Protocol, ScoringBudget, protocol_for
+from farm.quality.ratios import Drawn, evidence_of, scores_of
 from farm.quality.scorer import ImageScorer, Scorer
 from farm.quality.verdict import Evidence, judge
 

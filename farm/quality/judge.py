@@ -1,7 +1,7 @@
 """The judge that training lanes call when adapters finish: cards within a share of training time.
 
 Owns the choice of scorers and budgets for jobs. Training knows it only as something with a
-``judge`` method (``farm.training.lane_settings.Judge``), which each lane makes from the run's
+``judge`` method (``farm.training.lane.settings.Judge``), which each lane makes from the run's
 ``ScoringSettings``; it reads no environment variable and no photo.
 """
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from PIL import Image
 
-from farm.adapters.bank import Bank
-from farm.base.model import Base
+from farm.adapters.bank.bank import Bank
+from farm.base.interface import Base
 from farm.base.names import EMBEDDED
 from farm.intake.job import JobSpec
 from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
-from farm.training.lane_settings import Judged, Pictures
+from farm.training.lane.settings import Judged, Pictures
 
 __all__ = ["QualityJudge"]
 

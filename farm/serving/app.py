@@ -28,16 +28,16 @@ from ray.serve.config import (
 from ray.serve.handle import DeploymentHandle
 
 from farm.errors import FarmError
-from farm.serving.api import create_app
-from farm.serving.api_services import Services
-from farm.serving.app_client import ENGINE, ReplicaClient
-from farm.serving.app_metrics import RayMetrics
-from farm.serving.app_router import AdapterRouter
 from farm.serving.build import build_engine, build_services
 from farm.serving.client import BaseFacts, News, draw_with, flat_stats
+from farm.serving.cluster.client import ENGINE, ReplicaClient
+from farm.serving.cluster.metrics import RayMetrics
+from farm.serving.cluster.router import AdapterRouter
+from farm.serving.cluster.routing import wanted_replicas
+from farm.serving.http.app import create_app
+from farm.serving.http.services import Services
 from farm.serving.metrics import observe_stats
 from farm.serving.request import DrawRequest, Picture
-from farm.serving.routing import wanted_replicas
 from farm.serving.settings import EndpointConfig
 
 __all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_backlog"]

@@ -9,18 +9,18 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 from farm.adapters.registry import Registry
-from farm.serving.api_services import Services
-from farm.serving.auth import Gate
-from farm.serving.catalog import Catalog
+from farm.serving.access.api_keys import Gate
+from farm.serving.access.catalog import Catalog
 from farm.serving.client import BaseFacts, EngineClient
-from farm.serving.fresh import store_threads
+from farm.serving.http.links import PictureShelf
+from farm.serving.http.services import Services
 from farm.serving.metrics import Metrics
-from farm.serving.pictures import PictureShelf
 from farm.serving.settings import EndpointConfig
+from farm.serving.ttl_cache import store_threads
 from farm.storage import Store
 
 if TYPE_CHECKING:
-    from farm.serving.engine import Engine
+    from farm.serving.engine.engine import Engine
 
 __all__ = ["build_engine", "build_services", "engine_facts"]
 
@@ -33,8 +33,8 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, BaseFacts]:
     """
     import torch
 
-    from farm.base.load import load_base
-    from farm.serving.engine import Engine
+    from farm.base.loading import load_base
+    from farm.serving.engine.engine import Engine
 
     has_gpu = torch.cuda.is_available()
     device = ("cuda" if has_gpu else "cpu") if config.device == "auto" else config.device

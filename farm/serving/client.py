@@ -20,7 +20,7 @@ from farm.serving.config import EngineStats
 from farm.serving.request import DrawRequest, Picture, Progress, Ticket
 
 if TYPE_CHECKING:
-    from farm.serving.engine import Engine
+    from farm.serving.engine.engine import Engine
 
 __all__ = [
     "BaseFacts",

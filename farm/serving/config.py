@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from farm.serving.adapters.cache_tiers import CacheLimits, CacheStats
 from farm.serving.request import RequestLimits
-from farm.serving.tiers import CacheLimits, CacheStats
 
 __all__ = ["MAX_RANK", "EngineConfig", "EngineStats"]
 

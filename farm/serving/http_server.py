@@ -18,8 +18,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from farm.serving.api_errors import error_body
-from farm.serving.connections import (
+from farm.serving.http.connections import (
     BACKLOG,
     ConnectionBook,
     ConnectionLimits,
@@ -27,6 +26,7 @@ from farm.serving.connections import (
     connections_within,
     raise_file_limit,
 )
+from farm.serving.http.errors import error_body
 
 __all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config", "ray_environment"]
 

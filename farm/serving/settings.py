@@ -14,9 +14,9 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from farm.base.fingerprint import cache_folder
+from farm.serving.access.limits import Limits
 from farm.serving.config import EngineConfig
-from farm.serving.connections import ConnectionLimits
-from farm.serving.limits import Limits
+from farm.serving.http.connections import ConnectionLimits
 
 __all__ = ["EndpointConfig", "ReplicaConfig", "public_base_id"]
 
@@ -59,7 +59,7 @@ class EndpointConfig(BaseModel):
     store: str
     """Folder or URL with the adapters; keys lie there too."""
     base: str = "embedded"
-    """As ``farm.base.load.load_base`` takes it."""
+    """As ``farm.base.loading.load_base`` takes it."""
     base_id: str = ""
     """What callers name the base; empty makes a name of ``base`` that tells no path."""
     revision: str | None = None

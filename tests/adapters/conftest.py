@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from farm.adapters.weights import AdapterWeights, LayerWeights
-from farm.base.load import load_base
-from farm.base.model import Base
+from farm.base.interface import Base
+from farm.base.loading import load_base
 
 PeftTwin = Callable[..., tuple[nn.Module, AdapterWeights]]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from farm.adapters.files import DIFFUSERS_FILE, RECORD_FILE
+from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
 from farm.storage import Store
-from farm.training.exporting import export_adapters
+from farm.training.run.export import export_adapters
 
 
 def saved(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm.base.load import embedded_folder, load_base
-from farm.base.model import Base
+from farm.base.interface import Base
+from farm.base.loading import embedded_folder, load_base
 from farm.base.tokens import PromptReader, prompt_reader
 from farm.errors import BaseModelError
 

@@ -11,7 +11,7 @@ import pytest
 
 from farm.cli.demo import _serve_line
 from farm.cli.endpoint import EndpointFailed, own_endpoint
-from farm.serving.receipts import read_receipt
+from farm.serving.http.image_metadata import read_receipt
 
 TINY = ("--base", "tiny")
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.manifests import write_manifest
+from support.scorers import save_clip
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from made_manifest import write_manifest
-from made_scorers import save_clip
 
 from farm.adapters.registry import Registry
 from farm.cli import app
@@ -24,8 +19,8 @@ from farm.durations import duration
 from farm.errors import FarmError, ManifestError, PlanError, UserError
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
-from farm.training.run_files import read_settings
-from farm.training.submitting import entrypoint_of, scoring_arguments
+from farm.training.cluster.submit import entrypoint_of, scoring_arguments
+from farm.training.run.files import read_settings
 
 QUIET = ["--base", "tiny", "--in-process", "--no-cards", "--no-report", "--sample-steps", "2"]
 

@@ -12,10 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
-
-from made_manifest import write_manifest
+from support.manifests import write_manifest
 
 from farm.cli.progress import Stages
 from farm.visible import visible, visible_lines
@@ -60,7 +57,7 @@ def foreign_lines(stderr: str) -> list[str]:
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline as the hub holds it: config and safetensors in folders."""
-    from farm.base.builder import build_pipeline
+    from farm.base.random_weights import build_pipeline
 
     folder = tmp_path_factory.mktemp("base") / "tiny-pipeline"
     build_pipeline("tiny").save_pretrained(folder, safe_serialization=True)

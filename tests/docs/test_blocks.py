@@ -7,9 +7,9 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from doc_commands import PARSERS, WrongCommand, check_line, has_option
-from doc_pages import ROOT, Block, all_blocks, blocks_in, command_lines, inline_code
-from doc_workplace import SMALL, BlockFailed, PageRun
+from support.doc_commands import PARSERS, WrongCommand, check_line, has_option
+from support.doc_pages import ROOT, Block, all_blocks, blocks_in, command_lines, inline_code
+from support.doc_workplace import SMALL, BlockFailed, PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation

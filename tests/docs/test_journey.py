@@ -19,8 +19,8 @@ import numpy as np
 import openai
 import pytest
 import torch
-from doc_workplace import PageRun
 from PIL import Image
+from support.doc_workplace import PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation
@@ -67,7 +67,7 @@ def pipeline() -> Any:
     """Plain diffusers on the embedded base's folder; nothing of the farm's own."""
     from diffusers import StableDiffusionPipeline
 
-    from farm.base.load import resolve_folder
+    from farm.base.loading import resolve_folder
 
     plain = StableDiffusionPipeline.from_pretrained(
         resolve_folder("embedded"), torch_dtype=torch.float32

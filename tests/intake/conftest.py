@@ -7,13 +7,11 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from made_photos import picture
+from support.factories import Draw, Write
+from support.photos import picture
 
 from farm.errors import Fault
 from farm.intake.manifest import Manifest, read_manifest
-
-Draw = Callable[..., Path]
-Write = Callable[..., Path]
 
 
 @pytest.fixture

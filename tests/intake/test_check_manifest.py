@@ -7,9 +7,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import Draw, Write
-from made_photos import encoded, picture, png_bomb
 from PIL import Image
+from support.factories import Draw, Write
+from support.photos import encoded, picture, png_bomb
 
 from farm.errors import ManifestError
 from farm.intake import check as check_module

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
-from farm.intake.entry import Head, SubjectEntry
 from farm.intake.faults import expected, faults_of, nearest, slug, validated
 from farm.intake.rows import Row
+from farm.intake.schema import Head, SubjectEntry
 from farm.recipe import Recipe
 from farm.safe_names import NAME_PATTERN
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Draw, Write
-from made_photos import encoded, picture
+from support.factories import Draw, Write
+from support.photos import encoded, picture
 
 from farm.intake.check import check_manifest
+from farm.intake.docs_tables import refreshed
 from farm.intake.manifest import Manifest, read_manifest
-from farm.intake.reference import refreshed
 
 ROOT = Path(__file__).parents[2]
 ARTICLE = {"photos/cat": 4, "photos/mushroom": 4}
@@ -83,7 +83,7 @@ def test_the_folder_is_ready(draw_subject: Draw, write: Write, tmp_path: Path):
 
 def test_the_page_of_the_manifest_is_fresh():
     page = (ROOT / "docs/manifest.md").read_text(encoding="utf-8")
-    assert refreshed(page) == page, "run: python -m farm.intake.reference docs/manifest.md"
+    assert refreshed(page) == page, "run: python -m farm.intake.docs_tables docs/manifest.md"
 
 
 def test_a_page_without_markers_is_refused():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import Draw, Write
+from support.factories import Draw, Write
 
 from farm.errors import Fault, ManifestError
 from farm.intake.manifest import Manifest, read_manifest

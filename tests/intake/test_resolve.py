@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import Draw, Write
+from support.factories import Draw, Write
 
 from farm.errors import Fault
 from farm.intake.manifest import Manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_photos import picture
+from support.photos import picture
 
 from farm.errors import ManifestError
 from farm.intake.manifest import read_manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Draw
+from support.factories import Draw
 
 from farm.base.tokens import prompt_reader
 from farm.errors import Fault

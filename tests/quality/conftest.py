@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.scorers import save_clip
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # made_scorers is shared by several folders
-
-from made_scorers import save_clip
 
 
 @pytest.fixture(scope="session")

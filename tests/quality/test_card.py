@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from farm.adapters.bank import Bank
-from farm.base.load import load_base
-from farm.base.model import Base
+from farm.adapters.bank.bank import Bank
+from farm.base.interface import Base
+from farm.base.loading import load_base
 from farm.quality.card import Candidate, Examiner, missing_card, score_adapters
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ClipScorer, DinoScorer

@@ -18,11 +18,11 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from live_endpoint import are_same, eventually, pixels_of, publish
+from support.endpoint import are_same, eventually, pixels_of, publish
 
 from farm.adapters.registry import Registry
-from farm.base.load import load_base
-from farm.base.model import Base
+from farm.base.interface import Base
+from farm.base.loading import load_base
 from farm.errors import FarmError
 from farm.storage import Store
 

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from farm.serving.connections import (
+from farm.serving.http.connections import (
     ConnectionBook,
     ConnectionLimits,
     address_group,

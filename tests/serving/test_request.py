@@ -8,9 +8,10 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from farm.base.load import load_base
+from farm.base.loading import load_base
 from farm.errors import RequestRefused, TooBusy
 from farm.schedulers import SCHEDULERS
+from farm.serving.http.schemas import GenerateRequest
 from farm.serving.request import (
     AdapterRef,
     DrawRequest,
@@ -19,7 +20,6 @@ from farm.serving.request import (
     RequestLimits,
     Ticket,
 )
-from farm.serving.schemas import GenerateRequest
 
 
 def request(**fields):

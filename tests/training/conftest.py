@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # s3_server is shared by several folders
-
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    from s3_server import s3_server
+    from support.s3 import s3_server
 
     with s3_server() as endpoint:
         yield endpoint
@@ -27,7 +23,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    from farm.training.lanes import start_ray
+    from farm.training.cluster.ray_train import start_ray
 
     start_ray(
         num_cpus=2,
@@ -42,7 +38,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def base() -> Any:
     """A tiny real base, fresh for each test."""
-    from farm.base.load import load_base
+    from farm.base.loading import load_base
 
     return load_base("tiny")
 
@@ -50,6 +46,6 @@ def base() -> Any:
 @pytest.fixture
 def make_job() -> Any:
     """Builds a tiny training job from a base and a number."""
-    from tiny_jobs import build_job
+    from support.jobs import build_job
 
     return build_job

@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from farm.base.embedded.album import HELD_OUT_SEED, draw_album, scenes_of
+from farm.base.embedded.dataset import HELD_OUT_SEED, draw_album, scenes_of
 from farm.base.embedded.folder import load_pipeline
 from farm.base.embedded.samples import GUIDANCE, NUM_STEPS, draw_prompts
 from farm.base.embedded.scorer import (
@@ -77,7 +77,7 @@ def measure_base(
     """Measure a base with the drawn world's scorer.
 
     Args:
-        name: any name that `farm.base.load.resolve_folder` resolves.
+        name: any name that `farm.base.loading.resolve_folder` resolves.
         count: pictures drawn for the accuracies; None means 528. Other measurements shrink with it.
         out: where to write `measurements.md` and `measurements.json`.
         seed: of the drawing.
@@ -86,7 +86,7 @@ def measure_base(
     Returns:
         Each measurement with its count, and the conditions.
     """
-    from farm.base.load import resolve_folder
+    from farm.base.loading import resolve_folder
 
     num_pictures = count or NUM_PICTURES
     num_cats, num_held_out = min(NUM_CATS, num_pictures), min(NUM_HELD_OUT, num_pictures)

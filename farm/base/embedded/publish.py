@@ -23,7 +23,7 @@ from farm.base.embedded.measure import measure_base, measured_prompts
 from farm.base.embedded.samples import GUIDANCE, draw_prompts, tile
 from farm.base.embedded.scorer import scorer_folder
 from farm.base.embedded.tokenizer import build_tokenizer
-from farm.base.embedded.world.draw import draw_scene
+from farm.base.embedded.world.render import draw_scene
 from farm.base.embedded.world.scene import sample_scene
 from farm.base.embedded.world.subjects import draw_subject
 

@@ -25,8 +25,8 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from farm.base.embedded.album import scenes_of
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
+from farm.base.embedded.dataset import scenes_of
 from farm.base.embedded.progress import Progress
 from farm.base.embedded.tokenizer import MAX_TOKENS
 from farm.base.embedded.vae import one_cycle, to_unit

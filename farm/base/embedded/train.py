@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from farm.base.embedded.album import HELD_OUT_SEED, load_album, scenes_of
+from farm.base.embedded.dataset import HELD_OUT_SEED, load_album, scenes_of
 from farm.base.embedded.denoiser import DenoiserPlan, LatentSet, train_denoiser
 from farm.base.embedded.folder import text_tower, write_base, write_scorer
 from farm.base.embedded.progress import Progress

@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from farm.base.embedded.album import batch_at
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
+from farm.base.embedded.dataset import batch_at
 from farm.base.embedded.progress import Progress
 
 NUM_LATENT_CHANNELS = 8

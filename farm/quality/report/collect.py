@@ -19,21 +19,21 @@ from farm import __version__
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.errors import FarmError
-from farm.intake.photos import open_photo
-from farm.intake.reading import read_photo_bytes
+from farm.intake.photos.bytes import read_photo_bytes
+from farm.intake.photos.decode import open_photo
 from farm.intake.subject import Subject
 from farm.quality.report.page import render
 from farm.quality.report.samples import Sample, sample_plan
 from farm.quality.report.served import read_served
 from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
 from farm.quality.report.timeline import Timeline, read_timeline
+from farm.quality.report.trackers import track_run
 from farm.quality.report.view import Picture, RunView, SubjectView
-from farm.quality.trackers import track_run
 from farm.storage import Store
-from farm.training.failures import failures_of
-from farm.training.ledger import Job, Status
-from farm.training.orders import Assignment
-from farm.training.run_files import read_assignments, read_settings
+from farm.training.dispatch.ledger import Job, Status
+from farm.training.dispatch.messages import Assignment
+from farm.training.run.failures import failures_of
+from farm.training.run.files import read_assignments, read_settings
 
 __all__ = ["collect", "report_run"]
 

@@ -1,7 +1,7 @@
 """What each of an adapter's sample pictures shows, told from their order.
 
 Owns the order in which training saves them: progress pictures step by step, then the final sample
-prompts, then the judge's gallery and class pictures (see ``farm.training.finish``).
+prompts, then the judge's gallery and class pictures (see ``farm.training.lane.finalizer``).
 """
 
 from __future__ import annotations

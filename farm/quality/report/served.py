@@ -13,7 +13,7 @@ from PIL import Image
 
 from farm.quality.report.thumbs import data_uri
 from farm.quality.report.view import Picture
-from farm.serving.receipts import read_receipt
+from farm.serving.http.image_metadata import read_receipt
 from farm.storage import Store
 
 __all__ = ["keep_served", "read_served"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from farm.quality.report.view import LaneSpan
 from farm.storage import Store
-from farm.training.ledger import Event, Job, read_events, replay
+from farm.training.dispatch.ledger import Event, Job, read_events, replay
 
 __all__ = ["Timeline", "make_timeline", "read_timeline"]
 

@@ -17,16 +17,16 @@ from typing import Any
 from PIL import Image
 
 from farm.base.embedded.world.words import POSES_OF, SCENERY
-from farm.base.load import load_base
-from farm.base.model import Base
+from farm.base.interface import Base
+from farm.base.loading import load_base
 from farm.keys import derive_seed
 from farm.quality.card import Examination, Examiner, pillow
-from farm.quality.drawing import BASE_SLOT, PictureRow, draw_rows
+from farm.quality.evaluation_images import BASE_SLOT, PictureRow, draw_rows
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, class_prompt, make_prior_sets
-from farm.quality.study.drawn import photograph, sitters
 from farm.quality.study.grids import Cell, labelled_grid, save_animation
+from farm.quality.study.rendered_subjects import photograph, sitters
 from farm.quality.study.tables import article_page
 from farm.recipe import WIDE_MODULES, Recipe
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from farm.base.draw import draw_pictures
-from farm.base.model import Base
+from farm.base.generate import draw_pictures
+from farm.base.interface import Base
 from farm.keys import derive_seed
 from farm.quality.card import Candidate, Examination, Examiner
-from farm.quality.study.drawn import pixels
+from farm.quality.study.rendered_subjects import pixels
 from farm.recipe import Recipe
-from farm.training.jobs import PriorSet, TrainingJob
-from farm.training.trainer import SlotTrainer
+from farm.training.slots.job import PriorSet, TrainingJob
+from farm.training.slots.trainer import SlotTrainer
 
 __all__ = ["Bench", "Trainee", "make_prior_sets"]
 

@@ -22,18 +22,18 @@ from typing import Any
 
 from farm import __version__
 from farm.base.embedded.world.words import POSES_OF
-from farm.base.load import load_base
-from farm.base.model import Base
+from farm.base.interface import Base
+from farm.base.loading import load_base
 from farm.base.names import EMBEDDED
 from farm.quality.card import Examination, Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, drawn_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.drawn import Sitter, photograph, sitters
 from farm.quality.study.figures import plot_by_step
 from farm.quality.study.grids import arms_grid, steps_grid
 from farm.quality.study.pose_reader import PoseReader
+from farm.quality.study.rendered_subjects import Sitter, photograph, sitters
 from farm.quality.study.tables import prior_page
 from farm.recipe import WIDE_MODULES, Recipe
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from farm.base.embedded.album import batch_at, draw_album, scenes_of
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
+from farm.base.embedded.dataset import batch_at, draw_album, scenes_of
 from farm.base.embedded.denoiser import (
     MIDDLE_TIMESTEPS,
     NUM_TRAIN_TIMESTEPS,

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor
 
-from farm.base.embedded.album import HELD_OUT_SEED, draw_album, scenes_of
+from farm.base.embedded.dataset import HELD_OUT_SEED, draw_album, scenes_of
 from farm.base.embedded.measure import measured_prompts
 from farm.base.embedded.samples import draw_prompts
 from farm.base.embedded.scorer import (
@@ -20,7 +20,7 @@ from farm.base.embedded.scorer import (
 )
 from farm.base.embedded.vae import measure_psnr
 from farm.base.embedded.world import RARE_TOKENS
-from farm.base.load import embedded_folder
+from farm.base.loading import embedded_folder
 
 MIB = 2**20
 

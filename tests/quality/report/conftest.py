@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
@@ -68,9 +67,3 @@ def desktop(browser: Chrome) -> Chrome:
 def phone(browser: Chrome) -> Chrome:
     emulate(browser, width_px=390, height_px=844, scheme="dark", phone=True)
     return browser
-
-
-def load(driver: Chrome, page: Path) -> None:
-    """Open a local page afresh."""
-    driver.get("about:blank")
-    driver.get(page.as_uri())

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from farm.adapters.bank import Bank
+from farm.adapters.bank.bank import Bank
 from farm.base.embedded.world import draw_subject
-from farm.base.load import load_base
+from farm.base.loading import load_base
 from farm.errors import FarmError, UserError
 from farm.intake.job import job_spec
 from farm.intake.scoring import ScoringSettings
@@ -21,15 +21,15 @@ from farm.keys import bytes_digest
 from farm.quality.judge import TOO_SHORT, QualityJudge
 from farm.quality.protocol import ScoringBudget
 from farm.quality.report.collect import collect, report_run
-from farm.quality.rescoring import score_named
+from farm.quality.rescore import score_named
 from farm.storage import Store
-from farm.training.lane_settings import SampleSettings
-from farm.training.ledger import read_events
-from farm.training.prepare import prepare_photos
-from farm.training.run import RunRequest, run_manifest
-from farm.training.run_files import read_assignments
-from farm.training.run_status import run_status
-from farm.training.seats import NOT_FINITE_REMEDY
+from farm.training.dispatch.ledger import read_events
+from farm.training.execute import RunRequest, run_manifest
+from farm.training.lane.encode import prepare_photos
+from farm.training.lane.settings import SampleSettings
+from farm.training.run.files import read_assignments
+from farm.training.run.status import run_status
+from farm.training.slots.slot import NOT_FINITE_REMEDY
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_committed_adapters_are_scored_anew(run: tuple[Store, str], clip_folder:
     store, run_id = run
     small = ScoringBudget(4, 4, 4, steps=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("farm.quality.rescoring.CAREFUL", small)
+        patch.setattr("farm.quality.rescore.CAREFUL", small)
         cards = score_named(
             store, ["default/cat1", "cat0"], base_name="tiny", scorer_name=str(clip_folder)
         )

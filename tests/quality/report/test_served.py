@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from farm.quality.report.served import keep_served, read_served
-from farm.serving.receipts import encode_picture
+from farm.serving.http.image_metadata import encode_picture
 from farm.storage import Store
 
 

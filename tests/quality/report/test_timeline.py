@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from farm.quality.report.timeline import PAUSE_S, make_timeline
-from farm.training.ledger import Event
+from farm.training.dispatch.ledger import Event
 
 
 def events(*rows: tuple[str, str, float, str]) -> list[Event]:

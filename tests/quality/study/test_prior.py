@@ -11,8 +11,8 @@ from PIL import Image
 
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ClipScorer
-from farm.quality.study.drawn import photograph, sitters
 from farm.quality.study.prior import ARMS, METRICS, PriorStudy, run_prior_study
+from farm.quality.study.rendered_subjects import photograph, sitters
 
 STUDY = PriorStudy(
     num_subjects=2,

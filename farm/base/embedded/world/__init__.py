@@ -1,7 +1,7 @@
 """The drawn world: captioned pictures without end, and subjects to photograph."""
 
 from farm.base.embedded.world.captions import Caption, write_caption, write_short_caption
-from farm.base.embedded.world.draw import PICTURE_PX, draw_scene
+from farm.base.embedded.world.render import PICTURE_PX, draw_scene
 from farm.base.embedded.world.scene import Look, Scene, View, sample_scene
 from farm.base.embedded.world.subjects import (
     Individual,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from farm.base.embedded.world.draw import PICTURE_PX, draw_scene
+from farm.base.embedded.world.render import PICTURE_PX, draw_scene
 from farm.base.embedded.world.scene import (
     DETAILS,
     Look,

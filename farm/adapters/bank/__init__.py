@@ -1,0 +1,1 @@
+"""The bank: stacked adapter weights in slots over one frozen base."""

@@ -1,0 +1,350 @@
+"""The bank: S adapters' slots of one shape over one frozen base, for training and for scores.
+
+Owns the stacked weights, the wrapping of the base's layers and the routing of rows to slots. Does
+not train, draw or read files. Serving has ``MixedBank``, whose slots differ in shape. Setting,
+clearing and reading a slot copies numbers in place: no module, shape or address changes, so a
+compiled step or a captured CUDA graph stays valid.
+
+All layers' weights lie in one flat tensor [S + 1, P], all down halves before all up halves; a
+layer holds views of it. An optimiser step, a clip, a check for NaN or a checkpoint is thus one
+operation over rows. The last row is always zero: the adapter of rows that have none.
+
+Legend: S slots, Z = S + 1, P parameters per slot, R rows, K adapters per row, I inputs,
+O outputs, r rank (the bank's largest; smaller adapters leave their last columns zero).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from farm.adapters.bank.layers import (
+    BankConv2d,
+    BankLayer,
+    BankLinear,
+    Route,
+    StackedWeights,
+)
+from farm.adapters.bank.layout import LayerPlace, lay_out, matching_layers
+from farm.adapters.weights import AdapterWeights, LayerWeights
+from farm.base.generate import Routing
+from farm.base.interface import Base
+from farm.base.transfer import sent
+from farm.errors import AdapterFileError
+from farm.keys import derive_seed
+
+__all__ = ["Bank"]
+
+
+class Bank(nn.Module):
+    """Stacked LoRA slots on the chosen layers of a base."""
+
+    flat_ZP: Tensor
+    """The master weights, all slots and the zero adapter."""
+    scale_LZ: Tensor
+    """alpha / rank by layer and slot, in the base's dtype."""
+
+    def __init__(
+        self,
+        base: Base,
+        *,
+        num_slots: int,
+        max_rank: int,
+        target_modules: Sequence[str],
+        text_encoder_modules: Sequence[str] = (),
+        dtype: torch.dtype | None = None,
+        trainable: bool = False,
+        max_per_row: int = 1,
+    ) -> None:
+        """Wrap the base's layers. ``close`` unwraps them; a base carries one bank at a time.
+
+        Args:
+            target_modules: endings of the denoiser's module names, such as ``to_q``.
+            text_encoder_modules: the same for the text encoder.
+            dtype: of the stored weights; None means float32 to train and the base's to serve.
+            trainable: whether the grouped route keeps gradients (in ``grad_SP``).
+            max_per_row: the most adapters that one row may name at once.
+
+        Raises:
+            UserError: if an ending matches no linear or convolution layer.
+        """
+        super().__init__()
+        if num_slots < 1 or max_rank < 1:
+            raise ValueError("a bank needs at least one slot and one rank")
+        self.base = [base]  # in a list: the base's modules are not the bank's children
+        self.num_slots, self.max_rank, self.max_per_row = num_slots, max_rank, max_per_row
+        self.trainable = trainable
+        self.dtype = dtype or (torch.float32 if trainable else base.dtype)
+        self.compute_dtype = base.dtype
+        chosen = matching_layers(base, base.denoiser_name, target_modules)
+        chosen |= matching_layers(base, "text_encoder", text_encoder_modules)
+        self.places = lay_out(chosen, max_rank)
+        self.num_parameters = sum(
+            (place.num_inputs + place.num_outputs) * max_rank for place in self.places.values()
+        )
+        self._allocate(base.device)
+        self._alphas: list[dict[str, float]] = [{} for _ in range(num_slots)]
+        self._ranks: list[dict[str, int]] = [{} for _ in range(num_slots)]
+        self._route = Route()
+        self._wrapped: dict[str, tuple[nn.Module, str]] = {}
+        for index, (name, layer) in enumerate(chosen.items()):
+            self._wrap(name, layer, self._stacked(index, self.places[name]))
+
+    # -- storage ------------------------------------------------------------------------------
+
+    def _allocate(self, device: torch.device) -> None:
+        shape = (self.num_slots + 1, self.num_parameters)
+        self.register_buffer(
+            "flat_ZP", torch.zeros(shape, dtype=self.dtype, device=device), persistent=False
+        )
+        # what the layers read: the master itself where dtypes agree, else a cast of it
+        shares = self.dtype == self.compute_dtype
+        self._compute_ZP = self.flat_ZP if shares else self.flat_ZP.to(self.compute_dtype)
+        scale = torch.zeros(len(self.places), shape[0], dtype=self.compute_dtype, device=device)
+        self.register_buffer("scale_LZ", scale, persistent=False)
+        self.grad_SP: Tensor | None = None
+        if self.trainable:
+            self.grad_SP = torch.zeros_like(self._compute_ZP[: self.num_slots])
+            # a layer's gradients are strided views of the flat tensor, on purpose
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient")
+
+    def _stacked(self, index: int, place: LayerPlace) -> StackedWeights:
+        down, up = self._views(self._compute_ZP, place)
+        slots_down, slots_up = down[: self.num_slots].detach(), up[: self.num_slots].detach()
+        if self.grad_SP is not None:
+            # leaves whose gradients accumulate in place into one flat tensor
+            slots_down.requires_grad_()
+            slots_up.requires_grad_()
+            slots_down.grad, slots_up.grad = self._views(self.grad_SP, place)
+        return StackedWeights(slots_down, slots_up, down, up, self.scale_LZ[index])
+
+    def _views(self, flat: Tensor, place: LayerPlace) -> tuple[Tensor, Tensor]:
+        """Down [rows, I, r] and up [rows, r, O] of one layer in a flat tensor [rows, P]."""
+        rank, rows = self.max_rank, flat.shape[0]
+        down = flat[:, place.down_start : place.down_start + place.num_inputs * rank]
+        up = flat[:, place.up_start : place.up_start + place.num_outputs * rank]
+        return down.view(rows, -1, rank), up.view(rows, rank, -1)
+
+    def _wrap(self, name: str, layer: nn.Module, stacked: StackedWeights) -> None:
+        kind = BankConv2d if isinstance(layer, nn.Conv2d) else BankLinear
+        component, path = name.split(".", 1)
+        root = self.base[0].components[component]
+        parent_path, _, attribute = path.rpartition(".")
+        parent = root.get_submodule(parent_path)
+        for parameter in layer.parameters():
+            parameter.requires_grad_(False)
+        setattr(parent, attribute, kind(layer, self._route, stacked))
+        self._wrapped[name] = (parent, attribute)
+
+    def close(self) -> None:
+        """Put the base's own layers back; the bank routes no more. Twice is no error."""
+        for parent, attribute in self._wrapped.values():
+            wrapper = getattr(parent, attribute)
+            assert isinstance(wrapper, BankLayer)
+            setattr(parent, attribute, wrapper.base_layer)
+        self._wrapped.clear()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Carry the master weights over to what the layers read, after they changed as a whole."""
+        if self._compute_ZP is not self.flat_ZP:
+            self._compute_ZP.copy_(self.flat_ZP)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Device memory that one further slot costs here, without optimiser state."""
+        tensors = [self.flat_ZP]
+        if self._compute_ZP is not self.flat_ZP:
+            tensors.append(self._compute_ZP)
+        if self.grad_SP is not None:
+            tensors.append(self.grad_SP)
+        return sum(tensor.element_size() for tensor in tensors) * self.num_parameters
+
+    # -- routing ------------------------------------------------------------------------------
+
+    @contextmanager
+    def route(self, slots_R: Tensor, weights_RK: Tensor | None = None) -> Iterator[None]:
+        """Each row of the passes inside uses its own slots; -1 stands for none.
+
+        Args:
+            slots_R: int64 [R], or [R, K] with up to ``max_per_row`` adapters a row.
+            weights_RK: factors on the adapters, the shape of ``slots_R``; None means 1.
+
+        A captured CUDA graph reads the tensors given here, without negative entries and already
+        on the device: keep them and change them in place (use ``num_slots`` instead of -1 then).
+        """
+        slots_RK = slots_R.unsqueeze(1) if slots_R.ndim == 1 else slots_R
+        if slots_RK.shape[1] > self.max_per_row:
+            raise ValueError(f"{slots_RK.shape[1]} adapters a row; at most {self.max_per_row}")
+        device = self.flat_ZP.device
+        if slots_RK.device != device or device.type == "cpu":
+            if int(slots_RK.max()) >= self.num_slots + 1 or int(slots_RK.min()) < -1:
+                raise ValueError(f"slots must lie in -1..{self.num_slots}")
+            # -1 and S both index the last row, the zero adapter
+            slots_RK = sent(torch.where(slots_RK < 0, self.num_slots, slots_RK), device)
+        if weights_RK is not None:
+            weights_RK = sent(weights_RK.reshape(slots_RK.shape), device)
+        with self._entered("gathered", slots_RK, weights_RK):
+            yield
+
+    @contextmanager
+    def route_grouped(self, rows_per_slot: int) -> Iterator[None]:
+        """The rows inside come as ``num_slots`` equal groups in slot order, without copies.
+
+        Backward passes with gradient checkpointing must run inside too, for they run layers again.
+        """
+        if rows_per_slot < 1:
+            raise ValueError("every slot needs at least one row")
+        with self._entered("grouped", None, None):
+            yield
+
+    @contextmanager
+    def _entered(
+        self, mode: str, slots_RK: Tensor | None, weights_RK: Tensor | None
+    ) -> Iterator[None]:
+        route = self._route
+        before = (route.mode, route.slots_RK, route.weights_RK)
+        route.mode, route.slots_RK, route.weights_RK = mode, slots_RK, weights_RK  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            route.mode, route.slots_RK, route.weights_RK = before
+
+    def draw_routing(self, slots: Sequence[int] | Tensor, weights: Tensor | None = None) -> Routing:
+        """For ``farm.base.generate``: picture number i uses slot (or row of slots) ``slots[i]``."""
+        slots_P = torch.as_tensor(slots, dtype=torch.int64)
+
+        def routing(pictures_R: Tensor) -> AbstractContextManager[None]:
+            chosen = None if weights is None else weights[pictures_R]
+            return self.route(slots_P[pictures_R], chosen)
+
+        return routing
+
+    # -- slots --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def set_slot(self, slot: int, weights: AdapterWeights) -> None:
+        """Copy an adapter into a slot; layers that it lacks become zero.
+
+        Raises:
+            AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.
+        """
+        self.check_fits(weights)
+        row_P = torch.zeros(self.num_parameters, dtype=self.dtype)
+        scale_L = torch.zeros(len(self.places), dtype=torch.float64)
+        for index, (name, place) in enumerate(self.places.items()):
+            layer = weights.layers.get(name)
+            if layer is None:
+                continue
+            down, up = self._views(row_P.unsqueeze(0), place)
+            down[0, :, : layer.rank] = layer.down.detach().flatten(1).T.to(row_P)
+            up[0, : layer.rank] = layer.up.detach().flatten(1).T.to(row_P)
+            scale_L[index] = weights.scale(name)
+        self.write_row(slot, row_P)
+        self.scale_LZ[:, slot].copy_(sent(scale_L, self.scale_LZ.device))
+        self._alphas[slot] = dict(weights.alphas)
+        self._ranks[slot] = {name: layer.rank for name, layer in weights.layers.items()}
+
+    @torch.no_grad()
+    def clear_slot(self, slot: int) -> None:
+        """Make a slot the bare base again."""
+        self.flat_ZP[self._checked(slot)].zero_()
+        self._compute_ZP[slot].zero_()
+        self.scale_LZ[:, slot].zero_()
+        self._alphas[slot], self._ranks[slot] = {}, {}
+
+    @torch.no_grad()
+    def slot_weights(self, slot: int) -> AdapterWeights:
+        """A copy of a slot's adapter on the CPU, at its own rank."""
+        return self.unpack(slot, self.flat_ZP[self._checked(slot)])
+
+    def init_slot(self, slot: int, rank: int, alpha: float, seed: int) -> None:
+        """Start a fresh adapter: down normal with deviation 1/rank, up zero.
+
+        These are peft's "gaussian" starting weights, which the diffusers scripts use. Each layer
+        draws from its own stream ``(seed, "init", name)`` on the CPU, in the shape of peft's A.
+        """
+        layers = {}
+        for name, place in self.places.items():
+            generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
+            num_inputs = place.num_inputs
+            shape: tuple[int, ...] = (rank, num_inputs)
+            up_shape: tuple[int, ...] = (place.num_outputs, rank)
+            if place.kernel:
+                channels = num_inputs // (place.kernel[0] * place.kernel[1])
+                shape, up_shape = (rank, channels, *place.kernel), (*up_shape, 1, 1)
+            down = torch.randn(shape, generator=generator) / rank
+            layers[name] = LayerWeights(down, torch.zeros(up_shape))
+        self.set_slot(slot, AdapterWeights.with_alpha(layers, alpha))
+
+    def pack(self, weights: AdapterWeights) -> Tensor:
+        """An adapter as one flat row [P] on the CPU, in the bank's layout and dtype.
+
+        Optimiser moments have the shape of an adapter too, and travel the same way.
+        """
+        row_P = torch.zeros(self.num_parameters, dtype=self.dtype)
+        for name, layer in weights.layers.items():
+            down, up = self._views(row_P.unsqueeze(0), self.places[name])
+            down[0, :, : layer.rank] = layer.down.flatten(1).T
+            up[0, : layer.rank] = layer.up.flatten(1).T
+        return row_P
+
+    @torch.no_grad()
+    def write_row(self, slot: int, row_P: Tensor) -> None:
+        """Replace a slot's weights by a flat row [P]; its ranks and alphas stay."""
+        self.flat_ZP[self._checked(slot)].copy_(sent(row_P, self.flat_ZP.device))
+        if self._compute_ZP is not self.flat_ZP:
+            self._compute_ZP[slot].copy_(self.flat_ZP[slot])
+
+    def unpack(self, slot: int, row_P: Tensor) -> AdapterWeights:
+        """A flat row [P] as an adapter, with the ranks and alphas that the slot has now."""
+        row_P = row_P.detach().cpu()
+        layers = {}
+        for name, rank in self._ranks[self._checked(slot)].items():
+            place = self.places[name]
+            down, up = self._views(row_P.unsqueeze(0), place)
+            down_rI = down[0, :, :rank].T.clone(memory_format=torch.contiguous_format)
+            up_Or = up[0, :rank].T.clone(memory_format=torch.contiguous_format)
+            if place.kernel:
+                down_rI = down_rI.view(rank, -1, *place.kernel)
+                up_Or = up_Or.view(-1, rank, 1, 1)
+            layers[name] = LayerWeights(down_rI, up_Or)
+        return AdapterWeights(layers, dict(self._alphas[slot]))
+
+    # -- checks -------------------------------------------------------------------------------
+
+    def _checked(self, slot: int) -> int:
+        if not 0 <= slot < self.num_slots:
+            raise IndexError(f"slot {slot} of a bank with {self.num_slots}")
+        return slot
+
+    def check_fits(self, weights: AdapterWeights) -> None:
+        """Refuse an adapter that no slot can hold.
+
+        Raises:
+            AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.
+        """
+        unknown = sorted(set(weights.layers) - set(self.places))
+        if unknown:
+            raise AdapterFileError(
+                f"the adapter has {len(unknown)} layers that this bank lacks, such as {unknown[0]}",
+                "use the base it was trained on, or open the bank with its target modules",
+            )
+        for name, layer in weights.layers.items():
+            place = self.places[name]
+            found = (layer.down.flatten(1).shape[1], layer.up.shape[0], tuple(layer.down.shape[2:]))
+            wanted = (place.num_inputs, place.num_outputs, place.kernel)
+            if found != wanted or layer.up.flatten(1).shape[1] != layer.rank:
+                raise AdapterFileError(
+                    f"{name} has inputs, outputs and kernel {found}, the base has {wanted}",
+                    "use the base that the adapter was trained on",
+                )
+            if layer.rank > self.max_rank:
+                raise AdapterFileError(
+                    f"the adapter's rank {layer.rank} is above the bank's {self.max_rank}",
+                    f"open the bank with a largest rank of {layer.rank} or more",
+                )

@@ -1,0 +1,93 @@
+"""Which layers of a base carry adapters, and where each one's weights lie in a slot's flat row.
+
+Owns the matching of target names and the order of the row. Holds no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from farm.adapters.bank.layers import AdaptedLayer
+from farm.base.interface import Base
+from farm.errors import UserError
+
+__all__ = ["LayerPlace", "adaptable_layers", "lay_out", "matching_layers"]
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Where one layer's weights lie in a slot's flat row."""
+
+    name: str
+    kernel: tuple[int, ...]
+    """() of a linear layer, (kh, kw) of a convolution."""
+    num_inputs: int
+    """Rows of the down half: inputs, times the kernel's area for a convolution."""
+    num_outputs: int
+    down_start: int
+    up_start: int
+
+
+def matching_layers(base: Base, component: str, endings: Sequence[str]) -> dict[str, nn.Module]:
+    """The linear and convolution layers of a component whose names end so, in module order."""
+    if not endings:
+        return {}
+    if component not in base.components:
+        raise UserError(f"the base {base.name} has no {component}", "leave its target modules out")
+    found: dict[str, nn.Module] = {}
+    used = set()
+    for path, module in base.components[component].named_modules():
+        matching = [end for end in endings if path == end or path.endswith(f".{end}")]
+        if not matching or not isinstance(module, nn.Linear | nn.Conv2d | AdaptedLayer):
+            continue
+        if isinstance(module, AdaptedLayer):
+            raise ValueError("the base carries a bank already; close that one first")
+        if not _can_carry(module):
+            raise UserError(f"{component}.{path} is a kind of convolution that cannot be adapted")
+        found[f"{component}.{path}"] = module
+        used.update(matching)
+    missing = sorted(set(endings) - used)
+    if missing:
+        raise UserError(
+            f"no linear or convolution layer of {component} ends with {', '.join(missing)}",
+            "name module endings of this base, such as to_q or to_out.0",
+        )
+    return found
+
+
+def adaptable_layers(base: Base, component: str) -> dict[str, nn.Module]:
+    """All layers of a component that can carry an adapter, in module order."""
+    modules = base.components[component].named_modules()
+    if any(isinstance(module, AdaptedLayer) for module in base.components[component].modules()):
+        raise ValueError("the base carries a bank already; close that one first")
+    return {f"{component}.{path}": module for path, module in modules if _can_carry(module)}
+
+
+def _can_carry(module: nn.Module) -> bool:
+    """Linear layers, and convolutions with plain zero padding that are not grouped."""
+    if isinstance(module, nn.Conv2d):
+        is_plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return module.groups == 1 and is_plain
+    return isinstance(module, nn.Linear)
+
+
+def lay_out(layers: Mapping[str, nn.Module], max_rank: int) -> dict[str, LayerPlace]:
+    """Give each layer its place in a flat row: all down halves, then all up halves."""
+    sizes: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Conv2d):
+            high, wide = layer.kernel_size
+            sizes[name] = (layer.in_channels * high * wide, layer.out_channels, (high, wide))
+        else:
+            assert isinstance(layer, nn.Linear)
+            sizes[name] = (layer.in_features, layer.out_features, ())
+    places = {}
+    down_start, up_start = 0, max_rank * sum(inputs for inputs, _, _ in sizes.values())
+    for name, (inputs, outputs, kernel) in sizes.items():
+        places[name] = LayerPlace(name, kernel, inputs, outputs, down_start, up_start)
+        down_start += max_rank * inputs
+        up_start += max_rank * outputs
+    return places

@@ -1,0 +1,143 @@
+"""The wrapped layers of the serving bank: a frozen layer plus the adapters of the pass's rows.
+
+Owns the arithmetic of one layer, and which of its inputs come again. Which rows have an adapter
+on a layer, and of what rank, is decided by ``rows.py``: a layer that no row adapts costs what the
+bare layer costs, and rows without an adapter take part in no product but the frozen one.
+
+Legend: R rows of a pass, G groups of a part's rows that share one adapter each, N positions of a
+group, I inputs, O outputs, r rank, H W picture, L layers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from farm.adapters.bank.layers import AdaptedConv2d, AdaptedLayer
+
+__all__ = ["MixedConv2d", "MixedLayer", "MixedLinear", "MixedRoute", "RowPart"]
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Neighbouring rows whose adapters have one shape; see ``farm.adapters.bank.row_weights``."""
+
+    start: int
+    """The first of the rows in the pass."""
+    stop: int
+    layers: Mapping[str, tuple[Tensor, Tensor]]
+    """down [G, I, r] and up [G, r, O] of each layer that the adapters change."""
+    factors: Mapping[str, Tensor] | None = None
+    """Factors [G, 1, 1] on the hidden values by layer; None means 1."""
+
+
+@dataclass
+class MixedRoute:
+    """The adapters of the present pass; one object shared by all layers of a bank."""
+
+    parts: Sequence[RowPart] = field(default_factory=tuple)
+
+
+class MixedLayer(AdaptedLayer):
+    """A frozen layer that knows its name in the bank."""
+
+    def __init__(self, base_layer: nn.Module, name: str, route: MixedRoute) -> None:
+        super().__init__(base_layer)
+        self.name = name
+        self.route = route
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether any row of the present pass has an adapter here."""
+        return any(self.name in part.layers for part in self.route.parts)
+
+
+@dataclass
+class _Seen:
+    """The last input of a layer, and its output once the input has come twice."""
+
+    x: weakref.ref[Tensor]
+    version: int
+    parts: Sequence[RowPart]
+    y: Tensor | None = None
+
+
+class MixedLinear(MixedLayer):
+    """``y = W x + b + scale · B A x`` with A and B of each row's adapter."""
+
+    _seen: _Seen | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [R, …, I] → [R, …, O]."""
+        parts = self.route.parts
+        return self._remembered(x, parts) if _may_remember(x) else self._computed(x, parts)
+
+    def _remembered(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
+        """The output, computed once for an input that comes again as the same object.
+
+        That is what encoded prompts do: they stay while a picture is generated, and so do the
+        keys and values of cross-attention. Activations never come again, and are not kept.
+        """
+        seen, version = self._seen, x._version  # which changes when x is written in place
+        if seen is not None and seen.x() is x and seen.version == version and seen.parts is parts:
+            if seen.y is None:
+                seen.y = self._computed(x, parts)
+            return seen.y
+        self._seen = _Seen(weakref.ref(x), version, parts)
+        return self._computed(x, parts)
+
+    def _computed(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
+        y = functional.linear(x, self.weight, self.bias)
+        for part in parts:
+            pair = part.layers.get(self.name)
+            if pair is None:
+                continue
+            down, up = pair
+            is_whole = x.ndim == 3 and down.shape[0] == x.shape[0]  # each row has one, as it is
+            x_GNI = x
+            if not is_whole:
+                x_GNI = x[part.start : part.stop].reshape(down.shape[0], -1, x.shape[-1])
+            hidden_GNr = torch.bmm(x_GNI, down)
+            if part.factors is not None:
+                hidden_GNr = hidden_GNr * part.factors[self.name]
+            if is_whole:
+                y.baddbmm_(hidden_GNr, up)
+                continue
+            if not y.is_contiguous():
+                y = y.contiguous()
+            y[part.start : part.stop].view(down.shape[0], -1, y.shape[-1]).baddbmm_(hidden_GNr, up)
+        return y
+
+
+def _may_remember(x: Tensor) -> bool:
+    """Not where gradients flow, nor where a pass is recorded to be run again on other values."""
+    if torch.is_grad_enabled() or x.is_inference() or torch.compiler.is_compiling():
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+class MixedConv2d(MixedLayer, AdaptedConv2d):
+    """A frozen convolution plus, per row, a like convolution to r channels and a 1×1 back up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [R, I, H, W] → [R, O, H', W']."""
+        y_ROHW: Tensor = self.base_layer(x)
+        y_RHWO: Tensor | None = None
+        for part in self.route.parts:
+            pair = part.layers.get(self.name)
+            if pair is None:
+                continue
+            if y_RHWO is None:  # a view where the pass runs in the channels-last layout
+                y_RHWO = y_ROHW.permute(0, 2, 3, 1).contiguous()
+            down, up = pair
+            hidden_GNr = self.hidden(x[part.start : part.stop], down, y_ROHW.shape[2:])
+            if part.factors is not None:
+                hidden_GNr = hidden_GNr * part.factors[self.name]
+            rows = y_RHWO[part.start : part.stop].view(down.shape[0], -1, y_RHWO.shape[3])
+            rows.baddbmm_(hidden_GNr, up)
+        return y_ROHW if y_RHWO is None else y_RHWO.permute(0, 3, 1, 2)

@@ -1,0 +1,177 @@
+"""Row weights: each row's own adapters, gathered once for as long as the rows stay together.
+
+Owns which rows of a pass share products, and a copy of their adapters in row order, kept up to
+date row by row. Between two denoising steps hardly any row changes, so hardly anything is copied.
+
+Neighbouring rows whose adapters have one shape make a part, with one product per layer. Where the
+copies would take too much memory, the rows read the slots themselves, one adapter at a time: that
+is no slower for large adapters, whose products fill the processor alone.
+
+Legend: R rows, K adapters per row, P parameters of a shape, L layers, G groups.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from farm.adapters.bank.mixed import Held, MixedBank, Shape
+from farm.adapters.bank.mixed_layers import RowPart
+from farm.base.transfer import sent
+
+__all__ = ["RowWeights"]
+
+MAX_COPIED_BYTES = 256 << 20
+"""Rows of one shape are copied side by side up to this size."""
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One row's adapter and the factor on it."""
+
+    row: int
+    held: Held
+    factor: float
+
+
+@dataclass(eq=False)
+class _Copies:
+    """Adapters of one shape side by side."""
+
+    flat_RP: Tensor
+    serials: list[int]
+    """What is in each place; -1 for nothing."""
+    num_used: int = 0
+    views: dict[tuple[int, int], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def layers(self, shape: Shape, start: int, stop: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Views of some places."""
+        if (start, stop) not in self.views:
+            self.views[start, stop] = shape.views(self.flat_RP[start:stop])
+        return self.views[start, stop]
+
+
+class RowWeights:
+    """The weights of the rows of one running batch."""
+
+    def __init__(self, bank: MixedBank) -> None:
+        """Hold no rows yet; memory grows with the largest batch."""
+        self._bank = bank
+        self._copies: dict[tuple[int, Shape], _Copies] = {}
+        self._parts: list[RowPart] = []
+        self._num_copied = 0
+
+    @torch.no_grad()
+    def assign(
+        self, slots: Sequence[Sequence[int]], factors: Sequence[Sequence[float]] | None = None
+    ) -> int:
+        """Set which slots each row uses; copies only what changed since the last time.
+
+        Rows share products where rows of one ``MixedBank.group_of`` are neighbours.
+
+        Args:
+            slots: for each row its slots, none to ``max_per_row`` of them.
+            factors: on the adapters, the shape of ``slots``; None means 1.
+
+        Returns:
+            Rows that were copied.
+
+        Raises:
+            ValueError: if a row has more adapters than the bank allows.
+        """
+        width = max((len(row) for row in slots), default=0)
+        if width > self._bank.max_per_row:
+            raise ValueError(f"{width} adapters a row; at most {self._bank.max_per_row}")
+        before, self._copies = self._copies, {}
+        self._num_copied = 0
+        # a new list tells the layers that what they remember may be of other weights
+        self._parts = []
+        for k in range(width):
+            uses = [
+                _Use(i, held, 1.0 if factors is None else factors[i][k])
+                for i, row in enumerate(slots)
+                if k < len(row) and (held := self._bank.held(row[k])) is not None
+            ]
+            self._add_parts(k, uses, before)
+        for part in self._parts:
+            self._bank.open_layers(part.layers)
+        return self._num_copied
+
+    def _add_parts(
+        self, k: int, uses: Sequence[_Use], before: dict[tuple[int, Shape], _Copies]
+    ) -> None:
+        """The parts of each row's adapter number ``k``."""
+        totals = Counter(use.held.shape for use in uses)
+        itemsize = self._bank.dtype.itemsize
+        for _, run in groupby(enumerate(uses), lambda at: (at[1].held.shape, at[1].row - at[0])):
+            members = [use for _, use in run]
+            shape = members[0].held.shape
+            if totals[shape] * shape.num_parameters * itemsize > MAX_COPIED_BYTES:
+                self._add_direct(members)
+                continue
+            if (k, shape) not in self._copies:
+                copies = self._room(before.get((k, shape)), shape, totals[shape])
+                self._copies[k, shape] = copies
+            self._add_copied(self._copies[k, shape], members)
+
+    def _room(self, known: _Copies | None, shape: Shape, rows: int) -> _Copies:
+        """Places for so many rows; those there are, if they are enough."""
+        if known is not None and len(known.serials) >= rows:
+            known.num_used = 0
+            return known
+        capacity = rows if known is None else max(rows, 2 * len(known.serials))
+        del known
+        bank = self._bank
+        flat = torch.empty(capacity, shape.num_parameters, dtype=bank.dtype, device=bank.device)
+        return _Copies(flat, [-1] * capacity)
+
+    def _add_copied(self, copies: _Copies, members: Sequence[_Use]) -> None:
+        start = copies.num_used
+        copies.num_used += len(members)
+        for place, use in enumerate(members, start):
+            if copies.serials[place] != use.held.serial:
+                copies.flat_RP[place].copy_(use.held.flat_P)
+                copies.serials[place] = use.held.serial
+                self._num_copied += 1
+        shape = members[0].held.shape
+        layers = copies.layers(shape, start, copies.num_used)
+        self._append(members, layers, members)
+
+    def _add_direct(self, members: Sequence[_Use]) -> None:
+        """Rows that read the slot itself, as one group each time the adapter changes."""
+        for _, run in groupby(members, lambda use: (use.held.serial, use.factor)):
+            rows = list(run)
+            held = rows[0].held
+            self._append(rows, held.shape.views(held.flat_P.unsqueeze(0)), rows[:1])
+
+    def _append(
+        self,
+        rows: Sequence[_Use],
+        layers: dict[str, tuple[Tensor, Tensor]],
+        groups: Sequence[_Use],
+    ) -> None:
+        self._parts.append(
+            RowPart(rows[0].row, rows[-1].row + 1, layers, self._factors(list(layers), groups))
+        )
+
+    def _factors(self, names: Sequence[str], groups: Sequence[_Use]) -> dict[str, Tensor] | None:
+        """alpha / rank times the given factors, by layer; None if all of them are 1."""
+        given_G = torch.tensor([use.factor for use in groups], dtype=torch.float64)
+        scale_LG = torch.stack([use.held.scale_L for use in groups], dim=1) * given_G
+        if bool((scale_LG == 1).all()):
+            return None
+        bank = self._bank
+        sent_LG = sent(scale_LG.to(bank.dtype), bank.device)[:, :, None, None]
+        return dict(zip(names, sent_LG, strict=True))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Passes inside have exactly the assigned rows, in their order."""
+        with self._bank.route_parts(self._parts):
+            yield

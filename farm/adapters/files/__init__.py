@@ -1,0 +1,1 @@
+"""Adapter files: diffusers, PEFT and kohya forms, and the model card."""

@@ -1,0 +1,178 @@
+"""Adapter folders: everything that one training leaves, written and read back.
+
+Owns the folder. The forms themselves are in ``write_forms`` and ``read_forms``, the names of layers
+in ``names``, the card in ``card``; where folders lie in the store is the registry's matter.
+
+    pytorch_lora_weights.safetensors       diffusers
+    peft/adapter_model.safetensors         PEFT, with adapter_config.json
+    <name>.kohya.safetensors               kohya, A1111, ComfyUI
+    README.md  samples/*.png               for people and the Hub
+    adapter.json                           the record, with every file's sha256
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from farm.adapters.file_names import (
+    DIFFUSERS_FILE,
+    KOHYA_ENDING,
+    PEFT_FOLDER,
+    PEFT_WEIGHTS,
+    RECORD_FILE,
+    SAMPLES_FOLDER,
+)
+from farm.adapters.files.layer_names import layer_names
+from farm.adapters.files.model_card import model_card
+from farm.adapters.files.read import read_adapter_file
+from farm.adapters.files.write import (
+    diffusers_file,
+    kohya_file,
+    peft_files,
+    safe_file_name,
+    thumbnail_uri,
+)
+from farm.adapters.record import AdapterRecord
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base
+from farm.errors import AdapterFileError
+from farm.keys import bytes_digest, file_digest
+
+__all__ = ["FORMS", "Form", "load_adapter", "save_adapter", "verify_files"]
+
+Form = Literal["diffusers", "peft", "kohya"]
+FORMS: tuple[Form, ...] = ("diffusers", "peft", "kohya")
+
+
+def save_adapter(
+    folder: str | Path,
+    weights: AdapterWeights,
+    record: AdapterRecord,
+    base: Base,
+    *,
+    forms: Sequence[Form] = FORMS,
+    samples: Sequence[Image.Image] = (),
+    samples_of_others: Sequence[Image.Image] = (),
+) -> AdapterRecord:
+    """Write an adapter's whole folder; the record comes last.
+
+    Args:
+        weights: as trained.
+        forms: which files to write.
+        samples: pictures for the card; a picture's ``info["prompt"]`` becomes its caption, and
+            the first one the thumbnail in the kohya form.
+        samples_of_others: for the prompts of other namespaces that share the job; the card and the
+            other forms do not know of them.
+
+    Returns:
+        The record with the sha256 of every file, as written.
+
+    Raises:
+        AdapterFileError: if the weights are not finite: no such adapter is ever written.
+    """
+    if not weights.layers or not weights.is_finite:
+        raise AdapterFileError("the adapter is empty or not finite", "train it again")
+    known = layer_names(base)
+    files: dict[str, bytes] = {}
+    if "diffusers" in forms:
+        files[DIFFUSERS_FILE] = diffusers_file(weights, known)
+    if "peft" in forms:
+        files |= peft_files(weights, known, record.base_id, base.denoiser_name)
+    kohya_name = None
+    if "kohya" in forms:
+        kohya_name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
+        thumbnail = thumbnail_uri(samples[0]) if samples else None
+        files[kohya_name] = kohya_file(weights, record, base, thumbnail)
+    pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
+    captions = _captions(pictures)
+    files["README.md"] = model_card(record, captions, kohya_name).encode()
+
+    pictures |= {
+        f"samples-others/{number:02d}.png": picture
+        for number, picture in enumerate(samples_of_others)
+    }
+    files |= {name: _png(picture) for name, picture in pictures.items()}
+    prompts = {name: prompt for name, prompt in _captions(pictures) if prompt}
+
+    digests = {name: bytes_digest(data) for name, data in files.items()}
+    whole = record.model_copy(update={"files": digests, "sample_prompts": prompts})
+    files[RECORD_FILE] = whole.to_json().encode()
+    for name, data in files.items():  # the record was put in last
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return whole
+
+
+def _captions(pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
+    return [(name, str(picture.info.get("prompt", ""))) for name, picture in pictures.items()]
+
+
+def load_adapter(path: str | Path, base: Base | Collection[str]) -> AdapterWeights:
+    """Read an adapter in any of the three forms, on the CPU in float32.
+
+    Args:
+        path: a safetensors file, or a folder that holds an adapter in some form.
+        base: the base that it is for, or the names of that base's layers.
+
+    Raises:
+        AdapterFileError: if nothing readable is there, or it does not fit the base.
+    """
+    known = layer_names(base) if isinstance(base, Base) else base
+    place = Path(path)
+    if not place.is_dir():
+        return read_adapter_file(place, known)
+    parts = [read_adapter_file(file, known) for file in _files_of(place)]
+    return AdapterWeights(
+        {name: layer for part in parts for name, layer in part.layers.items()},
+        {name: alpha for part in parts for name, alpha in part.alphas.items()},
+    )
+
+
+def verify_files(folder: str | Path, record: AdapterRecord, names: Sequence[str] = ()) -> None:
+    """Compare files with the record's digests.
+
+    Args:
+        names: which ones; none means all of the record's.
+
+    Raises:
+        AdapterFileError: naming the first file that is missing or differs.
+    """
+    for name in names or tuple(record.files):
+        path = Path(folder) / name
+        if name not in record.files or not path.is_file():
+            raise AdapterFileError(f"{path} is missing", "fetch the adapter again")
+        if file_digest(path) != record.files[name]:
+            raise AdapterFileError(
+                f"{path} is not the file that was published", "fetch the adapter again"
+            )
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The file, or PEFT's one file per component, that a folder is read from."""
+    if (folder / DIFFUSERS_FILE).is_file():
+        return [folder / DIFFUSERS_FILE]
+    for root in (folder, folder / PEFT_FOLDER):
+        found = [
+            place / PEFT_WEIGHTS
+            for place in (root, root / "text_encoder")
+            if (place / PEFT_WEIGHTS).is_file()
+        ]
+        if found:
+            return found
+    single = sorted(folder.glob("*.safetensors"))
+    if len(single) == 1:
+        return single
+    what = "several safetensors files" if single else "no adapter file"
+    raise AdapterFileError(f"{folder} holds {what}", "name one file")
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,182 @@
+"""Adapters of other tools, brought into a store as committed adapters.
+
+Owns what an imported adapter is called, its key and its record. The forms are read by ``formats``;
+committing is the registry's part.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from farm.adapters.file_names import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_WEIGHTS
+from farm.adapters.files.folder import load_adapter, save_adapter
+from farm.adapters.files.read import describe_file
+from farm.adapters.record import AdapterRecord, ImportedFile
+from farm.adapters.registry import Registry
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base
+from farm.errors import AdapterFileError, UserError
+from farm.intake.subject import (
+    CLASS_NOUN_FIELD,
+    DEFAULT_IDENTIFIER,
+    DEFAULT_INSTANCE_PROMPT,
+    DEFAULT_NAMESPACE,
+    PLACEHOLDER,
+    ClassNoun,
+    Identifier,
+    Name,
+    Prompt,
+    names_identifier,
+)
+from farm.keys import digest, file_digest, key_of
+from farm.storage import Store
+
+__all__ = ["ImportRequest", "Imported", "import_adapter"]
+
+PEFT_FILES = (PEFT_WEIGHTS, PEFT_CONFIG)
+TRIGGER_FIELD = "modelspec.trigger_phrase"
+"""Where ModelSpec headers hold the words that call the subject."""
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """A file, and what the farm should call it."""
+
+    path: Path
+    """A safetensors file, or a folder that PEFT or diffusers wrote."""
+    name: str
+    class_noun: str
+    namespace: str = DEFAULT_NAMESPACE
+    identifier: str | None = None
+    """The trigger word, for which ``[V]`` stands; None takes the header's, else ``sks``."""
+    instance_prompt: str | None = None
+    """An example prompt, with ``[V]``."""
+    replace: bool = False
+    """Whether a name that is taken may point to this adapter from now on."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter that the store now holds."""
+
+    record: AdapterRecord
+    weights: AdapterWeights
+    is_new: bool
+    """False if the same file was imported under the same words before."""
+    identifier_assumed: bool
+    """Whether neither the caller nor the file named the trigger word."""
+
+
+def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported:
+    """Convert an adapter file to the farm's forms and commit it.
+
+    Args:
+        base: the base model that the adapter was trained on.
+
+    Raises:
+        AdapterFileError: if the file cannot be read or does not fit the base.
+        UserError: if a word cannot be used, or the name is taken.
+    """
+    weights = load_adapter(request.path, base)
+    file = _weights_file(request.path)
+    form, header = describe_file(file)
+    identifier, is_assumed = _identifier(request, header)
+    record = _record(request, base, identifier, _origin(request.path, file, form))
+    registry = Registry(store)
+    _check_name(registry, record, request.replace)
+    with tempfile.TemporaryDirectory(prefix="farm-import-") as folder:
+        written = save_adapter(folder, weights, record, base)
+        is_new = registry.publish(written, folder)
+    return Imported(registry.record(record.job_key), weights, is_new, is_assumed)
+
+
+def _record(
+    request: ImportRequest, base: Base, identifier: str, origin: ImportedFile
+) -> AdapterRecord:
+    noun = _checked(ClassNoun, request.class_noun, "--class")
+    prompt = request.instance_prompt or DEFAULT_INSTANCE_PROMPT
+    prompt = _checked(Prompt, prompt.replace(CLASS_NOUN_FIELD, noun), "--prompt")
+    prompt = prompt.replace(PLACEHOLDER, identifier)
+    if not names_identifier(prompt, identifier):
+        raise UserError(
+            f"--prompt: `{prompt}` does not name the subject",
+            f"put {PLACEHOLDER} where its identifier belongs",
+        )
+    words = {
+        "namespace": _checked(Name, request.namespace, "--namespace"),
+        "name": _checked(Name, request.name, "--name"),
+        "class_noun": noun,
+        "identifier": identifier,
+        "instance_prompt": prompt,
+    }
+    key = key_of("import", sha256=origin.sha256, base=base.fingerprint, **words)
+    return AdapterRecord(
+        job_key=key,
+        subject_id=words["name"],
+        base_id=base.name,
+        base_fingerprint=base.fingerprint,
+        imported=origin,
+        stopped_because="imported",
+        **words,
+    )
+
+
+def _identifier(request: ImportRequest, header: dict[str, str]) -> tuple[str, bool]:
+    """The trigger word, and whether it had to be assumed."""
+    if request.identifier is not None:
+        return _checked(Identifier, request.identifier, "--identifier"), False
+    phrase = header.get(TRIGGER_FIELD, "").strip()
+    word = phrase.removesuffix(request.class_noun.strip()).strip()
+    try:
+        return str(TypeAdapter(Identifier).validate_python(word)), False
+    except ValidationError:  # no phrase, or several words
+        return DEFAULT_IDENTIFIER, True
+
+
+def _checked(kind: Any, value: str, option: str) -> str:
+    try:
+        return str(TypeAdapter(kind).validate_python(value))
+    except ValidationError as error:
+        raise UserError(
+            f"{option} {value[:100]!r}: {error.errors()[0]['msg']}",
+            "use letters, digits, dot, dash and underscore in names; one word as the identifier",
+        ) from error
+
+
+def _check_name(registry: Registry, record: AdapterRecord, may_replace: bool) -> None:
+    label = f"{record.namespace}/{record.name}"
+    if registry.is_revoked(record.job_key):
+        raise UserError(f"{label} was revoked as this file", "import it under another name")
+    named = registry.resolve(record.namespace, record.name)
+    if named is not None and named.job_key != record.job_key and not may_replace:
+        raise UserError(
+            f"{label} is the name of another adapter",
+            "choose another --name, or point the name to this file with --replace",
+        )
+
+
+def _weights_file(path: Path) -> Path:
+    """The file that stands for the adapter: the path itself, or the first one in the folder."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.rglob("*.safetensors"))
+    if not found:
+        raise AdapterFileError(f"{path} holds no adapter file", "name one file")
+    names = (PEFT_WEIGHTS, DIFFUSERS_FILE)
+    return next((file for file in found if file.name in names), found[0])
+
+
+def _origin(path: Path, file: Path, form: str) -> ImportedFile:
+    is_peft = file.name == PEFT_FILES[0]
+    if not is_peft:
+        return ImportedFile(file=file.name, sha256=file_digest(file), form=form)
+    folder = file.parent
+    found = sorted(one for name in PEFT_FILES for one in folder.rglob(name))
+    sha256 = digest({str(one.relative_to(folder)): file_digest(one) for one in found})
+    name = (path if path.is_dir() else folder).resolve().name
+    return ImportedFile(file=name, sha256=sha256, form="peft" if form == "diffusers" else form)

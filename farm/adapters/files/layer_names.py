@@ -1,0 +1,113 @@
+"""Layer names: the same layer as diffusers, PEFT, kohya and this farm call it.
+
+Owns the mapping. A layer's own name here is ``component.module path`` as the base at hand has it.
+The CLIP text encoder's modules were all below ``text_model`` until transformers 5 took that level
+away; files always carry it, and names are fitted to the base when read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+
+from torch import nn
+
+from farm.adapters.bank.layers import AdaptedLayer
+from farm.base.interface import Base
+
+__all__ = ["canonical_name", "endings_of", "kohya_name", "layer_names", "located"]
+
+TEXT_LEVEL = "text_model."
+KOHYA_PREFIXES = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
+"""kohya's component prefixes; the first is written (``te1`` is the spelling of SDXL)."""
+
+
+def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
+    """Every layer of a base that can carry an adapter, whether a bank is on it or not, with the
+    shape of its weight."""
+    return {
+        f"{component}.{path}": tuple(layer.weight.shape)
+        for component, module in base.components.items()
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d | AdaptedLayer)
+        and not path.endswith(".base_layer")
+    }
+
+
+def canonical_name(name: str) -> str:
+    """The name as files carry it: with the text encoder's ``text_model`` level."""
+    component, path = name.split(".", 1)
+    if component != "text_encoder" or path.startswith(TEXT_LEVEL):
+        return name
+    return f"{component}.{TEXT_LEVEL}{path}"
+
+
+def kohya_name(name: str) -> str:
+    """As kohya's scripts, A1111 and ComfyUI call the layer."""
+    component, path = canonical_name(name).split(".", 1)
+    return KOHYA_PREFIXES[component][0] + path.replace(".", "_")
+
+
+def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Fit names from a file, of any tool, to a base's own.
+
+    Args:
+        found: names from a file: kohya's, or ``component.path``, or a bare ``path``.
+        known: the base's ``layer_names``.
+
+    Returns:
+        The base's name of each name that has one, and the names that have none.
+    """
+    index = _spellings(tuple(known))
+    modern = {name: _modern(name) for name in found}
+    names = {name: index[spelling] for name, spelling in modern.items() if spelling in index}
+    return names, [name for name, spelling in modern.items() if spelling not in index]
+
+
+@lru_cache(maxsize=8)
+def _spellings(known: tuple[str, ...]) -> dict[str, str]:
+    """A base's own name of each layer by every spelling of it; the same for all its adapters."""
+    index: dict[str, str] = {}
+    for name in sorted(known, reverse=True):  # "unet" comes first: bare paths are the denoiser's
+        component, path = name.split(".", 1)
+        canonical_path = canonical_name(name).split(".", 1)[1]
+        for spelling in {path, canonical_path}:
+            index.setdefault(f"{component}.{spelling}", name)
+            index.setdefault(spelling, name)
+            for prefix in KOHYA_PREFIXES.get(component, ()):
+                index[prefix + spelling.replace(".", "_")] = name
+    return index
+
+
+def _modern(name: str) -> str:
+    """Undo diffusers' spelling before PEFT: ``attn1.processor.to_q_lora`` is ``attn1.to_q``."""
+    name = re.sub(r"\.self_attn\.to_(q|k|v|out)_lora$", r".self_attn.\1_proj", name)
+    name = re.sub(r"\.processor\.(to_q|to_k|to_v)_lora$", r".\1", name)
+    name = re.sub(r"\.processor\.to_out_lora$", ".to_out.0", name)
+    name = re.sub(r"\.(to_q|to_k|to_v|to_out)_lora$", r".\1", name)
+    return re.sub(r"\.to_out$", ".to_out.0", name)
+
+
+def endings_of(names: Collection[str], known: Collection[str]) -> list[str]:
+    """Module endings that mean exactly these layers of one component, short where possible.
+
+    Short endings (``to_q``) survive a change of the module tree's upper levels; full paths are the
+    fallback when some like-named layer has no adapter.
+    """
+    component = next(iter(names)).split(".", 1)[0]
+    endings = sorted({_ending(name) for name in names})
+    meant = {
+        name
+        for name in known
+        if name.startswith(f"{component}.")
+        and any(name == end or name.endswith(f".{end}") for end in endings)
+    }
+    return endings if meant == set(names) else sorted(name.split(".", 1)[1] for name in names)
+
+
+def _ending(name: str) -> str:
+    """The last word of a name, with what follows it where that is a number (``to_out.0``)."""
+    match = re.search(r"[^.]*[^.\d][^.]*(?:\.\d+)*$", name)
+    assert match is not None
+    return match.group()

@@ -1,0 +1,348 @@
+"""Adapter files of other tools, read back: which form a file has, and the weights in it.
+
+Owns recognition, alphas and checks. PEFT's settings are in ``lora_settings``, the algebra of LoHa
+and LoKr in ``lycoris``. Only safetensors are read: a pickled file runs whatever code it holds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from farm.adapters.file_names import PEFT_WEIGHTS
+from farm.adapters.files.layer_names import located
+from farm.adapters.files.lora_settings import LoraSettings, settings_beside, settings_in_header
+from farm.adapters.files.lycoris import CORE, LYCORIS_PARTS, core_pair, lycoris_pair
+from farm.adapters.weights import AdapterWeights, LayerWeights
+from farm.errors import AdapterFileError
+
+__all__ = ["describe_file", "read_adapter_file"]
+
+_LORA = r"(?:\.lora|\.lora_linear_layer)?"
+_NAMED = r"(?:\.(?P<adapter>[^.]+))?"
+_PARTS = (
+    (re.compile(rf"^(?P<layer>.+?){_LORA}\.(?:lora_A{_NAMED}|lora_down|down)\.weight$"), "down"),
+    (re.compile(rf"^(?P<layer>.+?){_LORA}\.(?:lora_B{_NAMED}|lora_up|up)\.weight$"), "up"),
+    (re.compile(rf"^(?P<layer>.+?){_LORA}\.alpha$"), "alpha"),
+    (re.compile(rf"^(?P<layer>.+)\.{CORE}\.weight$"), CORE),
+    (re.compile(rf"^(?P<layer>.+)\.(?P<part>{'|'.join(LYCORIS_PARTS)}){_NAMED}$"), ""),
+)
+"""A tensor's layer and which part of it the tensor is, by its key."""
+WRAPPERS = ("base_model.model.", "_orig_mod.")
+"""Levels that PEFT and torch.compile put into module names."""
+FOREIGN = {
+    "dora_scale": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA equals",
+    "magnitude_vector": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA "
+    "equals",
+    "oft_": "an OFT adapter: it rotates the base's own weights, which no plain LoRA equals",
+    "boft_": "a BOFT adapter: it rotates the base's own weights, which no plain LoRA equals",
+    ".diff": "a change of whole weights, not a plain LoRA",
+    "modules_to_save": "a whole trained module beside the LoRA",
+}
+"""Marks of adapters that are not low-rank, and what they are."""
+EMBEDDINGS = re.compile(
+    r"^bundle_emb\.(?P<bundled>[^.]+)|^(?P<alone>emb_params|string_to_param.*|clip_[lg]|<[^>]+>)$"
+)
+"""Keys of textual-inversion embeddings, bundled with a LoRA (OneTrainer, A1111) or alone."""
+
+
+@dataclass
+class _Contents:
+    """What a file holds, by its own layer names."""
+
+    parts: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    alphas: dict[str, Tensor] = field(default_factory=dict)
+    adapters: set[str] = field(default_factory=set)
+    """Adapter names inside the keys; "" stands for keys that carry none."""
+
+
+def read_adapter_file(path: Path, known: Collection[str]) -> AdapterWeights:
+    """Read one safetensors file in the diffusers, PEFT, kohya or LyCORIS form.
+
+    Args:
+        known: the base's ``layer_names``, whose shapes the layers must fit. From a collection of
+            bare names shapes are not checked.
+
+    Raises:
+        AdapterFileError: if it is missing, corrupt, of another kind, not finite, has layers that
+            the base lacks or of other shapes, or alphas that belong to no layer.
+    """
+    tensors, header = _read(path)
+    contents = _contents(tensors, path)
+    names, unknown = located([*contents.parts, *contents.alphas], known)
+    _refuse_unknown(contents, unknown, path)
+    settings = _settings(path, header, tensors)
+    alphas = _claimed_alphas(contents, names, path)
+    shapes: Mapping[str, tuple[int, ...]] = known if isinstance(known, Mapping) else {}
+    layers: dict[str, LayerWeights] = {}
+    scales: dict[str, float] = {}
+    for found, parts in contents.parts.items():
+        name = names[found]
+        if name in layers:
+            raise AdapterFileError(f"{path} holds the layer {name} twice", "fetch it again")
+        component, module = name.split(".", 1)
+        own = settings.get(component, settings.get(""))
+        layers[name], scales[name] = _layer(
+            parts, alphas.get(name), own, module, shapes.get(name), f"{path}: {found}"
+        )
+    weights = AdapterWeights(layers, scales)
+    if not weights.is_finite or not all(math.isfinite(alpha) for alpha in scales.values()):
+        raise AdapterFileError(f"{path} holds numbers that are not finite", "train it again")
+    return weights
+
+
+def describe_file(path: Path) -> tuple[str, dict[str, str]]:
+    """An adapter file's form, in the words of the tools, and the text fields of its header.
+
+    Raises:
+        AdapterFileError: if it is missing, corrupt, or not a safetensors file.
+    """
+    with _opened(path) as file:
+        keys, header = list(file.keys()), dict(file.metadata() or {})
+    marks = (("hada_", "LoHa"), ("lokr_", "LoKr"), ("lora_unet_", "kohya"), ("lora_te", "kohya"))
+    for mark, form in marks:
+        if any(mark in key for key in keys):
+            return form, header
+    is_peft = all(key.startswith(WRAPPERS[0]) for key in keys)
+    return "peft" if is_peft else "diffusers", header
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _opened(path) as file:
+        # the handle has no iterator of its own
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, its faults as errors of the adapter."""
+    if path.suffix != ".safetensors":
+        raise AdapterFileError(
+            f"{path} is not a safetensors file", "convert it; pickled files are never read"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise AdapterFileError(f"{path} does not exist", "name an adapter file") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        if _is_lfs_pointer(path):
+            raise AdapterFileError(
+                f"{path} is a Git LFS pointer, not the adapter itself",
+                "fetch it with `git lfs pull`",
+            ) from error
+        raise AdapterFileError(f"{path} cannot be read: {error}", "fetch it again") from error
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
+
+
+def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
+    """Sort a file's tensors by layer and part, weights in float32."""
+    contents = _Contents()
+    for key, tensor in tensors.items():
+        match, part = _part_of(key)
+        if match is None:
+            raise _foreign(key, path)
+        layer = _bare(match["layer"])
+        if part == "alpha":
+            contents.alphas[layer] = tensor
+            continue
+        contents.adapters.add(match.groupdict().get("adapter") or "")
+        contents.parts[layer][part] = tensor.float()
+    if len(contents.adapters) > 1:
+        several = ", ".join(name or "one without a name" for name in sorted(contents.adapters))
+        raise AdapterFileError(
+            f"{path} holds several adapters: {several}", "save one adapter to a file"
+        )
+    if not contents.parts:
+        raise AdapterFileError(f"{path}: it holds no LoRA layer", "fetch it again")
+    return contents
+
+
+def _part_of(key: str) -> tuple[re.Match[str] | None, str]:
+    if any(mark in key for mark in FOREIGN):
+        return None, ""
+    for pattern, part in _PARTS:
+        if (match := pattern.match(key)) is not None:
+            return match, part or match["part"]
+    return None, ""
+
+
+def _bare(layer: str) -> str:
+    for wrapper in WRAPPERS:
+        layer = layer.replace(wrapper, "")
+    return layer
+
+
+def _foreign(key: str, path: Path) -> AdapterFileError:
+    """Why a file with this tensor cannot be read."""
+    if (match := EMBEDDINGS.match(key)) is not None:
+        if bundled := match["bundled"]:
+            return AdapterFileError(
+                f"{path} holds the text embedding {bundled!r} beside the LoRA, which cannot be "
+                "served",
+                "save the LoRA without bundled embeddings",
+            )
+        return AdapterFileError(
+            f"{path} is a textual-inversion embedding, not a LoRA", "train a plain LoRA"
+        )
+    for mark, what in FOREIGN.items():
+        if mark in key:
+            return AdapterFileError(
+                f"{path} is not a plain LoRA; by its tensor {key} it is {what}",
+                "train a plain LoRA",
+            )
+    return AdapterFileError(
+        f"{path}: the tensor {key} is unknown", "save the adapter with diffusers, PEFT or kohya"
+    )
+
+
+def _refuse_unknown(contents: _Contents, unknown: Iterable[str], path: Path) -> None:
+    layers = [name for name in unknown if name in contents.parts]
+    if layers:
+        raise AdapterFileError(
+            f"{path} has {len(layers)} layers that the base lacks, such as {layers[0]}",
+            "use it with the family of base models that it was trained on",
+        )
+    if alone := [name for name in unknown if name in contents.alphas]:
+        raise _unclaimed(alone[0], path)
+
+
+def _claimed_alphas(contents: _Contents, names: Mapping[str, str], path: Path) -> dict[str, float]:
+    """Each alpha by the base's name of its layer, whatever spelling either has."""
+    held = {names[layer] for layer in contents.parts}
+    alphas: dict[str, float] = {}
+    for found, tensor in contents.alphas.items():
+        name = names[found]
+        if name not in held:
+            raise _unclaimed(found, path)
+        if tensor.numel() != 1 or tensor.is_complex():
+            raise AdapterFileError(
+                f"{path}: {found}.alpha has shape {tuple(tensor.shape)}, not one number",
+                "fetch it again",
+            )
+        alpha = float(tensor)
+        if not math.isfinite(alpha):
+            raise AdapterFileError(f"{path}: {found}.alpha is not finite", "train it again")
+        if alphas.setdefault(name, alpha) != alpha:
+            raise AdapterFileError(f"{path} has two alphas of {name}", "fetch it again")
+    return alphas
+
+
+def _unclaimed(found: str, path: Path) -> AdapterFileError:
+    return AdapterFileError(
+        f"{path}: {found}.alpha belongs to no layer of the file, so that layer's strength is "
+        "unknown",
+        "save the adapter again with the tool that trained it",
+    )
+
+
+def _settings(
+    path: Path, header: Mapping[str, str], tensors: Iterable[str]
+) -> dict[str, LoraSettings]:
+    """PEFT's settings by component; "" stands for all of them."""
+    is_peft = path.name == PEFT_WEIGHTS or all(key.startswith(WRAPPERS[0]) for key in tensors)
+    beside = settings_beside(path) if is_peft else None
+    return {"": beside} if beside is not None else settings_in_header(header, str(path))
+
+
+def _layer(
+    parts: Mapping[str, Tensor],
+    own_alpha: float | None,
+    settings: LoraSettings | None,
+    module: str,
+    shape: tuple[int, ...] | None,
+    place: str,
+) -> tuple[LayerWeights, float]:
+    """One layer's plain low-rank pair, and the alpha that gives it its strength.
+
+    The alpha is the layer's own tensor's, else PEFT's, else the rank, as in diffusers.
+    """
+    down, up, dim = _low_rank(parts, shape, place)
+    layer = _fitted(down, up, shape, place)
+    configured = settings.rank_of(module) if settings is not None and dim is None else None
+    rank = dim or configured
+    if rank is None:  # whole matrices carry their strength themselves
+        return layer, float(layer.rank)
+    alpha = own_alpha
+    if alpha is None and settings is not None:
+        alpha = settings.alpha_of(module, rank)
+    if alpha is None:
+        alpha = float(rank)
+    return layer, alpha if rank == layer.rank else alpha * layer.rank / rank
+
+
+def _low_rank(
+    parts: Mapping[str, Tensor], shape: tuple[int, ...] | None, place: str
+) -> tuple[Tensor, Tensor, int | None]:
+    """(down, up, rank in the method's own terms) of one layer."""
+    if parts.keys() <= {"down", "up", CORE}:
+        if not {"down", "up"} <= parts.keys():
+            raise AdapterFileError(f"{place} has one half only", "fetch it again")
+        down, up = parts["down"], parts["up"]
+        _check_halves(down, up, place)
+        if CORE in parts:
+            core = parts[CORE]
+            if core.ndim != 4 or core.shape[:2] != (down.shape[0], down.shape[0]):
+                raise AdapterFileError(
+                    f"{place}: {CORE} has shape {tuple(core.shape)}", "fetch it again"
+                )
+            down, up = core_pair(down, core, up)
+        return down, up, down.shape[0]
+    if "down" in parts or "up" in parts:
+        raise AdapterFileError(
+            f"{place} is not a plain LoRA: it has LyCORIS parts beside its halves", "fetch it again"
+        )
+    try:
+        pair = lycoris_pair(parts)
+    except AdapterFileError as error:
+        raise AdapterFileError(f"{place}: {error.message}", error.remedy) from error
+    down, up = pair.down_rn, pair.up_or
+    if shape is not None and len(shape) == 4 and down.shape[1] == math.prod(shape[1:]):
+        down, up = down.reshape(-1, *shape[1:]), up[:, :, None, None]
+    return down, up, pair.dim
+
+
+def _check_halves(down: Tensor, up: Tensor, place: str) -> None:
+    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up.shape[1] == down.shape[0]
+    if not fits or not down.numel() or not up.numel() or up.flatten(1).shape[1] != up.shape[1]:
+        raise AdapterFileError(
+            f"{place} has halves of shapes {tuple(down.shape)} and {tuple(up.shape)}",
+            "fetch it again",
+        )
+
+
+def _fitted(down: Tensor, up: Tensor, shape: tuple[int, ...] | None, place: str) -> LayerWeights:
+    """The pair as the base's layer takes it: a 1 x 1 kernel is written with or without it."""
+    wanted = shape or (up.shape[0], *down.shape[1:])
+    if down.ndim == 2 and wanted[2:] == (1, 1):
+        down = down[:, :, None, None]
+    elif down.shape[2:] == (1, 1) and len(wanted) == 2:
+        down = down.flatten(1)
+    found = (up.shape[0], *down.shape[1:])
+    if found != wanted:
+        raise AdapterFileError(
+            f"{place} changes a weight of shape {_shown(found)}; the base's has {_shown(wanted)}",
+            "use it with the base model that it was trained on",
+        )
+    return LayerWeights(down, up.flatten(1)[(..., *[None] * (down.ndim - 2))])
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

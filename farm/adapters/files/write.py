@@ -1,0 +1,212 @@
+"""The three file forms that other tools read, written with the adapter's true alpha.
+
+Owns the tensors' names and the headers of the diffusers, PEFT and kohya forms. diffusers' own
+helpers lose an alpha that differs from the rank in two of the three; here it is written out.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from farm.adapters.file_names import PEFT_CONFIG, PEFT_FOLDER, PEFT_WEIGHTS
+from farm.adapters.files.layer_names import canonical_name, endings_of, kohya_name
+from farm.adapters.record import AdapterRecord
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base
+from farm.keys import bytes_digest
+from farm.recipe import Recipe
+
+__all__ = ["diffusers_file", "kohya_file", "peft_files", "thumbnail_uri"]
+
+THUMBNAIL_PX = 256
+
+
+def diffusers_file(weights: AdapterWeights, known: Collection[str]) -> bytes:
+    """``pytorch_lora_weights.safetensors``: loads with ``pipeline.load_lora_weights``.
+
+    The header's ``lora_adapter_metadata`` carries each component's LoraConfig; without it diffusers
+    assumes alpha = rank.
+    """
+    tensors = {}
+    for name, layer in weights.layers.items():
+        tensors[f"{canonical_name(name)}.lora_A.weight"] = _plain(layer.down)
+        tensors[f"{canonical_name(name)}.lora_B.weight"] = _plain(layer.up)
+    config = {
+        f"{component}.{key}": value
+        for component in weights.components
+        for key, value in _lora_config(weights, component, known).items()
+    }
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True)}
+    return save_tensors(tensors, header)
+
+
+def peft_files(
+    weights: AdapterWeights, known: Collection[str], base_id: str, denoiser: str
+) -> dict[str, bytes]:
+    """PEFT folders: the denoiser's in ``peft/``, the text encoder's in ``peft/text_encoder/``.
+
+    Each loads with ``PeftModel.from_pretrained(component, folder)``.
+    """
+    files = {}
+    for component in weights.components:
+        folder = PEFT_FOLDER if component == denoiser else f"{PEFT_FOLDER}/{component}"
+        tensors = {}
+        for name, layer in weights.of_component(component).layers.items():
+            path = name.split(".", 1)[1]
+            tensors[f"base_model.model.{path}.lora_A.weight"] = _plain(layer.down)
+            tensors[f"base_model.model.{path}.lora_B.weight"] = _plain(layer.up)
+        config = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": base_id,
+            "inference_mode": True,
+            **_lora_config(weights, component, known),
+        }
+        files[f"{folder}/{PEFT_WEIGHTS}"] = save_tensors(tensors, {"format": "pt"})
+        files[f"{folder}/{PEFT_CONFIG}"] = (
+            json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
+        )
+    return files
+
+
+def kohya_file(
+    weights: AdapterWeights, record: AdapterRecord, base: Base, thumbnail: str | None
+) -> bytes:
+    """The form of kohya's scripts, read by A1111, ComfyUI, Forge, InvokeAI and SD.Next.
+
+    Every layer has its own ``.alpha``, the true one. The header carries kohya's ``ss_*`` fields and
+    ModelSpec 1.0.1, so that front ends show trigger words and a picture.
+    """
+    tensors = {}
+    for name, layer in weights.layers.items():
+        prefix = kohya_name(name)
+        tensors[f"{prefix}.lora_down.weight"] = _plain(layer.down)
+        tensors[f"{prefix}.lora_up.weight"] = _plain(layer.up)
+        tensors[f"{prefix}.alpha"] = torch.tensor(weights.alphas[name])
+    bare = save_tensors(tensors)
+    body = bare[8 + int.from_bytes(bare[:8], "little") :]
+    header = {**_kohya_header(weights, record), **_modelspec(record, base, bytes_digest(body))}
+    header["sshs_model_hash"] = bytes_digest(body)
+    header["sshs_legacy_hash"] = bytes_digest(body)[:8]
+    if thumbnail is not None:
+        header["modelspec.thumbnail"] = thumbnail
+    return save_tensors(tensors, header)
+
+
+def thumbnail_uri(picture: Image.Image) -> str:
+    """A small JPEG as a data URI, for ModelSpec."""
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def safe_file_name(name: str) -> str:
+    """A subject's name as a file name that every system takes."""
+    kept = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+    return kept[:100] or "adapter"
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _lora_config(weights: AdapterWeights, component: str, known: Collection[str]) -> dict[str, Any]:
+    """The fields of PEFT's LoraConfig that say all about one component's layers."""
+    part = weights.of_component(component)
+    ranks = {name.split(".", 1)[1]: layer.rank for name, layer in part.layers.items()}
+    alphas = {name.split(".", 1)[1]: alpha for name, alpha in part.alphas.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "rank_pattern": {path: found for path, found in ranks.items() if found != rank},
+        "alpha_pattern": {path: _number(found) for path, found in alphas.items() if found != alpha},
+        "target_modules": endings_of(tuple(part.layers), known),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_dora": False,
+        "use_rslora": False,
+        "init_lora_weights": "gaussian",
+    }
+
+
+def _number(value: float) -> float | int:
+    """PEFT's own files have whole alphas as integers."""
+    return int(value) if float(value).is_integer() else value
+
+
+def _kohya_header(weights: AdapterWeights, record: AdapterRecord) -> dict[str, str]:
+    alpha = Counter(weights.alphas.values()).most_common(1)[0][0]
+    made = "job" if record.imported is None else f"imported from {record.imported.file}, key"
+    return {
+        "ss_v2": "False",
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(weights.rank),
+        "ss_network_alpha": str(_number(alpha)),
+        "ss_network_args": "{}",
+        "ss_output_name": record.name,
+        "ss_sd_model_name": record.base_id,
+        "ss_sd_model_hash": record.base_fingerprint,
+        "ss_training_comment": f"dreambooth-farm {record.farm_version}, {made} {record.job_key}",
+        **({} if record.recipe is None else _kohya_training(record, record.recipe)),
+    }
+
+
+def _kohya_training(record: AdapterRecord, recipe: Recipe) -> dict[str, str]:
+    """The fields about a training; an imported adapter's is not known."""
+    num_photos = len(record.photo_digests)
+    trigger = f"{record.identifier} {record.class_noun}"
+    return {
+        "ss_num_train_images": str(num_photos),
+        "ss_num_reg_images": str(recipe.num_prior_images if recipe.uses_prior else 0),
+        "ss_prior_loss_weight": str(recipe.prior_weight),
+        "ss_learning_rate": str(recipe.learning_rate),
+        "ss_unet_lr": str(recipe.learning_rate),
+        "ss_lr_scheduler": recipe.learning_rate_schedule,
+        "ss_lr_warmup_steps": str(recipe.warmup_steps),
+        "ss_optimizer": f"AdamW(weight_decay={recipe.weight_decay})",
+        "ss_max_grad_norm": str(recipe.max_grad_norm),
+        "ss_min_snr_gamma": str(recipe.snr_gamma),
+        "ss_noise_offset": str(recipe.noise_offset or None),
+        "ss_batch_size_per_device": str(recipe.instance_rows),
+        "ss_steps": str(record.steps_trained),
+        "ss_max_train_steps": str(recipe.steps),
+        "ss_seed": str(recipe.seed),
+        "ss_tag_frequency": json.dumps({"photos": {trigger: num_photos}}),
+    }
+
+
+def _modelspec(record: AdapterRecord, base: Base, body_digest: str) -> dict[str, str]:
+    trigger = f"{record.identifier} {record.class_noun}"
+    side_px = (record.recipe and record.recipe.resolution_px) or base.resolution_px
+    velocity = base.prediction_type == "v_prediction"
+    fields = {
+        "sai_model_spec": "1.0.1",
+        "architecture": "stable-diffusion-v1/lora",
+        "implementation": "diffusers",
+        "title": record.name,
+        "description": f"An adapter of one {record.class_noun}, on {record.base_id}.",
+        **({"author": "dreambooth-farm"} if record.imported is None else {}),
+        "date": record.created,
+        "hash_sha256": f"0x{body_digest}",
+        "trigger_phrase": trigger,
+        "usage_hint": f"Write '{trigger}' in the prompt, as in '{record.instance_prompt}'.",
+        "tags": f"{record.class_noun}, {'dreambooth, ' if record.imported is None else ''}lora",
+        "resolution": f"{side_px}x{side_px}",
+        "prediction_type": "v" if velocity else "epsilon",
+    }
+    return {f"modelspec.{key}": value for key, value in fields.items()}

@@ -1,0 +1,290 @@
+"""Load a base by name: the embedded one, a build, a folder, any fsspec URL, or a hub id.
+
+Owns finding and fetching; the families own what is inside. Only safetensors are read: a model
+that comes pickled is refused, because unpickling runs whatever code the file holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from farm.base.fingerprint import cache_folder, fingerprint_folder, weight_files
+from farm.base.names import EMBEDDED, BuiltName, Fetched
+from farm.base.quiet import quiet_loading
+from farm.errors import BaseModelError
+from farm.keys import digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from farm.base.interface import Base
+    from farm.storage import Store
+
+__all__ = ["embedded_folder", "load_base", "resolve_folder", "training_dtype"]
+
+WEIGHTED_PARTS = ("text_encoder", "text_encoder_2", "vae", "unet", "transformer")
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+HUB_PATTERNS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+
+
+def embedded_folder() -> Path:
+    """The folder of the embedded base inside the package."""
+    return Path(__file__).parent / "embedded" / "weights"
+
+
+def load_base(
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    fetched: Fetched | None = None,
+) -> Base:
+    """Load a frozen base model.
+
+    Args:
+        name: ``embedded``; ``tiny``, ``tiny-v`` or ``sd15`` (random weights); a folder; an fsspec
+            URL of a folder; or a hub id such as ``stable-diffusion-v1-5/stable-diffusion-v1-5``.
+        device: where the weights go.
+        dtype: of the weights; None means float32 on a CPU and float16 elsewhere.
+        revision: branch, tag or commit on the hub; refused for anything else.
+        fetched: told of a download's progress.
+
+    Raises:
+        BaseModelError: if there is no such model, its weights are pickled only, its parts are
+            incomplete, or its family is not supported; each with the remedy.
+    """
+    import torch as torch_
+
+    place = torch_.device(device)
+    precision = dtype or (torch_.float32 if place.type == "cpu" else torch_.float16)
+    if name in get_args(BuiltName):
+        _refuse_revision(name, revision)
+        with quiet_loading():
+            return _built(name, place, precision)
+    folder = resolve_folder(name, revision=revision, fetched=fetched)
+    with quiet_loading():
+        return _from_folder(name, folder, place, precision)
+
+
+def training_dtype(device: str) -> torch.dtype | None:
+    """The dtype in which a base is trained on: bfloat16 on GPUs that have it, whose range no
+    gradient leaves; else what ``load_base`` takes by itself.
+
+    In float16 one overflowed gradient ends a job, and its repetition overflows at the same step.
+    """
+    import torch as torch_
+
+    if not device.startswith("cuda"):
+        return None
+    has_bfloat16 = torch_.cuda.is_bf16_supported(including_emulation=False)
+    return torch_.bfloat16 if has_bfloat16 else torch_.float16
+
+
+def resolve_folder(
+    name: str, *, revision: str | None = None, fetched: Fetched | None = None
+) -> Path:
+    """The local diffusers folder of a base, fetched first where it lies elsewhere.
+
+    Raises:
+        BaseModelError: as ``load_base``.
+    """
+    if name == EMBEDDED:
+        _refuse_revision(name, revision)
+        return _checked(embedded_folder(), name)
+    if "://" in name:
+        _refuse_revision(name, revision)
+        return _checked(_fetch_url(name, fetched), name)
+    if os.path.isdir(os.path.expanduser(name)):
+        _refuse_revision(name, revision)
+        return _checked(Path(name).expanduser(), name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _checked(_fetch_hub(name, revision, fetched), name)
+    raise BaseModelError(
+        f"there is no base {name!r}",
+        f"name {EMBEDDED!r}, an existing folder, a URL, or a hub id such as 'owner/model'",
+    )
+
+
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise BaseModelError(
+            f"{name!r} has no revisions", "leave the revision out, or name a hub id"
+        )
+
+
+# -- builds ---------------------------------------------------------------------------------------
+
+
+def _built(name: str, device: torch.device, dtype: torch.dtype) -> Base:
+    from farm.base.random_weights import build_pipeline
+    from farm.base.stable_diffusion import StableDiffusionBase
+
+    pipeline = build_pipeline(name, device=device, dtype=dtype)  # type: ignore[arg-type]
+    return StableDiffusionBase(pipeline, name=name, fingerprint=_built_fingerprint(name))
+
+
+@cache
+def _built_fingerprint(name: str) -> str:
+    """Builds depend on the name, the seed and the versions that initialise the weights."""
+    import diffusers
+    import torch as torch_
+    import transformers
+
+    versions = [diffusers.__version__, transformers.__version__, torch_.__version__]
+    return digest({"build": name, "seed": 0, "versions": versions})
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """The folder, once it is known to hold a whole pipeline in safetensors."""
+    if not (folder / "model_index.json").is_file():
+        raise BaseModelError(
+            f"{name}: no model_index.json in it",
+            "point to a diffusers folder; convert single-file checkpoints with "
+            "StableDiffusionPipeline.from_single_file(…).save_pretrained(folder)",
+        )
+    for part in WEIGHTED_PARTS:
+        if (folder / part).is_dir() and not weight_files(folder / part):
+            pickled = any(path.suffix in PICKLED for path in (folder / part).iterdir())
+            raise BaseModelError(
+                f"{name}: {part}/ holds {'pickled weights only' if pickled else 'no weights'}",
+                "save it again with pipeline.save_pretrained(folder, safe_serialization=True); "
+                "pickled files can run code and are never read"
+                if pickled
+                else "fetch the model again; only safetensors are read",
+            )
+    return folder
+
+
+def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Base:
+    from diffusers import StableDiffusionPipeline
+
+    from farm.base.stable_diffusion import StableDiffusionBase
+
+    try:
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+    except ValueError as error:
+        raise BaseModelError(f"{name}: model_index.json is not JSON: {error}") from error
+    family = index.get("_class_name")
+    if family != "StableDiffusionPipeline":
+        raise BaseModelError(
+            f"{name} is a {family}", "use a Stable Diffusion 1.x or 2.x text-to-image pipeline"
+        )
+    variant = "fp16" if ".fp16" in weight_files(folder / "unet")[0].name else None
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder,
+            dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BaseModelError(
+            f"{name} cannot be loaded: {error}", "fetch or save the model again"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return StableDiffusionBase(
+        pipeline.to(device), name=name, fingerprint=fingerprint_folder(folder)
+    )
+
+
+# -- elsewhere ------------------------------------------------------------------------------------
+
+
+def _fetch_hub(name: str, revision: str | None, fetched: Fetched | None) -> Path:
+    """The hub's snapshot, from the local cache where it is complete or the hub is offline."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        with quiet_loading():
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=HUB_PATTERNS,
+                    tqdm_class=_byte_counter(fetched),
+                )
+            )
+    except LocalEntryNotFoundError as error:
+        raise BaseModelError(
+            f"{name} is not in the local hub cache and the hub is out of reach",
+            "go online once, or copy the model into a folder and name that",
+        ) from error
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        raise BaseModelError(
+            f"the hub has no {name}{f' at {revision}' if revision else ''} for you: {error}",
+            "check the id and revision; gated models need `hf auth login`",
+        ) from error
+
+
+def _byte_counter(fetched: Fetched | None) -> type[Any]:
+    """A progress bar for the hub's client that draws nothing and reports the bytes."""
+    from tqdm.std import tqdm
+
+    class ByteCounter(tqdm):  # type: ignore[misc]  # it has no types
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": fetched is None})
+
+        def display(self, *args: Any, **options: Any) -> None:
+            if fetched is not None and self.unit == "B" and self.total:
+                fetched(int(self.n), int(self.total))
+
+        def clear(self, *args: Any, **options: Any) -> None:
+            """Nothing was drawn."""
+
+        def close(self) -> None:
+            self.disable = True
+
+    return ByteCounter
+
+
+def _fetch_url(url: str, fetched: Fetched | None) -> Path:
+    """A copy of a remote folder in the cache, fetched anew when a file's facts change."""
+    from farm.storage import Store
+
+    store = Store(url)
+    names = [path for path in store.walk() if path.endswith((".json", ".txt", ".safetensors"))]
+    if "model_index.json" not in names:
+        raise BaseModelError(
+            f"{url}: no model_index.json in it", "name the URL of a diffusers folder"
+        )
+    facts = [[path, str(store.version(path))] for path in names]
+    target = cache_folder() / "bases" / digest([url, facts])[:32]
+    if target.is_dir():
+        return target
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        _download(store, names, aside, fetched)
+        aside.rename(target)
+    except OSError:
+        if not target.is_dir():  # somebody else's copy is as good
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _download(store: Store, names: Sequence[str], target: Path, fetched: Fetched | None) -> None:
+    """Fetch the files one by one; progress counts whole files, weighed by their bytes."""
+    sizes = [store.size(path) for path in names]
+    done = 0
+    for path, size in zip(names, sizes, strict=True):
+        store.download(path, target / path)
+        done += size
+        if fetched is not None:
+            fetched(done, sum(sizes))

@@ -1,0 +1,175 @@
+"""A subject's photos judged together: copies, look-alikes, sizes, shapes, another class's photos.
+
+Owns every judgement that needs more than one photo or the recipe. Pure, but for remembering whose
+photo was seen first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from farm.errors import Fault
+from farm.intake.manifest import Written
+from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
+
+__all__ = ["Judge", "look_alikes"]
+
+NEAR_BITS = 4
+"""Of 64: perceptual hashes that differ in no more belong to photos that look alike."""
+MAX_ENLARGEMENT = 4.0
+"""A photo that must be enlarged further to fill a crop is refused: it has no detail to teach."""
+MAX_SHAPE = 3.0
+"""Longer side over shorter; beyond it a square crop sees a third of the photo at the most."""
+HASH_BITS = 64
+BLOCK_ROWS = 512
+
+
+class Judge:
+    """Judges the subjects of one manifest, in order."""
+
+    def __init__(
+        self, verdicts: Mapping[str, PhotoFacts | PhotoRefusal], resolution_px: int | None
+    ) -> None:
+        """Take the verdicts of single photos, by URI, which may still be coming in.
+
+        Args:
+            resolution_px: side of the crops for recipes that name none; None does not judge those.
+        """
+        self._verdicts = verdicts
+        self._resolution_px = resolution_px
+        self._seen: dict[str, tuple[str, str]] = {}
+        """By digest: class noun and subject where a photo was first seen."""
+
+    def faults(self, written: Written) -> list[Fault]:
+        """Everything that is wrong with a subject's photos and class images."""
+        told = _Telling(written)
+        self._tell_refused(written.uris, told, "photos")
+        self._tell_refused(written.class_images, told, "class_images")
+        known = [(uri, facts) for uri in written.uris if (facts := self._facts(uri)) is not None]
+        _tell_copies(known, told)
+        self._tell_other_class(known, written, told)
+        recipe = written.subject.recipe if written.subject is not None else None
+        resolution_px = (recipe.resolution_px if recipe else None) or self._resolution_px
+        if resolution_px is not None:
+            _tell_small(known, resolution_px, told)
+        _tell_long(known, told)
+        return told.faults
+
+    def _facts(self, uri: str) -> PhotoFacts | None:
+        verdict = self._verdicts[uri]
+        return verdict if isinstance(verdict, PhotoFacts) else None
+
+    def _tell_refused(self, uris: Sequence[str], told: _Telling, field: str) -> None:
+        for uri in uris:
+            verdict = self._verdicts[uri]
+            if isinstance(verdict, PhotoRefusal):
+                told.error(f"{told.name(uri)}: {verdict.message}", verdict.remedy, field)
+
+    def _tell_other_class(
+        self, known: Sequence[tuple[str, PhotoFacts]], written: Written, told: _Telling
+    ) -> None:
+        mine = (written.class_noun, written.id)
+        for uri, facts in known if written.class_noun else ():
+            noun, other = self._seen.setdefault(facts.digest, mine)
+            if noun != written.class_noun:
+                told.warning(
+                    f"{told.name(uri)} is also a photo of `{other}`, which is a {noun}",
+                    "is it in the right folder?",
+                )
+
+
+class _Telling:
+    """Puts a subject's faults at its place in the manifest."""
+
+    def __init__(self, written: Written) -> None:
+        self._written = written
+        self.faults: list[Fault] = []
+
+    def name(self, uri: str) -> str:
+        """A photo's name as short as it can be."""
+        inner, _, archive = uri.removeprefix("zip://").partition("::")
+        name = f"{archive}:{inner}" if archive else inner
+        return name.removeprefix(self._written.base.rstrip("/") + "/")
+
+    def error(self, message: str, remedy: str, field: str = "photos") -> None:
+        """A fault that keeps the subject from being trained."""
+        place = self._written
+        field = place.field if field == "photos" else field
+        self.faults.append(Fault(place.file, message, remedy, place.line, field, place.id))
+
+    def warning(self, message: str, remedy: str) -> None:
+        """A fault that the user should know of."""
+        place = self._written
+        fault = Fault(place.file, message, remedy, place.line, place.field, place.id, "warning")
+        self.faults.append(fault)
+
+
+def _tell_copies(known: Sequence[tuple[str, PhotoFacts]], told: _Telling) -> None:
+    first: dict[str, str] = {}
+    distinct = []
+    for uri, facts in known:
+        if facts.digest in first:
+            same = told.name(first[facts.digest])
+            told.warning(f"{told.name(uri)} is the same file as {same}", "remove one")
+        else:
+            first[facts.digest] = uri
+            distinct.append((uri, facts))
+    for late, early in look_alikes([facts.look for _, facts in distinct]):
+        told.warning(
+            f"{told.name(distinct[late][0])} looks like {told.name(distinct[early][0])}",
+            "near-duplicates weigh double; keep one, unless you mean it",
+        )
+
+
+def look_alikes(looks: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs (later, first earlier one) of perceptual hashes that are nearly equal, by index.
+
+    Works in blocks, so that ten thousand photos take bounded memory.
+    """
+    if len(looks) < 2:
+        return
+    bytes_N8 = np.array(looks, dtype=">u8").view(np.uint8).reshape(-1, HASH_BITS // 8)
+    bits_N64 = np.unpackbits(bytes_N8, axis=1).astype(np.float32)
+    signs_N64 = bits_N64 * 2 - 1
+    for start in range(0, len(looks), BLOCK_ROWS):
+        block = signs_N64[start : start + BLOCK_ROWS]
+        # signs agree in (64 + dot) / 2 places
+        distance = (HASH_BITS - block @ signs_N64[: start + len(block)].T) / 2
+        for row, near in enumerate(distance <= NEAR_BITS):
+            earlier = np.flatnonzero(near[: start + row])
+            if earlier.size:
+                yield start + row, int(earlier[0])
+
+
+def _tell_small(
+    known: Sequence[tuple[str, PhotoFacts]], resolution_px: int, told: _Telling
+) -> None:
+    small = [(min(facts.width_px, facts.height_px), uri) for uri, facts in known]
+    for side, uri in small:
+        if side * MAX_ENLARGEMENT < resolution_px:
+            told.error(
+                f"{told.name(uri)}: its shorter side of {side} px is too small for "
+                f"{resolution_px} px",
+                f"give one of at least {resolution_px} px; {resolution_px / 4:.0f} px is the limit",
+            )
+    soft = [one for one in small if one[0] < resolution_px <= one[0] * MAX_ENLARGEMENT]
+    if soft:
+        side, uri = min(soft)
+        told.warning(
+            f"{len(soft)} of {len(known)} photos are enlarged to {resolution_px} px; "
+            f"the smallest, {told.name(uri)}, from {side} px",
+            "larger photos make sharper pictures",
+        )
+
+
+def _tell_long(known: Sequence[tuple[str, PhotoFacts]], told: _Telling) -> None:
+    for uri, facts in known:
+        long, short = max(facts.width_px, facts.height_px), min(facts.width_px, facts.height_px)
+        if long > MAX_SHAPE * short:
+            told.warning(
+                f"{told.name(uri)} is {facts.width_px} x {facts.height_px} px; "
+                "a square crop sees little of it",
+                "crop it around the subject",
+            )

@@ -1,0 +1,1 @@
+"""Manifest formats: one module for each form of file."""

@@ -1,0 +1,124 @@
+"""The shorthand of a folder: one folder per subject, and at best a `subjects.csv`.
+
+Owns what a folder stands for when it is given as a manifest. The table itself is read by
+``table_rows.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from farm.errors import Fault, ManifestError
+from farm.intake.caption_style import KOHYA_TREE_STYLE, CaptionStyle
+from farm.intake.faults import slug
+from farm.intake.formats.imagefolder import OTHER_SPLITS, TRAIN_SPLITS
+from farm.intake.rows import Path, Row, Rows
+
+__all__ = ["MANIFEST_NAMES", "TABLE_NAMES", "read_folder", "train_split", "unused_class_images"]
+
+TABLE_NAMES = (
+    *("subjects.csv", "subjects.jsonl", "subjects.parquet"),
+    *("metadata.jsonl", "metadata.csv", "metadata.parquet"),
+)
+"""Tables that speak for a folder; the first present wins."""
+MANIFEST_NAMES = (
+    *(f"manifest.{suffix}" for suffix in ("yaml", "yml", "json", "jsonl", "csv", "parquet")),
+    *TABLE_NAMES,
+)
+"""Everything that speaks for a folder; the first present wins."""
+
+_KOHYA_NAME = re.compile(r"(\d+)_(\S+)\s+(.+)")
+"""``10_sks cat``: repeats, identifier, class noun, as kohya's scripts name folders."""
+
+
+_KOHYA_ASIDE = frozenset(("reg", "log", "model"))
+"""Folders that the kohya_ss program makes beside `img`."""
+_SUBJECTS_REMEDY = (
+    "put a subjects.csv beside the folders, with the columns `subject,class` and a row for each"
+)
+
+
+def train_split(folder: str, names: list[str]) -> tuple[str, list[str]] | None:
+    """The folder of the train split and the names of the others, if all folders are splits."""
+    train = [name for name in names if name.casefold() in TRAIN_SPLITS]
+    others = [name for name in names if name.casefold() in OTHER_SPLITS]
+    if len(train) == 1 and len(train) + len(others) == len(names):
+        return f"{folder.rstrip('/')}/{train[0]}", others
+    return None
+
+
+def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Rows:
+    """Read a folder without any table: each folder in it is a subject.
+
+    It is named ``<repeats>_<identifier> <class noun>`` as for kohya's scripts, or by its id alone,
+    and then the class noun has to come from a head's defaults. In the train split of an imagefolder
+    it is the class label.
+
+    Args:
+        folder: an absolute path or a URL.
+        names: of the folders in it.
+        is_split: whether it is the train split of a data set.
+
+    Raises:
+        ManifestError: if there are no folders, or they are a kohya_ss project's.
+    """
+    if not names:
+        raise ManifestError(
+            f"{folder} holds neither a manifest nor folders of photos",
+            "put one folder of photos per subject there, and a subjects.csv with the columns "
+            "`subject,class`; if it holds the photos themselves, name the folder around it",
+        )
+    image_folders = [name for name in names if name.casefold() in {"img", "image", "images"}]
+    if image_folders and any(name.casefold() in _KOHYA_ASIDE for name in names):
+        inner = f"{folder.rstrip('/')}/{image_folders[0]}"
+        raise ManifestError(
+            f"{folder} is a kohya_ss project, not a folder of subjects",
+            f"name its folder of photos: {inner}",
+        )
+    head = Row({}, folder, folder)
+    faults: list[Fault] = []
+    if is_split:
+        message = "each folder of the train split is a subject, and its name the class"
+        remedy = _SUBJECTS_REMEDY + ", if they are anything else"
+        faults.append(head.fault((), message, remedy, severity="warning"))
+    return Rows(head, _folder_rows(names, folder, is_split), faults)
+
+
+def unused_class_images(folder: str) -> Fault | None:
+    """A warning of a kohya_ss project's `reg` folder beside the folder of photos that was named."""
+    around, _, name = folder.rstrip("/").rpartition("/")
+    if name.casefold() not in {"img", "image", "images"} or "://" in folder:
+        return None
+    images = f"{around}/reg"
+    if not os.path.isdir(images) or not os.listdir(images):
+        return None
+    return Fault(
+        folder,
+        f"the class images in {images} are not used",
+        "name both folders in a dataset_config TOML, the second with `is_reg = true`",
+        severity="warning",
+    )
+
+
+def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[Row]:
+    base = folder.rstrip("/")
+    for name in names:
+        value: dict[str, object] = {"id": slug(name), "photos": f"{base}/{name}"}
+        styles: dict[Path, CaptionStyle] = {}
+        if match := _KOHYA_NAME.fullmatch(name):
+            _, identifier, noun = match.groups()
+            value = {**value, "class_noun": noun, "identifier": identifier}
+            remedy = f"put {identifier} into it, or move the caption files away"
+            styles[()] = replace(KOHYA_TREE_STYLE, remedy=remedy)
+        elif is_split:
+            value["class_noun"] = name.replace("_", " ").strip()
+        yield Row(
+            value,
+            f"{base}/{name}",
+            base,
+            styles=styles,
+            hints={("class_noun",): _SUBJECTS_REMEDY},
+        )

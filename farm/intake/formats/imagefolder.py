@@ -1,0 +1,128 @@
+"""Importer of Hugging Face ImageFolder metadata: one photo a row, rows grouped into subjects.
+
+Owns how rows become subjects: `subject` or `id` names the subject, and else the first folder of the
+photo's path; `class_noun`, `class` or `label` its class. The train split alone is read. Which
+columns name photos and captions is in ``photo_table.py``; other columns are not ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from farm.errors import Fault
+from farm.intake.faults import slug
+from farm.intake.photos.photo_table import PhotoRow, photo_row
+from farm.intake.rows import Path, Row, Rows
+
+__all__ = ["OTHER_SPLITS", "TRAIN_SPLITS", "dataset_name", "read_imagefolder"]
+
+SUBJECT_COLUMNS = ("subject", "subject_id", "id")
+CLASS_COLUMNS = ("class_noun", "class", "class_name", "label", "labels", "category")
+TRAIN_SPLITS = frozenset(("train", "training"))
+OTHER_SPLITS = frozenset(
+    ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
+)
+"""Folder names that Hugging Face's `datasets` takes for splits, besides `train`."""
+CLASS_REMEDY = "add a column `class` that says what each subject is, such as `cat`"
+
+
+def read_imagefolder(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Rows:
+    """Group rows of photos; one row per subject comes out.
+
+    Args:
+        rows: as they stand in the table, one photo each.
+        head: of the table, for its file and base.
+        faults: of the table so far; grows while the subjects are consumed.
+    """
+    return Rows(head, _subjects(rows, head, faults), faults)
+
+
+def _subjects(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Iterator[Row]:
+    values: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[Path, int]] = {}
+    for row, read in _train_rows(rows, head, faults):
+        if not read.files:
+            faults.append(_nameless(row, read))
+            continue
+        subject = _first(read, SUBJECT_COLUMNS) or _folder_of(read.files[0], head.base)
+        value = values.setdefault(subject, {"id": slug(subject), "photos": []})
+        place = lines.setdefault(subject, {(): row.line or 1})
+        noun = _first(read, CLASS_COLUMNS)
+        # a number is the index of a label whose name is elsewhere
+        if noun and not noun.isdigit() and value.setdefault("class_noun", noun) != noun:
+            message = f"`{subject}` is a {value['class_noun']} above, and a {noun} here"
+            faults.append(row.fault(("class_noun",), message, "a subject has one class"))
+        for name in read.files:
+            place[("photos", len(value["photos"]))] = row.line or 1
+            uri = name.replace("\\", "/")
+            value["photos"].append({"uri": uri, "caption": read.caption} if read.caption else uri)
+    for subject, value in values.items():
+        yield Row(
+            value,
+            head.file,
+            head.base,
+            lines[subject].pop(()),
+            lines[subject],
+            hints={("class_noun",): CLASS_REMEDY},
+        )
+
+
+def _nameless(row: Row, read: PhotoRow) -> Fault:
+    column = next((name for name, cell in read.value.items() if isinstance(cell, dict)), None)
+    if column and read.value[column].get("bytes"):
+        message = f"`{column}` holds the photo itself, inside the table"
+        return row.fault((column,), message, "save the photos as files, and name them `file_name`")
+    columns = ", ".join(f"`{name}`" for name in row.value) or "none"
+    message = f"`file_name` is missing; the columns are {columns}"
+    return row.fault(("file_name",), message, "name the photo")
+
+
+def _train_rows(
+    rows: Iterable[Row], head: Row, faults: list[Fault]
+) -> Iterator[tuple[Row, PhotoRow]]:
+    """The rows of the train split, or all where the table has none."""
+    read = [(row, photo_row(row.value, row.line or 1)) for row in rows]
+    has_splits = any(_top(one.files) in TRAIN_SPLITS for _, one in read)
+    skipped: Counter[str] = Counter()
+    first: dict[str, Row] = {}
+    for row, one in read:
+        top = _top(one.files)
+        if has_splits and top in OTHER_SPLITS:
+            skipped[top] += 1
+            first.setdefault(top, row)
+        else:
+            yield row, one
+    for split, count in skipped.items():
+        message = f"{count} rows of the split `{split}` are not trained on"
+        remedy = "nothing to do, unless you want them trained; then move them to `train`"
+        faults.append(first[split].fault((), message, remedy, severity="warning"))
+
+
+def _top(files: tuple[str, ...]) -> str:
+    parts = PurePosixPath(files[0].replace("\\", "/")).parts if files else ()
+    return parts[0].casefold() if len(parts) > 1 else ""
+
+
+def _first(read: PhotoRow, columns: tuple[str, ...]) -> str:
+    """The first of some columns that holds text, on one line."""
+    cells = (read.value.get(column) for column in columns)
+    return " ".join(str(next((one for one in cells if isinstance(one, str | int)), "")).split())
+
+
+def _folder_of(name: str, base: str) -> str:
+    """The subject that a photo's path names: its first folder that is no split, or the data set."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts[:-1] if part != "."]
+    if parts and parts[0].casefold() in TRAIN_SPLITS:
+        parts = parts[1:]
+    return parts[0] if parts and parts[0] != "/" else dataset_name(base)
+
+
+def dataset_name(base: str) -> str:
+    """The name of a folder, or of the one around it where it is a split."""
+    parts = [part for part in base.split("/") if part]
+    if len(parts) > 1 and parts[-1].casefold() in TRAIN_SPLITS | OTHER_SPLITS:
+        parts.pop()
+    return parts[-1] if parts else "subject"

@@ -1,0 +1,240 @@
+"""Which reader a manifest goes to: by its suffix, or by what a folder holds.
+
+Owns opening the file and the head-plus-table form, in which a YAML or JSON head names a table of
+subjects.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Any
+
+import fsspec
+
+from farm.errors import FarmError, Fault, ManifestError
+from farm.intake.errors import PhotoFault
+from farm.intake.formats.folder import (
+    MANIFEST_NAMES,
+    TABLE_NAMES,
+    read_folder,
+    train_split,
+    unused_class_images,
+)
+from farm.intake.formats.imagefolder import read_imagefolder
+from farm.intake.formats.kohya import read_kohya
+from farm.intake.formats.tables import read_csv, read_parquet
+from farm.intake.parsing.json import read_json, read_jsonl
+from farm.intake.parsing.text_files import NotText, decoded, is_parquet
+from farm.intake.parsing.yaml import read_yaml
+from farm.intake.photos.bytes import words_of
+from farm.intake.photos.listings import list_folder, subfolders
+from farm.intake.photos.photo_table import is_photo_manifest
+from farm.intake.photos.uris import check_reference
+from farm.intake.rows import Row, Rows, join_url, parent_url
+
+__all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
+
+MAX_MANIFEST_BYTES = 512 * 2**20
+"""A million subjects fit."""
+
+WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
+TextReader = Callable[[str, str, str], Rows]
+
+
+def _read_lines(text: str, file: str, base: str) -> Rows:
+    return read_jsonl(text.split("\n"), file, base)
+
+
+TEXT_READERS: dict[str, TextReader] = {
+    ".yaml": read_yaml,
+    ".yml": read_yaml,
+    ".json": read_json,
+    ".jsonl": _read_lines,
+    ".ndjson": _read_lines,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".toml": read_kohya,
+}
+
+
+def open_rows(url: str) -> Rows:
+    """Open a manifest: a file of any known form, or a folder of folders.
+
+    Raises:
+        ManifestError: if it is not there, not text, or of no known form.
+    """
+    rows = _open(url, MANIFEST_NAMES)
+    table = rows.head.value.get("subjects")
+    return _with_table(rows, table) if isinstance(table, str) else rows
+
+
+def _open(url: str, names: Sequence[str]) -> Rows:
+    """Open a file, or what speaks for a folder by one of some names."""
+    url = os.path.expanduser(url.removeprefix("file://"))
+    if "://" not in url and os.path.isdir(url):
+        return _open_folder(os.path.abspath(url), url, names)
+    is_file = _suffix(url) in {*TEXT_READERS, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
+        ("http://", "https://")
+    )
+    if "://" in url and not is_file:
+        with _reachable(url):
+            filesystem, path = fsspec.core.url_to_fs(url)
+            if filesystem.isdir(path):
+                return _open_folder(url.rstrip("/"), url, names)
+    return _open_file(url)
+
+
+def _open_folder(folder: str, shown: str, names: Sequence[str], *, is_split: bool = False) -> Rows:
+    with _reachable(shown):
+        present = [name for name in names if name in _file_names(folder)]
+        if present:
+            rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
+            rows.faults += _unread(present, rows.head)
+            return rows
+        inner = subfolders(folder)
+    split = train_split(folder, inner)
+    if split is not None and not is_split:
+        rows = _open_folder(split[0], split[0], names, is_split=True)
+        for other in split[1]:
+            message = f"the split `{other}` is not trained on"
+            remedy = f"nothing to do, unless you want it trained; then name {folder}/{other}"
+            rows.faults.append(Fault(folder, message, remedy, severity="warning"))
+        return rows
+    rows = read_folder(folder, inner, is_split=is_split)
+    if (fault := unused_class_images(folder)) is not None:
+        rows.faults.append(fault)
+    return rows
+
+
+def _unread(present: Sequence[str], head: Row) -> Iterator[Fault]:
+    """Warnings of tables of photos beside the one that speaks for the folder."""
+    for name in present[1:]:
+        if name.startswith("metadata."):
+            message = f"{name} beside it is not read"
+            remedy = "put the captions into the folders of the photos, or remove it"
+            yield head.fault((), message, remedy, severity="warning")
+
+
+def _suffix(url: str) -> str:
+    is_web = url.startswith(("http://", "https://"))
+    return os.path.splitext(url.split("?", 1)[0] if is_web else url)[1].lower()
+
+
+def _open_file(url: str) -> Rows:
+    base = parent_url(url if "://" in url else os.path.abspath(url))
+    suffix = _suffix(url)
+    if suffix in WORKBOOK_SUFFIXES:
+        raise ManifestError(
+            f"{url} is a spreadsheet's own file, which is not read",
+            "export it from the spreadsheet program as `CSV UTF-8`",
+        )
+    if suffix not in TEXT_READERS and suffix != ".parquet":
+        raise ManifestError(
+            f"{url} is no manifest by its name",
+            f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet",
+        )
+    # the name says which form is meant, the content which one it is
+    file = _binary(url)
+    head = file.read(4)
+    file.seek(0)
+    if suffix == ".parquet" or is_parquet(head):
+        return read_parquet(file, url, base)
+    rows = _text_reader(text := _text(file, url), suffix)(text, url, base)
+    return _grouped(rows)
+
+
+def _text_reader(text: str, suffix: str) -> TextReader:
+    """The reader that a suffix means, or the one that the content asks for."""
+    start = text.lstrip()[:1]
+    is_table = suffix in {".csv", ".tsv"}
+    if start == "[" and (is_table or suffix in {".jsonl", ".ndjson"}):
+        return read_json
+    if start == "{" and is_table:
+        return _read_lines
+    if start == "{" and suffix == ".json" and _is_json_lines(text):
+        return _read_lines
+    return TEXT_READERS[suffix]
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether a `.json` file has an object on each of its first two lines."""
+    lines = [line for line in islice(io.StringIO(text), 10) if line.strip()][:2]
+    return len(lines) == 2 and all(line.strip()[0] + line.strip()[-1] == "{}" for line in lines)
+
+
+def _grouped(rows: Rows) -> Rows:
+    """Rows of photos as rows of subjects; others as they are."""
+    first = next(rows.subjects, None)
+    if first is None:
+        return rows
+    every = chain([first], rows.subjects)
+    if is_photo_manifest(first.value, first.file) and not first.terms:
+        return read_imagefolder(every, rows.head, rows.faults)
+    return Rows(rows.head, every, rows.faults)
+
+
+def _with_table(rows: Rows, table: str) -> Rows:
+    """The subjects of a head that lie in a table or folder of their own."""
+    try:
+        check_reference(table)
+        # a folder's own manifest may be this very head
+        inner = _open(join_url(rows.head.base, table), TABLE_NAMES)
+    except (ManifestError, PhotoFault) as error:
+        rows.faults.append(rows.head.fault(("subjects",), error.message, error.remedy))
+        return rows
+    if inner.head.value:
+        message = f"{table} has a head of its own, and so has this file"
+        rows.faults.append(rows.head.fault(("subjects",), message, "keep one of the two heads"))
+
+    def subjects() -> Iterator[Row]:
+        yield from inner.subjects
+        rows.faults.extend(inner.faults)
+
+    head = {key: value for key, value in rows.head.value.items() if key != "subjects"}
+    return Rows(replace(rows.head, value=head), subjects(), rows.faults)
+
+
+@contextmanager
+def _reachable(url: str) -> Iterator[None]:
+    """What a filesystem may raise, as the error of a manifest."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
+    except FarmError:
+        raise
+    except Exception as error:  # filesystems of a dozen packages raise what they like
+        message = f"{url} cannot be read: {words_of(error)}"
+        raise ManifestError(message, "correct the address") from error
+
+
+def _file_names(folder: str) -> set[str]:
+    if "://" not in folder:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    return set(list_folder(folder).siblings)
+
+
+def _binary(url: str) -> Any:
+    """An open file that can seek."""
+    with _reachable(url):
+        return fsspec.open(url, "rb").open()
+
+
+def _text(file: Any, url: str) -> str:
+    with file:
+        data: bytes = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"{url} is larger than {MAX_MANIFEST_BYTES // 2**20} MiB", "split it, or use Parquet"
+        )
+    try:
+        return decoded(data)
+    except NotText as error:
+        fault = Fault(url, error.message, error.remedy, line=error.line)
+        raise ManifestError(f"{url} cannot be read", error.remedy, [fault]) from error

@@ -1,0 +1,165 @@
+"""Manifests as tables: CSV and Parquet, one subject a row.
+
+Owns what a cell means: dotted columns nest (``recipe.steps``), lists in one cell are divided by
+``|``, empty cells are absent. Parquet is read a batch of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from farm.errors import Fault
+from farm.intake.formats.imagefolder import read_imagefolder
+from farm.intake.parsing.delimited import Delimited, read_delimited
+from farm.intake.parsing.json import read_json
+from farm.intake.parsing.yaml import parse_scalar
+from farm.intake.photos.photo_table import folded, is_photo_manifest
+from farm.intake.rows import Row, Rows
+
+__all__ = ["LIST_MARK", "read_csv", "read_parquet"]
+
+LIST_MARK = "|"
+"""Divides the items of a list in one cell."""
+PARQUET_BATCH_ROWS = 1_000
+TEXT_COLUMNS = frozenset(
+    ("id", "class_noun", "name", "namespace", "identifier", "instance_prompt", "class_prompt")
+)
+LIST_COLUMNS = frozenset(("photos", "sample_prompts", "class_images"))
+SHORT_COLUMNS = {"subject": "id", "class": "class_noun"}
+"""Names of the ``subjects.csv`` shorthand; besides them ``live``, which chooses a preset."""
+
+
+_OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "captions", "preset"}
+
+
+def read_csv(text: str, file: str, base: str) -> Rows:
+    """Read a table with a header row: of subjects, or of photos if its columns say so."""
+    faults: list[Fault] = []
+    table = read_delimited(text)
+    head = Row({}, file, base)
+    if is_photo_manifest(table.columns, file):
+        return read_imagefolder(_photo_rows(table, head, faults), head, faults)
+    return Rows(head, _subject_rows(table, head, faults), faults)
+
+
+def _photo_rows(table: Delimited, head: Row, faults: list[Fault]) -> Iterator[Row]:
+    for line, cells in table.rows:
+        value = dict(zip(table.columns, cells, strict=False))
+        yield Row({key: cell for key, cell in value.items() if key and cell}, *_at(head, line))
+    faults += [Row({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
+
+
+def _at(head: Row, line: int) -> tuple[str, str, int]:
+    return head.file, head.base, line
+
+
+def _subject_rows(table: Delimited, head: Row, faults: list[Fault]) -> Iterator[Row]:
+    columns = [_known(column) for column in table.columns]
+    for line, cells in table.rows:
+        row = Row({}, *_at(head, line))
+        for column, cell in zip(columns, cells, strict=False):
+            _place(row, column, _cell(column, cell, table), faults)
+        yield row
+    faults += [Row({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
+
+
+def _known(column: str) -> str:
+    """A column's own name where it is written in another case or with spaces."""
+    name = folded(column)
+    return name if name in _OWN_COLUMNS or name.startswith(("recipe.", "prior.")) else column
+
+
+def _cell(column: str, text: str, table: Delimited) -> Any:
+    """The value of a cell; None where it is empty."""
+    column = SHORT_COLUMNS.get(column, column)
+    if not text:
+        return None
+    if column in TEXT_COLUMNS:
+        return text
+    if column in LIST_COLUMNS:
+        items = [item.strip() for item in text.split(LIST_MARK) if item.strip()]
+        return items[0] if len(items) == 1 and column == "photos" else items
+    if LIST_MARK in text:
+        return [parse_scalar(table.number(item.strip())) for item in text.split(LIST_MARK)]
+    return parse_scalar(table.number(text))
+
+
+def _place(row: Row, column: str, value: Any, faults: list[Fault]) -> None:
+    """Put a cell where its column's name says; absent ones nowhere."""
+    if value is None or not column:
+        return
+    if column == "live":
+        if not isinstance(value, bool):
+            faults.append(row.fault((column,), f"{value!r} is not true or false", "write one"))
+            return
+        column, value = "preset", "live" if value else "object"
+    *folders, leaf = SHORT_COLUMNS.get(column, column).split(".")
+    target = row.value
+    for folder in folders:
+        target = target.setdefault(folder, {})
+        if not isinstance(target, dict):
+            faults.append(row.fault((column,), f"`{folder}` has a column of its own", "keep one"))
+            return
+    target[leaf] = value
+
+
+def read_parquet(source: Any, file: str, base: str) -> Rows:
+    """Read a Parquet table from a path or an open binary file; ``recipe`` may be JSON or a struct.
+
+    Rows are numbered from 1, for faults.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    faults: list[Fault] = []
+    try:
+        table = pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as error:
+        message = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
+        faults.append(Fault(file, message, "write it again"))
+        return Rows(Row({}, file, base), iter(()), faults)
+    head = Row({}, file, base)
+    if is_photo_manifest(table.schema_arrow.names, file):
+        return read_imagefolder(_parquet_photos(table, head), head, faults)
+    return Rows(head, _parquet_rows(table, file, base, faults), faults)
+
+
+def _parquet_photos(table: Any, head: Row) -> Iterator[Row]:
+    number = 0
+    for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+        for value in batch.to_pylist():
+            number += 1
+            yield Row(value, *_at(head, number))
+
+
+def _parquet_rows(table: Any, file: str, base: str, faults: list[Fault]) -> Iterator[Row]:
+    number = 0
+    for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+        for value in batch.to_pylist():
+            number += 1
+            row = Row({}, file, base, number)
+            for column, cell in value.items():
+                is_json = column in {"recipe", "prior"} and isinstance(cell, str)
+                plain = _parsed(cell, row, column, faults) if is_json else _plain(cell)
+                _place(row, column, plain, faults)
+            yield row
+
+
+def _parsed(text: str, row: Row, column: str, faults: list[Fault]) -> Any:
+    rows = read_json(text, row.file, row.base)
+    if rows.faults:
+        faults.append(row.fault((column,), rows.faults[0].message, "write one JSON object"))
+        return None
+    return rows.head.value
+
+
+def _plain(value: Any) -> Any:
+    """Arrow's values as a manifest has them: no nulls in structs, whole floats as integers."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return None if isinstance(value, float) and value != value else value

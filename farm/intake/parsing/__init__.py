@@ -1,0 +1,1 @@
+"""Parsers that keep the line of every value: YAML, JSON, delimited text."""

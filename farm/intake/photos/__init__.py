@@ -1,0 +1,1 @@
+"""Photos: finding, reading, decoding, inspecting and comparing them."""

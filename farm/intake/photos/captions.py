@@ -1,0 +1,327 @@
+"""Captions from files beside photos: ``photo.txt``, ``photo.caption``, ``metadata.csv``.
+
+Owns which file wins (the photo's own over the folder's), how names are matched, and what is said of
+captions that belong to no photo. Whether a caption names the subject is judged in ``prompts.py``.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import PurePosixPath
+from typing import Literal
+
+from farm.errors import Fault
+from farm.intake.caption_style import CaptionStyle
+from farm.intake.errors import PhotoFault
+from farm.intake.parsing.text_files import text_of
+from farm.intake.photos.photo_table import PhotoRow, PhotoTable, read_photo_table
+
+__all__ = ["TABLE_SUFFIXES", "Caption", "Captions", "Names", "is_table_name"]
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Of tables that may caption the photos beside them."""
+METADATA_STEM = "metadata"
+"""A table of this name is meant for the photos beside it, as for Hugging Face's imagefolder."""
+MAX_CAPTION_BYTES = 64 * 2**10
+"""Of one sidecar file; the text encoder reads 77 tokens."""
+MAX_TABLE_BYTES = 64 * 2**20
+"""Of a table of captions: ten thousand photos with a page of text each."""
+MAX_TOLD_ROWS = 50
+"""Rows without a photo that are told one by one, of one table."""
+FEW_ORPHANS = 2
+"""Texts without a photo from which on they are taken for captions, not for a note of the user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A caption and where it was written."""
+
+    text: str
+    file: str
+    line: int
+
+
+def is_table_name(name: str) -> bool:
+    """Whether a file may be a table of captions, by its suffix."""
+    return name.lower().endswith((*TABLE_SUFFIXES, "metadata.json"))
+
+
+class Names:
+    """File names, found as people write them: Unicode normalised, and without case if need be."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._exact: dict[str, str] = {}
+        self._folded: defaultdict[str, list[str]] = defaultdict(list)
+        for name in names:
+            self._exact.setdefault(_nfc(name), name)
+            self._folded[_nfc(name).casefold()].append(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._exact.values())
+
+    def find(self, name: str) -> str | None:
+        """The name that is meant, or None."""
+        if (found := self._exact.get(_nfc(name))) is not None:
+            return found
+        near = self._folded.get(_nfc(name).casefold(), [])
+        return near[0] if len(near) == 1 else None
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+class Captions:
+    """The captions of one folder or archive. Tables are read at once; several threads may ask."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        read: Callable[[str], bytes],
+        style: CaptionStyle | None = None,
+        place: Callable[[str], str] = str,
+    ) -> None:
+        """Look for captions among the names of a folder.
+
+        Args:
+            names: paths from the folder, photos and all.
+            read: gives the bytes behind a name.
+            style: which files are captions, and how they are read.
+            place: a file's name in faults, from its path.
+        """
+        every = sorted(names)
+        self._style = style or CaptionStyle()
+        self._read, self._place = read, place
+        suffixes = self._style.suffixes
+        self._texts = Names(name for name in every if name.lower().endswith(suffixes))
+        self._others = Names(name for name in every if not name.lower().endswith(suffixes))
+        self._listed: dict[str, Caption] = {}
+        self.faults: list[Fault] = []
+        """Of tables, and of texts that are not read."""
+        if self._style.has_tables:
+            tables = [name for name in every if is_table_name(name)]
+            for name in sorted(tables, key=lambda one: (not _is_metadata(one), one)):
+                self._take_table(name)
+        self._tell_unread(every)
+
+    def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
+        """The caption of a photo, by its path from the folder; its faults are added to the list."""
+        told = faults if faults is not None else []
+        return self._beside(photo, told) or self._listed.get(photo)
+
+    def orphans(self, photos: Iterable[str]) -> list[Fault]:
+        """A warning of caption files that belong to none of the photos of the folder."""
+        owned = {text for photo in photos for text in self._text_names(photo)}
+        orphans = [name for name in self._texts if name not in owned]
+        if len(orphans) < FEW_ORPHANS and not any(name.endswith(".caption") for name in orphans):
+            return []
+        names = ", ".join(orphans[:3]) + ("…" if len(orphans) > 3 else "")
+        count = f"{len(orphans)} caption file{'s' if len(orphans) > 1 else ''}"
+        remedy = "name each as its photo: `photo.txt` beside `photo.jpg`"
+        return [self._fault(orphans[0], None, f"{count} without a photo: {names}", remedy, True)]
+
+    def _text_names(self, photo: str) -> Iterator[str]:
+        stem = posixpath.splitext(photo)[0]
+        for suffix in self._style.suffixes:
+            for wanted in (f"{stem}{suffix}", f"{photo}{suffix}"):
+                if (name := self._texts.find(wanted)) is not None:
+                    yield name
+
+    def _beside(self, photo: str, faults: list[Fault]) -> Caption | None:
+        for name in self._text_names(photo):
+            try:
+                text = text_of(self._read(name)[:MAX_CAPTION_BYTES], name)
+            except PhotoFault as fault:
+                faults.append(self._fault(name, None, fault.message, fault.remedy))
+                continue
+            lines = [words for line in text.splitlines() if (words := " ".join(line.split()))]
+            if not lines:
+                continue
+            if not _nfc(photo).startswith(_nfc(posixpath.splitext(name)[0])):
+                message = f"it is taken as the caption of {photo}, whose name differs in case"
+                faults.append(self._fault(name, None, message, "spell both names alike", True))
+            if len(lines) > 1:
+                faults.append(self._lines_fault(name, len(lines)))
+            words = lines[0] if self._style.takes_first_line else " ".join(lines)
+            return Caption(self._style.finished(words), name, 1)
+        return None
+
+    def _lines_fault(self, name: str, count: int) -> Fault:
+        if self._style.takes_first_line:
+            message = f"it has {count} lines; the first is the caption, as for kohya's scripts"
+        else:
+            message = f"its {count} lines are joined into one caption"
+        return self._fault(name, 1, message, "write the caption on one line", True)
+
+    # -- tables -----------------------------------------------------------------------------------
+
+    def _take_table(self, name: str) -> None:
+        is_meant = _is_metadata(name)
+        try:
+            data = self._read(name)
+        except PhotoFault as fault:
+            self._tell(name, None, fault.message, fault.remedy)
+            return
+        if len(data) > MAX_TABLE_BYTES:
+            message = f"it is larger than {MAX_TABLE_BYTES // 2**20} MiB"
+            self._tell(
+                name, None, message, "keep the photos' captions alone", is_warning=not is_meant
+            )
+            return
+        table = read_photo_table(data, self._place(name))
+        if not is_meant and not (table.names_photos and table.has_captions):
+            return
+        self.faults += table.faults
+        if self._is_fit(table, name):
+            _TableMatch(self, table, name).take()
+
+    def _is_fit(self, table: PhotoTable, name: str) -> bool:
+        """Whether a table names photos and holds captions; tells what it lacks."""
+        if not table.rows:
+            if not table.faults:
+                self._tell(name, None, "it holds no rows", "remove it", is_warning=True)
+            return False
+        columns = ", ".join(f"`{column}`" for column in table.columns.values()) or "none"
+        if not table.names_photos:
+            message = f"no column names the photos; its columns are {columns}"
+            self._tell(name, 1, message, "name the column of the photos `file_name`")
+            return False
+        if not table.has_captions:
+            message = f"no column holds captions; its columns are {columns}"
+            remedy = "name the column of the captions `text`"
+            self._tell(name, 1, message, remedy, is_warning=True)
+            return False
+        return True
+
+    # -- faults -----------------------------------------------------------------------------------
+
+    def _fault(
+        self, name: str, line: int | None, message: str, remedy: str, is_warning: bool = False
+    ) -> Fault:
+        severity: Literal["error", "warning"] = "warning" if is_warning else "error"
+        return Fault(self._place(name), message, remedy, line, "caption", severity=severity)
+
+    def _tell(
+        self, name: str, line: int | None, message: str, remedy: str, *, is_warning: bool = False
+    ) -> None:
+        self.faults.append(self._fault(name, line, message, remedy, is_warning))
+
+    def _tell_unread(self, every: list[str]) -> None:
+        suffix = self._style.unread_suffix
+        unread = [name for name in every if suffix and name.lower().endswith(suffix)]
+        if not unread or any(True for _ in self._texts):
+            return
+        message = (
+            f"{len(unread)} `{suffix}` files are not read: `caption_extension` is "
+            f"`{self._style.suffixes[0]}` where it is not given"
+        )
+        remedy = f'add `caption_extension = "{suffix}"` to read them as captions'
+        self._tell(unread[0], None, message, remedy, is_warning=True)
+
+
+class _TableMatch:
+    """Gives the rows of one table to the photos that they name."""
+
+    def __init__(self, captions: Captions, table: PhotoTable, name: str) -> None:
+        self._owner, self._table, self._name = captions, table, name
+        self._names = captions._others
+        self._folder = posixpath.dirname(name)
+        self._stems: defaultdict[str, list[str]] = defaultdict(list)
+        for one in self._names:
+            self._stems[_nfc(posixpath.splitext(one)[0])].append(one)
+        files = [_plain(file) for row in table.rows for file in row.files]
+        folders = {posixpath.dirname(file) for file in files}
+        self._shared = folders.pop() if len(folders) == 1 else ""
+        """The folder that all rows name, where it is one."""
+        self._told_shared = False
+
+    def take(self) -> None:
+        """Take every row; tell of those that caption no photo."""
+        lost = [
+            (row, file)
+            for row in self._table.rows
+            for file in row.files or ("",)
+            if not self._take(row, file)
+        ]
+        is_meant = _is_metadata(self._name)
+        for row, file in lost[:MAX_TOLD_ROWS]:
+            message = f"`{file}` is no photo here, so its row captions none"
+            if not file:
+                message = "it names no photo"
+            self._owner._tell(
+                self._name, row.line, message, self._remedy(file), is_warning=not is_meant
+            )
+        if len(lost) > MAX_TOLD_ROWS:
+            message = f"{len(lost) - MAX_TOLD_ROWS} more rows from here on caption no photo"
+            line = lost[MAX_TOLD_ROWS][0].line
+            remedy = "correct the file names, or remove the rows"
+            self._owner._tell(self._name, line, message, remedy, is_warning=not is_meant)
+
+    def _take(self, row: PhotoRow, file: str) -> bool:
+        photo = self._found(_plain(file), row.line) if file else None
+        if photo is None:
+            # a row without a caption loses none
+            return not row.caption
+        if not row.caption:
+            return True
+        if row.choices > 1:
+            message = f"it has {row.choices} captions; the first is taken"
+            self._owner._tell(
+                self._name, row.line, message, "give each photo one caption", is_warning=True
+            )
+        text = self._owner._style.finished(row.caption)
+        caption = Caption(text, self._name, row.line)
+        first = self._owner._listed.setdefault(photo, caption)
+        if first.text != text:
+            message = f"`{file}` has another caption in {first.file}, line {first.line}, which wins"
+            self._owner._tell(self._name, row.line, message, "remove one", is_warning=True)
+        return True
+
+    def _found(self, file: str, line: int) -> str | None:
+        path = posixpath.normpath(posixpath.join(self._folder, file))
+        photo = self._names.find(path)
+        if photo is not None:
+            if _nfc(photo) != _nfc(path):
+                message = f"`{file}` is taken for {photo}, whose name differs in case"
+                self._owner._tell(
+                    self._name, line, message, "spell both names alike", is_warning=True
+                )
+            return photo
+        if not posixpath.splitext(path)[1]:
+            stems = self._stems.get(_nfc(path), [])
+            return stems[0] if len(stems) == 1 else None
+        return self._without_folder(file)
+
+    def _without_folder(self, file: str) -> str | None:
+        """A photo by its bare name, where all rows name one folder that is not here."""
+        if not self._shared:
+            return None
+        name = posixpath.join(self._folder, posixpath.basename(file))
+        photo = self._names.find(name)
+        if photo is not None and not self._told_shared:
+            self._told_shared = True
+            message = f"its file names are read without their folder `{self._shared}`"
+            remedy = "write them as seen from the table"
+            self._owner._tell(self._name, None, message, remedy, is_warning=True)
+        return photo
+
+    def _remedy(self, file: str) -> str:
+        names = [posixpath.relpath(one, self._folder or ".") for one in self._names]
+        names = [one for one in names if not is_table_name(one)][:1_000]
+        if close := get_close_matches(_plain(file), names, n=1, cutoff=0.6):
+            return f"did you mean `{close[0]}`?"
+        return "correct the name, add the photo, or remove the row"
+
+
+def _plain(file: str) -> str:
+    """A file name with slashes, as other systems' paths are compared."""
+    return file.replace("\\", "/").removeprefix("file://")
+
+
+def _is_metadata(name: str) -> bool:
+    return PurePosixPath(name).stem.casefold() == METADATA_STEM

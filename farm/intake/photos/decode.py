@@ -1,0 +1,311 @@
+"""Photos as pixels: one way to open any of them, and the crops that training sees.
+
+Owns decoding, its limits and its colour rules. Where the bytes come from is in ``reading.py``.
+
+Legend: N crops, P pixels of a side.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.bytes import read_photo_bytes
+from farm.intake.photos.metadata import bare, trimmed, whole_jpeg_tails
+
+__all__ = [
+    "MAX_PHOTO_PIXELS",
+    "MIN_SIDE_PX",
+    "PHOTO_SUFFIXES",
+    "as_rgb",
+    "crops",
+    "decoding",
+    "load_pixels",
+    "open_header",
+    "open_photo",
+    "seen_size",
+]
+
+MAX_PHOTO_PIXELS = 100_000_000
+"""Width times height: 300 MB once decoded. Known from the header, before anything is unpacked."""
+MIN_SIDE_PX = 32
+"""Of the shorter side; below it there is nothing to learn at any resolution."""
+
+BLOCK_ROWS = 64
+"""Of deep grey pictures that are converted at once."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
+"""Decoders that photos may reach. The rest of Pillow's (PostScript, PSD, fonts …) stay shut."""
+PHOTO_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".mpo", ".tif", ".tiff", ".bmp", ".gif")
+    + (".avif", ".jp2", ".ppm", ".pgm", ".tga", ".heic", ".heif")
+)
+"""File names that a folder, glob or archive offers as photos. HEIC is among them so that it is
+told to be unreadable rather than passed over in silence."""
+
+_SIGNATURES = (
+    (4, b"ftyphei", "a HEIC photo", "convert it to JPEG; phones: camera `most compatible`"),
+    (4, b"ftypmif1", "a HEIF photo", "convert it to JPEG"),
+    (4, b"ftyp", "a video", "take photos, or still frames of it"),
+    (0, b"%PDF", "a PDF document", "export its pictures as JPEG or PNG"),
+    (0, b"PK\x03\x04", "an archive", "name it `….zip` in `photos`, or unpack it"),
+    (0, b"8BPS", "a Photoshop document", "export it as PNG"),
+    (0, b"<svg", "a drawing in SVG", "export it as PNG"),
+    (0, b"<?xml", "XML", "export it as PNG if it is a drawing"),
+    (0, b"<!DOCTYPE", "a web page", "use the address of the picture itself"),
+    (0, b"<html", "a web page", "use the address of the picture itself"),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
+)
+_PHOTO_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG"),
+    (b"\xff\xd8\xff", "a JPEG"),
+    (b"GIF8", "a GIF"),
+    (b"II*\0", "a TIFF"),
+    (b"MM\0*", "a TIFF"),
+    (b"RIFF", "a WebP"),
+)
+_SRGB = ImageCms.createProfile("sRGB")
+_open_lock = threading.Lock()
+
+
+def open_photo(photo: bytes | str) -> Image.Image:
+    """Decode a photo as it should be seen: upright, sRGB, 8 bits, nothing transparent.
+
+    EXIF rotation is applied, colour profiles are converted, transparency is laid on white, and
+    grey, palette, CMYK and 16-bit photos become RGB. Of animations the first frame is taken.
+
+    Args:
+        photo: the file's bytes, or a URI as in ``Photo.uri``.
+
+    Raises:
+        PhotoFault: if it is missing, no photo, truncated, or larger than ``MAX_PHOTO_PIXELS``.
+    """
+    data = read_photo_bytes(photo) if isinstance(photo, str) else photo
+    image = open_header(data)
+    with decoding():
+        return as_rgb(load_pixels(image, data))
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever a decoder raises inside, as a ``PhotoFault``."""
+    try:
+        yield
+    except Exception as error:  # decoders of eleven formats raise what they like
+        raise _decode_fault(error) from error
+
+
+def open_header(data: bytes) -> Image.Image:
+    """Identify a photo and check its size without decoding it; metadata over limits is left out.
+
+    Raises:
+        PhotoFault: if it is empty, no photo, or absurdly large.
+    """
+    if not data:
+        raise PhotoFault("the file is empty", "copy it again")
+    photo = trimmed(data)
+    try:
+        image = _identified(photo.data)
+    except Image.DecompressionBombError as error:
+        raise PhotoFault(
+            f"it is larger than {MAX_PHOTO_PIXELS // 10**6} megapixels", "save it smaller"
+        ) from error
+    except Exception as error:  # decoders of eleven formats raise what they like
+        image = _identified_bare(data, error)
+    if photo.profile is not None:
+        image.info["icc_profile"] = photo.profile
+    if image.width * image.height > MAX_PHOTO_PIXELS:
+        raise PhotoFault(
+            f"it is {image.width} x {image.height} px, more than "
+            f"{MAX_PHOTO_PIXELS // 10**6} megapixels",
+            "save it smaller; training never sees more than the resolution",
+        )
+    return image
+
+
+def _identified(data: bytes) -> Image.Image:
+    # Pillow warns of large headers through the process-wide filters; we judge the size elsewhere
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _identified_bare(data: bytes, error: Exception) -> Image.Image:
+    """A photo without its metadata, where that was what the decoder stumbled on."""
+    rest = bare(data)
+    if rest is None:
+        raise _unidentified(data, error) from error
+    try:
+        return _identified(rest)
+    except Exception:  # see above
+        raise _unidentified(data, error) from error
+
+
+def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
+    """An opened photo with its pixels decoded; what is cut off behind the pixels does not matter.
+
+    Args:
+        data: the file that it was opened from.
+    """
+    try:
+        image.load()
+    except Exception:
+        if (whole := _without_end(image, data)) is None:
+            raise
+        return whole
+    return image
+
+
+def _without_end(image: Image.Image, data: bytes) -> Image.Image | None:
+    """A JPEG that lacks nothing but its end mark."""
+    tails = whole_jpeg_tails(data) if image.format in {"JPEG", "MPO"} else None
+    if tails is None:
+        return None
+    pictures = []
+    for tail in tails:
+        picture = _identified(data.removesuffix(b"\xff") + tail)
+        picture.load()
+        pictures.append(picture)
+    first = pictures[0].tobytes()
+    return pictures[0] if all(one.tobytes() == first for one in pictures[1:]) else None
+
+
+def _unidentified(data: bytes, error: Exception) -> PhotoFault:
+    head = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
+    for offset, signature, what, remedy in _SIGNATURES:
+        if head[offset:].startswith(signature):
+            return PhotoFault(f"it is {what}, not a photo that can be read", remedy)
+    is_named = isinstance(error, OSError | SyntaxError) and "decoder object" not in str(error)
+    if is_named and not isinstance(error, UnidentifiedImageError):
+        return _decode_fault(error)
+    if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return _decode_fault(EOFError())
+    for signature, form in _PHOTO_SIGNATURES:
+        if data.startswith(signature):
+            return PhotoFault(
+                f"it begins as {form}, but cannot be read: it is damaged, or of a rare variant",
+                "open it in an image editor and save it as PNG or JPEG",
+            )
+    return PhotoFault("it is not a photo", "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF")
+
+
+def _decode_fault(error: Exception) -> PhotoFault:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return PhotoFault("it is truncated", "copy it again; the end of the file is missing")
+    return PhotoFault(f"it is damaged: {text[:200]}", "copy it again, or save it again")
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture as an upright RGB one; see ``open_photo``."""
+    profile = image.info.get("icc_profile")
+    image = _upright(image)
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if _is_transparent(image):
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+        image = image.convert("RGB")
+    if profile:
+        image = _in_srgb(image, profile)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing of the pixels
+        return image
+
+
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened photo as it will be seen, EXIF rotation applied."""
+    try:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
+    except Exception:  # see above
+        is_turned = False
+    return (image.height, image.width) if is_turned else (image.width, image.height)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deep grey as 8-bit grey. Pillow's own conversion clips at 255: a white picture."""
+    values_HW = np.asarray(image)
+    peak = max(float(rows.max(initial=0.0)) for rows in _finite_rows(values_HW))
+    if image.mode.startswith("I;16") or (image.mode == "I" and peak > 255):
+        white = 65535.0 if peak <= 65535 else peak
+    else:  # float and wide integer files name no white point: take the usual one that fits
+        white = next((usual for usual in (1.0, 255.0, 65535.0) if peak <= usual), peak)
+        white = 255.0 if image.mode == "I" else white
+    grey_HW = np.empty(values_HW.shape, dtype=np.uint8)
+    top = 0
+    for rows in _finite_rows(values_HW):
+        grey_HW[top : top + len(rows)] = (rows * (255.0 / white)).round().clip(0, 255)
+        top += len(rows)
+    return Image.fromarray(grey_HW)
+
+
+def _finite_rows(values_HW: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """A picture's rows as finite floats, a block at a time: whole they would take gigabytes."""
+    for top in range(0, len(values_HW), BLOCK_ROWS):
+        rows = values_HW[top : top + BLOCK_ROWS].astype(np.float64)
+        yield np.nan_to_num(rows, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The picture in sRGB; unchanged where its profile is sRGB already, or broken."""
+    if image.mode not in {"RGB", "CMYK", "L"}:
+        image = image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    return converted if converted is not None else image
+
+
+def crops(
+    photo: Image.Image, resolution_px: int, count: int = 1, *, flip: bool = False, seed: int = 0
+) -> NDArray[np.uint8]:
+    """The square crops of a photo that training sees.
+
+    The first is the centre crop over the whole shorter side, as the diffusers scripts take it.
+    The others have a side of 85 to 100 % of it at a random place, so that square photos vary too.
+
+    Args:
+        photo: RGB.
+        resolution_px: side of the crops.
+        count: crops before mirroring.
+        flip: also return every crop mirrored, after all the plain ones.
+        seed: root of the places.
+
+    Returns:
+        uint8 [N, P, P, 3] with N = count, or 2 x count with ``flip``.
+    """
+    random = np.random.default_rng(seed)
+    shorter = min(photo.size)
+    pictures = []
+    for index in range(count):
+        side = shorter if index == 0 else shorter * random.uniform(0.85, 1.0)
+        room = np.array([photo.width - side, photo.height - side])
+        left, top = room / 2 if index == 0 else room * random.uniform(size=2)
+        box = (float(left), float(top), float(left + side), float(top + side))
+        # reducing_gap is off: it would make a crop depend on how far the photo is shrunk
+        picture = photo.resize((resolution_px, resolution_px), Image.Resampling.LANCZOS, box=box)
+        pictures.append(np.asarray(picture, dtype=np.uint8))
+    plain_NPP3 = np.stack(pictures)
+    return np.concatenate([plain_NPP3, plain_NPP3[:, :, ::-1]]) if flip else plain_NPP3

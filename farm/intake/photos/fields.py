@@ -1,0 +1,202 @@
+"""A subject's `photos` and `captions` fields, from what is written to photos with captions.
+
+Owns the forms that the two fields take and the faults of each. Finding what one reference names is
+in ``gather.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Literal
+
+from pydantic import ValidationError
+
+from farm.errors import Fault
+from farm.intake.errors import PhotoFault
+from farm.intake.faults import faults_of
+from farm.intake.photos.captions import Caption, Names
+from farm.intake.photos.find import Beside, find_photos, matches
+from farm.intake.rows import Path, Row, join_url
+from farm.intake.schema import PhotoEntry
+from farm.intake.subject import Photo
+
+__all__ = ["CaptionRule", "ListedPhoto", "class_captions", "list_photos", "list_uris"]
+
+CaptionRule = Mapping[str, str] | Literal["files", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPhoto:
+    """A photo, and where it and its caption were written."""
+
+    photo: Photo
+    path: Path
+    """Of the reference in its row."""
+    caption_file: Caption | None = None
+    """The file that the caption came from; None where the manifest itself holds it."""
+
+
+def list_photos(
+    value: object,
+    row: Row,
+    rule: CaptionRule,
+    faults: list[Fault],
+    beside: Beside | None = None,
+) -> list[ListedPhoto]:
+    """All photos of a subject, each once, in the order they are written.
+
+    Args:
+        value: what stands under `photos`.
+        rule: what stands under `captions`.
+        faults: where to put what is wrong.
+        beside: captions of folders whose photos are named one by one, kept between subjects.
+    """
+    beside = (beside or Beside()) if rule != "none" else None
+    found: dict[str, ListedPhoto] = {}
+    for path, entry in _entries(value, row, faults):
+        for photo in _found(path, entry, row, beside, faults):
+            uri = photo.photo.uri
+            if uri in found:
+                message = f"{_short(uri)} is named twice"
+                faults.append(row.fault(path, message, "remove one", severity="warning"))
+            found.setdefault(uri, photo)
+    if isinstance(rule, Mapping):
+        _apply(rule, found, row, faults)
+    return list(found.values())
+
+
+def list_uris(value: object, row: Row, path: Path, faults: list[Fault]) -> tuple[str, ...]:
+    """The photos that a list of references leads to, without captions."""
+    uris: dict[str, None] = {}
+    for index, reference in enumerate(value if isinstance(value, list) else [value]):
+        entry = PhotoEntry(uri=str(reference))
+        for photo in _found((*path, index), entry, row, None, faults):
+            uris.setdefault(photo.photo.uri)
+    return tuple(uris)
+
+
+def class_captions(value: object, row: Row, beside: Beside) -> list[str]:
+    """The distinct captions of class images, where the row's form reads them; faults stay silent.
+
+    The class images themselves are listed by ``list_uris``, which tells the faults.
+    """
+    texts: dict[str, None] = {}
+    for index, reference in enumerate(value if isinstance(value, list) else [value]):
+        path = ("class_images", index)
+        if path not in row.styles:
+            continue
+        entry = PhotoEntry(uri=str(reference))
+        for listed in _found(path, entry, row, beside, []):
+            if listed.caption_file is not None:
+                texts.setdefault(listed.caption_file.text)
+    return list(texts)
+
+
+def _entries(value: object, row: Row, faults: list[Fault]) -> Iterator[tuple[Path, PhotoEntry]]:
+    """What is written under `photos`, one reference at a time with its place."""
+    if value is None:
+        yield from _beside_the_manifest(row, faults)
+    elif isinstance(value, str):
+        yield from _entry(("photos",), {"uri": value}, row, faults)
+    elif isinstance(value, dict) and "uri" in value:
+        yield from _entry(("photos",), value, row, faults)
+    elif isinstance(value, dict) and value:
+        for uri, caption in value.items():
+            yield from _entry(("photos", uri), {"uri": uri, "caption": caption}, row, faults)
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            item = {"uri": item} if isinstance(item, str) else item
+            yield from _entry(("photos", index), item, row, faults)
+    else:
+        what = "empty" if value in ([], {}, "") else "no place of photos"
+        faults.append(row.fault(("photos",), f"`photos` is {what}", "give a folder or a list"))
+
+
+def _beside_the_manifest(row: Row, faults: list[Fault]) -> Iterator[tuple[Path, PhotoEntry]]:
+    name = str(row.value.get("id", ""))
+    folder = join_url(row.base, name)
+    if name and ("://" in folder or os.path.isdir(folder)):
+        yield ("photos",), PhotoEntry(uri=folder)
+        return
+    faults.append(
+        row.fault(
+            ("photos",),
+            f"`photos` is missing, and no folder `{name}` lies beside the manifest",
+            "say where the photos are: a folder, a glob, a zip archive, or a list",
+        )
+    )
+
+
+def _entry(
+    path: Path, value: object, row: Row, faults: list[Fault]
+) -> Iterator[tuple[Path, PhotoEntry]]:
+    try:
+        yield path, PhotoEntry.model_validate(value)
+    except ValidationError as error:
+        faults += faults_of(error, row, PhotoEntry, path)
+
+
+def _found(
+    path: Path, entry: PhotoEntry, row: Row, beside: Beside | None, faults: list[Fault]
+) -> Iterator[ListedPhoto]:
+    """The photos that one entry leads to."""
+    style = row.style(path)
+    is_read = beside is not None and entry.caption is None
+    try:
+        found = find_photos(entry.uri, row.base, with_captions=is_read, style=style, beside=beside)
+    except PhotoFault as fault:
+        faults.append(row.fault(path, fault.message, fault.remedy))
+        return
+    faults += found.faults
+    if found.outside:
+        message = f"links in {_short(entry.uri)} lead out of it: {', '.join(found.outside[:3])}"
+        remedy = "they are not followed; copy the photos into the folder"
+        faults.append(row.fault(path, message, remedy, severity="warning"))
+    if found.passed_over:
+        names = ", ".join(found.passed_over[:3]) + ("…" if len(found.passed_over) > 3 else "")
+        message = f"passed over in {_short(entry.uri)}, no photos by their names: {names}"
+        remedy = "convert them to JPEG or PNG, or move them away"
+        if any(name.lower().endswith((".xlsx", ".xls", ".ods")) for name in found.passed_over):
+            remedy += "; export tables of captions as `CSV UTF-8`"
+        faults.append(row.fault(path, message, remedy, severity="warning"))
+    for uri in found.uris:
+        caption = found.captions.get(uri)
+        text = entry.caption or (caption.text if caption is not None else style.fallback)
+        yield ListedPhoto(Photo(uri, text), path, caption)
+
+
+def _apply(
+    rule: Mapping[str, str], found: dict[str, ListedPhoto], row: Row, faults: list[Fault]
+) -> None:
+    """Give photos the captions that the subject's `captions` mapping has for their names."""
+    for key, text in rule.items():
+        uris = [uri for uri in found if matches(_name(uri), key)]
+        uris = uris or _near(key, found)
+        for uri in uris:
+            photo = replace(found[uri].photo, caption=text)
+            found[uri] = ListedPhoto(photo, ("captions", key))
+        if not uris:
+            close = get_close_matches(key, [_short(uri) for uri in found], n=1)
+            remedy = f"did you mean `{close[0]}`?" if close else "remove it, or add the photo"
+            faults.append(row.fault(("captions", key), "it captions no photo", remedy))
+
+
+def _near(key: str, found: Mapping[str, ListedPhoto]) -> list[str]:
+    """The photo whose name is a key's but for the case or the Unicode form of its letters."""
+    by_name = {_short(uri): uri for uri in found}
+    name = Names(by_name).find(key)
+    return [by_name[name]] if name is not None else []
+
+
+def _name(uri: str) -> str:
+    """The path of a photo without what stands around a member of an archive."""
+    name = uri.removeprefix("zip://").split("::", 1)[0]
+    # elsewhere a question mark is part of the name
+    return name.split("?", 1)[0] if name.startswith(("http://", "https://")) else name
+
+
+def _short(uri: str) -> str:
+    return _name(uri).rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,266 @@
+"""From what `photos` says to the photos: folders, globs, archives, lists, URLs.
+
+Owns what one reference of a manifest means, and the captions beside its photos. Names are listed in
+``listings.py``; nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+from threading import Lock
+
+import fsspec
+
+from farm.errors import Fault
+from farm.intake.caption_style import CaptionStyle
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.bytes import PhotoReader, split_member_uri, words_of
+from farm.intake.photos.captions import Caption, Captions
+from farm.intake.photos.listings import (
+    Listing,
+    has_magic,
+    is_photo_name,
+    list_archive,
+    list_folder,
+    list_glob,
+)
+from farm.intake.photos.uris import check_reference
+from farm.intake.rows import join_url
+
+__all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
+
+MAX_PHOTOS = 10_000
+"""Of one subject; a manifest of more is a manifest of something else."""
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
+"""How paths of Windows begin: `C:\\photos`, `\\\\server\\photos`."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What one reference led to."""
+
+    uris: list[str] = field(default_factory=list)
+    captions: dict[str, Caption] = field(default_factory=dict)
+    """By URI, from files beside the photos."""
+    passed_over: list[str] = field(default_factory=list)
+    """Names that are no photos, and not the usual litter either."""
+    outside: list[str] = field(default_factory=list)
+    """Links that lead out of the folder; they are not followed."""
+    faults: list[Fault] = field(default_factory=list)
+    """Of the caption files; they name no subject."""
+
+
+class Beside:
+    """Captions beside photos that a manifest names one by one; each folder is read once.
+
+    Safe in several threads.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, CaptionStyle], tuple[Captions, Listing]] = {}
+        self._lock = Lock()
+
+    def captions(self, folder: str, style: CaptionStyle) -> tuple[Captions, Listing]:
+        """The captions of a folder, and its names."""
+        with self._lock:
+            if (folder, style) not in self._known:
+                try:
+                    is_archive = folder.lower().endswith(".zip")
+                    listing = list_archive(folder) if is_archive else list_folder(folder)
+                except Exception:  # a photo may be read whose folder may not be listed
+                    listing = Listing(folder)
+                listing.is_whole = False
+                self._known[folder, style] = _captions_of(listing, style, _read), listing
+            return self._known[folder, style]
+
+
+def find_photos(
+    reference: str,
+    base: str,
+    *,
+    with_captions: bool = True,
+    style: CaptionStyle | None = None,
+    beside: Beside | None = None,
+) -> Found:
+    """Find the photos that one reference names, in the order of their names.
+
+    Args:
+        reference: a folder, glob, zip archive or photo; a path or a URL.
+        base: folder or URL that relative paths start from.
+        with_captions: also read the caption files beside them.
+        style: which files are captions, and how they are read.
+        beside: what is known already of folders whose photos are named one by one.
+
+    Raises:
+        PhotoFault: if there is nothing, nothing that is a photo, or an archive that is not safe.
+    """
+    if _DRIVE.match(reference) and os.name != "nt":
+        raise PhotoFault(
+            f"{reference} is a path of Windows, and this machine has no drives",
+            "copy the photos here and give their path on this machine, with slashes",
+        )
+    check_reference(reference, is_remote="://" in base)
+    url = join_url(base, reference)
+    with _told(url):
+        listing = (
+            _find_remote(url, base, reference)
+            if "://" in url
+            else _find_local(url, base, reference)
+        )
+    if not listing.files:
+        raise PhotoFault(*listing.emptiness())
+    if len(listing.files) > MAX_PHOTOS:
+        raise PhotoFault(f"it holds {len(listing.files)} photos", f"give at most {MAX_PHOTOS}")
+    uris = [uri for _, uri in listing.files]
+    found = Found(uris, passed_over=listing.passed_over, outside=listing.outside)
+    if with_captions:
+        _add_captions(found, listing, style or CaptionStyle(), beside or Beside())
+    return found
+
+
+def _add_captions(found: Found, listing: Listing, style: CaptionStyle, beside: Beside) -> None:
+    with PhotoReader() as reader, _told(listing.where):
+        names = dict(listing.files)
+        if listing.siblings:
+            captions = _captions_of(listing, style, reader.read)
+            photos = (name for name in listing.siblings if is_photo_name(name))
+            found.faults += captions.orphans(photos)
+        elif listing.is_web:
+            return
+        else:
+            captions, listing = beside.captions(listing.where, style)
+        found.faults[:0] = captions.faults
+        for name, uri in names.items():
+            if (caption := captions.of(name, found.faults)) is not None:
+                found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
+    if not listing.is_whole:
+        # the folder's other captions may be another subject's
+        found.faults = [replace(fault, severity="warning") for fault in found.faults]
+
+
+def _read(uri: str) -> bytes:
+    with PhotoReader() as reader:
+        return reader.read(uri)
+
+
+def _captions_of(listing: Listing, style: CaptionStyle, read: Callable[[str], bytes]) -> Captions:
+    return Captions(
+        listing.siblings,
+        lambda name: read(listing.siblings[name]),
+        style,
+        lambda name: join_url(listing.where, name),
+    )
+
+
+# -- what a reference is --------------------------------------------------------------------------
+
+
+def _single(uri: str) -> Listing:
+    """A photo named outright: taken as one, whatever its suffix."""
+    folder, _, name = uri.rpartition("/")
+    return Listing(folder or "/", [(name, uri)], is_whole=False)
+
+
+def _find_local(path: str, base: str, reference: str) -> Listing:
+    path = os.path.abspath(os.path.expanduser(path))
+    if os.path.isdir(path):
+        return list_folder(path)
+    if os.path.isfile(path):
+        return list_archive(path) if path.lower().endswith(".zip") else _single(path)
+    if has_magic(reference):
+        is_relative = not reference.startswith(("/", "~"))
+        return list_glob(os.path.abspath(base), reference) if is_relative else list_glob("", path)
+    if os.path.exists(path):
+        raise PhotoFault(f"{path} is neither a file nor a folder", "name photos")
+    if (other := _in_other_form(path)) is not None:
+        return _find_local(other, base, other)
+    raise PhotoFault(f"there is no {path}", _nearest_path(path))
+
+
+def _in_other_form(path: str) -> str | None:
+    """A path that is there, and differs only in how its letters are composed in Unicode."""
+    parts = [part for part in path.split("/") if part]
+    found = ""
+    for part in parts:
+        if not os.path.exists(f"{found}/{part}"):
+            try:
+                names = os.listdir(found or "/")
+            except OSError:
+                return None
+            form = unicodedata.normalize("NFC", part)
+            same = [name for name in names if unicodedata.normalize("NFC", name) == form]
+            if not same:
+                return None
+            part = same[0]
+        found = f"{found}/{part}"
+    return found
+
+
+def _find_remote(url: str, base: str, reference: str) -> Listing:
+    if url.startswith("file://"):
+        path = url.removeprefix("file://")
+        return _find_local(path, base.removeprefix("file://"), reference.removeprefix("file://"))
+    if url.startswith("zip://"):
+        member, archive = split_member_uri(url)
+        return Listing(archive, [(member, url)], is_whole=False)
+    if url.startswith(("http://", "https://")):
+        plain = url.split("?", 1)[0]
+        if plain.lower().endswith(".zip"):
+            return list_archive(url)
+        return Listing(url, [(plain.rsplit("/", 1)[-1], url)], is_web=True)
+    if url.lower().endswith(".zip"):
+        return list_archive(url)
+    if has_magic(reference):
+        filesystem, path = fsspec.core.url_to_fs(url)
+        # `?` and `[` are letters of keys as much as marks of patterns
+        if not filesystem.exists(path):
+            is_relative = "://" not in reference
+            return list_glob(base, reference) if is_relative else list_glob("", url)
+    if is_photo_name(url):
+        return _single(url)
+    return list_folder(url)
+
+
+def _nearest_path(path: str) -> str:
+    """What stands nearest to a path that is not there."""
+    folder, name = os.path.split(path)
+    is_inside = False
+    while folder != "/" and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+        is_inside = True
+    try:
+        names = [one for one in os.listdir(folder) if not is_inside or "." not in one]
+    except OSError:
+        names = []
+    if close := get_close_matches(name, names, n=1):
+        return f"did you mean {os.path.join(folder, close[0])}?"
+    return f"{folder} holds no `{name}`; correct the path, or put the photos there"
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """What a filesystem may raise, as a fault."""
+    try:
+        yield
+    except PhotoFault:
+        raise
+    except FileNotFoundError as error:
+        raise PhotoFault(f"there is no {url}", "correct the address") from error
+    except Exception as error:  # filesystems of a dozen packages raise what they like
+        raise PhotoFault(
+            f"{url} cannot be listed: {words_of(error)}", "correct the address"
+        ) from error
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a photo's name is what a caption's key means: its name, path or stem."""
+    plain = PurePosixPath(name)
+    return pattern in {name, plain.name, plain.stem} or fnmatch(name, f"*/{pattern}")

@@ -1,0 +1,100 @@
+"""One photo judged: readable, whole, large enough; its digest and its look.
+
+Owns the judgement of a single photo, so that it can run in any process. What several photos have
+in common is in ``check.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.bytes import PhotoReader
+from farm.intake.photos.decode import (
+    MIN_SIDE_PX,
+    as_rgb,
+    decoding,
+    load_pixels,
+    open_header,
+    seen_size,
+)
+from farm.keys import bytes_digest
+
+__all__ = ["PhotoFacts", "PhotoRefusal", "inspect_photo", "inspect_photos"]
+
+LOOK_SIDE_PX = 64
+"""Side at which JPEG decoders may shrink a photo while decoding: all bytes are read, so truncation
+is found, at a fraction of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoFacts:
+    """What is known of a photo that can be used."""
+
+    digest: str
+    """sha256 of its bytes."""
+    width_px: int
+    height_px: int
+    """As it is seen, EXIF rotation applied."""
+    num_bytes: int
+    look: int
+    """Perceptual hash of 64 bits: near-duplicates differ in a few of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoRefusal:
+    """Why a photo cannot be used; the message reads after the photo's name."""
+
+    message: str
+    remedy: str
+
+
+def inspect_photos(uris: Sequence[str]) -> list[PhotoFacts | PhotoRefusal]:
+    """Read, decode and judge photos one after the other; what a thread is asked."""
+    with PhotoReader() as reader:
+        return [inspect_photo(uri, reader) for uri in uris]
+
+
+def inspect_photo(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
+    """Read, decode and judge one photo. Raises for nothing that a photo may be."""
+    try:
+        return _facts(reader.read(uri))
+    except PhotoFault as fault:
+        return PhotoRefusal(fault.message, fault.remedy)
+
+
+def _facts(data: bytes) -> PhotoFacts:
+    image = open_header(data)
+    width_px, height_px = seen_size(image)
+    if min(width_px, height_px) < MIN_SIDE_PX:
+        raise PhotoFault(
+            f"it is {width_px} x {height_px} px, too small to learn from",
+            f"give one of at least {MIN_SIDE_PX} px on the shorter side, better the resolution",
+        )
+    with decoding():
+        image.draft("RGB", (LOOK_SIDE_PX, LOOK_SIDE_PX))
+        image = load_pixels(image, data)
+        if max(image.size) > 4 * LOOK_SIDE_PX:
+            image = _shrunk(image)
+        small = as_rgb(image)
+    return PhotoFacts(bytes_digest(data), width_px, height_px, len(data), _look(small))
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    """A smaller picture of the same kind; colours of palettes and deep grey cannot be averaged."""
+    if image.mode in {"RGB", "L", "RGBA", "LA", "CMYK", "YCbCr"}:
+        factor = max(image.size) // (2 * LOOK_SIDE_PX)
+        reduced = image.reduce(factor)
+        reduced.info = image.info
+        return reduced
+    return image
+
+
+def _look(image: Image.Image) -> int:
+    # brings scipy along; only checks pay for that
+    from imagehash import phash
+
+    return int(str(phash(image)), 16)

@@ -1,0 +1,277 @@
+"""Names of photos and of what lies beside them: in folders, globs, archives and object stores.
+
+Owns which names are offered as photos, and which are passed over. Nothing is decoded here; what one
+reference of a manifest means is decided in ``gather.py``.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import fsspec
+
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.bytes import archive_members, member_uri, open_archive
+from farm.intake.photos.decode import PHOTO_SUFFIXES
+from farm.intake.photos.litter import is_litter
+
+__all__ = [
+    "Listing",
+    "has_magic",
+    "is_photo_name",
+    "list_archive",
+    "list_folder",
+    "list_glob",
+    "subfolders",
+]
+
+_MAGIC = frozenset("*?[")
+_QUIET_SUFFIXES = frozenset(
+    (".txt", ".caption", ".json", ".jsonl", ".csv", ".md", ".db", ".ini", ".npz", ".toml", ".yaml")
+    + (".tsv", ".parquet", ".ndjson", ".yml", ".safetensors", ".xmp", ".aae")
+)
+"""Files that lie beside photos everywhere; passing over them is worth no word."""
+
+
+@dataclass(slots=True)
+class Listing:
+    """Names in a folder or archive, photos and others."""
+
+    where: str
+    """As people name it."""
+    files: list[tuple[str, str]] = field(default_factory=list)
+    """Name and URI of each photo, in the order of the names."""
+    siblings: Mapping[str, str] = field(default_factory=dict)
+    """All names among which captions may be, and their URIs."""
+    passed_over: list[str] = field(default_factory=list)
+    """Names that are no photos, and not the usual company of photos either."""
+    outside: list[str] = field(default_factory=list)
+    """Links that lead out of the folder; they are not followed."""
+    folders: int = 0
+    is_whole: bool = True
+    """Whether it holds all of a folder's photos, and not a choice of them."""
+    is_web: bool = False
+    """Whether it is an address on the web, beside which nothing can be listed."""
+
+    def emptiness(self) -> tuple[str, str]:
+        """Message and remedy for a listing without photos."""
+        if self.outside:
+            return (
+                f"{self.where} holds no photos; its links lead out of it",
+                "copy the photos into the folder",
+            )
+        if self.folders:
+            return (
+                f"{self.where} holds no photos, only folders",
+                f"name the folder that holds the photos, or `{self.where.rstrip('/')}/**/*`",
+            )
+        if self.passed_over:
+            return (
+                f"{self.where} holds no photos; it holds {', '.join(self.passed_over[:3])}",
+                "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
+            )
+        return f"{self.where} holds no photos", "put 3 to 20 photos of the subject there"
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a file is offered as a photo, by its suffix."""
+    return posixpath.splitext(name)[1].lower() in PHOTO_SUFFIXES
+
+
+def has_magic(path: str) -> bool:
+    """Whether a path may be a pattern."""
+    return bool(_MAGIC & set(path))
+
+
+def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
+    """A listing of the names of a folder or archive: photos, others; litter left out."""
+    listing = Listing(where, siblings={name: names[name] for name in sorted(names)})
+    for name, uri in listing.siblings.items():
+        if is_photo_name(name):
+            listing.files.append((name, uri))
+        elif posixpath.splitext(name)[1].lower() not in _QUIET_SUFFIXES:
+            listing.passed_over.append(name)
+    return listing
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def list_folder(url: str) -> Listing:
+    """What lies directly in a folder, local or remote."""
+    return _list_remote(url) if "://" in url else _list_local(url)
+
+
+def _list_local(path: str) -> Listing:
+    names, outside, folders = {}, [], 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if is_litter(entry.name):
+                continue
+            if entry.is_symlink() and _leaves(path, entry.name):
+                outside.append(entry.name)
+            elif entry.is_dir():
+                folders += 1
+            else:
+                names[entry.name] = f"{path.rstrip('/')}/{entry.name}"
+    listing = _sorted_out(names, path)
+    listing.outside, listing.folders = sorted(outside), folders
+    return listing
+
+
+def _leaves(root: str, name: str) -> bool:
+    """Whether a link on the way to a name leads out of the folder that was named."""
+    parts = name.split("/")
+    paths = (os.path.join(root, *parts[:count]) for count in range(1, len(parts) + 1))
+    if not any(os.path.islink(path) for path in paths):
+        return False
+    real = os.path.realpath(root)
+    return os.path.commonpath([real, os.path.realpath(os.path.join(root, name))]) != real
+
+
+def _list_remote(url: str) -> Listing:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    own = path.rstrip("/")
+    names, folders = {}, 0
+    for entry in filesystem.ls(path, detail=True):
+        full = str(entry["name"])
+        # a folder's marker is listed as an object of the folder's own name
+        if full.rstrip("/") == own or is_litter(full.rsplit("/", 1)[-1] or full.rstrip("/")):
+            continue
+        if entry["type"] == "file" and not full.endswith("/"):
+            name = full.rsplit("/", 1)[-1]
+            names[name] = f"{url.rstrip('/')}/{name}"
+        else:
+            folders += 1
+    listing = _sorted_out(names, url.rstrip("/"))
+    listing.folders = folders
+    return listing
+
+
+def subfolders(url: str) -> list[str]:
+    """The names of the folders in a folder, local or remote, sorted; litter left out."""
+    if "://" not in url:
+        with os.scandir(url) as entries:
+            return sorted(one.name for one in entries if one.is_dir() and not is_litter(one.name))
+    filesystem, path = fsspec.core.url_to_fs(url)
+    own = path.rstrip("/")
+    full = [
+        str(one["name"]).rstrip("/")
+        for one in filesystem.ls(path, detail=True)
+        if one["type"] == "directory"
+    ]
+    names = sorted(name.rsplit("/", 1)[-1] for name in full if name != own)
+    return [name for name in names if not is_litter(name)]
+
+
+# -- globs ----------------------------------------------------------------------------------------
+
+
+def list_glob(base: str, pattern: str) -> Listing:
+    """The photos that match a pattern below a folder, and everything beside them.
+
+    Args:
+        base: the folder that the pattern starts from, taken literally; empty where the pattern is
+            absolute.
+    """
+    if "://" in (base or pattern):
+        return _remote_glob(base, pattern)
+    return _local_glob(base, pattern)
+
+
+def _local_glob(base: str, pattern: str) -> Listing:
+    shown = os.path.join(base, pattern) if base else pattern
+    whole = os.path.join(glob.escape(base), pattern) if base else pattern
+    root = os.path.join(base, _literal_folder(pattern)) or "/"
+    names = [
+        os.path.relpath(path, root)
+        for path in glob.iglob(whole, recursive=True)
+        if os.path.isfile(path)
+    ]
+    names = [name for name in names if not is_litter(name)]
+    if not names:
+        raise PhotoFault(f"nothing matches {shown}", "correct the pattern")
+    outside = [name for name in names if _leaves(root, name)]
+    matched = {name: os.path.join(root, name) for name in names if name not in outside}
+    beside = {
+        os.path.join(folder, name): os.path.join(root, folder, name)
+        for folder in _around(names)
+        for name in os.listdir(os.path.join(root, folder))
+        if not is_litter(name) and not _leaves(root, os.path.join(folder, name))
+    }
+    listing = _matched(matched, beside, root, shown)
+    listing.outside = outside
+    return listing
+
+
+def _remote_glob(base: str, pattern: str) -> Listing:
+    shown = f"{base.rstrip('/')}/{pattern}" if base else pattern
+    whole = f"{glob.escape(base.rstrip('/'))}/{pattern}" if base else pattern
+    filesystem, path = fsspec.core.url_to_fs(whole)
+    literal = _literal_folder(pattern)
+    root = f"{base.rstrip('/')}/{literal}".rstrip("/") if base else literal
+    inside = fsspec.core.url_to_fs(root)[1].strip("/")
+    found = filesystem.glob(path, detail=True)
+    files = [name for name, entry in found.items() if entry.get("type") != "directory"]
+    names = [str(name).strip("/").removeprefix(inside).lstrip("/") for name in files]
+    names = [name for name in names if name and not is_litter(name)]
+    if not names:
+        message = f"nothing matches {shown}, so it holds no photos"
+        raise PhotoFault(message, "correct the pattern")
+    beside: dict[str, str] = {}
+    for folder in _around(names):
+        listed = _list_remote(f"{root}/{folder}".rstrip("/"))
+        beside |= {posixpath.join(folder, name): uri for name, uri in listed.siblings.items()}
+    return _matched({name: f"{root}/{name}" for name in names}, beside, root, shown)
+
+
+def _around(names: Iterable[str]) -> list[str]:
+    """The folders of names, relative to where a pattern starts; none if they are all there.
+
+    That one folder may be many subjects', and is read once for all of them by ``Beside``.
+    """
+    folders = sorted({posixpath.dirname(name) for name in names})
+    return folders if folders != [""] else []
+
+
+def _literal_folder(pattern: str) -> str:
+    """The folders of a pattern before its first mark."""
+    literal = pattern[: min(pattern.index(mark) for mark in _MAGIC if mark in pattern)]
+    return literal.rpartition("/")[0]
+
+
+def _matched(names: Mapping[str, str], beside: Mapping[str, str], root: str, shown: str) -> Listing:
+    listing = _sorted_out(names, shown)
+    # a photo is looked for among the names that matched, a caption among all
+    where = root if listing.files else shown
+    return Listing(where, listing.files, beside, listing.passed_over, is_whole=False)
+
+
+# -- archives -------------------------------------------------------------------------------------
+
+
+def list_archive(uri: str) -> Listing:
+    """The members of a zip archive, in all its folders."""
+    with open_archive(uri) as archive:
+        members = {
+            _shown_member(archive.getinfo(name)): member_uri(name, uri)
+            for name in archive_members(archive)
+        }
+    return _sorted_out(members, uri)
+
+
+def _shown_member(entry: zipfile.ZipInfo) -> str:
+    """A member's name with slashes, and as it was meant where the archive names no encoding."""
+    name = entry.filename
+    if not entry.flag_bits & 0x800:
+        try:
+            # macOS writes UTF-8 without setting the flag that tells of it
+            name = name.encode("cp437").decode("utf-8")
+        except UnicodeError:
+            name = entry.filename
+    return name.replace("\\", "/")

@@ -1,0 +1,208 @@
+"""Tables with one photo a row: `metadata.csv`, `.jsonl`, `.parquet` and their like.
+
+Owns which columns name photos and captions, and how such a table is read in any of its forms; the
+form is decided by the content. What the rows are for is decided by ``captions.py`` (captions beside
+photos) and ``imagefolder.py`` (a manifest).
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm.errors import Fault
+from farm.intake.parsing.delimited import read_delimited
+from farm.intake.parsing.json import read_json, read_jsonl
+from farm.intake.parsing.text_files import NotText, decoded, is_parquet
+
+__all__ = [
+    "CAPTION_COLUMNS",
+    "PhotoRow",
+    "PhotoTable",
+    "folded",
+    "is_photo_manifest",
+    "is_photo_row",
+    "photo_row",
+    "read_photo_table",
+]
+
+CAPTION_COLUMNS = (
+    "caption",
+    "text",
+    "prompt",
+    "captions",
+    "description",
+    "caption_text",
+    "image_caption",
+) + ("texts", "prompts", "txt", "image_description", "image_text", "alt_text", "alt")
+"""Columns that hold the caption; the first present wins."""
+PHOTO_COLUMNS = (
+    ("file_name", "filename", "image_file_name", "image", "image_path", "path", "file", "file_path")
+    + ("filepath", "image_name", "image_file", "image_filename", "img", "img_path", "img_name")
+    + ("photo", "photo_path", "photo_name", "picture", "file_names", "images", "image_file_names")
+    + ("uri", "url", "image_url")
+)
+"""Columns that name the photo; the first present wins. Compared without case and with `_` for
+spaces; besides them, the one column that ends in `_file_name`."""
+PARQUET_BATCH_ROWS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoRow:
+    """One row of such a table."""
+
+    line: int
+    """1-based line; the row's number in Parquet."""
+    files: tuple[str, ...]
+    """Names of its photos as written; usually one."""
+    caption: str
+    """On one line; empty where it has none."""
+    value: Mapping[str, Any]
+    """All its cells by folded column name."""
+    choices: int = 1
+    """Captions that the row offers; the first is taken."""
+
+
+@dataclass(slots=True)
+class PhotoTable:
+    """A table of photos, read."""
+
+    rows: list[PhotoRow] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+    """Every column, by its folded name."""
+
+    @property
+    def names_photos(self) -> bool:
+        """Whether a column names photos."""
+        return is_photo_row(self.columns)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether a column holds captions."""
+        return any(column in self.columns for column in CAPTION_COLUMNS)
+
+
+def folded(column: str) -> str:
+    """A column's name as it is compared: `File Name` and `file-name` are `file_name`."""
+    return re.sub(r"[\s\-]+", "_", column.strip().casefold())
+
+
+def photo_column(columns: Iterable[str]) -> str | None:
+    """The column that names photos, of folded names."""
+    names = list(columns)
+    for column in PHOTO_COLUMNS:
+        if column in names:
+            return column
+    ending = [name for name in names if name.endswith(("_file_name", "_file_names"))]
+    return ending[0] if len(ending) == 1 else None
+
+
+def is_photo_row(columns: Iterable[str]) -> bool:
+    """Whether a table or row of these columns is about photos, not about whole subjects."""
+    names = [folded(column) for column in columns]
+    return photo_column(names) is not None and "photos" not in names
+
+
+_SURE_COLUMNS = frozenset(
+    ("file_name", "filename", "file_names", "image", "images", "image_path", "image_file", "img")
+)
+"""Of these a manifest of any name is a table of photos; `path` or `url` may be a subject's own."""
+
+
+def is_photo_manifest(columns: Iterable[str], file: str) -> bool:
+    """Whether a table that is given as a manifest has one photo a row, not one subject."""
+    names = {folded(column) for column in columns}
+    if "photos" in names:
+        return False
+    if any(name in _SURE_COLUMNS or name.endswith("_file_name") for name in names):
+        return True
+    is_metadata = posixpath.basename(file).casefold().startswith("metadata.")
+    return is_metadata and not names & {"id", "subject", "class_noun", "version", "defaults"}
+
+
+def photo_row(value: Mapping[str, Any], line: int) -> PhotoRow:
+    """A row as photos and a caption."""
+    cells = {folded(column): cell for column, cell in value.items()}
+    column = photo_column(name for name, cell in cells.items() if cell not in (None, ""))
+    named = cells.get(column) if column else None
+    if isinstance(named, dict):
+        # an image of the `datasets` library: bytes inside the table, and perhaps a path
+        named = named.get("path") if not named.get("bytes") else None
+    files = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    names = tuple(name.strip() for name in files if isinstance(name, str) and name.strip())
+    captions = next((texts for name in CAPTION_COLUMNS if (texts := _texts(cells.get(name)))), [])
+    return PhotoRow(line, names, captions[0] if captions else "", cells, len(captions))
+
+
+def _texts(value: object) -> list[str]:
+    """The captions in a cell, each on one line."""
+    items = value if isinstance(value, list) else [value]
+    texts = [" ".join(str(item).split()) for item in items if isinstance(item, str | int | float)]
+    return [text for text in texts if text]
+
+
+def read_photo_table(data: bytes, name: str) -> PhotoTable:
+    """Read a table of photos: Parquet, JSON, JSONL or delimited text, whatever its name ends in.
+
+    Args:
+        name: as faults name it.
+    """
+    table = PhotoTable()
+    if is_parquet(data):
+        _take(table, _parquet_rows(data, table.faults, name))
+        return table
+    try:
+        text = decoded(data)
+    except NotText as error:
+        table.faults.append(Fault(name, error.message, error.remedy, line=error.line))
+        return table
+    start = text.lstrip()[:1]
+    if start in {"{", "["}:
+        is_lines = start == "{" and not name.lower().endswith(".json")
+        rows = read_jsonl(text.split("\n"), name, "") if is_lines else read_json(text, name, "")
+        _take(table, ((row.line or 1, row.value) for row in rows.subjects))
+        table.faults += rows.faults
+    else:
+        _take_delimited(table, text, name)
+    return table
+
+
+def _take(table: PhotoTable, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    for line, value in rows:
+        for column in value:
+            table.columns.setdefault(folded(column), column)
+        table.rows.append(photo_row(value, line))
+
+
+def _take_delimited(table: PhotoTable, text: str, name: str) -> None:
+    cells = read_delimited(text)
+    table.columns = {folded(column): column for column in cells.columns if column}
+    for line, row in cells.rows:
+        value = dict(zip(cells.columns, row, strict=False))
+        table.rows.append(photo_row({key: cell for key, cell in value.items() if key}, line))
+    table.faults += [
+        Fault(name, message, remedy, line=line) for line, message, remedy in cells.faults
+    ]
+
+
+def _parquet_rows(
+    data: bytes, faults: list[Fault], name: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        table = pq.ParquetFile(io.BytesIO(data))
+        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            for value in batch.to_pylist():
+                number += 1
+                yield number, value
+    except (pa.ArrowException, OSError, ValueError) as error:
+        message = f"not a whole Parquet file: {' '.join(str(error).split())[:200]}"
+        faults.append(Fault(name, message, "write it again", line=number or None))

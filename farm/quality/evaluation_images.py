@@ -1,0 +1,65 @@
+"""Draw the pictures by which many adapters are judged, all slots together.
+
+Owns the flat list of (slot, prompt, seed) rows and the choice of seeds; batching and routing are
+``farm.adapters.generate``. Seeds depend on the subject's seed, the purpose and the number of the
+picture, never on slot or neighbours, and the same ones serve base and adapter.
+
+Legend: R pictures, P pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from farm.adapters.bank.bank import Bank
+from farm.adapters.generate import draw_adapted
+from farm.base.interface import Base
+from farm.keys import derive_seed
+from farm.quality.protocol import ScoringBudget
+
+__all__ = ["BASE_SLOT", "PictureRow", "draw_rows", "seeds_for"]
+
+BASE_SLOT = -1
+"""Routes a row past every adapter."""
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One picture to draw."""
+
+    slot: int
+    prompt: str
+    seed: int
+
+
+def seeds_for(seed: int, purpose: str, num: int) -> list[int]:
+    """``num`` picture seeds for one purpose."""
+    return [derive_seed(seed, "quality", purpose, index) for index in range(num)]
+
+
+def draw_rows(
+    base: Base, bank: Bank, rows: Sequence[PictureRow], budget: ScoringBudget, *, batch: int = 32
+) -> Tensor:
+    """Pictures, uint8 [R, P, P, 3] on the CPU, in the order of ``rows``.
+
+    Args:
+        batch: pictures in one pass; guidance doubles the denoiser's rows.
+    """
+    if not rows:
+        side = base.resolution_px
+        return torch.empty(0, side, side, 3, dtype=torch.uint8)
+    return draw_adapted(
+        base,
+        bank,
+        [row.prompt for row in rows],
+        [row.seed for row in rows],
+        [row.slot for row in rows],
+        batch=batch,
+        steps=budget.steps,
+        guidance=budget.guidance,
+        scheduler=budget.scheduler,
+    )

@@ -1,0 +1,264 @@
+"""Which adapters there are, for whom, and what a request needs to know of one.
+
+Owns the endpoint's view of the registry: names at most ``NAME_TTL_S`` old, so that a new adapter
+is there at the next request and a renamed or revoked one is noticed within seconds; records,
+which are named by their content, kept as long as there is room. A request costs no store read
+when its adapter was used a moment ago, and a page of names never reads more than that page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from farm.adapters.file_names import DIFFUSERS_FILE
+from farm.adapters.registry import NamedAdapter, Registry
+from farm.errors import AdapterFileError, AdapterNotFound, StoreError
+from farm.safe_names import is_job_key, is_safe_name
+from farm.serving.ttl_cache import MAX_AGE_S, Fresh
+
+__all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
+
+NAME_TTL_S = 2.0
+LISTING_TTL_S = 5.0
+PAGE_TTL_S = 60.0
+"""Age of the dates shown in a listing; drawing never uses them."""
+NUM_RECORDS_KEPT = 20_000
+_SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What drawing and listing need of an adapter's record, as one tenant sees it: ``resolve`` puts
+    the tenant's own names, date and samples in place of those of whoever trained it first."""
+
+    job_key: str
+    namespace: str
+    name: str
+    identifier: str
+    class_noun: str
+    instance_prompt: str
+    base_id: str
+    base_fingerprint: str
+    created: str
+    sha256: str
+    """Of the weights file."""
+    samples: tuple[str, ...]
+    """Sample pictures by their paths within the adapter's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the names, in order."""
+
+    adapters: tuple[NamedAdapter, ...]
+    has_more: bool
+    total: int
+    """Of all names that match."""
+
+
+class Catalog:
+    """The adapters of a store, by namespace and name."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        executor: Executor,
+        name_ttl_s: float = NAME_TTL_S,
+        max_age_s: float = MAX_AGE_S,
+    ) -> None:
+        """Args:
+        name_ttl_s: how old a name or a revocation may be.
+        max_age_s: how old while the store does not answer; then the answer is an error.
+        """
+        self._registry = registry
+        self._executor = executor
+        self._names: Fresh[tuple[str, str], NamedAdapter] = Fresh(
+            self._read_name, ttl_s=name_ttl_s, max_age_s=max_age_s, executor=executor
+        )
+        self._page_names: Fresh[tuple[str, str], NamedAdapter] = Fresh(
+            self._read_name,
+            ttl_s=PAGE_TTL_S,
+            max_age_s=PAGE_TTL_S + max_age_s,
+            executor=executor,
+            max_items=50_000,
+        )
+        self._listings: Fresh[str, tuple[str, ...]] = Fresh(
+            self._read_listing,
+            ttl_s=min(LISTING_TTL_S, max(name_ttl_s, 0.0)),
+            max_age_s=max_age_s,
+            executor=executor,
+        )
+        self._revoked: Fresh[str, frozenset[str]] = Fresh(
+            self._read_revoked,
+            ttl_s=name_ttl_s,
+            max_age_s=max_age_s,
+            executor=executor,
+            max_items=1,
+        )
+        self._facts: Fresh[str, AdapterFacts] = Fresh(
+            self._read_facts,
+            ttl_s=float("inf"),
+            executor=executor,
+            max_items=NUM_RECORDS_KEPT,
+        )
+
+    async def resolve(self, namespace: str, model: str) -> tuple[NamedAdapter, AdapterFacts]:
+        """The adapter that ``name`` or ``name@key`` means to this namespace.
+
+        Raises:
+            AdapterNotFound: alike for unknown, revoked and another namespace's.
+        """
+        name, pinned, key = model.partition("@")
+        if not is_safe_name(name) or (pinned and not is_job_key(key)):
+            raise _not_found(model)
+        try:
+            named, revoked = await asyncio.gather(
+                self._names.get((namespace, name)), self._revoked.get("")
+            )
+            facts = None
+            if pinned and named.job_key != key:
+                named, facts = await self._pinned(named, key)
+            if _is_withdrawn(named, revoked):
+                raise _not_found(model)
+            return named, _seen_by(named, facts or await self._facts.get(named.job_key))
+        except FileNotFoundError as error:
+            raise _not_found(model) from error
+
+    async def _pinned(self, named: NamedAdapter, key: str) -> tuple[NamedAdapter, AdapterFacts]:
+        """An earlier version of a name, found by its key: only one that the name once had."""
+        known = named.version(key)
+        try:
+            facts = await self._facts.get(key)
+        except AdapterFileError as error:
+            if known is not None:
+                raise
+            raise FileNotFoundError(key) from error  # no caller learns of another's broken record
+        if known is None:
+            # names of an older farm do not know their past; the record knows whose it was first
+            if (facts.namespace, facts.name) != (named.namespace, named.name):
+                raise FileNotFoundError(key)
+            known = NamedAdapter(named.namespace, named.name, key, facts.sha256, facts.created)
+        return known, facts
+
+    async def page(
+        self, namespace: str, *, search: str = "", after: str = "", limit: int = 100
+    ) -> Page:
+        """Names that contain ``search``, in order, those behind ``after``."""
+        names, revoked = await asyncio.gather(self._listings.get(namespace), self._revoked.get(""))
+        wanted = search.casefold()
+        matching = [name for name in names if wanted in name.casefold()]
+        behind = [name for name in matching if name > after] if after else matching
+        found = await self._read_page(namespace, behind[:limit])
+        shown = tuple(named for named in found if named and not _is_withdrawn(named, revoked))
+        return Page(shown, len(behind) > limit, len(matching))
+
+    async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
+        async def one(name: str) -> NamedAdapter | None:
+            try:
+                return await self._page_names.get((namespace, name))
+            except (FileNotFoundError, StoreError, AdapterFileError):
+                return None
+
+        return await asyncio.gather(*(one(name) for name in names))
+
+    async def sample(self, facts: AdapterFacts, index: int) -> bytes:
+        """One of an adapter's sample pictures.
+
+        Raises:
+            AdapterNotFound: if it has no such sample.
+        """
+        if not 0 <= index < len(facts.samples):
+            raise AdapterNotFound("there is no such sample")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(
+                self._executor, self._registry.sample, facts.job_key, facts.samples[index]
+            )
+        except FileNotFoundError as error:
+            raise AdapterNotFound("there is no such sample") from error
+
+    # -- reads, in the executor's threads -------------------------------------------------------
+
+    def _read_name(self, key: tuple[str, str]) -> NamedAdapter:
+        named = self._registry.resolve(*key)
+        if named is None:
+            raise FileNotFoundError(key[1])
+        return named
+
+    def _read_listing(self, namespace: str) -> tuple[str, ...]:
+        return tuple(self._registry.listing(namespace))
+
+    def _read_revoked(self, _: str) -> frozenset[str]:
+        revoked = frozenset(self._registry.revoked_keys())
+        if not revoked and self._revoked.peek(""):
+            # tombstones are never removed, so the store is not what it was
+            raise StoreError("the store lists no revocations any more", "see whether it is mounted")
+        return revoked
+
+    def _read_facts(self, job_key: str) -> AdapterFacts:
+        try:
+            record = self._registry.record(job_key)
+        except AdapterFileError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise FileNotFoundError(job_key) from error
+            raise AdapterFileError(
+                f"the record of adapter {job_key} cannot be read",
+                "train or import it again, or revoke it",
+            ) from error
+        return AdapterFacts(
+            job_key=record.job_key,
+            namespace=record.namespace,
+            name=record.name,
+            identifier=record.identifier,
+            class_noun=record.class_noun,
+            instance_prompt=record.instance_prompt,
+            base_id=record.base_id,
+            base_fingerprint=record.base_fingerprint,
+            created=record.created,
+            sha256=record.files.get(DIFFUSERS_FILE, ""),
+            samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
+        )
+
+
+def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:
+    """Whether an adapter was withdrawn from everyone or from this name's namespace."""
+    return named.job_key in revoked or f"{named.job_key}@{named.namespace}" in revoked
+
+
+def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
+    """An adapter as the tenant of a name sees it."""
+    if named.samples is not None:
+        samples = tuple(file for file in facts.samples if file in named.samples)
+    else:  # a name of an older farm: the pictures are those of whoever trained first
+        is_own = facts.namespace == named.namespace
+        samples = tuple(file for file in facts.samples if is_own and file.startswith("samples/"))
+    return replace(
+        facts,
+        namespace=named.namespace,
+        name=named.name,
+        created=named.created or facts.created,
+        samples=samples,
+    )
+
+
+def unix_seconds(iso: str) -> int:
+    """An ISO date as OpenAI's clients want it; 0 where it cannot be read."""
+    try:
+        return int(datetime.fromisoformat(iso).timestamp())
+    except ValueError:
+        return 0
+
+
+def _not_found(model: str) -> AdapterNotFound:
+    shown = model if len(model) <= 200 and model.isprintable() and model.isascii() else "that"
+    return AdapterNotFound(
+        f"the model {shown!r} does not exist or is not yours",
+        "GET /v1/models lists what this key may draw with",
+        "model",
+    )

@@ -1,0 +1,1 @@
+"""Adapters in serving: disk and memory cache, revocation, slots, prompt embeddings."""

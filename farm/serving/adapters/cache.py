@@ -1,0 +1,369 @@
+"""Adapters on their way in: store → local disk → host memory, each bounded, each verified.
+
+Owns loading, verification and remembering of bad adapters. Loads run in threads of their own, in
+parallel across adapters and once per adapter however many requests wait for it. The last tier,
+the bank's slots, belongs to the engine, because only it knows which rows still run.
+
+An adapter's identity is its job key, which names its content; so nothing here ever goes stale,
+and a re-trained name arrives as another key. What may change is that a key is revoked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from farm.adapters.file_names import DIFFUSERS_FILE, PEFT_FOLDER, PEFT_WEIGHTS
+from farm.adapters.record import AdapterRecord
+from farm.adapters.weights import AdapterWeights
+from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
+from farm.keys import file_digest
+from farm.serving.adapters.cache_tiers import (
+    KEY,
+    CacheLimits,
+    CacheStats,
+    DiskTier,
+    MemoryTier,
+    Pinned,
+    Tier,
+)
+from farm.serving.adapters.revocations import Revocations
+from farm.serving.request import AdapterRef
+
+__all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
+
+LOG = logging.getLogger(__name__)
+
+
+class AdapterSource(Protocol):
+    """Where adapters come from; ``farm.adapters.registry.Registry`` is one."""
+
+    def is_committed(self, job_key: str) -> bool:
+        """Whether the adapter is whole in the store."""
+
+    def fetch(
+        self, job_key: str, local_folder: str | Path, *, names: Collection[str] | None = None
+    ) -> AdapterRecord:
+        """Copy the named files (all if None) and the record into a folder."""
+
+    def record(self, job_key: str) -> AdapterRecord:
+        """What the store knows of an adapter."""
+
+    def revoked_keys(self) -> Collection[str]:
+        """All keys that were withdrawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedAdapter:
+    """A verified adapter in host memory."""
+
+    key: str
+    weights: AdapterWeights
+    sha256: str
+    """Of the (first) weights file that was read."""
+    tier: Tier
+    """Where this load found it."""
+    load_s: float
+    """Seconds from the request to host memory; 0 if it was there."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for layer in self.weights.layers.values()
+            for tensor in (layer.down, layer.up)
+        )
+
+
+class AdapterCache:
+    """The tiers above the slots, one per engine."""
+
+    def __init__(
+        self,
+        source: AdapterSource,
+        read: Callable[[Path], AdapterWeights],
+        *,
+        folder: Path,
+        base_fingerprint: str,
+        check: Callable[[AdapterWeights], None] = lambda weights: None,
+        prepare: Callable[[AdapterWeights], AdapterWeights] = lambda weights: weights,
+        limits: CacheLimits | None = None,
+        revocations: Revocations | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the tiers.
+
+        Args:
+            source: where adapters come from.
+            read: reads a safetensors file or a PEFT folder; raises AdapterFileError, also for
+                values that are not finite.
+            folder: of the disk tier; processes of one machine may share it.
+            base_fingerprint: adapters of another base are refused.
+            check: raises AdapterFileError if the weights do not fit the bank.
+            prepare: last change before host memory, such as the bank's dtype and page-locking.
+        """
+        self._source = source
+        self._read = read
+        self._base_fingerprint = base_fingerprint
+        self._check = check
+        self._prepare = prepare
+        self._limits = limits or CacheLimits()
+        self._clock = clock
+        self.revocations = revocations or Revocations(
+            source.revoked_keys, max_age_s=self._limits.revocations_max_age_s
+        )
+        self.revocations.listen(self._purge)
+        self._disk = DiskTier(folder, self._limits.disk_bytes)
+        self._host: MemoryTier[HostedAdapter] = MemoryTier(self._limits.host_bytes)
+        self._flights: dict[str, list[tuple[AdapterRef, Future[Pinned[HostedAdapter]]]]] = {}
+        self._bad: dict[str, tuple[float, _Unusable]] = {}
+        self._lock = threading.Lock()
+        self._loaders = ThreadPoolExecutor(self._limits.num_loaders, thread_name_prefix="load")
+        self._stats = CacheStats()
+
+    def start(self) -> None:
+        """Begin to watch for revocations."""
+        self.revocations.start()
+
+    def close(self) -> None:
+        """End the threads; loads that have begun end first."""
+        self.revocations.stop()
+        self._loaders.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counts and sizes now."""
+        self._stats.host_bytes = self._host.num_bytes
+        self._stats.disk_bytes = self._disk.num_bytes
+        return self._stats
+
+    def is_hosted(self, key: str) -> bool:
+        """Whether an adapter lies in host memory."""
+        return key in self._host
+
+    # -- taking into use ----------------------------------------------------------------------
+
+    def acquire(self, ref: AdapterRef) -> Future[Pinned[HostedAdapter]]:
+        """Bring an adapter to host memory and pin it there; never blocks on a load.
+
+        The future's error is AdapterNotFound (no such adapter, or revoked), AdapterFileError
+        (it cannot be used, and why) or StoreError (the store did not answer; try again).
+        Whoever gets the pinned adapter releases it.
+        """
+        future: Future[Pinned[HostedAdapter]] = Future()
+        try:
+            self.check(ref)
+        except FarmError as error:
+            self._count("refused")
+            future.set_exception(error)
+            return future
+        with self._lock:
+            pinned = self._host.pin(ref.key)
+            if pinned is not None:
+                self._stats.host_hits += 1
+                future.set_result(pinned)
+            elif ref.key in self._flights:
+                self._stats.joined_loads += 1
+                self._flights[ref.key].append((ref, future))
+            else:
+                self._flights[ref.key] = [(ref, future)]
+                self._loaders.submit(self._fly, ref)
+        return future
+
+    def check(self, ref: AdapterRef) -> None:
+        """Refuse what cannot be served, as far as is known without a load.
+
+        Raises:
+            AdapterNotFound: for a malformed or revoked key.
+            AdapterFileError: for an adapter that was found bad a while ago.
+            StoreError: if the revocations are too old to tell.
+        """
+        if not KEY.fullmatch(ref.key):
+            raise _not_found(ref)
+        self.revocations.check(ref.key, ref.label, ref.namespace)
+        bad = self._bad.get(ref.key)
+        if bad is None:
+            return
+        if self._clock() < bad[0]:
+            raise _bad(ref, bad[1])
+        self._bad.pop(ref.key, None)
+
+    def _fly(self, ref: AdapterRef) -> None:
+        """Load for all who wait; their futures get the outcome, whatever it is."""
+        started_s = self._clock()
+        try:
+            hosted = self._load(ref, started_s)
+            # it may have been revoked meanwhile
+            self.revocations.check(ref.key, ref.label, ref.namespace)
+        except BaseException as error:
+            self._land_failed(ref, error)
+            return
+        with self._lock:
+            waiting = self._flights.pop(ref.key)
+            mine = self._host.add(ref.key, hosted, hosted.num_bytes)
+            self._stats.load_s += hosted.load_s
+        for _, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._host.pin(ref.key) or Pinned(hosted))
+        mine.release()
+
+    def _land_failed(self, ref: AdapterRef, error: BaseException) -> None:
+        """Everyone who waits is told under the name that is his own: one job may have several."""
+        if isinstance(error, _Unusable):
+            LOG.warning("adapter %s is refused: %s", ref.label, error.reason)
+            self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error)
+        elif not isinstance(error, FarmError):
+            LOG.error("loading %s failed", ref.label, exc_info=error)
+        with self._lock:
+            self._stats.failed += 1
+            waiting = self._flights.pop(ref.key)
+        for whose, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_as_told_to(whose, error))
+
+    # -- loading ------------------------------------------------------------------------------
+
+    def _load(self, ref: AdapterRef, started_s: float) -> HostedAdapter:
+        """From the disk if it is there and good, else from the store. What is good is said by the
+        store's own record, never by the disk's copy of it."""
+        record = self._record(ref)
+        try:
+            with self._disk.use(ref.key) as folder:
+                if folder is not None:
+                    hosted = self._open(ref, record, folder, "disk", started_s)
+                    self._count("disk_hits")
+                    return hosted
+        except _Unusable as error:
+            # the local copy may be at fault: the store decides
+            LOG.warning("the disk's copy of %s is bad: %s", ref.label, error.reason)
+            self._disk.drop(ref.key)
+        try:
+            with self._disk.bring(ref.key, lambda empty: self._fetch(ref, record, empty)) as folder:
+                self._count("store_loads")
+                return self._open(ref, record, folder, "store", started_s)
+        except _Unusable:
+            self._disk.drop(ref.key)
+            raise
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            setattr(self._stats, name, getattr(self._stats, name) + 1)
+
+    def _record(self, ref: AdapterRef) -> AdapterRecord:
+        """The store's record, checked against what the request knows of it."""
+        try:
+            record = self._source.record(ref.key)
+        except AdapterFileError as error:
+            if not self._source.is_committed(ref.key):
+                raise _not_found(ref) from error
+            raise _Unusable("its record cannot be read") from error
+        if record.job_key != ref.key:
+            raise _Unusable("its record names another job")
+        if record.base_fingerprint != self._base_fingerprint:
+            raise _Unusable(f"it was trained on another base, {record.base_id}")
+        return record
+
+    def _fetch(self, ref: AdapterRef, record: AdapterRecord, folder: Path) -> None:
+        try:
+            self._source.fetch(ref.key, folder, names=_served_form(record)[1])
+        except AdapterFileError as error:
+            raise _Unusable(_without_path(error.message, folder)) from error
+
+    def _open(
+        self, ref: AdapterRef, record: AdapterRecord, folder: Path, tier: Tier, started_s: float
+    ) -> HostedAdapter:
+        """Verify an adapter's files and read them.
+
+        Raises:
+            _Unusable: naming what is wrong with it, and no path.
+        """
+        try:
+            target, names = _served_form(record)
+            for name in names:
+                self._check_file(folder / name, record.files[name])
+            weights = self._read(folder / target)
+            self._check(weights)
+        except AdapterFileError as error:
+            raise _Unusable(_without_path(error.message, folder), error.remedy) from error
+        except (OSError, ValueError) as error:
+            raise _Unusable(_without_path(str(error), folder)) from error
+        prepared = self._prepare(weights)
+        sha256 = record.files[names[0]]
+        return HostedAdapter(ref.key, prepared, sha256, tier, self._clock() - started_s)
+
+    def _check_file(self, path: Path, sha256: str) -> None:
+        most = self._limits.max_file_bytes
+        if path.is_symlink() or not path.is_file():
+            raise _Unusable(f"{path.name} is not a plain file")
+        if path.stat().st_size > most:
+            raise _Unusable(f"{path.name} is over {most} bytes")
+        if file_digest(path) != sha256:
+            raise _Unusable(f"{path.name} is not the file that was committed (sha256)")
+
+    def _purge(self, keys: frozenset[str]) -> None:
+        """Remove revoked adapters from every tier that this cache owns."""
+        for revoked in keys:
+            key = revoked.partition("@")[0]  # another namespace that keeps it loads it once more
+            self._host.drop(key)
+            if KEY.fullmatch(key):
+                self._disk.drop(key)
+
+
+class _Unusable(Exception):
+    """An adapter that cannot be served, and why: without its name, which differs by tenant."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
+
+
+def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
+    """What to read (a file, or PEFT's folder) and the files that takes, in whichever form there is.
+
+    Raises:
+        _Unusable: if the adapter has no safetensors file.
+    """
+    if DIFFUSERS_FILE in record.files:
+        return DIFFUSERS_FILE, [DIFFUSERS_FILE]
+    if f"{PEFT_FOLDER}/{PEFT_WEIGHTS}" in record.files:
+        prefix = f"{PEFT_FOLDER}/"
+        return PEFT_FOLDER, sorted(name for name in record.files if name.startswith(prefix))
+    single = sorted(name for name in record.files if name.endswith(".safetensors"))
+    if not single:
+        raise _Unusable("it has no safetensors file; nothing else is read")
+    return single[0], single[:1]
+
+
+def _as_told_to(ref: AdapterRef, error: BaseException) -> BaseException:
+    """A failed load's error, in the words for one of those who waited."""
+    if isinstance(error, _Unusable):
+        return _bad(ref, error)
+    if isinstance(error, AdapterNotFound):
+        return _not_found(ref)
+    if isinstance(error, FarmError):
+        return type(error)(*error.args)
+    return StoreError(f"adapter {ref.label} could not be loaded", "try again later")
+
+
+def _bad(ref: AdapterRef, error: _Unusable) -> AdapterFileError:
+    return AdapterFileError(
+        f"adapter {ref.label} cannot be used: {error.reason}",
+        error.remedy or "train it again, or revoke it and publish a good one",
+    )
+
+
+def _not_found(ref: AdapterRef) -> AdapterNotFound:
+    return AdapterNotFound(
+        f"no adapter {ref.label}", "list the adapters with GET /v1/models", "model"
+    )
+
+
+def _without_path(message: str, folder: Path) -> str:
+    return message.replace(f"{folder}/", "").replace(str(folder), "its folder")

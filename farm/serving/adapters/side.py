@@ -1,0 +1,147 @@
+"""All of an engine that has to do with adapters: the banks on its base, the cache, the slots.
+
+Owns how these parts are opened together and which adapters fit them. An engine without a source
+has none of it and draws with the bare base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from farm.adapters.bank.layout import matching_layers
+from farm.adapters.bank.mixed import MixedBank
+from farm.adapters.files.folder import load_adapter
+from farm.adapters.files.layer_names import layer_names
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base
+from farm.errors import AdapterFileError, UserError
+from farm.serving.adapters.cache import AdapterCache, AdapterSource
+from farm.serving.adapters.prompts import TEXT_ENCODER, PromptEncoder
+from farm.serving.adapters.slots import SlotTable
+from farm.serving.config import EngineConfig
+from farm.serving.memory import free_bytes
+
+__all__ = ["AdapterSide"]
+
+
+class AdapterSide:
+    """Banks, cache and slots over one base."""
+
+    def __init__(
+        self,
+        base: Base,
+        source: AdapterSource | None,
+        config: EngineConfig,
+        cache_folder: str | Path | None,
+    ) -> None:
+        """Open the banks and the cache.
+
+        Raises:
+            UserError: if the config does not fit the base, or a source has no cache folder.
+        """
+        if source is not None and cache_folder is None:
+            raise UserError("an engine with adapters needs a cache folder", "name one")
+        self._base, self._config = base, config
+        layers = layer_names(base)
+        self._allowed = allowed_layers(base, config)
+        self.bank = None if source is None else _open_bank(base, config)
+        self.prompts = PromptEncoder(
+            base,
+            max_adapters=0 if source is None else config.limits.max_adapters,
+            max_prompts=config.max_prompts,
+        )
+        budget = config.adapter_mib * 2**20 if config.adapter_mib else free_bytes(base.device) // 4
+        self.slots = SlotTable(config.num_slots, budget)
+        self.cache: AdapterCache | None = None
+        if source is not None and cache_folder is not None:
+            self.cache = self._open_cache(source, config, Path(cache_folder), layers)
+
+    def _open_cache(
+        self, source: AdapterSource, config: EngineConfig, folder: Path, layers: Collection[str]
+    ) -> AdapterCache:
+        return AdapterCache(
+            source,
+            lambda path: load_adapter(path, layers),
+            folder=folder,
+            base_fingerprint=self._base.fingerprint,
+            check=self.check_fits,
+            prepare=lambda weights: weights.to(self._base.dtype),
+            limits=config.cache,
+        )
+
+    def check_fits(self, weights: AdapterWeights) -> None:
+        """Refuse what the base cannot carry, and what the operator's limits leave out.
+
+        Raises:
+            AdapterFileError: for other layers or shapes, or for what is over a limit.
+        """
+        assert self.bank is not None
+        limit = self._config.max_rank
+        if weights.rank > limit:
+            raise AdapterFileError(
+                f"its rank {weights.rank} is above this endpoint's limit of {limit} "
+                f"(--max-rank, or engine.max_rank in the config file)",
+                f"start the endpoint with a limit of {weights.rank} or more, or with none",
+            )
+        denoiser = weights.of_component(self._base.denoiser_name)
+        text = weights.of_component(TEXT_ENCODER)
+        for part, what, option in (
+            (denoiser, "layers", "target_modules"),
+            (text, "text-encoder layers", "text_encoder_modules"),
+        ):
+            outside = sorted(part.layers.keys() - self._allowed[option])
+            if outside and getattr(self._config, option) is not None:
+                raise AdapterFileError(
+                    f"it changes {len(outside)} {what} that this endpoint's limit leaves out, "
+                    f"such as {outside[0]} (engine.{option} in the config file)",
+                    "add their endings to the limit, or remove it",
+                )
+        self.bank.check_fits(denoiser)
+        self.prompts.bank.check_fits(text)
+        num_bytes = self.bank.num_bytes(denoiser)
+        if num_bytes > self.slots.max_bytes:
+            raise AdapterFileError(
+                f"it takes {num_bytes / 2**20:.0f} MiB in the model, and this endpoint has room "
+                f"for {self.slots.max_bytes / 2**20:.0f} MiB (engine.adapter_mib in the config "
+                "file)",
+                "raise that, or train it with a lower rank",
+            )
+
+    def start(self) -> None:
+        """Begin to watch for revocations."""
+        if self.cache is not None:
+            self.cache.start()
+
+    def close(self) -> None:
+        """End the cache's threads and put the base's own layers back."""
+        if self.cache is not None:
+            self.cache.close()
+        self.prompts.close()
+        if self.bank is not None:
+            self.bank.close()
+
+
+def allowed_layers(base: Base, config: EngineConfig) -> dict[str, frozenset[str]]:
+    """The layers inside each of the operator's limits, by the limit's name.
+
+    Raises:
+        UserError: if an ending of a limit matches no layer of the base.
+    """
+    limits = {
+        "target_modules": (base.denoiser_name, config.target_modules),
+        "text_encoder_modules": (TEXT_ENCODER, config.text_encoder_modules),
+    }
+    return {
+        option: frozenset(matching_layers(base, component, endings or ()))
+        for option, (component, endings) in limits.items()
+    }
+
+
+def _open_bank(base: Base, config: EngineConfig) -> MixedBank:
+    return MixedBank(
+        base,
+        base.denoiser_name,
+        num_slots=config.num_slots,
+        max_per_row=config.limits.max_adapters,
+    )

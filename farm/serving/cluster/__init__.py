@@ -1,0 +1,1 @@
+"""The endpoint on Ray Serve: engine client, adapter-aware request router, metrics."""

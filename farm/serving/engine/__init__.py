@@ -1,0 +1,1 @@
+"""The step engine: admission, scheduling, denoising and decoding of mixed-adapter batches."""

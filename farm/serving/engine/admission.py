@@ -1,0 +1,137 @@
+"""What the engine takes on: the queue of waiting requests and the honest refusal of others.
+
+Owns the backlog in seconds, the refusals that follow from it (before any work is done), and the
+order in which waiting requests are let go. Thread-safe: ``admit`` answers whoever asks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from farm.errors import TooBusy
+from farm.serving.config import EngineConfig
+from farm.serving.engine.capacity import Capacity
+from farm.serving.engine.fairness import FairQueue
+from farm.serving.engine.row import Waiting
+
+__all__ = ["Admission"]
+
+SMOOTHING = 0.05
+"""Weight of the newest pass in the running mean of a row-step's seconds."""
+
+
+class Admission:
+    """The queue in front of the batch."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._queue: FairQueue[Waiting] = FairQueue(config.quantum)
+        self._lock = threading.Lock()
+        self._turns = 0
+        self._begun_cost = 0.0
+        self._seconds_per_cost: float | None = None
+        self.num_refused = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    # -- cost ---------------------------------------------------------------------------------
+
+    def seconds_per_cost(self, capacity: Capacity) -> float:
+        """Machine seconds of a row-step at the base's own size, as the latest passes had it."""
+        return self._seconds_per_cost or capacity.seconds_per_cost
+
+    def backlog_s(self, capacity: Capacity) -> float:
+        """Seconds of work that wait or run."""
+        return (self._queue.cost + self._begun_cost) * self.seconds_per_cost(capacity)
+
+    def wait_s(self, capacity: Capacity) -> float:
+        """Seconds before a request that came now would begin, if it had to queue behind all."""
+        return self._queue.cost * self.seconds_per_cost(capacity)
+
+    def count_pass(self, cost: float, pass_s: float) -> None:
+        """Learn from a pass how long work takes, and that so much of it is done."""
+        before = self._seconds_per_cost or pass_s / cost
+        self._seconds_per_cost = before + SMOOTHING * (pass_s / cost - before)
+        self.give_up(cost)
+
+    def give_up(self, cost: float) -> None:
+        """So much of the work that had begun is done, or will not be done."""
+        self._begun_cost = max(0.0, self._begun_cost - cost)
+
+    # -- the queue ----------------------------------------------------------------------------
+
+    def admit(self, waiting: Waiting, capacity: Capacity) -> None:
+        """Queue a request.
+
+        Raises:
+            TooBusy: if the queue is full, or the wait too long for it or its deadline.
+        """
+        with self._lock:
+            try:
+                self._refuse_if_busy(waiting, capacity)
+            except TooBusy:
+                self.num_refused += 1
+                raise
+            self._queue.push(
+                waiting,
+                tenant=waiting.request.tenant,
+                cost=waiting.cost,
+                deadline=waiting.deadline,
+            )
+
+    def _refuse_if_busy(self, waiting: Waiting, capacity: Capacity) -> None:
+        config, tenant = self._config, waiting.request.tenant
+        wait_s = self._expected_wait_s(tenant, capacity)
+        if self._is_full_for(tenant):
+            raise _busy("too many requests wait", wait_s)
+        if wait_s > config.max_wait_s:
+            raise _busy(f"requests wait {wait_s:.0f} s", wait_s - config.max_wait_s)
+        within_s = waiting.request.deadline_s
+        needed_s = wait_s + waiting.request.steps * capacity.pass_s(waiting.size)
+        if within_s is not None and needed_s > within_s:
+            raise _busy(
+                f"the picture would take {needed_s:.1f} s, its deadline is {within_s:g} s",
+                needed_s - within_s,
+            )
+
+    def _expected_wait_s(self, tenant: str, capacity: Capacity) -> float:
+        """The whole backlog, or less for a tenant who has little in it: shares are equal."""
+        own = self._queue.cost_of(tenant) * self._queue.num_tenants(tenant)
+        ahead = min(self._queue.cost, own) + self._begun_cost
+        return ahead * self.seconds_per_cost(capacity)
+
+    def _is_full_for(self, tenant: str) -> bool:
+        """A full queue still takes from tenants below their share, up to twice its length."""
+        most = self._config.max_waiting
+        if len(self._queue) < most:
+            return False
+        share = most / self._queue.num_tenants(tenant)
+        return self._queue.length_of(tenant) >= share or len(self._queue) >= 2 * most
+
+    def let_go(self) -> Waiting | None:
+        """The request to begin with next; None if nothing waits."""
+        with self._lock:
+            waiting = self._queue.pop()
+        if waiting is None:
+            return None
+        waiting.turn, waiting.popped_s = self._turns, time.monotonic()
+        self._turns += 1
+        self._begun_cost += waiting.cost
+        return waiting
+
+    def drop_ended(self) -> list[Waiting]:
+        """Take out requests that were cancelled or whose deadline has passed."""
+        now = time.monotonic()
+        with self._lock:
+            return self._queue.remove(lambda item: item.ticket.ended or item.deadline < now)
+
+    def drop_all(self) -> list[Waiting]:
+        """Take out all requests."""
+        with self._lock:
+            return self._queue.remove(lambda _: True)
+
+
+def _busy(message: str, retry_after_s: float) -> TooBusy:
+    return TooBusy(message, "try again later", None, max(1.0, retry_after_s))

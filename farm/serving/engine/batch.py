@@ -1,0 +1,123 @@
+"""The running batch: which pictures are in it, by size, and whose pass is next.
+
+Owns joining under the limits, the turns of the sizes, and the turns of rows where they are too
+many for one pass. Does not denoise.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from farm.serving.engine.capacity import Capacity
+from farm.serving.engine.row import Row, Size
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """Rows that are being drawn, and rows that are ready to join them. One thread's own."""
+
+    def __init__(self, max_sizes: int) -> None:
+        """Make an empty batch.
+
+        Args:
+            max_sizes: full batches of different picture sizes that may run at once.
+        """
+        self._max_sizes = max_sizes
+        self._groups: OrderedDict[Size, list[Row]] = OrderedDict()
+        self._ready: list[Row] = []
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows, running and ready."""
+        for rows in [self._ready, *self._groups.values()]:
+            yield from list(rows)
+
+    def __len__(self) -> int:
+        """Pictures that run."""
+        return sum(len(rows) for rows in list(self._groups.values()))
+
+    @property
+    def num_ready(self) -> int:
+        """Pictures that may join."""
+        return len(self._ready)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not self._ready and not any(self._groups.values())
+
+    def has(self, size: Size) -> bool:
+        """Whether pictures of a size run."""
+        return bool(self._groups.get(size))
+
+    def add_ready(self, row: Row) -> None:
+        """Let a row join when there is room."""
+        self._ready.append(row)
+
+    def join(self, capacity: Capacity) -> list[Row]:
+        """Let ready rows in, in the order of their turns, while they fit; say which.
+
+        None overtakes one of its size: a guided picture would wait for two places for ever while
+        unguided ones take each that comes free.
+        """
+        joined: list[Row] = []
+        full: set[Size] = set()
+        total = sum(row.num_rows for rows in self._groups.values() for row in rows)
+        for row in sorted(self._ready, key=lambda row: row.waiting.turn):
+            group = self._groups.get(row.waiting.size, [])
+            taken = sum(other.num_rows for other in group)
+            if row.waiting.size in full:
+                continue
+            if group and taken + row.num_rows > capacity.rows_at(row.waiting.size):
+                full.add(row.waiting.size)
+                continue
+            if total and total + row.num_rows > self._max_sizes * capacity.rows:
+                break
+            if total and not capacity.has_memory():
+                break
+            self._ready.remove(row)
+            self._groups.setdefault(row.waiting.size, []).append(row)
+            total += row.num_rows
+            joined.append(row)
+        return joined
+
+    def choose(self, capacity: Capacity) -> list[Row]:
+        """The rows of the next pass; empty if nothing runs.
+
+        Sizes take turns pass by pass, so every row advances at the same pace whatever its size.
+        """
+        for size in list(self._groups):
+            rows = self._groups[size]
+            if not rows:
+                del self._groups[size]
+                continue
+            self._groups.move_to_end(size)
+            return self._fitting(rows, capacity.rows_at(size))
+        return []
+
+    def _fitting(self, rows: list[Row], limit: int) -> list[Row]:
+        chosen: list[Row] = []
+        taken = 0
+        for row in rows:
+            if chosen and taken + row.num_rows > limit:
+                break
+            chosen.append(row)
+            taken += row.num_rows
+        if len(chosen) < len(rows):  # only after the limit sank under a running batch
+            rows[:] = rows[len(chosen) :] + chosen
+        return chosen
+
+    def leave(self, row: Row) -> None:
+        """Take a row out, running or ready."""
+        if row in self._ready:
+            self._ready.remove(row)
+        else:
+            self._groups[row.waiting.size].remove(row)
+
+    def leave_where(self, unwanted: Callable[[Row], bool]) -> list[Row]:
+        """Take out all rows of which a claim is true; say which."""
+        gone = [row for row in self if unwanted(row)]
+        for row in gone:
+            self.leave(row)
+        return gone

@@ -1,0 +1,107 @@
+"""How much fits in a pass: the measured knee, the memory guard, and what a request costs.
+
+Owns the numbers behind admission; ``measuring.py`` measures them. At other picture sizes than the
+base's own the limit follows the area, which is on the safe side for attention.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+
+from farm.base.interface import Base
+from farm.serving.engine.batch_size_search import Knee
+from farm.serving.engine.row import Size
+from farm.serving.memory import device_memory, host_memory
+from farm.serving.request import DrawRequest
+
+__all__ = ["Capacity"]
+
+PASSES_AHEAD = 1
+"""Passes that may be queued on the device: enough to hide Python, few enough to cancel fast."""
+UNMEASURED_PASS_S = 0.05
+MAX_HOST_RESERVE = 512 << 20
+
+
+class Capacity:
+    """Limits of a pass and estimates that follow from them."""
+
+    def __init__(self, base: Base, knee: Knee, *, memory_reserve: float = 0.1) -> None:
+        self._device = base.device
+        self._pixels = base.resolution_px**2
+        self._knee = knee
+        self._memory_reserve = memory_reserve
+        self._shrunk: dict[Size, int] = {}
+        self._events: deque[torch.cuda.Event] = deque()
+
+    @classmethod
+    def unmeasured(cls, base: Base, rows: int) -> Capacity:
+        """A limit set by hand; the times are guesses until passes have run."""
+        return cls(base, Knee(rows, {rows: UNMEASURED_PASS_S}))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a full pass at the base's own size."""
+        return self._knee.rows
+
+    @property
+    def reason(self) -> str:
+        """The measurement in one line."""
+        return self._knee.reason
+
+    @property
+    def seconds_by_rows(self) -> dict[int, float]:
+        """The measured curve."""
+        return self._knee.seconds_by_rows
+
+    @property
+    def seconds_per_cost(self) -> float:
+        """Machine seconds of a row-step at the base's own size in a full pass."""
+        return self._knee.seconds_per_row
+
+    def area_ratio(self, size: Size) -> float:
+        """Pixels of a size over those of the base's own."""
+        return size[0] * size[1] / self._pixels
+
+    def rows_at(self, size: Size) -> int:
+        """Rows of a full pass at a size; two at least, for a guided picture needs them."""
+        rows = min(4 * self.rows, round(self.rows / self.area_ratio(size)))
+        return max(2, min(rows, self._shrunk.get(size, rows)))
+
+    def pass_s(self, size: Size) -> float:
+        """Seconds of a full pass at a size, as far as the measurement tells."""
+        return self.seconds_per_cost * self.area_ratio(size) * self.rows_at(size)
+
+    def cost(self, request: DrawRequest, size: Size) -> float:
+        """Row-steps of a request at the base's own size."""
+        return request.steps * request.num_rows * self.area_ratio(size)
+
+    # -- memory -------------------------------------------------------------------------------
+
+    def has_memory(self) -> bool:
+        """Whether the device has more free than the reserve."""
+        if self._device.type != "cuda":
+            free, total = host_memory()
+            return free >= min(self._memory_reserve * total, MAX_HOST_RESERVE)
+        free, total = device_memory(self._device)
+        return free >= self._memory_reserve * total
+
+    def shrink(self, size: Size, rows: int) -> None:
+        """Take fewer rows at this size from now on: so many were too many."""
+        self._shrunk[size] = max(2, rows)
+
+    def release_memory(self) -> None:
+        """Give the allocator's unused blocks back, after running out."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def pace(self) -> None:
+        """Wait until the device is at most ``PASSES_AHEAD`` passes behind."""
+        if self._device.type != "cuda":
+            return
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        self._events.append(event)
+        while len(self._events) > PASSES_AHEAD:
+            self._events.popleft().synchronize()

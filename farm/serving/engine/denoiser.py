@@ -1,0 +1,180 @@
+"""One denoising pass over rows that differ in everything but their picture size.
+
+Owns the assembly of a pass: a prompted row for each picture and an unconditional row for each
+guided one, each with its own adapters; then guidance. What stays equal while the same pictures go
+on together is assembled once, and a row keeps its place in the pass while its picture is drawn,
+so that a picture which comes or goes costs the copy of its own weights only.
+
+Legend: P pictures, G guided ones among them, R rows, K adapters per row, C H W latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from farm.adapters.bank.mixed import MixedBank
+from farm.adapters.bank.row_weights import RowWeights
+from farm.base.fast_blocks import make_lean, restore
+from farm.base.interface import Base, Conditioning
+from farm.base.transfer import sent
+from farm.serving.engine.row import Row, Size
+
+__all__ = ["Denoiser", "arranged"]
+
+Line = tuple[Row, bool]
+"""One row of a pass: whose it is, and whether it is the prompted one."""
+
+Grouped = dict[tuple[int, ...], list[Line]]
+"""The lines of a pass in order, by the shape of their adapters: neighbours share products."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a pass needs beside latents and timesteps; the same for the same pictures."""
+
+    rows: tuple[Row, ...]
+    groups: Grouped
+    lines: list[Line]
+    pictures_R: Tensor
+    """int64: the picture of each row."""
+    prompted_P: Tensor
+    """int64: where in the pass each picture's prompted row is."""
+    guided_G: Tensor
+    """int64: which pictures are guided."""
+    plain_G: Tensor
+    """int64: where in the pass their unconditional rows are."""
+    guidance_G111: Tensor
+    conditioning: Conditioning
+    has_adapters: bool
+
+
+class Denoiser:
+    """Predicts for many pictures in one pass."""
+
+    def __init__(self, base: Base, bank: MixedBank | None) -> None:
+        self._base = base
+        self._bank = bank
+        if base.device.type == "cpu":
+            make_lean(base.components[base.denoiser_name])
+        # sizes take turns: what one of them has assembled should not be undone by the next
+        self._layouts: dict[Size, _Layout] = {}
+        self._weights: dict[Size, RowWeights] = {}
+
+    @torch.no_grad()
+    def predict(self, rows: Sequence[Row]) -> Tensor:
+        """The guided prediction for each picture at its own timestep, float32 [P, C, H, W].
+
+        One pass of the denoiser; the pictures must share a size. Changes nothing in them.
+        """
+        layout = self._layout_of(tuple(rows))
+        latents_PCHW = torch.cat([row.sampler.model_input() for row in rows])
+        latents_RCHW = latents_PCHW.index_select(0, layout.pictures_R).to(self._base.dtype)
+        timesteps_R = sent(
+            torch.tensor([row.sampler.timestep for row, _ in layout.lines], dtype=torch.float32),
+            self._base.device,
+        )
+        with self._routed(layout):
+            prediction_RCHW = self._base.denoise(latents_RCHW, timesteps_R, layout.conditioning)
+        prediction_RCHW = prediction_RCHW.float()
+        prompted_PCHW = prediction_RCHW.index_select(0, layout.prompted_P)
+        if not len(layout.guided_G):
+            return prompted_PCHW
+        plain_GCHW = prediction_RCHW.index_select(0, layout.plain_G)
+        guided_GCHW = prompted_PCHW.index_select(0, layout.guided_G)
+        guided_GCHW = plain_GCHW + layout.guidance_G111 * (guided_GCHW - plain_GCHW)
+        return prompted_PCHW.index_copy(0, layout.guided_G, guided_GCHW)
+
+    def forget(self, size: Size) -> None:
+        """Let go of the pictures of a size; called when the last of them has left."""
+        self._layouts.pop(size, None)
+        self._weights.pop(size, None)
+
+    def close(self) -> None:
+        """Let the base's blocks run as they are written again."""
+        restore(self._base.components[self._base.denoiser_name])
+
+    def _routed(self, layout: _Layout) -> AbstractContextManager[None]:
+        if not layout.has_adapters:
+            return nullcontext()  # the base runs bare, and costs what it costs bare
+        return self._weights[layout.rows[0].waiting.size].active()
+
+    def _layout_of(self, rows: tuple[Row, ...]) -> _Layout:
+        size = rows[0].waiting.size
+        layout = self._layouts.get(size)
+        if layout is None or layout.rows != rows:
+            layout = self._assembled(rows, layout.groups if layout is not None else {})
+            self._layouts[size] = layout
+        return layout
+
+    def _assembled(self, rows: tuple[Row, ...], before: Grouped) -> _Layout:
+        device = self._base.device
+        wanted = [(row, True) for row in rows]
+        wanted += [(row, False) for row in rows if row.unprompted is not None]
+        groups = self._grouped(before, wanted)
+        lines = [line for group in groups.values() for line in group]
+        place = {line: i for i, line in enumerate(lines)}
+        picture = {row: i for i, row in enumerate(rows)}
+        guided = [i for i, row in enumerate(rows) if row.unprompted is not None]
+        guidance_G = torch.tensor([rows[i].request.guidance for i in guided])
+
+        def indices(values: list[int]) -> Tensor:
+            return sent(torch.tensor(values, dtype=torch.int64), device)
+
+        return _Layout(
+            rows=rows,
+            groups=groups,
+            lines=lines,
+            pictures_R=indices([picture[row] for row, _ in lines]),
+            prompted_P=indices([place[row, True] for row in rows]),
+            guided_G=indices(guided),
+            plain_G=indices([place[rows[i], False] for i in guided]),
+            guidance_G111=sent(guidance_G.view(-1, 1, 1, 1), device),
+            conditioning=Conditioning.concatenate([_conditioning(line) for line in lines]),
+            has_adapters=self._assign(rows[0].waiting.size, lines),
+        )
+
+    def _grouped(self, before: Grouped, wanted: list[Line]) -> Grouped:
+        """The wanted lines by the shapes of their adapters; those that stay keep their order."""
+        wanted_by: Grouped = {group: [] for group in before}
+        for line in wanted:
+            slots = line[0].slots
+            group = self._bank.group_of(slots) if slots and self._bank is not None else ()
+            wanted_by.setdefault(group, []).append(line)
+        return {
+            group: arranged(before.get(group, []), lines)
+            for group, lines in wanted_by.items()
+            if lines
+        }
+
+    def _assign(self, size: Size, lines: list[Line]) -> bool:
+        """Lay the rows' weights ready; False if no picture has an adapter."""
+        if not any(row.slots for row, _ in lines):
+            return False
+        assert self._bank is not None
+        weights = self._weights.setdefault(size, RowWeights(self._bank))
+        weights.assign([row.slots for row, _ in lines], [row.factors for row, _ in lines])
+        return True
+
+
+def arranged(before: Sequence[Line], wanted: Sequence[Line]) -> list[Line]:
+    """The wanted lines in an order that leaves as many as possible where they were."""
+    missing = set(wanted)
+    places: list[Line | None] = [None] * len(wanted)
+    for i, line in enumerate(before[: len(wanted)]):
+        if line in missing:
+            places[i] = line
+            missing.discard(line)
+    rest = iter([line for line in wanted if line in missing])
+    return [line if line is not None else next(rest) for line in places]
+
+
+def _conditioning(line: Line) -> Conditioning:
+    row, is_prompted = line
+    conditioning = row.prompted if is_prompted else row.unprompted
+    assert conditioning is not None
+    return conditioning

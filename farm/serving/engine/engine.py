@@ -1,0 +1,429 @@
+"""The engine: a running batch in which every row may draw with another adapter.
+
+Owns the denoising loop: at each step requests join and leave, rows of one picture size share a
+pass, and sizes take turns. Who may enter is admission's part, what a row needs before it joins is
+the preparer's, pixels are the decoder's, adapters in memory are the cache's. Needs torch alone;
+the endpoint wraps it.
+
+One thread runs the loop and owns all state of the batch; other threads post calls to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from farm.base.cuda_errors import caused_by, device_is_lost, without_frames
+from farm.base.interface import Base
+from farm.errors import AdapterNotFound, FarmError, RequestRefused, TooBusy, UserError
+from farm.serving.adapters.cache import AdapterSource
+from farm.serving.adapters.side import AdapterSide
+from farm.serving.config import EngineConfig, EngineStats
+from farm.serving.engine.admission import Admission
+from farm.serving.engine.batch import Batch
+from farm.serving.engine.capacity import Capacity
+from farm.serving.engine.decoder import Decoder
+from farm.serving.engine.denoiser import Denoiser
+from farm.serving.engine.loop_calls import LoopCalls, stopping
+from farm.serving.engine.measuring import UNMEASURED_ROWS, CapacityMeter
+from farm.serving.engine.preparer import Preparer
+from farm.serving.engine.row import Row, Size, Waiting
+from farm.serving.request import DrawRequest, Progress, Ticket
+
+__all__ = ["Engine"]
+
+LOG = logging.getLogger(__name__)
+
+IDLE_S = 0.25
+"""How often an idle loop looks for deadlines that passed."""
+MAX_FAILED_TURNS = 3
+"""Turns that may fail one after another before all rows are given up."""
+
+
+class Engine:
+    """Draws pictures with any adapters of a source, many at once."""
+
+    def __init__(
+        self,
+        base: Base,
+        source: AdapterSource | None = None,
+        config: EngineConfig | None = None,
+        *,
+        cache_folder: str | Path | None = None,
+    ) -> None:
+        """Wrap the base and open the cache; ``start`` begins to draw.
+
+        Args:
+            base: belongs to the engine until ``stop``; its layers are wrapped.
+            source: where adapters come from, such as a ``Registry``; None draws the bare base.
+            cache_folder: of the disk tier; needed with a source.
+
+        Raises:
+            UserError: if the config does not fit the base.
+        """
+        self.base = base
+        self.config = config or EngineConfig()
+        self._inbox = LoopCalls()
+        self._admission = Admission(self.config)
+        self._batch = Batch(self.config.max_sizes)
+        self._stats = EngineStats()
+        self._counting = threading.Lock()
+        self._num_open = 0
+        self._is_draining = False
+        self._is_over = False
+        self._is_lost = False
+        self._stop_at_s = math.inf
+        self._beat_s = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self.capacity = Capacity.unmeasured(base, self.config.batch_rows or UNMEASURED_ROWS)
+        self._adapters = AdapterSide(base, source, self.config, cache_folder)
+        self.cache = self._adapters.cache
+        if self.cache is not None:
+            listen = self.cache.revocations.listen
+            listen(lambda keys: self._inbox.post(lambda: self._revoked(keys)))
+        self._meter: CapacityMeter | None = None
+        self._denoiser = Denoiser(base, self._adapters.bank)
+        self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
+        self._preparer = Preparer(
+            base,
+            self._adapters,
+            post=self._inbox.post,
+            on_ready=self._batch.add_ready,
+            on_failed=self._failed,
+        )
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to generate. A batch limit that is not known yet is measured meanwhile."""
+        meter = self._meter = CapacityMeter(self.base, self._adapters.bank, self.config)
+        known = meter.known()
+        self.capacity = known or self.capacity
+        meter.warm_up(self.capacity.rows)
+        self._adapters.start()
+        self._decoder.start()
+        self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
+        self._thread.start()
+        if known is None:
+            meter.begin(self._inbox.result, lambda: self._num_open == 0, self._use)
+        else:
+            meter.done.set()
+
+    def wait_until_measured(self, timeout_s: float | None = None) -> bool:
+        """Wait until the batch limit is known; False if it takes longer."""
+        return self._meter is not None and self._meter.done.wait(timeout_s)
+
+    def _use(self, capacity: Capacity) -> None:
+        self._inbox.post(lambda: setattr(self, "capacity", capacity))
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Refuse new requests, finish what can be finished in ``drain_s`` seconds, and end.
+
+        Requests that are not finished fail with ``Draining``.
+        """
+        self._is_draining = True
+        self._stop_at_s = time.monotonic() + drain_s
+        self._wake()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._meter is not None:
+            self._meter.stop()
+        self._preparer.close()
+        self._decoder.stop()
+        self._denoiser.close()
+        self._adapters.close()
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the loop moves, pictures are decoded, and the device is not lost."""
+        is_alive = self._thread is not None and self._thread.is_alive() and self._decoder.alive
+        return (
+            is_alive
+            and not self._is_lost
+            and time.monotonic() - self._beat_s < self.config.stuck_after_s
+        )
+
+    # -- asking -------------------------------------------------------------------------------
+
+    def submit(self, request: DrawRequest) -> Ticket:
+        """Queue a request; returns at once.
+
+        Raises:
+            RequestRefused: if it cannot be drawn, whatever the load.
+            TooBusy: if the backlog is too long, or longer than the request's deadline allows.
+            Draining: if the engine is stopping.
+        """
+        if self._is_draining or self._thread is None:
+            raise stopping()
+        self.config.limits.check(request)
+        size = self._size(request)
+        cost = self.capacity.cost(request, size)
+        waiting = Waiting(Ticket(request), size, cost, time.monotonic())
+        with self._counting:
+            self._num_open += 1
+            self._stats.submitted += 1
+        try:
+            self._admission.admit(waiting, self.capacity)
+        except TooBusy:
+            with self._counting:
+                self._num_open -= 1
+                self._stats.submitted -= 1
+            raise
+        self._wake()
+        if self._is_over:  # the loop ended meanwhile and may have missed this one
+            waiting.ticket.fail(stopping())
+        return waiting.ticket
+
+    def _size(self, request: DrawRequest) -> Size:
+        width = request.width_px or self.base.resolution_px
+        height = request.height_px or self.base.resolution_px
+        try:
+            self.base.latent_shape(width, height)
+        except UserError as error:
+            raise RequestRefused(error.message, error.remedy, "size") from error
+        return width, height
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of work that wait or run."""
+        return self._admission.backlog_s(self.capacity)
+
+    def stats(self) -> EngineStats:
+        """Counts since the start and sizes now."""
+        stats = self._stats.copy()
+        stats.waiting = len(self._admission)
+        stats.refused = self._admission.num_refused
+        stats.preparing = self._preparer.num_preparing
+        stats.running = len(self._batch)
+        stats.decoding = self._decoder.backlog
+        stats.backlog_s = self.backlog_s
+        stats.wait_s = self._admission.wait_s(self.capacity)
+        stats.seconds_per_cost = self._admission.seconds_per_cost(self.capacity)
+        stats.batch_rows = self.capacity.rows
+        stats.slots_in_use = self._adapters.slots.num_in_use
+        stats.slots_filled = len(self._adapters.slots.keys)
+        stats.slot_bytes = self._adapters.slots.num_bytes
+        stats.slot_hits = self._preparer.slot_hits
+        stats.prompt_hits = self._adapters.prompts.num_hits
+        stats.prompts_encoded = self._adapters.prompts.num_encoded
+        if self.cache is not None:
+            stats.cache = self.cache.stats
+            stats.revocations_age_s = self.cache.revocations.age_s
+        return stats
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._inbox.wake()
+
+    def _run(self) -> None:
+        num_failed = 0
+        with torch.no_grad():
+            while not self._may_end():
+                try:
+                    self._turn()
+                    num_failed = 0
+                except Exception as error:  # whatever it was, the loop goes on for the others
+                    LOG.exception("a turn of the engine failed")
+                    self._note(error)
+                    num_failed += 1
+                    if num_failed >= MAX_FAILED_TURNS:
+                        self._drop_all(FarmError("the engine failed", "try again"))
+        self._is_over = True
+        self._inbox.end()
+        self._drop_all(stopping())
+
+    def _may_end(self) -> bool:
+        if not self._is_draining:
+            return False
+        return not self._num_open or time.monotonic() >= self._stop_at_s
+
+    def _turn(self) -> None:
+        self._beat_s = time.monotonic()
+        self._read_inbox()
+        self._drop_ended()
+        self._let_go()
+        for row in self._batch.join(self.capacity):
+            row.joined_s = time.monotonic()
+            row.ticket.report(Progress("drawing", 0, row.sampler.num_steps))
+        rows = self._batch.choose(self.capacity)
+        if rows:
+            self._step(rows)
+
+    def _read_inbox(self) -> None:
+        """Run what other threads posted; wait for it if there is nothing to draw."""
+        self._inbox.run_waiting(IDLE_S if self._batch.is_idle else 0.0)
+
+    def _drop_ended(self) -> None:
+        """Forget cancelled requests, and those whose deadline passed before they began."""
+        for waiting in self._admission.drop_ended():
+            late = TooBusy("the deadline passed before the picture was begun", "try again later")
+            self._failed(waiting, late)
+        for row in self._batch.leave_where(lambda row: row.ticket.ended):
+            self._left(row)
+            self._ended(row, False)
+
+    def _let_go(self) -> None:
+        """Start to prepare as many requests as could join soon."""
+        window = self.config.lookahead or self.capacity.rows
+        preparer = self._preparer
+        # who loads takes no place of those who could join at once: nobody waits for a load
+        while (
+            preparer.num_preparing - preparer.num_loading + self._batch.num_ready < window
+            and preparer.num_loading < self.config.max_loading
+        ):
+            waiting = self._admission.let_go()
+            if waiting is None:
+                return
+            self._preparer.begin(waiting)
+
+    def _step(self, rows: list[Row]) -> None:
+        """One pass, then each row's own scheduler step."""
+        started_s = time.monotonic()
+        failed: Exception | None = None
+        try:
+            predictions_PCHW = self._denoiser.predict(rows)
+        except Exception as error:
+            if not isinstance(error, torch.OutOfMemoryError):
+                LOG.exception("a pass of %d pictures failed", len(rows))
+            failed = without_frames(error)
+        # outside of the handler, which holds the failed pass's memory
+        if isinstance(failed, torch.OutOfMemoryError):
+            self._shrink(rows)
+            return
+        if failed is not None:
+            self._isolate(rows)
+            return
+        num_rows = sum(row.num_rows for row in rows)
+        for row, prediction_CHW in zip(rows, predictions_PCHW, strict=True):
+            row.rows_seen += num_rows
+            row.largest_pass = max(row.largest_pass, num_rows)
+            self._advance(row, prediction_CHW.unsqueeze(0))
+        self.capacity.pace()
+        self._count_pass(rows, num_rows, time.monotonic() - started_s)
+        self._finish([row for row in rows if row.sampler.is_done])
+
+    def _advance(self, row: Row, prediction_1CHW: torch.Tensor) -> None:
+        try:
+            row.sampler.advance(prediction_1CHW)
+        except Exception as error:
+            LOG.exception("a scheduler step failed")
+            told = FarmError("the scheduler failed", "try another scheduler")
+            self._fail_row(row, caused_by(error, told))
+            return
+        step, steps = row.sampler.step, row.sampler.num_steps
+        row.ticket.report(Progress("drawing", step, steps))
+        every = row.request.preview_every
+        if every and step < steps and step % every == 0:
+            self._decoder.preview(row)
+
+    def _count_pass(self, rows: list[Row], num_rows: int, pass_s: float) -> None:
+        self._stats.passes += 1
+        self._stats.rows += num_rows
+        self._stats.denoise_s += pass_s
+        self._stats.last_rows = num_rows
+        cost = sum(row.waiting.cost / row.sampler.num_steps for row in rows)
+        self._admission.count_pass(cost, pass_s)
+
+    def _finish(self, rows: list[Row]) -> None:
+        """Hand drawn rows to the decoder."""
+        for row in rows:
+            self._batch.leave(row)
+            row.drawn_s = time.monotonic()
+            self._left(row)
+            row.ticket.report(Progress("decoding", row.sampler.num_steps, row.sampler.num_steps))
+        if rows:
+            self._decoder.finish(rows)
+
+    # -- leaving ------------------------------------------------------------------------------
+
+    def _left(self, row: Row) -> None:
+        """A row takes part in no further pass."""
+        if not self._batch.has(row.waiting.size):
+            self._denoiser.forget(row.waiting.size)
+        self._admission.give_up(row.remaining_cost)
+        reservations, row.reservations = row.reservations, []
+        self._preparer.release(reservations)
+
+    def _note(self, error: BaseException | None) -> None:
+        """Remember that the device is lost, so that whoever watches starts another engine."""
+        if device_is_lost(error) and not self._is_lost:
+            LOG.error("the device is lost; this process cannot draw any more")
+            self._is_lost = True
+
+    def _ended(self, row: Row, is_drawn: bool) -> None:
+        self._note(row.ticket.error)
+        self._count_end("drawn" if is_drawn else "cancelled" if row.ticket.cancelled else "failed")
+
+    def _failed(self, waiting: Waiting, error: BaseException) -> None:
+        waiting.ticket.fail(error)
+        self._note(error)
+        if waiting.popped_s:
+            self._admission.give_up(waiting.cost)
+        self._count_end("cancelled" if waiting.ticket.cancelled else "failed")
+
+    def _count_end(self, how: str) -> None:
+        with self._counting:
+            self._num_open -= 1
+            setattr(self._stats, how, getattr(self._stats, how) + 1)
+
+    def _fail_row(self, row: Row, error: BaseException) -> None:
+        self._note(error)
+        row.ticket.fail(error)  # ``_drop_ended`` takes it out at the next turn
+
+    def _revoked(self, keys: frozenset[str]) -> None:
+        """Withdraw adapters from the batch and the slots."""
+        for row in self._batch:
+            for ref, _ in row.request.adapters:
+                if ref.key in keys or f"{ref.key}@{ref.namespace}" in keys:
+                    gone = AdapterNotFound(f"no adapter {ref.label}", "it was withdrawn", "model")
+                    self._fail_row(row, gone)
+        self._preparer.revoke(frozenset(key.partition("@")[0] for key in keys))
+
+    def _shrink(self, rows: list[Row]) -> None:
+        """The pass did not fit in memory: halve the limit, or give up a row that fits not alone."""
+        self._denoiser.forget(rows[0].waiting.size)
+        num_rows = sum(row.num_rows for row in rows)
+        LOG.warning("a pass of %d rows is out of memory", num_rows)
+        self.capacity.release_memory()
+        if len(rows) == 1:
+            self._fail_row(
+                rows[0], TooBusy("the picture does not fit in memory", "ask for a smaller one")
+            )
+            return
+        self._stats.out_of_memory += 1
+        self.capacity.shrink(rows[0].waiting.size, num_rows // 2)
+
+    def _isolate(self, rows: list[Row]) -> None:
+        """A pass failed: find out whose fault it is, each row alone, and fail those only."""
+        self._denoiser.forget(rows[0].waiting.size)
+        for row in rows:
+            try:
+                self._advance(row, self._denoiser.predict([row]))
+            except Exception as error:
+                told = FarmError("the picture could not be drawn", "try again")
+                self._fail_row(row, caused_by(error, told))
+        self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
+
+    def _drop_all(self, error: FarmError) -> None:
+        """Fail whatever has no picture yet; those that are being decoded get theirs."""
+        for waiting in self._admission.drop_all():
+            self._failed(waiting, error)
+        for row in self._batch.leave_where(lambda _: True):
+            row.ticket.fail(error)
+            self._left(row)
+            self._ended(row, False)
+        self._preparer.abandon(error)

@@ -1,0 +1,389 @@
+"""From a chosen request to a row that can join the batch, off the denoising loop.
+
+Owns the middle of a request's way: its adapters to host memory (the cache's threads), slots for
+them (all or none), the copy into the slots, the encoded prompts, the initial noise. The copy and
+the text encoder run in one thread of their own, so that the running batch waits for nothing.
+
+All methods are called from the engine's loop; results come back through ``post``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from farm.adapters.weights import AdapterWeights
+from farm.base.cuda_errors import caused_by
+from farm.base.interface import Base
+from farm.errors import AdapterFileError, FarmError, RequestRefused
+from farm.serving.adapters.cache import HostedAdapter
+from farm.serving.adapters.cache_tiers import Pinned
+from farm.serving.adapters.prompts import has_text_layers
+from farm.serving.adapters.side import AdapterSide
+from farm.serving.adapters.slots import Reservation
+from farm.serving.engine.row import AdapterUse, Row, Waiting
+from farm.serving.engine.sampler import Sampler
+from farm.serving.request import AdapterRef, Progress
+
+__all__ = ["Preparer"]
+
+LOG = logging.getLogger(__name__)
+
+PATIENCE = 8
+"""Requests that may overtake one that waits for slots."""
+
+Post = Callable[[Callable[[], None]], None]
+"""Runs a call in the engine's loop, soon."""
+
+
+@dataclass(eq=False)
+class _Preparing:
+    """One request between the queue and the batch."""
+
+    waiting: Waiting
+    hosted: dict[str, Pinned[HostedAdapter]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes that the hosted adapters take in slots."""
+    reservations: list[Reservation] = field(default_factory=list)
+    error: BaseException | None = None
+    overtaken: int = 0
+    """Requests behind it that got slots while it found too few."""
+
+    def unpin(self) -> None:
+        """Let the host tier have its adapters back."""
+        for pinned in self.hosted.values():
+            pinned.release()
+        self.hosted.clear()
+
+
+class Preparer:
+    """Makes rows of requests."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapters: AdapterSide,
+        *,
+        post: Post,
+        on_ready: Callable[[Row], None],
+        on_failed: Callable[[Waiting, BaseException], None],
+    ) -> None:
+        """Take the parts it works with.
+
+        Args:
+            post: runs a call in the engine's loop.
+            on_ready: takes each row that may join, in the loop.
+            on_failed: takes each request that cannot be drawn, in the loop.
+        """
+        self._base = base
+        self._bank = adapters.bank
+        self._slots = adapters.slots
+        self._cache = adapters.cache
+        self._prompts = adapters.prompts
+        self._post = post
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._blocked: deque[_Preparing] = deque()
+        self._uses: dict[str, AdapterUse] = {}  # how what lies in the slots came there
+        self._with_text: set[str] = set()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._jobs: set[_Preparing] = set()
+        self._num_loading = 0
+        self.slot_hits = 0
+
+    @property
+    def num_preparing(self) -> int:
+        """Requests between the queue and the batch."""
+        return len(self._jobs)
+
+    @property
+    def num_loading(self) -> int:
+        """Those of them that wait for an adapter to come to host memory."""
+        return self._num_loading
+
+    def abandon(self, error: BaseException) -> None:
+        """Fail all requests that are being prepared; nothing is posted for them any more."""
+        for job in self._jobs:
+            job.waiting.ticket.fail(error)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    # -- in the loop --------------------------------------------------------------------------
+
+    def begin(self, waiting: Waiting) -> None:
+        """Start on a request that the fair queue let go."""
+        job = _Preparing(waiting)
+        self._jobs.add(job)
+        try:
+            self._check(waiting)
+        except FarmError as error:
+            self._end(job, error)
+            return
+        keys = waiting.keys
+        if all(key in self._slots and key not in self._with_text for key in keys):
+            self._enqueue(job)
+            return
+        waiting.ticket.report(Progress("loading", 0, waiting.request.steps))
+        self._load(job)
+
+    def retry(self) -> None:
+        """Give slots to whoever waits for them, in order.
+
+        A request that finds too few keeps its place: those behind it may only use slots that
+        hold their adapters already, and only ``PATIENCE`` of them, so that no stream of small
+        requests starves a large one.
+        """
+        short: _Preparing | None = None
+        for job in list(self._blocked):
+            keys = job.waiting.keys
+            if short is not None:
+                if short.overtaken >= PATIENCE:
+                    return
+                if not all(key in self._slots for key in keys):
+                    continue
+            reservations = None
+            if not job.waiting.ticket.ended:
+                reservations = self._slots.reserve(keys, job.sizes)
+                self._clear(self._slots.take_evicted())
+            if reservations is None and not job.waiting.ticket.ended:
+                short = short or job
+                continue
+            if short is not None:
+                short.overtaken += 1
+            self._blocked.remove(job)
+            self._reserved(job, reservations)
+
+    def release(self, reservations: list[Reservation]) -> None:
+        """Give a row's slots back."""
+        self._clear(self._slots.release(reservations))
+        if self._blocked:
+            self.retry()
+
+    def revoke(self, keys: frozenset[str]) -> None:
+        """Empty the slots of revoked adapters, now or when their last row has left."""
+        self._prompts_forget(keys)
+        for key in keys:
+            slot = self._slots.drop(key)
+            if slot is not None:
+                self._clear([slot])
+
+    def _check(self, waiting: Waiting) -> None:
+        for ref, _ in waiting.request.adapters:
+            if self._cache is None:
+                raise AdapterFileError(
+                    "this engine draws with the bare base only", "start it with a store"
+                )
+            self._cache.check(ref)
+
+    def _load(self, job: _Preparing) -> None:
+        """Bring all adapters to host memory; the last one to land goes on in the loop."""
+        assert self._cache is not None
+        self._num_loading += 1
+        refs = {ref.key: ref for ref, _ in job.waiting.request.adapters}
+        missing = len(refs)
+        lock = threading.Lock()
+        hot = {key for key in refs if self._cache.is_hosted(key)}
+
+        def landed(ref: AdapterRef, future: Future[Pinned[HostedAdapter]]) -> None:
+            nonlocal missing
+            error = future.exception()
+            with lock:
+                missing -= 1
+                is_last = missing == 0
+                if error is not None:
+                    job.error = error
+                else:
+                    pinned = future.result()
+                    job.hosted[ref.key] = pinned
+                    job.waiting.uses[ref.key] = AdapterUse(
+                        pinned.value.sha256,
+                        "host" if ref.key in hot else pinned.value.tier,
+                        0.0 if ref.key in hot else pinned.value.load_s,
+                    )
+            if is_last:
+                self._post(functools.partial(self._loaded, job))
+
+        for ref in refs.values():
+            self._cache.acquire(ref).add_done_callback(functools.partial(landed, ref))
+
+    def _loaded(self, job: _Preparing) -> None:
+        self._num_loading -= 1
+        if job.error is not None:
+            self._end(job, job.error)
+            return
+        assert self._bank is not None
+        for key, pinned in job.hosted.items():
+            weights = pinned.value.weights.of_component(self._base.denoiser_name)
+            job.sizes[key] = self._bank.num_bytes(weights)
+        self._enqueue(job)
+
+    def _enqueue(self, job: _Preparing) -> None:
+        if not job.waiting.keys:  # the bare base needs no slot and waits for none
+            self._reserved(job, [])
+            return
+        refusal = self._refusal(job)
+        if refusal is not None:
+            self._end(job, refusal)
+            return
+        self._blocked.append(job)
+        self.retry()
+
+    def _refusal(self, job: _Preparing) -> RequestRefused | None:
+        """Why a picture's adapters could never be in the model together, if so."""
+        keys = job.waiting.keys
+        if len(keys) > self._slots.capacity:
+            return RequestRefused(
+                f"{len(keys)} adapters on one picture, where this endpoint has room for "
+                f"{self._slots.capacity}",
+                "use fewer",
+                "adapters",
+            )
+        num_bytes = self._slots.bytes_of(keys, job.sizes)
+        if num_bytes > self._slots.max_bytes:
+            return RequestRefused(
+                f"the adapters of this picture take {_mib(num_bytes)} MiB together, and this "
+                f"endpoint has room for {_mib(self._slots.max_bytes)} MiB",
+                "use fewer, or raise engine.adapter_mib in the endpoint's config",
+                "adapters",
+            )
+        return None
+
+    def _reserved(self, job: _Preparing, reservations: list[Reservation] | None) -> None:
+        if reservations is None:  # cancelled while it waited
+            self._end(job, CancelledError())
+            return
+        job.reservations = reservations
+        for reservation in reservations:
+            key = reservation.key
+            if reservation.is_fresh:
+                if key not in job.hosted:  # it left its slot since ``begin`` looked
+                    self._again(job)
+                    return
+                self._uses[key] = job.waiting.uses[key]
+                if has_text_layers(job.hosted[key].value.weights):
+                    self._with_text.add(key)
+            else:
+                known = self._uses[key]
+                job.waiting.uses[key] = AdapterUse(known.sha256, "slot", 0.0)
+                self.slot_hits += 1
+        self._worker.submit(self._prepare, job)
+
+    def _again(self, job: _Preparing) -> None:
+        """Undo a reservation and load from the start."""
+        reservations, job.reservations = job.reservations, []
+        job.unpin()
+        self._clear(self._slots.release(reservations))
+        self._load(job)
+
+    def _end(self, job: _Preparing, error: BaseException) -> None:
+        self._jobs.discard(job)
+        job.unpin()
+        reservations, job.reservations = job.reservations, []
+        self._on_failed(job.waiting, error)
+        self.release(reservations)
+
+    def _finish(self, job: _Preparing, row: Row) -> None:
+        self._jobs.discard(job)
+        self._on_ready(row)
+
+    def _clear(self, slots: list[int]) -> None:
+        # in the preparing thread, so that it comes before whatever is copied there next
+        bank = self._bank
+        if slots and bank is not None:
+            for slot in slots:
+                self._worker.submit(bank.clear_slot, slot)
+
+    def _prompts_forget(self, keys: frozenset[str]) -> None:
+        self._worker.submit(self._prompts.forget, keys)
+
+    # -- in the preparing thread --------------------------------------------------------------
+
+    def _prepare(self, job: _Preparing) -> None:
+        try:
+            self._copy(job)
+            row = self._row(job)
+        except BaseException as error:
+            if not isinstance(error, FarmError):
+                LOG.exception("preparing a request failed")
+                told = FarmError("the request could not be prepared", "try again")
+                error = caused_by(error, told)
+            self._post(functools.partial(self._end, job, error))
+            return
+        job.unpin()
+        self._post(functools.partial(self._finish, job, row))
+
+    def _copy(self, job: _Preparing) -> None:
+        """Put the adapters into their slots; also for a request cancelled meanwhile, since others
+        may wait for the same slot."""
+        assert self._bank is not None or not job.reservations
+        failed: BaseException | None = None
+        for reservation in job.reservations:
+            if not reservation.is_fresh:
+                continue
+            weights = job.hosted[reservation.key].value.weights
+            try:
+                assert self._bank is not None
+                self._bank.set_slot(
+                    reservation.slot, weights.of_component(self._base.denoiser_name)
+                )
+            except BaseException as error:
+                reservation.ready.set_exception(error)
+                failed = error
+            else:
+                reservation.ready.set_result(None)
+        if failed is not None:
+            raise failed
+        for reservation in job.reservations:
+            reservation.ready.result(timeout=0)  # this thread copies in order, so it is there
+
+    @torch.no_grad()
+    def _row(self, job: _Preparing) -> Row:
+        waiting, request = job.waiting, job.waiting.request
+        slot_of = {reservation.key: reservation.slot for reservation in job.reservations}
+        factors: dict[str, float] = {}
+        for ref, factor in request.adapters:
+            factors[ref.key] = factors.get(ref.key, 0.0) + factor
+        factors = {key: factor for key, factor in factors.items() if factor}  # 0 is the base
+        texts = self._texts(job, factors)
+        unprompted = None
+        if request.guided:
+            unprompted = self._prompts.encode(request.negative_prompt, texts)
+        return Row(
+            waiting=waiting,
+            sampler=Sampler(
+                self._base,
+                request.scheduler,
+                steps=request.steps,
+                seed=request.seed,
+                shape=self._base.latent_shape(*waiting.size),
+            ),
+            prompted=self._prompts.encode(request.prompt, texts),
+            unprompted=unprompted,
+            slots=tuple(slot_of[key] for key in factors),
+            factors=tuple(factors.values()),
+            reservations=job.reservations,
+        )
+
+    def _texts(
+        self, job: _Preparing, factors: dict[str, float]
+    ) -> list[tuple[str, AdapterWeights, float]]:
+        """The adapters of a request that change how its prompts are read."""
+        return [
+            (key, pinned.value.weights, factors[key])
+            for key, pinned in job.hosted.items()
+            if key in factors and has_text_layers(pinned.value.weights)
+        ]
+
+
+def _mib(num_bytes: float) -> int:
+    return math.ceil(num_bytes / 2**20)

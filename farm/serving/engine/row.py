@@ -1,0 +1,156 @@
+"""A picture in the running batch: what it needs for a pass, and what it saw on its way.
+
+Owns the state of one request between submission and decoding, and its receipt. Does not move it
+along; the engine does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import farm
+from farm.base.interface import Base, Conditioning
+from farm.serving.adapters.cache_tiers import Tier
+from farm.serving.adapters.prompts import cut_notes
+from farm.serving.adapters.slots import Reservation
+from farm.serving.engine.sampler import Sampler
+from farm.serving.request import DrawRequest, Ticket
+
+__all__ = ["AdapterUse", "Row", "Size", "Waiting"]
+
+Size = tuple[int, int]
+"""Width and height in pixels; rows of one size share a pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """How one adapter of a picture was brought in, for the receipt."""
+
+    sha256: str
+    tier: Tier
+    load_s: float
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A request on its way to a row. Times are of ``time.monotonic``."""
+
+    ticket: Ticket
+    size: Size
+    cost: float
+    """Row-steps at the base's own resolution."""
+    submitted_s: float
+    turn: int = 0
+    """When the fair queue let it go; the order in which ready rows join."""
+    popped_s: float = 0.0
+    uses: dict[str, AdapterUse] = field(default_factory=dict)
+
+    @property
+    def request(self) -> DrawRequest:
+        """What was asked."""
+        return self.ticket.request
+
+    @property
+    def deadline(self) -> float:
+        """When the picture is of no more use; infinite for never."""
+        within_s = self.request.deadline_s
+        return math.inf if within_s is None else self.submitted_s + within_s
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the adapters, in the request's order, each once."""
+        return list(dict.fromkeys(ref.key for ref, _ in self.request.adapters))
+
+
+@dataclass(eq=False)
+class Row:
+    """One picture in the running batch; a guided one takes two rows of a pass."""
+
+    waiting: Waiting
+    sampler: Sampler
+    prompted: Conditioning
+    unprompted: Conditioning | None
+    """None for an unguided picture."""
+    slots: tuple[int, ...]
+    """Bank slots of its adapters; empty for the bare base."""
+    factors: tuple[float, ...]
+    reservations: list[Reservation]
+    joined_s: float = 0.0
+    drawn_s: float = 0.0
+    rows_seen: int = 0
+    """Rows of all passes it took part in, summed, for the mean in the receipt."""
+    largest_pass: int = 0
+
+    @property
+    def ticket(self) -> Ticket:
+        """Who waits for it."""
+        return self.waiting.ticket
+
+    @property
+    def request(self) -> DrawRequest:
+        """What was asked."""
+        return self.waiting.ticket.request
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that it takes in a pass."""
+        return 1 if self.unprompted is None else 2
+
+    @property
+    def remaining_cost(self) -> float:
+        """Row-steps still to do, at the base's own resolution."""
+        return self.waiting.cost * (1 - self.sampler.step / self.sampler.num_steps)
+
+    def receipt(self, base: Base, decoded_s: float, decode_s: float) -> dict[str, Any]:
+        """Everything that made the picture, as plain JSON values.
+
+        Args:
+            decoded_s: when the pixels were there, on ``time.monotonic``.
+            decode_s: seconds that its decoding took.
+        """
+        request, waiting = self.request, self.waiting
+        seconds = {
+            "queue": waiting.popped_s - waiting.submitted_s,
+            "prepare": self.joined_s - waiting.popped_s,
+            "denoise": self.drawn_s - self.joined_s,
+            "decode": decode_s,
+            "total": decoded_s - waiting.submitted_s,
+        }
+        return {
+            "id": request.id,
+            "base": base.name,
+            "base_fingerprint": base.fingerprint,
+            "adapters": [self._adapter(i) for i in range(len(request.adapters))],
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "notes": cut_notes(base, request),
+            "seed": request.seed,
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "scheduler": request.scheduler,
+            "width_px": waiting.size[0],
+            "height_px": waiting.size[1],
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+            "batch": {
+                "mean_rows": round(self.rows_seen / max(1, self.sampler.step), 2),
+                "largest": self.largest_pass,
+            },
+            "farm_version": farm.__version__,
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+
+    def _adapter(self, index: int) -> dict[str, Any]:
+        ref, weight = self.request.adapters[index]
+        use = self.waiting.uses[ref.key]
+        return {
+            "key": ref.key,
+            "namespace": ref.namespace,
+            "name": ref.name,
+            "sha256": use.sha256,
+            "weight": weight,
+            "found_in": "model" if use.tier == "slot" else use.tier,
+            "load_seconds": round(use.load_s, 4),
+        }

@@ -1,0 +1,127 @@
+"""One picture's way from noise to latent: its own scheduler object, timesteps and random stream.
+
+Owns the per-picture state of denoising. Knows nothing of batches: rows of one pass each have
+their own sampler, so they may differ in scheduler, step count and progress.
+
+The scheduler objects are diffusers' own, with their tables on the CPU: a step of DDIM, Euler or
+DPM++ 2M multiplies device latents by CPU scalars, which costs no synchronisation. Euler a brings
+fresh noise from the CPU at each step and UniPC its tables; on a GPU both wait for it there.
+
+Legend: C latent channels, H W latent; the leading 1 is the one row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farm.base.generate import initial_noise
+from farm.base.interface import Base
+from farm.base.transfer import sent
+from farm.keys import derive_seed
+from farm.schedulers import SchedulerName
+
+__all__ = ["Sampler", "stream_seed"]
+
+
+def stream_seed(seed: int) -> int:
+    """The seed of a picture's random stream: below 2**32 itself, as in plain diffusers.
+
+    Torch's CPU generator reads the lowest 32 bits alone, so that 2**32 + 5 would be 5; larger
+    seeds are hashed to seeds of their own.
+    """
+    return seed if seed < 2**32 else derive_seed("picture", seed) % 2**32
+
+
+class Sampler:
+    """The denoising of one picture, driven one step at a time from outside."""
+
+    def __init__(
+        self,
+        base: Base,
+        scheduler: SchedulerName,
+        *,
+        steps: int,
+        seed: int,
+        shape: tuple[int, int, int],
+    ) -> None:
+        """Draw the initial noise and set up the timesteps, as plain diffusers does it.
+
+        Args:
+            shape: (C, H, W) of the latent.
+
+        Raises:
+            UserError: if the base does not know the scheduler.
+        """
+        seed = stream_seed(seed)
+        self._scheduler: Any = base.scheduler(scheduler)
+        self._scheduler.set_timesteps(steps)
+        self._timesteps: list[Tensor] = list(self._scheduler.timesteps)
+        self._timestep_values: list[float] = [float(t) for t in self._timesteps]
+        noise_1CHW = sent(initial_noise([seed], shape), base.device)
+        self.latents_1CHW = noise_1CHW * self._scheduler.init_noise_sigma
+        self._extra = self._step_arguments(seed, shape)
+        self._estimate_1CHW: Tensor | None = None
+        self.step = 0
+
+    def _step_arguments(self, seed: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"return_dict": False}
+        if "generator" in inspect.signature(self._scheduler.step).parameters:
+            # samplers that add noise go on in the stream that drew the initial noise
+            generator = torch.Generator("cpu").manual_seed(seed)
+            torch.randn(shape, generator=generator)
+            arguments["generator"] = generator
+        return arguments
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps in all."""
+        return len(self._timesteps)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the latent is clean."""
+        return self.step >= len(self._timesteps)
+
+    @property
+    def timestep(self) -> float:
+        """The timestep of the next step; fractional for Euler samplers."""
+        return self._timestep_values[self.step]
+
+    def model_input(self) -> Tensor:
+        """What the denoiser is to see at the next step, [1, C, H, W]."""
+        scaled: Tensor = self._scheduler.scale_model_input(
+            self.latents_1CHW, self._timesteps[self.step]
+        )
+        return scaled
+
+    def advance(self, prediction_1CHW: Tensor) -> None:
+        """Take one step with the denoiser's (guided) prediction, float32 [1, C, H, W]."""
+        before_1CHW, timestep = self.latents_1CHW, self._timesteps[self.step]
+        outputs = self._scheduler.step(prediction_1CHW, timestep, before_1CHW, **self._extra)
+        self.latents_1CHW = outputs[0]
+        if len(outputs) > 1:
+            self._estimate_1CHW = outputs[1]
+        elif hasattr(self._scheduler, "model_outputs"):
+            # multistep solvers keep their estimates of the clean latent instead
+            self._estimate_1CHW = self._scheduler.model_outputs[-1]
+        else:  # PNDM, which Stable Diffusion 1.x comes with, keeps none
+            self._estimate_1CHW = self._estimated(prediction_1CHW, before_1CHW, timestep)
+        self.step += 1
+
+    def _estimated(self, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The clean latent that a prediction at a whole timestep stands for."""
+        alpha = self._scheduler.alphas_cumprod[int(timestep)]
+        signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+        if self._scheduler.config.prediction_type == "v_prediction":
+            clean: Tensor = signal * latents - spread * prediction
+        else:
+            clean = (latents - spread * prediction) / signal
+        return clean
+
+    def estimate(self) -> Tensor:
+        """The clean latent as the denoiser now believes it, [1, C, H, W]; for previews."""
+        return self.latents_1CHW if self._estimate_1CHW is None else self._estimate_1CHW

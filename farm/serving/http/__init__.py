@@ -1,0 +1,1 @@
+"""The HTTP interface: OpenAI's image routes, limits, streaming, image links."""

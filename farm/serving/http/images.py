@@ -1,0 +1,249 @@
+"""Drawing over HTTP: from an order to pictures, at once or as events of a stream.
+
+Owns the way from the engine's news to the answer, the counting of outcomes, and that a caller who
+leaves takes his pictures' work with him. The drawing itself is the engine's part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from farm.errors import Draining, RequestRefused, StoreError, TooBusy
+from farm.serving.access.api_keys import Tenant
+from farm.serving.client import BaseFacts
+from farm.serving.http import events
+from farm.serving.http.idempotency import digest_of, seed_of
+from farm.serving.http.image_metadata import encode_picture
+from farm.serving.http.schemas import GenerateRequest
+from farm.serving.http.services import Services
+from farm.serving.http.sse import EventStream, gone
+from farm.serving.http.validate import Order, check_adapters, understand
+from farm.serving.request import Picture, Progress
+
+__all__ = ["answer_images", "answer_once", "stream_images"]
+
+Result = TypeVar("Result")
+
+GRACE_S = 30.0
+"""Beyond the deadline, for decoding, encoding and the way here."""
+
+
+async def _make_item(
+    services: Services, order: Order, base_id: str, index: int, picture: Picture
+) -> dict[str, Any]:
+    """A finished picture as the answer holds it."""
+    drawn = order.pictures[index]
+    receipt = {
+        **picture.receipt,
+        "base": base_id,  # the public name; the engine's own may be a path
+        "request": drawn.id.rsplit("-", 2)[0],
+    }
+
+    def make() -> dict[str, str]:
+        data = encode_picture(
+            picture.pixels, receipt, order.output_format, quality=order.asked.output_compression
+        )
+        if order.asked.response_format == "url" and not order.asked.stream:
+            return {"url": order.link_root + services.shelf.put(data, order.output_format)}
+        return {"b64_json": base64.b64encode(data).decode()}
+
+    loop = asyncio.get_running_loop()
+    content = await loop.run_in_executor(services.encoders, make)
+    services.metrics.count("farm_pictures", outcome="drawn")
+    for stage, seconds in picture.receipt.get("seconds", {}).items():
+        services.metrics.observe("farm_picture_seconds", seconds, stage=stage)
+    return {
+        **content,
+        "revised_prompt": drawn.prompt,
+        "seed": drawn.seed,
+        "notes": receipt.get("notes", []),
+        "receipt": receipt,
+    }
+
+
+async def _answer(services: Services, order: Order, base: BaseFacts) -> bytes:
+    items: dict[int, dict[str, Any]] = {}
+    drawing = services.client.draw(order.pictures, listen=False)
+    # the engine keeps deadlines itself; this is for an engine that no longer answers
+    async with asyncio.timeout(services.limits.deadline_s + GRACE_S):
+        async with contextlib.aclosing(drawing) as news:
+            async for index, item in news:
+                if isinstance(item, Picture):
+                    items[index] = await _make_item(services, order, base.id, index, item)
+    shared = order.shared()
+    answer = {
+        "created": shared.pop("created_at"),
+        "data": [items[index] for index in sorted(items)],
+        **shared,
+        "usage": order.usage(base, len(items)),
+    }
+    return json.dumps(answer).encode()
+
+
+async def answer_images(
+    services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
+) -> Response:
+    """Draw, and answer when all pictures are there."""
+    order, base = await understand(services, tenant, asked, request)
+    try:
+        with _counted(services, order):
+            body = await _unless_gone(request.receive, _answer(services, order, base))
+    except _CallerLeft:
+        return Response(status_code=499)  # nobody reads it; the metrics count it
+    return Response(body, media_type="application/json")
+
+
+async def answer_once(
+    services: Services, tenant: Tenant, asked: GenerateRequest, request: Request, key: str
+) -> Response:
+    """The same under an idempotency key: a repeated request gets the answer of the first.
+
+    Raises:
+        KeyReused: if the key stands for another request.
+    """
+    if asked.stream:
+        raise RequestRefused(
+            "a stream cannot be given again", "leave out 'stream' or the key", "Idempotency-Key"
+        )
+    digest = digest_of(asked.model_dump_json())
+
+    async def draw() -> bytes:
+        seed = seed_of(tenant.key_id, key, digest)
+        order, base = await understand(services, tenant, asked, request, seed)
+        with _counted(services, order):
+            return await _answer(services, order, base)
+
+    answer = services.replays.answer(tenant.key_id, key, digest, draw)
+    try:
+        body, is_replayed = await _unless_gone(request.receive, answer)
+    except _CallerLeft:
+        return Response(status_code=499)
+    if not is_replayed:
+        return Response(body, media_type="application/json")
+    await check_adapters(services, tenant, asked)  # one may have been withdrawn meanwhile
+    headers = {"idempotency-replayed": "true"}
+    return Response(body, media_type="application/json", headers=headers)
+
+
+class _CallerLeft(asyncio.CancelledError):
+    """The connection is closed; nobody waits for the answer."""
+
+
+async def _unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
+    """The work's result; if the caller leaves first, the work is cancelled.
+
+    Raises:
+        _CallerLeft: if he did.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(gone(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _CallerLeft
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _counted(services: Services, order: Order) -> Iterator[None]:
+    """Count an order's pictures as waited for, and those that are not drawn by the reason."""
+    count, metrics = len(order.pictures), services.metrics
+    try:
+        with services.room.enter(order.tenant.key_id, count, services.wait_s):
+            metrics.set("farm_pictures_waiting", services.room.total)
+            yield
+    except (asyncio.CancelledError, GeneratorExit):
+        metrics.count("farm_pictures", count, outcome="cancelled")
+        raise
+    except Exception as error:
+        metrics.count("farm_pictures", count, outcome=_outcome(error))
+        raise
+    finally:
+        metrics.set("farm_pictures_waiting", services.room.total)
+
+
+def _outcome(error: Exception) -> str:
+    cause = getattr(error, "cause", error)  # as Ray wraps it
+    if isinstance(cause, TooBusy):
+        return "refused"
+    if isinstance(cause, Draining | StoreError):
+        return "unavailable"
+    return "late" if isinstance(cause, TimeoutError) else "failed"
+
+
+# -- streaming ---------------------------------------------------------------------------------
+
+
+async def stream_images(
+    services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
+) -> Response:
+    """Draw, and tell of it while it happens. What is refused is refused before the stream."""
+    order, base = await understand(services, tenant, asked, request)
+    stream = _events(services, order, base)
+    # the first event is awaited here, so that a full queue is still a 429
+    first = await anext(stream)
+    return EventStream(_with_first(first, stream), services.limits.deadline_s + GRACE_S)
+
+
+async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(rest):
+        yield first
+        async for event in rest:
+            yield event
+
+
+async def _events(services: Services, order: Order, base: BaseFacts) -> AsyncGenerator[bytes]:
+    num_shown = [0] * len(order.pictures)
+    with _counted(services, order):
+        drawing = services.client.draw(order.pictures, listen=True)
+        async with contextlib.aclosing(drawing) as news:
+            async for index, item in news:
+                if isinstance(item, Picture):
+                    done = await _make_item(services, order, base.id, index, item)
+                    done["usage"] = order.usage(base, 1)
+                    yield events.encode_event(events.completed(order.shared(), done, index))
+                    continue
+                if item.preview is not None and num_shown[index] < (
+                    order.asked.partial_images or 0
+                ):
+                    yield await _partial(services, order, index, item, num_shown[index])
+                    num_shown[index] += 1
+                yield _progress(order, index, item)
+    yield events.DONE
+
+
+async def _partial(
+    services: Services, order: Order, index: int, item: Progress, shown: int
+) -> bytes:
+    def encode() -> str:
+        assert item.preview is not None
+        data = encode_picture(item.preview, None, order.output_format, fast=True)
+        return base64.b64encode(data).decode()
+
+    loop = asyncio.get_running_loop()
+    picture = await loop.run_in_executor(services.encoders, encode)
+    return events.encode_event(
+        events.partial(order.shared(), picture, shown, item.step, item.steps, index)
+    )
+
+
+def _progress(order: Order, index: int, item: Progress) -> bytes:
+    """A progress event for those who asked for it, a comment for the others."""
+    if not order.asked.stream_progress:
+        return f": {item.stage} {item.step}/{item.steps}\n\n".encode()
+    now = int(time.time())
+    return events.encode_event(events.progress(now, item.stage, item.step, item.steps, index))

@@ -1,0 +1,228 @@
+"""What every HTTP request passes first: a name, a key, a bound on its size, a last resort.
+
+Owns the request id, authentication, what web pages of other origins may not do, the body's limit in
+bytes and in time, the plain headers of every answer, and the catch for what nobody caught. A plain
+ASGI layer, so that streams pass through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from farm.serving.access.api_keys import Gate
+from farm.serving.access.limits import Limits
+from farm.serving.http.connections import address_group
+from farm.serving.http.errors import error_response, http_response
+
+__all__ = ["Guard"]
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", ""})
+PROTECTED = ("/v1/", "/metrics")
+PUBLIC = ("/v1/pictures/",)
+"""Links carry their own signature."""
+JSON_ROUTES = ("/v1/images/generations",)
+PAGE = "/"
+PLAIN_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "frame-ancestors 'none'; base-uri 'none'",
+}
+
+
+class Guard:
+    """The outermost layer of the app."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        limits: Limits,
+        observe: Callable[[str, str, int, float], None] | None = None,
+        names_requests: bool = True,
+    ) -> None:
+        """Args:
+        observe: told the method, route, status and seconds of every request.
+        names_requests: puts the request id into answers; Ray Serve's proxy does it already.
+        """
+        self._app = app
+        self._gate = gate
+        self._limits = limits
+        self._observe = observe
+        self._names_requests = names_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        started_s = time.perf_counter()
+        answer = _Answer(scope, send, self._limits, request_id if self._names_requests else None)
+        try:
+            await self._admit(scope, headers)
+            body = _BoundedBody(receive, self._limits)
+            await self._app(scope, body.receive, answer.send)
+        except Exception as error:
+            if answer.status:  # an answer has begun; all that is left is to break it off
+                raise
+            await self._refusal(error)(scope, receive, answer.send)
+        finally:
+            if self._observe is not None:
+                route = getattr(scope.get("route"), "path", "other")
+                took_s = time.perf_counter() - started_s
+                self._observe(scope["method"], route, answer.status, took_s)
+
+    async def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Check size and key before a byte of the body is read."""
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or len(length) > 18:
+            raise HTTPException(400, "content-length is not a number")
+        if int(length) > self._limits.max_body_bytes:
+            raise _too_large(self._limits)
+        path = scope["path"]
+        is_link = path.startswith(PUBLIC)
+        if self._gate.is_open and not is_link:
+            _check_origin(scope, headers)
+        if not path.startswith(PROTECTED) or is_link:
+            return
+        client = scope.get("client")
+        scope["state"]["tenant"] = await self._gate.admit(
+            headers.get("authorization"), address_group(client[0]) if client else ""
+        )
+        if path in JSON_ROUTES and scope["method"] == "POST":
+            _check_json(headers)
+
+    @staticmethod
+    def _refusal(error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException):
+            return http_response(error)
+        return error_response(error)
+
+
+class _Answer:
+    """A ``send`` that puts the plain headers in, and does not wait for ever for who never reads."""
+
+    def __init__(self, scope: Scope, send: Send, limits: Limits, request_id: str | None) -> None:
+        self.status = 0
+        """0 as long as nothing was sent."""
+        self._send = send
+        self._timeout_s = limits.write_timeout_s
+        self._request_id = request_id
+        # pictures behind links are meant for other pages; nothing else is
+        is_link = scope["path"].startswith(PUBLIC)
+        self._resource_policy = "cross-origin" if is_link else "same-origin"
+        self._is_stuck = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = int(message["status"])
+            out = MutableHeaders(scope=message)
+            if self._request_id is not None:
+                out["x-request-id"] = self._request_id
+            for name, value in PLAIN_HEADERS.items():
+                out.setdefault(name, value)
+            out.setdefault("cross-origin-resource-policy", self._resource_policy)
+        if not message.get("more_body"):
+            await self._send(message)
+            return
+        if self._is_stuck:
+            raise TimeoutError
+        self._is_stuck = True
+        async with asyncio.timeout(self._timeout_s):
+            await self._send(message)
+        self._is_stuck = False
+
+
+def _check_origin(scope: Scope, headers: Headers) -> None:
+    """An endpoint without keys answers this machine's programs and its own page, but no other page
+    that is open in a browser here, even one that makes its own name mean 127.0.0.1.
+
+    Raises:
+        HTTPException: 403.
+    """
+    host = headers.get("host", "")
+    if not _is_loopback(host):
+        raise HTTPException(403, "without keys this endpoint answers to localhost only")
+    site = headers.get("sec-fetch-site", "none")
+    followed_a_link = (
+        scope["method"] == "GET"
+        and scope["path"] == PAGE
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
+    origin = headers.get("origin")
+    is_foreign = origin is not None and origin not in (f"http://{host}", f"https://{host}")
+    if is_foreign or (site not in ("none", "same-origin") and not followed_a_link):
+        raise HTTPException(403, "without keys this endpoint answers no page but its own")
+
+
+def _check_json(headers: Headers) -> None:
+    """Refuse a body that is not declared as JSON: a form of any web page could have sent it.
+
+    Raises:
+        HTTPException: 415.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "the body must be sent with content-type: application/json")
+
+
+class _BoundedBody:
+    """A ``receive`` that ends a body which grows too large or takes too long."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive = receive
+        self._limits = limits
+        self._num_bytes = 0
+        self._is_whole = False
+        self._until_s = asyncio.get_running_loop().time() + limits.body_timeout_s
+
+    async def receive(self) -> Message:
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until_s):
+                message = await self._receive()
+        except TimeoutError:
+            # the rest is not read, so the connection cannot go on
+            raise HTTPException(408, "the body did not come", {"connection": "close"}) from None
+        if message["type"] == "http.request":
+            self._num_bytes += len(message.get("body", b""))
+            self._is_whole = not message.get("more_body", False)
+            if self._num_bytes > self._limits.max_body_bytes:
+                raise _too_large(self._limits)
+        return message
+
+
+def _too_large(limits: Limits) -> HTTPException:
+    return HTTPException(
+        413,
+        f"the body is over the limit of {limits.max_body_bytes} bytes",
+        # what is left of the body is not read, so the connection cannot go on
+        {"connection": "close"},
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name.lower() in LOOPBACK_HOSTS or host.lower() in LOOPBACK_HOSTS

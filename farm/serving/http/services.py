@@ -1,0 +1,98 @@
+"""What the routes work with, made once per process, and its housekeeping."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from farm.errors import FarmError
+from farm.serving.access.api_keys import Gate
+from farm.serving.access.catalog import Catalog
+from farm.serving.access.limits import Limits, RateLimiter, WaitingRoom
+from farm.serving.client import EngineClient, EngineLoad
+from farm.serving.http.idempotency import Replays
+from farm.serving.http.links import PictureShelf
+from farm.serving.metrics import Metrics, observe_stats
+
+__all__ = ["Services"]
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+SWEEP_EVERY_LOOKS = 60
+
+
+def _encoders() -> ThreadPoolExecutor:
+    # PNG compression holds no lock; more threads than cores only queue in another place
+    return ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2)), thread_name_prefix="encode")
+
+
+@dataclass
+class Services:
+    """Everything behind the routes."""
+
+    client: EngineClient
+    catalog: Catalog
+    gate: Gate
+    shelf: PictureShelf
+    metrics: Metrics
+    executor: Executor
+    """Threads for store reads, shared by gate and catalog."""
+    limits: Limits = field(default_factory=Limits)
+    public_url: str = ""
+    """How callers reach the endpoint; empty takes what each request says."""
+    rates: RateLimiter = field(default_factory=RateLimiter)
+    room: WaitingRoom = field(init=False)
+    replays: Replays = field(init=False)
+    encoders: Executor = field(default_factory=_encoders)
+    instance: str = field(default_factory=lambda: secrets.token_hex(4))
+    last_load: EngineLoad = field(default_factory=lambda: EngineLoad(ready=False))
+
+    def __post_init__(self) -> None:
+        self.room = WaitingRoom(self.limits.pictures_waiting)
+        self.replays = Replays(
+            window_s=self.limits.replay_window_s, max_bytes=self.limits.replay_mib << 20
+        )
+
+    @property
+    def wait_s(self) -> float:
+        """How long a picture would wait now, as known a moment ago; at least a second."""
+        return max(1.0, self.last_load.wait_s)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep house while inside."""
+        with contextlib.suppress(FarmError):  # the first request will ask again
+            await self.gate.look()
+        task = asyncio.create_task(self._keep_house())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.replays.close()
+            self.encoders.shutdown(wait=False, cancel_futures=True)
+            self.executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _keep_house(self) -> None:
+        """Publish the engine's numbers, and clear away pictures whose links have ended."""
+        loop = asyncio.get_running_loop()
+        looks = 0
+        while True:
+            try:
+                self.last_load = await self.client.load()
+                observe_stats(self.metrics, self.last_load.stats)
+                if looks % SWEEP_EVERY_LOOKS == 0:
+                    await loop.run_in_executor(self.executor, self.shelf.sweep)
+            except FarmError as error:
+                logger.warning("housekeeping: %s", error.message)
+            except Exception:
+                logger.exception("housekeeping")
+            looks += 1
+            await asyncio.sleep(LOOK_EVERY_S)

@@ -1,0 +1,210 @@
+"""What a request for pictures means: which adapters, which prompt, which seeds, at what cost.
+
+Owns the checks in the order in which they are cheap, so that nothing is looked up for a request
+that cannot be, and nothing is drawn for one that may not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+
+from farm.errors import RequestRefused
+from farm.safe_names import SAFE_NAME
+from farm.serving.access.api_keys import Tenant
+from farm.serving.access.catalog import AdapterFacts
+from farm.serving.client import BaseFacts
+from farm.serving.http.image_metadata import OutputFormat
+from farm.serving.http.schemas import ANY_SEED, GenerateRequest
+from farm.serving.http.services import Services
+from farm.serving.request import MAX_SEED, AdapterRef, DrawRequest
+
+__all__ = ["Order", "check_adapters", "understand"]
+
+DEFAULT_GUIDANCE = 5.0
+_PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request understood: what is to be drawn, one entry per picture."""
+
+    asked: GenerateRequest
+    tenant: Tenant
+    pictures: tuple[DrawRequest, ...]
+    width_px: int
+    height_px: int
+    link_root: str
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """Of the files."""
+        return self.asked.output_format or "png"
+
+    def shared(self) -> dict[str, Any]:
+        """What every answer and event repeats of the request, in OpenAI's words."""
+        quality = {"standard": "medium", "hd": "high"}.get(
+            self.asked.quality or "auto", self.asked.quality or "auto"
+        )
+        return {
+            "created_at": int(time.time()),
+            "size": f"{self.width_px}x{self.height_px}",
+            "quality": quality,
+            "background": "opaque",
+            "output_format": self.output_format,
+        }
+
+    def usage(self, base: BaseFacts, num_pictures: int) -> dict[str, Any]:
+        """Latent cells drawn, in the place where OpenAI counts tokens."""
+        cells = (self.width_px // base.side_multiple_px) * (self.height_px // base.side_multiple_px)
+        details = {"text_tokens": 0, "image_tokens": 0}
+        return {
+            "input_tokens": 0,
+            "input_tokens_details": details,
+            "output_tokens": cells * num_pictures,
+            "total_tokens": cells * num_pictures,
+        }
+
+
+async def understand(
+    services: Services,
+    tenant: Tenant,
+    asked: GenerateRequest,
+    request: Request,
+    seed: int | None = None,
+) -> tuple[Order, BaseFacts]:
+    """Check a request against the limits, the key's rate and the catalog; nothing is drawn.
+
+    Args:
+        seed: the first one where the request names none; None draws it.
+
+    Raises:
+        ServingError: what is wrong, or when to come again.
+    """
+    limits = services.limits
+    base = await services.client.facts()
+    width_px, height_px = asked.side_px(base.resolution_px)
+    _check_side(width_px, height_px, base.side_multiple_px)
+    num_pictures = asked.n or 1
+    limits.check_cost(width_px, height_px, asked.steps, num_pictures)
+    limits.check_texts(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
+    _check_most("guidance_scale", asked.guidance_scale or 0, limits.max_guidance)
+    _check_most("adapters", len(asked.adapters or ()), limits.max_adapters)
+    # counted before the names are looked up, so that guessing names costs the guesser
+    per_minute = tenant.pictures_per_minute or limits.pictures_per_minute
+    services.rates.take(tenant.key_id, num_pictures, per_minute)
+    used = await _find_adapters(services, tenant, asked, base)
+    prompt = _fill(asked.prompt, [facts for facts, _, _ in used])
+    first_seed = seed if asked.seed in (None, ANY_SEED) else asked.seed
+    if first_seed is None:
+        first_seed = secrets.randbelow(2**32)
+    if first_seed > MAX_SEED - num_pictures:
+        raise RequestRefused(
+            f"seed: too large for {num_pictures} pictures that count up from it",
+            f"write {MAX_SEED - num_pictures} or less",
+            "seed",
+        )
+    template = DrawRequest(
+        id="",
+        prompt=prompt,
+        negative_prompt=asked.negative_prompt or "",
+        steps=asked.steps,
+        guidance=asked.guidance_scale if asked.guidance_scale is not None else DEFAULT_GUIDANCE,
+        scheduler=asked.scheduler or "base",
+        width_px=width_px,
+        height_px=height_px,
+        adapters=tuple((ref, weight) for _, ref, weight in used),
+        tenant=tenant.namespace,
+        deadline_s=limits.deadline_s,
+        preview_every=_preview_every(asked),
+    )
+    request_id = request.state.request_id
+    # the id is the request's own and unique, even if a caller names two requests alike
+    unique = secrets.token_hex(4)
+    pictures = tuple(
+        replace(template, id=f"{request_id}-{unique}-{index}", seed=first_seed + index)
+        for index in range(num_pictures)
+    )
+    root = services.public_url or str(request.base_url).rstrip("/")
+    return Order(asked, tenant, pictures, width_px, height_px, root), base
+
+
+async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequest) -> None:
+    """Refuse a request whose adapters are not, or no longer, this caller's to draw with.
+
+    Raises:
+        ServingError: as ``understand`` does.
+    """
+    await _find_adapters(services, tenant, asked, await services.client.facts())
+
+
+def _check_most(field: str, value: float, most: float) -> None:
+    if value > most:
+        raise RequestRefused(f"{field}: {value:g} is over the limit of {most:g}", "", field)
+
+
+def _check_side(width_px: int, height_px: int, multiple_px: int) -> None:
+    if width_px % multiple_px or height_px % multiple_px:
+        raise RequestRefused(
+            f"size: sides are multiples of {multiple_px} px",
+            f"write {_rounded(width_px, multiple_px)}x{_rounded(height_px, multiple_px)}",
+            "size",
+        )
+
+
+def _rounded(side_px: int, multiple_px: int) -> int:
+    return max(1, round(side_px / multiple_px)) * multiple_px
+
+
+def _preview_every(asked: GenerateRequest) -> int:
+    """Steps between previews, so that as many come as were asked for, evenly spread."""
+    count = (asked.partial_images or 0) if asked.stream else 0
+    return max(1, asked.steps // (count + 1)) if count else 0
+
+
+async def _find_adapters(
+    services: Services, tenant: Tenant, asked: GenerateRequest, base: BaseFacts
+) -> list[tuple[AdapterFacts, AdapterRef, float]]:
+    """The adapters of a request, the one that ``model`` names first."""
+    wanted: list[tuple[str, float]] = []
+    if asked.model is not None and asked.model not in (base.id, "base"):
+        weight = asked.adapter_weight
+        wanted.append((asked.model, weight if weight is not None else 1.0))
+    wanted += [(use.model, use.weight) for use in asked.adapters or ()]
+
+    async def find(model: str, weight: float) -> tuple[AdapterFacts, AdapterRef, float]:
+        named, facts = await services.catalog.resolve(tenant.namespace, model)
+        if facts.base_fingerprint != base.fingerprint:
+            raise RequestRefused(
+                f"{named.name} was trained on another base than this endpoint holds",
+                "train it on this base, or ask the endpoint of its own",
+                "model",
+            )
+        return facts, AdapterRef(named.job_key, tenant.namespace, named.name, named.sha256), weight
+
+    return list(await asyncio.gather(*(find(model, weight) for model, weight in wanted)))
+
+
+def _fill(prompt: str, used: Sequence[AdapterFacts]) -> str:
+    """The prompt with identifiers in place of ``[V]`` and ``[V:name]``."""
+    by_name = {facts.name: facts for facts in used}
+
+    def identifier(match: re.Match[str]) -> str:
+        name = match.group(1)
+        facts = by_name.get(name) if name else (used[0] if used else None)
+        if facts is None:
+            raise RequestRefused(
+                f"prompt: no adapter of this request stands for {match.group(0)}",
+                "name one in 'model' or in 'adapters'",
+                "prompt",
+            )
+        return facts.identifier
+
+    return _PLACEHOLDER.sub(identifier, prompt)

@@ -1,0 +1,1 @@
+"""Training on Ray: Ray Train lanes, node watch, job submission, authentication."""

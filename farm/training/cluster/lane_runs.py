@@ -1,0 +1,140 @@
+"""The lane runs of a driver: each is watched and started again alone, with growing pauses.
+
+Owns when a lane run is started, restarted and given up. A lane run is one Ray Train run on one
+node; what it is comes in as a function that makes one. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from farm.errors import LaneLost
+from farm.training.dispatch.messages import Snapshot
+
+__all__ = ["LaneRuns", "Run"]
+
+MAX_BARREN_STARTS = 3
+"""Starts in a row of every lane run that end in an error while no job of the run is finished."""
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+READY_S = 1.0
+"""How long jobs must have been ready before a run whose lanes returned is started for them."""
+
+
+class Run(Protocol):
+    """A started Ray Train run of lanes."""
+
+    name: str
+    error: BaseException | None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        ...
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for its end."""
+        ...
+
+
+@dataclass
+class _Place:
+    """One node's worth of lanes, whichever node that is."""
+
+    number: int
+    run: Run
+    jobs_ended: int
+    """Of the whole run, when this one was started."""
+    is_noted: bool = False
+    """Whether its end was seen."""
+    barren: int = 0
+    not_before: float = 0.0
+
+
+class LaneRuns:
+    """Starts one run for each place, and keeps them alive while there is work."""
+
+    def __init__(
+        self,
+        make: Callable[[str], Run],
+        *,
+        prefix: str,
+        num_places: int,
+        ended: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start them all.
+
+        Args:
+            make: starts a run under a name that no other run has.
+            ended: is told the name of every run that ended; its lanes are gone.
+        """
+        self._make, self._prefix, self._ended, self._clock = make, prefix, ended, clock
+        self._num_starts = 0
+        self._ready_since: float | None = None
+        self._places = [_Place(number, self._start(number), 0) for number in range(num_places)]
+
+    def _start(self, number: int) -> Run:
+        self._num_starts += 1
+        return self._make(f"{self._prefix}-{self._num_starts}-{number}")
+
+    @property
+    def alive(self) -> list[Run]:
+        """Runs that have not ended."""
+        return [place.run for place in self._places if place.run.is_alive]
+
+    def names_without_lanes(self, snapshot: Snapshot) -> list[str]:
+        """Living runs of which no lane has reported: their node has not come."""
+        lanes = {lane.lane.rpartition(".")[0] for lane in snapshot.lanes}
+        return [run.name for run in self.alive if run.name not in lanes]
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Note runs that ended, and start again those for which there is work.
+
+        Raises:
+            LaneLost: if every run fails again and again while no job is finished.
+        """
+        tally = snapshot.counts
+        jobs_ended = sum(tally[name] for name in ("committed", "quarantined", "rejected"))
+        num_ready = tally["queued"] - snapshot.waiting_for_priors
+        num_open = snapshot.num_jobs - jobs_ended - tally["cancelled"] - snapshot.waiting_for_priors
+        now = self._clock()
+        if num_ready <= 0:
+            self._ready_since = None
+        elif self._ready_since is None:
+            self._ready_since = now
+        is_ready = self._ready_since is not None and now - self._ready_since >= READY_S
+        for place in self._places:
+            if place.run.is_alive:
+                continue
+            if not place.is_noted:
+                self._note(place, jobs_ended, now)
+            has_work = is_ready if place.run.error is None else num_open > 0
+            if has_work and now >= place.not_before and place.barren < MAX_BARREN_STARTS:
+                place.run, place.jobs_ended = self._start(place.number), jobs_ended
+                place.is_noted = False
+        self._give_up_if_hopeless(num_open)
+
+    def _note(self, place: _Place, jobs_ended: int, now: float) -> None:
+        place.is_noted = True
+        self._ended(place.run.name)
+        if place.run.error is None:
+            place.barren, place.not_before = 0, 0.0
+            return
+        place.barren = 1 if jobs_ended > place.jobs_ended else place.barren + 1
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (place.barren - 1))
+        place.not_before = now + pause_s
+
+    def _give_up_if_hopeless(self, num_open: int) -> None:
+        """While one run lives or may be started, the others' jobs are in good hands."""
+        if num_open <= 0 or any(place.run.is_alive for place in self._places):
+            return
+        errors = [place.run.error for place in self._places if place.barren >= MAX_BARREN_STARTS]
+        if len(errors) == len(self._places):
+            raise LaneLost(
+                f"the lanes ended {MAX_BARREN_STARTS} times without finishing a job: {errors[-1]}",
+                "see `farm logs`; nothing is lost, run the same command again to resume",
+            )

@@ -1,0 +1,370 @@
+"""A run on Ray: the dispatcher's actor, lanes on Ray Train, priors on Ray Data, and their watch.
+
+Owns the driver's loop. It starts lane runs while there is work, and lets them end; whatever dies is
+started again (``lane_runs``), and what cannot be kept alive ends the run with a reason and nothing
+lost. What happens to nodes and to the head comes from ``cluster_watch``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from farm.errors import FarmError, HeadLost, LaneLost, StoreError
+from farm.training.cluster.lane_runs import LaneRuns
+from farm.training.cluster.ray_train import (
+    DispatchSpec,
+    LaneRun,
+    LaneSpec,
+    dispatcher_name,
+    start_dispatcher,
+    start_ray,
+)
+from farm.training.cluster.watch import (
+    SILENCE_S,
+    ClusterWatch,
+    autoscaler_words,
+    end_controllers,
+    free_places_of_dead_controllers,
+    head_patience_s,
+    is_autoscaling,
+    nodes_words,
+)
+from farm.training.dispatch.ledger import Job
+from farm.training.dispatch.messages import News, Snapshot
+from farm.training.priors.builder import PriorWork
+from farm.training.priors.ray_data import DRAWING_CPUS, DrawerSettings, draw_with_ray
+from farm.training.run.driver import Driver
+from farm.training.run.files import take_requests
+
+__all__ = ["run_on_ray"]
+
+LOOK_S = 0.5
+STOP_PATIENCE_S = 120.0
+"""How long lanes get to save their jobs after a stop."""
+LANES_PATIENCE_S = 30.0
+"""How long Ray Train may take to tidy up after lanes that have returned."""
+PRIORS_PATIENCE_S = 60.0
+"""How long the part of a prior set that is being drawn may take to its end."""
+IDLE_STOP_S = 4.0
+"""How long a stop waits where no lane trains."""
+STUCK_PATIENCE_S = 2.0
+"""How long lane runs may take to end once their controllers are killed."""
+STOPPED_PRIORS_PATIENCE_S = 6.0
+"""How long a stop waits for the part of a prior set that is being generated."""
+TELL_S = 60.0
+"""Between two lines about nodes that are missing."""
+NODE_TIMEOUT_S, AUTOSCALING_TIMEOUT_S = 60.0, 600.0
+"""How long nodes may take to come."""
+
+
+def run_on_ray(driver: Driver) -> list[Job]:
+    """Train everything that is not committed; returns all jobs as they ended.
+
+    Raises:
+        LaneLost: if lanes die again and again, or the dispatcher is gone.
+    """
+    with _connected(driver):
+        return _RayRun(driver).drive()
+
+
+@contextmanager
+def _connected(driver: Driver) -> Iterator[None]:
+    """Ray, started here or found; what this run started is gone afterwards."""
+    if ray.is_initialized():  # somebody else's, such as a test's or a notebook's
+        yield
+        return
+    address = driver.prepared.request.address
+    options: dict[str, Any] = {"log_to_driver": bool(os.environ.get("FARM_DEBUG"))}
+    if address is None:
+        plan = driver.prepared.plan
+        assert plan is not None
+        options |= {"include_dashboard": False, "num_cpus": _num_cpus()}
+    start_ray(address=address, **options)
+    if driver.arm is not None:
+        driver.arm()
+    try:
+        yield
+    except (KeyboardInterrupt, HeadLost):
+        # an orderly end would wait for what does not answer; the process ends without one
+        if address is None:
+            _kill_own_ray()
+        raise
+    except BaseException:
+        ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+def _kill_own_ray() -> None:
+    """End the processes of the Ray that this driver started."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _RayRun:
+    """One driver's run: its actor, its lane runs, its prior drawing."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._prepared = driver, driver.prepared
+        plan = self._prepared.plan
+        assert plan is not None
+        self._plan = plan
+        spec = DispatchSpec(
+            store_url=self._prepared.store.url,
+            run_id=self._prepared.run_id,
+            epoch=driver.claim.number,
+            resolution_px=self._prepared.base.resolution_px,
+            settings=replace(self._prepared.request.dispatch, expected_lanes=plan.num_lanes),
+        )
+        self._dispatcher = start_dispatcher(spec)
+        self._lane_spec = self._make_lane_spec(dispatcher_name(spec))
+        self._runs: LaneRuns | None = None
+        self._watch = ClusterWatch()
+        self._priors: PriorWork | None = None
+        self._priors_thread: threading.Thread | None = None
+        self._began = time.monotonic()
+        self._stopped_at: float | None = None
+        self._told_missing = self._told_silence = 0.0
+        request = self._prepared.request
+        default = AUTOSCALING_TIMEOUT_S if is_autoscaling() else NODE_TIMEOUT_S
+        self._node_timeout_s = request.node_timeout_s or default
+
+    def _make_lane_spec(self, dispatcher: str) -> LaneSpec:
+        request, plan = self._prepared.request, self._plan
+        return LaneSpec(
+            dispatcher=dispatcher,
+            store_url=self._prepared.store.url,
+            base=self._prepared.base.name,
+            revision=request.revision,
+            device=plan.device,
+            settings=self._driver.lane_settings(),
+            threads=plan.threads,
+            memory_fraction=plan.memory_fraction,
+            make_judge=request.make_judge,
+            scoring=request.scoring,
+        )
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def drive(self) -> list[Job]:
+        """Until every job has ended, or the user stops."""
+        is_at_once = False
+        try:
+            self._start_priors()
+            self._runs = self._start_lanes()
+            while True:
+                snapshot, news = self._look()
+                self._driver.show(snapshot, news)
+                self._heed_cluster(snapshot)
+                if snapshot.is_done:
+                    break
+                if self._driver.stop.is_set():
+                    self._stopped_at = self._stopped_at or self._stop()
+                    if self._has_stopped(snapshot, time.monotonic() - self._stopped_at):
+                        break
+                else:
+                    self._answer_requests()
+                    self._runs.keep(snapshot)
+                    self._tell_missing(snapshot)
+                time.sleep(LOOK_S)
+            return self._end()
+        except (KeyboardInterrupt, HeadLost):
+            is_at_once = True
+            raise
+        except ray.exceptions.RayError as error:
+            if self._watch.silent_s > SILENCE_S:  # the head takes its node's processes with it
+                is_at_once = True
+                raise self._watch.head_lost() from error
+            raise LaneLost(
+                f"the dispatcher's process died: {error}", "run the same command again"
+            ) from error
+        finally:
+            if not is_at_once:
+                self._end_priors()
+            self._watch.end()
+
+    def _heed_cluster(self, snapshot: Snapshot) -> None:
+        """Pass on which nodes are gone or going, and see whether the head answers.
+
+        Raises:
+            HeadLost: if it has not for too long.
+        """
+        if lost := self._watch.take("lost"):
+            ray.get(self._dispatcher.nodes_lost.remote(lost))
+        if draining := self._watch.take("draining"):
+            ray.get(self._dispatcher.nodes_draining.remote(draining))
+            self._driver.tell(
+                snapshot, f"{len(draining)} node(s) will be taken away: their jobs move to others"
+            )
+        if self._watch.silent_s < SILENCE_S:
+            self._told_silence = 0.0
+        elif time.monotonic() - self._told_silence > 10:
+            self._told_silence = time.monotonic()
+            self._driver.tell(
+                snapshot,
+                f"the cluster's head does not answer; waiting up to {head_patience_s():.0f} s",
+            )
+        self._watch.require_head()
+
+    def _tell_missing(self, snapshot: Snapshot) -> None:
+        """After a while without the nodes that were asked for: what, what there is, and why."""
+        assert self._runs is not None
+        now = time.monotonic()
+        missing = self._runs.names_without_lanes(snapshot)
+        if not missing:
+            self._began = now  # of the wait for whatever goes missing next
+        if now - max(self._began + self._node_timeout_s - TELL_S, self._told_missing) < TELL_S:
+            return
+        self._told_missing = now
+        plan = self._plan
+        share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
+        words = [
+            f"{len(missing)} of {plan.num_nodes} nodes have not come in {now - self._began:.0f} s: "
+            f"each is to hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
+            f"the cluster has {nodes_words(self._watch.nodes)}",
+            autoscaler_words(self._watch.address),
+        ]
+        self._driver.tell(snapshot, "; ".join(word for word in words if word))
+
+    def _has_stopped(self, snapshot: Snapshot, waited_s: float) -> bool:
+        """Whether a stop need not wait any longer: all lanes returned, or none has anything."""
+        assert self._runs is not None
+        if not self._runs.alive or waited_s > STOP_PATIENCE_S:
+            return True
+        trains = snapshot.counts["training"] or any(lane.held for lane in snapshot.lanes)
+        return not trains and waited_s > (IDLE_STOP_S if snapshot.lanes else 0.0)
+
+    def _look(self) -> tuple[Snapshot, list[News]]:
+        """Ask the dispatcher; a store that fails now and then is asked again."""
+        for _ in range(20):
+            try:
+                seen: tuple[Snapshot, list[News]] = ray.get(
+                    self._dispatcher.look.remote(self._driver.heard)
+                )
+                return seen
+            except StoreError:
+                time.sleep(LOOK_S)
+        raise StoreError("the ledger could not be written", "see whether the store answers")
+
+    def _stop(self) -> float:
+        if self._priors is not None:
+            self._priors.stopped.set()
+        ray.get(self._dispatcher.stop.remote())
+        return time.monotonic()
+
+    def _end(self) -> list[Job]:
+        """Let the lanes go home, and read how the jobs ended."""
+        assert self._runs is not None
+        snapshot, _ = self._look()
+        waiting = set(self._runs.names_without_lanes(snapshot))
+        deadline = time.monotonic() + LANES_PATIENCE_S
+        for run in self._runs.alive:
+            # also for Ray's own tidying up: the process dies where Ray ends under a thread's call
+            if run.name not in waiting:
+                run.join(max(0.0, deadline - time.monotonic()))
+        if stuck := self._runs.alive:
+            end_controllers()
+            deadline = time.monotonic() + STUCK_PATIENCE_S
+            for run in stuck:
+                run.join(max(0.0, deadline - time.monotonic()))
+        snapshot, news = self._look()
+        self._driver.show(snapshot, news)
+        jobs: list[Job] = ray.get(self._dispatcher.jobs.remote())
+        return jobs
+
+    def _answer_requests(self) -> None:
+        with suppress(StoreError):
+            for what, keys in take_requests(self._prepared.store, self._prepared.run_id):
+                method = self._dispatcher.cancel if what == "cancel" else self._dispatcher.retry
+                ray.get(method.remote(keys))
+
+    # -- lanes --------------------------------------------------------------------------------
+
+    def _start_lanes(self) -> LaneRuns:
+        """One Ray Train run for each node that the plan wants."""
+        plan = self._plan
+
+        def make(name: str) -> LaneRun:
+            run = LaneRun(
+                name,
+                self._lane_spec,
+                num_lanes=plan.lanes_per_node,
+                cpus=plan.cpus_per_lane,
+                gpus=plan.gpu_fraction,
+            )
+            run.start()
+            return run
+
+        return LaneRuns(
+            make,
+            prefix=f"{self._prepared.run_id}-{self._driver.claim.number}",
+            num_places=plan.num_nodes,
+            ended=self._lanes_ended,
+        )
+
+    def _lanes_ended(self, name: str) -> None:
+        """Give the jobs and the places of lanes that are gone to others."""
+        ray.get(self._dispatcher.lanes_ended.remote(name))
+        free_places_of_dead_controllers()
+
+    # -- priors -------------------------------------------------------------------------------
+
+    def _start_priors(self) -> None:
+        if not self._prepared.priors:
+            return
+        request, plan = self._prepared.request, self._plan
+        # class images that the user brought are only encoded, on the cores that lanes leave
+        on_gpu = plan.prior_fraction > 0
+        per_node = plan.drawers_per_node
+        settings = DrawerSettings(
+            base=self._prepared.base.name,
+            revision=request.revision,
+            device="cuda" if on_gpu else "cpu",
+            gpu_fraction=plan.prior_fraction,
+            memory_fraction=plan.drawer_memory_fraction,
+            num_cpus=round(DRAWING_CPUS / per_node, 3),
+            threads=plan.threads,
+            max_actors=plan.num_nodes * per_node,
+        )
+        store = self._prepared.store
+        self._priors = PriorWork(
+            store,
+            self._prepared.priors,
+            lambda specs, attempt: draw_with_ray(settings, store, specs, attempt),
+            ready=lambda key: ray.get(self._dispatcher.prior_is_ready.remote(key)),
+            failed=lambda *why: ray.get(self._dispatcher.prior_failed.remote(*why)),
+        )
+        self._priors_thread = threading.Thread(target=self._draw_priors, name="priors", daemon=True)
+        self._priors_thread.start()
+
+    def _draw_priors(self) -> None:
+        assert self._priors is not None
+        # a driver that goes away takes Ray with it; then there is nobody to tell
+        with suppress(ray.exceptions.RayError, FarmError):
+            self._priors.run()
+
+    def _end_priors(self) -> None:
+        """Wait until the part that is being drawn is written; what uses Ray after its end would
+        start it anew."""
+        if self._priors is None or self._priors_thread is None:
+            return
+        self._priors.stopped.set()
+        patience_s = PRIORS_PATIENCE_S
+        if self._stopped_at is not None:
+            waited_s = time.monotonic() - self._stopped_at
+            patience_s = max(0.0, STOPPED_PRIORS_PATIENCE_S - waited_s)
+        self._priors_thread.join(patience_s)

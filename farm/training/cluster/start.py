@@ -1,0 +1,97 @@
+"""Starting Ray here, or connecting to a cluster: quietly, with a token, and with errors in words.
+
+Owns the environment that Ray reads when it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from farm.errors import LaneLost, UserError
+from farm.training.cluster.auth import TOKEN_REMEDY, require_token, use_token_if_there_is_one
+from farm.training.cluster.ray_folder import ray_folder_options
+
+__all__ = ["quiet_ray", "start_ray"]
+
+RAY_STARTS = 4
+
+
+def start_ray(**options: Any) -> None:
+    """``ray.init`` that tries again where a busy machine made Ray give up on itself.
+
+    Raises:
+        UserError: if a cluster was named and cannot be reached.
+        LaneLost: if Ray does not start here.
+    """
+    quiet_ray()
+    if options.get("address"):
+        use_token_if_there_is_one()
+    else:  # a cluster that happens to run on this machine is not meant
+        options = {**ray_folder_options(), **options, "address": "local"}
+        require_token()
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            with _hushed_stderr():
+                ray.init(logging_level="error", **options)
+            return
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(
+                f"the Ray cluster at {options['address']} refuses this token", TOKEN_REMEDY
+            ) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster at {options['address']}: {error}",
+                f"check --address and RAY_ADDRESS; for a cluster with tokens, {TOKEN_REMEDY}",
+            ) from error
+        except Exception as error:  # Ray says so with no class of its own
+            ray.shutdown()
+            if attempt == RAY_STARTS:
+                raise LaneLost(
+                    f"Ray did not start within 30 s, {attempt} times: {error}",
+                    "the machine is too busy; try again, or use --in-process",
+                ) from error
+
+
+@contextmanager
+def _hushed_stderr() -> Iterator[None]:
+    """Ray's core announces its log level on the bare file descriptor; errors come as exceptions."""
+    if os.environ.get("FARM_DEBUG"):
+        yield
+        return
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def quiet_ray() -> None:
+    """Environment that Ray reads when it starts: faster notice of dead lanes, no chatter."""
+    defaults = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Ray's own 15 starves lanes, and even the dispatcher, beside any other busy process
+        "RAY_worker_niceness": "5",
+    }
+    if not os.environ.get("FARM_DEBUG"):
+        # below "fatal", Ray's core writes advice about Ray Data's own actors to our terminal
+        defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,203 @@
+"""What the driver knows of its cluster: nodes that died, that drain, and whether the head answers.
+
+Owns a thread that asks once a second; the driver reads what it found, and is never blocked by a
+head that does not answer. Also puts into words what the cluster has and what its autoscaler does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+
+from farm.errors import HeadLost
+from farm.training.cluster.hardware import BOOTSTRAP_CONFIG
+
+__all__ = [
+    "SILENCE_S",
+    "ClusterWatch",
+    "autoscaler_words",
+    "end_controllers",
+    "free_places_of_dead_controllers",
+    "head_patience_s",
+    "is_autoscaling",
+    "nodes_words",
+]
+
+ASK_S = 1.0
+SILENCE_S = 5.0
+"""Of the head, before the user is told."""
+RAY_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+RAY_PATIENCE_S = 60.0
+"""Ray's own: after so long without the head, it ends every process of the cluster."""
+MARGIN_S = 15.0
+"""So much earlier the driver ends by itself, and says why."""
+
+
+def head_patience_s() -> float:
+    """How long a head may be silent. With an external Redis (fault tolerance of the GCS), Ray's own
+    patience is raised by ``RAY_gcs_rpc_server_reconnect_timeout_s``, and the driver's follows."""
+    whole = float(os.environ.get(RAY_PATIENCE, RAY_PATIENCE_S))
+    return max(SILENCE_S, whole - MARGIN_S)
+
+
+class ClusterWatch:
+    """Asks the head for its nodes until it is ended."""
+
+    def __init__(self) -> None:
+        self.address = str(ray.get_runtime_context().gcs_address)
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._answered = time.monotonic()
+        self._nodes: list[dict[str, Any]] = []
+        self._news: dict[str, set[str]] = {"lost": set(), "draining": set()}
+        self._known: dict[str, set[str]] = {"lost": set(), "draining": set()}
+        self._thread = threading.Thread(target=self._run, name="cluster-watch", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop asking."""
+        self._ended.set()
+        self._thread.join(2 * ASK_S)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the head answered."""
+        return time.monotonic() - self._answered
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """Living nodes, as ``ray.nodes()`` has them."""
+        with self._lock:
+            return [node for node in self._nodes if node["Alive"]]
+
+    def take(self, what: str) -> list[str]:
+        """Ids of nodes that are ``lost`` or ``draining`` since the last call."""
+        with self._lock:
+            taken, self._news[what] = self._news[what], set()
+        return sorted(taken)
+
+    def require_head(self) -> None:
+        """Raise ``HeadLost`` once the head has been silent for too long."""
+        if self.silent_s > head_patience_s():
+            raise self.head_lost()
+
+    def head_lost(self) -> HeadLost:
+        """What the user is told."""
+        return HeadLost(
+            f"the cluster's head at {self.address} has not answered for {self.silent_s:.0f} s; "
+            "this run's driver ends. Committed adapters and checkpoints are safe in the store",
+            "once the head (or a new one) runs, the same command resumes from the checkpoints",
+        )
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            if _answers(self.address):
+                try:
+                    self._note(ray.nodes(), ray._private.state.state.get_draining_nodes())
+                except Exception:  # whatever Ray raises while its head goes; it is asked again
+                    time.sleep(ASK_S)
+            self._ended.wait(ASK_S)
+
+    def _note(self, nodes: list[dict[str, Any]], draining: Iterable[str]) -> None:
+        found = {
+            "lost": {node["NodeID"] for node in nodes if not node["Alive"]},
+            "draining": set(draining),
+        }
+        with self._lock:
+            self._nodes, self._answered = nodes, time.monotonic()
+            for what, ids in found.items():
+                self._news[what] |= ids - self._known[what]
+                self._known[what] |= ids
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def nodes_words(nodes: Iterable[Mapping[str, Any]]) -> str:
+    """``2 nodes with 8 CPU, 1 node with 96 CPU and 8 GPU``."""
+    kinds = Counter(
+        " and ".join(
+            f"{amount:g} {name}"
+            for name in ("CPU", "GPU")
+            if (amount := node["Resources"].get(name, 0))
+        )
+        or "neither CPU nor GPU"
+        for node in nodes
+    )
+    parts = [f"{count} node{'s' if count > 1 else ''} with {kind}" for kind, count in kinds.items()]
+    return ", ".join(parts) or "no nodes"
+
+
+def is_autoscaling() -> bool:
+    """Whether this driver's head was made by ``ray up`` or KubeRay. Ray itself does not tell: every
+    head runs an autoscaler's monitor, and that of a fixed cluster only looks on."""
+    is_kuberay = bool(os.environ.get("RAY_CLUSTER_NAME"))
+    return is_kuberay or os.path.exists(os.path.expanduser(BOOTSTRAP_CONFIG))
+
+
+def autoscaler_words(address: str) -> str:
+    """What the autoscaler does about missing nodes, in one line; empty where there is none."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    if not is_autoscaling():
+        return ""
+    try:
+        status = get_cluster_status(address, timeout=5)
+    except Exception as error:  # it is an internal service of Ray; any failure is worth a line only
+        return f"the autoscaler does not answer ({type(error).__name__})"
+    parts = [f"{len(status.pending_nodes) + len(status.pending_launches)} nodes on their way"]
+    for launch in status.failed_launches[-3:]:
+        details = " ".join(str(launch.details or "no reason given").split())[:200]
+        parts.append(f"{launch.ray_node_type_name} could not be launched: {details}")
+    return "the autoscaler has " + "; ".join(parts)
+
+
+def end_controllers() -> None:
+    """Kill this driver's Ray Train controllers: those that wait for nodes cannot be asked."""
+    core_worker = ray._private.worker.global_worker.core_worker
+    for actor_id in _controllers(is_dead=False):
+        core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
+    free_places_of_dead_controllers()
+
+
+def free_places_of_dead_controllers() -> None:
+    """Remove the placement groups that killed controllers left behind, pending ones included.
+
+    Ray keeps a placement group until its job ends, and the actor of Ray Train that would remove it
+    needs the dashboard. What replaces the dead lanes would find their places taken.
+    """
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    dead = _controllers(is_dead=True)
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    for data in accessor.get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        is_left = group.state != PlacementGroupTableData.PlacementGroupState.REMOVED
+        if is_left and group.creator_actor_id.hex() in dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def _controllers(*, is_dead: bool) -> set[str]:
+    """Ids of this driver's Ray Train controllers."""
+    job_id = ray.get_runtime_context().get_job_id()
+    return {
+        actor_id
+        for actor_id, actor in ray._private.state.actors().items()
+        if actor["JobID"] == job_id
+        and actor["ActorClassName"] == "TrainController"
+        and (actor["State"] == "DEAD") == is_dead
+    }

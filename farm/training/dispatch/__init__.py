@@ -1,0 +1,1 @@
+"""The dispatcher's state machine and the ledger: pure functions and frozen values."""

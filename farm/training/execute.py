@@ -1,0 +1,127 @@
+"""A run from manifest to adapters.
+
+Owns the order of things and the summary. Survives being killed at any instant: started again with
+the same manifest it is the same run, finds what is committed, and goes on with the rest. Prints
+nothing; a ``View`` is told.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from farm.errors import Interrupted, StoreError
+from farm.training.dispatch.dispatcher import Dispatcher
+from farm.training.dispatch.ledger import Job, Ledger, Status, counts
+from farm.training.run.driver import Driver, claim_run, point_names, write_run_files
+from farm.training.run.failures import failures_of
+from farm.training.run.lock_guard import ClaimGuard
+from farm.training.run.prepare import prepare_run, resume_run
+from farm.training.run.request import PreparedRun, RunRequest, RunSummary, View
+from farm.training.run.scratch import sweep_folders
+
+__all__ = [
+    "PreparedRun",
+    "RunRequest",
+    "RunSummary",
+    "View",
+    "execute_run",
+    "prepare_run",
+    "resume_run",
+    "run_manifest",
+    "summarise",
+]
+
+
+def run_manifest(
+    request: RunRequest, *, view: View | None = None, stop: threading.Event | None = None
+) -> RunSummary:
+    """Prepare and execute; for programs. The command line asks between the two."""
+    return execute_run(prepare_run(request), view=view, stop=stop)
+
+
+def execute_run(
+    prepared: PreparedRun,
+    *,
+    view: View | None = None,
+    stop: threading.Event | None = None,
+    arm: Callable[[], None] | None = None,
+) -> RunSummary:
+    """Train what is not committed.
+
+    Args:
+        stop: set it to stop cleanly: running jobs are saved and given back.
+        arm: installs signal handlers that set ``stop``; called again once Ray runs, which
+            installs its own.
+
+    Raises:
+        Interrupted: after a clean stop.
+        UserError: if another driver has this run.
+        LaneLost: if the lanes cannot be kept alive, or another driver took the run over.
+    """
+    began = time.monotonic()
+    claim = claim_run(prepared)
+    sweep_folders()
+    guard = ClaimGuard(prepared.store, claim)
+    driver = Driver(prepared, claim, view, stop or threading.Event(), arm)
+    try:
+        write_run_files(prepared, claim)
+        point_names(prepared)
+        jobs = _drive(driver)
+    finally:
+        with suppress(StoreError):
+            claim.release()
+        guard.close()
+    summary = summarise(prepared, jobs, time.monotonic() - began)
+    left = sum(not job.is_final for job in jobs)
+    if driver.stop.is_set() and left:
+        raise Interrupted(
+            f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "
+            f"committed and safe; {left} jobs are left and keep their last checkpoints "
+            f"(run {prepared.run_id} in {prepared.store.url})",
+            "run the same command again to go on",
+        )
+    return summary
+
+
+def _drive(driver: Driver) -> list[Job]:
+    prepared = driver.prepared
+    if prepared.plan is not None and prepared.request.executor == "ray":
+        from farm.training.cluster.run import run_on_ray
+
+        return run_on_ray(driver)
+    dispatcher = Dispatcher(
+        prepared.assignments,
+        Ledger(prepared.store, prepared.run_id, epoch=driver.claim.number),
+        resolution_px=prepared.base.resolution_px,
+        ready_priors=driver.ready_priors,
+        committed=prepared.committed,
+        settings=prepared.request.dispatch,
+    )
+    if prepared.plan is None:  # nothing to train: no Ray, no lane, only the ledger's word
+        driver.show(dispatcher.snapshot(), dispatcher.news())
+        return dispatcher.jobs()
+    from farm.training.run.in_process import run_in_process
+
+    return run_in_process(driver, dispatcher)
+
+
+def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> RunSummary:
+    """Count how the jobs ended."""
+    tally = counts(jobs)
+    done = {job.key for job in jobs if job.status is Status.COMMITTED}
+    # one that somebody else committed meanwhile was not trained by this run
+    own = {job.key for job in jobs if job.key in done and not job.reused} - prepared.committed
+    return RunSummary(
+        run=prepared.run_id,
+        jobs=len(jobs) + prepared.num_rejected,
+        committed=len(own),
+        reused=len(done) - len(own),
+        failed=tally["quarantined"] + tally["rejected"] + prepared.num_rejected,
+        quarantined=tally["quarantined"],
+        cancelled=tally["cancelled"],
+        seconds=seconds,
+        failures=failures_of(prepared.assignments, jobs),
+    )

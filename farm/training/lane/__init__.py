@@ -1,0 +1,1 @@
+"""A lane: one process with one base that leases, trains and publishes jobs."""

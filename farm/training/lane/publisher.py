@@ -1,0 +1,186 @@
+"""What a lane sends to the store: checkpoints of running jobs, adapters of finished ones.
+
+Owns ``checkpoints/`` of the store and the threads that write there and publish. The training
+thread hands copies over and goes on; a job's writes happen in the order in which they were handed
+over, and a job's checkpoints go when its adapter is committed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from farm.adapters.files.folder import Form, save_adapter
+from farm.adapters.record import AdapterRecord
+from farm.adapters.registry import Registry
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base
+from farm.errors import StoreError
+from farm.storage import Store
+from farm.training.dispatch.messages import JobResult
+from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
+
+__all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
+
+PATIENCE_S = 600.0
+"""How long a finished adapter waits for a store that does not answer; then its job is
+given back."""
+
+UNPUBLISHED = "could not be published"
+
+Names = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """A trained adapter, copied off the device."""
+
+    record: AdapterRecord
+    weights: AdapterWeights
+    samples: tuple[Image.Image, ...]
+    names: Names
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """The sample prompts of each name."""
+    samples_of_others: tuple[Image.Image, ...] = ()
+    """For prompts that other names than the job's own brought."""
+
+
+class Publisher:
+    """Writes in the background. Close it to wait for all that was handed over."""
+
+    def __init__(
+        self,
+        store: Store,
+        base: Base,
+        forms: tuple[Form, ...],
+        done: Callable[[JobResult], None],
+        *,
+        num_threads: int = 2,
+    ) -> None:
+        """``done`` is told of every job that was handed to ``publish``, from another thread."""
+        self._store, self._registry = store, Registry(store)
+        self._base, self._forms, self._done = base, forms, done
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="publish")
+        self._last: dict[str, Future[None]] = {}
+        self._lock = threading.Lock()
+        self.num_checkpoint_failures = 0
+        """Checkpoints that could not be written; the job goes on, and would lose more steps."""
+
+    def checkpoint(self, state: SlotState) -> None:
+        """Save a running job's state in the background."""
+        self._submit(state.key, lambda: self._save_checkpoint(state))
+
+    def publish(self, job: FinishedJob) -> None:
+        """Commit a finished job's adapter in the background."""
+        self._submit(job.record.job_key, lambda: self._publish(job))
+
+    def wait(self) -> None:
+        """Until all that was handed over is written or given up."""
+        with self._lock:
+            pending = list(self._last.values())
+        for future in pending:
+            future.exception()
+
+    def close(self) -> None:
+        """Wait, and end the threads."""
+        self.wait()
+        self._pool.shutdown()
+
+    def _submit(self, key: str, write: Callable[[], None]) -> None:
+        with self._lock:
+            before = self._last.get(key)
+
+            def in_turn() -> None:
+                if before is not None:
+                    before.exception()  # waits; what it raised was dealt with
+                write()
+
+            future = self._pool.submit(in_turn)
+            self._last[key] = future
+        future.add_done_callback(lambda ended: self._forget(key, ended))
+
+    def _forget(self, key: str, ended: Future[None]) -> None:
+        with self._lock:
+            if self._last.get(key) is ended:
+                del self._last[key]
+
+    def _save_checkpoint(self, state: SlotState) -> None:
+        folder = f"checkpoints/{state.key}"
+        try:
+            files = state.to_files()
+            for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they make it whole
+                self._store.write(f"{folder}/{state.step:07d}/{name}", files[name])
+            for older in self._store.list(folder):
+                if older < f"{state.step:07d}":
+                    self._store.delete(f"{folder}/{older}")
+        except StoreError:
+            self.num_checkpoint_failures += 1
+
+    def _publish(self, job: FinishedJob) -> None:
+        key = job.record.job_key
+        try:
+            for attempt in Retrying(
+                stop=stop_after_delay(PATIENCE_S),
+                wait=wait_random_exponential(multiplier=1, max=60),
+                retry=retry_if_exception_type(StoreError),
+                reraise=True,
+            ):
+                with attempt:
+                    fresh = self._save_and_commit(job)
+            self._drop_checkpoints(key)
+            result = JobResult(
+                key,
+                "committed" if fresh else "reused",
+                step=job.record.steps_trained,
+                seconds=job.record.gpu_seconds,
+            )
+        except StoreError as error:
+            result = JobResult.of_error(key, "released", error, UNPUBLISHED)
+        except Exception as error:  # a bug in one adapter's files must not end the run
+            result = JobResult.of_error(key, "failed", error, UNPUBLISHED)
+        self._done(result)
+
+    def _save_and_commit(self, job: FinishedJob) -> bool:
+        with tempfile.TemporaryDirectory(prefix="farm-adapter-") as folder:
+            record = save_adapter(
+                Path(folder),
+                job.weights,
+                job.record,
+                self._base,
+                forms=self._forms,
+                samples=list(job.samples),
+                samples_of_others=list(job.samples_of_others),
+            )
+            return self._registry.publish(record, folder, names=job.names, prompts=job.prompts)
+
+    def _drop_checkpoints(self, key: str) -> None:
+        try:
+            self._store.delete(f"checkpoints/{key}")
+        except StoreError:  # litter, not harm: a committed job never reads them
+            self.num_checkpoint_failures += 1
+
+
+def load_checkpoint(store: Store, key: str) -> SlotState | None:
+    """The latest whole state of a job; None if there is none.
+
+    A torn or unreadable checkpoint is passed over for the one before it.
+    """
+    folder = f"checkpoints/{key}"
+    for step in reversed(store.list(folder)):
+        try:
+            files = {
+                name: store.read(f"{folder}/{step}/{name}") for name in (TENSORS_NAME, FACTS_NAME)
+            }
+            state = SlotState.from_files(files)
+        except (FileNotFoundError, StoreError):
+            continue
+        if state.key == key:
+            return state
+    return None

@@ -1,0 +1,1 @@
+"""Prior sets: stored once per class, generated through Ray Data."""

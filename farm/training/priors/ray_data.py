@@ -1,0 +1,151 @@
+"""Prior sets through Ray Data: prompts and seeds in, an actor pool that draws, Parquet out.
+
+Owns the pipeline. One pipeline draws all sets that are missing at a moment (a Ray Data job costs
+seconds to start), part after part in the order in which jobs need them, and gives back a receipt
+for each part, so that the first class is ready long before the last. Pictures never pass through
+the driver: the actor that draws a part writes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.errors import FarmError, explain
+from farm.intake.job import PriorSpec
+from farm.storage import Store
+from farm.training.priors.builder import PartFailure
+from farm.training.priors.storage import (
+    Part,
+    PartReceipt,
+    draw_part,
+    parts_of,
+    write_part,
+    write_prompt,
+)
+
+__all__ = ["DRAWING_CPUS", "DrawerSettings", "PartDrawer", "draw_with_ray"]
+
+Batch = dict[str, NDArray[Any]]
+
+DRAWING_CPUS = 0.25
+"""Logical cores of one node's drawers, which really share all cores with its lanes until all is
+drawn."""
+
+
+@dataclass(frozen=True)
+class DrawerSettings:
+    """How the drawing actors are made."""
+
+    base: str
+    revision: str | None = None
+    device: str = "cpu"
+    gpu_fraction: float = 0.0
+    memory_fraction: float | None = None
+    """Cap of this process's share of the GPU's memory."""
+    num_cpus: float = DRAWING_CPUS
+    threads: int = 1
+    max_actors: int = 1
+
+
+class PartDrawer:
+    """One actor of the pool: holds the untouched base and draws part after part."""
+
+    def __init__(
+        self, settings: DrawerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
+    ) -> None:
+        import torch
+
+        from farm.base.fast_blocks import make_lean
+        from farm.base.loading import load_base
+
+        torch.set_num_threads(settings.threads)
+        if settings.memory_fraction is not None:
+            torch.cuda.set_per_process_memory_fraction(settings.memory_fraction)
+        self._base = load_base(settings.base, device=settings.device, revision=settings.revision)
+        if settings.device == "cpu":
+            make_lean(self._base.components[self._base.denoiser_name])
+        self._store, self._attempt = store, attempt
+        self._specs = {spec.key: spec for spec in specs}
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Draw the parts of a batch of rows; returns a row of receipt for each."""
+        outcomes: list[PartReceipt | PartFailure] = []
+        for key, number, first, stop in zip(
+            batch["prior_key"], batch["number"], batch["first"], batch["stop"], strict=True
+        ):
+            part = Part(str(key), int(number), int(first), int(stop))
+            outcomes += self._draw(part)
+        return _as_rows(outcomes)
+
+    def _draw(self, part: Part) -> list[PartReceipt | PartFailure]:
+        spec = self._specs[part.prior_key]
+        try:
+            made = [write_part(self._store, self._attempt, part, draw_part(self._base, spec, part))]
+            if part.number == 0:
+                made.append(write_prompt(self._store, self._attempt, self._base, spec))
+            return list(made)
+        except FarmError as error:
+            return [PartFailure(part.prior_key, *explain(error))]
+
+
+def _as_rows(outcomes: Sequence[PartReceipt | PartFailure]) -> Batch:
+    receipts = [one if isinstance(one, PartReceipt) else None for one in outcomes]
+    failures = [one if isinstance(one, PartFailure) else None for one in outcomes]
+    return {
+        "prior_key": np.array([one.prior_key for one in outcomes]),
+        "file": np.array([one.file if one else "" for one in receipts]),
+        "num_images": np.array([one.num_images if one else 0 for one in receipts]),
+        "sha256": np.array([one.sha256 if one else "" for one in receipts]),
+        "error": np.array([one.reason if one else "" for one in failures]),
+        "remedy": np.array([one.remedy if one else "" for one in failures]),
+    }
+
+
+def _as_outcome(row: dict[str, Any]) -> PartReceipt | PartFailure:
+    if row["error"]:
+        return PartFailure(row["prior_key"], row["error"], row["remedy"])
+    return PartReceipt(row["prior_key"], row["file"], int(row["num_images"]), row["sha256"])
+
+
+def draw_with_ray(
+    settings: DrawerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
+) -> Generator[PartReceipt | PartFailure]:
+    """Run the pipeline; yields as parts are written. Needs an initialised Ray."""
+    import ray.data
+
+    if not os.environ.get("FARM_DEBUG"):
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = [
+        {"prior_key": part.prior_key, "number": part.number, "first": part.first, "stop": part.stop}
+        for spec in specs
+        for part in parts_of(spec)
+    ]
+    resources: dict[str, Any] = (
+        {"num_gpus": settings.gpu_fraction}
+        if settings.gpu_fraction
+        else {"num_cpus": settings.num_cpus}
+    )
+    most = max(1, min(settings.max_actors, len(rows)))
+    # cores that are there may be used at once; nodes with GPUs may still have to be found
+    fewest = 1 if settings.gpu_fraction else most
+    pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        PartDrawer,
+        fn_constructor_args=(settings, store, list(specs), attempt),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
+        **resources,
+    )
+    # closed with this generator, so that the pipeline's own threads end before Ray does
+    rows_made: Any = iter(pipeline.iter_rows())
+    with closing(rows_made):
+        for row in rows_made:
+            yield _as_outcome(row)

@@ -1,0 +1,286 @@
+"""Prior sets in the store: drawn in parts, written as Parquet with tensor columns, marked last.
+
+Owns what a prior set is on disk, how one part of it is made, and how it is read. Which sets are
+missing, and who draws them, is ``priors``'s business. No Ray here.
+
+    priors/<key>/<attempt>/part-000000.parquet   id, seed, image [P, P, 3], moments [2, C, H, W]
+    priors/<key>/<attempt>/prompt.parquet        one row: the class prompt's embedding and tokens
+    priors/<key>/prior.json                      the parts with their digests, written last
+
+Every attempt writes into a folder of its own, so a part of a killed attempt is never mistaken for
+one of this. Images are cut into parts by number, and an image depends on its own seed alone, so a
+rerun gives the same set.
+
+Legend: M images, C channels, H W latent, P pixels, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from farm.base.generate import draw_pictures
+from farm.base.interface import Base, Conditioning
+from farm.errors import StoreError, UserError
+from farm.intake.errors import PhotoFault
+from farm.intake.job import PriorSpec
+from farm.intake.photos.bytes import read_photo_bytes
+from farm.intake.photos.decode import crops, open_photo
+from farm.keys import bytes_digest, derive_seed
+from farm.storage import Store
+from farm.training.slots.job import PriorSet
+
+__all__ = [
+    "Part",
+    "PartReceipt",
+    "PriorArrays",
+    "as_prior_set",
+    "commit_prior_set",
+    "draw_part",
+    "is_ready",
+    "parts_of",
+    "read_prior_set",
+    "write_part",
+    "write_prompt",
+]
+
+PART_IMAGES = 32
+"""Images of one part: drawn in one or two batches, and lost at the most when a drawer dies."""
+DRAW_BATCH = 16
+"""Images drawn together; fixed, so that a rerun repeats the very same passes."""
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+PriorArrays = dict[str, Array]
+"""``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D], and ``extra.*`` of some
+families: plain arrays, so that Ray shares one copy among all lanes of a node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Images ``first`` to ``stop - 1`` of one prior set."""
+
+    prior_key: str
+    number: int
+    first: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        """Its file name in the attempt's folder."""
+        return f"part-{self.number:06d}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class PartReceipt:
+    """A part that lies in the store."""
+
+    prior_key: str
+    file: str
+    num_images: int
+    sha256: str
+
+
+def parts_of(spec: PriorSpec, part_images: int = PART_IMAGES) -> list[Part]:
+    """The parts of a prior set, in order."""
+    starts = range(0, spec.num_images, part_images)
+    return [
+        Part(spec.key, number, first, min(first + part_images, spec.num_images))
+        for number, first in enumerate(starts)
+    ]
+
+
+# -- making ---------------------------------------------------------------------------------------
+
+
+def draw_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
+    """Draw (or open) the images of one part and encode them.
+
+    Returns:
+        ``id`` and ``seed`` int64 [M], ``image`` uint8 [M, P, P, 3], ``moments`` [M, 2, C, H, W] in
+        float32, or float16 where the base's own precision is half.
+
+    Raises:
+        UserError: if an image that the user brought is not what was checked.
+    """
+    ids = range(part.first, part.stop)
+    seeds = [derive_seed(spec.seed, "prior", number) for number in ids]
+    if spec.is_brought:
+        images_MPP3 = torch.from_numpy(np.stack([_brought(spec, number) for number in ids]))
+    else:
+        images_MPP3 = draw_pictures(
+            base,
+            [spec.class_prompt] * len(seeds),
+            seeds,
+            batch=DRAW_BATCH,
+            steps=spec.steps,
+            guidance=spec.guidance,
+            width_px=spec.resolution_px,
+            height_px=spec.resolution_px,
+            scheduler=spec.scheduler,
+        )
+    starts = range(0, len(images_MPP3), DRAW_BATCH)
+    moments = [_encode(base, images_MPP3[start : start + DRAW_BATCH]) for start in starts]
+    return {
+        "id": np.arange(part.first, part.stop, dtype=np.int64),
+        "seed": np.asarray(seeds, dtype=np.int64),
+        "image": images_MPP3.numpy(),
+        "moments": torch.cat(moments).numpy(),
+    }
+
+
+def _encode(base: Base, images_MPP3: torch.Tensor) -> torch.Tensor:
+    pixels_M3PP = images_MPP3.permute(0, 3, 1, 2).float() / 127.5 - 1
+    kept = torch.float32 if base.dtype == torch.float32 else torch.float16
+    return base.encode_photos(pixels_M3PP).to("cpu", kept)
+
+
+def _brought(spec: PriorSpec, number: int) -> Array:
+    """The centre crop of one of the user's own class images, uint8 [P, P, 3]."""
+    uri = spec.image_uris[number]
+    try:
+        data = read_photo_bytes(uri)
+        if bytes_digest(data) != spec.image_digests[number]:
+            raise PhotoFault("it changed since it was checked", "run `farm check` again")
+        crop: Array = crops(open_photo(data), spec.resolution_px)[0]
+    except PhotoFault as error:
+        raise UserError(f"class image {uri}: {error.message}", error.remedy) from error
+    return crop
+
+
+def write_part(store: Store, attempt: str, part: Part, arrays: Arrays) -> PartReceipt:
+    """Write one part into its attempt's folder."""
+    data = _parquet(arrays)
+    store.write(f"priors/{part.prior_key}/{attempt}/{part.file}", data)
+    return PartReceipt(part.prior_key, part.file, len(arrays["id"]), bytes_digest(data))
+
+
+def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> PartReceipt:
+    """Write the class prompt's embedding and tokens into the attempt's folder."""
+    tokens_1T = base.tokenize([spec.class_prompt])
+    with torch.no_grad():
+        conditioning = base.encode_tokens(tokens_1T.to(base.device))
+    arrays: PriorArrays = {
+        "tokens": tokens_1T.cpu().numpy(),
+        "hidden": conditioning.hidden_RTD.float().cpu().numpy(),
+    }
+    for name, value in conditioning.extra.items():
+        arrays[f"extra.{name}"] = value.float().cpu().numpy()
+    data = _parquet(arrays)
+    store.write(f"priors/{spec.key}/{attempt}/prompt.parquet", data)
+    return PartReceipt(spec.key, "prompt.parquet", 0, bytes_digest(data))
+
+
+def commit_prior_set(
+    store: Store, spec: PriorSpec, attempt: str, receipts: Sequence[PartReceipt]
+) -> bool:
+    """Write the marker of a whole set; False if another attempt was committed before.
+
+    Raises:
+        StoreError: if the parts are not the whole set.
+    """
+    parts = sorted(receipts, key=lambda receipt: receipt.file)
+    expected = [part.file for part in parts_of(spec)] + ["prompt.parquet"]
+    if [receipt.file for receipt in parts] != expected:
+        raise StoreError(f"prior set {spec.key}: {len(parts)} of {len(expected)} parts are there")
+    body = {
+        "prior_key": spec.key,
+        "spec": spec.model_dump(mode="json"),
+        "attempt": attempt,
+        "num_images": sum(receipt.num_images for receipt in parts),
+        "parts": [asdict(receipt) for receipt in parts],
+        "created": datetime.now(UTC).isoformat(),
+    }
+    if is_ready(store, spec.key):
+        return False
+    store.write_json(_marker(spec.key), body)
+    return True
+
+
+def _parquet(arrays: Arrays) -> bytes:
+    columns = {
+        name: pa.array(value)
+        if value.ndim == 1
+        else pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(value))
+        for name, value in arrays.items()
+    }
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return sink.getvalue()
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def is_ready(store: Store, prior_key: str) -> bool:
+    """Whether a prior set is whole in the store."""
+    return store.exists(_marker(prior_key))
+
+
+def _marker(prior_key: str) -> str:
+    return f"priors/{prior_key}/prior.json"
+
+
+def read_prior_set(store: Store, prior_key: str) -> PriorArrays:
+    """What training needs of a prior set; the images themselves are not read.
+
+    Raises:
+        StoreError: if it is not whole.
+    """
+    try:
+        body = store.read_json(_marker(prior_key))
+        folder = f"priors/{prior_key}/{body['attempt']}"
+        parts = [
+            _read(store, f"{folder}/{part['file']}", part["sha256"], ["id", "moments"])
+            for part in body["parts"]
+            if part["num_images"]
+        ]
+        prompt = next(part for part in body["parts"] if not part["num_images"])
+        arrays = _read(store, f"{folder}/{prompt['file']}", prompt["sha256"], None)
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"prior set {prior_key} is not whole: {error}", f"remove priors/{prior_key} and rerun"
+        ) from error
+    order = np.argsort(np.concatenate([part["id"] for part in parts]))
+    arrays["moments"] = np.concatenate([part["moments"] for part in parts])[order]
+    return arrays
+
+
+def _read(store: Store, path: str, sha256: str, columns: list[str] | None) -> PriorArrays:
+    data = store.read(path)
+    if bytes_digest(data) != sha256:
+        raise StoreError(f"{path} is not the file that was committed", "remove the set and rerun")
+    table = pq.read_table(io.BytesIO(data), columns=columns)
+    return {name: _as_array(table.column(name)) for name in table.column_names}
+
+
+def _as_array(column: pa.ChunkedArray) -> Array:
+    chunk = column.combine_chunks()
+    if isinstance(chunk, pa.ChunkedArray):  # pyarrow before 17 keeps extension chunks apart
+        chunk = pa.concat_arrays(chunk.chunks)
+    if isinstance(chunk, pa.FixedShapeTensorArray):
+        tensors: Array = chunk.to_numpy_ndarray()
+        return tensors
+    values: Array = chunk.to_numpy(zero_copy_only=False)
+    return values
+
+
+def as_prior_set(arrays: Arrays, base: Base) -> PriorSet:
+    """The arrays as the trainer takes them; the moments are not copied."""
+    extra = {
+        name.removeprefix("extra."): torch.from_numpy(np.array(value)).to(base.device, base.dtype)
+        for name, value in arrays.items()
+        if name.startswith("extra.")
+    }
+    hidden_1TD = torch.from_numpy(np.array(arrays["hidden"])).to(base.device, base.dtype)
+    tokens_1T = torch.from_numpy(np.array(arrays["tokens"])).long()
+    return PriorSet(arrays["moments"], Conditioning(hidden_1TD, extra), tokens_1T)

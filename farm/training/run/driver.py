@@ -1,0 +1,139 @@
+"""The driver's own part: its claim on the run, what it keeps in the store, what it tells.
+
+Owns the driver's identity. ``local_run`` and ``ray_run`` drive lanes with it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+
+from farm.adapters.registry import Registry
+from farm.errors import LaneLost, StoreError, UserError
+from farm.locks import Claim, holder
+from farm.training.dispatch.messages import News, Snapshot
+from farm.training.lane.settings import LaneSettings
+from farm.training.run.files import write_assignments, write_settings
+from farm.training.run.request import PreparedRun, View
+
+__all__ = ["Driver", "claim_run", "point_names", "write_run_files"]
+
+DRIVER_TTL_S = 60.0
+"""Without a word for so long, a driver on another machine counts as dead. One that died on this
+machine is seen to be dead at once."""
+
+
+@dataclass
+class Driver:
+    """One start of a run."""
+
+    prepared: PreparedRun
+    claim: Claim
+    view: View | None
+    stop: threading.Event
+    arm: Callable[[], None] | None = None
+    """Installs the signal handlers that set ``stop``."""
+    _renewed: float = 0.0
+    _heard: int = 0
+
+    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+        """Tell the view what is new; prove that this driver lives.
+
+        Raises:
+            LaneLost: if another driver took the run over.
+        """
+        if news:
+            self._heard = news[-1].number + 1
+        if self.view is not None:
+            self.view.show(snapshot, news)
+        if time.monotonic() - self._renewed > DRIVER_TTL_S / 6:
+            self._renewed = time.monotonic()
+            with suppress(StoreError):
+                if not self.claim.renew():
+                    raise LaneLost(
+                        "another driver took this run over", "let that one finish the run"
+                    )
+
+    def tell(self, snapshot: Snapshot, text: str) -> None:
+        """Show a line of the driver's own."""
+        if self.view is not None:
+            self.view.show(snapshot, [News(self._heard, time.time(), text, is_bad=True)])
+
+    @property
+    def heard(self) -> int:
+        """Number of the next line of news."""
+        return self._heard
+
+    def lane_settings(self) -> LaneSettings:
+        """As planned and asked."""
+        plan, request = self.prepared.plan, self.prepared.request
+        assert plan is not None
+        return LaneSettings(
+            slots=plan.slots,
+            checkpointing=plan.checkpointing,
+            compile=request.compile,
+            samples=request.samples,
+            forms=request.forms,
+            beat_s=request.beat_s,
+            prepare_threads=max(1, int(plan.cpus_per_lane)),
+        )
+
+    @property
+    def ready_priors(self) -> set[str]:
+        """Prior sets that were whole in the store before this start."""
+        missing = {spec.key for spec in self.prepared.priors}
+        specs = (item.spec for item in self.prepared.assignments)
+        return {spec.prior_key for spec in specs if spec.prior_key} - missing
+
+
+def claim_run(prepared: PreparedRun) -> Claim:
+    """Become the one driver of the run.
+
+    Raises:
+        UserError: if another driver has it.
+    """
+    folder = f"runs/{prepared.run_id}/drivers"
+    take_over = prepared.request.take_over
+    claim = Claim.take(prepared.store, folder, ttl_s=DRIVER_TTL_S, force=take_over)
+    if claim is None:
+        owner = holder(prepared.store, folder)
+        who = f"process {owner.pid}" if owner is not None else "another driver"
+        raise UserError(
+            f"run {prepared.run_id} is driven by {who} already",
+            "wait for it, stop it, or take the run over with --take-over",
+        )
+    return claim
+
+
+def write_run_files(prepared: PreparedRun, claim: Claim) -> None:
+    """Keep in the store what the run is made of."""
+    store, run_id, request = prepared.store, prepared.run_id, prepared.request
+    write_assignments(store, run_id, prepared.assignments)
+    if prepared.manifest is not None:
+        store.write(f"runs/{run_id}/manifest.parquet", prepared.manifest.to_parquet())
+    plan = asdict(prepared.plan) if prepared.plan is not None else None
+    asked = asdict(replace(request, make_judge=None))
+    del asked["make_judge"]  # code, not a setting
+    asked["cards"] = request.make_judge is not None
+    write_settings(
+        store,
+        run_id,
+        {"request": asked, "base": asdict(prepared.base), "plan": plan}
+        | {"epoch": claim.number, "started": time.time()},
+    )
+    fingerprint = prepared.base.fingerprint
+    if not store.exists(f"bases/{fingerprint}.json"):
+        store.write_json(f"bases/{fingerprint}.json", asdict(prepared.base))
+
+
+def point_names(prepared: PreparedRun) -> None:
+    """Make the names of committed jobs point to them, whoever trained them."""
+    registry = Registry(prepared.store)
+    for item in prepared.assignments:
+        if item.spec.key in prepared.committed:
+            record = registry.record(item.spec.key)
+            for (namespace, name), prompts in item.views:
+                registry.point(namespace, name, record, prompts=prompts)

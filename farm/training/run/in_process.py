@@ -1,0 +1,155 @@
+"""A run in this very process: the dispatcher, one lane and the drawing of priors, without Ray.
+
+Owns the wiring only. For tests, for a look with a debugger, and for machines where Ray cannot be;
+the same dispatcher and the same lane as on a cluster.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+
+from farm.base.interface import Base
+from farm.base.loading import load_base, training_dtype
+from farm.errors import FarmError, StoreError, explain
+from farm.intake.job import PriorSpec
+from farm.storage import Store
+from farm.training.dispatch.dispatcher import Dispatcher
+from farm.training.dispatch.ledger import Job
+from farm.training.dispatch.messages import LaneOrders, LaneReport
+from farm.training.lane.lane import Lane
+from farm.training.priors.builder import PartFailure, PriorWork
+from farm.training.priors.storage import (
+    PartReceipt,
+    PriorArrays,
+    draw_part,
+    parts_of,
+    read_prior_set,
+    write_part,
+    write_prompt,
+)
+from farm.training.run.driver import Driver
+from farm.training.run.files import take_requests
+
+__all__ = ["LocalLink", "draw_here", "run_in_process"]
+
+LOOK_S = 0.5
+
+
+class LocalLink:
+    """A lane's line to a dispatcher in the same process."""
+
+    def __init__(self, dispatcher: Dispatcher, store: Store) -> None:
+        self.dispatcher, self._store = dispatcher, store
+        self.lock = threading.Lock()
+        """Held around every call of the dispatcher."""
+
+    def exchange(self, report: LaneReport) -> LaneOrders:
+        """Report and be told."""
+        with self.lock:
+            return self.dispatcher.exchange(report)
+
+    def prior(self, prior_key: str) -> PriorArrays:
+        """The set as it lies in the store."""
+        return read_prior_set(self._store, prior_key)
+
+
+def draw_here(
+    base: Base, store: Store, specs: Sequence[PriorSpec], attempt: str
+) -> Generator[PartReceipt | PartFailure]:
+    """Draw prior sets with a base that is loaded already; see ``PriorWork``."""
+    for spec in specs:
+        try:
+            yield write_prompt(store, attempt, base, spec)
+            for part in parts_of(spec):
+                yield write_part(store, attempt, part, draw_part(base, spec, part))
+        except FarmError as error:
+            yield PartFailure(spec.key, *explain(error))
+
+
+def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
+    """Draw what is missing, then train, in this thread; a helper thread keeps the ledger."""
+    prepared = driver.prepared
+    request, store = prepared.request, prepared.store
+    plan = prepared.plan
+    assert plan is not None
+    base = load_base(
+        request.base,
+        device=plan.device,
+        dtype=training_dtype(plan.device),
+        revision=request.revision,
+    )
+    link = LocalLink(dispatcher, store)
+    keeper = _Keeper(driver, link)
+    keeper.start()
+    try:
+        if prepared.priors:
+            work = PriorWork(
+                store,
+                prepared.priors,
+                lambda specs, attempt: draw_here(base, store, specs, attempt),
+                ready=keeper.prior_is_ready,
+                failed=keeper.prior_failed,
+            )
+            work.stopped = driver.stop
+            work.run()
+        judge = request.make_judge(request.scoring) if request.make_judge else None
+        Lane("here.0", base, store, link, driver.lane_settings(), judge=judge).run()
+    finally:
+        keeper.end()
+    if keeper.error is not None:
+        raise keeper.error
+    return dispatcher.jobs()
+
+
+class _Keeper:
+    """Ticks the dispatcher, renews the driver's claim and tells the view, beside the training."""
+
+    def __init__(self, driver: Driver, link: LocalLink) -> None:
+        self._driver, self._link = driver, link
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        with suppress(StoreError):
+            self._look()
+
+    def prior_is_ready(self, prior_key: str) -> None:
+        with self._link.lock:
+            self._link.dispatcher.prior_is_ready(prior_key)
+
+    def prior_failed(self, prior_key: str, reason: str, remedy: str) -> None:
+        with self._link.lock:
+            self._link.dispatcher.prior_failed(prior_key, reason, remedy)
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            try:
+                self._look()
+            except StoreError:  # the events stay for the next try
+                time.sleep(LOOK_S)
+            except BaseException as error:  # raised in the training thread, after a clean stop
+                self.error = error
+                with self._link.lock:
+                    self._link.dispatcher.stop()
+                return
+
+    def _look(self) -> None:
+        prepared, dispatcher = self._driver.prepared, self._link.dispatcher
+        requests = take_requests(prepared.store, prepared.run_id)
+        with self._link.lock:
+            for what, keys in requests:
+                dispatcher.cancel(keys) if what == "cancel" else dispatcher.retry(keys)
+            if self._driver.stop.is_set():
+                dispatcher.stop()
+            dispatcher.tick()
+            snapshot, news = dispatcher.snapshot(), dispatcher.news(self._driver.heard)
+        self._driver.show(snapshot, news)

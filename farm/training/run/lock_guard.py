@@ -1,0 +1,85 @@
+"""A small process that releases the claim of a driver that died without releasing it.
+
+A driver that is killed (``kill -9``, ``ray job stop`` after its patience, SIGTERM to a process
+group that takes Ray with it) cannot release its claim, and another machine would have to wait
+until the claim expires. The guard runs in a session of its own, holds the reading end of a pipe
+from the driver, and acts when the pipe closes: it releases the claim if the driver still owns it,
+and removes the driver's temporary folders.
+
+Owns the guard's process. It dies with the machine; then the claim expires as before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+
+from farm.errors import FarmError
+from farm.locks import Claim, Owner, release_dead
+from farm.storage import Store
+from farm.training.run.scratch import sweep_folders
+
+__all__ = ["ClaimGuard"]
+
+EXIT_S = 10.0
+"""How long a process may take from closing its files to its end."""
+
+
+class ClaimGuard:
+    """Starts the guard of a claim; ``close`` ends it once the claim is released."""
+
+    def __init__(self, store: Store, claim: Claim) -> None:
+        """The guard runs from here on. A machine on which it cannot be started does without."""
+        self._pipe: int | None = None
+        order = {"store": store.url, "folder": claim.folder, "owner": asdict(claim.owner)}
+        reading, writing = os.pipe()
+        try:
+            # twice removed: what stops a job kills the descendants that it can find
+            starter = subprocess.Popen(
+                [sys.executable, "-c", _START, json.dumps(order)],
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            starter.wait(timeout=30)
+            self._pipe = writing
+        except (OSError, subprocess.SubprocessError):
+            os.close(writing)
+        finally:
+            os.close(reading)
+
+    def close(self) -> None:
+        """End the guard; it finds the claim released, and does nothing."""
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+
+
+_START = (
+    "import os, sys\n"
+    "if os.fork(): os._exit(0)\n"
+    "from farm.training.run.lock_guard import watch\n"
+    "watch(sys.argv[1])"
+)
+
+
+def watch(order: str) -> None:
+    """Wait until the driver is gone, then release what it left behind."""
+    facts = json.loads(order)
+    os.chdir("/")
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+    owner = Owner(**facts["owner"])
+    with suppress(FarmError, OSError):
+        release_dead(Store(facts["store"]), facts["folder"], owner.token)
+    until = time.monotonic() + EXIT_S
+    while not owner.is_dead() and time.monotonic() < until:
+        time.sleep(0.1)  # its files were closed; it takes a moment to be gone
+    sweep_folders()

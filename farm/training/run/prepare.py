@@ -1,0 +1,193 @@
+"""Everything that is known before anything is spent: jobs, what is committed, priors, the plan.
+
+Owns the way from a manifest (or from a run in the store) to a ``PreparedRun``. Reads photos once,
+for their digests; starts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from farm.adapters.registry import Registry
+from farm.base.names import Fetched
+from farm.base.tokens import prompt_reader
+from farm.errors import UserError
+from farm.intake.check import CheckReport, Progress, check_manifest
+from farm.intake.job import JobSpec, PriorSpec, job_spec
+from farm.intake.manifest import read_manifest
+from farm.intake.scoring import ScoringSettings
+from farm.intake.subject import Subject
+from farm.recipe import BASE_RECIPES
+from farm.storage import Store
+from farm.training.dispatch.messages import Assignment
+from farm.training.lane.settings import Pictures
+from farm.training.plan.planner import Hardware, Plan, make_plan
+from farm.training.plan.shape import Workload, workload_of
+from farm.training.priors.builder import missing_priors
+from farm.training.run.files import name_run, read_assignments, read_settings
+from farm.training.run.request import BaseFacts, PreparedRun, RunRequest
+
+__all__ = ["assignments_of", "base_facts", "prepare_run", "resume_run", "this_machine"]
+
+
+def prepare_run(
+    request: RunRequest, *, progress: Progress | None = None, fetched: Fetched | None = None
+) -> PreparedRun:
+    """Check the manifest, name the jobs, look what is committed, and plan the rest.
+
+    Args:
+        progress: told of photos read.
+        fetched: told of a base's download.
+
+    Raises:
+        ManifestError: if the manifest has faults (unless ``skip_faulty``).
+        BaseModelError, PlanError: if the base cannot be loaded, or nothing can hold it.
+    """
+    store = Store(request.store)
+    manifest = read_manifest(
+        request.manifest,
+        strict=False,
+        recipe=request.recipe,
+        base_recipe=BASE_RECIPES.get(request.base),
+        reader=prompt_reader(request.base, request.revision),
+    )
+    base = base_facts(request.base, request.revision, fetched)
+    check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
+    if not request.skip_faulty:
+        check.raise_for_errors()
+    assignments = assignments_of(check, base)
+    if not assignments:
+        check.raise_for_errors()
+        raise UserError(f"{request.manifest} has no subjects", "add at least one")
+    faulty = {fault.subject for fault in check.errors if fault.subject}
+    request = replace(request, scoring=request.scoring.over(manifest.scoring))
+    prepared = _prepared(request, store, base, assignments)
+    return replace(prepared, num_rejected=len(faulty), manifest=manifest, check=check)
+
+
+def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
+    """Prepare a run from what the store keeps of it; the manifest is not read again."""
+    store = Store(request.store)
+    assignments = tuple(read_assignments(store, run_id))
+    asked = read_settings(store, run_id).get("request") or {}
+    kept = ScoringSettings(**asked.get("scoring", {}))
+    request = replace(request, scoring=request.scoring.over(kept))
+    return _prepared(request, store, base_facts(request.base, request.revision), assignments)
+
+
+def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> BaseFacts:
+    """Load a base, keep its facts, let it go."""
+    from farm.base.loading import load_base
+
+    base = load_base(name, revision=revision, fetched=fetched)
+    return BaseFacts(name, base.fingerprint, base.resolution_px, base.memory)
+
+
+def assignments_of(check: CheckReport, base: BaseFacts) -> tuple[Assignment, ...]:
+    """The jobs of all good subjects; subjects that make the same job share it."""
+    specs: dict[str, JobSpec] = {}
+    sharers: dict[str, list[Subject]] = {}
+    for subject in check.good_subjects:
+        spec = job_spec(
+            subject,
+            check.photo_digests(subject),
+            base_fingerprint=base.fingerprint,
+            resolution_px=base.resolution_px,
+            class_image_digests=check.class_image_digests(subject),
+        )
+        specs.setdefault(spec.key, spec)
+        sharers.setdefault(spec.key, []).append(subject)
+    return tuple(
+        Assignment(
+            spec,
+            tuple((it.namespace, it.name) for it in sharers[key]),
+            tuple(tuple(map(it.prompt, it.sample_prompts)) for it in sharers[key]),
+        )
+        for key, spec in specs.items()
+    )
+
+
+def _prepared(
+    request: RunRequest, store: Store, base: BaseFacts, assignments: tuple[Assignment, ...]
+) -> PreparedRun:
+    committed = frozenset(Registry(store).committed_among(a.spec.key for a in assignments))
+    rest = [item.spec for item in assignments if item.spec.key not in committed]
+    by_need = sorted(rest, key=lambda spec: -spec.subject.priority)
+    priors = missing_priors(store, (spec.prior for spec in by_need if spec.prior is not None))
+    return PreparedRun(
+        request=request,
+        run_id=name_run(assignments),
+        store=store,
+        base=base,
+        assignments=assignments,
+        committed=committed,
+        priors=tuple(priors),
+        plan=_plan(request, base, rest, priors) if rest else None,
+    )
+
+
+def _plan(
+    request: RunRequest, base: BaseFacts, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+) -> Plan:
+    workload = _workload(request, base, rest, priors)
+    hardware = request.hardware or this_machine()
+    # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
+    memory = base.memory.halved() if hardware.has_gpu else base.memory
+    make = partial(
+        make_plan,
+        memory,
+        workload,
+        slots=request.slots,
+        fraction=request.gpu_fraction,
+        lanes=request.lanes if workload.uses_ray else 1,
+        checkpointing=request.checkpointing,
+    )
+    if hardware.nodes_are_a_limit and hardware.num_nodes > 1:
+        one = make(replace(hardware, num_nodes=1))
+        filled = math.ceil(len(rest) / (one.lanes_per_node * one.slots))
+        hardware = replace(hardware, num_nodes=min(hardware.num_nodes, filled))
+    return make(hardware)
+
+
+def _workload(
+    request: RunRequest, base: BaseFacts, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+) -> Workload:
+    """All that the run has to do, samples and quality cards included."""
+    drawn = [spec for spec in priors if not spec.is_brought]
+    training = workload_of(
+        [spec.subject.recipe for spec in rest],
+        base.resolution_px,
+        num_prior_images=sum(spec.num_images for spec in drawn),
+    )
+    how = request.samples
+    samples = how.per_prompt * sum(len(spec.subject.sample_prompts) for spec in rest)
+    cards = Pictures(0, 0)
+    if request.make_judge is not None:
+        cards = request.make_judge(request.scoring).pictures(base.name, rest)
+    return replace(
+        training,
+        num_crops=sum(_num_crops(spec) for spec in rest),
+        picture_rows=samples * how.steps * (2 if how.guidance > 1 else 1) + cards.rows,
+        num_pictures=samples + cards.num,
+        uses_ray=request.executor == "ray",
+    )
+
+
+def _num_crops(spec: JobSpec) -> int:
+    recipe = spec.subject.recipe
+    return len(spec.photo_digests) * recipe.crops_per_photo * (2 if recipe.flip else 1)
+
+
+def this_machine() -> Hardware:
+    """The hardware under this process."""
+    import torch
+
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if not torch.cuda.is_available():
+        return Hardware(None, 0, 0, cpus)
+    properties = torch.cuda.get_device_properties(0)
+    return Hardware(properties.name, properties.total_memory, torch.cuda.device_count(), cpus)

@@ -1,0 +1,218 @@
+"""The rows of a step: each slot's noised latents, targets, weights and prompts in one batch.
+
+Owns the assembly on the host and the one transfer to the device. All arithmetic on latents happens
+on the CPU in float32, so every device trains on the same numbers; while the device works on one
+step, the host prepares the next.
+
+Legend: S slots, G rows per slot, R = S·G rows, n one job's own rows, C H W latent, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from farm.base.interface import Base, Conditioning
+from farm.base.schedules import NoiseSchedule
+from farm.training.slots.job import TrainingJob, moment_rows
+from farm.training.slots.objective import row_weights
+from farm.training.slots.random import StepDraw, draw_evaluation, draw_step, visit_order
+
+__all__ = ["JobRows", "PromptRows", "StepBatch", "evaluation_rows", "prompt_indices", "step_rows"]
+
+
+@dataclass(frozen=True)
+class JobRows:
+    """One job's rows of one pass, on the CPU."""
+
+    noisy_nCHW: Tensor
+    target_nCHW: Tensor
+    timesteps_n: Tensor
+    weights_n: Tensor
+    instances: list[int]
+    """Indices of the cached crops behind the instance rows."""
+    priors: list[int]
+
+
+def step_rows(
+    job: TrainingJob, step: int, schedule: NoiseSchedule, latent_shape: tuple[int, int, int]
+) -> JobRows:
+    """A job's rows of one training step, from its own streams alone.
+
+    Args:
+        schedule: with its tables on the CPU.
+    """
+    draw = draw_step(
+        job.seed,
+        step,
+        rows=job.instance_rows + job.prior_rows,
+        latent_shape=latent_shape,
+        num_timesteps=schedule.num_timesteps,
+        noise_offset=job.recipe.noise_offset,
+    )
+    instances = visit_order(job.seed, "photos", step, job.instance_rows, job.num_instances)
+    moments = moment_rows(job.instance_moments, instances)
+    priors: list[int] = []
+    if job.prior_rows:
+        assert job.prior is not None
+        priors = visit_order(job.seed, "priors", step, job.prior_rows, job.num_priors)
+        moments = torch.cat([moments, moment_rows(job.prior.moments, priors)])
+    weights_n = row_weights(schedule, job.recipe, draw.timesteps_R, job.instance_rows)
+    return _noised(schedule, draw, moments, weights_n, instances, priors)
+
+
+def evaluation_rows(
+    job: TrainingJob, rows: int, schedule: NoiseSchedule, latent_shape: tuple[int, int, int]
+) -> JobRows:
+    """The same instance rows at every evaluation, all weighted alike."""
+    draw = draw_evaluation(
+        job.seed, rows=rows, latent_shape=latent_shape, num_timesteps=schedule.num_timesteps
+    )
+    instances = [row % job.num_instances for row in range(rows)]
+    moments = moment_rows(job.instance_moments, instances)
+    return _noised(schedule, draw, moments, torch.full((rows,), 1 / rows), instances, [])
+
+
+def _noised(
+    schedule: NoiseSchedule,
+    draw: StepDraw,
+    moments_n2CHW: Tensor,
+    weights_n: Tensor,
+    instances: list[int],
+    priors: list[int],
+) -> JobRows:
+    latents_nCHW = torch.addcmul(moments_n2CHW[:, 0], moments_n2CHW[:, 1], draw.latent_noise_RCHW)
+    return JobRows(
+        schedule.add_noise(latents_nCHW, draw.noise_RCHW, draw.timesteps_R),
+        schedule.target(latents_nCHW, draw.noise_RCHW, draw.timesteps_R),
+        draw.timesteps_R,
+        weights_n,
+        instances,
+        priors,
+    )
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """All slots' rows of one step on the device; blank rows have weight 0."""
+
+    noisy_RCHW: Tensor
+    """In the base's dtype."""
+    target_RCHW: Tensor
+    timesteps_R: Tensor
+    weights_R: Tensor
+    table_SK: Tensor
+    """The optimiser's numbers, which travel along."""
+
+    @classmethod
+    def assemble(
+        cls,
+        rows: Sequence[JobRows | None],
+        *,
+        instance_rows: int,
+        prior_rows: int,
+        latent_shape: tuple[int, int, int],
+        table: Sequence[Sequence[float]],
+        base: Base,
+    ) -> StepBatch:
+        """Lay each slot's rows into its group, instance rows first, and send them off."""
+        group = instance_rows + prior_rows
+        count = len(rows) * group
+        pin = base.device.type == "cuda"
+        noisy = torch.zeros((count, *latent_shape), pin_memory=pin)
+        target = torch.zeros((count, *latent_shape), pin_memory=pin)
+        timesteps = torch.zeros(count, dtype=torch.int64, pin_memory=pin)
+        weights = torch.zeros(count, pin_memory=pin)
+        for slot, job_rows in enumerate(rows):
+            if job_rows is None:
+                continue
+            first = slot * group
+            instances, total = len(job_rows.instances), len(job_rows.timesteps_n)
+            # a job with fewer rows than the trainer leaves blanks after each kind
+            places = [first + i for i in range(instances)]
+            places += [first + instance_rows + i for i in range(total - instances)]
+            noisy[places] = job_rows.noisy_nCHW
+            target[places] = job_rows.target_nCHW
+            timesteps[places] = job_rows.timesteps_n
+            weights[places] = job_rows.weights_n
+        numbers = torch.tensor(table, dtype=torch.float64, pin_memory=pin)
+
+        def sent(tensor: Tensor) -> Tensor:
+            return tensor.to(base.device, non_blocking=True)
+
+        return cls(
+            sent(noisy).to(base.dtype), sent(target), sent(timesteps), sent(weights), sent(numbers)
+        )
+
+
+class PromptRows:
+    """Each row's prompt, resident on the device; only rows whose caption changes are rewritten.
+
+    Holds encoded prompts, or token ids where the text encoder is adapted too.
+    """
+
+    def __init__(
+        self, num_slots: int, instance_rows: int, prior_rows: int, base: Base, *, as_tokens: bool
+    ) -> None:
+        self._base, self._as_tokens = base, as_tokens
+        self._instance_rows, self._group = instance_rows, instance_rows + prior_rows
+        self._count = num_slots * self._group
+        # the empty prompt stands in blank rows: a real input, so no row ever meets odd numbers
+        empty = base.encode_prompts([""]).to(base.dtype)
+        self._encoded = empty.repeat(self._count)
+        self._tokens_RT = base.tokenize([""]).to(base.device).repeat(self._count, 1)
+
+    def admit(self, slot: int, job: TrainingJob) -> None:
+        """Write a job's prompts; with one prompt for all photos nothing more is to do."""
+        self._write(slot, job, [0] * job.instance_rows, [0] * job.prior_rows)
+
+    def update(self, slot: int, job: TrainingJob, rows: JobRows) -> None:
+        """Write the captions of this step's photos, where each photo has its own."""
+        if self._varies(job):
+            self._write(slot, job, rows.instances, rows.priors)
+
+    def conditioning(self) -> Conditioning:
+        """All rows' prompts; with tokens, encoded now, under the caller's routing."""
+        return self._base.encode_tokens(self._tokens_RT) if self._as_tokens else self._encoded
+
+    def _varies(self, job: TrainingJob) -> bool:
+        if self._as_tokens:
+            assert job.instance_tokens is not None
+            prior = job.prior.tokens if job.prior is not None else None
+            return len(job.instance_tokens) > 1 or (prior is not None and len(prior) > 1)
+        prior_count = len(job.prior.conditioning) if job.prior is not None else 1
+        return len(job.instance_conditioning) > 1 or prior_count > 1
+
+    def _write(self, slot: int, job: TrainingJob, instances: list[int], priors: list[int]) -> None:
+        first = slot * self._group
+        second = first + self._instance_rows
+        if self._as_tokens:
+            assert job.instance_tokens is not None
+            _put_tokens(self._tokens_RT, first, job.instance_tokens, instances)
+            if priors and job.prior is not None and job.prior.tokens is not None:
+                _put_tokens(self._tokens_RT, second, job.prior.tokens, priors)
+            return
+        _put(self._encoded, first, job.instance_conditioning, instances)
+        if priors and job.prior is not None:
+            _put(self._encoded, second, job.prior.conditioning, priors)
+
+
+def prompt_indices(prompts: Sized, samples: list[int]) -> list[int]:
+    """Which prompt each sample has: its own, or the only one."""
+    return samples if len(prompts) > 1 else [0] * len(samples)
+
+
+def _put(buffer: Conditioning, start: int, source: Conditioning, indices: list[int]) -> None:
+    # row by row: a list of indices would be copied to the device, and waited for
+    for row, index in enumerate(prompt_indices(source, indices), start):
+        buffer.hidden_RTD[row].copy_(source.hidden_RTD[index], non_blocking=True)
+        for name, value in buffer.extra.items():
+            value[row].copy_(source.extra[name][index], non_blocking=True)
+
+
+def _put_tokens(buffer_RT: Tensor, start: int, source: Tensor, indices: list[int]) -> None:
+    chosen = source[prompt_indices(source, indices)]
+    buffer_RT[start : start + len(indices)].copy_(chosen, non_blocking=True)

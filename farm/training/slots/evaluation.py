@@ -1,0 +1,117 @@
+"""The evaluation loss of slots on fixed noise, and what follows from its curve.
+
+A training loss jumps with its timesteps; the loss on the same noise at the same, evenly spread
+timesteps falls smoothly and tells when a subject is learned (DVAR, Voronov et al. 2023). All slots
+that are due share one forward pass.
+
+Legend: R rows, E evaluation rows per job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from farm.adapters.bank.bank import Bank
+from farm.base.interface import Base, Conditioning
+from farm.base.schedules import NoiseSchedule
+from farm.recipe import EarlyStop
+from farm.training.slots.batch import JobRows, evaluation_rows, prompt_indices
+from farm.training.slots.job import TrainingJob
+from farm.training.slots.objective import slot_losses
+
+__all__ = ["NUM_EVALUATION_ROWS", "evaluation_losses", "is_best", "should_stop"]
+
+NUM_EVALUATION_ROWS = 8
+"""E: photos × timesteps of one evaluation; eight forward rows cost about three of training."""
+
+
+KEEP_TOLERANCE = 0.02
+"""Relative difference of two evaluation losses that says nothing: of equally good steps the latest
+is kept. On 50 drawn subjects the very lowest lay 80 steps before the stop on average, and cost 3 %
+of fidelity, which goes on rising while the loss stands still."""
+
+
+def is_best(curve: Sequence[tuple[int, float]]) -> bool:
+    """Whether the last evaluation is as low as any so far, within ``KEEP_TOLERANCE``."""
+    lowest = min(loss for _, loss in curve)
+    return curve[-1][1] <= lowest * (1 + KEEP_TOLERANCE)
+
+
+def should_stop(curve: Sequence[tuple[int, float]], rule: EarlyStop) -> bool:
+    """Whether the loss has stopped falling: ``patience`` evaluations without a fall worth it."""
+    if not curve or curve[-1][0] < rule.min_steps:
+        return False
+    best, stale = float("inf"), 0
+    for _, loss in curve:
+        if loss < best * (1 - rule.min_delta):
+            best, stale = loss, 0
+        else:
+            stale += 1
+    return stale >= rule.patience
+
+
+@torch.no_grad()
+def evaluation_losses(
+    base: Base,
+    bank: Bank,
+    jobs: Mapping[int, TrainingJob],
+    schedule: NoiseSchedule,
+    latent_shape: tuple[int, int, int],
+    *,
+    max_rows: int,
+) -> dict[int, float]:
+    """The loss of each job on its own fixed rows; waits for the device.
+
+    Args:
+        jobs: by slot.
+        schedule: with its tables on the CPU.
+        max_rows: the most rows of one pass, as memory allows.
+    """
+    jobs_per_pass = max(1, max_rows // NUM_EVALUATION_ROWS)
+    slots = list(jobs)
+    losses: dict[int, float] = {}
+    for start in range(0, len(slots), jobs_per_pass):
+        chosen = slots[start : start + jobs_per_pass]
+        rows = [
+            evaluation_rows(jobs[slot], NUM_EVALUATION_ROWS, schedule, latent_shape)
+            for slot in chosen
+        ]
+        found = _one_pass(base, bank, [jobs[slot] for slot in chosen], chosen, rows)
+        losses.update(zip(chosen, found.tolist(), strict=True))
+    return losses
+
+
+def _one_pass(
+    base: Base,
+    bank: Bank,
+    jobs: Sequence[TrainingJob],
+    slots: Sequence[int],
+    rows: Sequence[JobRows],
+) -> Tensor:
+    noisy_RCHW = torch.cat([part.noisy_nCHW for part in rows]).to(base.device, base.dtype)
+    target_RCHW = torch.cat([part.target_nCHW for part in rows]).to(base.device)
+    timesteps_R = torch.cat([part.timesteps_n for part in rows]).to(base.device)
+    weights_R = torch.cat([part.weights_n for part in rows]).to(base.device)
+    slots_R = torch.tensor(slots).repeat_interleave(NUM_EVALUATION_ROWS)
+    with bank.route(slots_R):
+        prediction_RCHW = base.denoise(noisy_RCHW, timesteps_R, _prompts(base, jobs, rows))
+    return slot_losses(prediction_RCHW, target_RCHW, weights_R, len(slots))
+
+
+def _prompts(base: Base, jobs: Sequence[TrainingJob], rows: Sequence[JobRows]) -> Conditioning:
+    """Each evaluation row's prompt; under the caller's routing where tokens are encoded anew."""
+    if jobs[0].recipe.text_encoder_modules:
+        chosen = []
+        for job, part in zip(jobs, rows, strict=True):
+            assert job.instance_tokens is not None
+            chosen.append(job.instance_tokens[prompt_indices(job.instance_tokens, part.instances)])
+        return base.encode_tokens(torch.cat(chosen).to(base.device))
+    return Conditioning.concatenate(
+        [
+            job.instance_conditioning[prompt_indices(job.instance_conditioning, part.instances)]
+            for job, part in zip(jobs, rows, strict=True)
+        ]
+    ).to(base.device, base.dtype)

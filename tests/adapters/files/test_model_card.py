@@ -1,0 +1,72 @@
+"""The model card quotes what customers wrote: nothing in it runs, formats or links."""
+
+import ast
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from farm.adapters.files.model_card import model_card
+from farm.adapters.record import AdapterRecord
+from farm.recipe import Recipe
+
+HOSTILE = [
+    'sks cat").images; __import__("os").system("echo RAN"); print("',
+    "sks cat' + chr(97) + '",
+    "sks cat\n```\n# A heading\n```python",
+    "sks `cat` ``two`` <script>alert(1)</script>",
+    "sks [cat](javascript:alert(1)) ![x](http://example.org/x.png)",
+    "sks cat | a | table {{jinja}} \\",
+    "sks cat \u202e\u2028 \u200b \x85 reversed",
+    "---\nlicense: mit\n---\nsks",
+]
+
+
+def card_of(text: str) -> str:
+    record = AdapterRecord(
+        job_key="k",
+        subject_id="tom",
+        name=text,
+        class_noun=text,
+        instance_prompt=text,
+        class_prompt=text,
+        base_id=text,
+        base_fingerprint="f" * 64,
+        recipe=Recipe(),
+        quality={text: 0.5},
+    )
+    return model_card(record, [("samples/00.png", text)], "tom.kohya.safetensors")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_snippet_holds_prompts_as_literals(text: str) -> None:
+    card = card_of(text)
+    snippet = card.split("```python\n", 1)[1].split("\n```\n", 1)[0]
+    calls = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call.func) for call in calls}
+    assert names == {
+        "StableDiffusionPipeline.from_pretrained",
+        "pipeline.load_lora_weights",
+        "pipeline",
+    }
+    (prompt,) = next(call.args for call in calls if ast.unparse(call.func) == "pipeline")
+    assert ast.literal_eval(prompt) == text
+    assert snippet.isprintable() or all(line.isprintable() for line in snippet.splitlines())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_prose_and_head_hold_words_alone(text: str) -> None:
+    card = card_of(text)
+    assert ModelCard(card).data.instance_prompt == text
+    body = card.split("\n---\n", 1)[1]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h1", *["h2"] * 5]
+    html = [token.content.strip() for token in [*tokens, *inline] if token.type.startswith("html")]
+    assert html == ["<Gallery />"]
+    assert {token.type for token in inline} <= {"text", "code_inline", "image", "text_special"}
+    images = [token for token in inline if token.type == "image"]
+    assert [image.attrs["src"] for image in images] == ["samples/00.png"]
+    cells = [token for token in tokens if token.type in ("td_open", "th_open")]
+    assert len(cells) % 2 == 0
+    assert "\u202e" not in body

@@ -1,0 +1,118 @@
+"""Tests of the lean blocks: the same numbers as diffusers' own, and only where that is sure."""
+
+import pytest
+import torch
+from support.weights import random_weights
+
+from farm.adapters.bank.mixed import MixedBank
+from farm.adapters.bank.row_weights import RowWeights
+from farm.base.fast_blocks import make_lean, restore
+from farm.base.loading import load_base
+
+ROWS = 3
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@pytest.fixture(scope="module", params=["tiny", "embedded"])
+def base(request):
+    return load_base(request.param)
+
+
+@pytest.fixture
+def denoiser(base):
+    denoiser = base.components[base.denoiser_name]
+    yield denoiser
+    restore(denoiser)
+
+
+def drawn(base, *, like=torch.contiguous_format):
+    """A pass of three rows at three timesteps."""
+    generator = torch.Generator().manual_seed(0)
+    shape = base.latent_shape(base.resolution_px, base.resolution_px)
+    latents = torch.randn(ROWS, *shape, generator=generator).to(memory_format=like)
+    prompts = base.encode_prompts(["a cat", "a dog in the snow", ""])
+    return base.denoise(latents, torch.tensor([900.0, 500.0, 20.0]), prompts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("like", [torch.contiguous_format, torch.channels_last])
+def test_lean_passes_give_what_diffusers_gives(base, denoiser, like):
+    plain = drawn(base, like=like)
+    assert make_lean(denoiser) > 10
+    torch.testing.assert_close(drawn(base, like=like), plain, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_adapters_on_every_kind_of_layer_go_on_working(base, denoiser):
+    # the gated half of a feed-forward layer among them: its block then keeps its own pass
+    targets = (*ATTENTION, "conv1", "conv2", "time_emb_proj", "ff.net.0.proj", "ff.net.2")
+    bank = MixedBank(base, "unet", num_slots=ROWS)
+    for slot in range(ROWS):
+        bank.set_slot(slot, random_weights(bank, slot, targets=targets, rank=2))
+    rows = RowWeights(bank)
+    rows.assign([[0], [1], [2]])
+    try:
+        bare = drawn(base)
+        with rows.active():
+            plain = drawn(base)
+            assert make_lean(denoiser)
+            lean = drawn(base)
+            again = drawn(base)
+    finally:
+        restore(denoiser)
+        bank.close()
+    assert (plain - bare).abs().max() > 1e-3
+    torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-4)
+    assert torch.equal(again, lean)
+
+
+def test_a_pass_that_keeps_gradients_is_not_lean(base, denoiser):
+    make_lean(denoiser)
+    weight = denoiser.conv_in.weight
+    weight.requires_grad_()
+    try:
+        drawn(base).square().sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.abs().sum() > 0
+    finally:
+        weight.requires_grad_(False)
+        weight.grad = None
+
+
+def test_blocks_run_as_they_are_written_after_they_are_restored(denoiser):
+    num_lean = make_lean(denoiser)
+    assert make_lean(denoiser) == 0
+    restore(denoiser)
+    assert not any("forward" in vars(module) for module in denoiser.modules())
+    assert make_lean(denoiser) == num_lean
+
+
+def test_a_pass_that_others_have_put_on_a_block_stays(denoiser):
+    block = denoiser.mid_block.resnets[0]
+    hooked = block.forward
+    block.forward = lambda *given, **named: hooked(*given, **named)
+    theirs = block.forward
+    try:
+        make_lean(denoiser)
+        restore(denoiser)
+        assert block.forward is theirs
+    finally:
+        del block.forward
+
+
+@torch.no_grad()
+def test_what_lean_blocks_do_not_know_goes_to_diffusers(base, denoiser):
+    """A mask over tokens changes the picture as much with lean blocks as without."""
+    shape = base.latent_shape(base.resolution_px, base.resolution_px)
+    latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    hidden = base.encode_prompts(["a cat on the moon"]).hidden_RTD
+    mask = torch.ones(hidden.shape[:2])
+    mask[:, 3:] = 0
+
+    def masked():
+        return denoiser(latents, 500, hidden, encoder_attention_mask=mask, return_dict=False)[0]
+
+    plain, open_ = masked(), denoiser(latents, 500, hidden, return_dict=False)[0]
+    make_lean(denoiser)
+    torch.testing.assert_close(masked(), plain, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain, open_)

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import io
+import unicodedata
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from farm.errors import Fault
+from farm.intake.caption_style import CaptionStyle
+from farm.intake.photos.captions import Captions
+
+
+def captions(style: CaptionStyle | None = None, **files: str | bytes) -> Captions:
+    """Captions among files, `a__b_c` standing for `a/b.c`, beside `0.png` and `sub/0.png`."""
+    named = {name.replace("__", "/").replace("_", "."): text for name, text in files.items()}
+    plain = {k: text.encode() if isinstance(text, str) else text for k, text in named.items()}
+    return Captions([*named, "0.png", "sub/0.png"], lambda name: plain[name], style)
+
+
+def told(found: Captions) -> list[tuple[str, int | None, str]]:
+    return [(fault.file, fault.line, fault.severity) for fault in found.faults]
+
+
+def text(found: Captions, photo: str = "0.png") -> str | None:
+    caption = found.of(photo)
+    return caption.text if caption else None
+
+
+def test_a_text_beside_the_photo_is_its_caption():
+    assert text(captions(**{"0_txt": " a [V] cat\n asleep \n"})) == "a [V] cat asleep"
+    assert text(captions(**{"0_png_txt": "[V]"})) == "[V]"
+    assert text(captions(**{"0_caption": "[V]"})) == "[V]"
+
+
+def test_an_empty_text_is_no_caption():
+    assert text(captions(**{"0_txt": " \n"})) is None
+
+
+@pytest.mark.parametrize("column", ["caption", "text", "prompt"])
+def test_a_metadata_file_captions_its_folder(column: str):
+    line = f'{{"file_name": "0.png", "{column}": "[V] one"}}\n{{"file_name": "1.png"}}'
+    found = captions(metadata_jsonl=line)
+    assert text(found) == "[V] one"
+    assert text(found, "1.png") is None
+
+
+def test_a_metadata_table_counts_from_its_own_folder():
+    found = captions(sub__metadata_csv='file_name,text\n0.png,"[V], two"\n')
+    assert text(found, "sub/0.png") == "[V], two"
+    caption = found.of("sub/0.png")
+    assert caption is not None
+    assert (caption.file, caption.line) == ("sub/metadata.csv", 2)
+    assert text(found, "0.png") is None
+
+
+def test_a_photos_own_text_wins():
+    line = '{"file_name": "0.png", "text": "[V] listed"}'
+    assert text(captions(metadata_jsonl=line, **{"0_txt": "[V] own"})) == "[V] own"
+
+
+def test_broken_metadata_is_told_with_its_line():
+    found = captions(metadata_jsonl='{"file_name": "0.png", "text": "[V]"}\n{')
+    assert told(found) == [("metadata.jsonl", 2, "error")]
+    assert "not valid JSON" in found.faults[0].message
+    assert text(found) == "[V]"
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"sks \xff cat", "not UTF-8"),
+        (b"\xff\xd8\xff\xe0 photo", "JPEG"),
+        (b"%PDF-1.7", "PDF"),
+    ],
+)
+def test_a_text_that_is_none_is_told_for_what_it_is(data: bytes, what: str):
+    faults: list[Fault] = []
+    assert captions(**{"0_txt": data}).of("0.png", faults) is None
+    assert what in faults[0].message
+    assert faults[0].severity == "error"
+    assert faults[0].remedy
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_texts_and_tables_are_read_as_editors_save_them(encoding: str):
+    words = "a [V] café, asleep"
+    assert text(captions(**{"0_txt": words.encode(encoding)})) == words
+    table = f'file_name;text\r\n0.png;"{words}"\r\n'
+    assert text(captions(metadata_csv=table.encode(encoding))) == words
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file_name;text\n0.png;[V], asleep",
+        "sep=;\nfile_name;text\n0.png;[V], asleep",
+        'sep=,\r\nfile_name,text\r\n0.png,"[V], asleep"',
+        "file_name\ttext\n0.png\t[V], asleep",
+        "\n\nImage;Caption;;\n0.png;[V], asleep;;\n;;;\n",
+        'File Name,Prompt\n./0.png,"[V], asleep"',
+        'text,path\n"[V], asleep",0.png',
+        '"file-name","description"\n"0.png","[V], asleep"',
+    ],
+)
+def test_every_dialect_and_usual_column_captions_the_photo(table: str):
+    found = captions(metadata_csv=table)
+    assert text(found) == "[V], asleep"
+    assert not found.faults
+
+
+@pytest.mark.parametrize("name", ["metadata.parquet", "metadata.csv", "captions.parquet"])
+def test_parquet_captions_by_its_content(name: str):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"file_name": ["0.png", "7.png"], "text": ["[V] one", "x"]}), buffer)
+    found = Captions([name, "0.png"], lambda _: buffer.getvalue())
+    assert text(found) == "[V] one"
+    is_meant = name.startswith("metadata")
+    assert told(found) == [(name, 2, "error" if is_meant else "warning")]
+
+
+def test_a_table_of_any_name_captions_if_its_columns_say_so():
+    found = captions(labels_csv="image;caption\n0.png;[V] one")
+    assert text(found) == "[V] one"
+    prices = captions(prices_csv="name;price\n0.png;3,50")
+    assert text(prices) is None
+    assert not prices.faults
+
+
+def workbook(folder: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(f"{folder}sheet1.xml", "x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (workbook("xl/worksheets/"), "Excel workbook (.xlsx)"),
+        (workbook("content.xml"), "OpenDocument"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Excel workbook (.xls)"),
+        (b"<!DOCTYPE html><table>", "web page"),
+        ("file_name;text\n0.png;café".encode("cp1252"), "not UTF-8"),
+    ],
+)
+def test_a_spreadsheet_that_is_no_text_is_told_for_what_it_is(data: bytes, what: str):
+    found = captions(metadata_csv=data)
+    (fault,) = found.faults
+    assert (fault.file, fault.severity) == ("metadata.csv", "error")
+    assert what in fault.message
+    assert "CSV UTF-8" in fault.remedy or "download" in fault.remedy
+
+
+def test_each_row_that_captions_no_photo_is_told_at_its_line():
+    table = "file_name,text\n0.png,[V] a\n00.png,[V] b\n,[V] c\n1.png,\n"
+    found = captions(metadata_csv=table)
+    assert told(found) == [("metadata.csv", 3, "error"), ("metadata.csv", 4, "error")]
+    assert "`0.png`" in found.faults[0].remedy
+
+
+def test_a_row_with_too_many_cells_is_told():
+    found = captions(metadata_csv="file_name,text\n0.png,[V], asleep\n")
+    assert told(found) == [("metadata.csv", 2, "error")]
+    assert "quotes" in found.faults[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("table", "message", "severity"),
+    [
+        ("bild;worte\n0.png;[V]", "no column names the photos", "error"),
+        ("file_name;label\n0.png;cat", "no column holds captions", "warning"),
+        ("", "no rows", "warning"),
+    ],
+)
+def test_a_metadata_table_without_captions_is_told(table: str, message: str, severity: str):
+    (fault,) = captions(metadata_csv=table).faults
+    assert message in fault.message
+    assert fault.severity == severity
+
+
+def test_thousands_of_rows_without_photos_are_told_in_few_words():
+    table = "file_name,text\n" + "".join(f"x{n}.png,[V]\n" for n in range(5_000))
+    found = captions(metadata_csv=table)
+    assert len(found.faults) < 100
+    assert "4950 more" in found.faults[-1].message
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_compared_in_one_unicode_form(form: str):
+    photo = unicodedata.normalize(form, "café.jpg")
+    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", "café")
+    table = f"file_name,text\n{other}.jpg,[V] café".encode()
+    found = Captions([photo, "metadata.csv"], lambda _: table)
+    assert text(found, photo) == "[V] café"
+    assert not found.faults
+    beside = Captions([photo, f"{other}.txt"], lambda _: b"[V] beside")
+    assert text(beside, photo) == "[V] beside"
+
+
+def test_names_that_differ_in_case_match_with_a_warning():
+    table = b"file_name,text\nimg_0.jpg,[V]"
+    found = Captions(["IMG_0.JPG", "metadata.csv"], lambda _: table)
+    assert text(found, "IMG_0.JPG") == "[V]"
+    assert told(found) == [("metadata.csv", 2, "warning")]
+    two = Captions(["IMG_0.JPG", "Img_0.jpg", "metadata.csv"], lambda _: table)
+    assert told(two) == [("metadata.csv", 2, "error")]
+    faults: list[Fault] = []
+    beside = Captions(["IMG_0.JPG", "img_0.txt"], lambda _: b"[V]")
+    assert beside.of("IMG_0.JPG", faults) is not None
+    assert [fault.severity for fault in faults] == ["warning"]
+
+
+@pytest.mark.parametrize("name", ["C:\\me\\0.png", "/data/tom/0.png", "tom/0.png"])
+def test_a_folder_that_all_rows_share_is_left_out_with_a_warning(name: str):
+    found = captions(metadata_csv=f"file_name,text\n{name},[V]")
+    assert text(found) == "[V]"
+    assert [severity for *_, severity in told(found)] == ["warning"]
+    mixed = captions(metadata_csv=f"file_name,text\n{name},[V]\nrex/0.png,[V] other")
+    assert text(mixed) is None
+    assert [severity for *_, severity in told(mixed)] == ["error", "error"]
+
+
+def test_names_without_suffix_and_several_files_a_row_are_read():
+    assert text(captions(metadata_csv="file_name,text\n0,[V]")) == "[V]"
+    line = '{"file_names": ["0.png", "sub/0.png"], "text": ["[V] one", "[V] two"]}'
+    found = captions(metadata_jsonl=line)
+    assert (text(found), text(found, "sub/0.png")) == ("[V] one", "[V] one")
+    assert all(fault.severity == "warning" for fault in found.faults)
+
+
+def test_two_captions_of_one_photo_are_told():
+    table = "file_name,text\n0.png,[V] a\n0.png,[V] b\n0.png,[V] a"
+    found = captions(metadata_csv=table)
+    assert text(found) == "[V] a"
+    assert told(found) == [("metadata.csv", 3, "warning")]
+
+
+def test_several_lines_are_one_caption_with_a_warning():
+    faults: list[Fault] = []
+    found = captions(**{"0_txt": "[V] cat\n\nasleep\n"})
+    assert found.of("0.png", faults) is not None
+    assert [fault.severity for fault in faults] == ["warning"]
+    first = captions(CaptionStyle(takes_first_line=True), **{"0_txt": "[V] cat\nsecond wording"})
+    assert text(first) == "[V] cat"
+
+
+def test_texts_that_belong_to_no_photo_are_told():
+    found = captions(**{"7_txt": "[V]", "8_txt": "[V]", "0_txt": "[V]"})
+    (fault,) = found.orphans(["0.png"])
+    assert "7.txt, 8.txt" in fault.message
+    assert not captions(notes_txt="x").orphans(["0.png"])
+
+
+def test_the_style_says_which_texts_are_captions():
+    style = CaptionStyle(suffixes=(".cap",), prefix="a", suffix="!", has_tables=False)
+    found = captions(
+        style, **{"0_txt": "tags", "0_cap": "[V]", "metadata_csv": "file_name,text\n9.png,x"}
+    )
+    assert text(found) == "a [V] !"
+    assert not found.faults

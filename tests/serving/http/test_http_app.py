@@ -1,0 +1,553 @@
+"""The HTTP interface, asked by OpenAI's own client over a real connection."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from support.endpoint import LiveEndpoint, are_same, eventually, live_endpoint, pixels_of
+
+from farm.base.generate import draw_pictures
+from farm.serving.access.limits import Limits
+from farm.serving.http.image_metadata import read_receipt
+
+FEW = {"num_inference_steps": 3, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEndpoint]:
+    with live_endpoint(tmp_path_factory.mktemp("endpoint")) as live:
+        live.publish("rex", seed=1, identifier="zwx")
+        live.publish("tom", seed=2, identifier="qtr", class_noun="cat")
+        yield live
+
+
+@pytest.fixture(scope="module")
+def client(endpoint: LiveEndpoint) -> openai.OpenAI:
+    return endpoint.openai()
+
+
+def draw(client: openai.OpenAI, model: str | None, prompt: str, **extra: Any) -> Any:
+    named = {"model": model} if model is not None else {}
+    return client.images.generate(prompt=prompt, extra_body={**FEW, **extra}, **named)
+
+
+# -- drawing -----------------------------------------------------------------------------------
+
+
+def test_the_bare_base_draws_what_the_base_alone_draws(
+    endpoint: LiveEndpoint, client: openai.OpenAI
+) -> None:
+    answer = draw(client, "tiny", "a red fox")
+    alone = draw_pictures(endpoint.base, ["a red fox"], [5], steps=3, guidance=5.0)
+    assert np.abs(pixels_of(answer.data[0].b64_json) - alone[0].numpy()).max() <= 1
+    assert answer.size == "64x64"
+
+
+def test_an_adapter_changes_the_picture_and_each_its_own_way(client: openai.OpenAI) -> None:
+    base, rex, tom = (
+        pixels_of(draw(client, model, "a photo").data[0].b64_json)
+        for model in ("tiny", "rex", "tom")
+    )
+    assert np.abs(base - rex).mean() > 1
+    assert np.abs(base - tom).mean() > 1
+    assert np.abs(rex - tom).mean() > 1
+
+
+def test_the_same_request_gives_the_same_picture_beside_others(client: openai.OpenAI) -> None:
+    alone = pixels_of(draw(client, "rex", "a photo").data[0].b64_json)
+    results: dict[int, np.ndarray] = {}
+
+    def ask(index: int) -> None:
+        model, seed = ("rex", 5) if index == 0 else (("tom", "tiny")[index % 2], index)
+        answer = draw(client, model, "a photo", seed=seed)
+        results[index] = pixels_of(answer.data[0].b64_json)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert are_same(results[0], alone)
+
+
+def test_several_pictures_count_their_seeds_up(client: openai.OpenAI) -> None:
+    three = client.images.generate(model="rex", prompt="a photo", n=3, extra_body=FEW)
+    assert [item.seed for item in three.data] == [5, 6, 7]
+    third = draw(client, "rex", "a photo", seed=7)
+    assert are_same(pixels_of(three.data[2].b64_json), pixels_of(third.data[0].b64_json))
+
+
+def test_v_stands_for_the_subject_of_the_model(client: openai.OpenAI) -> None:
+    answer = draw(client, "rex", "a photo of [V] dog and [V:rex]")
+    assert answer.data[0].revised_prompt == "a photo of zwx dog and zwx"
+
+
+def test_two_adapters_on_one_picture_each_by_its_own_name(client: openai.OpenAI) -> None:
+    uses = [{"model": "tom", "weight": 0.7}]
+    both = draw(client, "rex", "[V] dog beside [V:tom] cat", adapters=uses)
+    assert both.data[0].revised_prompt == "zwx dog beside qtr cat"
+    assert [use["weight"] for use in both.data[0].receipt["adapters"]] == [1.0, 0.7]
+    one = draw(client, "rex", "zwx dog beside qtr cat")
+    difference = pixels_of(both.data[0].b64_json) - pixels_of(one.data[0].b64_json)
+    assert np.abs(difference).mean() > 0.5
+
+
+def test_a_weight_of_nothing_is_the_bare_base(client: openai.OpenAI) -> None:
+    none = pixels_of(draw(client, "rex", "a photo", adapter_weight=0.0).data[0].b64_json)
+    base = pixels_of(draw(client, "tiny", "a photo").data[0].b64_json)
+    assert are_same(none, base)
+
+
+def test_v_without_a_subject_is_refused(client: openai.OpenAI) -> None:
+    for prompt in ("a photo of [V] dog", "[V:tom]"):
+        with pytest.raises(openai.BadRequestError, match="no adapter of this request"):
+            draw(client, "tiny", prompt)
+
+
+def test_size_and_format_are_what_was_asked(client: openai.OpenAI) -> None:
+    answer = client.images.generate(
+        model="rex", prompt="a photo", size="96x64", output_format="jpeg", extra_body=FEW
+    )
+    assert pixels_of(answer.data[0].b64_json).shape == (64, 96, 3)
+    assert base64.b64decode(answer.data[0].b64_json)[:3] == b"\xff\xd8\xff"
+    assert (answer.size, answer.output_format) == ("96x64", "jpeg")
+
+
+def test_guidance_steps_scheduler_and_negative_prompt_count(client: openai.OpenAI) -> None:
+    pictures = [
+        pixels_of(draw(client, "tiny", "a photo", **change).data[0].b64_json)
+        for change in (
+            {},
+            {"guidance_scale": 1.0},
+            {"num_inference_steps": 5},
+            {"scheduler": "euler"},
+            {"negative_prompt": "blue"},
+        )
+    ]
+    for other in pictures[1:]:
+        assert np.abs(pictures[0] - other).max() > 0
+
+
+def test_every_picture_carries_its_receipt_in_the_answer_and_in_the_file(
+    endpoint: LiveEndpoint, client: openai.OpenAI
+) -> None:
+    record = endpoint.registry.record(endpoint.registry.resolve("default", "rex").job_key)
+    answer = draw(client, "rex", "a photo of [V] dog")
+    receipt = answer.data[0].receipt
+    assert read_receipt(base64.b64decode(answer.data[0].b64_json)) == receipt
+    assert receipt["base"] == "tiny"
+    assert receipt["base_fingerprint"] == endpoint.base.fingerprint
+    assert receipt["prompt"] == "a photo of zwx dog"
+    assert (receipt["seed"], receipt["steps"]) == (5, 3)
+    assert receipt["adapters"][0]["key"] == record.job_key
+    assert receipt["adapters"][0]["sha256"] in record.files.values()
+    assert receipt["seconds"]["total"] > 0
+    assert receipt["request"] == answer._request_id
+
+
+def test_a_link_gives_the_same_bytes_without_a_key(client: openai.OpenAI) -> None:
+    inline = draw(client, "rex", "a photo").data[0]
+    linked = client.images.generate(
+        model="rex", prompt="a photo", response_format="url", extra_body=FEW
+    ).data[0]
+    assert linked.b64_json is None
+    fetched = httpx2.get(linked.url)
+    assert fetched.headers["content-type"] == "image/png"
+    shown = pixels_of(base64.b64encode(fetched.content).decode())
+    assert are_same(shown, pixels_of(inline.b64_json))
+    assert httpx2.get(linked.url + "0").status_code == 404
+
+
+# -- streaming ---------------------------------------------------------------------------------
+
+
+def test_partial_pictures_come_in_openais_events_and_end_in_the_picture(
+    client: openai.OpenAI,
+) -> None:
+    extra = {"num_inference_steps": 8, "seed": 5}
+    plain = client.images.generate(model="rex", prompt="a photo", extra_body=extra)
+    stream = client.images.generate(
+        model="rex", prompt="a photo", stream=True, partial_images=3, extra_body=extra
+    )
+    stream_events = list(stream)
+    kinds = [event.type for event in stream_events]
+    assert kinds == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in stream_events[:3]] == [0, 1, 2]
+    for event in stream_events:
+        assert pixels_of(event.b64_json).shape == (64, 64, 3)
+        assert (event.size, event.output_format) == ("64x64", "png")
+    final = stream_events[-1]
+    assert final.usage.total_tokens == 64
+    assert final.receipt["seed"] == 5
+    assert are_same(pixels_of(final.b64_json), pixels_of(plain.data[0].b64_json))
+
+
+def test_progress_is_told_step_by_step_to_those_who_ask(endpoint: LiveEndpoint) -> None:
+    body = {"prompt": "a photo", "model": "rex", "stream": True, "stream_progress": True, **FEW}
+    told = list(read_events(endpoint, body))
+    steps = [event["step"] for event in told if event["type"] == "image_generation.progress"]
+    assert sorted(set(steps)) == [0, 1, 2, 3]
+    assert steps == sorted(steps)
+    assert told[-1]["type"] == "image_generation.completed"
+
+
+def test_several_pictures_share_one_stream(endpoint: LiveEndpoint) -> None:
+    body = {"prompt": "a photo", "model": "rex", "stream": True, "n": 3, **FEW}
+    told = list(read_events(endpoint, body))
+    done = {event["picture_index"]: event["seed"] for event in told}
+    assert done == {0: 5, 1: 6, 2: 7}
+
+
+def test_what_is_refused_is_refused_before_a_stream_begins(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(model="nobody", prompt="a photo", stream=True)
+
+
+def read_events(endpoint: LiveEndpoint, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events of a stream, by the letter of the standard."""
+    url = f"{endpoint.url}/v1/images/generations"
+    with httpx2.stream("POST", url, json=body, timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        name = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                assert event["type"] == name
+                yield event
+        assert line == "" or line == "data: [DONE]"
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+def test_models_are_the_base_and_the_adapters(client: openai.OpenAI) -> None:
+    models = {model.id: model for model in client.models.list()}
+    assert {"tiny", "rex", "tom"} <= set(models)
+    assert models["rex"].owned_by == "default"
+    assert models["rex"].created > 1_700_000_000
+
+
+def test_one_model_tells_what_it_is(client: openai.OpenAI) -> None:
+    model = client.models.retrieve("tom")
+    assert (model.class_noun, model.identifier) == ("cat", "qtr")
+    pinned = client.models.retrieve(f"tom@{model.job_key}")
+    assert pinned.job_key == model.job_key
+    assert client.models.retrieve("tiny").owned_by == "farm"
+
+
+def test_an_adapter_shows_its_sample_pictures(endpoint: LiveEndpoint) -> None:
+    sample = httpx2.get(f"{endpoint.url}/v1/models/rex/samples/0")
+    assert sample.headers["content-type"] == "image/png"
+    assert sample.content[:4] == b"\x89PNG"
+    for index in ("1", "-1", "99999999999999999999"):
+        assert httpx2.get(f"{endpoint.url}/v1/models/rex/samples/{index}").status_code == 404
+
+
+# -- adapters that come and go -----------------------------------------------------------------
+
+
+def test_a_new_adapter_is_drawn_with_at_the_next_request(
+    endpoint: LiveEndpoint, client: openai.OpenAI
+) -> None:
+    with pytest.raises(openai.NotFoundError):
+        draw(client, "newcomer", "a photo")
+    endpoint.publish("newcomer", seed=11)
+    picture = pixels_of(draw(client, "newcomer", "a photo").data[0].b64_json)
+    base = pixels_of(draw(client, "tiny", "a photo").data[0].b64_json)
+    assert np.abs(picture - base).mean() > 1
+
+
+def test_a_retrained_name_is_picked_up_and_the_old_version_can_be_pinned(
+    endpoint: LiveEndpoint, client: openai.OpenAI
+) -> None:
+    old = endpoint.publish("again", seed=20)
+    before = pixels_of(draw(client, "again", "a photo").data[0].b64_json)
+    new = endpoint.publish("again", seed=21)
+
+    def is_new() -> bool:
+        used = draw(client, "again", "a photo").data[0].receipt["adapters"][0]["key"]
+        return bool(used == new.job_key)
+
+    eventually(is_new)
+    after = pixels_of(draw(client, "again", "a photo").data[0].b64_json)
+    assert np.abs(before - after).mean() > 1
+    pinned = pixels_of(draw(client, f"again@{old.job_key}", "a photo").data[0].b64_json)
+    assert are_same(before, pinned)
+
+
+def test_a_revoked_adapter_is_refused_within_seconds_by_any_name(
+    endpoint: LiveEndpoint, client: openai.OpenAI
+) -> None:
+    record = endpoint.publish("gone", seed=30)
+    draw(client, "gone", "a photo")
+    endpoint.registry.revoke("default", "gone", reason="asked to")
+
+    def is_refused(model: str) -> bool:
+        try:
+            draw(client, model, "a photo")
+        except openai.NotFoundError:
+            return True
+        return False
+
+    eventually(lambda: is_refused("gone"))
+    assert is_refused(f"gone@{record.job_key}")
+    eventually(lambda: "gone" not in {model.id for model in client.models.list()})
+    draw(client, "rex", "a photo")
+
+
+def test_an_adapter_with_damaged_files_fails_its_own_requests_clearly(
+    endpoint: LiveEndpoint, client: openai.OpenAI
+) -> None:
+    record = endpoint.publish("damaged", seed=40)
+    for name in record.files:
+        if name.endswith(".safetensors"):
+            endpoint.store.write(f"adapters/{record.job_key}/{name}", b"\0" * 100)
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        draw(client, "damaged", "a photo")
+    assert caught.value.body["code"] == "adapter_invalid"
+    assert "/" not in caught.value.body["message"].replace("/v1/", "")
+    draw(client, "rex", "a photo")
+
+
+def test_an_adapter_of_another_base_is_refused(
+    endpoint: LiveEndpoint, client: openai.OpenAI
+) -> None:
+    endpoint.publish("stranger", seed=50, base_fingerprint="ab" * 32)
+    with pytest.raises(openai.BadRequestError, match="another base"):
+        draw(client, "stranger", "a photo")
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"guidance_scale": "much"}, "guidance_scale"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 3.5}, "num_inference_steps"),
+        ({"seed": -2}, "seed"),
+        ({"scheduler": "magic"}, "scheduler"),
+        ({"size": "65x64"}, "size"),
+        ({"size": "big"}, "size"),
+        ({"adapters": [{"model": "rex", "weight": 99}]}, "adapters.0.weight"),
+        ({"surprise": 1}, "surprise"),
+        ({"negative_prompt": "x" * 4001}, "negative_prompt"),
+        ({"n": 11}, "n"),
+    ],
+)
+def test_a_wrong_field_is_named(client: openai.OpenAI, extra: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(model="tiny", prompt="a photo", extra_body=extra)
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.request_id
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/models/a%2Fb", 404),
+        ("GET", "/v1/models/nobody", 404),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/images/generations", 405),
+        ("GET", "/v1/models?limit=0", 400),
+        ("GET", "/v1/pictures/x.png", 404),
+    ],
+)
+def test_every_error_has_openais_shape_and_a_request_id(
+    endpoint: LiveEndpoint, method: str, path: str, status: int
+) -> None:
+    answer = httpx2.request(method, endpoint.url + path)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answer.headers["x-request-id"].startswith("req_")
+    if status == 405:
+        assert answer.headers["allow"] in ("GET", "POST")
+
+
+def test_a_callers_own_request_id_is_kept_if_it_is_plain(endpoint: LiveEndpoint) -> None:
+    url = f"{endpoint.url}/health"
+    assert httpx2.get(url, headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    bent = httpx2.get(url, headers={"x-request-id": "a b<c>"}).headers["x-request-id"]
+    assert bent.startswith("req_")
+
+
+def test_a_body_beyond_the_limit_is_cut_off_with_413(endpoint: LiveEndpoint) -> None:
+    url = f"{endpoint.url}/v1/images/generations"
+    too_long = b'{"prompt": "' + b"x" * 10_000_000 + b'"}'
+
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(too_long), 65536):
+            yield too_long[start : start + 65536]
+
+    for content in (too_long, chunks()):
+        try:
+            answer = httpx2.post(url, content=content, headers={"content-type": "application/json"})
+        except httpx2.TransportError:
+            continue  # cut off while still sending
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+    assert httpx2.get(f"{endpoint.url}/health").status_code == 200
+
+
+def test_a_page_that_bends_its_own_name_to_localhost_is_refused(endpoint: LiveEndpoint) -> None:
+    answer = httpx2.get(f"{endpoint.url}/v1/models", headers={"host": "evil.example:80"})
+    assert answer.status_code == 403
+
+
+# -- load --------------------------------------------------------------------------------------
+
+
+def test_a_caller_who_leaves_stops_the_drawing(endpoint: LiveEndpoint) -> None:
+    for extra in ({}, {"stream": True}):
+        cancelled = endpoint.engine.stats().cancelled
+        body = json.dumps(
+            {"prompt": "a photo", "num_inference_steps": 150, "size": "256x256", **extra}
+        ).encode()
+        head = (
+            f"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1:{endpoint.port}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        running = endpoint.engine.stats().submitted
+        with socket.create_connection(("127.0.0.1", endpoint.port)) as connection:
+            connection.sendall(head.encode() + body)
+            eventually(lambda before=running: endpoint.engine.stats().submitted > before)
+        eventually(lambda before=cancelled: endpoint.engine.stats().cancelled > before)
+
+
+def test_too_much_at_once_is_429_with_the_time_to_come_again(tmp_path: Path) -> None:
+    limits = Limits(pictures_per_minute=6)
+    with live_endpoint(tmp_path, limits=limits) as live:
+        impatient = live.openai()
+        for _ in range(2):
+            impatient.images.generate(prompt="a photo", n=3, extra_body=FEW)
+        with pytest.raises(openai.RateLimitError) as caught:
+            draw(impatient, "tiny", "a photo")
+        assert 0 < float(caught.value.response.headers["retry-after"]) <= 11
+        assert caught.value.response.headers["x-should-retry"] == "true"
+        drawn = live.engine.stats().submitted
+        with pytest.raises(openai.RateLimitError):
+            draw(impatient, "nobody", "a photo")  # guessing names costs the guesser
+        assert live.engine.stats().submitted == drawn
+
+
+def test_a_backlog_beyond_the_deadline_is_429_before_anything_is_drawn(tmp_path: Path) -> None:
+    with live_endpoint(tmp_path, limits=Limits(deadline_s=4.0)) as live:
+        client = live.openai()
+        draw(client, "tiny", "a photo")  # now the engine knows its own speed
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.images.generate(
+                prompt="a photo", size="2048x2048", extra_body={"num_inference_steps": 100}
+            )
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert live.engine.stats().refused == 1
+        assert live.engine.stats().submitted == 1
+
+
+# -- keys --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEndpoint]:
+    with live_endpoint(tmp_path_factory.mktemp("locked"), anonymous_namespace=None) as live:
+        live.publish("secret-pet", namespace="acme", seed=1)
+        live.publish("other-pet", namespace="globex", seed=2)
+        yield live
+
+
+def test_without_a_key_nothing_is_told(locked: LiveEndpoint) -> None:
+    for path in ("/v1/models", "/v1/models/secret-pet", "/v1/nothing", "/metrics"):
+        answer = httpx2.get(locked.url + path)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+    with pytest.raises(openai.AuthenticationError):
+        locked.openai("farm_0000000000000000_x").models.list()
+
+
+def test_another_tenants_adapter_is_told_as_one_that_does_not_exist(locked: LiveEndpoint) -> None:
+    acme = locked.openai(locked.key("acme"))
+    draw(acme, "secret-pet", "a photo")
+    assert "other-pet" not in {model.id for model in acme.models.list()}
+    other = locked.registry.resolve("globex", "other-pet").job_key
+    messages = set()
+    for model in ("other-pet", "never-was", f"other-pet@{other}", f"secret-pet@{other}"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            draw(acme, model, "a photo")
+        messages.add(caught.value.body["message"].replace(model, "…"))
+        with pytest.raises(openai.NotFoundError):
+            acme.models.retrieve(model)
+    assert len(messages) == 1
+
+
+def test_a_links_signature_is_enough_where_keys_are_asked_for(locked: LiveEndpoint) -> None:
+    acme = locked.openai(locked.key("acme"))
+    answer = acme.images.generate(prompt="a photo", response_format="url", extra_body=FEW)
+    assert httpx2.get(answer.data[0].url).status_code == 200
+
+
+def test_a_key_has_its_own_rate(locked: LiveEndpoint) -> None:
+    slow = locked.openai(locked.key("acme", pictures_per_minute=1))
+    draw(slow, "tiny", "a photo")
+    with pytest.raises(openai.RateLimitError):
+        draw(slow, "tiny", "a photo")
+    draw(locked.openai(locked.key("acme")), "tiny", "a photo")
+
+
+# -- health ------------------------------------------------------------------------------------
+
+
+def test_health_and_readiness_need_no_key(locked: LiveEndpoint) -> None:
+    assert httpx2.get(f"{locked.url}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{locked.url}/ready").json()["status"] == "ready"
+
+
+def test_metrics_tell_of_requests_pictures_and_the_engine(endpoint: LiveEndpoint) -> None:
+    eventually(lambda: "farm_engine" in httpx2.get(f"{endpoint.url}/metrics").text)
+    text = httpx2.get(f"{endpoint.url}/metrics").text
+    for name in (
+        'farm_http_requests_total{route="/v1/images/generations",status="200"}',
+        'farm_pictures_total{outcome="drawn"}',
+        'farm_engine{fact="waiting"}',
+        'farm_engine{fact="batch_fill"}',
+        'farm_engine{fact="step_s"}',
+        'farm_engine{fact="cache.host_hits"}',
+        'farm_engine{fact="cache.load_s"}',
+    ):
+        assert name in text
+
+
+def test_an_endpoint_that_drains_finishes_what_it_has_and_takes_no_more(tmp_path: Path) -> None:
+    with live_endpoint(tmp_path) as live:
+        client, results = live.openai(), []
+        body = {"num_inference_steps": 100, "size": "256x256"}
+
+        def ask() -> None:
+            results.append(client.images.generate(prompt="a photo", extra_body=body))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        eventually(lambda: live.engine.stats().submitted == 1)
+        live.client.drain()
+        assert httpx2.get(f"{live.url}/ready").status_code == 503
+        with pytest.raises(openai.InternalServerError) as caught:
+            draw(client, "tiny", "a photo")
+        assert caught.value.status_code == 503
+        assert caught.value.response.headers["x-should-retry"] == "true"
+        asking.join(60)
+        assert len(results) == 1

@@ -1,0 +1,104 @@
+"""Requests as OpenAI's clients and other tools send them: each field is taken, or refused with
+words that say what to write."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+from support.endpoint import LiveEndpoint, live_endpoint
+
+PLAIN = {"prompt": "a photo of [V] dog", "size": "64x64", "num_inference_steps": 2, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEndpoint]:
+    with live_endpoint(tmp_path_factory.mktemp("fields")) as endpoint:
+        endpoint.publish("rex")
+        yield endpoint
+
+
+def ask(endpoint: LiveEndpoint, **fields: Any) -> httpx2.Response:
+    body = {"model": "rex", **PLAIN, **fields}
+    return httpx2.post(f"{endpoint.url}/v1/images/generations", json=body, timeout=60)
+
+
+def pictures(endpoint: LiveEndpoint, **fields: Any) -> list[str]:
+    answer = ask(endpoint, **fields)
+    assert answer.status_code == 200, answer.text
+    found = []
+    for item in answer.json()["data"]:
+        with Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) as image:
+            found.append(hashlib.sha256(image.convert("RGB").tobytes()).hexdigest())
+    return found
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"quality": "standard"},
+        {"quality": "hd"},
+        {"quality": "auto"},
+        {"style": "vivid"},
+        {"user": "abc"},
+        {"background": "auto", "moderation": "low"},
+        {"output_compression": 80, "output_format": "webp"},
+        {"response_format": "b64_json"},
+        {"size": "auto"},
+        {"n": None, "negative_prompt": None, "response_format": None, "seed": None},
+        {"seed": -1},
+    ],
+)
+def test_what_clients_send_as_a_matter_of_course_is_taken(
+    endpoint: LiveEndpoint, fields: dict[str, Any]
+) -> None:
+    assert len(pictures(endpoint, **fields)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"size": "large"}, "write WIDTHxHEIGHT"),
+        ({"size": "100x99"}, "write 96x96"),
+        ({"model": "my cat"}, "write an adapter's name"),
+        ({"model": "dall-e-3"}, "GET /v1/models"),
+        ({"background": "transparent"}, "'auto' or 'opaque'"),
+        ({"seed": -2}, "-1"),
+        ({"seed": "7"}, "integer"),
+        ({"seed": 2**63 - 1, "n": 2}, f"write {2**63 - 3} or less"),
+        ({"colour": "red"}, "colour: is not known"),
+    ],
+)
+def test_what_is_refused_is_refused_with_what_to_write(
+    endpoint: LiveEndpoint, fields: dict[str, Any], words: str
+) -> None:
+    answer = ask(endpoint, **fields)
+    assert 400 <= answer.status_code < 500
+    assert words in answer.json()["error"]["message"]
+
+
+def test_seeds_count_up_and_no_two_are_one(endpoint: LiveEndpoint) -> None:
+    three = pictures(endpoint, n=3, seed=7)
+    assert len(set(three)) == 3
+    alone = [pictures(endpoint, seed=seed)[0] for seed in (7, 8, 9)]
+    assert alone == three
+    assert pictures(endpoint, seed=2**32 + 5) != pictures(endpoint, seed=5)
+    assert pictures(endpoint, seed=2**32 + 5) == pictures(endpoint, seed=2**32 + 5)
+
+
+def test_any_seed_is_another_one_each_time_and_is_told(endpoint: LiveEndpoint) -> None:
+    told = [ask(endpoint, seed=-1).json()["data"][0]["seed"] for _ in range(2)]
+    assert told[0] != told[1]
+    assert all(seed >= 0 for seed in told)
+
+
+def test_a_weight_of_zero_is_the_base_itself(endpoint: LiveEndpoint) -> None:
+    bare = pictures(endpoint, model="tiny", prompt="a photo of sks dog")
+    assert pictures(endpoint, adapter_weight=0) == bare
+    assert pictures(endpoint) != bare

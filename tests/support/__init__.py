@@ -1,0 +1,1 @@
+"""What tests make and start: photos, manifests, adapters, servers."""

@@ -1,0 +1,171 @@
+"""Commands of the documentation, checked against the parsers that would read them.
+
+Owns the splitting of a shell line into commands and which parser is whose: typer's own for `farm`,
+click's own for `ray` and `serve`. Nothing is run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer.main
+import yaml
+
+from support.doc_pages import ROOT
+
+OPERATORS = {"&&", "||", "|", ";", "&"}
+ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+
+
+class WrongCommand(AssertionError):
+    """A command that its program would refuse."""
+
+
+def check_line(line: str) -> None:
+    """Every command of a shell line.
+
+    Raises:
+        WrongCommand: if a program would refuse it, or no parser of it is known.
+    """
+    for command in commands_of(line):
+        check_command(command)
+
+
+def commands_of(line: str) -> Iterator[list[str]]:
+    """The words of each command of a line; variables set in front are left out."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if word in OPERATORS:
+            if words:
+                yield words
+            words = []
+        elif words or not ASSIGNMENT.match(word):
+            words.append(word)
+
+
+def check_command(words: list[str]) -> None:
+    """One command.
+
+    Raises:
+        WrongCommand: as ``check_line``.
+    """
+    program, *arguments = words
+    if program == "export":
+        if not all(ASSIGNMENT.match(word) for word in arguments):
+            raise WrongCommand(f"{shlex.join(words)}: export takes NAME=value")
+        return
+    if program not in PARSERS:
+        raise WrongCommand(f"{shlex.join(words)}: no parser of {program!r} is known here")
+    path, values = parse(PARSERS[program](), program, arguments)
+    if check := FURTHER.get(" ".join(path)):
+        check(values)
+
+
+def parse(command: Any, name: str, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The subcommand that is meant, and its parameters' values.
+
+    Raises:
+        WrongCommand: if the parser refuses.
+    """
+    path, parent = [name], None
+    while hasattr(command, "get_command"):
+        parent = command.context_class(command, info_name=name, parent=parent)
+        found = command.get_command(parent, arguments[0]) if arguments else None
+        if found is None:
+            raise WrongCommand(f"{' '.join([*path, *arguments])}: there is no such command")
+        command, name, arguments = found, arguments[0], arguments[1:]
+        path.append(name)
+    try:
+        context = command.make_context(name, list(arguments), parent=parent)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        raise WrongCommand(f"{' '.join([*path, *arguments])}: {message}") from error
+    return path, dict(context.params)
+
+
+def has_option(option: str) -> bool:
+    """Whether any command of `farm`, or one of Ray's that the pages name, has this option."""
+    return any(
+        option in [*parameter.opts, *parameter.secondary_opts]
+        for program in PARSERS.values()
+        for command in _leaves(program())
+        for parameter in command.params
+    )
+
+
+def _leaves(command: Any) -> Iterator[Any]:
+    yield command
+    for child in getattr(command, "commands", {}).values():
+        yield from _leaves(child)
+
+
+def _farm() -> Any:
+    from farm.cli import app
+
+    return typer.main.get_command(app)
+
+
+def _ray() -> Any:
+    from ray.scripts.scripts import cli
+
+    return cli
+
+
+def _serve() -> Any:
+    from ray.serve.scripts import cli
+
+    return cli
+
+
+PARSERS: dict[str, Callable[[], Any]] = {"farm": _farm, "ray": _ray, "serve": _serve}
+
+
+# -- what a parser does not look at --------------------------------------------------------------
+
+
+def _check_recipe(values: dict[str, Any]) -> None:
+    """Fields behind ``--set`` are fields of the recipe, with values that it takes."""
+    from farm.cli.run import recipe_fields
+    from farm.recipe import Recipe
+
+    Recipe.model_validate(recipe_fields(values.get("recipe")))
+
+
+def _check_submission(values: dict[str, Any]) -> None:
+    """What is sent along is read by `farm run` at the other end."""
+    further = shlex.split(" ".join(values.get("options") or ()))
+    check_command(["farm", "run", values["manifest"], *further])
+
+
+def _check_cluster(values: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    path = ROOT / values["cluster_config_file"]
+    validate_config(prepare_config(yaml.safe_load(path.read_text())))
+
+
+def _check_deployment(values: dict[str, Any]) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from farm.serving.settings import EndpointConfig
+
+    config = yaml.safe_load((ROOT / values["config_or_import_path"]).read_text())
+    for application in ServeDeploySchema.model_validate(config).applications:
+        EndpointConfig.model_validate(application.args)
+
+
+FURTHER: dict[str, Callable[[dict[str, Any]], None]] = {
+    "farm run": _check_recipe,
+    "farm plan": _check_recipe,
+    "farm submit": _check_submission,
+    "ray up": _check_cluster,
+    "ray dashboard": _check_cluster,
+    "serve deploy": _check_deployment,
+}

@@ -1,0 +1,278 @@
+"""Where the documentation's blocks run: a clone with a virtual environment, photos, and no more.
+
+Owns how a block runs: a shell for each line, as a reader types them one after another, with what
+`cd`, `export` and `.` have changed; a server that goes on while later blocks use it; one Python
+for all Python blocks of a page. Options of a block are never changed. Where the defaults would
+take minutes, ``SMALL`` sets smaller ones, below whatever a block says itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+
+from support.doc_pages import ROOT, Block, command_lines
+
+SMALL = {
+    "demo": {"subjects": 2, "steps": 60},
+    "study": {"prior": {"subjects": 2, "seeds": 1, "steps": 8}},
+}
+"""Defaults of commands that would otherwise train for minutes."""
+CLONED = ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", "jobs")
+TESTS = ("conftest.py", "test_errors.py")
+"""What `make test` runs in the clone: the suite itself would run this again."""
+PHOTOS = {
+    "photos/my_cat": "cat",
+    "photos/rex": "dog",
+    "photos/tom": "cat",
+    "photos/vase": "teapot",
+    "jobs/photos/cat": "cat",
+    "jobs/photos/mushroom": "mushroom",
+}
+"""Folders of photos that the pages speak of, and what they show."""
+ADDRESS = "127.0.0.1:8000"
+"""Of the pages' endpoints; here each page has a free port of its own."""
+LINE_DEADLINE_S = 1500.0
+START_DEADLINE_S = 600.0
+REMEMBERED = re.compile(r"(cd|export|\.|source)\s")
+"""Lines that change what later lines find."""
+SERVER = re.compile(r"(?:\w+=\S+\s+)*(?:\S*/)?farm serve\b")
+PLACEHOLDER = re.compile(r"[A-Za-z0-9]*…")
+"""In a console's output: what is different each time. Later commands may repeat it."""
+ELAPSED = re.compile(r"^ *[\d.]+ s  ")
+"""In front of a console's line: the seconds it took on the writer's machine."""
+FARM = """#!{python}
+import json
+import os
+from farm.cli import app, main
+app.info.context_settings["default_map"] = json.loads(os.environ["SMALL"])
+main()
+"""
+PYTHON_BLOCKS = """
+import contextlib, json, sys, traceback
+names = {"__name__": "__main__"}
+for line in sys.stdin:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(compile(json.loads(line), "<block>", "exec"), names)
+        fault = ""
+    except BaseException:
+        fault = traceback.format_exc()
+    print(json.dumps(fault), flush=True)
+"""
+
+
+class BlockFailed(AssertionError):
+    """A block that does not do what its page says."""
+
+
+class Clone:
+    """The folder in which all pages' blocks run, one after another."""
+
+    def __init__(self, folder: Path, ray_folder: Path) -> None:
+        self.folder = folder
+        self.ray_folder = ray_folder
+        folder.mkdir(parents=True)
+        for name in CLONED:
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / name)
+        (folder / "tests").mkdir()
+        for name in TESTS:
+            shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
+        self._install()
+        self._photograph()
+
+    def _install(self) -> None:
+        """What `make install` makes: here it finds the packages of the interpreter that tests."""
+        venv.create(self.folder / ".venv", symlinks=True)
+        binaries = self.folder / ".venv/bin"
+        packages = next((self.folder / ".venv/lib").glob("python*/site-packages"))
+        installed = sysconfig.get_path("purelib")
+        (packages / "installed.pth").write_text(f"import site; site.addsitedir({installed!r})\n")
+        farm = binaries / "farm"
+        farm.write_text(FARM.format(python=binaries / "python"))
+        farm.chmod(0o755)
+        for tool in ("ray", "serve"):
+            (binaries / tool).symlink_to(Path(sys.executable).parent / tool)
+        (self.folder / ".venv/.installed").touch()
+
+    def _photograph(self) -> None:
+        from farm.base.embedded.world import draw_subject
+
+        for number, (name, noun) in enumerate(PHOTOS.items()):
+            (self.folder / name).mkdir(parents=True)
+            for index, photo in enumerate(draw_subject(500 + number, 4, class_noun=noun)):
+                photo.picture.save(self.folder / name / f"{index}.png")
+        shutil.make_archive(str(self.folder / "photos/vase"), "zip", self.folder / "photos/vase")
+        shutil.rmtree(self.folder / "photos/vase")
+
+
+class PageRun:
+    """One page's blocks, run in their order."""
+
+    def __init__(self, clone: Clone, *, prelude: tuple[str, ...] = ()) -> None:
+        self.clone = clone
+        self.port = _free_port()
+        self.output = ""
+        """Everything that was printed."""
+        self._changes = list(prelude)
+        self._servers: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self._python: subprocess.Popen[str] | None = None
+        self._found: dict[str, str] = {}
+
+    def run(self, block: Block) -> None:
+        """Run one block.
+
+        Raises:
+            BlockFailed: with what was printed.
+        """
+        if block.kind == "sh":
+            for line in command_lines(block.text):
+                self.run_line(line, block.place)
+        elif block.kind == "console":
+            self._run_console(block)
+        elif block.kind == "python":
+            self._run_python(block)
+        else:
+            target = self.clone.folder / block.title
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(block.text, encoding="utf-8")
+
+    def run_line(self, line: str, place: str = "") -> str:
+        """Run one line of a shell and return what it printed on stdout.
+
+        Raises:
+            BlockFailed: if it ends with an error, or not in time.
+        """
+        if SERVER.match(line):
+            return self._serve(line, place)
+        done = subprocess.run(
+            self._shell(line),
+            cwd=self.clone.folder,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LINE_DEADLINE_S,
+            check=False,
+        )
+        self.output += done.stdout + done.stderr
+        if done.returncode:
+            raise BlockFailed(f"{place}: {line}\n{done.stdout}{done.stderr}")
+        if REMEMBERED.match(line):
+            self._changes.append(line)
+        return done.stdout
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process, _ in self._servers:
+            process.send_signal(signal.SIGTERM)
+        for process, _ in self._servers:
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._servers.clear()
+        if self._python is not None:
+            self._python.communicate(timeout=60)
+            self._python = None
+
+    # -- how each kind runs ----------------------------------------------------------------------
+
+    def _serve(self, line: str, place: str) -> str:
+        log = self.clone.folder / f"serve-{self.port}-{len(self._servers)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                self._shell(f"exec {line}"),
+                cwd=self.clone.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self._servers.append((process, log))
+        until_s = time.monotonic() + START_DEADLINE_S
+        while f"http://127.0.0.1:{self.port}" not in (printed := log.read_text()):
+            if process.poll() is not None or time.monotonic() > until_s:
+                raise BlockFailed(f"{place}: {line}\n{printed}")
+            time.sleep(0.2)
+        self.output += printed
+        return printed
+
+    def _run_console(self, block: Block) -> None:
+        printed, expected, command = "", [], ""
+        for line in [*block.text.splitlines(), "$ "]:
+            if not line.startswith("$ "):
+                expected.append(line.split("   #")[0].rstrip())
+                continue
+            self._compare(printed, expected, f"{block.place}: {command}")
+            command, expected = line.removeprefix("$ ").strip(), []
+            for known, value in self._found.items():
+                command = command.replace(known, value)
+            printed = self.run_line(command, block.place) if command else ""
+
+    def _compare(self, printed: str, expected: list[str], place: str) -> None:
+        """Each expected line is among the printed ones; what stands for `…` is noted."""
+        for line in expected:
+            shown = ELAPSED.sub("", self._here(line))
+            names = PLACEHOLDER.findall(shown)
+            parts = map(re.escape, PLACEHOLDER.split(shown))
+            found = re.search(r"(\S+?)".join(parts) + r"\s*$", printed, re.MULTILINE)
+            if found is None:
+                raise BlockFailed(f"{place}\nprinted:\n{printed}\nbut the page says:\n{line}")
+            self._found.update(zip(names, found.groups(), strict=True))
+            self._found.pop("…", None)
+
+    def _run_python(self, block: Block) -> None:
+        if self._python is None:
+            self._python = subprocess.Popen(
+                [self.clone.folder / ".venv/bin/python", "-c", PYTHON_BLOCKS],
+                cwd=self.clone.folder,
+                env=self._environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._python.stdin is not None
+        assert self._python.stdout is not None
+        self._python.stdin.write(json.dumps(self._here(block.text)) + "\n")
+        self._python.stdin.flush()
+        answer = self._python.stdout.readline()
+        fault = json.loads(answer) if answer else "Python ended"
+        if fault:
+            raise BlockFailed(f"{block.place}:\n{block.text}\n{fault}")
+
+    def _here(self, text: str) -> str:
+        return text.replace(ADDRESS, f"127.0.0.1:{self.port}")
+
+    def _shell(self, line: str) -> list[str]:
+        return ["bash", "-c", "\n".join(["set -eo pipefail", *self._changes, self._here(line)])]
+
+    def _environment(self) -> dict[str, str]:
+        """The reader's: no farm on the path, no cluster; with the small defaults."""
+        folders = os.environ["PATH"].split(os.pathsep)
+        without_farm = [one for one in folders if not (Path(one) / "farm").exists()]
+        dropped = ("RAY_ADDRESS", "VIRTUAL_ENV", "FARM_STORE", "PYTHONPATH")
+        return {
+            **{name: value for name, value in os.environ.items() if name not in dropped},
+            "PATH": os.pathsep.join(without_farm),
+            "RAY_TMPDIR": str(self.clone.ray_folder),
+            "SMALL": json.dumps({**SMALL, "serve": {"port": self.port}}),
+        }
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,195 @@
+"""Runs on Ray: lanes on Ray Train, priors on Ray Data, and what is killed comes back."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.manifests import QUICK, request, write_manifest
+from support.scorers import save_clip
+
+from farm.adapters.files.folder import load_adapter
+from farm.adapters.registry import Registry
+from farm.base.loading import load_base
+from farm.intake.scoring import WHOLE_CARD, ScoringSettings
+from farm.keys import file_digest
+from farm.quality.judge import QualityJudge
+from farm.storage import Store
+from farm.training.dispatch.ledger import read_events
+from farm.training.dispatch.messages import DispatchSettings, News, Snapshot
+from farm.training.execute import prepare_run, run_manifest
+from farm.training.priors.storage import read_prior_set
+from farm.training.run.files import list_runs
+
+MAIN = "from farm.cli import main; main()"
+RECIPE = QUICK | {"steps": 60, "checkpoint_every": 10}
+
+
+def commits(store: Store) -> Counter[str]:
+    return Counter(
+        event.job
+        for run_id in list_runs(store)
+        for event in read_events(store, run_id)
+        if event.kind == "committed"
+    )
+
+
+def assert_all_loadable(store: Store, num: int, folder: Path) -> None:
+    registry, base = Registry(store), load_base("tiny")
+    names = list(registry.names())
+    assert len(names) == num
+    for named in names:
+        registry.fetch(named.job_key, folder / named.name)
+        assert load_adapter(folder / named.name, base).is_finite
+
+
+def test_ray_train_still_has_the_hook_that_replaces_single_lanes(ray_here: Any) -> None:
+    """Internal to Ray: if this fails after an upgrade, a dead lane restarts its node's lanes."""
+    from ray.train.v2._internal.execution.controller import controller
+    from ray.train.v2._internal.execution.worker_group import worker_group
+
+    from farm.training.cluster.ray_train import LaneBackend, LaneConfig
+
+    assert LaneConfig().backend_cls is LaneBackend
+    assert LaneBackend.has_replica_groups
+    assert "has_replica_groups" in inspect.getsource(controller.TrainController)
+    assert hasattr(worker_group.WorkerGroup, "replace_replica_group")
+
+
+class KillOneLane:
+    """Kills a training lane with -9, once, and remembers who trained meanwhile."""
+
+    def __init__(self) -> None:
+        self.killed: str | None = None
+        self.lanes: dict[str, set[int]] = {}
+
+    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+        for lane in snapshot.lanes:
+            self.lanes.setdefault(lane.lane, set()).add(lane.pid)
+        busy = [lane for lane in snapshot.lanes if lane.held and lane.pid]
+        if self.killed is None and len(busy) == 2 and snapshot.done_share > 0.02:
+            os.kill(busy[0].pid, signal.SIGKILL)
+            self.killed = busy[0].lane
+
+
+@pytest.mark.slow
+def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
+    ray_here: Any, tmp_path: Path
+) -> None:
+    manifest = write_manifest(tmp_path / "m", 6, recipe=RECIPE, nouns=("cat", "dog"))
+    view = KillOneLane()
+    store = Store(tmp_path / "store")
+    # so patient a dispatcher frees the dead lane's jobs only when its successor reports
+    patient = DispatchSettings(lease_s=3600)
+    options = {"executor": "ray", "lanes": 2, "slots": 2, "dispatch": patient}
+    summary = run_manifest(request(manifest, store.url, **options), view=view)
+    assert view.killed is not None
+    assert (summary.committed, summary.failed) == (6, 0)
+    assert set(commits(store).values()) == {1}
+    assert_all_loadable(store, 6, tmp_path / "adapters")
+    # the other lane lived on in one process; the killed one came back in another
+    lives = {place: len(pids) for place, pids in view.lanes.items()}
+    assert lives.pop(view.killed) == 2
+    assert set(lives.values()) == {1}
+    # priors came through Ray Data, and are what one process draws
+    for spec in prepare_run(request(manifest, tmp_path / "empty")).priors:
+        run_alone = prior_moments_alone(spec, tmp_path / "alone")
+        moments = read_prior_set(store, spec.key)["moments"]
+        # another number of threads rounds a pixel here and there to the next of 255 levels
+        np.testing.assert_allclose(moments, run_alone, rtol=1e-2, atol=1e-3)
+
+
+def prior_moments_alone(spec: Any, folder: Path) -> Any:
+    from farm.training.priors.storage import draw_part, parts_of
+
+    base = load_base("tiny")
+    return np.concatenate([draw_part(base, spec, part)["moments"] for part in parts_of(spec)])
+
+
+def test_a_lane_in_another_process_receives_the_scorer_settings(
+    ray_here: Any, tmp_path: Path
+) -> None:
+    clip = str(save_clip(tmp_path / "clip"))
+    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"prior_rows": 0})
+    store = Store(tmp_path / "store")
+    scoring = ScoringSettings(clip, share=WHOLE_CARD)
+    options = {"executor": "ray", "make_judge": QualityJudge, "scoring": scoring}
+    assert run_manifest(request(manifest, store.url, **options)).committed == 1
+    (named,) = Registry(store).names()
+    card = Registry(store).record(named.job_key).quality
+    assert card is not None
+    assert card["scorers"] == {"clip": clip}
+    assert card["scores"]["clip_i"]["num"] == 8  # a whole card, as the share allows
+
+
+def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: Path) -> None:
+    from farm.training.cluster.ray_train import (
+        DispatchSpec,
+        RayLink,
+        dispatcher_name,
+        start_dispatcher,
+    )
+    from farm.training.priors.storage import PartReceipt, commit_prior_set
+    from farm.training.run.files import write_assignments
+    from farm.training.run.in_process import draw_here
+
+    prepared = prepare_run(request(write_manifest(tmp_path / "m", 1), tmp_path / "store"))
+    store, (spec,) = prepared.store, prepared.priors
+    outcomes = draw_here(load_base("tiny"), store, [spec], "a1")
+    commit_prior_set(store, spec, "a1", [one for one in outcomes if isinstance(one, PartReceipt)])
+    write_assignments(store, prepared.run_id, prepared.assignments)
+    dispatch = DispatchSpec(store.url, prepared.run_id, 1, 64, DispatchSettings())
+    actor = start_dispatcher(dispatch)
+    link = RayLink(dispatcher_name(dispatch), store)
+    shared = link.prior(spec.key)
+    assert not shared["moments"].flags.writeable
+    assert not shared["moments"].flags.owndata
+    np.testing.assert_array_equal(shared["moments"], read_prior_set(store, spec.key)["moments"])
+    ray_here.kill(actor)
+    # its owner is gone: the store's own copy is as good
+    np.testing.assert_array_equal(
+        link.prior(spec.key)["moments"], read_prior_set(store, spec.key)["moments"]
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_driver_on_ray_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 4, recipe=RECIPE | {"prior_rows": 0})
+    store = Store(tmp_path / "store")
+    command = [sys.executable, "-c", MAIN, "run", str(manifest), "--store", store.url]
+    command += ["--base", "tiny", "--slots", "2", "--no-cards", "--no-report", "--samples", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not Registry(store).committed_keys():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run(
+        [*command, "--json"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["committed"] + summary["reused"] == 4
+    assert set(commits(store).values()) <= {1}
+    assert_all_loadable(store, 4, tmp_path / "adapters")
+    kept = {
+        path: file_digest(path) for path in (tmp_path / "store" / "adapters").rglob("*.safetensors")
+    }
+    again = subprocess.run(
+        [*command, "--json"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(again.stdout.splitlines()[-1])["reused"] == 4
+    assert kept == {path: file_digest(path) for path in kept}

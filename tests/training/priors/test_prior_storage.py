@@ -1,0 +1,225 @@
+"""Prior sets: drawn once, the same again, whole or not at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.manifests import write_photo
+
+from farm.base.interface import Base
+from farm.base.loading import load_base
+from farm.errors import StoreError, UserError
+from farm.intake.job import PriorSpec
+from farm.keys import file_digest
+from farm.locks import Claim
+from farm.storage import Store
+from farm.training.priors.builder import PartFailure, PriorWork, missing_priors
+from farm.training.priors.storage import (
+    PartReceipt,
+    as_prior_set,
+    commit_prior_set,
+    draw_part,
+    is_ready,
+    parts_of,
+    read_prior_set,
+    write_part,
+)
+from farm.training.run.in_process import draw_here
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return load_base("tiny")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def spec_of(base: Base, noun: str = "cat", num_images: int = 5) -> PriorSpec:
+    return PriorSpec(
+        base_fingerprint=base.fingerprint,
+        class_prompt=f"a photo of a {noun}",
+        num_images=num_images,
+        resolution_px=base.resolution_px,
+        steps=2,
+    )
+
+
+def draw(base: Base, store: Store, spec: PriorSpec, attempt: str = "a1") -> list[PartReceipt]:
+    outcomes = list(draw_here(base, store, [spec], attempt))
+    assert not any(isinstance(outcome, PartFailure) for outcome in outcomes)
+    return [outcome for outcome in outcomes if isinstance(outcome, PartReceipt)]
+
+
+def test_a_set_is_read_as_it_was_drawn(base: Base, store: Store) -> None:
+    spec = spec_of(base)
+    (part,) = parts_of(spec)
+    arrays = draw_part(base, spec, part)
+    assert commit_prior_set(store, spec, "a1", draw(base, store, spec))
+    found = read_prior_set(store, spec.key)
+    np.testing.assert_array_equal(found["moments"], arrays["moments"])
+    prior = as_prior_set(found, base)
+    expected = base.encode_prompts([spec.class_prompt])
+    torch.testing.assert_close(prior.conditioning.hidden_RTD, expected.hidden_RTD)
+    assert prior.tokens is not None
+    assert len(prior.moments) == 5
+    # moments are those of the very picture that is kept beside them
+    pixels = torch.from_numpy(arrays["image"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(
+        base.encode_photos(pixels), torch.from_numpy(arrays["moments"]), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_drawn_again_it_is_the_same_byte_for_byte(base: Base, store: Store) -> None:
+    spec = spec_of(base)
+    first, second = draw(base, store, spec, "a1"), draw(base, store, spec, "a2")
+    assert [receipt.sha256 for receipt in first] == [receipt.sha256 for receipt in second]
+
+
+def test_an_image_depends_on_its_own_number_alone(base: Base) -> None:
+    longer, shorter = spec_of(base, num_images=40), spec_of(base, num_images=5)
+    first = draw_part(base, longer, parts_of(longer, 5)[0])
+    np.testing.assert_array_equal(
+        first["image"], draw_part(base, shorter, parts_of(shorter)[0])["image"]
+    )
+    images = first["image"].reshape(5, -1)
+    assert len(np.unique(images, axis=0)) == 5
+
+
+def test_without_the_marker_there_is_no_set(base: Base, store: Store) -> None:
+    spec = spec_of(base)
+    receipts = draw(base, store, spec)
+    assert not is_ready(store, spec.key)
+    assert missing_priors(store, [spec, spec]) == [spec]
+    with pytest.raises(StoreError, match="parts are there"):
+        commit_prior_set(store, spec, "a1", receipts[1:])
+    assert not is_ready(store, spec.key)
+
+
+def test_parts_of_a_killed_attempt_are_never_mixed_in(base: Base, store: Store) -> None:
+    spec = spec_of(base, num_images=3)
+    (part,) = parts_of(spec)
+    wrong = draw_part(base, spec_of(base, "dog", 3), part)
+    write_part(store, "killed", part, wrong)
+    commit_prior_set(store, spec, "a1", draw(base, store, spec))
+    moments = read_prior_set(store, spec.key)["moments"]
+    assert len(moments) == 3
+    assert not np.array_equal(moments, wrong["moments"])
+
+
+def test_the_first_commit_stays(base: Base, store: Store) -> None:
+    spec = spec_of(base)
+    receipts = draw(base, store, spec, "a1")
+    assert commit_prior_set(store, spec, "a1", receipts)
+    assert not commit_prior_set(store, spec, "a2", draw(base, store, spec, "a2"))
+    assert store.read_json(f"priors/{spec.key}/prior.json")["attempt"] == "a1"
+
+
+def test_a_damaged_part_is_noticed(base: Base, store: Store) -> None:
+    spec = spec_of(base)
+    commit_prior_set(store, spec, "a1", draw(base, store, spec))
+    store.write(f"priors/{spec.key}/a1/part-000000.parquet", b"rotten")
+    with pytest.raises(StoreError, match="not the file that was committed"):
+        read_prior_set(store, spec.key)
+
+
+def test_the_users_own_class_images_are_taken_instead(
+    base: Base, store: Store, tmp_path: Path
+) -> None:
+    files = sorted(write_photo(tmp_path / f"{n}.png", n) for n in range(3))
+    brought = spec_of(base).model_copy(
+        update={
+            "num_images": 3,
+            "image_uris": tuple(map(str, files)),
+            "image_digests": tuple(map(file_digest, files)),
+        }
+    )
+    commit_prior_set(store, brought, "a1", draw(base, store, brought))
+    assert read_prior_set(store, brought.key)["moments"].shape[0] == 3
+    write_photo(files[0], 99)
+    with pytest.raises(UserError, match="changed since it was checked"):
+        draw_part(base, brought, parts_of(brought)[0])
+
+
+class Told:
+    """Draws like ``draw_here`` and remembers who drew what and who was told what."""
+
+    def __init__(self, base: Base, store: Store) -> None:
+        self.base, self.store = base, store
+        self.drawn: list[str] = []
+        self.ready: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.remedies: dict[str, str] = {}
+
+    def draw(self, specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartReceipt | PartFailure]:
+        self.drawn += [spec.key for spec in specs]
+        yield from draw_here(self.base, self.store, specs, attempt)
+
+    def work(self, specs: Sequence[PriorSpec]) -> PriorWork:
+        return PriorWork(
+            self.store, specs, self.draw, ready=self.ready.append, failed=self.take_failure
+        )
+
+    def take_failure(self, key: str, reason: str, remedy: str) -> None:
+        self.failed[key], self.remedies[key] = reason, remedy
+
+
+def test_two_runs_never_draw_the_same_set_twice(
+    base: Base, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.training.priors.builder.WAIT_S", 0.05)
+    specs = [spec_of(base, noun, 3) for noun in ("cat", "dog", "bird")]
+    runs = [Told(base, store), Told(base, store)]
+    orders = [specs, specs[::-1]]
+    threads = [
+        threading.Thread(target=run.work(order).run)
+        for run, order in zip(runs, orders, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(runs[0].drawn + runs[1].drawn) == sorted(spec.key for spec in specs)
+    for run in runs:
+        assert sorted(run.ready) == sorted(spec.key for spec in specs)
+        assert not run.failed
+
+
+def test_a_set_whose_drawer_died_is_drawn_by_the_next(base: Base, store: Store) -> None:
+    spec = spec_of(base, num_images=3)
+    dead = Claim.take(store, f"priors/{spec.key}/claims", ttl_s=0.0)
+    assert dead is not None
+    told = Told(base, store)
+    told.work([spec]).run()
+    assert told.ready == [spec.key]
+
+
+def test_one_bad_set_fails_alone(base: Base, store: Store, tmp_path: Path) -> None:
+    bad = spec_of(base).model_copy(
+        update={"num_images": 1, "image_uris": ("/nowhere.png",), "image_digests": ("0" * 64,)}
+    )
+    good = spec_of(base, "dog", 3)
+    told = Told(base, store)
+    told.work([bad, good]).run()
+    assert told.ready == [good.key]
+    assert "there is no such file" in told.failed[bad.key]
+    assert told.remedies[bad.key]
+
+
+def test_a_drawer_that_breaks_fails_what_is_left(base: Base, store: Store) -> None:
+    def broken(specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartReceipt | PartFailure]:
+        raise StoreError("the bucket is gone", "make it again")
+
+    told = Told(base, store)
+    spec = spec_of(base)
+    PriorWork(store, [spec], broken, ready=told.ready.append, failed=told.take_failure).run()
+    assert "the bucket is gone" in told.failed[spec.key]
+    assert told.remedies[spec.key] == "make it again"
+    assert Claim.take(store, f"priors/{spec.key}/claims", ttl_s=1) is not None

@@ -1,0 +1,94 @@
+"""A driver that is killed in any way leaves neither its claim nor its folders behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from farm import locks as claims
+from farm.locks import Claim, holder
+from farm.storage import Store
+from farm.training.run.scratch import scratch_folder, sweep_folders
+
+DRIVER = """
+import sys, time
+from farm.storage import Store
+from farm.training.run.lock_guard import ClaimGuard
+from farm.locks import Claim
+from farm.training.run.scratch import scratch_folder
+store = Store(sys.argv[1])
+claim = Claim.take(store, "c", ttl_s=3600)
+guard = ClaimGuard(store, claim)
+folder = scratch_folder()
+print(folder.name, flush=True)
+time.sleep(120)
+"""
+
+
+def released(store: Store) -> bool:
+    """As another machine sees it, which cannot know that the process is dead."""
+    number = max(int(name.removesuffix(".json")) for name in store.list("c"))
+    return bool(store.read_json(f"c/{number:06d}.json")["released"])
+
+
+def await_true(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_group_releases_its_claim_and_folders(
+    tmp_path: Path, sign: signal.Signals
+) -> None:
+    store = Store(tmp_path / "store")
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, store.url],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    folder = Path(process.stdout.readline().strip())
+    assert folder.is_dir()
+    assert not released(store)
+    os.killpg(process.pid, sign)
+    process.wait()
+    assert await_true(lambda: released(store))
+    assert await_true(lambda: not folder.exists())
+    assert holder(store, "c") is None
+
+
+def test_a_claim_that_another_driver_took_meanwhile_stays_its_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    mine = Claim.take(store, "c", ttl_s=60)
+    assert mine is not None
+    other = Claim.take(store, "c", ttl_s=60, force=True)
+    assert other is not None
+    assert not claims.release_dead(store, "c", mine.owner.token)
+    assert holder(store, "c") == other.owner
+
+
+def test_folders_of_living_processes_are_left_alone() -> None:
+    with scratch_folder() as folder:
+        sweep_folders()
+        assert Path(folder).is_dir()
+    # one of a process with this number that started at another time
+    pid, ticks = os.getpid(), replace(claims.current_owner()).started
+    name = Path(folder).name.replace(f"-{pid}-{ticks}-", f"-{pid}-1-")
+    dead = Path(tempfile.gettempdir()) / name
+    dead.mkdir()
+    assert sweep_folders() >= 1
+    assert not dead.exists()

@@ -1,0 +1,422 @@
+"""A whole run in one process: exactly once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from support.manifests import QUICK, request, write_manifest, write_photo
+from support.s3 import BUCKET, CREDENTIALS, flaky_proxy
+
+from farm.adapters.files.folder import load_adapter
+from farm.adapters.registry import Registry
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base
+from farm.base.loading import load_base
+from farm.errors import Interrupted, ManifestError, PlanError, UserError
+from farm.intake.job import JobSpec
+from farm.locks import Claim
+from farm.recipe import Recipe
+from farm.storage import Store
+from farm.training.dispatch.ledger import read_events
+from farm.training.dispatch.messages import News, Snapshot
+from farm.training.execute import prepare_run, resume_run, run_manifest
+from farm.training.lane.encode import PreparedPhotos, prepare_photos
+from farm.training.plan.costs import lane_bytes
+from farm.training.plan.planner import Hardware
+from farm.training.plan.shape import workload_of
+from farm.training.run.files import ask, list_runs
+from farm.training.run.status import run_status, settle_requests
+from farm.training.slots.trainer import SlotTrainer
+
+MAIN = "from farm.cli import main; main()"
+LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
+TOLERANCE = 2e-5
+"""Other neighbours in the slots change the order of float sums; one lost step moves weights by
+1e-3."""
+
+
+def adapters(store: Store, folder: Path) -> dict[str, AdapterWeights]:
+    """Every named adapter, fetched, checked and loaded."""
+    registry, base = Registry(store), load_base("tiny")
+    loaded = {}
+    for named in registry.names():
+        registry.fetch(named.job_key, folder / named.name)
+        loaded[named.name] = load_adapter(folder / named.name, base)
+    return loaded
+
+
+def assert_same(first: dict[str, AdapterWeights], second: dict[str, AdapterWeights]) -> None:
+    assert set(first) == set(second)
+    for name, weights in first.items():
+        for layer, values in weights.layers.items():
+            other = second[name].layers[layer]
+            torch.testing.assert_close(values.down, other.down, rtol=1e-3, atol=TOLERANCE)
+            torch.testing.assert_close(values.up, other.up, rtol=1e-3, atol=TOLERANCE)
+
+
+def commits(store: Store) -> Counter[str]:
+    """How often each job was trained to its end, by the ledgers' word."""
+    return Counter(
+        event.job
+        for run_id in list_runs(store)
+        for event in read_events(store, run_id)
+        if event.kind == "committed"
+    )
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_manifest(tmp_path_factory.mktemp("m"), 5, recipe=LONGER, nouns=("cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    manifest: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, dict[str, AdapterWeights]]:
+    """What a run gives that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    store = Store(folder / "store")
+    summary = run_manifest(request(manifest, store.url, slots=2))
+    assert (summary.jobs, summary.committed, summary.exit_code) == (5, 5, 0)
+    return store, adapters(store, folder / "adapters")
+
+
+def test_every_subject_becomes_an_adapter_and_nothing_else_is_left(
+    undisturbed: tuple[Store, dict[str, AdapterWeights]],
+) -> None:
+    store, loaded = undisturbed
+    assert sorted(loaded) == [f"s{number:03d}" for number in range(5)]
+    assert all(weights.is_finite for weights in loaded.values())
+    assert set(commits(store).values()) == {1}
+    assert store.list("checkpoints") == []
+    record = Registry(store).record(next(iter(commits(store))))
+    assert record.steps_trained == 30
+    assert len(record.loss_curve) == 30
+    assert "samples/00.png" in record.files
+
+
+def test_the_same_manifest_again_finds_everything_and_trains_nothing(
+    manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]]
+) -> None:
+    store, _ = undisturbed
+    again = prepare_run(request(manifest, store.url))
+    assert again.plan is None
+    assert again.priors == ()
+    summary = run_manifest(request(manifest, store.url))
+    assert (summary.committed, summary.reused, summary.failed) == (0, 5, 0)
+    assert set(commits(store).values()) == {1}
+
+
+def test_a_moved_manifest_is_the_same_run(
+    manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]], tmp_path: Path
+) -> None:
+    store, _ = undisturbed
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(manifest.parent, moved)
+    text = (moved / "manifest.jsonl").read_text().replace(str(manifest.parent), str(moved))
+    (moved / "manifest.jsonl").write_text(text)
+    first, second = (
+        prepare_run(request(path, store.url)) for path in (manifest, moved / "manifest.jsonl")
+    )
+    assert first.run_id == second.run_id
+    assert second.num_to_train == 0
+
+
+class StopMidway:
+    """A view that asks for a stop once some steps are done."""
+
+    def __init__(self, share: float) -> None:
+        self.stop = threading.Event()
+        self._share = share
+
+    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+        if snapshot.done_share >= self._share:
+            self.stop.set()
+
+
+def test_a_stopped_run_keeps_its_checkpoints_and_ends_the_same(
+    manifest: Path,
+    undisturbed: tuple[Store, dict[str, AdapterWeights]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("farm.training.run.in_process.LOOK_S", 0.02)
+    store = Store(tmp_path / "store")
+    view = StopMidway(0.05)
+    with pytest.raises(Interrupted, match="committed and safe") as caught:
+        run_manifest(request(manifest, store.url, slots=2), view=view, stop=view.stop)
+    assert caught.value.exit_code == 130
+    kept = store.list("checkpoints")
+    assert kept  # saved where it stood
+    summary = run_manifest(request(manifest, store.url, slots=2))
+    assert summary.committed + summary.reused == 5
+    assert store.list("checkpoints") == []
+    assert set(commits(store).values()) == {1}
+    assert_same(adapters(store, tmp_path / "adapters"), undisturbed[1])
+
+
+@pytest.mark.slow
+def test_a_driver_killed_at_any_instant_goes_on_and_trains_nothing_twice(
+    manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]], tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    command = [sys.executable, "-c", MAIN, "run", str(manifest), "--store", store.url]
+    command += ["--base", "tiny", "--in-process", "--slots", "2", "--no-cards", "--no-report"]
+    command += ["--sample-steps", "2", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for wanted in (0, 2):  # killed before the first commit, and after some
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        while process.poll() is None:
+            has_begun = bool(store.list("checkpoints") or store.list("adapters"))
+            if has_begun and len(Registry(store).committed_keys()) >= wanted:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["committed"] + summary["reused"] == summary["jobs"] == 5
+    assert set(commits(store).values()) <= {1}
+    assert_same(adapters(store, tmp_path / "adapters"), undisturbed[1])
+
+
+@pytest.mark.slow
+def test_a_run_on_s3_that_fails_now_and_then_loses_nothing(
+    manifest: Path,
+    undisturbed: tuple[Store, dict[str, AdapterWeights]],
+    s3_endpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with flaky_proxy(s3_endpoint, every=7) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+        store = Store(f"s3://{BUCKET}/{tmp_path.name}")
+        summary = run_manifest(request(manifest, store.url, slots=3))
+        assert (summary.committed, summary.failed) == (5, 0)
+        assert store.list("checkpoints") == []
+        assert_same(adapters(store, tmp_path / "adapters"), undisturbed[1])
+        assert run_manifest(request(manifest, store.url)).reused == 5
+
+
+def test_jobs_of_several_shapes_share_one_lane_in_turn(tmp_path: Path) -> None:
+    narrow = write_manifest(tmp_path / "a", 2, recipe=QUICK | {"prior_rows": 0})
+    wide = write_manifest(
+        tmp_path / "b", 2, recipe=QUICK | {"instance_rows": 2, "rank": 8}, first_seed=7
+    )
+    lines = [json.loads(line) for line in narrow.read_text().splitlines()]
+    lines += [
+        json.loads(line) | {"id": f"w{number}"}
+        for number, line in enumerate(wide.read_text().splitlines())
+    ]
+    both = tmp_path / "both.jsonl"
+    both.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = run_manifest(request(both, tmp_path / "store"))
+    assert summary.committed == 4
+
+
+def test_equal_subjects_under_two_names_are_trained_once(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    line = json.loads(manifest.read_text())
+    twin = line | {"id": "twin", "namespace": "studio"}
+    manifest.write_text(json.dumps(line) + "\n" + json.dumps(twin) + "\n")
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url))
+    assert (summary.jobs, summary.committed) == (1, 1)
+    registry = Registry(store)
+    first, second = registry.resolve("default", "s000"), registry.resolve("studio", "twin")
+    assert first is not None
+    assert second is not None
+    assert first.job_key == second.job_key
+
+
+def test_a_run_planned_for_a_gpu_counts_half_precision(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    gpu = Hardware("NVIDIA L4", 22 * 2**30, 1, 8)
+    plan = prepare_run(request(manifest, tmp_path / "store", hardware=gpu)).plan
+    facts = load_base("tiny").memory
+    assert plan is not None
+    assert facts.weight_bytes == 4 * facts.num_parameters
+    work = workload_of([Recipe(**QUICK)], 64)
+    shape = replace(work.shape, max_rank=work.max_rank)
+    bytes_of = partial(lane_bytes, shape=shape, slots=plan.slots, checkpointing=plan.checkpointing)
+    assert plan.lane_bytes == bytes_of(facts.halved()) < bytes_of(facts)
+
+
+def test_photos_that_find_too_little_memory_beside_training_are_no_fault_of_their_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    def small_memory(base: Base, spec: JobSpec) -> PreparedPhotos:
+        if len(refused) < 2:
+            refused.append(spec.key)
+            raise torch.OutOfMemoryError("pretend")
+        return prepare_photos(base, spec)
+
+    monkeypatch.setattr("farm.training.lane.prefetch.prepare_photos", small_memory)
+    manifest = write_manifest(tmp_path / "m", 2)
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url, slots=8))
+    assert (summary.committed, summary.failed) == (2, 0)
+    (run_id,) = list_runs(store)
+    kinds = Counter(event.kind for event in read_events(store, run_id))
+    assert kinds["failed"] == 0
+    assert kinds["released"] >= 2
+
+
+def test_photos_that_do_not_fit_beside_one_slot_fail_their_own_job_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    def small_memory(base: Base, spec: JobSpec) -> PreparedPhotos:
+        if spec.subject.id == "s001" and not refused:
+            refused.append(spec.key)
+            raise torch.OutOfMemoryError("pretend")
+        return prepare_photos(base, spec)
+
+    monkeypatch.setattr("farm.training.lane.prefetch.prepare_photos", small_memory)
+    manifest = write_manifest(tmp_path / "m", 3, recipe=LONGER)
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url, slots=1))
+    assert (summary.committed, summary.failed) == (3, 0)
+    (run_id,) = list_runs(store)
+    failed = [event.job for event in read_events(store, run_id) if event.kind == "failed"]
+    assert failed == refused
+
+
+@pytest.mark.parametrize("where", ["step", "make_room"])
+def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    name = {"step": "step", "make_room": "_make_room"}[where]
+    original, refused = getattr(SlotTrainer, name), []
+
+    def small_memory(trainer: SlotTrainer, *given: object) -> object:
+        if trainer.num_slots > 1:
+            refused.append(trainer.num_slots)
+            raise torch.OutOfMemoryError("pretend")
+        return original(trainer, *given)
+
+    monkeypatch.setattr(SlotTrainer, name, small_memory)
+    manifest = write_manifest(tmp_path / "m", 3)
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url, slots=4))
+    assert (summary.committed, summary.failed) == (3, 0)
+    assert refused
+    assert len(adapters(store, tmp_path / "adapters")) == 3
+
+
+def test_a_photo_that_changed_since_the_check_is_the_users_fault(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 2)
+    prepared = prepare_run(request(manifest, tmp_path / "store"))
+    write_photo(tmp_path / "m" / "s000" / "0.png", 999)
+    from farm.training.execute import execute_run
+
+    summary = execute_run(prepared)
+    assert (summary.committed, summary.failed, summary.exit_code) == (1, 1, 4)
+    ((subject, status, reason, remedy),) = summary.failures
+    assert (subject, status) == ("s000", "rejected")
+    assert "not the photo that was checked" in reason
+    assert "run the manifest again" in remedy
+
+
+def test_a_faulty_manifest_is_refused_whole_or_trained_in_part(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 2)
+    (tmp_path / "m" / "s001" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ManifestError):
+        run_manifest(request(manifest, tmp_path / "store"))
+    summary = run_manifest(request(manifest, tmp_path / "store", skip_faulty=True))
+    assert (summary.jobs, summary.committed, summary.failed) == (2, 1, 1)
+    assert summary.exit_code == 4
+
+
+def test_an_adapter_that_was_removed_is_trained_again(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 2)
+    store = Store(tmp_path / "store")
+    run_manifest(request(manifest, store.url))
+    gone = Registry(store).resolve("default", "s000")
+    assert gone is not None
+    store.delete(f"adapters/{gone.job_key}")
+    summary = run_manifest(request(manifest, store.url))
+    assert (summary.committed, summary.reused) == (1, 1)
+
+
+def test_a_run_has_one_driver(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    prepared = prepare_run(request(manifest, tmp_path / "store"))
+    other = Claim.take(prepared.store, f"runs/{prepared.run_id}/drivers", ttl_s=60)
+    assert other is not None
+    with pytest.raises(UserError, match="is driven by process"):
+        run_manifest(request(manifest, tmp_path / "store"))
+    summary = run_manifest(request(manifest, tmp_path / "store", take_over=True))
+    assert summary.committed == 1
+    assert not other.renew()
+
+
+def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    small = Hardware("a toy", 2**20, 1, 4)
+    with pytest.raises(PlanError, match="needs"):
+        run_manifest(request(manifest, tmp_path / "store", hardware=small))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> tuple[Store, str, Path]:
+    manifest = write_manifest(tmp_path / "m", 3)
+    summary = run_manifest(request(manifest, tmp_path / "store"))
+    return Store(tmp_path / "store"), summary.run, manifest
+
+
+def test_status_is_told_from_the_store_alone(finished: tuple[Store, str, Path]) -> None:
+    store, run_id, _ = finished
+    facts = run_status(store, run_id)
+    assert facts["counts"]["committed"] == facts["jobs"] == 3
+    assert facts["left"] == 0
+    assert facts["driver"] is None
+    assert facts["jobs_per_hour"] > 0
+
+
+def test_cancel_and_retry_reach_a_run_that_nobody_drives(
+    finished: tuple[Store, str, Path],
+) -> None:
+    store, run_id, manifest = finished
+    named = Registry(store).resolve("default", "s001")
+    assert named is not None
+    store.delete(f"adapters/{named.job_key}")
+    ask(store, run_id, "cancel", None)
+    assert settle_requests(store, run_id) == 1
+    assert run_status(store, run_id)["counts"]["cancelled"] == 1
+    assert run_manifest(request(manifest, store.url)).cancelled == 1
+    ask(store, run_id, "retry", [named.job_key])
+    assert settle_requests(store, run_id) == 1
+    summary = run_manifest(request(manifest, store.url))
+    assert (summary.committed, summary.reused) == (1, 2)
+
+
+def test_a_run_can_be_resumed_without_its_manifest(finished: tuple[Store, str, Path]) -> None:
+    store, run_id, manifest = finished
+    manifest.unlink()
+    prepared = resume_run(request(manifest, store.url), run_id)
+    assert prepared.run_id == run_id
+    assert prepared.num_to_train == 0

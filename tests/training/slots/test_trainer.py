@@ -1,0 +1,499 @@
+"""Slots train apart: beside others as alone, through failures, refills and restarts."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base, Conditioning
+from farm.base.loading import load_base
+from farm.recipe import EarlyStop, Recipe
+from farm.training.slots.checkpoint import SlotState
+from farm.training.slots.evaluation import KEEP_TOLERANCE
+from farm.training.slots.job import TrainingJob
+from farm.training.slots.random import draw_step
+from farm.training.slots.trainer import SlotTrainer
+
+MakeJob = Callable[..., TrainingJob]
+WIDE = ("to_q", "to_v", "conv1", "proj_in")
+
+
+def train_alone(base: Base, job: TrainingJob, **shape: object) -> AdapterWeights:
+    options = {
+        "num_slots": 1,
+        "max_rank": job.recipe.rank,
+        "instance_rows": job.instance_rows,
+        "prior_rows": job.prior_rows,
+        "target_modules": job.recipe.target_modules,
+        "text_encoder_modules": job.recipe.text_encoder_modules,
+    } | shape
+    trainer = SlotTrainer(base, **options)
+    slot = trainer.admit(job)
+    while trainer.active_slots:
+        trainer.step()
+    weights = trainer.weights(slot)
+    trainer.close()
+    return weights
+
+
+def train_all(trainer: SlotTrainer, jobs: list[TrainingJob]) -> dict[str, AdapterWeights]:
+    """Keep the slots full until every job is done, as a lane does."""
+    waiting, done = list(jobs), {}
+    while waiting or trainer.active_slots:
+        while waiting and trainer.free_slots:
+            trainer.admit(waiting.pop(0))
+        for slot, key in trainer.step().finished:
+            done[key] = trainer.weights(slot)
+            trainer.release(slot)
+    return done
+
+
+def assert_close(found: AdapterWeights, wanted: AdapterWeights, tolerance: float) -> None:
+    assert found.alphas == wanted.alphas
+    for name, layer in wanted.layers.items():
+        for ours, theirs in (
+            (found.layers[name].down, layer.down),
+            (found.layers[name].up, layer.up),
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def assert_same_bits(found: AdapterWeights, wanted: AdapterWeights) -> None:
+    assert found.alphas == wanted.alphas
+    for name, layer in wanted.layers.items():
+        assert torch.equal(found.layers[name].down, layer.down), name
+        assert torch.equal(found.layers[name].up, layer.up), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_job_among_seven_others_ends_as_it_does_alone_in_any_slot_and_through_a_refill(
+    make_job: MakeJob, dtype: torch.dtype
+) -> None:
+    base = load_base("tiny", dtype=dtype)
+    jobs = [
+        make_job(base, 0, steps=9, rank=4, alpha=8.0),
+        make_job(base, 1, steps=14, rank=1, learning_rate=3e-3),
+        make_job(base, 2, steps=5, rank=2, prior_rows=0, num_prior_images=0),
+        make_job(base, 3, steps=11, rank=3, snr_gamma=5.0, learning_rate_schedule="cosine"),
+        make_job(base, 4, steps=7, instance_rows=1, prior_weight=0.3, noise_offset=0.1),
+        make_job(base, 5, steps=12, instance_rows=2, warmup_steps=3, photos=3),
+        make_job(base, 6, steps=6, learning_rate_schedule="linear", max_grad_norm=0.05),
+        make_job(base, 7, steps=8, weight_decay=0.3, adam_beta1=0.5),
+        make_job(base, 8, steps=9, rank=4),
+        make_job(base, 9, steps=5, rank=2),
+    ]
+    # at least one early step differs between the jobs, so a mix-up would show
+    alone = {job.key: train_alone(base, job) for job in jobs}
+    shape = {"num_slots": 8, "max_rank": 6, "instance_rows": 2, "prior_rows": 1}
+    tolerance = 1e-5 if dtype == torch.float64 else 5e-3
+    for order in (jobs, jobs[::-1]):
+        trainer = SlotTrainer(base, **shape)
+        together = train_all(trainer, order)
+        trainer.close()
+        assert together.keys() == alone.keys()
+        for key, weights in together.items():
+            assert_close(weights, alone[key], tolerance)
+    first, last = alone["job-0"], alone["job-8"]
+    name = next(iter(first.layers))
+    assert (first.layers[name].up - last.layers[name].up).abs().max() > 100 * tolerance / 5
+
+
+def test_a_job_that_turns_nan_fails_alone_and_its_neighbours_end_bit_equal(
+    base: Base, make_job: MakeJob
+) -> None:
+    healthy = [make_job(base, number, steps=8) for number in range(4)]
+    for poison in (float("nan"), float("inf")):
+        ends = []
+        for sick in (False, True):
+            trainer = SlotTrainer(base, num_slots=5, max_rank=4)
+            for job in healthy[:2]:
+                trainer.admit(job)
+            if sick:
+                bad = make_job(base, 9, steps=8)
+                bad.instance_moments[2, 0, 0, 0, 0] = poison  # met at some step, not the first
+                trainer.admit(bad, slot=2)
+            for slot, job in ((3, healthy[2]), (4, healthy[3])):
+                trainer.admit(job, slot=slot)
+            failures = []
+            while trainer.active_slots:
+                failures += trainer.step().failed
+            if sick:
+                assert [(slot, key) for slot, key, _ in failures] == [(2, "job-9")]
+                assert "not finite at step" in failures[0][2]
+                assert all(np.isfinite(trainer.loss_curve(2)))
+                with pytest.raises(ValueError, match="has failed"):
+                    trainer.state(2)
+                trainer.release(2)
+                assert trainer.free_slots == (2,)
+            else:
+                assert failures == []
+            ends.append([trainer.weights(slot) for slot in (0, 1, 3, 4)])
+            curves = [trainer.loss_curve(slot) for slot in (0, 1, 3, 4)]
+            ends[-1].append(curves)
+            trainer.close()
+        for clean, beside in zip(ends[0][:4], ends[1][:4], strict=True):
+            assert_same_bits(beside, clean)
+        assert ends[0][4] == ends[1][4]
+
+
+def test_a_failed_slot_trains_its_next_job_as_if_nothing_had_been(
+    base: Base, make_job: MakeJob
+) -> None:
+    trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+    bad = make_job(base, 9)
+    bad.instance_moments[:] = float("nan")
+    slot = trainer.admit(bad)
+    neighbour = trainer.admit(make_job(base, 1, steps=30))
+    assert trainer.step().failed[0][:2] == (slot, "job-9")
+    trainer.release(slot)
+    job = make_job(base, 2, steps=6)
+    assert trainer.admit(job) == slot
+    while slot in trainer.active_slots:
+        trainer.step()
+    after = trainer.weights(slot)
+    assert neighbour in trainer.active_slots
+    trainer.close()
+    assert_close(after, train_alone(base, job), 5e-3)
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_job_resumed_from_its_checkpoint_ends_bit_equal_to_one_never_stopped(
+    base: Base, make_job: MakeJob, tmp_path: Path, keep_best: bool
+) -> None:
+    options = {"keep_best": keep_best, "early_stop": EarlyStop(every_steps=3, patience=90)}
+    job = make_job(base, 3, steps=12, alpha=2.0, learning_rate_schedule="cosine", **options)
+    neighbours = [make_job(base, number, steps=40) for number in (5, 6)]
+
+    def trainer_with(state: SlotState | None) -> SlotTrainer:
+        trainer = SlotTrainer(base, num_slots=3, max_rank=4)
+        trainer.admit(neighbours[0])
+        assert trainer.admit(job, state) == 1
+        trainer.admit(neighbours[1])
+        return trainer
+
+    whole = trainer_with(None)
+    for step in range(12):
+        if step == 5:
+            whole.state(1).save(tmp_path)
+        whole.step()
+    expected, curve = whole.weights(1), whole.loss_curve(1)
+    evaluations, trained = whole.evaluation_curve(1), whole.steps_trained(1)
+    whole.close()
+
+    resumed = trainer_with(SlotState.load(tmp_path))
+    assert resumed.steps_done(1) == 5
+    while 1 in resumed.active_slots:
+        resumed.step()
+    assert_same_bits(resumed.weights(1), expected)
+    assert resumed.loss_curve(1) == curve
+    assert resumed.evaluation_curve(1) == evaluations
+    assert resumed.steps_trained(1) == trained
+    resumed.close()
+
+
+def test_a_state_restores_into_a_bank_of_another_rank_and_another_slot(
+    base: Base, make_job: MakeJob
+) -> None:
+    job = make_job(base, 3, steps=10, rank=3)
+    trainer = SlotTrainer(base, num_slots=2, max_rank=3)
+    trainer.admit(job)
+    for _ in range(4):
+        trainer.step()
+    state = SlotState.from_files(trainer.state(0).to_files())
+    trainer.close()
+    other = SlotTrainer(base, num_slots=4, max_rank=8, instance_rows=2)
+    other.admit(job, state, slot=3)
+    while other.active_slots:
+        other.step()
+    found = other.weights(3)
+    other.close()
+    assert_close(found, train_alone(base, job), 5e-3)
+
+
+def test_a_finished_checkpoint_trains_no_further(base: Base, make_job: MakeJob) -> None:
+    job = make_job(base, 3, steps=4)
+    trainer = SlotTrainer(base, num_slots=1, max_rank=4)
+    trainer.admit(job)
+    for _ in range(4):
+        trainer.step()
+    state = trainer.state(0)
+    trainer.release(0)
+    trainer.admit(job, state)
+    assert trainer.step().finished == ((0, job.key),)
+    assert_same_bits(trainer.weights(0), state.weights)
+
+
+def test_slots_end_at_their_own_step_counts_and_tell_what_is_due(
+    base: Base, make_job: MakeJob
+) -> None:
+    trainer = SlotTrainer(base, num_slots=3, max_rank=4)
+    trainer.admit(make_job(base, 0, steps=3, checkpoint_every=2))
+    trainer.admit(make_job(base, 1, steps=6, checkpoint_every=4, sample_every=3))
+    reports = [trainer.step() for _ in range(6)]
+    assert [report.finished for report in reports] == [
+        (), (), ((0, "job-0"),), (), (), ((1, "job-1"),)
+    ]  # fmt: skip
+    assert [report.due_checkpoint for report in reports] == [(), (0,), (), (1,), (), ()]
+    assert [report.due_sample for report in reports] == [(), (), (1,), (), (), ()]
+    assert [report.num_active for report in reports] == [2, 2, 2, 1, 1, 1]
+    assert len(trainer.loss_curve(0)) == 3
+    assert len(trainer.loss_curve(1)) == 6
+    assert trainer.seconds(1) > trainer.seconds(0) > 0
+    assert trainer.step().num_active == 0
+
+
+def test_reading_the_device_rarely_changes_nothing_but_when_the_host_learns(
+    base: Base, make_job: MakeJob
+) -> None:
+    ends = []
+    for sync_every in (1, 4):
+        trainer = SlotTrainer(base, num_slots=2, max_rank=4, sync_every=sync_every)
+        trainer.admit(make_job(base, 0, steps=7))
+        bad = make_job(base, 1, steps=7)
+        bad.instance_moments[3] = float("nan")
+        trainer.admit(bad)
+        reports = []
+        while trainer.active_slots:
+            reports.append(trainer.step())
+        assert sum(len(report.failed) for report in reports) == 1
+        ends.append((trainer.weights(0), trainer.loss_curve(0), trainer.loss_curve(1)))
+        trainer.close()
+    assert_same_bits(ends[0][0], ends[1][0])
+    assert ends[0][1:] == ends[1][1:]
+
+
+def test_a_half_precision_base_trains_float32_adapters_nearly_as_well(make_job: MakeJob) -> None:
+    curves = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        base = load_base("tiny", dtype=dtype)
+        job = make_job(base, 1, steps=6)
+        trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+        slot = trainer.admit(job)
+        trainer.admit(make_job(base, 2, steps=6))
+        while trainer.active_slots:
+            assert not trainer.step().failed
+        layer = next(iter(trainer.weights(slot).layers.values()))
+        assert layer.up.dtype == torch.float32
+        assert layer.up.abs().max() > 1e-3
+        curves[dtype] = torch.tensor(trainer.loss_curve(slot))
+        trainer.close()
+    for dtype in (torch.bfloat16, torch.float16):
+        torch.testing.assert_close(curves[dtype], curves[torch.float32], rtol=0.05, atol=0.02)
+
+
+def test_gradient_checkpointing_gives_the_same_adapter(base: Base, make_job: MakeJob) -> None:
+    job = make_job(base, 0, steps=5, target_modules=WIDE)
+    plain = train_alone(base, job)
+    assert_close(train_alone(base, job, checkpointing=True), plain, 1e-6)
+    assert not base.components["unet"].is_gradient_checkpointing
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_adapter_through_a_refill(
+    base: Base, make_job: MakeJob
+) -> None:
+    jobs = [make_job(base, number, steps=3 + number) for number in range(3)]
+    alone = {job.key: train_alone(base, job) for job in jobs}
+    # the blocks that hold the adapters, through the ahead-of-time pass; no compiler is needed
+    trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+    base.components["unet"].compile_repeated_blocks(dynamic=False, backend="aot_eager")
+    together = train_all(trainer, jobs)
+    for key, weights in together.items():
+        assert_close(weights, alone[key], 5e-3)
+
+
+def test_text_encoder_adapters_train_beside_the_denoisers(base: Base, make_job: MakeJob) -> None:
+    modules = ("q_proj", "v_proj")
+    jobs = [
+        make_job(base, number, steps=5 + number, text_encoder_modules=modules, alpha=3.0)
+        for number in range(3)
+    ]
+    alone = {job.key: train_alone(base, job) for job in jobs}
+    trainer = SlotTrainer(
+        base, num_slots=3, max_rank=4, text_encoder_modules=modules, instance_rows=2
+    )
+    before = base.encode_prompts(["a photo of sks thing 0"]).hidden_RTD
+    for key, weights in train_all(trainer, jobs).items():
+        assert_close(weights, alone[key], 5e-3)
+        moved = [
+            layer.up.abs().max()
+            for name, layer in weights.layers.items()
+            if name.startswith("text_encoder.")
+        ]
+        assert len(moved) == 4
+        assert min(moved) > 1e-3
+    trainer.close()
+    assert torch.equal(base.encode_prompts(["a photo of sks thing 0"]).hidden_RTD, before)
+
+
+def test_each_photo_trains_on_its_own_caption(base: Base, make_job: MakeJob) -> None:
+    plain = make_job(base, 0, steps=6)
+    captions = base.encode_prompts([f"sks, place {number}" for number in range(5)])
+    captioned = dataclasses.replace(plain, instance_conditioning=captions)
+    same = Conditioning(plain.instance_conditioning.hidden_RTD.repeat(5, 1, 1), {})
+    repeated = dataclasses.replace(plain, instance_conditioning=same)
+    end = train_alone(base, plain)
+    assert_same_bits(train_alone(base, repeated), end)
+    other = train_alone(base, captioned)
+    name = next(name for name in end.layers if "attn2.to_k" in name)
+    assert (other.layers[name].up - end.layers[name].up).abs().max() > 1e-4
+
+
+def test_priors_may_be_read_only_views_of_shared_memory(base: Base, make_job: MakeJob) -> None:
+    job = make_job(base, 0, steps=4)
+    assert job.prior is not None
+    shared = np.asarray(job.prior.moments).copy()
+    shared.flags.writeable = False
+    from_view = dataclasses.replace(job, prior=dataclasses.replace(job.prior, moments=shared))
+    assert_same_bits(train_alone(base, from_view), train_alone(base, job))
+
+
+def test_the_evaluation_loss_is_fixed_and_no_neighbour_moves_it(
+    base: Base, make_job: MakeJob
+) -> None:
+    trainer = SlotTrainer(base, num_slots=6, max_rank=4)
+    for number in range(5):
+        trainer.admit(make_job(base, number, steps=50))
+    for _ in range(3):
+        trainer.step()
+    together = trainer.evaluation_loss()
+    assert trainer.evaluation_loss() == together
+    for slot in range(5):
+        alone = trainer.evaluation_loss([slot])
+        assert alone[slot] == pytest.approx(together[slot], rel=1e-5)
+    assert len(set(together.values())) == 5
+
+
+def test_a_subject_that_no_longer_improves_stops_early_and_keeps_its_best_weights(
+    base: Base, make_job: MakeJob
+) -> None:
+    rule = EarlyStop(every_steps=1, patience=8, min_steps=4, min_delta=0.3)
+    job = make_job(base, 0, steps=100, early_stop=rule, keep_best=True, learning_rate=0.3)
+    trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+    trainer.admit(job)
+    best: dict[int, AdapterWeights] = {}
+    finished = False
+    while not finished:
+        finished = bool(trainer.step().finished)
+        if not finished:
+            best[trainer.steps_done(0)] = trainer.weights(0)
+    curve = trainer.evaluation_curve(0)
+    assert trainer.stopped_because(0) == "early_stop"
+    assert trainer.steps_done(0) < 100
+    bound = min(loss for _, loss in curve) * (1 + KEEP_TOLERANCE)
+    kept = max(step for step, loss in curve if loss <= bound)
+    assert trainer.steps_trained(0) == kept
+    assert kept < trainer.steps_done(0)
+    assert_same_bits(trainer.weights(0), best[kept])
+
+
+def test_a_pass_that_runs_out_of_memory_halfway_leaves_no_trace(
+    base: Base, make_job: MakeJob
+) -> None:
+    job = make_job(base, 0, steps=4)
+    calm = train_alone(base, job)
+    trainer = SlotTrainer(base, num_slots=1, max_rank=4)
+    trainer.admit(job)
+    trainer.step()
+
+    def interrupt(_: object) -> None:
+        raise torch.OutOfMemoryError("halfway through the backward pass")
+
+    def hook(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
+        output.register_hook(interrupt)
+
+    handle = base.components["unet"].mid_block.register_forward_hook(hook)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step()
+    handle.remove()
+    assert trainer.steps_done(0) == 1
+    while trainer.active_slots:
+        trainer.step()
+    assert_same_bits(trainer.weights(0), calm)
+
+
+def test_samples_are_drawn_for_all_slots_together(base: Base, make_job: MakeJob) -> None:
+    trainer = SlotTrainer(base, num_slots=3, max_rank=4)
+    for number in range(2):
+        trainer.admit(make_job(base, number, steps=20, learning_rate=0.1))
+    for _ in range(5):
+        trainer.step()
+    drawn = trainer.sample({0: ["a sks cat", "a dog"], 1: ["a sks cat"]}, [7, 8], steps=3)
+    assert {slot: tuple(pictures.shape) for slot, pictures in drawn.items()} == {
+        0: (2, 64, 64, 3),
+        1: (1, 64, 64, 3),
+    }
+    alone = trainer.sample({1: ["a sks cat"]}, [7], steps=3)
+    assert (alone[1].int() - drawn[1].int()).abs().max() <= 1
+    assert (drawn[0][0].int() - drawn[1][0].int()).abs().max() > 3
+
+
+def test_jobs_that_do_not_fit_the_trainers_shape_are_refused(base: Base, make_job: MakeJob) -> None:
+    trainer = SlotTrainer(base, num_slots=1, max_rank=4)
+    for wrong, message in (
+        (make_job(base, 0, rank=8), "rank 8"),
+        (make_job(base, 0, instance_rows=2), "instance_rows 2"),
+        (make_job(base, 0, target_modules=("to_q",)), "other modules"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.admit(wrong)
+    good = make_job(base, 0)
+    small = dataclasses.replace(good, instance_moments=good.instance_moments[..., :4])
+    with pytest.raises(ValueError, match="latents of shape"):
+        trainer.admit(small)
+    with pytest.raises(ValueError, match="no prior set"):
+        dataclasses.replace(good, prior=None)
+    trainer.admit(good)
+    with pytest.raises(ValueError, match="no free slot"):
+        trainer.admit(make_job(base, 1))
+
+
+def test_streams_depend_on_the_jobs_seed_and_step_alone() -> None:
+    shape = {"rows": 3, "latent_shape": (4, 8, 8), "num_timesteps": 1000}
+    once, again = draw_step(5, 7, **shape), draw_step(5, 7, **shape)
+    assert torch.equal(once.noise_RCHW, again.noise_RCHW)
+    assert torch.equal(once.timesteps_R, again.timesteps_R)
+    for seed, step in ((5, 8), (6, 7)):
+        assert not torch.equal(draw_step(seed, step, **shape).noise_RCHW, once.noise_RCHW)
+    offset = draw_step(5, 7, noise_offset=0.5, **shape)
+    assert torch.equal(offset.timesteps_R, once.timesteps_R)
+    assert torch.equal(offset.latent_noise_RCHW, once.latent_noise_RCHW)
+    moved = offset.noise_RCHW - once.noise_RCHW
+    assert moved.flatten(2).std(2).max() < 1e-6
+    assert moved.abs().max() > 0.01
+
+
+def test_every_recipe_field_that_the_trainer_obeys_changes_the_end(
+    base: Base, make_job: MakeJob
+) -> None:
+    plain = make_job(base, 0, steps=6)
+    end = train_alone(base, plain)
+    changes: list[dict[str, object]] = [
+        {"steps": 5},
+        {"instance_rows": 2},
+        {"prior_rows": 2},
+        {"prior_weight": 3.0},
+        {"alpha": 2.0},
+        {"learning_rate": 2e-2},
+        {"learning_rate_schedule": "cosine"},
+        {"learning_rate_schedule": "linear"},
+        {"warmup_steps": 2},
+        {"adam_beta1": 0.5},
+        {"adam_beta2": 0.9},
+        {"adam_epsilon": 1e-2},
+        {"weight_decay": 0.5},
+        {"max_grad_norm": 1e-3},
+        {"snr_gamma": 1.0},
+        {"noise_offset": 0.3},
+        {"seed": 77},
+    ]
+    name = next(iter(end.layers))
+    for change in changes:
+        recipe = Recipe.model_validate({**plain.recipe.model_dump(), **change})
+        job = dataclasses.replace(plain, recipe=recipe, seed=recipe.seed)
+        moved = train_alone(base, job).layers[name].up - end.layers[name].up
+        assert moved.abs().max() > 1e-6, change
