@@ -35,7 +35,7 @@ from farm.base.loading import load_base
 from farm.intake.photos.decode import open_photo
 from farm.quality.card import Examiner
 from farm.quality.intervals import estimate, paired_difference
-from farm.quality.protocol import ScoringBudget, drawn_protocol
+from farm.quality.protocol import ScoringBudget, rendered_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets
 from farm.quality.study.rendered_subjects import photograph, sitters
@@ -153,7 +153,7 @@ def _compare(
                 arm.look(step, losses[arm.slot], bench.trainer)
         budget = ScoringBudget(options.pictures, 4, 4, steps=12)
         examiner = Examiner(
-            base, bench.trainer.bank, scorer, budget, protocol_of=drawn_protocol, batch=64
+            base, bench.trainer.bank, scorer, budget, protocol_of=rendered_protocol, batch=64
         )
         scores = {ARMS[0]: _scores(bench, examiner)}
         seconds = {name: bench.trainer.seconds(slot) for name, slot in bench.slots.items()}

@@ -24,12 +24,12 @@ from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.files.layer_names import layer_names
-from farm.base.fast_blocks import make_lean
-from farm.base.generate import draw_latents, to_uint8
+from farm.base.fast_blocks import use_fast_blocks
+from farm.base.generate import generate_latents, to_uint8
 from farm.base.interface import Base
 from farm.serving.config import EngineConfig
 from farm.serving.engine.engine import Engine
-from farm.serving.request import DrawRequest, Picture
+from farm.serving.request import GenerationRequest, Picture
 
 Drawn = dict[str, np.ndarray]
 """Pictures by request."""
@@ -46,13 +46,13 @@ class PlainDiffusers:
         self._base, self._pipeline = base, base.pipeline()
         self._folder = Path(workload.registry.store.url) / "adapters"
 
-    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
         drawn: Drawn = {}
         for request in requests:
             drawn |= self.draw_together([request])
         return drawn
 
-    def draw_together(self, requests: Sequence[DrawRequest]) -> Drawn:
+    def draw_together(self, requests: Sequence[GenerationRequest]) -> Drawn:
         """One call of the pipeline for requests of one adapter, alike in their settings."""
         first = requests[0]
         ((ref, _),) = first.adapters
@@ -73,8 +73,8 @@ class PlainDiffusers:
 
 
 def _batches_of_one_adapter(
-    requests: Sequence[DrawRequest], waiting: int, pictures: int
-) -> Iterator[list[DrawRequest]]:
+    requests: Sequence[GenerationRequest], waiting: int, pictures: int
+) -> Iterator[list[GenerationRequest]]:
     """Batches as servers form them that batch by adapter: the oldest request chooses which."""
     coming = list(requests)
     while coming:
@@ -95,17 +95,19 @@ class GroupingDiffusers(PlainDiffusers):
         super().__init__(base, workload)
         self._pictures, self._waiting = pictures, waiting
 
-    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
         drawn: Drawn = {}
         for batch in _batches_of_one_adapter(requests, self._waiting, self._pictures):
             drawn |= self.draw_together(batch)
         return drawn
 
 
-def _batch(base: Base, requests: Sequence[DrawRequest], routing: Callable[[Tensor], Any]) -> Drawn:
+def _batch(
+    base: Base, requests: Sequence[GenerationRequest], routing: Callable[[Tensor], Any]
+) -> Drawn:
     """Draw equal requests together from start to end."""
     first = requests[0]
-    latents = draw_latents(
+    latents = generate_latents(
         base,
         base.encode_prompts([request.prompt for request in requests]),
         [request.seed for request in requests],
@@ -151,7 +153,7 @@ class PeftMixed:
     def _name_rows(self, module: Any, given: Any, named: Any) -> Any:
         return given, {**named, "adapter_names": self._names}
 
-    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
         drawn: Drawn = {}
         for start in range(0, len(requests), self._pictures):
             batch = requests[start : start + self._pictures]
@@ -187,13 +189,13 @@ class OneAdapterBatches:
         self._rows = RowWeights(self._bank)
         if base.device.type == "cpu":
             base.pipeline().vae.to(memory_format=torch.channels_last)
-            make_lean(base.components[base.denoiser_name])
+            use_fast_blocks(base.components[base.denoiser_name])
         known = self._bank.layer_names
         for key, slot in self._slot.items():
             file = folder / key / "pytorch_lora_weights.safetensors"
             self._bank.set_slot(slot, load_adapter(file, known))
 
-    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
         drawn: Drawn = {}
         for batch in _batches_of_one_adapter(requests, self._waiting, self._pictures):
             rows = len(batch) * (2 if batch[0].guided else 1)
@@ -216,7 +218,7 @@ class Ours:
         self.engine = Engine(base, workload.registry, config, cache_folder=folder)
         self.engine.start()
 
-    def draw(self, requests: Sequence[DrawRequest]) -> Drawn:
+    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
         from dataclasses import replace
 
         drawn: Drawn = {}
@@ -231,7 +233,7 @@ class Ours:
             drawn[request.id] = ticket.result(600).pixels
         return drawn
 
-    def draw_at(self, requests: Sequence[DrawRequest], rate: float, seed: int) -> list[float]:
+    def draw_at(self, requests: Sequence[GenerationRequest], rate: float, seed: int) -> list[float]:
         """Poisson arrivals at so many pictures a second; each one's seconds to its picture."""
         gaps = np.random.default_rng(seed).exponential(1 / rate, len(requests))
         latencies: list[float] = []

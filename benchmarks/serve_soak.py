@@ -40,7 +40,7 @@ from soak_report import judge, note, plot_memory
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.files.folder import save_adapter
-from farm.adapters.generate import draw_adapted
+from farm.adapters.generate import generate_adapted
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights, LayerWeights
@@ -104,7 +104,7 @@ class Studio:
     def _render(self, name: str, slot: int) -> None:
         folder = self._expected / name
         folder.mkdir(parents=True)
-        pictures = draw_adapted(
+        pictures = generate_adapted(
             self._base, self._bank, [PROMPT] * 3, SEEDS, [slot] * 3, batch=1, steps=STEPS
         )
         for seed, picture in zip(SEEDS, pictures, strict=True):

@@ -20,7 +20,7 @@ from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.interface import Base
 from farm.keys import key_of
 from farm.recipe import Recipe
-from farm.serving.request import AdapterRef, DrawRequest
+from farm.serving.request import AdapterRef, GenerationRequest
 from farm.storage import Store
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -33,7 +33,7 @@ class Workload:
 
     registry: Registry
     refs: list[AdapterRef]
-    requests: list[DrawRequest]
+    requests: list[GenerationRequest]
 
 
 def make_workload(
@@ -55,7 +55,7 @@ def make_workload(
     popularity = 1.0 / np.arange(1, adapters + 1) ** zipf
     chosen = random.choice(adapters, size=requests, p=popularity / popularity.sum())
     trace = [
-        DrawRequest(
+        GenerationRequest(
             id=str(i),
             prompt=f"a photo of sks cat number {i} {PLACES[i % len(PLACES)]}",
             seed=i,

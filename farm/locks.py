@@ -22,7 +22,7 @@ from pathlib import Path
 
 from farm.storage import Store
 
-__all__ = ["Claim", "Owner", "current_owner", "holder", "release_dead"]
+__all__ = ["StoreLock", "Owner", "current_owner", "holder", "release_dead"]
 
 Clock = Callable[[], float]
 
@@ -88,7 +88,7 @@ class _Body:
         return cls(Owner(**body["owner"]), float(body["expires"]), bool(body["released"]))
 
 
-class Claim:
+class StoreLock:
     """A claim that this process holds. Renew it before it expires; release it at the end."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Claim:
         owner: Owner | None = None,
         clock: Clock = time.time,
         force: bool = False,
-    ) -> Claim | None:
+    ) -> StoreLock | None:
         """Take the claim, or return None while another process holds it.
 
         Args:

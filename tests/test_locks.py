@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.locks import Claim, current_owner, holder
+from farm.locks import StoreLock, current_owner, holder
 from farm.storage import Store
 
 
@@ -28,27 +28,27 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_a_claim_has_one_holder_until_it_is_released(store: Store) -> None:
-    first = Claim.take(store, "c", ttl_s=60)
+    first = StoreLock.take(store, "c", ttl_s=60)
     assert first is not None
-    assert Claim.take(store, "c", ttl_s=60) is None
+    assert StoreLock.take(store, "c", ttl_s=60) is None
     assert holder(store, "c") is not None
     first.release()
     assert holder(store, "c") is None
-    second = Claim.take(store, "c", ttl_s=60)
+    second = StoreLock.take(store, "c", ttl_s=60)
     assert second is not None
     assert second.number == first.number + 1
 
 
 def test_an_expired_claim_can_be_taken_and_its_holder_finds_out(store: Store) -> None:
     clock = Clock()
-    first = Claim.take(store, "c", ttl_s=60, clock=clock)
+    first = StoreLock.take(store, "c", ttl_s=60, clock=clock)
     assert first is not None
     clock.now += 50
     assert first.renew()
     clock.now += 50
-    assert Claim.take(store, "c", ttl_s=60, clock=clock) is None
+    assert StoreLock.take(store, "c", ttl_s=60, clock=clock) is None
     clock.now += 50
-    second = Claim.take(store, "c", ttl_s=60, clock=clock)
+    second = StoreLock.take(store, "c", ttl_s=60, clock=clock)
     assert second is not None
     assert not first.renew()
     assert second.renew()
@@ -63,7 +63,7 @@ def test_a_claim_of_a_killed_process_is_free_at_once(tmp_path: Path, store: Stor
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -9
     assert holder(store, "c") is None
-    taken = Claim.take(store, "c", ttl_s=60)
+    taken = StoreLock.take(store, "c", ttl_s=60)
     assert taken is not None
     assert taken.number == 2
 
@@ -76,19 +76,19 @@ def test_a_reused_process_number_is_not_the_old_process() -> None:
 
 
 def test_force_takes_it_from_a_living_holder(store: Store) -> None:
-    first = Claim.take(store, "c", ttl_s=60)
+    first = StoreLock.take(store, "c", ttl_s=60)
     assert first is not None
-    assert Claim.take(store, "c", ttl_s=60, force=True) is not None
+    assert StoreLock.take(store, "c", ttl_s=60, force=True) is not None
     assert not first.renew()
 
 
 def test_of_many_that_race_one_wins(store: Store) -> None:
-    won: list[Claim | None] = []
+    won: list[StoreLock | None] = []
     barrier = threading.Barrier(8)
 
     def race() -> None:
         barrier.wait()
-        won.append(Claim.take(store, "c", ttl_s=60))
+        won.append(StoreLock.take(store, "c", ttl_s=60))
 
     threads = [threading.Thread(target=race) for _ in range(8)]
     for thread in threads:

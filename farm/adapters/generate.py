@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from farm.adapters.bank.bank import Bank
-from farm.base.generate import draw_latents, in_batches, to_uint8
+from farm.base.generate import generate_latents, in_batches, to_uint8
 from farm.base.interface import Base
 from farm.schedulers import SchedulerName
 
-__all__ = ["draw_adapted", "draw_by_slot"]
+__all__ = ["generate_adapted", "generate_by_slot"]
 
 
 @torch.no_grad()
-def draw_adapted(
+def generate_adapted(
     base: Base,
     bank: Bank,
     prompts: Sequence[str],
@@ -48,7 +48,7 @@ def draw_adapted(
         with bank.route(slots_R, factors_R):
             conditioning = base.encode_prompts(prompts[rows])
             negative = base.encode_prompts([negative_prompt] * len(slots_R))
-        latents_RCHW = draw_latents(
+        latents_RCHW = generate_latents(
             base,
             conditioning,
             seeds[rows],
@@ -65,7 +65,7 @@ def draw_adapted(
     return in_batches(len(prompts), batch, draw)
 
 
-def draw_by_slot(
+def generate_by_slot(
     base: Base,
     bank: Bank,
     prompts: Mapping[int, Sequence[str]],
@@ -86,7 +86,7 @@ def draw_by_slot(
     asked = [(slot, i, text) for slot, texts in prompts.items() for i, text in enumerate(texts)]
     if not asked:
         return {}
-    pictures = draw_adapted(
+    pictures = generate_adapted(
         base,
         bank,
         [text for _, _, text in asked],

@@ -26,12 +26,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["make_lean", "restore"]
+__all__ = ["use_fast_blocks", "restore"]
 
 Forward = Callable[..., Any]
 
 
-def make_lean(denoiser: nn.Module) -> int:
+def use_fast_blocks(denoiser: nn.Module) -> int:
     """Give a frozen denoiser that only draws, on a CPU, the channels-last layout and its blocks
     their lean passes; says how many got one.
 

@@ -19,8 +19,8 @@ from farm.schedulers import SchedulerName
 
 __all__ = [
     "Routing",
-    "draw_latents",
-    "draw_pictures",
+    "generate_latents",
+    "generate_images",
     "in_batches",
     "initial_noise",
     "to_uint8",
@@ -43,7 +43,7 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def draw_latents(
+def generate_latents(
     base: Base,
     conditioning: Conditioning,
     seeds: Sequence[int],
@@ -140,7 +140,7 @@ def in_batches(count: int, batch: int, draw: Callable[[slice], Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def draw_pictures(
+def generate_images(
     base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -154,11 +154,11 @@ def draw_pictures(
     scheduler: SchedulerName = "base",
     routing: Routing | None = None,
 ) -> Tensor:
-    """Pictures as uint8 [R, P, P, 3] on the CPU, drawn in batches; see ``draw_latents``."""
+    """Pictures as uint8 [R, P, P, 3] on the CPU, drawn in batches; see ``generate_latents``."""
     negative = base.encode_prompts([negative_prompt])
 
     def draw(rows: slice) -> Tensor:
-        latents_RCHW = draw_latents(
+        latents_RCHW = generate_latents(
             base,
             base.encode_prompts(prompts[rows]),
             seeds[rows],

@@ -145,7 +145,7 @@ def write_demo_manifest(
     """
     import yaml
 
-    from farm.base.embedded.world import CLASS_NOUNS, draw_subject
+    from farm.base.embedded.world import CLASS_NOUNS, render_subject
 
     pair = ("cat", "mushroom")
     nouns = nouns or [*pair, *(noun for noun in CLASS_NOUNS if noun not in pair)]
@@ -155,7 +155,7 @@ def write_demo_manifest(
         name = f"{noun}-{number + 1:02d}".replace(" ", "-")
         folder = out / "photos" / name
         folder.mkdir(parents=True, exist_ok=True)
-        for index, photo in enumerate(draw_subject(1000 + number, 5, class_noun=noun)):
+        for index, photo in enumerate(render_subject(1000 + number, 5, class_noun=noun)):
             photo.picture.save(folder / f"{index}.png")
         place = PLACES[number % len(PLACES)]
         prompts = [prompt.replace("{place}", place) for prompt in SAMPLE_PROMPTS]

@@ -20,7 +20,7 @@ from farm.visible import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from farm.training.dispatch.messages import News, Snapshot
+    from farm.training.dispatch.messages import Notice, Snapshot
     from farm.training.plan.planner import Plan
     from farm.training.run.request import PreparedRun, RunSummary
 
@@ -173,7 +173,7 @@ class PlainView:
     ) -> None:
         return None
 
-    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Write to stderr."""
         for line in news:
             note(visible(line.text))
@@ -212,7 +212,7 @@ class LiveView:
         from rich.live import Live
 
         self._pace = Pace(expected_s=expected_s)
-        self._news: deque[News] = deque(maxlen=6)
+        self._news: deque[Notice] = deque(maxlen=6)
         self._live = Live(console=Console(stderr=True), refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
@@ -227,7 +227,7 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Renew the table; bad news also stay above it."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 
 from farm.errors import Fault
-from farm.intake.compare import Judge
+from farm.intake.compare import PhotoComparer
 from farm.intake.manifest import Manifest, Written, invalid
 from farm.intake.photos.bytes import is_remote, split_member_uri
 from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal, inspect_photos
@@ -108,7 +108,7 @@ def check_manifest(
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
     inspector = _Inspector(manifest.written, workers, progress)
-    judge = Judge(inspector.verdicts, resolution_px)
+    judge = PhotoComparer(inspector.verdicts, resolution_px)
     faults: list[Fault] = []
     good: list[Subject] = []
     for written in inspector.run():

@@ -14,7 +14,7 @@ from farm.errors import Fault
 from farm.intake.manifest import Written
 from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
 
-__all__ = ["Judge", "look_alikes"]
+__all__ = ["PhotoComparer", "look_alikes"]
 
 NEAR_BITS = 4
 """Of 64: perceptual hashes that differ in no more belong to photos that look alike."""
@@ -26,7 +26,7 @@ HASH_BITS = 64
 BLOCK_ROWS = 512
 
 
-class Judge:
+class PhotoComparer:
     """Judges the subjects of one manifest, in order."""
 
     def __init__(

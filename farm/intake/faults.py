@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
-from farm.intake.rows import Path, Row
+from farm.intake.rows import ManifestRow, Path
 
 __all__ = ["expected", "faults_of", "nearest", "slug", "validated"]
 
@@ -27,7 +27,7 @@ _BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
 
 
 def faults_of(
-    error: ValidationError, row: Row, model: type[BaseModel], prefix: Path = ()
+    error: ValidationError, row: ManifestRow, model: type[BaseModel], prefix: Path = ()
 ) -> list[Fault]:
     """One fault for each thing that pydantic refused.
 
@@ -46,7 +46,7 @@ def faults_of(
 
 
 def validated(
-    model: type[Model], value: Mapping[str, Any], row: Row, prefix: Path = ()
+    model: type[Model], value: Mapping[str, Any], row: ManifestRow, prefix: Path = ()
 ) -> tuple[Model | None, list[Fault]]:
     """Validate what can be validated: refused fields are told, left out, and the rest is kept.
 

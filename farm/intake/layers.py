@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
 from farm.intake.faults import faults_of
-from farm.intake.rows import Row
+from farm.intake.rows import ManifestRow
 from farm.intake.subject import PriorSettings
 from farm.recipe import PRESETS, PresetName, Recipe
 
@@ -32,7 +32,7 @@ class Layers:
 
     def __init__(
         self,
-        head: Row,
+        head: ManifestRow,
         preset: PresetName | None,
         recipe: Fields | None,
         prior: Fields | None,
@@ -59,7 +59,12 @@ class Layers:
         return _merged(PRESETS[preset] if preset else {}, self._base)
 
     def _refuse(
-        self, model: type[Model], below: Fields, layer: dict[str, Any], head: Row, field: str
+        self,
+        model: type[Model],
+        below: Fields,
+        layer: dict[str, Any],
+        head: ManifestRow,
+        field: str,
     ) -> None:
         """Tell what is wrong with a layer of the defaults, and take that out of it."""
         try:
@@ -70,7 +75,7 @@ class Layers:
                 layer.pop(str(detail["loc"][0]) if detail["loc"] else "", None)
 
     def recipe(
-        self, row: Row, preset: PresetName | None, own: Fields | None, faults: list[Fault]
+        self, row: ManifestRow, preset: PresetName | None, own: Fields | None, faults: list[Fault]
     ) -> Recipe | None:
         """A subject's recipe; None, and why among the faults, where it is refused."""
         below = _merged(self._under(preset or self._preset), self._recipe)
@@ -80,7 +85,9 @@ class Layers:
             faults += faults_of(error, row, Recipe, ("recipe",))
             return None
 
-    def prior(self, row: Row, own: Fields | None, faults: list[Fault]) -> PriorSettings | None:
+    def prior(
+        self, row: ManifestRow, own: Fields | None, faults: list[Fault]
+    ) -> PriorSettings | None:
         """How a subject's class images are drawn; None as for ``recipe``."""
         try:
             return self._validated(PriorSettings, _merged(self._prior, own or {}))

@@ -15,7 +15,7 @@ from itertools import islice
 from farm.errors import Fault, ManifestError
 from farm.intake.formats.open import open_rows
 from farm.intake.resolve import Resolved, Resolver
-from farm.intake.rows import Row
+from farm.intake.rows import ManifestRow
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.intake.token_limit import Reader
@@ -148,7 +148,9 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     return ManifestError(message, "correct them all and try again", faults)
 
 
-def _resolved(rows: Iterable[Row], resolver: Resolver) -> Iterator[tuple[Row, Resolved]]:
+def _resolved(
+    rows: Iterable[ManifestRow], resolver: Resolver
+) -> Iterator[tuple[ManifestRow, Resolved]]:
     """Every row with what it resolves to, in order."""
     rows = iter(rows)
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
@@ -167,7 +169,7 @@ class _Register:
         self._ids: dict[str, str] = {}
         self._names: dict[tuple[str, str], str] = {}
 
-    def add(self, row: Row, resolved: Resolved) -> None:
+    def add(self, row: ManifestRow, resolved: Resolved) -> None:
         """Take one resolved row."""
         faults = resolved.faults
         subject = resolved.subject
@@ -189,7 +191,7 @@ class _Register:
         self.written.append(_written(row, resolved))
 
 
-def _written(row: Row, resolved: Resolved) -> Written:
+def _written(row: ManifestRow, resolved: Resolved) -> Written:
     is_good = all(fault.severity == "warning" for fault in resolved.faults)
     return Written(
         subject=resolved.subject if is_good else None,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from farm.errors import Fault
 from farm.intake.photos.fields import ListedPhoto
-from farm.intake.rows import Path, Row
+from farm.intake.rows import ManifestRow, Path
 from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
 from farm.intake.token_limit import Reader, Severity, judge_length
 
@@ -22,8 +22,8 @@ _BRACES = re.compile(r"\{[^{}]*\}")
 def judge_prompts(
     subject: Subject,
     photos: Sequence[ListedPhoto],
-    row: Row,
-    head: Row,
+    row: ManifestRow,
+    head: ManifestRow,
     reader: Reader | None = None,
 ) -> list[Fault]:
     """Every fault of a subject's prompts and captions, at the line where the prompt was written.
@@ -49,7 +49,7 @@ def judge_prompts(
 class _Places:
     """Where a prompt was written: on the subject, among the defaults, or nowhere."""
 
-    def __init__(self, row: Row, head: Row) -> None:
+    def __init__(self, row: ManifestRow, head: ManifestRow) -> None:
         self._row, self._head = row, head
 
     def fault(self, field: str, message: str, remedy: str, *, is_warning: bool = False) -> Fault:
@@ -94,7 +94,9 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
         yield place.fault("sample_prompts", message, f"put {PLACEHOLDER} into one", is_warning=True)
 
 
-def _caption_faults(subject: Subject, photos: Sequence[ListedPhoto], row: Row) -> Iterator[Fault]:
+def _caption_faults(
+    subject: Subject, photos: Sequence[ListedPhoto], row: ManifestRow
+) -> Iterator[Fault]:
     for listed in photos:
         caption = listed.photo.caption
         if caption is None or names_identifier(caption, subject.identifier):

@@ -18,7 +18,7 @@ from farm.intake.layers import Layers
 from farm.intake.photos.fields import ListedPhoto, class_captions, list_photos, list_uris
 from farm.intake.photos.find import Beside
 from farm.intake.prompts import judge_prompts
-from farm.intake.rows import Row
+from farm.intake.rows import ManifestRow
 from farm.intake.schema import Head, SubjectEntry
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
@@ -49,7 +49,7 @@ class Resolver:
 
     def __init__(
         self,
-        head: Row,
+        head: ManifestRow,
         recipe: Mapping[str, Any] | None = None,
         base_recipe: Mapping[str, Any] | None = None,
         reader: Reader | None = None,
@@ -79,14 +79,14 @@ class Resolver:
 
     def _checked(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """The caller's fields that a recipe can have; the others are told once, not per subject."""
-        _, faults = validated(Recipe, recipe, Row({}, "the command line", ""), ("recipe",))
+        _, faults = validated(Recipe, recipe, ManifestRow({}, "the command line", ""), ("recipe",))
         # how fields fit together is judged with the subject's own, below
         told = [fault for fault in faults if fault.field != "recipe"]
         self.faults += told
         refused = {fault.field.split(".")[1] for fault in told}
         return {field: value for field, value in recipe.items() if field not in refused}
 
-    def resolve(self, row: Row) -> Resolved:
+    def resolve(self, row: ManifestRow) -> Resolved:
         """One subject with all its faults: a refused field does not hide another's fault."""
         found, faults = validated(SubjectEntry, row.value, row)
         is_refused = bool(faults)
@@ -111,7 +111,7 @@ class Resolver:
         faults += judge_prompts(subject, listed, row, self._row, self._reader)
         return Resolved(None if is_refused else subject, listed, images, faults)
 
-    def _values(self, entry: SubjectEntry, row: Row, faults: list[Fault]) -> dict[str, Any]:
+    def _values(self, entry: SubjectEntry, row: ManifestRow, faults: list[Fault]) -> dict[str, Any]:
         """The plain fields: the subject's own, else the defaults'; absent ones are left out."""
         defaults = self._head.defaults
         values: dict[str, Any] = {"id": entry.id}
@@ -137,7 +137,7 @@ class Resolver:
 
 
 def _class_prompt(
-    texts: list[str], values: Mapping[str, Any], row: Row, faults: list[Fault]
+    texts: list[str], values: Mapping[str, Any], row: ManifestRow, faults: list[Fault]
 ) -> str:
     """The one prompt of class images that have captions of their own."""
     if len(texts) == 1:
@@ -162,7 +162,7 @@ def _kept(value: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _count_faults(subject: Subject, row: Row) -> list[Fault]:
+def _count_faults(subject: Subject, row: ManifestRow) -> list[Fault]:
     count, recipe = len(subject.photos), subject.recipe
     if count < FEW_PHOTOS:
         message = f"only {count} photo{'s' if count > 1 else ''}"

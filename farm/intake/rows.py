@@ -13,14 +13,14 @@ from typing import Any, Literal
 from farm.errors import Fault
 from farm.intake.caption_style import CaptionStyle
 
-__all__ = ["Path", "Row", "Rows", "join_url", "parent_url", "shown_field"]
+__all__ = ["Path", "ManifestRow", "ManifestRows", "join_url", "parent_url", "shown_field"]
 
 Path = tuple[str | int, ...]
 """Keys and indices from a row down to a value: ``("recipe", "rank")``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ManifestRow:
     """One mapping of a manifest: a subject, or the head with version and defaults."""
 
     value: dict[str, Any]
@@ -85,12 +85,12 @@ class Row:
 
 
 @dataclass(slots=True)
-class Rows:
+class ManifestRows:
     """A manifest as it is read: its head, then its subjects one by one."""
 
-    head: Row
+    head: ManifestRow
     """``version`` and ``defaults``; empty for tables."""
-    subjects: Iterator[Row]
+    subjects: Iterator[ManifestRow]
     """Read as it is consumed; what cannot be read goes to ``faults`` instead."""
     faults: list[Fault]
     """Grows while ``subjects`` is consumed."""

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from farm.errors import Fault
 from farm.intake.photos.fields import ListedPhoto
-from farm.intake.rows import Row
+from farm.intake.rows import ManifestRow
 from farm.intake.subject import PLACEHOLDER, Subject, names_identifier
 
 __all__ = ["Reader", "judge_length"]
@@ -38,7 +38,7 @@ class Reader(Protocol):
 def judge_length(
     subject: Subject,
     photos: Sequence[ListedPhoto],
-    row: Row,
+    row: ManifestRow,
     reader: Reader,
     prompt_fault: PromptFault,
 ) -> Iterator[Fault]:
@@ -86,7 +86,12 @@ def _cut(
 
 
 def _caption_fault(
-    subject: Subject, listed: ListedPhoto, row: Row, message: str, remedy: str, severity: Severity
+    subject: Subject,
+    listed: ListedPhoto,
+    row: ManifestRow,
+    message: str,
+    remedy: str,
+    severity: Severity,
 ) -> Fault:
     written = listed.caption_file
     if written is None:

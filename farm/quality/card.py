@@ -22,10 +22,10 @@ from farm.adapters.bank.bank import Bank
 from farm.base.interface import Base
 from farm.keys import derive_seed
 from farm.quality import scores
-from farm.quality.evaluation_images import BASE_SLOT, PictureRow, draw_rows, seeds_for
+from farm.quality.evaluation_images import BASE_SLOT, ImageRow, generate_rows, seeds_for
 from farm.quality.intervals import MIN_PICTURES, Estimate
 from farm.quality.protocol import PromptPair, Protocol, ScoringBudget, protocol_for
-from farm.quality.ratios import Drawn, evidence_of, scores_of
+from farm.quality.ratios import EmbeddedImages, evidence_of, scores_of
 from farm.quality.scorer import ImageScorer, Scorer
 from farm.quality.verdict import Evidence, judge
 
@@ -86,13 +86,13 @@ class Examiner:
     batch: int = 32
     """Pictures in one denoising pass."""
     num_pictures_drawn: int = 0
-    _references: dict[tuple[str, str], Drawn] = field(default_factory=dict)
+    _references: dict[tuple[str, str], EmbeddedImages] = field(default_factory=dict)
 
     def examine(self, candidates: Sequence[Candidate]) -> list[Examination]:
         """Cards of all candidates, drawn and embedded together."""
         started = time.perf_counter()
         self._prepare(candidates)
-        rows: list[PictureRow] = []
+        rows: list[ImageRow] = []
         for candidate in candidates:
             rows += self._rows(candidate)
         pictures_GPP3 = self._draw(rows)
@@ -120,7 +120,7 @@ class Examiner:
         protocol = self.protocol(candidate.class_noun)
         return protocol.prompts(num, candidate.identifier, candidate.class_noun)
 
-    def _rows(self, candidate: Candidate) -> list[PictureRow]:
+    def _rows(self, candidate: Candidate) -> list[ImageRow]:
         """Prompted, class and drift pictures of one adapter, in that order."""
         budget, slot = self.budget, candidate.slot
         prompted = [pair.drawn for pair in self._pairs(candidate)]
@@ -128,7 +128,7 @@ class Examiner:
         unrelated = self.protocol(candidate.class_noun).unrelated_prompts(budget.num_drift_pictures)
         seeds = self._seeds(candidate.class_noun)
         return [
-            PictureRow(slot, prompt, seed)
+            ImageRow(slot, prompt, seed)
             for prompt, seed in zip([*prompted, *plain, *unrelated], seeds, strict=True)
         ]
 
@@ -147,7 +147,7 @@ class Examiner:
             (candidate.class_noun, candidate.class_prompt): candidate for candidate in candidates
         }
         fresh = {key: value for key, value in fresh.items() if key not in self._references}
-        rows: list[PictureRow] = []
+        rows: list[ImageRow] = []
         for candidate in fresh.values():
             noun, budget = candidate.class_noun, self.budget
             protocol = self.protocol(noun)
@@ -158,13 +158,15 @@ class Examiner:
             ]
             seeds = self._seeds(noun)
             rows += [
-                PictureRow(BASE_SLOT, prompt, seed)
+                ImageRow(BASE_SLOT, prompt, seed)
                 for prompt, seed in zip(prompts, seeds, strict=True)
             ]
         vectors = self._embed(self._draw(rows)) if rows else {}
         for index, key in enumerate(fresh):
             start = index * self.budget.num_pictures
-            self._references[key] = Drawn(*(self._part(vectors, start, part) for part in range(3)))
+            self._references[key] = EmbeddedImages(
+                *(self._part(vectors, start, part) for part in range(3))
+            )
 
     def _part(self, vectors: Mapping[str, Tensor], start: int, part: int) -> dict[str, Tensor]:
         """Prompted (0), class (1) or drift (2) vectors of the adapter that starts at ``start``."""
@@ -173,9 +175,9 @@ class Examiner:
         begin = start + sum(sizes[:part])
         return {name: value[begin : begin + sizes[part]] for name, value in vectors.items()}
 
-    def _draw(self, rows: Sequence[PictureRow]) -> Tensor:
+    def _draw(self, rows: Sequence[ImageRow]) -> Tensor:
         self.num_pictures_drawn += len(rows)
-        return draw_rows(self.base, self.bank, rows, self.budget, batch=self.batch)
+        return generate_rows(self.base, self.bank, rows, self.budget, batch=self.batch)
 
     def _embed(self, pictures: Tensor | Sequence[Image.Image]) -> dict[str, Tensor]:
         scorers = {"clip": self.scorer, **self.extra_scorers}
@@ -190,7 +192,7 @@ class Examiner:
         texts = self.scorer.embed_texts([pair.text for pair in pairs])
         reference = self._references[(candidate.class_noun, candidate.class_prompt)]
         photos = self._embed(candidate.photos)
-        tuned = Drawn(*(self._part(own, 0, part) for part in range(3)))
+        tuned = EmbeddedImages(*(self._part(own, 0, part) for part in range(3)))
         values: dict[str, Estimate | None] = {}
         base_values: dict[str, Estimate | None] = {}
         for name in photos:
@@ -244,7 +246,9 @@ class Examiner:
             "verdict": judge(evidence).to_json(),
         }
 
-    def _poses(self, candidate: Candidate, tuned: Drawn, reference: Drawn) -> dict[str, Any] | None:
+    def _poses(
+        self, candidate: Candidate, tuned: EmbeddedImages, reference: EmbeddedImages
+    ) -> dict[str, Any] | None:
         protocol = self.protocol(candidate.class_noun)
         if not protocol.poses or self.budget.num_class_pictures < MIN_PICTURES:
             return None

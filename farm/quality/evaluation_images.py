@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from farm.adapters.bank.bank import Bank
-from farm.adapters.generate import draw_adapted
+from farm.adapters.generate import generate_adapted
 from farm.base.interface import Base
 from farm.keys import derive_seed
 from farm.quality.protocol import ScoringBudget
 
-__all__ = ["BASE_SLOT", "PictureRow", "draw_rows", "seeds_for"]
+__all__ = ["BASE_SLOT", "ImageRow", "generate_rows", "seeds_for"]
 
 BASE_SLOT = -1
 """Routes a row past every adapter."""
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class ImageRow:
     """One picture to draw."""
 
     slot: int
@@ -41,8 +41,8 @@ def seeds_for(seed: int, purpose: str, num: int) -> list[int]:
     return [derive_seed(seed, "quality", purpose, index) for index in range(num)]
 
 
-def draw_rows(
-    base: Base, bank: Bank, rows: Sequence[PictureRow], budget: ScoringBudget, *, batch: int = 32
+def generate_rows(
+    base: Base, bank: Bank, rows: Sequence[ImageRow], budget: ScoringBudget, *, batch: int = 32
 ) -> Tensor:
     """Pictures, uint8 [R, P, P, 3] on the CPU, in the order of ``rows``.
 
@@ -52,7 +52,7 @@ def draw_rows(
     if not rows:
         side = base.resolution_px
         return torch.empty(0, side, side, 3, dtype=torch.uint8)
-    return draw_adapted(
+    return generate_adapted(
         base,
         bank,
         [row.prompt for row in rows],

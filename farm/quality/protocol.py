@@ -23,7 +23,7 @@ __all__ = [
     "PromptPair",
     "Protocol",
     "ScoringBudget",
-    "drawn_protocol",
+    "rendered_protocol",
     "protocol_for",
 ]
 
@@ -149,14 +149,14 @@ def protocol_for(base_name: str, class_noun: str, kind: SubjectKind | None = Non
         kind: ``object`` or ``live``; None decides by the noun.
     """
     if base_name == EMBEDDED:
-        return drawn_protocol(class_noun)
+        return rendered_protocol(class_noun)
     live = kind == "live" or (kind is None and class_noun.split()[-1] in LIVE_NOUNS)
     if live:
         return Protocol("DreamBooth, live subjects", LIVE_TEMPLATES, UNRELATED, LIVE_POSES)
     return Protocol("DreamBooth, objects", OBJECT_TEMPLATES, UNRELATED, ())
 
 
-def drawn_protocol(class_noun: str) -> Protocol:
+def rendered_protocol(class_noun: str) -> Protocol:
     """The protocol in the drawn world's words, whatever the noun."""
     others = [noun for noun in CLASS_NOUNS if noun != class_noun]
     unrelated = tuple(f"a {noun} {SCENERY[index]}" for index, noun in enumerate(others))

@@ -17,14 +17,14 @@ from farm.quality import scores
 from farm.quality.intervals import MIN_PICTURES, Estimate
 from farm.quality.verdict import Evidence
 
-__all__ = ["Drawn", "evidence_of", "scores_of"]
+__all__ = ["EmbeddedImages", "evidence_of", "scores_of"]
 
 MIN_SPAN = 0.01
 """Cosines that differ by less span no scale to measure on."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class EmbeddedImages:
     """What one adapter (or the untouched base) drew for one class, embedded by each scorer."""
 
     prompted: Mapping[str, Tensor]
@@ -33,7 +33,7 @@ class Drawn:
 
 
 def scores_of(
-    scorer: str, drawn: Drawn, base: Drawn | None, photos_PD: Tensor, seed: int
+    scorer: str, drawn: EmbeddedImages, base: EmbeddedImages | None, photos_PD: Tensor, seed: int
 ) -> dict[str, Estimate | None]:
     """The scores that one scorer gives, by their names on the card; drift only against a base."""
     prompted_GD, class_GD = drawn.prompted[scorer], drawn.class_pictures[scorer]

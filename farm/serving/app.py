@@ -29,7 +29,7 @@ from ray.serve.handle import DeploymentHandle
 
 from farm.errors import FarmError
 from farm.serving.build import build_engine, build_services
-from farm.serving.client import BaseFacts, News, draw_with, flat_stats
+from farm.serving.client import ImageEvent, ServedBase, flat_stats, generate_with
 from farm.serving.cluster.client import ENGINE, ReplicaClient
 from farm.serving.cluster.metrics import RayMetrics
 from farm.serving.cluster.router import AdapterRouter
@@ -37,7 +37,7 @@ from farm.serving.cluster.routing import wanted_replicas
 from farm.serving.http.app import create_app
 from farm.serving.http.services import Services
 from farm.serving.metrics import observe_stats
-from farm.serving.request import DrawRequest, Picture
+from farm.serving.request import GenerationRequest, Picture
 from farm.serving.settings import EndpointConfig
 
 __all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_backlog"]
@@ -58,22 +58,24 @@ class EngineReplica:
         self._metrics = RayMetrics()
         self._name = serve.get_replica_context().replica_id.unique_id
 
-    async def facts(self) -> BaseFacts:
+    async def facts(self) -> ServedBase:
         """What the base is."""
         return self._facts
 
-    async def draw(self, requests: tuple[DrawRequest, ...]) -> list[Picture]:
+    async def draw(self, requests: tuple[GenerationRequest, ...]) -> list[Picture]:
         """Draw pictures side by side; cancelling the call cancels them."""
         pictures: dict[int, Picture] = {}
-        async with contextlib.aclosing(draw_with(self._engine, requests, listen=False)) as news:
+        async with contextlib.aclosing(generate_with(self._engine, requests, listen=False)) as news:
             async for index, item in news:
                 if isinstance(item, Picture):
                     pictures[index] = item
         return [self._signed(pictures[index]) for index in range(len(requests))]
 
-    async def draw_listening(self, requests: tuple[DrawRequest, ...]) -> AsyncGenerator[News]:
+    async def draw_listening(
+        self, requests: tuple[GenerationRequest, ...]
+    ) -> AsyncGenerator[ImageEvent]:
         """The same, and tell of it while it happens."""
-        async with contextlib.aclosing(draw_with(self._engine, requests, listen=True)) as news:
+        async with contextlib.aclosing(generate_with(self._engine, requests, listen=True)) as news:
             async for index, item in news:
                 yield index, self._signed(item) if isinstance(item, Picture) else item
 

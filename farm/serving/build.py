@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from farm.adapters.registry import Registry
 from farm.serving.access.api_keys import Gate
 from farm.serving.access.catalog import Catalog
-from farm.serving.client import BaseFacts, EngineClient
-from farm.serving.http.links import PictureShelf
+from farm.serving.client import EngineClient, ServedBase
+from farm.serving.http.links import ImageLinks
 from farm.serving.http.services import Services
 from farm.serving.metrics import Metrics
 from farm.serving.settings import EndpointConfig
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["build_engine", "build_services", "engine_facts"]
 
 
-def build_engine(config: EndpointConfig) -> tuple[Engine, BaseFacts]:
+def build_engine(config: EndpointConfig) -> tuple[Engine, ServedBase]:
     """Load the base and open an engine over the store's adapters; the caller starts it.
 
     Raises:
@@ -45,10 +45,10 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, BaseFacts]:
     return engine, engine_facts(engine, config.public_base)
 
 
-def engine_facts(engine: Engine, public_id: str) -> BaseFacts:
+def engine_facts(engine: Engine, public_id: str) -> ServedBase:
     """What the HTTP side must know of an engine's base."""
     base = engine.base
-    return BaseFacts(
+    return ServedBase(
         id=public_id,
         fingerprint=base.fingerprint,
         resolution_px=base.resolution_px,
@@ -78,7 +78,7 @@ def build_services(
             max_age_s=limits.store_max_age_s,
             failures_per_minute=limits.failed_keys_per_minute,
         ),
-        shelf=PictureShelf(pictures, link_secret, lifetime_s=config.link_lifetime_s),
+        shelf=ImageLinks(pictures, link_secret, lifetime_s=config.link_lifetime_s),
         metrics=metrics,
         executor=threads,
         limits=limits,

@@ -17,27 +17,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from farm.errors import Draining
 from farm.serving.config import EngineStats
-from farm.serving.request import DrawRequest, Picture, Progress, Ticket
+from farm.serving.request import GenerationRequest, Picture, Progress, Ticket
 
 if TYPE_CHECKING:
     from farm.serving.engine.engine import Engine
 
 __all__ = [
-    "BaseFacts",
+    "ServedBase",
     "EngineClient",
     "EngineLoad",
     "LocalEngine",
-    "News",
-    "draw_with",
+    "ImageEvent",
+    "generate_with",
     "flat_stats",
 ]
 
-News = tuple[int, Progress | Picture]
+ImageEvent = tuple[int, Progress | Picture]
 """What happened, and to which of the pictures asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class BaseFacts:
+class ServedBase:
     """What the HTTP side must know of the base to check a request."""
 
     id: str
@@ -61,11 +61,13 @@ class EngineLoad:
 class EngineClient(Protocol):
     """Draws pictures, somewhere."""
 
-    async def facts(self) -> BaseFacts:
+    async def facts(self) -> ServedBase:
         """What base it holds. Raises Draining while there is no engine yet."""
         ...
 
-    def draw(self, requests: Sequence[DrawRequest], *, listen: bool) -> AsyncGenerator[News]:
+    def draw(
+        self, requests: Sequence[GenerationRequest], *, listen: bool
+    ) -> AsyncGenerator[ImageEvent]:
         """Draw pictures side by side: news with the picture's index, a picture last for each.
 
         All are taken in or none is; the first error ends them all. Without ``listen`` there are
@@ -82,7 +84,7 @@ class EngineClient(Protocol):
 class LocalEngine:
     """An engine in this process."""
 
-    def __init__(self, engine: Engine, facts: BaseFacts) -> None:
+    def __init__(self, engine: Engine, facts: ServedBase) -> None:
         self._engine = engine
         self._facts = facts
         self._draining = False
@@ -91,13 +93,17 @@ class LocalEngine:
         """Take no new request; those begun are finished."""
         self._draining = True
 
-    async def facts(self) -> BaseFacts:
+    async def facts(self) -> ServedBase:
         return self._facts
 
-    async def draw(self, requests: Sequence[DrawRequest], *, listen: bool) -> AsyncGenerator[News]:
+    async def draw(
+        self, requests: Sequence[GenerationRequest], *, listen: bool
+    ) -> AsyncGenerator[ImageEvent]:
         if self._draining:
             raise Draining("the endpoint is shutting down", "ask again in a moment")
-        async with contextlib.aclosing(draw_with(self._engine, requests, listen=listen)) as news:
+        async with contextlib.aclosing(
+            generate_with(self._engine, requests, listen=listen)
+        ) as news:
             async for item in news:
                 yield item
 
@@ -115,9 +121,9 @@ def flat_stats(stats: EngineStats) -> dict[str, Any]:
     return values
 
 
-async def draw_with(
-    engine: Engine, requests: Sequence[DrawRequest], *, listen: bool
-) -> AsyncGenerator[News]:
+async def generate_with(
+    engine: Engine, requests: Sequence[GenerationRequest], *, listen: bool
+) -> AsyncGenerator[ImageEvent]:
     """Draw with an engine of this process; see ``EngineClient.draw``."""
     loop = asyncio.get_running_loop()
     inbox: asyncio.Queue[tuple[int, Progress | Future[Picture]]] = asyncio.Queue()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterRef",
-    "DrawRequest",
+    "GenerationRequest",
     "Picture",
     "Progress",
     "RequestLimits",
@@ -67,7 +67,7 @@ class AdapterRef:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawRequest:
+class GenerationRequest:
     """One picture to draw. The picture depends on these values alone, never on its neighbours."""
 
     id: str
@@ -120,7 +120,7 @@ class RequestLimits(BaseModel):
     max_adapters: int = Field(4, ge=1, le=MAX_ADAPTERS)
     """On one picture."""
 
-    def check(self, request: DrawRequest) -> None:
+    def check(self, request: GenerationRequest) -> None:
         """Refuse what cannot be drawn.
 
         Raises:
@@ -147,7 +147,7 @@ class RequestLimits(BaseModel):
                 "adapters",
             )
 
-    def _check_numbers(self, request: DrawRequest) -> None:
+    def _check_numbers(self, request: GenerationRequest) -> None:
         ranges: list[tuple[str, float | None, float, float]] = [
             ("steps", request.steps, 1, self.max_steps),
             ("seed", request.seed, 0, MAX_SEED),
@@ -195,7 +195,7 @@ class Ticket:
     the request. Errors in the future are ``FarmError``s.
     """
 
-    def __init__(self, request: DrawRequest) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.future: Future[Picture] = Future()
         self.progress = Progress("queued", 0, request.steps)

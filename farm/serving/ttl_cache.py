@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from farm.errors import StoreError
 
-__all__ = ["MAX_AGE_S", "Fresh", "store_threads"]
+__all__ = ["MAX_AGE_S", "TtlCache", "store_threads"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Known(Generic[Value]):
     read_at_s: float
 
 
-class Fresh(Generic[Key, Value]):
+class TtlCache(Generic[Key, Value]):
     """A bounded table of values, each read again when it is older than ``ttl_s``.
 
     That something is missing is not remembered unless asked for: what was not there a moment ago

@@ -2,7 +2,7 @@
 
 Owns the order of things and the summary. Survives being killed at any instant: started again with
 the same manifest it is the same run, finds what is committed, and goes on with the rest. Prints
-nothing; a ``View`` is told.
+nothing; a ``RunView`` is told.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from contextlib import suppress
 from farm.errors import Interrupted, StoreError
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
-from farm.training.run.driver import Driver, claim_run, point_names, write_run_files
+from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
 from farm.training.run.failures import failures_of
-from farm.training.run.lock_guard import ClaimGuard
+from farm.training.run.lock_guard import LockGuard
 from farm.training.run.prepare import prepare_run, resume_run
-from farm.training.run.request import PreparedRun, RunRequest, RunSummary, View
+from farm.training.run.request import PreparedRun, RunRequest, RunSummary, RunView
 from farm.training.run.scratch import sweep_folders
 
 __all__ = [
     "PreparedRun",
     "RunRequest",
     "RunSummary",
-    "View",
+    "RunView",
     "execute_run",
     "prepare_run",
     "resume_run",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def run_manifest(
-    request: RunRequest, *, view: View | None = None, stop: threading.Event | None = None
+    request: RunRequest, *, view: RunView | None = None, stop: threading.Event | None = None
 ) -> RunSummary:
     """Prepare and execute; for programs. The command line asks between the two."""
     return execute_run(prepare_run(request), view=view, stop=stop)
@@ -45,7 +45,7 @@ def run_manifest(
 def execute_run(
     prepared: PreparedRun,
     *,
-    view: View | None = None,
+    view: RunView | None = None,
     stop: threading.Event | None = None,
     arm: Callable[[], None] | None = None,
 ) -> RunSummary:
@@ -62,9 +62,9 @@ def execute_run(
         LaneLost: if the lanes cannot be kept alive, or another driver took the run over.
     """
     began = time.monotonic()
-    claim = claim_run(prepared)
+    claim = lock_run(prepared)
     sweep_folders()
-    guard = ClaimGuard(prepared.store, claim)
+    guard = LockGuard(prepared.store, claim)
     driver = Driver(prepared, claim, view, stop or threading.Event(), arm)
     try:
         write_run_files(prepared, claim)

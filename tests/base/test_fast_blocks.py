@@ -6,7 +6,7 @@ from support.weights import random_weights
 
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
-from farm.base.fast_blocks import make_lean, restore
+from farm.base.fast_blocks import restore, use_fast_blocks
 from farm.base.loading import load_base
 
 ROWS = 3
@@ -38,7 +38,7 @@ def drawn(base, *, like=torch.contiguous_format):
 @pytest.mark.parametrize("like", [torch.contiguous_format, torch.channels_last])
 def test_lean_passes_give_what_diffusers_gives(base, denoiser, like):
     plain = drawn(base, like=like)
-    assert make_lean(denoiser) > 10
+    assert use_fast_blocks(denoiser) > 10
     torch.testing.assert_close(drawn(base, like=like), plain, rtol=1e-4, atol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_adapters_on_every_kind_of_layer_go_on_working(base, denoiser):
         bare = drawn(base)
         with rows.active():
             plain = drawn(base)
-            assert make_lean(denoiser)
+            assert use_fast_blocks(denoiser)
             lean = drawn(base)
             again = drawn(base)
     finally:
@@ -67,7 +67,7 @@ def test_adapters_on_every_kind_of_layer_go_on_working(base, denoiser):
 
 
 def test_a_pass_that_keeps_gradients_is_not_lean(base, denoiser):
-    make_lean(denoiser)
+    use_fast_blocks(denoiser)
     weight = denoiser.conv_in.weight
     weight.requires_grad_()
     try:
@@ -80,11 +80,11 @@ def test_a_pass_that_keeps_gradients_is_not_lean(base, denoiser):
 
 
 def test_blocks_run_as_they_are_written_after_they_are_restored(denoiser):
-    num_lean = make_lean(denoiser)
-    assert make_lean(denoiser) == 0
+    num_lean = use_fast_blocks(denoiser)
+    assert use_fast_blocks(denoiser) == 0
     restore(denoiser)
     assert not any("forward" in vars(module) for module in denoiser.modules())
-    assert make_lean(denoiser) == num_lean
+    assert use_fast_blocks(denoiser) == num_lean
 
 
 def test_a_pass_that_others_have_put_on_a_block_stays(denoiser):
@@ -93,7 +93,7 @@ def test_a_pass_that_others_have_put_on_a_block_stays(denoiser):
     block.forward = lambda *given, **named: hooked(*given, **named)
     theirs = block.forward
     try:
-        make_lean(denoiser)
+        use_fast_blocks(denoiser)
         restore(denoiser)
         assert block.forward is theirs
     finally:
@@ -113,6 +113,6 @@ def test_what_lean_blocks_do_not_know_goes_to_diffusers(base, denoiser):
         return denoiser(latents, 500, hidden, encoder_attention_mask=mask, return_dict=False)[0]
 
     plain, open_ = masked(), denoiser(latents, 500, hidden, return_dict=False)[0]
-    make_lean(denoiser)
+    use_fast_blocks(denoiser)
     torch.testing.assert_close(masked(), plain, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(plain, open_)

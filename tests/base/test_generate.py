@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from farm.base.generate import draw_pictures
+from farm.base.generate import generate_images
 from farm.base.loading import load_base
 from farm.schedulers import SchedulerName
 
@@ -19,7 +19,7 @@ PROMPTS = ["a photo of sks cat", "a mushroom"]
 @pytest.mark.parametrize("build", ["tiny", "tiny-v"])
 def test_pictures_equal_those_of_the_plain_pipeline(build: str, name: SchedulerName) -> None:
     base = load_base(build)
-    ours = draw_pictures(base, PROMPTS, [3, 4], steps=4, guidance=4.0, scheduler=name)
+    ours = generate_images(base, PROMPTS, [3, 4], steps=4, guidance=4.0, scheduler=name)
     pipeline = base.pipeline()
     pipeline.scheduler = base.scheduler(name)
     theirs = pipeline(
@@ -36,7 +36,7 @@ def test_a_batch_that_does_not_fit_is_drawn_in_smaller_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = load_base("tiny")
-    whole = draw_pictures(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
+    whole = generate_images(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
     denoise, sizes = base.denoise, []
 
     def small_memory(latents: torch.Tensor, *more: object) -> torch.Tensor:
@@ -46,12 +46,12 @@ def test_a_batch_that_does_not_fit_is_drawn_in_smaller_ones(
         return denoise(latents, *more)
 
     monkeypatch.setattr(base, "denoise", small_memory)
-    parts = draw_pictures(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
+    parts = generate_images(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
     assert (parts.int() - whole.int()).abs().max() <= 1
     assert [size for size in sizes if size > 2] == [8, 4]
     monkeypatch.setattr("farm.base.generate.draw_latents", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        draw_pictures(base, PROMPTS, [1, 2], steps=3)
+        generate_images(base, PROMPTS, [1, 2], steps=3)
 
 
 def out_of_memory(*_: object, **__: object) -> torch.Tensor:
@@ -77,8 +77,8 @@ def test_few_pictures_at_a_time_through_the_vae_are_the_same_pictures(
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
     base = load_base("tiny")
-    together = draw_pictures(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
-    alone = draw_pictures(base, [PROMPTS[1]], [2], steps=3)
+    together = generate_images(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
+    alone = generate_images(base, [PROMPTS[1]], [2], steps=3)
     assert (together[1].int() - alone[0].int()).abs().max() <= 1
 
 

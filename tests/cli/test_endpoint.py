@@ -11,7 +11,7 @@ import pytest
 
 from farm.cli.demo import _serve_line
 from farm.cli.endpoint import EndpointFailed, own_endpoint
-from farm.serving.http.image_metadata import read_receipt
+from farm.serving.http.image_metadata import read_image_metadata
 
 TINY = ("--base", "tiny")
 
@@ -20,7 +20,7 @@ TINY = ("--base", "tiny")
 def test_it_generates_explains_a_refusal_and_is_gone_afterwards(tmp_path: Path) -> None:
     with own_endpoint(str(tmp_path), TINY) as endpoint:
         made = endpoint.generate_all({"tiny": "a photo of a cat"}, seed=3)
-        receipt = read_receipt(made["tiny"])
+        receipt = read_image_metadata(made["tiny"])
         assert receipt is not None
         assert (receipt["prompt"], receipt["seed"]) == ("a photo of a cat", 3)
         with pytest.raises(EndpointFailed, match="generated no picture of rex: .*rex"):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.errors import Fault
-from farm.intake.compare import NEAR_BITS, Judge, look_alikes
+from farm.intake.compare import NEAR_BITS, PhotoComparer, look_alikes
 from farm.intake.manifest import Written
 from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
 
@@ -21,7 +21,7 @@ def written(*uris: str, noun: str = "cat", name: str = "tom") -> Written:
 
 def judged(resolution_px: int | None = None, **photos: PhotoFacts | PhotoRefusal) -> list[Fault]:
     verdicts = {f"/base/{name}": verdict for name, verdict in photos.items()}
-    return Judge(verdicts, resolution_px).faults(written(*photos))
+    return PhotoComparer(verdicts, resolution_px).faults(written(*photos))
 
 
 FAR = 0x0F0F0F0F0F0F0F0F
@@ -92,7 +92,7 @@ def test_a_panorama_is_warned_of():
 
 
 def test_a_photo_of_two_classes_is_warned_of():
-    judge = Judge({"/base/a": facts("1"), "/base/b": facts("1")}, None)
+    judge = PhotoComparer({"/base/a": facts("1"), "/base/b": facts("1")}, None)
     assert judge.faults(written("a")) == []
     assert judge.faults(written("b", name="felix")) == []
     (fault,) = judge.faults(written("b", name="rex", noun="dog"))
@@ -102,5 +102,5 @@ def test_a_photo_of_two_classes_is_warned_of():
 def test_members_of_archives_are_named_by_archive_and_member():
     uri = "zip://cat/0.png::/base/a.zip"
     one = Written(None, "tom", "cat", (uri,), (), "m", 1, "photos", "/base")
-    (fault,) = Judge({uri: PhotoRefusal("it is damaged", "r")}, None).faults(one)
+    (fault,) = PhotoComparer({uri: PhotoRefusal("it is damaged", "r")}, None).faults(one)
     assert fault.message == "a.zip:cat/0.png: it is damaged"

@@ -9,14 +9,14 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
 from farm.intake.faults import expected, faults_of, nearest, slug, validated
-from farm.intake.rows import Row
+from farm.intake.rows import ManifestRow
 from farm.intake.schema import Head, SubjectEntry
 from farm.recipe import Recipe
 from farm.safe_names import NAME_PATTERN
 
 
 def told(model: type[BaseModel], value: dict[str, object]) -> list[Fault]:
-    row = Row(value, "m.yaml", "/", 3, {(key,): 10 + n for n, key in enumerate(value)})
+    row = ManifestRow(value, "m.yaml", "/", 3, {(key,): 10 + n for n, key in enumerate(value)})
     with pytest.raises(ValidationError) as caught:
         model.model_validate(value)
     return faults_of(caught.value, row, model)
@@ -74,7 +74,7 @@ def test_a_far_off_key_is_answered_with_all_known_ones():
 
 def test_a_refused_field_does_not_hide_the_others():
     value = {"defaults": {"identifer": "x", "namespace": "studio"}, "version": 1}
-    head, faults = validated(Head, value, Row(value, "m", "/"))
+    head, faults = validated(Head, value, ManifestRow(value, "m", "/"))
     assert head is not None
     assert head.defaults.namespace == "studio"
     assert [fault.field for fault in faults] == ["defaults.identifer"]

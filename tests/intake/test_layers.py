@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from farm.errors import Fault
 from farm.intake.layers import Layers
-from farm.intake.rows import Row
+from farm.intake.rows import ManifestRow
 from farm.recipe import PRESETS, EarlyStop
 
-HEAD = Row({}, "m.yaml", "/", 1, {("defaults", "recipe"): 2, ("defaults", "recipe", "rank"): 3})
-ROW = Row({"id": "tom"}, "m.yaml", "/", 9, {("recipe", "steps"): 10})
+HEAD = ManifestRow(
+    {}, "m.yaml", "/", 1, {("defaults", "recipe"): 2, ("defaults", "recipe", "rank"): 3}
+)
+ROW = ManifestRow({"id": "tom"}, "m.yaml", "/", 9, {("recipe", "steps"): 10})
 
 
 def layers(preset=None, recipe=None, prior=None, base=None) -> Layers:

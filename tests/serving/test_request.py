@@ -14,7 +14,7 @@ from farm.schedulers import SCHEDULERS
 from farm.serving.http.schemas import GenerateRequest
 from farm.serving.request import (
     AdapterRef,
-    DrawRequest,
+    GenerationRequest,
     Picture,
     Progress,
     RequestLimits,
@@ -23,7 +23,7 @@ from farm.serving.request import (
 
 
 def request(**fields):
-    return DrawRequest(**{"id": "r", "prompt": "a cat", **fields})
+    return GenerationRequest(**{"id": "r", "prompt": "a cat", **fields})
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

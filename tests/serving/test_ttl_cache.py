@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from farm.errors import StoreError
-from farm.serving.ttl_cache import Fresh
+from farm.serving.ttl_cache import TtlCache
 
 
 class Source:
@@ -31,16 +31,16 @@ class Source:
         return answer
 
 
-def run(test: Callable[[Source, Fresh[str, str], list[float]], Awaitable[None]]) -> None:
+def run(test: Callable[[Source, TtlCache[str, str], list[float]], Awaitable[None]]) -> None:
     """Run a test over a table of 10 s freshness with room for two, and a clock in a list."""
     source, now = Source(), [0.0]
     with ThreadPoolExecutor(4) as pool:
-        table = Fresh(source.read, ttl_s=10, executor=pool, max_items=2, clock=lambda: now[0])
+        table = TtlCache(source.read, ttl_s=10, executor=pool, max_items=2, clock=lambda: now[0])
         asyncio.run(test(source, table, now))  # type: ignore[arg-type]
 
 
 def test_a_value_is_read_again_only_when_it_is_old() -> None:
-    async def check(source: Source, table: Fresh[str, str], now: list[float]) -> None:
+    async def check(source: Source, table: TtlCache[str, str], now: list[float]) -> None:
         source.answers["a"] = "one"
         assert await table.get("a") == "one"
         source.answers["a"] = "two"
@@ -54,7 +54,7 @@ def test_a_value_is_read_again_only_when_it_is_old() -> None:
 
 
 def test_one_read_serves_all_who_wait() -> None:
-    async def check(source: Source, table: Fresh[str, str], now: list[float]) -> None:
+    async def check(source: Source, table: TtlCache[str, str], now: list[float]) -> None:
         source.answers["a"] = "one"
         source.open.clear()
         waiting = [asyncio.create_task(table.get("a")) for _ in range(20)]
@@ -70,7 +70,7 @@ def test_one_read_serves_all_who_wait() -> None:
 
 
 def test_a_store_that_is_silent_leaves_the_last_value() -> None:
-    async def check(source: Source, table: Fresh[str, str], now: list[float]) -> None:
+    async def check(source: Source, table: TtlCache[str, str], now: list[float]) -> None:
         source.answers["a"] = "one"
         await table.get("a")
         source.answers["a"] = StoreError("silent")
@@ -88,7 +88,7 @@ def test_a_store_that_is_silent_leaves_the_last_value() -> None:
 def test_a_silent_store_is_an_error_once_what_is_known_is_too_old() -> None:
     source, now = Source(), [0.0]
 
-    async def check(table: Fresh[str, str]) -> None:
+    async def check(table: TtlCache[str, str]) -> None:
         source.answers["a"] = "one"
         await table.get("a")
         source.answers["a"] = PermissionError("of whatever kind")
@@ -106,7 +106,7 @@ def test_a_silent_store_is_an_error_once_what_is_known_is_too_old() -> None:
         source.open.set()
 
     with ThreadPoolExecutor(4) as pool:
-        table = Fresh(
+        table = TtlCache(
             source.read,
             ttl_s=10,
             max_age_s=30,
@@ -118,7 +118,7 @@ def test_a_silent_store_is_an_error_once_what_is_known_is_too_old() -> None:
 
 
 def test_what_was_missing_is_looked_for_again() -> None:
-    async def check(source: Source, table: Fresh[str, str], now: list[float]) -> None:
+    async def check(source: Source, table: TtlCache[str, str], now: list[float]) -> None:
         source.answers["a"] = FileNotFoundError("a")
         with pytest.raises(FileNotFoundError):
             await table.get("a")
@@ -129,7 +129,7 @@ def test_what_was_missing_is_looked_for_again() -> None:
 
 
 def test_what_is_gone_is_gone_when_the_value_is_old() -> None:
-    async def check(source: Source, table: Fresh[str, str], now: list[float]) -> None:
+    async def check(source: Source, table: TtlCache[str, str], now: list[float]) -> None:
         source.answers["a"] = "one"
         await table.get("a")
         source.answers["a"] = FileNotFoundError("a")
@@ -142,7 +142,7 @@ def test_what_is_gone_is_gone_when_the_value_is_old() -> None:
 
 
 def test_the_table_is_bounded_and_keeps_what_is_used() -> None:
-    async def check(source: Source, table: Fresh[str, str], now: list[float]) -> None:
+    async def check(source: Source, table: TtlCache[str, str], now: list[float]) -> None:
         source.answers.update(a="1", b="2", c="3")
         for key in ("a", "b", "a", "c"):
             await table.get(key)

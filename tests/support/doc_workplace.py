@@ -108,11 +108,11 @@ class Clone:
         (self.folder / ".venv/.installed").touch()
 
     def _photograph(self) -> None:
-        from farm.base.embedded.world import draw_subject
+        from farm.base.embedded.world import render_subject
 
         for number, (name, noun) in enumerate(PHOTOS.items()):
             (self.folder / name).mkdir(parents=True)
-            for index, photo in enumerate(draw_subject(500 + number, 4, class_noun=noun)):
+            for index, photo in enumerate(render_subject(500 + number, 4, class_noun=noun)):
                 photo.picture.save(self.folder / name / f"{index}.png")
         shutil.make_archive(str(self.folder / "photos/vase"), "zip", self.folder / "photos/vase")
         shutil.rmtree(self.folder / "photos/vase")

@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image, ImageEnhance, ImageFilter
 
-from farm.base.embedded.world.render import draw_scene
+from farm.base.embedded.world.render import render_scene
 from farm.base.embedded.world.scene import Scene, sample_scene
 from farm.base.embedded.world.words import POSES_OF, SCENERY
 from farm.quality.report.thumbs import ThumbBudget, data_uri
-from farm.quality.report.view import LaneSpan, Picture, RunView, SubjectView
+from farm.quality.report.view import LaneSpan, ReportImage, RunView, SubjectView
 from farm.quality.verdict import Evidence, judge
 
 EVIDENCE = {
@@ -65,7 +65,7 @@ def make_card(label: str, rng: random.Random) -> dict[str, Any]:
 
 def stages(scene: Scene, num: int) -> list[Image.Image]:
     """A picture that comes clear, step by step."""
-    clear = draw_scene(scene, size_px=64)
+    clear = render_scene(scene, size_px=64)
     result = []
     for index in range(num):
         share = index / (num - 1)
@@ -87,8 +87,8 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
         for n in range(min(4, budget.num_photos))
     ]  # fmt: skip
     drawn = [replace(scene, place=place) for place in SCENERY[: budget.num_gallery]]
-    pictures = [draw_scene(one, size_px=64) for one in drawn]
-    shots = [draw_scene(one, size_px=64) for one in photos]
+    pictures = [render_scene(one, size_px=64) for one in drawn]
+    shots = [render_scene(one, size_px=64) for one in photos]
     losses = [0.45 * math.exp(-step / 120) + 0.2 + rng.gauss(0, 0.09) for step in range(400)]
     return SubjectView(
         id=f"{scene.class_noun}-{index:04d}",
@@ -97,17 +97,17 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
         class_noun=scene.class_noun,
         status="committed",
         job_key=f"{rng.getrandbits(128):032x}",
-        photos=[Picture(thumb(shot), f"photo {n + 1}") for n, shot in enumerate(shots)],
+        photos=[ReportImage(thumb(shot), f"photo {n + 1}") for n, shot in enumerate(shots)],
         progress=[
-            Picture(thumb(stage), f"a sks {scene.class_noun} in space", step=50 * n)
+            ReportImage(thumb(stage), f"a sks {scene.class_noun} in space", step=50 * n)
             for n, stage in enumerate(stages(drawn[2], min(9, budget.num_progress)))
         ],
         gallery=[
-            Picture(thumb(picture), f"a sks {one.class_noun} {one.place}")
+            ReportImage(thumb(picture), f"a sks {one.class_noun} {one.place}")
             for picture, one in zip(pictures, drawn, strict=True)
         ],
         class_pictures=[
-            Picture(thumb(draw_scene(replace(sample_scene(5, n), class_noun=scene.class_noun,
+            ReportImage(thumb(render_scene(replace(sample_scene(5, n), class_noun=scene.class_noun,
             pose=POSES_OF[scene.class_noun][0]), size_px=64)), f"a {scene.class_noun}")
             for n in range(budget.num_class)
         ],

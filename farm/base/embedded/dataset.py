@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from farm.base.embedded.world.render import PICTURE_PX, draw_scene
+from farm.base.embedded.world.render import PICTURE_PX, render_scene
 from farm.base.embedded.world.scene import Scene, sample_scene
 
 HELD_OUT_SEED = 1_000_003
 """No training seed: pictures of this stream are never trained on."""
 
 
-def draw_album(seed: int, num_pictures: int, *, first: int = 0) -> NDArray[np.uint8]:
+def render_dataset(seed: int, num_pictures: int, *, first: int = 0) -> NDArray[np.uint8]:
     """Draw pictures `first` and on of a stream: (N, 64, 64, 3)."""
     album = np.empty((num_pictures, PICTURE_PX, PICTURE_PX, 3), dtype=np.uint8)
     for index in range(num_pictures):
-        album[index] = np.asarray(draw_scene(sample_scene(seed, first + index)))
+        album[index] = np.asarray(render_scene(sample_scene(seed, first + index)))
     return album
 
 
@@ -27,13 +27,13 @@ def scenes_of(seed: int, num_pictures: int) -> list[Scene]:
     return [sample_scene(seed, index) for index in range(num_pictures)]
 
 
-def load_album(path: Path, seed: int, num_pictures: int) -> NDArray[np.uint8]:
+def load_dataset(path: Path, seed: int, num_pictures: int) -> NDArray[np.uint8]:
     """Read an album from a cache file, or draw it and write the file."""
     if path.exists():
         album: NDArray[np.uint8] = np.load(path)
         if len(album) == num_pictures:
             return album
-    album = draw_album(seed, num_pictures)
+    album = render_dataset(seed, num_pictures)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, album)
     return album

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
-from farm.base.embedded.progress import Progress
+from farm.base.embedded.progress import ProgressLog
 from farm.base.embedded.scorer import WIDTH, encode_texts
 from farm.base.embedded.vae import NUM_LATENT_CHANNELS
 from farm.base.embedded.world.captions import write_caption, write_short_caption
@@ -162,7 +162,7 @@ def v_loss(
 def train_denoiser(
     data: LatentSet,
     plan: DenoiserPlan,
-    progress: Progress,
+    progress: ProgressLog,
     checkpoint: Path,
     *,
     on_checkpoint: Callable[[int, UNet2DConditionModel], None] | None = None,

@@ -18,9 +18,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from farm.base.embedded.dataset import HELD_OUT_SEED, draw_album, scenes_of
+from farm.base.embedded.dataset import HELD_OUT_SEED, render_dataset, scenes_of
 from farm.base.embedded.folder import load_pipeline
-from farm.base.embedded.samples import GUIDANCE, NUM_STEPS, draw_prompts
+from farm.base.embedded.samples import GUIDANCE, NUM_STEPS, generate_prompts
 from farm.base.embedded.scorer import (
     answer,
     article,
@@ -29,7 +29,7 @@ from farm.base.embedded.scorer import (
     measure_scorer,
 )
 from farm.base.embedded.vae import measure_psnr
-from farm.base.embedded.world.subjects import draw_class
+from farm.base.embedded.world.subjects import render_class
 from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, SCENERY
 
 __all__ = ["measure_base"]
@@ -102,7 +102,7 @@ def measure_base(
     }
     facts |= _accuracies(pipeline, scorer, tokenizer, num_pictures, seed, guidance)
     facts |= _diversity(pipeline, scorer, num_cats, seed, guidance)
-    held_out = draw_album(HELD_OUT_SEED, num_held_out)
+    held_out = render_dataset(HELD_OUT_SEED, num_held_out)
     facts |= {
         "vae_psnr_db": round(measure_psnr(pipeline.vae, held_out), 2),
         "vae_psnr_count": num_held_out,
@@ -125,7 +125,7 @@ def _accuracies(
     guidance: float,
 ) -> dict[str, object]:
     asked = measured_prompts(count)
-    pictures = draw_prompts(pipeline, [a.prompt for a in asked], seed=seed, guidance=guidance)
+    pictures = generate_prompts(pipeline, [a.prompt for a in asked], seed=seed, guidance=guidance)
     embeddings = embed_pictures(scorer, pictures)
     nouns = [a.class_noun for a in asked]
     facts: dict[str, object] = {}
@@ -145,8 +145,8 @@ def _accuracies(
 def _diversity(
     pipeline: StableDiffusionPipeline, scorer: CLIPModel, count: int, seed: int, guidance: float
 ) -> dict[str, object]:
-    drawn = draw_prompts(pipeline, ["a cat"] * count, seed=seed + 1, guidance=guidance)
-    real = np.stack([np.asarray(photo.picture) for photo in draw_class(seed, "cat", count)])
+    drawn = generate_prompts(pipeline, ["a cat"] * count, seed=seed + 1, guidance=guidance)
+    real = np.stack([np.asarray(photo.picture) for photo in render_class(seed, "cat", count)])
     ratio = spread(embed_pictures(scorer, drawn)) / spread(embed_pictures(scorer, real))
     return {"diversity_ratio": round(ratio, 4), "diversity_count": count}
 
@@ -163,7 +163,7 @@ def _time_one(pipeline: StableDiffusionPipeline, guidance: float) -> float:
     times = []
     for _ in range(3):
         started_s = time.monotonic()
-        draw_prompts(pipeline, ["a red cat in the snow"], guidance=guidance)
+        generate_prompts(pipeline, ["a red cat in the snow"], guidance=guidance)
         times.append(time.monotonic() - started_s)
     return min(times)
 

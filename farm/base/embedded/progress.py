@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass
-class Progress:
+class ProgressLog:
     """Appends lines of `{stage, step, elapsed_s, …}` to a file."""
 
     path: Path

@@ -20,12 +20,12 @@ from farm.base.embedded.curves import plot_curves
 from farm.base.embedded.denoiser import averaged
 from farm.base.embedded.folder import load_pipeline, text_tower, write_base, write_scorer
 from farm.base.embedded.measure import measure_base, measured_prompts
-from farm.base.embedded.samples import GUIDANCE, draw_prompts, tile
+from farm.base.embedded.samples import GUIDANCE, generate_prompts, tile
 from farm.base.embedded.scorer import scorer_folder
 from farm.base.embedded.tokenizer import build_tokenizer
-from farm.base.embedded.world.render import draw_scene
+from farm.base.embedded.world.render import render_scene
 from farm.base.embedded.world.scene import sample_scene
-from farm.base.embedded.world.subjects import draw_subject
+from farm.base.embedded.world.subjects import render_subject
 
 COMBINATIONS = (
     "a red cat wearing a blue hat in space",
@@ -57,7 +57,7 @@ def publish(
     docs.mkdir(parents=True, exist_ok=True)
     shutil.copy(work / "progress.jsonl", docs / "progress.jsonl")
     plot_curves(docs / "progress.jsonl", docs / "curves.png")
-    draw_sheets(weights, docs, guidance)
+    render_sheets(weights, docs, guidance)
     measure_base("embedded", out=docs, guidance=guidance)
 
 
@@ -85,21 +85,23 @@ def _assemble(work: Path, weights: Path) -> None:
     write_scorer(scorer_folder(), scorer, tokenizer)
 
 
-def draw_sheets(weights: Path, docs: Path, guidance: float) -> None:
+def render_sheets(weights: Path, docs: Path, guidance: float) -> None:
     """Draw the sheets: the world, a subject, 64 samples, a dozen combinations, cats."""
-    world = np.stack([np.asarray(draw_scene(sample_scene(42, index))) for index in range(64)])
+    world = np.stack([np.asarray(render_scene(sample_scene(42, index))) for index in range(64)])
     tile(world, 16).save(docs / "world.png")
-    subjects = [photo for seed in range(4) for photo in draw_subject(seed, 8)]
+    subjects = [photo for seed in range(4) for photo in render_subject(seed, 8)]
     tile(np.stack([np.asarray(photo.picture) for photo in subjects]), 8).save(docs / "subjects.png")
     pipeline = load_pipeline(weights)
     prompts = [asked.prompt for asked in measured_prompts(64)]
-    tile(draw_prompts(pipeline, prompts, seed=5, guidance=guidance), 8).save(docs / "samples.png")
+    tile(generate_prompts(pipeline, prompts, seed=5, guidance=guidance), 8).save(
+        docs / "samples.png"
+    )
     numbered = [f"{index // 8 + 1}.{index % 8 + 1} {text}" for index, text in enumerate(prompts)]
     (docs / "samples.txt").write_text("\n".join(numbered) + "\n")
-    together = draw_prompts(pipeline, list(COMBINATIONS), seed=6, guidance=guidance)
+    together = generate_prompts(pipeline, list(COMBINATIONS), seed=6, guidance=guidance)
     tile(together, 6, zoom=3).save(docs / "combinations.png")
     (docs / "combinations.txt").write_text("\n".join(COMBINATIONS) + "\n")
-    cats = draw_prompts(pipeline, ["a cat"] * 16, seed=7, guidance=guidance)
+    cats = generate_prompts(pipeline, ["a cat"] * 16, seed=7, guidance=guidance)
     tile(cats, 8).save(docs / "cats.png")
 
 

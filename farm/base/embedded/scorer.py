@@ -27,7 +27,7 @@ from transformers import (
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.dataset import scenes_of
-from farm.base.embedded.progress import Progress
+from farm.base.embedded.progress import ProgressLog
 from farm.base.embedded.tokenizer import MAX_TOKENS
 from farm.base.embedded.vae import one_cycle, to_unit
 from farm.base.embedded.world.captions import (
@@ -228,7 +228,7 @@ def train_scorer(
     album: NDArray[np.uint8],
     tokenizer: CLIPTokenizer,
     num_steps: int,
-    progress: Progress,
+    progress: ProgressLog,
     checkpoint: Path,
     *,
     seed: int,

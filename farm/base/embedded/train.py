@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from farm.base.embedded.dataset import HELD_OUT_SEED, load_album, scenes_of
+from farm.base.embedded.dataset import HELD_OUT_SEED, load_dataset, scenes_of
 from farm.base.embedded.denoiser import DenoiserPlan, LatentSet, train_denoiser
 from farm.base.embedded.folder import text_tower, write_base, write_scorer
-from farm.base.embedded.progress import Progress
-from farm.base.embedded.samples import draw_sample_grid
+from farm.base.embedded.progress import ProgressLog
+from farm.base.embedded.samples import generate_sample_grid
 from farm.base.embedded.scorer import measure_scorer, train_scorer
 from farm.base.embedded.tokenizer import build_tokenizer
 from farm.base.embedded.vae import measure_psnr, refine_decoder, standardize, to_unit, train_vae
@@ -90,7 +90,7 @@ def train_embedded(
     if minutes is not None:
         chosen = chosen.scaled(minutes)
     chosen = replace(chosen, denoiser=replace(chosen.denoiser, seed=seed))
-    work = _Work(out, seed, torch.device(device), chosen, Progress(out / "progress.jsonl"))
+    work = _Work(out, seed, torch.device(device), chosen, ProgressLog(out / "progress.jsonl"))
     tokenizer = build_tokenizer(out / "tokenizer")
     scorer = work.scorer(tokenizer)
     vae = work.vae()
@@ -110,7 +110,7 @@ class _Work:
     seed: int
     device: torch.device
     plan: TrainingPlan
-    progress: Progress
+    progress: ProgressLog
 
     def scorer(self, tokenizer: CLIPTokenizer) -> CLIPModel:
         """Train the scorer, or read it. Its text tower as it is now becomes the base's text
@@ -183,7 +183,7 @@ class _Work:
             if step % (2 * plan.checkpoint_every) == 0 or step == plan.num_steps:
                 folder = self.out / "interim"
                 write_base(folder, tokenizer, text_tower(scorer), _copy(vae), denoiser)
-                draw_sample_grid(folder, self.out / "samples" / f"step-{step:06d}.png")
+                generate_sample_grid(folder, self.out / "samples" / f"step-{step:06d}.png")
 
         checkpoint = self.out / "stages" / "denoiser.safetensors"
         return train_denoiser(data, plan, self.progress, checkpoint, on_checkpoint=show)
@@ -212,11 +212,11 @@ class _Work:
 
     def pictures(self) -> NDArray[np.uint8]:
         """The training album."""
-        return load_album(self.out / "cache" / "album.npy", self.seed, self.plan.num_pictures)
+        return load_dataset(self.out / "cache" / "album.npy", self.seed, self.plan.num_pictures)
 
     def held_out(self) -> NDArray[np.uint8]:
         """Pictures that no stage trains on."""
-        return load_album(
+        return load_dataset(
             self.out / "cache" / "held-out.npy", HELD_OUT_SEED, self.plan.num_held_out
         )
 

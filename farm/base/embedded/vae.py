@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.dataset import batch_at
-from farm.base.embedded.progress import Progress
+from farm.base.embedded.progress import ProgressLog
 
 NUM_LATENT_CHANNELS = 8
 
@@ -49,7 +49,7 @@ def to_unit(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
 def train_vae(
     album: NDArray[np.uint8],
     num_steps: int,
-    progress: Progress,
+    progress: ProgressLog,
     checkpoint: Path,
     *,
     seed: int,
@@ -82,7 +82,7 @@ def refine_decoder(
     vae: AutoencoderKL,
     album: NDArray[np.uint8],
     num_steps: int,
-    progress: Progress,
+    progress: ProgressLog,
     checkpoint: Path,
     *,
     seed: int,

@@ -15,7 +15,7 @@ from farm.errors import Fault, ManifestError
 from farm.intake.caption_style import KOHYA_TREE_STYLE, CaptionStyle
 from farm.intake.faults import slug
 from farm.intake.formats.imagefolder import OTHER_SPLITS, TRAIN_SPLITS
-from farm.intake.rows import Path, Row, Rows
+from farm.intake.rows import ManifestRow, ManifestRows, Path
 
 __all__ = ["MANIFEST_NAMES", "TABLE_NAMES", "read_folder", "train_split", "unused_class_images"]
 
@@ -50,7 +50,7 @@ def train_split(folder: str, names: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
-def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Rows:
+def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> ManifestRows:
     """Read a folder without any table: each folder in it is a subject.
 
     It is named ``<repeats>_<identifier> <class noun>`` as for kohya's scripts, or by its id alone,
@@ -78,13 +78,13 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Row
             f"{folder} is a kohya_ss project, not a folder of subjects",
             f"name its folder of photos: {inner}",
         )
-    head = Row({}, folder, folder)
+    head = ManifestRow({}, folder, folder)
     faults: list[Fault] = []
     if is_split:
         message = "each folder of the train split is a subject, and its name the class"
         remedy = _SUBJECTS_REMEDY + ", if they are anything else"
         faults.append(head.fault((), message, remedy, severity="warning"))
-    return Rows(head, _folder_rows(names, folder, is_split), faults)
+    return ManifestRows(head, _folder_rows(names, folder, is_split), faults)
 
 
 def unused_class_images(folder: str) -> Fault | None:
@@ -103,7 +103,7 @@ def unused_class_images(folder: str) -> Fault | None:
     )
 
 
-def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[Row]:
+def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[ManifestRow]:
     base = folder.rstrip("/")
     for name in names:
         value: dict[str, object] = {"id": slug(name), "photos": f"{base}/{name}"}
@@ -115,7 +115,7 @@ def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[Row]
             styles[()] = replace(KOHYA_TREE_STYLE, remedy=remedy)
         elif is_split:
             value["class_noun"] = name.replace("_", " ").strip()
-        yield Row(
+        yield ManifestRow(
             value,
             f"{base}/{name}",
             base,

@@ -15,7 +15,7 @@ from typing import Any
 from farm.errors import Fault
 from farm.intake.faults import slug
 from farm.intake.photos.photo_table import PhotoRow, photo_row
-from farm.intake.rows import Path, Row, Rows
+from farm.intake.rows import ManifestRow, ManifestRows, Path
 
 __all__ = ["OTHER_SPLITS", "TRAIN_SPLITS", "dataset_name", "read_imagefolder"]
 
@@ -29,7 +29,9 @@ OTHER_SPLITS = frozenset(
 CLASS_REMEDY = "add a column `class` that says what each subject is, such as `cat`"
 
 
-def read_imagefolder(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Rows:
+def read_imagefolder(
+    rows: Iterable[ManifestRow], head: ManifestRow, faults: list[Fault]
+) -> ManifestRows:
     """Group rows of photos; one row per subject comes out.
 
     Args:
@@ -37,10 +39,12 @@ def read_imagefolder(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Row
         head: of the table, for its file and base.
         faults: of the table so far; grows while the subjects are consumed.
     """
-    return Rows(head, _subjects(rows, head, faults), faults)
+    return ManifestRows(head, _subjects(rows, head, faults), faults)
 
 
-def _subjects(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Iterator[Row]:
+def _subjects(
+    rows: Iterable[ManifestRow], head: ManifestRow, faults: list[Fault]
+) -> Iterator[ManifestRow]:
     values: dict[str, dict[str, Any]] = {}
     lines: dict[str, dict[Path, int]] = {}
     for row, read in _train_rows(rows, head, faults):
@@ -60,7 +64,7 @@ def _subjects(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Iterator[R
             uri = name.replace("\\", "/")
             value["photos"].append({"uri": uri, "caption": read.caption} if read.caption else uri)
     for subject, value in values.items():
-        yield Row(
+        yield ManifestRow(
             value,
             head.file,
             head.base,
@@ -70,7 +74,7 @@ def _subjects(rows: Iterable[Row], head: Row, faults: list[Fault]) -> Iterator[R
         )
 
 
-def _nameless(row: Row, read: PhotoRow) -> Fault:
+def _nameless(row: ManifestRow, read: PhotoRow) -> Fault:
     column = next((name for name, cell in read.value.items() if isinstance(cell, dict)), None)
     if column and read.value[column].get("bytes"):
         message = f"`{column}` holds the photo itself, inside the table"
@@ -81,13 +85,13 @@ def _nameless(row: Row, read: PhotoRow) -> Fault:
 
 
 def _train_rows(
-    rows: Iterable[Row], head: Row, faults: list[Fault]
-) -> Iterator[tuple[Row, PhotoRow]]:
+    rows: Iterable[ManifestRow], head: ManifestRow, faults: list[Fault]
+) -> Iterator[tuple[ManifestRow, PhotoRow]]:
     """The rows of the train split, or all where the table has none."""
     read = [(row, photo_row(row.value, row.line or 1)) for row in rows]
     has_splits = any(_top(one.files) in TRAIN_SPLITS for _, one in read)
     skipped: Counter[str] = Counter()
-    first: dict[str, Row] = {}
+    first: dict[str, ManifestRow] = {}
     for row, one in read:
         top = _top(one.files)
         if has_splits and top in OTHER_SPLITS:

@@ -29,7 +29,7 @@ from farm.intake.formats.kohya_options import (
     recipe_of,
     unused_options,
 )
-from farm.intake.rows import Path, Row, Rows
+from farm.intake.rows import ManifestRow, ManifestRows, Path
 
 __all__ = ["read_kohya"]
 
@@ -49,23 +49,23 @@ _TERMS: dict[Path, str] = {
 """Our fields by the options that they are made of."""
 
 
-def read_kohya(text: str, file: str, base: str) -> Rows:
+def read_kohya(text: str, file: str, base: str) -> ManifestRows:
     """Read a dataset config; its faults carry the lines of the TOML file."""
-    head = Row({}, file, base, 1)
+    head = ManifestRow({}, file, base, 1)
     try:
         config = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        return Rows(head, iter(()), [_syntax_fault(error, text, file)])
+        return ManifestRows(head, iter(()), [_syntax_fault(error, text, file)])
     except RecursionError:
         fault = Fault(file, "not valid TOML: nested too deeply", "write `[[datasets]]` tables")
-        return Rows(head, iter(()), [fault])
+        return ManifestRows(head, iter(()), [fault])
     datasets = config.get("datasets")
     if not isinstance(datasets, list) or not all(isinstance(one, dict) for one in datasets):
         fault = head.fault(("datasets",), "there are no `[[datasets]]`", "add one")
-        return Rows(head, iter(()), [fault])
+        return ManifestRows(head, iter(()), [fault])
     faults: list[Fault] = []
     reader = _Reader(config, _lines(text), head, faults)
-    return Rows(head, reader.subjects(), faults)
+    return ManifestRows(head, reader.subjects(), faults)
 
 
 def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> Fault:
@@ -117,13 +117,13 @@ class _Reader:
     """Turns datasets into subject rows."""
 
     def __init__(
-        self, config: Options, lines: dict[Path, int], head: Row, faults: list[Fault]
+        self, config: Options, lines: dict[Path, int], head: ManifestRow, faults: list[Fault]
     ) -> None:
         self._config, self._lines, self._head, self._faults = config, lines, head, faults
         self._ids: set[str] = set()
         self._dropped: dict[str, Path] = {}
 
-    def subjects(self) -> Iterator[Row]:
+    def subjects(self) -> Iterator[ManifestRow]:
         """One row per subject of every dataset."""
         general = self._config.get("general", {})
         general = general if isinstance(general, dict) else {}
@@ -142,7 +142,7 @@ class _Reader:
         for name in unused_options(options):
             self._dropped.setdefault(name, (*place, name))
 
-    def _dataset(self, options: Options, place: Path) -> Iterator[Row]:
+    def _dataset(self, options: Options, place: Path) -> Iterator[ManifestRow]:
         trained: dict[str, _Group] = {}
         class_images: dict[str, _Group] = {}
         subsets = options.get("subsets", [])
@@ -173,7 +173,7 @@ class _Reader:
         # photos without a caption take their own subset's prefix, not the first one's
         return style if whole == first else style.with_fallback(whole)
 
-    def _subject(self, group: _Group, class_images: dict[str, _Group]) -> Iterator[Row]:
+    def _subject(self, group: _Group, class_images: dict[str, _Group]) -> Iterator[ManifestRow]:
         identifier, _, noun = group.tokens.partition(" ")
         if not noun:
             self._tell_tokens(group)
@@ -203,7 +203,7 @@ class _Reader:
             if images.tokens:
                 value["class_prompt"] = decorated(images.tokens, images.options)
             styles |= {("class_images", index): one for index, one in enumerate(images.styles)}
-        yield Row(
+        yield ManifestRow(
             value,
             self._head.file,
             self._head.base,
@@ -260,6 +260,6 @@ class _Reader:
         return None
 
     def _tell(self, path: Path, message: str, remedy: str, *, is_warning: bool = False) -> None:
-        at = Row({}, self._head.file, "", self._line(path))
+        at = ManifestRow({}, self._head.file, "", self._line(path))
         fault = at.fault(path, message, remedy, severity="warning" if is_warning else "error")
         self._faults.append(fault)

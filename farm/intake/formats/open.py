@@ -35,7 +35,7 @@ from farm.intake.photos.bytes import words_of
 from farm.intake.photos.listings import list_folder, subfolders
 from farm.intake.photos.photo_table import is_photo_manifest
 from farm.intake.photos.uris import check_reference
-from farm.intake.rows import Row, Rows, join_url, parent_url
+from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
 
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 
@@ -43,10 +43,10 @@ MAX_MANIFEST_BYTES = 512 * 2**20
 """A million subjects fit."""
 
 WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
-TextReader = Callable[[str, str, str], Rows]
+TextReader = Callable[[str, str, str], ManifestRows]
 
 
-def _read_lines(text: str, file: str, base: str) -> Rows:
+def _read_lines(text: str, file: str, base: str) -> ManifestRows:
     return read_jsonl(text.split("\n"), file, base)
 
 
@@ -62,7 +62,7 @@ TEXT_READERS: dict[str, TextReader] = {
 }
 
 
-def open_rows(url: str) -> Rows:
+def open_rows(url: str) -> ManifestRows:
     """Open a manifest: a file of any known form, or a folder of folders.
 
     Raises:
@@ -73,7 +73,7 @@ def open_rows(url: str) -> Rows:
     return _with_table(rows, table) if isinstance(table, str) else rows
 
 
-def _open(url: str, names: Sequence[str]) -> Rows:
+def _open(url: str, names: Sequence[str]) -> ManifestRows:
     """Open a file, or what speaks for a folder by one of some names."""
     url = os.path.expanduser(url.removeprefix("file://"))
     if "://" not in url and os.path.isdir(url):
@@ -89,7 +89,9 @@ def _open(url: str, names: Sequence[str]) -> Rows:
     return _open_file(url)
 
 
-def _open_folder(folder: str, shown: str, names: Sequence[str], *, is_split: bool = False) -> Rows:
+def _open_folder(
+    folder: str, shown: str, names: Sequence[str], *, is_split: bool = False
+) -> ManifestRows:
     with _reachable(shown):
         present = [name for name in names if name in _file_names(folder)]
         if present:
@@ -111,7 +113,7 @@ def _open_folder(folder: str, shown: str, names: Sequence[str], *, is_split: boo
     return rows
 
 
-def _unread(present: Sequence[str], head: Row) -> Iterator[Fault]:
+def _unread(present: Sequence[str], head: ManifestRow) -> Iterator[Fault]:
     """Warnings of tables of photos beside the one that speaks for the folder."""
     for name in present[1:]:
         if name.startswith("metadata."):
@@ -125,7 +127,7 @@ def _suffix(url: str) -> str:
     return os.path.splitext(url.split("?", 1)[0] if is_web else url)[1].lower()
 
 
-def _open_file(url: str) -> Rows:
+def _open_file(url: str) -> ManifestRows:
     base = parent_url(url if "://" in url else os.path.abspath(url))
     suffix = _suffix(url)
     if suffix in WORKBOOK_SUFFIXES:
@@ -167,7 +169,7 @@ def _is_json_lines(text: str) -> bool:
     return len(lines) == 2 and all(line.strip()[0] + line.strip()[-1] == "{}" for line in lines)
 
 
-def _grouped(rows: Rows) -> Rows:
+def _grouped(rows: ManifestRows) -> ManifestRows:
     """Rows of photos as rows of subjects; others as they are."""
     first = next(rows.subjects, None)
     if first is None:
@@ -175,10 +177,10 @@ def _grouped(rows: Rows) -> Rows:
     every = chain([first], rows.subjects)
     if is_photo_manifest(first.value, first.file) and not first.terms:
         return read_imagefolder(every, rows.head, rows.faults)
-    return Rows(rows.head, every, rows.faults)
+    return ManifestRows(rows.head, every, rows.faults)
 
 
-def _with_table(rows: Rows, table: str) -> Rows:
+def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
     """The subjects of a head that lie in a table or folder of their own."""
     try:
         check_reference(table)
@@ -191,12 +193,12 @@ def _with_table(rows: Rows, table: str) -> Rows:
         message = f"{table} has a head of its own, and so has this file"
         rows.faults.append(rows.head.fault(("subjects",), message, "keep one of the two heads"))
 
-    def subjects() -> Iterator[Row]:
+    def subjects() -> Iterator[ManifestRow]:
         yield from inner.subjects
         rows.faults.extend(inner.faults)
 
     head = {key: value for key, value in rows.head.value.items() if key != "subjects"}
-    return Rows(replace(rows.head, value=head), subjects(), rows.faults)
+    return ManifestRows(replace(rows.head, value=head), subjects(), rows.faults)
 
 
 @contextmanager

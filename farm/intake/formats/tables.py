@@ -15,7 +15,7 @@ from farm.intake.parsing.delimited import Delimited, read_delimited
 from farm.intake.parsing.json import read_json
 from farm.intake.parsing.yaml import parse_scalar
 from farm.intake.photos.photo_table import folded, is_photo_manifest
-from farm.intake.rows import Row, Rows
+from farm.intake.rows import ManifestRow, ManifestRows
 
 __all__ = ["LIST_MARK", "read_csv", "read_parquet"]
 
@@ -33,35 +33,39 @@ SHORT_COLUMNS = {"subject": "id", "class": "class_noun"}
 _OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "captions", "preset"}
 
 
-def read_csv(text: str, file: str, base: str) -> Rows:
+def read_csv(text: str, file: str, base: str) -> ManifestRows:
     """Read a table with a header row: of subjects, or of photos if its columns say so."""
     faults: list[Fault] = []
     table = read_delimited(text)
-    head = Row({}, file, base)
+    head = ManifestRow({}, file, base)
     if is_photo_manifest(table.columns, file):
         return read_imagefolder(_photo_rows(table, head, faults), head, faults)
-    return Rows(head, _subject_rows(table, head, faults), faults)
+    return ManifestRows(head, _subject_rows(table, head, faults), faults)
 
 
-def _photo_rows(table: Delimited, head: Row, faults: list[Fault]) -> Iterator[Row]:
+def _photo_rows(table: Delimited, head: ManifestRow, faults: list[Fault]) -> Iterator[ManifestRow]:
     for line, cells in table.rows:
         value = dict(zip(table.columns, cells, strict=False))
-        yield Row({key: cell for key, cell in value.items() if key and cell}, *_at(head, line))
-    faults += [Row({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
+        yield ManifestRow(
+            {key: cell for key, cell in value.items() if key and cell}, *_at(head, line)
+        )
+    faults += [ManifestRow({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
 
 
-def _at(head: Row, line: int) -> tuple[str, str, int]:
+def _at(head: ManifestRow, line: int) -> tuple[str, str, int]:
     return head.file, head.base, line
 
 
-def _subject_rows(table: Delimited, head: Row, faults: list[Fault]) -> Iterator[Row]:
+def _subject_rows(
+    table: Delimited, head: ManifestRow, faults: list[Fault]
+) -> Iterator[ManifestRow]:
     columns = [_known(column) for column in table.columns]
     for line, cells in table.rows:
-        row = Row({}, *_at(head, line))
+        row = ManifestRow({}, *_at(head, line))
         for column, cell in zip(columns, cells, strict=False):
             _place(row, column, _cell(column, cell, table), faults)
         yield row
-    faults += [Row({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
+    faults += [ManifestRow({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
 
 
 def _known(column: str) -> str:
@@ -85,7 +89,7 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
     return parse_scalar(table.number(text))
 
 
-def _place(row: Row, column: str, value: Any, faults: list[Fault]) -> None:
+def _place(row: ManifestRow, column: str, value: Any, faults: list[Fault]) -> None:
     """Put a cell where its column's name says; absent ones nowhere."""
     if value is None or not column:
         return
@@ -104,7 +108,7 @@ def _place(row: Row, column: str, value: Any, faults: list[Fault]) -> None:
     target[leaf] = value
 
 
-def read_parquet(source: Any, file: str, base: str) -> Rows:
+def read_parquet(source: Any, file: str, base: str) -> ManifestRows:
     """Read a Parquet table from a path or an open binary file; ``recipe`` may be JSON or a struct.
 
     Rows are numbered from 1, for faults.
@@ -118,27 +122,27 @@ def read_parquet(source: Any, file: str, base: str) -> Rows:
     except (pa.ArrowInvalid, OSError) as error:
         message = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
         faults.append(Fault(file, message, "write it again"))
-        return Rows(Row({}, file, base), iter(()), faults)
-    head = Row({}, file, base)
+        return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
+    head = ManifestRow({}, file, base)
     if is_photo_manifest(table.schema_arrow.names, file):
         return read_imagefolder(_parquet_photos(table, head), head, faults)
-    return Rows(head, _parquet_rows(table, file, base, faults), faults)
+    return ManifestRows(head, _parquet_rows(table, file, base, faults), faults)
 
 
-def _parquet_photos(table: Any, head: Row) -> Iterator[Row]:
+def _parquet_photos(table: Any, head: ManifestRow) -> Iterator[ManifestRow]:
     number = 0
     for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
         for value in batch.to_pylist():
             number += 1
-            yield Row(value, *_at(head, number))
+            yield ManifestRow(value, *_at(head, number))
 
 
-def _parquet_rows(table: Any, file: str, base: str, faults: list[Fault]) -> Iterator[Row]:
+def _parquet_rows(table: Any, file: str, base: str, faults: list[Fault]) -> Iterator[ManifestRow]:
     number = 0
     for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
         for value in batch.to_pylist():
             number += 1
-            row = Row({}, file, base, number)
+            row = ManifestRow({}, file, base, number)
             for column, cell in value.items():
                 is_json = column in {"recipe", "prior"} and isinstance(cell, str)
                 plain = _parsed(cell, row, column, faults) if is_json else _plain(cell)
@@ -146,7 +150,7 @@ def _parquet_rows(table: Any, file: str, base: str, faults: list[Fault]) -> Iter
             yield row
 
 
-def _parsed(text: str, row: Row, column: str, faults: list[Fault]) -> Any:
+def _parsed(text: str, row: ManifestRow, column: str, faults: list[Fault]) -> Any:
     rows = read_json(text, row.file, row.base)
     if rows.faults:
         faults.append(row.fault((column,), rows.faults[0].message, "write one JSON object"))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from farm.errors import Fault
-from farm.intake.rows import Path, Row, Rows, shown_field
+from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 
 __all__ = ["read_json", "read_jsonl"]
 
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(\.[0-9]+)?([eE][-+]?[0-9]+)?(?![
 _WORDS = {"true": True, "false": False, "null": None}
 
 
-def read_json(text: str, file: str, base: str) -> Rows:
+def read_json(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest object, or a bare array of subjects."""
     faults: list[Fault] = []
     reader = _Reader(text, file, faults)
@@ -31,24 +31,24 @@ def read_json(text: str, file: str, base: str) -> Rows:
         document = reader.document()
     except json.JSONDecodeError as error:
         faults.append(_syntax_fault(error, file))
-        return Rows(Row({}, file, base), iter(()), faults)
+        return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
     if isinstance(document, list):
         document = {"subjects": document}
         reader.lines = {("subjects", *path): line for path, line in reader.lines.items()}
     if not isinstance(document, dict):
         faults.append(Fault(file, "this is no manifest", 'write {"subjects": [ … ]}', line=1))
-        return Rows(Row({}, file, base), iter(()), faults)
+        return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
     subjects = document.get("subjects")
     if not isinstance(subjects, list):
-        return Rows(Row(document, file, base, 1, reader.lines), iter(()), faults)
+        return ManifestRows(ManifestRow(document, file, base, 1, reader.lines), iter(()), faults)
     head = {key: value for key, value in document.items() if key != "subjects"}
     rows = _subject_rows(subjects, reader.lines, file, base, faults)
-    return Rows(Row(head, file, base, 1, reader.lines), rows, faults)
+    return ManifestRows(ManifestRow(head, file, base, 1, reader.lines), rows, faults)
 
 
 def _subject_rows(
     subjects: list[Any], lines: dict[Path, int], file: str, base: str, faults: list[Fault]
-) -> Iterator[Row]:
+) -> Iterator[ManifestRow]:
     inner: list[dict[Path, int]] = [{} for _ in subjects]
     for path, line in lines.items():
         if len(path) > 2 and path[0] == "subjects" and isinstance(path[1], int):
@@ -56,28 +56,30 @@ def _subject_rows(
     for index, value in enumerate(subjects):
         place: Path = ("subjects", index)
         if isinstance(value, dict):
-            yield Row(value, file, base, lines[place], inner[index], place)
+            yield ManifestRow(value, file, base, lines[place], inner[index], place)
         else:
             faults.append(_not_an_object(file, lines[place], shown_field(place)))
 
 
-def read_jsonl(lines: Iterable[str], file: str, base: str) -> Rows:
+def read_jsonl(lines: Iterable[str], file: str, base: str) -> ManifestRows:
     """Read one subject a line; a first line without ``id`` that has ``defaults`` is the head."""
     faults: list[Fault] = []
     rows = _line_rows(lines, file, base, faults)
     first = next(rows, None)
     if first is not None and "id" not in first.value and {"version", "defaults"} & set(first.value):
-        return Rows(first, rows, faults)
+        return ManifestRows(first, rows, faults)
 
-    def every() -> Iterator[Row]:
+    def every() -> Iterator[ManifestRow]:
         if first is not None:
             yield first
             yield from rows
 
-    return Rows(Row({}, file, base), every(), faults)
+    return ManifestRows(ManifestRow({}, file, base), every(), faults)
 
 
-def _line_rows(lines: Iterable[str], file: str, base: str, faults: list[Fault]) -> Iterator[Row]:
+def _line_rows(
+    lines: Iterable[str], file: str, base: str, faults: list[Fault]
+) -> Iterator[ManifestRow]:
     for number, text in enumerate(lines, 1):
         text = text.lstrip("\ufeff") if number == 1 else text
         if not text.strip():
@@ -89,7 +91,7 @@ def _line_rows(lines: Iterable[str], file: str, base: str, faults: list[Fault]) 
             faults.append(_syntax_fault(error, file, number))
             continue
         if isinstance(value, dict):
-            yield Row(value, file, base, number)
+            yield ManifestRow(value, file, base, number)
         else:
             faults.append(_not_an_object(file, number, ""))
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from farm.errors import Fault
-from farm.intake.rows import Path, Row, Rows, shown_field
+from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 
 __all__ = ["parse_scalar", "read_yaml"]
 
@@ -46,7 +46,7 @@ def parse_scalar(text: str) -> Any:
     return float(text) if _FLOAT.match(text) else text
 
 
-def read_yaml(text: str, file: str, base: str) -> Rows:
+def read_yaml(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest with ``version``, ``defaults`` and ``subjects``, or a bare list of subjects.
 
     Syntax faults end the reading; what stands before them is kept.
@@ -55,12 +55,12 @@ def read_yaml(text: str, file: str, base: str) -> Rows:
     reader = _Reader(text, file, faults)
     head: dict[str, Any] = {}
     lines: dict[Path, int] = {}
-    subjects: list[Row] = []
+    subjects: list[ManifestRow] = []
     try:
         for path, line, value, inner in reader.document():
             if len(path) == 2 and path[0] == "subjects" and isinstance(path[1], int):
                 if isinstance(value, dict):
-                    subjects.append(Row(value, file, base, line, inner, path))
+                    subjects.append(ManifestRow(value, file, base, line, inner, path))
                 else:
                     faults.append(_not_a_mapping(file, line, path))
             else:
@@ -69,7 +69,7 @@ def read_yaml(text: str, file: str, base: str) -> Rows:
                 lines.update({path + rest: number for rest, number in inner.items()})
     except yaml.YAMLError as error:
         faults.append(_syntax_fault(error, file))
-    return Rows(Row(head, file, base, 1, lines), iter(subjects), faults)
+    return ManifestRows(ManifestRow(head, file, base, 1, lines), iter(subjects), faults)
 
 
 def _not_a_mapping(file: str, line: int, path: Path) -> Fault:

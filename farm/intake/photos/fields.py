@@ -19,7 +19,7 @@ from farm.intake.errors import PhotoFault
 from farm.intake.faults import faults_of
 from farm.intake.photos.captions import Caption, Names
 from farm.intake.photos.find import Beside, find_photos, matches
-from farm.intake.rows import Path, Row, join_url
+from farm.intake.rows import ManifestRow, Path, join_url
 from farm.intake.schema import PhotoEntry
 from farm.intake.subject import Photo
 
@@ -41,7 +41,7 @@ class ListedPhoto:
 
 def list_photos(
     value: object,
-    row: Row,
+    row: ManifestRow,
     rule: CaptionRule,
     faults: list[Fault],
     beside: Beside | None = None,
@@ -68,7 +68,7 @@ def list_photos(
     return list(found.values())
 
 
-def list_uris(value: object, row: Row, path: Path, faults: list[Fault]) -> tuple[str, ...]:
+def list_uris(value: object, row: ManifestRow, path: Path, faults: list[Fault]) -> tuple[str, ...]:
     """The photos that a list of references leads to, without captions."""
     uris: dict[str, None] = {}
     for index, reference in enumerate(value if isinstance(value, list) else [value]):
@@ -78,7 +78,7 @@ def list_uris(value: object, row: Row, path: Path, faults: list[Fault]) -> tuple
     return tuple(uris)
 
 
-def class_captions(value: object, row: Row, beside: Beside) -> list[str]:
+def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]:
     """The distinct captions of class images, where the row's form reads them; faults stay silent.
 
     The class images themselves are listed by ``list_uris``, which tells the faults.
@@ -95,7 +95,9 @@ def class_captions(value: object, row: Row, beside: Beside) -> list[str]:
     return list(texts)
 
 
-def _entries(value: object, row: Row, faults: list[Fault]) -> Iterator[tuple[Path, PhotoEntry]]:
+def _entries(
+    value: object, row: ManifestRow, faults: list[Fault]
+) -> Iterator[tuple[Path, PhotoEntry]]:
     """What is written under `photos`, one reference at a time with its place."""
     if value is None:
         yield from _beside_the_manifest(row, faults)
@@ -115,7 +117,9 @@ def _entries(value: object, row: Row, faults: list[Fault]) -> Iterator[tuple[Pat
         faults.append(row.fault(("photos",), f"`photos` is {what}", "give a folder or a list"))
 
 
-def _beside_the_manifest(row: Row, faults: list[Fault]) -> Iterator[tuple[Path, PhotoEntry]]:
+def _beside_the_manifest(
+    row: ManifestRow, faults: list[Fault]
+) -> Iterator[tuple[Path, PhotoEntry]]:
     name = str(row.value.get("id", ""))
     folder = join_url(row.base, name)
     if name and ("://" in folder or os.path.isdir(folder)):
@@ -131,7 +135,7 @@ def _beside_the_manifest(row: Row, faults: list[Fault]) -> Iterator[tuple[Path, 
 
 
 def _entry(
-    path: Path, value: object, row: Row, faults: list[Fault]
+    path: Path, value: object, row: ManifestRow, faults: list[Fault]
 ) -> Iterator[tuple[Path, PhotoEntry]]:
     try:
         yield path, PhotoEntry.model_validate(value)
@@ -140,7 +144,7 @@ def _entry(
 
 
 def _found(
-    path: Path, entry: PhotoEntry, row: Row, beside: Beside | None, faults: list[Fault]
+    path: Path, entry: PhotoEntry, row: ManifestRow, beside: Beside | None, faults: list[Fault]
 ) -> Iterator[ListedPhoto]:
     """The photos that one entry leads to."""
     style = row.style(path)
@@ -169,7 +173,7 @@ def _found(
 
 
 def _apply(
-    rule: Mapping[str, str], found: dict[str, ListedPhoto], row: Row, faults: list[Fault]
+    rule: Mapping[str, str], found: dict[str, ListedPhoto], row: ManifestRow, faults: list[Fault]
 ) -> None:
     """Give photos the captions that the subject's `captions` mapping has for their names."""
     for key, text in rule.items():

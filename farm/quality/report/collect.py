@@ -28,7 +28,7 @@ from farm.quality.report.served import read_served
 from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
 from farm.quality.report.timeline import Timeline, read_timeline
 from farm.quality.report.trackers import track_run
-from farm.quality.report.view import Picture, RunView, SubjectView
+from farm.quality.report.view import ReportImage, RunView, SubjectView
 from farm.storage import Store
 from farm.training.dispatch.ledger import Job, Status
 from farm.training.dispatch.messages import Assignment
@@ -255,17 +255,17 @@ class _Reader:
             self.missing_samples += 1
             return None
 
-    def _thumb(self, image: Image.Image, text: str, step: int | None = None) -> Picture:
-        return Picture(data_uri(image, self.budget.side_px, self.budget.quality), text, step)
+    def _thumb(self, image: Image.Image, text: str, step: int | None = None) -> ReportImage:
+        return ReportImage(data_uri(image, self.budget.side_px, self.budget.quality), text, step)
 
 
 class _Pictures:
     """One adapter's pictures by what they show."""
 
     def __init__(self) -> None:
-        self.progress: list[Picture] = []
-        self.gallery: list[Picture] = []
-        self.class_pictures: list[Picture] = []
+        self.progress: list[ReportImage] = []
+        self.gallery: list[ReportImage] = []
+        self.class_pictures: list[ReportImage] = []
         self.row = ""
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from PIL import Image
 
 from farm.quality.report.thumbs import data_uri
-from farm.quality.report.view import Picture
-from farm.serving.http.image_metadata import read_receipt
+from farm.quality.report.view import ReportImage
+from farm.serving.http.image_metadata import read_image_metadata
 from farm.storage import Store
 
 __all__ = ["keep_served", "read_served"]
@@ -27,15 +27,15 @@ def keep_served(store: Store, run_id: str, pictures: Mapping[str, bytes]) -> Non
         store.write(f"{folder}/{name}.png", data)
 
 
-def read_served(store: Store, run_id: str, side_px: int) -> list[Picture]:
+def read_served(store: Store, run_id: str, side_px: int) -> list[ReportImage]:
     """The kept pictures as thumbnails, each with its adapter's name and its prompt."""
     folder = f"runs/{run_id}/served"
     pictures = []
     for file_name in store.list(folder):
         data = store.read(f"{folder}/{file_name}")
-        receipt = read_receipt(data) or {}
+        receipt = read_image_metadata(data) or {}
         name = file_name.removesuffix(".png")
         with Image.open(io.BytesIO(data)) as image:
             thumbnail = data_uri(image, side_px)
-        pictures.append(Picture(thumbnail, f"{name}: {receipt.get('prompt', '')}"))
+        pictures.append(ReportImage(thumbnail, f"{name}: {receipt.get('prompt', '')}"))
     return pictures

@@ -18,7 +18,7 @@ __all__ = [
     "VERDICT_ORDER",
     "Failure",
     "LaneSpan",
-    "Picture",
+    "ReportImage",
     "RunView",
     "SubjectView",
     "VerdictCount",
@@ -42,7 +42,7 @@ UNJUDGED: frozenset[str] = frozenset({"not scored", "unfinished"})
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportImage:
     """One thumbnail with what it shows, in words."""
 
     uri: str
@@ -67,11 +67,11 @@ class SubjectView:
     reason: str = ""
     """Why it failed."""
     remedy: str = ""
-    photos: Sequence[Picture] = ()
-    progress: Sequence[Picture] = ()
+    photos: Sequence[ReportImage] = ()
+    progress: Sequence[ReportImage] = ()
     """Pictures of one prompt by training step, steps rising."""
-    gallery: Sequence[Picture] = ()
-    class_pictures: Sequence[Picture] = ()
+    gallery: Sequence[ReportImage] = ()
+    class_pictures: Sequence[ReportImage] = ()
     """What the bare class looks like under the adapter."""
     row_photo: str = ""
     row_picture: str = ""
@@ -147,7 +147,7 @@ class SubjectView:
         return (self.reasons or ["No quality card was asked for."])[0]
 
     @property
-    def best_pictures(self) -> list[Picture]:
+    def best_pictures(self) -> list[ReportImage]:
         """The gallery, most similar to the photos first; unmeasured ones keep their order."""
         return sorted(self.gallery, key=lambda picture: -(picture.similarity or -1.0))
 
@@ -228,7 +228,7 @@ class RunView:
     seconds: float
     subjects: Sequence[SubjectView]
     spans: Sequence[LaneSpan] = ()
-    served: Sequence[Picture] = ()
+    served: Sequence[ReportImage] = ()
     """Pictures that an endpoint generated with the run's adapters."""
     dollars: float | None = None
     """Price of the lanes' time, where a price was given."""

@@ -21,8 +21,8 @@ from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.keys import derive_seed
 from farm.quality.card import Examination, Examiner, pillow
-from farm.quality.evaluation_images import BASE_SLOT, PictureRow, draw_rows
-from farm.quality.protocol import ScoringBudget, drawn_protocol
+from farm.quality.evaluation_images import BASE_SLOT, ImageRow, generate_rows
+from farm.quality.protocol import ScoringBudget, rendered_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, class_prompt, make_prior_sets
 from farm.quality.study.grids import Cell, labelled_grid, save_animation
@@ -116,7 +116,7 @@ def run_article_study(
         bench.trainer.bank,
         scorer or embedded_scorer(),
         study.budget,
-        protocol_of=drawn_protocol,
+        protocol_of=rendered_protocol,
         batch=64,
     )
     stages: dict[str, dict[int, list[Image.Image]]] = {noun: {} for noun in NOUNS}
@@ -166,11 +166,11 @@ def _note_stage(
 ) -> None:
     """Pictures of ``A [V] noun`` on the same seeds at every stage."""
     rows = [
-        PictureRow(bench.slots[noun], f"a sks {noun}", derive_seed("stage", index))
+        ImageRow(bench.slots[noun], f"a sks {noun}", derive_seed("stage", index))
         for noun in NOUNS
         for index in range(ROW_PICTURES)
     ]
-    pictures = pillow(draw_rows(base, bench.trainer.bank, rows, FINE))
+    pictures = pillow(generate_rows(base, bench.trainer.bank, rows, FINE))
     for index, noun in enumerate(NOUNS):
         stages[noun][step] = pictures[index * ROW_PICTURES : (index + 1) * ROW_PICTURES]
 
@@ -197,7 +197,7 @@ def _draw_pages(
     _gallery(prompts, drawn).save(out / f"{noun}-gallery.png")
     seeds = [derive_seed("random", noun, index) for index in range(ROW_PICTURES)]
     both = [
-        Cell(label, pillow(draw_rows(base, bank, [PictureRow(chosen, class_prompt(noun), seed)
+        Cell(label, pillow(generate_rows(base, bank, [ImageRow(chosen, class_prompt(noun), seed)
                                                   for seed in seeds], FINE)))
         for label, chosen in (("untouched base", BASE_SLOT), ("with the adapter", slot))
     ]  # fmt: skip
@@ -210,10 +210,10 @@ def _draw_gallery(bench: Bench, base: Base, noun: str) -> tuple[list[str], list[
     prompts = [f"a sks {noun} {place}" for place in SCENERY]
     prompts += [text.format(noun) for text in STYLES]
     rows = [
-        PictureRow(bench.slots[noun], text, derive_seed("gallery", n))
+        ImageRow(bench.slots[noun], text, derive_seed("gallery", n))
         for n, text in enumerate(prompts)
     ]
-    return prompts, pillow(draw_rows(base, bench.trainer.bank, rows, FINE))
+    return prompts, pillow(generate_rows(base, bench.trainer.bank, rows, FINE))
 
 
 def _opening(

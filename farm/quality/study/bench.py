@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from farm.base.generate import draw_pictures
+from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.keys import derive_seed
 from farm.quality.card import Candidate, Examination, Examiner
@@ -64,7 +64,7 @@ def make_prior_sets(
     for noun in dict.fromkeys(nouns):
         prompt = class_prompt(noun)
         seeds = [derive_seed(seed, "prior", noun, index) for index in range(num)]
-        pictures_BPP3 = draw_pictures(
+        pictures_BPP3 = generate_images(
             base, [prompt] * num, seeds, batch=batch, steps=PRIOR_STEPS, scheduler="dpm++2m"
         )
         centred = pictures_BPP3.permute(0, 3, 1, 2).float() / 127.5 - 1

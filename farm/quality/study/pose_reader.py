@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from farm.base.embedded.world import POSES_OF, draw_scene, sample_scene
+from farm.base.embedded.world import POSES_OF, render_scene, sample_scene
 from farm.quality.scorer import ImageScorer
 from farm.quality.scores import Poses, poses
 
@@ -76,7 +76,7 @@ class PoseReader:
 def _pictures(noun: str, pose: str, index: int, num: int) -> list[Image.Image]:
     first = 10_000 * index
     scenes = (sample_scene(HELD_OUT, first + n) for n in range(num))
-    return [draw_scene(replace(scene, class_noun=noun, pose=pose)) for scene in scenes]
+    return [render_scene(replace(scene, class_noun=noun, pose=pose)) for scene in scenes]
 
 
 def _fit(by_pose: Sequence[Tensor]) -> _Probe:

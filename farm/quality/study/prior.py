@@ -27,7 +27,7 @@ from farm.base.loading import load_base
 from farm.base.names import EMBEDDED
 from farm.quality.card import Examination, Examiner
 from farm.quality.intervals import estimate, paired_difference
-from farm.quality.protocol import ScoringBudget, drawn_protocol
+from farm.quality.protocol import ScoringBudget, rendered_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, make_prior_sets
 from farm.quality.study.figures import plot_by_step
@@ -184,7 +184,7 @@ def _measure(
     say: Callable[[str], None],
 ) -> tuple[_Records, dict[int, dict[str, Examination]]]:
     examiner = Examiner(
-        base, bench.trainer.bank, scorer, study.budget, protocol_of=drawn_protocol, batch=64
+        base, bench.trainer.bank, scorer, study.budget, protocol_of=rendered_protocol, batch=64
     )
     records, shown = _Records(), {}
     first = {trainee.class_noun: trainee.key for trainee in bench.trainees}

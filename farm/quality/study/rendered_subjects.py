@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from farm.base.embedded.world import SCENERY, Individual, draw_subject, sample_individual
+from farm.base.embedded.world import SCENERY, Individual, render_subject, sample_individual
 from farm.base.embedded.world.words import MARKS
 from farm.keys import derive_seed
 
@@ -63,7 +63,7 @@ def photograph(
     """
     own_seed = derive_seed("photos", sitter.name, seed)
     places = random.Random(own_seed).sample(SCENERY, min(num, len(SCENERY)))
-    photos = draw_subject(own_seed, num, individual=sitter.individual, poses=poses, places=places)
+    photos = render_subject(own_seed, num, individual=sitter.individual, poses=poses, places=places)
     return [photo.picture for photo in photos]
 
 

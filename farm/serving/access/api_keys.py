@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.errors import NotAuthorized, StoreError, TooBusy, UserError
 from farm.safe_names import SAFE_NAME, is_safe_name
 from farm.serving.access.limits import RateLimiter
-from farm.serving.ttl_cache import MAX_AGE_S, Fresh
+from farm.serving.ttl_cache import MAX_AGE_S, TtlCache
 from farm.storage import Store
 
 __all__ = ["Gate", "KeyRecord", "Tenant", "create_key", "list_keys", "revoke_key"]
@@ -165,7 +165,7 @@ class Gate:
         self._records: dict[str, KeyRecord] = {}
         self._anonymous_namespace = anonymous_namespace
         self._keys_were_seen = False
-        self._view: Fresh[str, Mapping[str, KeyRecord]] = Fresh(
+        self._view: TtlCache[str, Mapping[str, KeyRecord]] = TtlCache(
             self._read_all,
             ttl_s=refresh_s,
             max_age_s=max_age_s,

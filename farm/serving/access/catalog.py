@@ -19,7 +19,7 @@ from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.safe_names import is_job_key, is_safe_name
-from farm.serving.ttl_cache import MAX_AGE_S, Fresh
+from farm.serving.ttl_cache import MAX_AGE_S, TtlCache
 
 __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 
@@ -78,30 +78,30 @@ class Catalog:
         """
         self._registry = registry
         self._executor = executor
-        self._names: Fresh[tuple[str, str], NamedAdapter] = Fresh(
+        self._names: TtlCache[tuple[str, str], NamedAdapter] = TtlCache(
             self._read_name, ttl_s=name_ttl_s, max_age_s=max_age_s, executor=executor
         )
-        self._page_names: Fresh[tuple[str, str], NamedAdapter] = Fresh(
+        self._page_names: TtlCache[tuple[str, str], NamedAdapter] = TtlCache(
             self._read_name,
             ttl_s=PAGE_TTL_S,
             max_age_s=PAGE_TTL_S + max_age_s,
             executor=executor,
             max_items=50_000,
         )
-        self._listings: Fresh[str, tuple[str, ...]] = Fresh(
+        self._listings: TtlCache[str, tuple[str, ...]] = TtlCache(
             self._read_listing,
             ttl_s=min(LISTING_TTL_S, max(name_ttl_s, 0.0)),
             max_age_s=max_age_s,
             executor=executor,
         )
-        self._revoked: Fresh[str, frozenset[str]] = Fresh(
+        self._revoked: TtlCache[str, frozenset[str]] = TtlCache(
             self._read_revoked,
             ttl_s=name_ttl_s,
             max_age_s=max_age_s,
             executor=executor,
             max_items=1,
         )
-        self._facts: Fresh[str, AdapterFacts] = Fresh(
+        self._facts: TtlCache[str, AdapterFacts] = TtlCache(
             self._read_facts,
             ttl_s=float("inf"),
             executor=executor,

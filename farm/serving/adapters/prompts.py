@@ -21,9 +21,9 @@ from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base, Conditioning
-from farm.serving.request import DrawRequest
+from farm.serving.request import GenerationRequest
 
-__all__ = ["TEXT_ENCODER", "PromptEncoder", "cut_notes", "has_text_layers"]
+__all__ = ["TEXT_ENCODER", "PromptCache", "cut_notes", "has_text_layers"]
 
 TEXT_ENCODER = "text_encoder"
 """The text encoder's name among a base's components."""
@@ -36,7 +36,7 @@ def has_text_layers(weights: AdapterWeights) -> bool:
     return TEXT_ENCODER in weights.components
 
 
-def cut_notes(base: Base, request: DrawRequest) -> list[str]:
+def cut_notes(base: Base, request: GenerationRequest) -> list[str]:
     """What the text encoder did not read of a request's prompts, in words for the caller."""
     prompts = [("prompt", request.prompt)]
     if request.guided:
@@ -48,7 +48,7 @@ def cut_notes(base: Base, request: DrawRequest) -> list[str]:
     ]
 
 
-class PromptEncoder:
+class PromptCache:
     """Encodes prompts under any adapters, with a cache keyed by adapters and prompt."""
 
     def __init__(self, base: Base, *, max_adapters: int, max_prompts: int) -> None:

@@ -17,7 +17,7 @@ from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, UserError
 from farm.serving.adapters.cache import AdapterCache, AdapterSource
-from farm.serving.adapters.prompts import TEXT_ENCODER, PromptEncoder
+from farm.serving.adapters.prompts import TEXT_ENCODER, PromptCache
 from farm.serving.adapters.slots import SlotTable
 from farm.serving.config import EngineConfig
 from farm.serving.memory import free_bytes
@@ -46,7 +46,7 @@ class AdapterSide:
         layers = layer_names(base)
         self._allowed = allowed_layers(base, config)
         self.bank = None if source is None else _open_bank(base, config)
-        self.prompts = PromptEncoder(
+        self.prompts = PromptCache(
             base,
             max_adapters=0 if source is None else config.limits.max_adapters,
             max_prompts=config.max_prompts,

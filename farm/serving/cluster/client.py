@@ -16,9 +16,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from farm.errors import Draining
-from farm.serving.client import BaseFacts, EngineLoad, News
+from farm.serving.client import EngineLoad, ImageEvent, ServedBase
 from farm.serving.cluster.router import ROUTERS
-from farm.serving.request import DrawRequest, Picture
+from farm.serving.request import GenerationRequest, Picture
 from farm.serving.settings import ReplicaConfig
 
 __all__ = ["ENGINE", "ReplicaClient"]
@@ -38,9 +38,9 @@ class ReplicaClient:
     def __init__(self, handle: DeploymentHandle, replicas: ReplicaConfig) -> None:
         self._handle = handle
         self._replicas = replicas
-        self._facts: BaseFacts | None = None
+        self._facts: ServedBase | None = None
 
-    async def facts(self) -> BaseFacts:
+    async def facts(self) -> ServedBase:
         if self._facts is None:
             response = self._handle.facts.remote()
             try:
@@ -52,7 +52,9 @@ class ReplicaClient:
         assert self._facts is not None
         return self._facts
 
-    async def draw(self, requests: Sequence[DrawRequest], *, listen: bool) -> AsyncGenerator[News]:
+    async def draw(
+        self, requests: Sequence[GenerationRequest], *, listen: bool
+    ) -> AsyncGenerator[ImageEvent]:
         todo = dict(enumerate(requests))
         for attempt in range(NUM_ATTEMPTS):
             await self._some_engine()
@@ -73,8 +75,8 @@ class ReplicaClient:
                 await asyncio.sleep(0.2 * (attempt + 1))
 
     async def _draw_once(
-        self, batch: tuple[DrawRequest, ...], listen: bool
-    ) -> AsyncGenerator[News]:
+        self, batch: tuple[GenerationRequest, ...], listen: bool
+    ) -> AsyncGenerator[ImageEvent]:
         if not listen:
             response = self._handle.draw.remote(batch)
             try:

@@ -19,7 +19,7 @@ from ray.serve.request_router import (
 )
 
 from farm.serving.cluster.routing import LOAD_BOUND, rank_replicas
-from farm.serving.request import DrawRequest
+from farm.serving.request import GenerationRequest
 
 __all__ = ["ROUTERS", "AdapterRouter", "adapter_key", "drawings"]
 
@@ -88,10 +88,10 @@ ROUTERS: dict[str, AdapterRouter] = {}
 """The routers of this process by deployment, so that the ingress sees what its replicas report."""
 
 
-def drawings(pending: PendingRequest | None) -> Sequence[DrawRequest]:
+def drawings(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
     """The pictures that a call asks for; none if it asks for something else."""
     first = pending.args[0] if pending is not None and pending.args else None
-    if isinstance(first, tuple) and all(isinstance(item, DrawRequest) for item in first):
+    if isinstance(first, tuple) and all(isinstance(item, GenerationRequest) for item in first):
         return first
     return ()
 

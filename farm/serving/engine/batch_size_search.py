@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Knee", "find_knee"]
+__all__ = ["BatchSizeCurve", "find_batch_size"]
 
 WORTH_IT = 0.05
 """A batch twice as large has to give at least this much more throughput. Little is enough: a batch
@@ -18,7 +18,7 @@ is only as full as there are requests, and where many wait, throughput is what s
 
 
 @dataclass(frozen=True, slots=True)
-class Knee:
+class BatchSizeCurve:
     """The measured curve and what follows from it."""
 
     rows: int
@@ -40,13 +40,13 @@ class Knee:
         return f"{self.rows} rows a pass ({points})"
 
 
-def find_knee(
+def find_batch_size(
     pass_seconds: Callable[[int], float],
     *,
     max_rows: int,
     fits: Callable[[int], bool] = lambda rows: True,
     worth_it: float = WORTH_IT,
-) -> Knee:
+) -> BatchSizeCurve:
     """Double the rows while that pays and fits.
 
     Args:
@@ -70,4 +70,4 @@ def find_knee(
         if gain < worth_it and rows >= 2:
             break
         rows *= 2
-    return Knee(rows, measured)
+    return BatchSizeCurve(rows, measured)

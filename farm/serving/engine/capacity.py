@@ -11,10 +11,10 @@ from collections import deque
 import torch
 
 from farm.base.interface import Base
-from farm.serving.engine.batch_size_search import Knee
+from farm.serving.engine.batch_size_search import BatchSizeCurve
 from farm.serving.engine.row import Size
 from farm.serving.memory import device_memory, host_memory
-from farm.serving.request import DrawRequest
+from farm.serving.request import GenerationRequest
 
 __all__ = ["Capacity"]
 
@@ -27,7 +27,7 @@ MAX_HOST_RESERVE = 512 << 20
 class Capacity:
     """Limits of a pass and estimates that follow from them."""
 
-    def __init__(self, base: Base, knee: Knee, *, memory_reserve: float = 0.1) -> None:
+    def __init__(self, base: Base, knee: BatchSizeCurve, *, memory_reserve: float = 0.1) -> None:
         self._device = base.device
         self._pixels = base.resolution_px**2
         self._knee = knee
@@ -38,7 +38,7 @@ class Capacity:
     @classmethod
     def unmeasured(cls, base: Base, rows: int) -> Capacity:
         """A limit set by hand; the times are guesses until passes have run."""
-        return cls(base, Knee(rows, {rows: UNMEASURED_PASS_S}))
+        return cls(base, BatchSizeCurve(rows, {rows: UNMEASURED_PASS_S}))
 
     @property
     def rows(self) -> int:
@@ -73,7 +73,7 @@ class Capacity:
         """Seconds of a full pass at a size, as far as the measurement tells."""
         return self.seconds_per_cost * self.area_ratio(size) * self.rows_at(size)
 
-    def cost(self, request: DrawRequest, size: Size) -> float:
+    def cost(self, request: GenerationRequest, size: Size) -> float:
         """Row-steps of a request at the base's own size."""
         return request.steps * request.num_rows * self.area_ratio(size)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
-from farm.base.fast_blocks import make_lean, restore
+from farm.base.fast_blocks import restore, use_fast_blocks
 from farm.base.interface import Base, Conditioning
 from farm.base.transfer import sent
 from farm.serving.engine.row import Row, Size
@@ -60,7 +60,7 @@ class Denoiser:
         self._base = base
         self._bank = bank
         if base.device.type == "cpu":
-            make_lean(base.components[base.denoiser_name])
+            use_fast_blocks(base.components[base.denoiser_name])
         # sizes take turns: what one of them has assembled should not be undone by the next
         self._layouts: dict[Size, _Layout] = {}
         self._weights: dict[Size, RowWeights] = {}

@@ -31,9 +31,9 @@ from farm.serving.engine.decoder import Decoder
 from farm.serving.engine.denoiser import Denoiser
 from farm.serving.engine.loop_calls import LoopCalls, stopping
 from farm.serving.engine.measuring import UNMEASURED_ROWS, CapacityMeter
-from farm.serving.engine.preparer import Preparer
+from farm.serving.engine.preparer import RowPreparer
 from farm.serving.engine.row import Row, Size, Waiting
-from farm.serving.request import DrawRequest, Progress, Ticket
+from farm.serving.request import GenerationRequest, Progress, Ticket
 
 __all__ = ["Engine"]
 
@@ -89,7 +89,7 @@ class Engine:
         self._meter: CapacityMeter | None = None
         self._denoiser = Denoiser(base, self._adapters.bank)
         self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
-        self._preparer = Preparer(
+        self._preparer = RowPreparer(
             base,
             self._adapters,
             post=self._inbox.post,
@@ -158,7 +158,7 @@ class Engine:
 
     # -- asking -------------------------------------------------------------------------------
 
-    def submit(self, request: DrawRequest) -> Ticket:
+    def submit(self, request: GenerationRequest) -> Ticket:
         """Queue a request; returns at once.
 
         Raises:
@@ -187,7 +187,7 @@ class Engine:
             waiting.ticket.fail(stopping())
         return waiting.ticket
 
-    def _size(self, request: DrawRequest) -> Size:
+    def _size(self, request: GenerationRequest) -> Size:
         width = request.width_px or self.base.resolution_px
         height = request.height_px or self.base.resolution_px
         try:

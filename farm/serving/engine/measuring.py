@@ -30,7 +30,7 @@ from farm.base.interface import Base, Conditioning
 from farm.errors import Draining
 from farm.keys import digest
 from farm.serving.config import EngineConfig
-from farm.serving.engine.batch_size_search import Knee, find_knee
+from farm.serving.engine.batch_size_search import BatchSizeCurve, find_batch_size
 from farm.serving.engine.capacity import Capacity
 from farm.serving.memory import device_memory
 
@@ -78,7 +78,7 @@ class CapacityMeter:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             told = json.loads(self._path.read_text())
             seconds = {int(rows): float(value) for rows, value in told["seconds_by_rows"].items()}
-            knee, peak = Knee(int(told["rows"]), seconds), int(told["peak_bytes"])
+            knee, peak = BatchSizeCurve(int(told["rows"]), seconds), int(told["peak_bytes"])
             if knee.rows in seconds and knee.rows <= config.max_batch_rows and self._has(peak):
                 return Capacity(self._base, knee, memory_reserve=config.memory_reserve)
         return None
@@ -157,7 +157,9 @@ class CapacityMeter:
                 return math.inf
 
         try:
-            knee = find_knee(pass_seconds, max_rows=self._config.max_batch_rows, fits=self._fits)
+            knee = find_batch_size(
+                pass_seconds, max_rows=self._config.max_batch_rows, fits=self._fits
+            )
         finally:
             with contextlib.suppress(Exception):
                 in_loop(self._end_probe)
@@ -177,7 +179,7 @@ class CapacityMeter:
         free, total = device_memory(self._base.device)
         return num_bytes < free - self._config.memory_reserve * total
 
-    def _remember(self, knee: Knee) -> None:
+    def _remember(self, knee: BatchSizeCurve) -> None:
         told = {
             "rows": knee.rows,
             "seconds_by_rows": knee.seconds_by_rows,

@@ -29,11 +29,11 @@ from farm.serving.adapters.cache_tiers import Pinned
 from farm.serving.adapters.prompts import has_text_layers
 from farm.serving.adapters.side import AdapterSide
 from farm.serving.adapters.slots import Reservation
-from farm.serving.engine.row import AdapterUse, Row, Waiting
+from farm.serving.engine.row import LoadedAdapter, Row, Waiting
 from farm.serving.engine.sampler import Sampler
 from farm.serving.request import AdapterRef, Progress
 
-__all__ = ["Preparer"]
+__all__ = ["RowPreparer"]
 
 LOG = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class _Preparing:
         self.hosted.clear()
 
 
-class Preparer:
+class RowPreparer:
     """Makes rows of requests."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Preparer:
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._blocked: deque[_Preparing] = deque()
-        self._uses: dict[str, AdapterUse] = {}  # how what lies in the slots came there
+        self._uses: dict[str, LoadedAdapter] = {}  # how what lies in the slots came there
         self._with_text: set[str] = set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._jobs: set[_Preparing] = set()
@@ -205,7 +205,7 @@ class Preparer:
                 else:
                     pinned = future.result()
                     job.hosted[ref.key] = pinned
-                    job.waiting.uses[ref.key] = AdapterUse(
+                    job.waiting.uses[ref.key] = LoadedAdapter(
                         pinned.value.sha256,
                         "host" if ref.key in hot else pinned.value.tier,
                         0.0 if ref.key in hot else pinned.value.load_s,
@@ -274,7 +274,7 @@ class Preparer:
                     self._with_text.add(key)
             else:
                 known = self._uses[key]
-                job.waiting.uses[key] = AdapterUse(known.sha256, "slot", 0.0)
+                job.waiting.uses[key] = LoadedAdapter(known.sha256, "slot", 0.0)
                 self.slot_hits += 1
         self._worker.submit(self._prepare, job)
 

@@ -17,16 +17,16 @@ from farm.serving.adapters.cache_tiers import Tier
 from farm.serving.adapters.prompts import cut_notes
 from farm.serving.adapters.slots import Reservation
 from farm.serving.engine.sampler import Sampler
-from farm.serving.request import DrawRequest, Ticket
+from farm.serving.request import GenerationRequest, Ticket
 
-__all__ = ["AdapterUse", "Row", "Size", "Waiting"]
+__all__ = ["LoadedAdapter", "Row", "Size", "Waiting"]
 
 Size = tuple[int, int]
 """Width and height in pixels; rows of one size share a pass."""
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterUse:
+class LoadedAdapter:
     """How one adapter of a picture was brought in, for the receipt."""
 
     sha256: str
@@ -46,10 +46,10 @@ class Waiting:
     turn: int = 0
     """When the fair queue let it go; the order in which ready rows join."""
     popped_s: float = 0.0
-    uses: dict[str, AdapterUse] = field(default_factory=dict)
+    uses: dict[str, LoadedAdapter] = field(default_factory=dict)
 
     @property
-    def request(self) -> DrawRequest:
+    def request(self) -> GenerationRequest:
         """What was asked."""
         return self.ticket.request
 
@@ -90,7 +90,7 @@ class Row:
         return self.waiting.ticket
 
     @property
-    def request(self) -> DrawRequest:
+    def request(self) -> GenerationRequest:
         """What was asked."""
         return self.waiting.ticket.request
 

@@ -25,7 +25,7 @@ from farm.schedulers import SCHEDULERS
 from farm.serving.access.api_keys import Tenant
 from farm.serving.access.catalog import AdapterFacts, unix_seconds
 from farm.serving.access.limits import Limits
-from farm.serving.client import BaseFacts
+from farm.serving.client import ServedBase
 from farm.serving.http.errors import error_body, install_error_handlers
 from farm.serving.http.idempotency import KEY_PATTERN
 from farm.serving.http.images import answer_images, answer_once, stream_images
@@ -49,7 +49,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "Nothing of this name for this key."},
     503: {"model": ErrorAnswer, "description": "Restarting; ask again."},
 }
-DRAW_ERRORS: dict[int | str, dict[str, Any]] = {
+GENERATE_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     408: {"model": ErrorAnswer, "description": "The body did not come."},
     409: {"model": ErrorAnswer, "description": "The idempotency key stands for another request."},
@@ -87,7 +87,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
     )
     app.state.services = services
     install_error_handlers(app)
-    _add_drawing(app, services)
+    _add_generation(app, services)
     _add_models(app, services)
     _add_pictures(app, services)
     _add_health(app, services)
@@ -133,14 +133,14 @@ IdempotencyKey = Annotated[
 # -- drawing -----------------------------------------------------------------------------------
 
 
-def _add_drawing(app: FastAPI, services: Services) -> None:
+def _add_generation(app: FastAPI, services: Services) -> None:
     @app.post(
         "/v1/images/generations",
         tags=["images"],
         summary="Draw pictures",
         response_model=ImagesAnswer,
         responses={
-            **DRAW_ERRORS,
+            **GENERATE_ERRORS,
             200: {
                 "model": ImagesAnswer,
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -240,7 +240,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         return Response(data, media_type=f"image/{kind}", headers=headers)
 
 
-def _base_model(base: BaseFacts) -> ModelAnswer:
+def _base_model(base: ServedBase) -> ModelAnswer:
     return ModelAnswer(id=base.id, created=0, owned_by="farm")
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from farm.errors import KeyReused
 
-__all__ = ["KEY_PATTERN", "Replays", "digest_of", "seed_of"]
+__all__ = ["KEY_PATTERN", "IdempotencyCache", "digest_of", "seed_of"]
 
 KEY_PATTERN = r"^[!-~]{1,255}$"
 """Printable ASCII without spaces."""
@@ -37,7 +37,7 @@ class _Known:
     num_bytes: int = 0
 
 
-class Replays:
+class IdempotencyCache:
     """The answers of the last minutes, by caller and idempotency key. One event loop's own."""
 
     def __init__(

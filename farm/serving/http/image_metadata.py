@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["OutputFormat", "encode_picture", "read_receipt"]
+__all__ = ["OutputFormat", "encode_picture", "read_image_metadata"]
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -72,7 +72,7 @@ def encode_picture(
     return out.getvalue()
 
 
-def read_receipt(data: bytes) -> dict[str, Any] | None:
+def read_image_metadata(data: bytes) -> dict[str, Any] | None:
     """The receipt inside a picture file; None where there is none."""
     with Image.open(io.BytesIO(data)) as image:
         text: object = getattr(image, "text", {}).get(RECEIPT_KEYWORD)

@@ -20,14 +20,14 @@ from starlette.types import Receive
 
 from farm.errors import Draining, RequestRefused, StoreError, TooBusy
 from farm.serving.access.api_keys import Tenant
-from farm.serving.client import BaseFacts
+from farm.serving.client import ServedBase
 from farm.serving.http import events
 from farm.serving.http.idempotency import digest_of, seed_of
 from farm.serving.http.image_metadata import encode_picture
 from farm.serving.http.schemas import GenerateRequest
 from farm.serving.http.services import Services
 from farm.serving.http.sse import EventStream, gone
-from farm.serving.http.validate import Order, check_adapters, understand
+from farm.serving.http.validate import Order, check_adapters, validate_request
 from farm.serving.request import Picture, Progress
 
 __all__ = ["answer_images", "answer_once", "stream_images"]
@@ -71,7 +71,7 @@ async def _make_item(
     }
 
 
-async def _answer(services: Services, order: Order, base: BaseFacts) -> bytes:
+async def _answer(services: Services, order: Order, base: ServedBase) -> bytes:
     items: dict[int, dict[str, Any]] = {}
     drawing = services.client.draw(order.pictures, listen=False)
     # the engine keeps deadlines itself; this is for an engine that no longer answers
@@ -94,7 +94,7 @@ async def answer_images(
     services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
 ) -> Response:
     """Draw, and answer when all pictures are there."""
-    order, base = await understand(services, tenant, asked, request)
+    order, base = await validate_request(services, tenant, asked, request)
     try:
         with _counted(services, order):
             body = await _unless_gone(request.receive, _answer(services, order, base))
@@ -119,7 +119,7 @@ async def answer_once(
 
     async def draw() -> bytes:
         seed = seed_of(tenant.key_id, key, digest)
-        order, base = await understand(services, tenant, asked, request, seed)
+        order, base = await validate_request(services, tenant, asked, request, seed)
         with _counted(services, order):
             return await _answer(services, order, base)
 
@@ -192,7 +192,7 @@ async def stream_images(
     services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
 ) -> Response:
     """Draw, and tell of it while it happens. What is refused is refused before the stream."""
-    order, base = await understand(services, tenant, asked, request)
+    order, base = await validate_request(services, tenant, asked, request)
     stream = _events(services, order, base)
     # the first event is awaited here, so that a full queue is still a 429
     first = await anext(stream)
@@ -206,7 +206,7 @@ async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerat
             yield event
 
 
-async def _events(services: Services, order: Order, base: BaseFacts) -> AsyncGenerator[bytes]:
+async def _events(services: Services, order: Order, base: ServedBase) -> AsyncGenerator[bytes]:
     num_shown = [0] * len(order.pictures)
     with _counted(services, order):
         drawing = services.client.draw(order.pictures, listen=True)

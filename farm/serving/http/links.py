@@ -18,14 +18,14 @@ from urllib.parse import urlencode
 
 from farm.storage import Store
 
-__all__ = ["PictureShelf"]
+__all__ = ["ImageLinks"]
 
 LIFETIME_S = 600.0
 _FILE = re.compile(r"[0-9a-f]{32}\.(png|jpeg|webp)")
 FOLDER = "served"
 
 
-class PictureShelf:
+class ImageLinks:
     """Finished pictures under links that end."""
 
     def __init__(

@@ -33,7 +33,7 @@ from farm.serving.request import (
 
 __all__ = [
     "ANY_SEED",
-    "AdapterUse",
+    "ExtraAdapter",
     "ErrorAnswer",
     "GenerateRequest",
     "ImagesAnswer",
@@ -75,7 +75,7 @@ ModelName = Annotated[
 ]
 
 
-class AdapterUse(BaseModel):
+class ExtraAdapter(BaseModel):
     """A further adapter on the same picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -134,7 +134,7 @@ class GenerateRequest(BaseModel):
     """Classifier-free guidance; 1 or less draws without, at half the cost."""
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     scheduler: SchedulerName | None = None
-    adapters: list[AdapterUse] | None = Field(None, max_length=MAX_ADAPTERS)
+    adapters: list[ExtraAdapter] | None = Field(None, max_length=MAX_ADAPTERS)
     """Further adapters on the same picture."""
     adapter_weight: float | None = Field(None, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
     """Of the adapter that ``model`` names; 1 is as trained."""

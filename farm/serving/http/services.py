@@ -16,8 +16,8 @@ from farm.serving.access.api_keys import Gate
 from farm.serving.access.catalog import Catalog
 from farm.serving.access.limits import Limits, RateLimiter, WaitingRoom
 from farm.serving.client import EngineClient, EngineLoad
-from farm.serving.http.idempotency import Replays
-from farm.serving.http.links import PictureShelf
+from farm.serving.http.idempotency import IdempotencyCache
+from farm.serving.http.links import ImageLinks
 from farm.serving.metrics import Metrics, observe_stats
 
 __all__ = ["Services"]
@@ -40,7 +40,7 @@ class Services:
     client: EngineClient
     catalog: Catalog
     gate: Gate
-    shelf: PictureShelf
+    shelf: ImageLinks
     metrics: Metrics
     executor: Executor
     """Threads for store reads, shared by gate and catalog."""
@@ -49,14 +49,14 @@ class Services:
     """How callers reach the endpoint; empty takes what each request says."""
     rates: RateLimiter = field(default_factory=RateLimiter)
     room: WaitingRoom = field(init=False)
-    replays: Replays = field(init=False)
+    replays: IdempotencyCache = field(init=False)
     encoders: Executor = field(default_factory=_encoders)
     instance: str = field(default_factory=lambda: secrets.token_hex(4))
     last_load: EngineLoad = field(default_factory=lambda: EngineLoad(ready=False))
 
     def __post_init__(self) -> None:
         self.room = WaitingRoom(self.limits.pictures_waiting)
-        self.replays = Replays(
+        self.replays = IdempotencyCache(
             window_s=self.limits.replay_window_s, max_bytes=self.limits.replay_mib << 20
         )
 

@@ -20,13 +20,13 @@ from farm.errors import RequestRefused
 from farm.safe_names import SAFE_NAME
 from farm.serving.access.api_keys import Tenant
 from farm.serving.access.catalog import AdapterFacts
-from farm.serving.client import BaseFacts
+from farm.serving.client import ServedBase
 from farm.serving.http.image_metadata import OutputFormat
 from farm.serving.http.schemas import ANY_SEED, GenerateRequest
 from farm.serving.http.services import Services
-from farm.serving.request import MAX_SEED, AdapterRef, DrawRequest
+from farm.serving.request import MAX_SEED, AdapterRef, GenerationRequest
 
-__all__ = ["Order", "check_adapters", "understand"]
+__all__ = ["Order", "check_adapters", "validate_request"]
 
 DEFAULT_GUIDANCE = 5.0
 _PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
@@ -38,7 +38,7 @@ class Order:
 
     asked: GenerateRequest
     tenant: Tenant
-    pictures: tuple[DrawRequest, ...]
+    pictures: tuple[GenerationRequest, ...]
     width_px: int
     height_px: int
     link_root: str
@@ -61,7 +61,7 @@ class Order:
             "output_format": self.output_format,
         }
 
-    def usage(self, base: BaseFacts, num_pictures: int) -> dict[str, Any]:
+    def usage(self, base: ServedBase, num_pictures: int) -> dict[str, Any]:
         """Latent cells drawn, in the place where OpenAI counts tokens."""
         cells = (self.width_px // base.side_multiple_px) * (self.height_px // base.side_multiple_px)
         details = {"text_tokens": 0, "image_tokens": 0}
@@ -73,13 +73,13 @@ class Order:
         }
 
 
-async def understand(
+async def validate_request(
     services: Services,
     tenant: Tenant,
     asked: GenerateRequest,
     request: Request,
     seed: int | None = None,
-) -> tuple[Order, BaseFacts]:
+) -> tuple[Order, ServedBase]:
     """Check a request against the limits, the key's rate and the catalog; nothing is drawn.
 
     Args:
@@ -111,7 +111,7 @@ async def understand(
             f"write {MAX_SEED - num_pictures} or less",
             "seed",
         )
-    template = DrawRequest(
+    template = GenerationRequest(
         id="",
         prompt=prompt,
         negative_prompt=asked.negative_prompt or "",
@@ -140,7 +140,7 @@ async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequ
     """Refuse a request whose adapters are not, or no longer, this caller's to draw with.
 
     Raises:
-        ServingError: as ``understand`` does.
+        ServingError: as ``validate_request`` does.
     """
     await _find_adapters(services, tenant, asked, await services.client.facts())
 
@@ -170,7 +170,7 @@ def _preview_every(asked: GenerateRequest) -> int:
 
 
 async def _find_adapters(
-    services: Services, tenant: Tenant, asked: GenerateRequest, base: BaseFacts
+    services: Services, tenant: Tenant, asked: GenerateRequest, base: ServedBase
 ) -> list[tuple[AdapterFacts, AdapterRef, float]]:
     """The adapters of a request, the one that ``model`` names first."""
     wanted: list[tuple[str, float]] = []

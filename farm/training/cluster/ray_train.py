@@ -30,7 +30,13 @@ from farm.storage import Store
 from farm.training.cluster.start import quiet_ray, start_ray
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger
-from farm.training.dispatch.messages import DispatchSettings, LaneOrders, LaneReport, News, Snapshot
+from farm.training.dispatch.messages import (
+    DispatchSettings,
+    LaneOrders,
+    LaneReport,
+    Notice,
+    Snapshot,
+)
 from farm.training.lane.settings import JudgeMaker, LaneSettings
 from farm.training.priors.storage import PriorArrays, is_ready, read_prior_set
 from farm.training.run.files import read_assignments
@@ -137,7 +143,7 @@ class DispatchActor:
             self._priors[prior_key] = ray.put(read_prior_set(self._store, prior_key))
         return [self._priors[prior_key]]
 
-    def look(self, since: int) -> tuple[Snapshot, list[News]]:
+    def look(self, since: int) -> tuple[Snapshot, list[Notice]]:
         """Tick, and tell the driver how things are."""
         self._dispatcher.tick()
         self._forget_priors()

@@ -39,9 +39,9 @@ from farm.training.cluster.watch import (
     nodes_words,
 )
 from farm.training.dispatch.ledger import Job
-from farm.training.dispatch.messages import News, Snapshot
-from farm.training.priors.builder import PriorWork
-from farm.training.priors.ray_data import DRAWING_CPUS, DrawerSettings, draw_with_ray
+from farm.training.dispatch.messages import Notice, Snapshot
+from farm.training.priors.builder import PriorBuilder
+from farm.training.priors.ray_data import DRAWING_CPUS, PriorWorkerSettings, generate_with_ray
 from farm.training.run.driver import Driver
 from farm.training.run.files import take_requests
 
@@ -134,7 +134,7 @@ class _RayRun:
         self._lane_spec = self._make_lane_spec(dispatcher_name(spec))
         self._runs: LaneRuns | None = None
         self._watch = ClusterWatch()
-        self._priors: PriorWork | None = None
+        self._priors: PriorBuilder | None = None
         self._priors_thread: threading.Thread | None = None
         self._began = time.monotonic()
         self._stopped_at: float | None = None
@@ -248,11 +248,11 @@ class _RayRun:
         trains = snapshot.counts["training"] or any(lane.held for lane in snapshot.lanes)
         return not trains and waited_s > (IDLE_STOP_S if snapshot.lanes else 0.0)
 
-    def _look(self) -> tuple[Snapshot, list[News]]:
+    def _look(self) -> tuple[Snapshot, list[Notice]]:
         """Ask the dispatcher; a store that fails now and then is asked again."""
         for _ in range(20):
             try:
-                seen: tuple[Snapshot, list[News]] = ray.get(
+                seen: tuple[Snapshot, list[Notice]] = ray.get(
                     self._dispatcher.look.remote(self._driver.heard)
                 )
                 return seen
@@ -330,7 +330,7 @@ class _RayRun:
         # class images that the user brought are only encoded, on the cores that lanes leave
         on_gpu = plan.prior_fraction > 0
         per_node = plan.drawers_per_node
-        settings = DrawerSettings(
+        settings = PriorWorkerSettings(
             base=self._prepared.base.name,
             revision=request.revision,
             device="cuda" if on_gpu else "cpu",
@@ -341,10 +341,10 @@ class _RayRun:
             max_actors=plan.num_nodes * per_node,
         )
         store = self._prepared.store
-        self._priors = PriorWork(
+        self._priors = PriorBuilder(
             store,
             self._prepared.priors,
-            lambda specs, attempt: draw_with_ray(settings, store, specs, attempt),
+            lambda specs, attempt: generate_with_ray(settings, store, specs, attempt),
             ready=lambda key: ray.get(self._dispatcher.prior_is_ready.remote(key)),
             failed=lambda *why: ray.get(self._dispatcher.prior_failed.remote(*why)),
         )

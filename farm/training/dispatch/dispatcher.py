@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from farm.training.dispatch.lanes import KnownLane, NewsLog, group_of, waiting_in_full_lanes
+from farm.training.dispatch.lanes import LaneEntry, NoticeLog, group_of, waiting_in_full_lanes
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.dispatch.messages import (
     Assignment,
@@ -26,7 +26,7 @@ from farm.training.dispatch.messages import (
     LaneOrders,
     LaneReport,
     Lease,
-    News,
+    Notice,
     Snapshot,
 )
 from farm.training.dispatch.queues import Group, JobQueues
@@ -77,14 +77,14 @@ class Dispatcher:
         )
         self._ready_priors = set(ready_priors)
         self._queues = JobQueues(self._is_queued)
-        self._lanes: dict[str, KnownLane] = {}
+        self._lanes: dict[str, LaneEntry] = {}
         self._slot_limits: dict[str, int] = {}
         self._leases_of: dict[str, set[str]] = {}
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
         self._first_lane_at: float | None = None
         self._most_lanes = 0
         self._stop = False
-        self._news = NewsLog()
+        self._news = NoticeLog()
         self._take_over(set(committed))
         ledger.flush()
 
@@ -136,13 +136,13 @@ class Dispatcher:
         limit = self._slot_limits.get(report.lane)
         return LaneOrders(leases, shape, alone, drop, leave=leave, slots=limit)
 
-    def _meet(self, report: LaneReport, now: float) -> KnownLane:
+    def _meet(self, report: LaneReport, now: float) -> LaneEntry:
         """The lane that reports; a new process in an old one's place ends the old one."""
         lane = self._lanes.get(report.lane)
         if lane is None or lane.incarnation != report.incarnation:
             if lane is not None:
                 self._bury(report.lane, "its lane died and was replaced")
-            lane = KnownLane(report.incarnation, report.slots, now, busy=now)
+            lane = LaneEntry(report.incarnation, report.slots, now, busy=now)
             self._lanes[report.lane] = lane
             self._most_lanes = max(self._most_lanes, len(self._lanes))
         if report.slots and report.slots < lane.slots:
@@ -192,7 +192,7 @@ class Dispatcher:
         what = f"quarantined after {job.failures} failures"
         self._tell(f"{self._label(key)}: {what}: {result.told}", is_bad=True)
 
-    def _reconcile(self, report: LaneReport, lane: KnownLane, name: str, now: float) -> None:
+    def _reconcile(self, report: LaneReport, lane: LaneEntry, name: str, now: float) -> None:
         """Note progress; take back what was leased in an answer that the lane never got."""
         is_due = now - lane.journaled >= self._settings.journal_s
         expires = now + self._settings.lease_s
@@ -208,7 +208,7 @@ class Dispatcher:
         self._leases_of[name] = set(report.held)
 
     def _grant(
-        self, report: LaneReport, lane: KnownLane, name: str, now: float
+        self, report: LaneReport, lane: LaneEntry, name: str, now: float
     ) -> tuple[Group | None, tuple[Lease, ...]]:
         if report.want <= 0:
             return None, ()
@@ -233,7 +233,7 @@ class Dispatcher:
             self._leases_of.setdefault(name, set()).add(key)
         return group, tuple(leases)
 
-    def _fair_share(self, group: Group, lane: KnownLane, now: float) -> int:
+    def _fair_share(self, group: Group, lane: LaneEntry, now: float) -> int:
         """Jobs of a group that one lane may hold, so that its prefetching starves no other lane."""
         if self._first_lane_at is None:
             self._first_lane_at = now
@@ -318,7 +318,7 @@ class Dispatcher:
         """Every job of the run, in the manifest's order."""
         return [self._ledger.jobs[key] for key in self._assignments]
 
-    def news(self, since: int = 0) -> list[News]:
+    def news(self, since: int = 0) -> list[Notice]:
         """Lines for the user with at least this number."""
         return self._news.since(since)
 

@@ -10,14 +10,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from farm.training.dispatch.messages import LaneReport, LaneView, News
+from farm.training.dispatch.messages import LaneReport, LaneView, Notice
 from farm.training.dispatch.queues import Group
 
-__all__ = ["KnownLane", "NewsLog", "group_of", "waiting_in_full_lanes"]
+__all__ = ["LaneEntry", "NoticeLog", "group_of", "waiting_in_full_lanes"]
 
 
 @dataclass(slots=True)
-class KnownLane:
+class LaneEntry:
     """A lane as its last word described it."""
 
     incarnation: str
@@ -55,18 +55,18 @@ class KnownLane:
         )
 
 
-class NewsLog:
+class NoticeLog:
     """The last lines for the user, numbered without a gap."""
 
     def __init__(self, capacity: int = 2000) -> None:
-        self._lines: deque[News] = deque(maxlen=capacity)
+        self._lines: deque[Notice] = deque(maxlen=capacity)
         self._numbers = itertools.count()
 
     def tell(self, now: float, text: str, *, is_bad: bool = False) -> None:
         """Add a line."""
-        self._lines.append(News(next(self._numbers), now, text, is_bad))
+        self._lines.append(Notice(next(self._numbers), now, text, is_bad))
 
-    def since(self, number: int) -> list[News]:
+    def since(self, number: int) -> list[Notice]:
         """Lines with at least this number."""
         return [line for line in self._lines if line.number >= number]
 
@@ -76,7 +76,7 @@ def group_of(report: LaneReport) -> Group | None:
     return None if report.shape is None else Group(report.shape, report.alone)
 
 
-def waiting_in_full_lanes(lanes: Mapping[str, KnownLane], idle: str) -> list[tuple[str, str]]:
+def waiting_in_full_lanes(lanes: Mapping[str, LaneEntry], idle: str) -> list[tuple[str, str]]:
     """(lane, job) of every job that waits for a slot of a full lane; ``idle`` could train it."""
     return [
         (name, key)

@@ -23,11 +23,11 @@ __all__ = [
     "LaneReport",
     "LaneView",
     "Lease",
-    "News",
+    "Notice",
     "Snapshot",
 ]
 
-Names = tuple[tuple[str, str], ...]
+AdapterNames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Assignment:
     """A job to be done, and the (namespace, name) pairs that shall point to its adapter."""
 
     spec: JobSpec
-    names: Names
+    names: AdapterNames
     prompts: tuple[tuple[str, ...], ...] = ()
     """The sample prompts of each name, identifier put in: names of several namespaces may share a
     job, and each is shown the pictures of its own prompts alone. Empty in runs of an older farm."""
@@ -183,7 +183,7 @@ class LaneView:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class Notice:
     """One line for the user."""
 
     number: int

@@ -27,7 +27,7 @@ from farm.intake.photos.decode import crops, open_photo
 from farm.keys import bytes_digest, derive_seed
 from farm.training.slots.job import PriorSet, TrainingJob
 
-__all__ = ["PreparedPhotos", "PromptEncoder", "assemble_job", "prepare_photos"]
+__all__ = ["PreparedPhotos", "EncodePrompts", "assemble_job", "prepare_photos"]
 
 ENCODE_BATCH = 16
 """Crops that the VAE encodes at once: enough to be quick, little beside a training step."""
@@ -37,7 +37,7 @@ KEPT_PHOTOS = 12
 KEPT_SIDE_PX = 336
 """Shorter side of those photos: what the largest usual CLIP reads. 12 of them take about 5 MB."""
 
-PromptEncoder = Callable[[Sequence[str]], tuple[Tensor, Conditioning]]
+EncodePrompts = Callable[[Sequence[str]], tuple[Tensor, Conditioning]]
 """Prompts to tokens [R, T] on the CPU and their conditioning."""
 
 
@@ -126,7 +126,7 @@ def _as_pixels(crops_NPP3: Tensor) -> Tensor:
 
 
 def assemble_job(
-    spec: JobSpec, photos: PreparedPhotos, prior: PriorSet | None, encode: PromptEncoder
+    spec: JobSpec, photos: PreparedPhotos, prior: PriorSet | None, encode: EncodePrompts
 ) -> TrainingJob:
     """Put the parts of a job together; asks for its distinct prompts only once."""
     distinct = list(dict.fromkeys(photos.prompts))

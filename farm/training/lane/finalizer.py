@@ -23,10 +23,10 @@ from farm.training.lane.publisher import FinishedJob
 from farm.training.lane.settings import Judge, Judged, SampleSettings
 from farm.training.slots.trainer import SlotTrainer
 
-__all__ = ["Finisher"]
+__all__ = ["Finalizer"]
 
 
-class Finisher:
+class Finalizer:
     """Makes finished jobs of trained slots."""
 
     def __init__(self, base: Base, samples: SampleSettings, judge: Judge | None) -> None:

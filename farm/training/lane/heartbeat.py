@@ -13,19 +13,19 @@ from contextlib import suppress
 import psutil
 
 from farm.errors import FarmError
-from farm.training.lane.job_table import HeldJobs
+from farm.training.lane.job_table import JobTable
 from farm.training.lane.settings import Link
 
-__all__ = ["Messenger"]
+__all__ = ["Heartbeat"]
 
 GATHER_S = 0.02
 """What happens within this time is told with one word."""
 
 
-class Messenger:
+class Heartbeat:
     """Exchanges reports for orders until it is ended."""
 
-    def __init__(self, held: HeldJobs, link: Link, *, beat_s: float) -> None:
+    def __init__(self, held: JobTable, link: Link, *, beat_s: float) -> None:
         self._held, self._link, self._beat_s = held, link, beat_s
         self._process = psutil.Process()
         self._ended = threading.Event()

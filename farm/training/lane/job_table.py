@@ -18,7 +18,7 @@ from PIL import Image
 from farm.training.dispatch.messages import JobResult, LaneOrders, LaneReport, Lease
 from farm.training.plan.shape import LaneShape
 
-__all__ = ["HeldJob", "HeldJobs"]
+__all__ = ["LeasedJob", "JobTable"]
 
 TOO_LARGE_REMEDY = (
     "lower `resolution_px`, `rank` or the rows of a step, or give lanes more with --gpu-fraction"
@@ -27,7 +27,7 @@ Stage = Literal["leased", "training", "publishing"]
 
 
 @dataclass(slots=True)
-class HeldJob:
+class LeasedJob:
     """One job in this lane's hands."""
 
     lease: Lease
@@ -40,7 +40,7 @@ class HeldJob:
     """The dispatcher wants no more of it."""
 
 
-class HeldJobs:
+class JobTable:
     """The book of one lane."""
 
     def __init__(self, lane: str, *, slots: int, prefetch: int) -> None:
@@ -59,9 +59,9 @@ class HeldJobs:
         self.slot_limit: int | None = None
         self.is_short = False
         """Of memory: somebody ran out, and the lane has not shrunk yet."""
-        self._jobs: dict[str, HeldJob] = {}
+        self._jobs: dict[str, LeasedJob] = {}
         self._results: dict[str, JobResult] = {}
-        self._fresh: deque[HeldJob] = deque()
+        self._fresh: deque[LeasedJob] = deque()
 
     # -- the training side --------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ class HeldJobs:
             return JobResult(key, "failed", reason, remedy=TOO_LARGE_REMEDY)
         return JobResult(key, "released", f"out of memory with {self.num_slots} slots")
 
-    def take_fresh(self) -> HeldJob | None:
+    def take_fresh(self) -> LeasedJob | None:
         """The next lease that nobody has begun to prepare."""
         with self.changed:
             while self._fresh:
@@ -179,7 +179,7 @@ class HeldJobs:
             if orders.leases:
                 self.shape, self.alone = orders.shape, orders.alone
             for lease in orders.leases:
-                job = HeldJob(lease)
+                job = LeasedJob(lease)
                 self._jobs[lease.assignment.spec.key] = job
                 self._fresh.append(job)
             self.is_stopping |= orders.stop

@@ -21,10 +21,10 @@ from farm.errors import FarmError
 from farm.storage import Store
 from farm.training.dispatch.messages import JobResult
 from farm.training.lane.encode import assemble_job
-from farm.training.lane.finalizer import Finisher
-from farm.training.lane.heartbeat import Messenger
-from farm.training.lane.job_table import HeldJob, HeldJobs
-from farm.training.lane.prefetch import Preparer, ReadyJob
+from farm.training.lane.finalizer import Finalizer
+from farm.training.lane.heartbeat import Heartbeat
+from farm.training.lane.job_table import JobTable, LeasedJob
+from farm.training.lane.prefetch import Prefetcher, ReadyJob
 from farm.training.lane.publisher import Publisher
 from farm.training.lane.settings import Judge, LaneSettings, Link
 from farm.training.plan.shape import LaneShape
@@ -60,16 +60,16 @@ class Lane:
         """
         self._settings = how = settings or LaneSettings()
         self._base, self._store = base, store
-        self._held = HeldJobs(name, slots=how.slots, prefetch=max(2, how.slots))
-        self._messenger = Messenger(self._held, link, beat_s=how.beat_s)
-        self._preparer = Preparer(base, store, self._held, link, num_threads=how.prepare_threads)
+        self._held = JobTable(name, slots=how.slots, prefetch=max(2, how.slots))
+        self._messenger = Heartbeat(self._held, link, beat_s=how.beat_s)
+        self._preparer = Prefetcher(base, store, self._held, link, num_threads=how.prepare_threads)
         self._publisher = Publisher(
             store, base, how.forms, self._held.end, num_threads=how.publish_threads
         )
-        self._finisher = Finisher(base, how.samples, judge)
+        self._finisher = Finalizer(base, how.samples, judge)
         self._is_judging = judge is not None
         self._trainer: SlotTrainer | None = None
-        self._jobs: dict[int, HeldJob] = {}
+        self._jobs: dict[int, LeasedJob] = {}
         self._prompts: OrderedDict[str, tuple[Tensor, Conditioning]] = OrderedDict()
         self._speed = _Speed()
 

@@ -22,14 +22,14 @@ from farm.intake.job import JobSpec
 from farm.storage import Store
 from farm.training.dispatch.messages import JobResult
 from farm.training.lane.encode import PreparedPhotos, prepare_photos
-from farm.training.lane.job_table import HeldJob, HeldJobs
+from farm.training.lane.job_table import JobTable, LeasedJob
 from farm.training.lane.publisher import load_checkpoint
 from farm.training.lane.settings import Link
 from farm.training.priors.storage import as_prior_set
 from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.job import PriorSet
 
-__all__ = ["Preparer", "ReadyJob"]
+__all__ = ["Prefetcher", "ReadyJob"]
 
 KEPT_PRIORS = 8
 """Prior sets kept at hand; further ones are asked for again. Views of shared memory under Ray."""
@@ -39,7 +39,7 @@ KEPT_PRIORS = 8
 class ReadyJob:
     """A lease that only waits for a slot."""
 
-    held: HeldJob
+    held: LeasedJob
     photos: PreparedPhotos
     prior: PriorSet | None
     state: SlotState | None
@@ -51,11 +51,11 @@ class ReadyJob:
         return self.held.lease.assignment.spec
 
 
-class Preparer:
+class Prefetcher:
     """Turns fresh leases of the book into ready jobs, or into results."""
 
     def __init__(
-        self, base: Base, store: Store, held: HeldJobs, link: Link, *, num_threads: int
+        self, base: Base, store: Store, held: JobTable, link: Link, *, num_threads: int
     ) -> None:
         self._base, self._store, self._held, self._link = base, store, held, link
         self._registry = Registry(store)
@@ -107,7 +107,7 @@ class Preparer:
             with suppress(RuntimeError):  # the pool is shutting down
                 self._pool.submit(self._prepare, job)
 
-    def _prepare(self, job: HeldJob) -> None:
+    def _prepare(self, job: LeasedJob) -> None:
         spec = job.lease.assignment.spec
         try:
             if self._registry.is_committed(spec.key):
@@ -133,7 +133,7 @@ class Preparer:
             with self._held.changed:
                 self._held.changed.notify_all()
 
-    def _reuse(self, job: HeldJob) -> None:
+    def _reuse(self, job: LeasedJob) -> None:
         """Another run committed this job meanwhile: only its names are missing."""
         assignment = job.lease.assignment
         record = self._registry.record(assignment.spec.key)

@@ -35,7 +35,7 @@ given back."""
 
 UNPUBLISHED = "could not be published"
 
-Names = tuple[tuple[str, str], ...]
+AdapterNames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FinishedJob:
     record: AdapterRecord
     weights: AdapterWeights
     samples: tuple[Image.Image, ...]
-    names: Names
+    names: AdapterNames
     prompts: tuple[tuple[str, ...], ...] = ()
     """The sample prompts of each name."""
     samples_of_others: tuple[Image.Image, ...] = ()

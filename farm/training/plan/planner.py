@@ -208,7 +208,7 @@ def make_plan(
     if not candidates:
         cuts = [_cut(facts, workload, hardware, share, lanes) for share in _shares(fraction)]
         if not any(cuts):
-            raise _no_room_for_drawer(facts, hardware, fraction, lanes)
+            raise _no_room_for_prior_worker(facts, hardware, fraction, lanes)
         raise _impossible(facts, shape, hardware, slots, fraction, checkpointing)
     return _choose(candidates, facts, shape)
 
@@ -294,7 +294,7 @@ def _cut(
     While prior sets are missing, one drawer per node needs a place beside the lanes: whole-GPU
     lanes leave it a part of theirs, smaller ones leave it lanes' places.
     """
-    drawer = drawer_fraction(facts, hardware) if workload.num_prior_images else 0.0
+    drawer = prior_worker_fraction(facts, hardware) if workload.num_prior_images else 0.0
     places = lanes or int(1 / fraction) * hardware.gpus_per_node
     if drawer and fraction == 1.0:
         fraction -= drawer
@@ -305,7 +305,7 @@ def _cut(
     return (fraction, drawer, places) if has_room else None
 
 
-def drawer_fraction(facts: MemoryFacts, hardware: Hardware) -> float:
+def prior_worker_fraction(facts: MemoryFacts, hardware: Hardware) -> float:
     """Share of one GPU that a drawer of class images needs; an eighth at the least."""
     need = CONTEXT_BYTES + facts.weight_bytes + DRAWING_BYTES
     fitting = [share for share in FRACTIONS[:-1] if need <= share * hardware.gpu_bytes]
@@ -462,10 +462,10 @@ def _cpu_speed(
     )
 
 
-def _no_room_for_drawer(
+def _no_room_for_prior_worker(
     facts: MemoryFacts, hardware: Hardware, fraction: float | None, lanes: int | None
 ) -> PlanError:
-    drawer = drawer_fraction(facts, hardware)
+    drawer = prior_worker_fraction(facts, hardware)
     asked = f"{lanes} lane(s)" if lanes else "a lane"
     asked += f" of {fraction:g} GPU" if fraction else ""
     return PlanError(

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from farm.errors import explain
 from farm.intake.job import PriorSpec
-from farm.locks import Claim
+from farm.locks import StoreLock
 from farm.storage import Store
-from farm.training.priors.storage import PartReceipt, commit_prior_set, is_ready, parts_of
+from farm.training.priors.storage import PartRecord, commit_prior_set, is_ready, parts_of
 
-__all__ = ["DrawParts", "PartFailure", "PriorWork", "missing_priors"]
+__all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]
 
 CLAIM_TTL_S = 120.0
 WAIT_S = 2.0
@@ -37,7 +37,7 @@ class PartFailure:
     remedy: str = ""
 
 
-DrawParts = Callable[[Sequence[PriorSpec], str], Generator[PartReceipt | PartFailure]]
+GenerateParts = Callable[[Sequence[PriorSpec], str], Generator[PartRecord | PartFailure]]
 """Draws all parts of sets into the given attempt's folders, in any order."""
 
 
@@ -50,14 +50,14 @@ def missing_priors(store: Store, specs: Iterable[PriorSpec]) -> list[PriorSpec]:
         return [spec for spec, there in zip(ordered, ready, strict=True) if not there]
 
 
-class PriorWork:
+class PriorBuilder:
     """Has every missing prior set drawn, once, and tells as each is ready."""
 
     def __init__(
         self,
         store: Store,
         specs: Sequence[PriorSpec],
-        draw: DrawParts,
+        draw: GenerateParts,
         *,
         ready: Callable[[str], None],
         failed: Callable[[str, str, str], None],
@@ -67,7 +67,7 @@ class PriorWork:
         self._store, self._draw = store, draw
         self._pending = {spec.key: spec for spec in specs}
         self._ready, self._failed = ready, failed
-        self._claims: dict[str, Claim] = {}
+        self._claims: dict[str, StoreLock] = {}
         self._claims_lock = threading.Lock()
         self.stopped = threading.Event()
         """Set it to give up between two parts."""
@@ -101,7 +101,7 @@ class PriorWork:
                 self._ready(key)
 
     def _claim(self, key: str) -> bool:
-        claim = Claim.take(self._store, f"priors/{key}/claims", ttl_s=CLAIM_TTL_S)
+        claim = StoreLock.take(self._store, f"priors/{key}/claims", ttl_s=CLAIM_TTL_S)
         if claim is None:
             return False
         if is_ready(self._store, key):  # drawn between the look and the claim
@@ -113,7 +113,7 @@ class PriorWork:
 
     def _draw_all(self, specs: Mapping[str, PriorSpec]) -> None:
         attempt = uuid.uuid4().hex[:12]
-        receipts: dict[str, list[PartReceipt]] = defaultdict(list)
+        receipts: dict[str, list[PartRecord]] = defaultdict(list)
         with closing(self._draw(list(specs.values()), attempt)) as outcomes:
             for outcome in outcomes:
                 self._take(outcome, specs[outcome.prior_key], attempt, receipts)
@@ -122,10 +122,10 @@ class PriorWork:
 
     def _take(
         self,
-        outcome: PartReceipt | PartFailure,
+        outcome: PartRecord | PartFailure,
         spec: PriorSpec,
         attempt: str,
-        receipts: dict[str, list[PartReceipt]],
+        receipts: dict[str, list[PartRecord]],
     ) -> None:
         """Note a part; commit its set with the last one."""
         key = spec.key

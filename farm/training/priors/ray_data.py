@@ -24,14 +24,14 @@ from farm.storage import Store
 from farm.training.priors.builder import PartFailure
 from farm.training.priors.storage import (
     Part,
-    PartReceipt,
-    draw_part,
+    PartRecord,
+    generate_part,
     parts_of,
     write_part,
     write_prompt,
 )
 
-__all__ = ["DRAWING_CPUS", "DrawerSettings", "PartDrawer", "draw_with_ray"]
+__all__ = ["DRAWING_CPUS", "PriorWorkerSettings", "PriorWorker", "generate_with_ray"]
 
 Batch = dict[str, NDArray[Any]]
 
@@ -41,7 +41,7 @@ drawn."""
 
 
 @dataclass(frozen=True)
-class DrawerSettings:
+class PriorWorkerSettings:
     """How the drawing actors are made."""
 
     base: str
@@ -55,15 +55,15 @@ class DrawerSettings:
     max_actors: int = 1
 
 
-class PartDrawer:
+class PriorWorker:
     """One actor of the pool: holds the untouched base and draws part after part."""
 
     def __init__(
-        self, settings: DrawerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
+        self, settings: PriorWorkerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
     ) -> None:
         import torch
 
-        from farm.base.fast_blocks import make_lean
+        from farm.base.fast_blocks import use_fast_blocks
         from farm.base.loading import load_base
 
         torch.set_num_threads(settings.threads)
@@ -71,13 +71,13 @@ class PartDrawer:
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction)
         self._base = load_base(settings.base, device=settings.device, revision=settings.revision)
         if settings.device == "cpu":
-            make_lean(self._base.components[self._base.denoiser_name])
+            use_fast_blocks(self._base.components[self._base.denoiser_name])
         self._store, self._attempt = store, attempt
         self._specs = {spec.key: spec for spec in specs}
 
     def __call__(self, batch: Batch) -> Batch:
         """Draw the parts of a batch of rows; returns a row of receipt for each."""
-        outcomes: list[PartReceipt | PartFailure] = []
+        outcomes: list[PartRecord | PartFailure] = []
         for key, number, first, stop in zip(
             batch["prior_key"], batch["number"], batch["first"], batch["stop"], strict=True
         ):
@@ -85,10 +85,12 @@ class PartDrawer:
             outcomes += self._draw(part)
         return _as_rows(outcomes)
 
-    def _draw(self, part: Part) -> list[PartReceipt | PartFailure]:
+    def _draw(self, part: Part) -> list[PartRecord | PartFailure]:
         spec = self._specs[part.prior_key]
         try:
-            made = [write_part(self._store, self._attempt, part, draw_part(self._base, spec, part))]
+            made = [
+                write_part(self._store, self._attempt, part, generate_part(self._base, spec, part))
+            ]
             if part.number == 0:
                 made.append(write_prompt(self._store, self._attempt, self._base, spec))
             return list(made)
@@ -96,8 +98,8 @@ class PartDrawer:
             return [PartFailure(part.prior_key, *explain(error))]
 
 
-def _as_rows(outcomes: Sequence[PartReceipt | PartFailure]) -> Batch:
-    receipts = [one if isinstance(one, PartReceipt) else None for one in outcomes]
+def _as_rows(outcomes: Sequence[PartRecord | PartFailure]) -> Batch:
+    receipts = [one if isinstance(one, PartRecord) else None for one in outcomes]
     failures = [one if isinstance(one, PartFailure) else None for one in outcomes]
     return {
         "prior_key": np.array([one.prior_key for one in outcomes]),
@@ -109,15 +111,15 @@ def _as_rows(outcomes: Sequence[PartReceipt | PartFailure]) -> Batch:
     }
 
 
-def _as_outcome(row: dict[str, Any]) -> PartReceipt | PartFailure:
+def _as_outcome(row: dict[str, Any]) -> PartRecord | PartFailure:
     if row["error"]:
         return PartFailure(row["prior_key"], row["error"], row["remedy"])
-    return PartReceipt(row["prior_key"], row["file"], int(row["num_images"]), row["sha256"])
+    return PartRecord(row["prior_key"], row["file"], int(row["num_images"]), row["sha256"])
 
 
-def draw_with_ray(
-    settings: DrawerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
-) -> Generator[PartReceipt | PartFailure]:
+def generate_with_ray(
+    settings: PriorWorkerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
+) -> Generator[PartRecord | PartFailure]:
     """Run the pipeline; yields as parts are written. Needs an initialised Ray."""
     import ray.data
 
@@ -138,7 +140,7 @@ def draw_with_ray(
     # cores that are there may be used at once; nodes with GPUs may still have to be found
     fewest = 1 if settings.gpu_fraction else most
     pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        PartDrawer,
+        PriorWorker,
         fn_constructor_args=(settings, store, list(specs), attempt),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),

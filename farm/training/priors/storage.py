@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from farm.base.generate import draw_pictures
+from farm.base.generate import generate_images
 from farm.base.interface import Base, Conditioning
 from farm.errors import StoreError, UserError
 from farm.intake.errors import PhotoFault
@@ -41,11 +41,11 @@ from farm.training.slots.job import PriorSet
 
 __all__ = [
     "Part",
-    "PartReceipt",
+    "PartRecord",
     "PriorArrays",
     "as_prior_set",
     "commit_prior_set",
-    "draw_part",
+    "generate_part",
     "is_ready",
     "parts_of",
     "read_prior_set",
@@ -81,7 +81,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class PartReceipt:
+class PartRecord:
     """A part that lies in the store."""
 
     prior_key: str
@@ -102,7 +102,7 @@ def parts_of(spec: PriorSpec, part_images: int = PART_IMAGES) -> list[Part]:
 # -- making ---------------------------------------------------------------------------------------
 
 
-def draw_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
+def generate_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
     """Draw (or open) the images of one part and encode them.
 
     Returns:
@@ -117,7 +117,7 @@ def draw_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
     if spec.is_brought:
         images_MPP3 = torch.from_numpy(np.stack([_brought(spec, number) for number in ids]))
     else:
-        images_MPP3 = draw_pictures(
+        images_MPP3 = generate_images(
             base,
             [spec.class_prompt] * len(seeds),
             seeds,
@@ -157,14 +157,14 @@ def _brought(spec: PriorSpec, number: int) -> Array:
     return crop
 
 
-def write_part(store: Store, attempt: str, part: Part, arrays: Arrays) -> PartReceipt:
+def write_part(store: Store, attempt: str, part: Part, arrays: Arrays) -> PartRecord:
     """Write one part into its attempt's folder."""
     data = _parquet(arrays)
     store.write(f"priors/{part.prior_key}/{attempt}/{part.file}", data)
-    return PartReceipt(part.prior_key, part.file, len(arrays["id"]), bytes_digest(data))
+    return PartRecord(part.prior_key, part.file, len(arrays["id"]), bytes_digest(data))
 
 
-def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> PartReceipt:
+def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> PartRecord:
     """Write the class prompt's embedding and tokens into the attempt's folder."""
     tokens_1T = base.tokenize([spec.class_prompt])
     with torch.no_grad():
@@ -177,11 +177,11 @@ def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> Par
         arrays[f"extra.{name}"] = value.float().cpu().numpy()
     data = _parquet(arrays)
     store.write(f"priors/{spec.key}/{attempt}/prompt.parquet", data)
-    return PartReceipt(spec.key, "prompt.parquet", 0, bytes_digest(data))
+    return PartRecord(spec.key, "prompt.parquet", 0, bytes_digest(data))
 
 
 def commit_prior_set(
-    store: Store, spec: PriorSpec, attempt: str, receipts: Sequence[PartReceipt]
+    store: Store, spec: PriorSpec, attempt: str, receipts: Sequence[PartRecord]
 ) -> bool:
     """Write the marker of a whole set; False if another attempt was committed before.
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, replace
 
 from farm.adapters.registry import Registry
 from farm.errors import LaneLost, StoreError, UserError
-from farm.locks import Claim, holder
-from farm.training.dispatch.messages import News, Snapshot
+from farm.locks import StoreLock, holder
+from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
 from farm.training.run.files import write_assignments, write_settings
-from farm.training.run.request import PreparedRun, View
+from farm.training.run.request import PreparedRun, RunView
 
-__all__ = ["Driver", "claim_run", "point_names", "write_run_files"]
+__all__ = ["Driver", "lock_run", "point_names", "write_run_files"]
 
 DRIVER_TTL_S = 60.0
 """Without a word for so long, a driver on another machine counts as dead. One that died on this
@@ -31,15 +31,15 @@ class Driver:
     """One start of a run."""
 
     prepared: PreparedRun
-    claim: Claim
-    view: View | None
+    claim: StoreLock
+    view: RunView | None
     stop: threading.Event
     arm: Callable[[], None] | None = None
     """Installs the signal handlers that set ``stop``."""
     _renewed: float = 0.0
     _heard: int = 0
 
-    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Tell the view what is new; prove that this driver lives.
 
         Raises:
@@ -60,7 +60,7 @@ class Driver:
     def tell(self, snapshot: Snapshot, text: str) -> None:
         """Show a line of the driver's own."""
         if self.view is not None:
-            self.view.show(snapshot, [News(self._heard, time.time(), text, is_bad=True)])
+            self.view.show(snapshot, [Notice(self._heard, time.time(), text, is_bad=True)])
 
     @property
     def heard(self) -> int:
@@ -89,7 +89,7 @@ class Driver:
         return {spec.prior_key for spec in specs if spec.prior_key} - missing
 
 
-def claim_run(prepared: PreparedRun) -> Claim:
+def lock_run(prepared: PreparedRun) -> StoreLock:
     """Become the one driver of the run.
 
     Raises:
@@ -97,7 +97,7 @@ def claim_run(prepared: PreparedRun) -> Claim:
     """
     folder = f"runs/{prepared.run_id}/drivers"
     take_over = prepared.request.take_over
-    claim = Claim.take(prepared.store, folder, ttl_s=DRIVER_TTL_S, force=take_over)
+    claim = StoreLock.take(prepared.store, folder, ttl_s=DRIVER_TTL_S, force=take_over)
     if claim is None:
         owner = holder(prepared.store, folder)
         who = f"process {owner.pid}" if owner is not None else "another driver"
@@ -108,7 +108,7 @@ def claim_run(prepared: PreparedRun) -> Claim:
     return claim
 
 
-def write_run_files(prepared: PreparedRun, claim: Claim) -> None:
+def write_run_files(prepared: PreparedRun, claim: StoreLock) -> None:
     """Keep in the store what the run is made of."""
     store, run_id, request = prepared.store, prepared.run_id, prepared.request
     write_assignments(store, run_id, prepared.assignments)

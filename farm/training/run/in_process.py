@@ -20,11 +20,11 @@ from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import LaneOrders, LaneReport
 from farm.training.lane.lane import Lane
-from farm.training.priors.builder import PartFailure, PriorWork
+from farm.training.priors.builder import PartFailure, PriorBuilder
 from farm.training.priors.storage import (
-    PartReceipt,
+    PartRecord,
     PriorArrays,
-    draw_part,
+    generate_part,
     parts_of,
     read_prior_set,
     write_part,
@@ -33,7 +33,7 @@ from farm.training.priors.storage import (
 from farm.training.run.driver import Driver
 from farm.training.run.files import take_requests
 
-__all__ = ["LocalLink", "draw_here", "run_in_process"]
+__all__ = ["LocalLink", "generate_here", "run_in_process"]
 
 LOOK_S = 0.5
 
@@ -56,15 +56,15 @@ class LocalLink:
         return read_prior_set(self._store, prior_key)
 
 
-def draw_here(
+def generate_here(
     base: Base, store: Store, specs: Sequence[PriorSpec], attempt: str
-) -> Generator[PartReceipt | PartFailure]:
-    """Draw prior sets with a base that is loaded already; see ``PriorWork``."""
+) -> Generator[PartRecord | PartFailure]:
+    """Draw prior sets with a base that is loaded already; see ``PriorBuilder``."""
     for spec in specs:
         try:
             yield write_prompt(store, attempt, base, spec)
             for part in parts_of(spec):
-                yield write_part(store, attempt, part, draw_part(base, spec, part))
+                yield write_part(store, attempt, part, generate_part(base, spec, part))
         except FarmError as error:
             yield PartFailure(spec.key, *explain(error))
 
@@ -86,10 +86,10 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
     keeper.start()
     try:
         if prepared.priors:
-            work = PriorWork(
+            work = PriorBuilder(
                 store,
                 prepared.priors,
-                lambda specs, attempt: draw_here(base, store, specs, attempt),
+                lambda specs, attempt: generate_here(base, store, specs, attempt),
                 ready=keeper.prior_is_ready,
                 failed=keeper.prior_failed,
             )

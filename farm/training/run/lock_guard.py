@@ -20,20 +20,20 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from farm.errors import FarmError
-from farm.locks import Claim, Owner, release_dead
+from farm.locks import Owner, StoreLock, release_dead
 from farm.storage import Store
 from farm.training.run.scratch import sweep_folders
 
-__all__ = ["ClaimGuard"]
+__all__ = ["LockGuard"]
 
 EXIT_S = 10.0
 """How long a process may take from closing its files to its end."""
 
 
-class ClaimGuard:
+class LockGuard:
     """Starts the guard of a claim; ``close`` ends it once the claim is released."""
 
-    def __init__(self, store: Store, claim: Claim) -> None:
+    def __init__(self, store: Store, claim: StoreLock) -> None:
         """The guard runs from here on. A machine on which it cannot be started does without."""
         self._pipe: int | None = None
         order = {"store": store.url, "folder": claim.folder, "owner": asdict(claim.owner)}

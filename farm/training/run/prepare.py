@@ -29,7 +29,7 @@ from farm.training.plan.planner import Hardware, Plan, make_plan
 from farm.training.plan.shape import Workload, workload_of
 from farm.training.priors.builder import missing_priors
 from farm.training.run.files import name_run, read_assignments, read_settings
-from farm.training.run.request import BaseFacts, PreparedRun, RunRequest
+from farm.training.run.request import PreparedRun, RunBase, RunRequest
 
 __all__ = ["assignments_of", "base_facts", "prepare_run", "resume_run", "this_machine"]
 
@@ -79,15 +79,15 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
     return _prepared(request, store, base_facts(request.base, request.revision), assignments)
 
 
-def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> BaseFacts:
+def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> RunBase:
     """Load a base, keep its facts, let it go."""
     from farm.base.loading import load_base
 
     base = load_base(name, revision=revision, fetched=fetched)
-    return BaseFacts(name, base.fingerprint, base.resolution_px, base.memory)
+    return RunBase(name, base.fingerprint, base.resolution_px, base.memory)
 
 
-def assignments_of(check: CheckReport, base: BaseFacts) -> tuple[Assignment, ...]:
+def assignments_of(check: CheckReport, base: RunBase) -> tuple[Assignment, ...]:
     """The jobs of all good subjects; subjects that make the same job share it."""
     specs: dict[str, JobSpec] = {}
     sharers: dict[str, list[Subject]] = {}
@@ -112,7 +112,7 @@ def assignments_of(check: CheckReport, base: BaseFacts) -> tuple[Assignment, ...
 
 
 def _prepared(
-    request: RunRequest, store: Store, base: BaseFacts, assignments: tuple[Assignment, ...]
+    request: RunRequest, store: Store, base: RunBase, assignments: tuple[Assignment, ...]
 ) -> PreparedRun:
     committed = frozenset(Registry(store).committed_among(a.spec.key for a in assignments))
     rest = [item.spec for item in assignments if item.spec.key not in committed]
@@ -131,7 +131,7 @@ def _prepared(
 
 
 def _plan(
-    request: RunRequest, base: BaseFacts, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+    request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
 ) -> Plan:
     workload = _workload(request, base, rest, priors)
     hardware = request.hardware or this_machine()
@@ -154,7 +154,7 @@ def _plan(
 
 
 def _workload(
-    request: RunRequest, base: BaseFacts, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+    request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
 ) -> Workload:
     """All that the run has to do, samples and quality cards included."""
     drawn = [spec for spec in priors if not spec.is_brought]

@@ -16,12 +16,12 @@ from farm.intake.job import PriorSpec
 from farm.intake.manifest import Manifest
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
-from farm.training.dispatch.messages import Assignment, DispatchSettings, News, Snapshot
+from farm.training.dispatch.messages import Assignment, DispatchSettings, Notice, Snapshot
 from farm.training.lane.settings import JudgeMaker, SampleSettings
 from farm.training.plan.planner import Hardware, Plan
 from farm.training.run.failures import JobFailure
 
-__all__ = ["BaseFacts", "PreparedRun", "RunRequest", "RunSummary", "View"]
+__all__ = ["RunBase", "PreparedRun", "RunRequest", "RunSummary", "RunView"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunRequest:
 
 
 @dataclass(frozen=True)
-class BaseFacts:
+class RunBase:
     """What the driver keeps of the base: it never trains."""
 
     name: str
@@ -81,7 +81,7 @@ class PreparedRun:
     request: RunRequest
     run_id: str
     store: Store
-    base: BaseFacts
+    base: RunBase
     assignments: tuple[Assignment, ...]
     committed: frozenset[str]
     """Keys found in the store."""
@@ -133,8 +133,8 @@ class RunSummary:
         return facts | {"seconds": round(self.seconds, 3)}
 
 
-class View(Protocol):
+class RunView(Protocol):
     """Where a run shows itself: the live table, or plain lines."""
 
-    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Called about once a second."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from farm.adapters.registry import Registry
-from farm.locks import Claim, holder
+from farm.locks import StoreLock, holder
 from farm.storage import Store
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Event, Job, Ledger, counts, read_events, replay
@@ -69,7 +69,7 @@ def settle_requests(store: Store, run_id: str) -> int | None:
     Returns:
         How many jobs it concerned; None where a living driver will do it.
     """
-    claim = Claim.take(store, f"runs/{run_id}/drivers", ttl_s=DRIVER_TTL_S)
+    claim = StoreLock.take(store, f"runs/{run_id}/drivers", ttl_s=DRIVER_TTL_S)
     if claim is None:
         return None
     try:

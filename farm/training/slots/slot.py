@@ -18,7 +18,7 @@ from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.optimizer import SlotAdamW
 
-__all__ = ["Seat", "StepReport", "restore", "snapshot"]
+__all__ = ["SlotJob", "StepReport", "restore", "snapshot"]
 
 
 NOT_FINITE_REMEDY = "lower `learning_rate` to a third, or add `warmup_steps`, and run again"
@@ -42,7 +42,7 @@ class StepReport:
 
 
 @dataclass
-class Seat:
+class SlotJob:
     """One admitted job and what the host knows of it."""
 
     job: TrainingJob
@@ -83,7 +83,7 @@ class Seat:
         )
 
 
-def snapshot(slot: int, seat: Seat, bank: Bank, optimizer: SlotAdamW) -> SlotState:
+def snapshot(slot: int, seat: SlotJob, bank: Bank, optimizer: SlotAdamW) -> SlotState:
     """All that the rest of a job's training depends on, copied to the host."""
     best = seat.best_row_P
     return SlotState(
@@ -100,7 +100,7 @@ def snapshot(slot: int, seat: Seat, bank: Bank, optimizer: SlotAdamW) -> SlotSta
     )
 
 
-def restore(slot: int, seat: Seat, state: SlotState, bank: Bank, optimizer: SlotAdamW) -> None:
+def restore(slot: int, seat: SlotJob, state: SlotState, bank: Bank, optimizer: SlotAdamW) -> None:
     """Put a job where its checkpoint left it, in any slot of any bank wide enough."""
     bank.set_slot(slot, state.weights)
     optimizer.first_SP[slot].copy_(bank.pack(state.first))

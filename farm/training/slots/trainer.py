@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from farm.adapters.bank.bank import Bank
-from farm.adapters.generate import draw_by_slot
+from farm.adapters.generate import generate_by_slot
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.training.slots.batch import JobRows, PromptRows, StepBatch, step_rows
@@ -32,7 +32,7 @@ from farm.training.slots.evaluation import (
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.objective import slot_losses
 from farm.training.slots.optimizer import SlotAdamW, SlotUpdate
-from farm.training.slots.slot import Seat, StepReport, restore, snapshot
+from farm.training.slots.slot import SlotJob, StepReport, restore, snapshot
 
 __all__ = ["SlotTrainer", "StepReport"]
 
@@ -106,7 +106,7 @@ class SlotTrainer:
             base,
             as_tokens=bool(self.text_encoder_modules),
         )
-        self._seats: list[Seat | None] = [None] * self.num_slots
+        self._seats: list[SlotJob | None] = [None] * self.num_slots
         self._pending: list[tuple[list[int], Tensor]] = []
         self._sync_every = sync_every or (1 if base.device.type == "cpu" else 8)
         self._loss_scale = HALF_LOSS_SCALE if base.dtype == torch.float16 else 1.0
@@ -178,7 +178,7 @@ class SlotTrainer:
         if chosen is None or self._seats[chosen] is not None:
             raise ValueError("no free slot")
         self._optimizer.clear_slot(chosen)
-        seat = Seat(job)
+        seat = SlotJob(job)
         if state is None:
             alpha = job.recipe.scale * job.recipe.rank
             self.bank.init_slot(chosen, job.recipe.rank, alpha, job.seed)
@@ -399,7 +399,7 @@ class SlotTrainer:
         Returns:
             uint8 [prompts, P, P, 3] on the CPU by slot.
         """
-        return draw_by_slot(
+        return generate_by_slot(
             self.base,
             self.bank,
             prompts,
@@ -411,7 +411,7 @@ class SlotTrainer:
 
     # -- checks -------------------------------------------------------------------------------
 
-    def _seat(self, slot: int) -> Seat:
+    def _seat(self, slot: int) -> SlotJob:
         seat = self._seats[slot]
         if seat is None:
             raise ValueError(f"slot {slot} is empty")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from farm.adapters.bank.bank import Bank
 from farm.adapters.bank.layers import BankLayer
 from farm.adapters.weights import AdapterWeights, LayerWeights
-from farm.base.generate import draw_pictures
+from farm.base.generate import generate_images
 from farm.base.interface import Base, Conditioning
 from farm.base.loading import load_base
 from farm.errors import AdapterFileError, UserError
@@ -263,11 +263,11 @@ def test_drawing_routes_each_picture_to_its_slot_whoever_shares_the_batch(base: 
     for slot, weights in enumerate([random_adapter_for(bank, seed) for seed in (1, 2)]):
         bank.set_slot(1 + slot, weights)
     prompts, seeds, slots = ["a sks cat", "a dog", "a cat"], [5, 6, 7], [2, 0, 1]
-    together = draw_pictures(
+    together = generate_images(
         base, prompts, seeds, steps=3, routing=bank.draw_routing(slots), batch=2
     )
     for number in range(3):
-        alone = draw_pictures(
+        alone = generate_images(
             base,
             prompts[number : number + 1],
             seeds[number : number + 1],

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from farm.adapters.bank.bank import Bank
 from farm.adapters.files.folder import load_adapter, save_adapter, verify_files
 from farm.adapters.files.layer_names import endings_of, layer_names, located
-from farm.adapters.generate import draw_adapted
+from farm.adapters.generate import generate_adapted
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.interface import Base
@@ -59,7 +59,7 @@ def picture_of_bank(base: Base, weights: AdapterWeights, shape: Shape) -> np.nda
     targets, text, rank, _ = shape
     bank = Bank(base, num_slots=2, max_rank=rank, target_modules=targets, text_encoder_modules=text)
     bank.set_slot(1, weights)
-    pixels = draw_adapted(base, bank, [PROMPT], [SEED], [1], steps=STEPS, guidance=GUIDANCE)
+    pixels = generate_adapted(base, bank, [PROMPT], [SEED], [1], steps=STEPS, guidance=GUIDANCE)
     bank.close()
     return pixels[0].numpy().astype(int)
 

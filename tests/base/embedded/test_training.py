@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
-from farm.base.embedded.dataset import batch_at, draw_album, scenes_of
+from farm.base.embedded.dataset import batch_at, render_dataset, scenes_of
 from farm.base.embedded.denoiser import (
     MIDDLE_TIMESTEPS,
     NUM_TRAIN_TIMESTEPS,
@@ -88,7 +88,7 @@ def test_no_true_pair_is_pushed_apart():
 def test_standardizing_changes_latents_and_no_picture():
     torch.manual_seed(0)
     vae = build_vae().eval()
-    album = draw_album(5, 128)
+    album = render_dataset(5, 128)
     before = measure_psnr(vae, album[:16])
     with torch.no_grad():
         standardize(vae, album)

@@ -8,9 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor
 
-from farm.base.embedded.dataset import HELD_OUT_SEED, draw_album, scenes_of
+from farm.base.embedded.dataset import HELD_OUT_SEED, render_dataset, scenes_of
 from farm.base.embedded.measure import measured_prompts
-from farm.base.embedded.samples import draw_prompts
+from farm.base.embedded.samples import generate_prompts
 from farm.base.embedded.scorer import (
     answer,
     embed_pictures,
@@ -57,8 +57,8 @@ def test_plain_diffusers_draws_a_64_px_picture(pipeline):
 
 
 def test_a_picture_is_the_same_in_any_batch(pipeline):
-    together = draw_prompts(pipeline, ["a red cat", "a blue dog"], num_steps=3)
-    alone = draw_prompts(pipeline, ["a red cat"], num_steps=3)
+    together = generate_prompts(pipeline, ["a red cat", "a blue dog"], num_steps=3)
+    alone = generate_prompts(pipeline, ["a red cat"], num_steps=3)
     assert np.abs(together[0].astype(int) - alone[0].astype(int)).max() <= 2
 
 
@@ -76,14 +76,14 @@ def test_the_noise_schedule_leaves_nothing_of_the_picture_and_never_clips(pipeli
 
 
 def test_the_autoencoder_gives_back_what_it_was_given(pipeline):
-    assert measure_psnr(pipeline.vae.float(), draw_album(HELD_OUT_SEED, 48)) > 28
+    assert measure_psnr(pipeline.vae.float(), render_dataset(HELD_OUT_SEED, 48)) > 28
 
 
 def test_the_scorer_loads_as_any_clip_and_tells_held_out_pictures_apart():
     folder = scorer_folder()
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = CLIPProcessor.from_pretrained(folder)
-    album = draw_album(HELD_OUT_SEED, 64)
+    album = render_dataset(HELD_OUT_SEED, 64)
     inputs = processor(images=list(album), text=["a cat"], return_tensors="pt", padding=True)
     with torch.no_grad():
         by_processor = model(**inputs).image_embeds
@@ -95,7 +95,7 @@ def test_the_scorer_loads_as_any_clip_and_tells_held_out_pictures_apart():
 
 def test_what_is_drawn_is_what_was_asked(pipeline):
     asked = measured_prompts(24)
-    pictures = draw_prompts(pipeline, [a.prompt for a in asked], batch_size=24)
+    pictures = generate_prompts(pipeline, [a.prompt for a in asked], batch_size=24)
     scorer, tokenizer = load_scorer()
     embeddings = embed_pictures(scorer, pictures)
     nouns = [a.class_noun for a in asked]

@@ -12,9 +12,9 @@ from farm.base.embedded.world import (
     POSES_OF,
     RARE_TOKENS,
     SCENERY,
-    draw_class,
-    draw_scene,
-    draw_subject,
+    render_class,
+    render_scene,
+    render_subject,
     sample_individual,
     sample_scene,
     write_caption,
@@ -34,12 +34,12 @@ def test_the_world_has_the_promised_variety():
 
 
 def test_the_same_seed_and_index_draw_the_same_picture():
-    first, again = (np.asarray(draw_scene(sample_scene(7, 3))) for _ in range(2))
+    first, again = (np.asarray(render_scene(sample_scene(7, 3))) for _ in range(2))
     assert np.array_equal(first, again)
 
 
 def test_another_index_and_another_seed_draw_other_pictures():
-    pictures = [np.asarray(draw_scene(sample_scene(s, i))) for s, i in ((7, 3), (7, 4), (8, 3))]
+    pictures = [np.asarray(render_scene(sample_scene(s, i))) for s, i in ((7, 3), (7, 4), (8, 3))]
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
 
@@ -48,7 +48,7 @@ def test_another_index_and_another_seed_draw_other_pictures():
 def test_every_pose_of_a_class_looks_different(class_noun):
     individual = sample_individual(1, class_noun=class_noun)
     poses = POSES_OF[class_noun]
-    photos = draw_subject(
+    photos = render_subject(
         1, len(poses), individual=individual, poses=poses, places=["on a white background"]
     )
     assert [photo.scene.pose for photo in photos] == list(poses)
@@ -60,7 +60,7 @@ def test_every_pose_of_a_class_looks_different(class_noun):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_picture_is_64_px_of_rgb_in_every_place(place):
-    photo = draw_subject(2, 1, class_noun="dog", places=[place])[0]
+    photo = render_subject(2, 1, class_noun="dog", places=[place])[0]
     assert photo.picture.size == (64, 64)
     assert photo.picture.mode == "RGB"
     assert photo.scene.place == place
@@ -98,7 +98,7 @@ def test_no_caption_uses_a_rare_token():
 
 
 def test_a_subject_is_one_individual_in_every_photo():
-    photos = draw_subject(11, 8)
+    photos = render_subject(11, 8)
     assert (
         len({(p.scene.look, p.scene.colour, p.scene.mark, p.scene.class_noun) for p in photos}) == 1
     )
@@ -108,12 +108,12 @@ def test_a_subject_is_one_individual_in_every_photo():
 
 
 def test_a_subject_can_be_photographed_in_one_pose_alone():
-    photos = draw_subject(3, 6, class_noun="cat", poses=["sitting"])
+    photos = render_subject(3, 6, class_noun="cat", poses=["sitting"])
     assert {photo.scene.pose for photo in photos} == {"sitting"}
 
 
 def test_pictures_of_a_class_show_different_individuals():
-    photos = draw_class(0, "cat", 24)
+    photos = render_class(0, "cat", 24)
     assert {photo.scene.class_noun for photo in photos} == {"cat"}
     assert len({photo.scene.look for photo in photos}) == 24
     assert len({photo.scene.colour for photo in photos}) > 5

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.intake.parsing.yaml import parse_scalar, read_yaml
-from farm.intake.rows import Rows
+from farm.intake.rows import ManifestRows
 
 
-def read(text: str) -> tuple[Rows, list[dict[str, object]]]:
+def read(text: str) -> tuple[ManifestRows, list[dict[str, object]]]:
     rows = read_yaml(text, "m.yaml", "/base")
     return rows, [row.value for row in rows.subjects]
 

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from farm.adapters.bank.bank import Bank
-from farm.base.embedded.world import draw_subject
+from farm.base.embedded.world import render_subject
 from farm.base.loading import load_base
 from farm.errors import FarmError, UserError
 from farm.intake.job import job_spec
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> tuple[St
     subjects = []
     for number, extra in enumerate(({"sample_every": 2}, {}, {"learning_rate": 1.0})):
         (folder / f"cat{number}").mkdir()
-        for index, photo in enumerate(draw_subject(number, 2, class_noun="cat")):
+        for index, photo in enumerate(render_subject(number, 2, class_noun="cat")):
             photo.picture.save(folder / f"cat{number}" / f"{index}.png")
         subjects.append(
             {"id": f"cat{number}", "class_noun": "cat", "photos": f"cat{number}", "recipe": extra}

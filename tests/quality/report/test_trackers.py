@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from farm.errors import UserError
 from farm.quality.report.thumbs import data_uri
 from farm.quality.report.trackers import track_run
-from farm.quality.report.view import Picture, RunView, SubjectView
+from farm.quality.report.view import ReportImage, RunView, SubjectView
 
 SUBJECT = SubjectView(
     "cat",
@@ -25,7 +25,7 @@ SUBJECT = SubjectView(
     evaluation_curve=[(2, 0.35)],
     steps_trained=3,
     card={"scores": {"clip_i": {"mean": 0.8}, "div": {"missing": "few"}}},
-    gallery=[Picture(data_uri(Image.new("RGB", (32, 32), "red"), 32), "a sks cat")],
+    gallery=[ReportImage(data_uri(Image.new("RGB", (32, 32), "red"), 32), "a sks cat")],
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from farm.base.embedded.world import POSES_OF, draw_scene, sample_scene
+from farm.base.embedded.world import POSES_OF, render_scene, sample_scene
 from farm.quality.study.pose_reader import PoseReader
 
 
@@ -46,7 +46,7 @@ def test_pictures_of_one_pose_have_few_poses(reader: PoseReader) -> None:
             replace(sample_scene(77, n), class_noun="dog", pose=poses[n % len(poses)])
             for n in range(24)
         ]
-        return torch.stack([torch.from_numpy(np.array(draw_scene(scene))) for scene in scenes])
+        return torch.stack([torch.from_numpy(np.array(render_scene(scene))) for scene in scenes])
 
     one = reader.read("dog", draw(["sleeping"]))
     many = reader.read("dog", draw(POSES_OF["dog"]))

@@ -3,10 +3,10 @@
 import pytest
 
 from farm.serving.engine.batch import Batch
-from farm.serving.engine.batch_size_search import Knee
+from farm.serving.engine.batch_size_search import BatchSizeCurve
 from farm.serving.engine.capacity import Capacity
 from farm.serving.engine.row import Row, Waiting
-from farm.serving.request import DrawRequest, Ticket
+from farm.serving.request import GenerationRequest, Ticket
 
 SMALL, LARGE = (64, 64), (128, 128)
 
@@ -22,11 +22,11 @@ class Facts:
 
 @pytest.fixture
 def capacity():
-    return Capacity(Facts, Knee(4, {4: 1.0}), memory_reserve=0.0)
+    return Capacity(Facts, BatchSizeCurve(4, {4: 1.0}), memory_reserve=0.0)
 
 
 def row(turn, *, guided=False, size=SMALL):
-    request = DrawRequest(id=str(turn), prompt="", guidance=5.0 if guided else 1.0)
+    request = GenerationRequest(id=str(turn), prompt="", guidance=5.0 if guided else 1.0)
     waiting = Waiting(Ticket(request), size, 1.0, 0.0, turn=turn)
     plain = object() if guided else None
     return Row(waiting, None, None, plain, (), (), [])

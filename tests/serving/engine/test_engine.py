@@ -31,7 +31,7 @@ from farm.schedulers import SCHEDULERS
 from farm.serving.config import EngineConfig
 from farm.serving.engine.engine import Engine
 from farm.serving.engine.row import Row
-from farm.serving.request import AdapterRef, DrawRequest
+from farm.serving.request import AdapterRef, GenerationRequest
 from farm.storage import Store
 
 WAIT_S = 120
@@ -80,7 +80,9 @@ def make_engine(tmp_path, base):
 
 def ask(number, *adapters, **fields):
     fields = {"prompt": "a photo of a cat", "seed": number, "steps": 4, **fields}
-    return DrawRequest(id=str(number), adapters=tuple((ref, 1.0) for ref in adapters), **fields)
+    return GenerationRequest(
+        id=str(number), adapters=tuple((ref, 1.0) for ref in adapters), **fields
+    )
 
 
 def draw(engine, *requests):
@@ -169,7 +171,7 @@ def test_a_picture_is_what_plain_diffusers_draws(make_engine, committed, tmp_pat
 def test_two_adapters_with_weights_are_what_plain_diffusers_draws(make_engine, committed, tmp_path):
     registry, refs = committed
     pairs = ((refs[0], 0.6), (refs[4], 0.8))
-    request = DrawRequest("two", "a cat", seed=5, steps=4, adapters=pairs)
+    request = GenerationRequest("two", "a cat", seed=5, steps=4, adapters=pairs)
     engine = make_engine(registry, text_encoder_modules=TEXT)
     picture, one, _ = draw(engine, request, ask(5, refs[0]), ask(6))
     expected = plain_diffusers(registry, request, tmp_path)
@@ -179,9 +181,9 @@ def test_two_adapters_with_weights_are_what_plain_diffusers_draws(make_engine, c
 
 def test_a_weight_of_zero_is_the_bare_base(make_engine, committed):
     registry, refs = committed
-    request = DrawRequest("zero", "a cat", seed=5, steps=4, adapters=((refs[0], 0.0),))
+    request = GenerationRequest("zero", "a cat", seed=5, steps=4, adapters=((refs[0], 0.0),))
     engine = make_engine(registry)
-    without, bare = draw(engine, request, DrawRequest("bare", "a cat", seed=5, steps=4))
+    without, bare = draw(engine, request, GenerationRequest("bare", "a cat", seed=5, steps=4))
     assert_same(without, bare)
 
 
@@ -710,7 +712,7 @@ def test_a_picture_that_cannot_be_handed_over_fails_alone(make_engine, monkeypat
 
     monkeypatch.setattr(Row, "receipt", broken)
     tickets = [
-        engine.submit(DrawRequest(id=str(seed), prompt="a cat", steps=2, seed=seed))
+        engine.submit(GenerationRequest(id=str(seed), prompt="a cat", steps=2, seed=seed))
         for seed in (12, 13, 14)
     ]
     for ticket in (tickets[0], tickets[2]):

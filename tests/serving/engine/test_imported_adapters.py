@@ -23,7 +23,7 @@ from farm.cli import app
 from farm.errors import AdapterFileError, UserError
 from farm.serving.config import EngineConfig
 from farm.serving.engine.engine import Engine
-from farm.serving.request import AdapterRef, DrawRequest
+from farm.serving.request import AdapterRef, GenerationRequest
 from farm.storage import Store
 from farm.training.run.export import export_adapters
 
@@ -131,7 +131,7 @@ def served(base: Base, store: Store, tmp_path: Path) -> Iterator[Callable[[Impor
 
     def picture(imported: Imported) -> np.ndarray:
         ref = AdapterRef(imported.record.job_key, "default", imported.record.name)
-        request = DrawRequest(
+        request = GenerationRequest(
             "1", PROMPT, seed=SEED, steps=STEPS, guidance=GUIDANCE, adapters=((ref, 1.0),)
         )
         return engine.submit(request).result(120).pixels.astype(int)

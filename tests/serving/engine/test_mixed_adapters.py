@@ -18,7 +18,7 @@ from farm.base.loading import load_base
 from farm.errors import AdapterFileError, RequestRefused
 from farm.serving.config import EngineConfig
 from farm.serving.engine.engine import Engine
-from farm.serving.request import DrawRequest
+from farm.serving.request import GenerationRequest
 from farm.storage import Store
 
 WAIT_S = 120
@@ -89,7 +89,7 @@ def make_engine(base, registry, tmp_path):
 
 def ask(number, *refs, **fields):
     fields = {"prompt": "a photo of a cat", "seed": number, "steps": 4, **fields}
-    return DrawRequest(id=str(number), adapters=tuple((ref, 1.0) for ref in refs), **fields)
+    return GenerationRequest(id=str(number), adapters=tuple((ref, 1.0) for ref in refs), **fields)
 
 
 def draw(engine, *requests):
@@ -133,7 +133,7 @@ def test_adapters_of_any_kind_in_one_batch_are_each_what_plain_diffusers_generat
     assert engine.stats().rows / engine.stats().passes > 4  # they did share passes
     for request, picture in zip(requests, together, strict=False):
         assert_same(draw(engine, request)[0], picture)
-        bare = DrawRequest("bare", request.prompt, seed=request.seed, steps=4)
+        bare = GenerationRequest("bare", request.prompt, seed=request.seed, steps=4)
         assert differs(draw(engine, bare)[0], picture)
     for request, picture in zip(requests, together, strict=False):
         assert_same(plain_diffusers(registry, request, tmp_path / "plain"), picture)

@@ -18,7 +18,7 @@ from farm.cli import app
 from farm.serving.access.inventory import read_inventory, summary
 from farm.serving.build import build_engine
 from farm.serving.engine.engine import Engine
-from farm.serving.request import AdapterRef, DrawRequest
+from farm.serving.request import AdapterRef, GenerationRequest
 from farm.serving.settings import EndpointConfig
 from farm.storage import Store
 
@@ -62,15 +62,15 @@ def engine(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
         yield engine
 
 
-def request_of(named: NamedAdapter | None) -> DrawRequest:
+def request_of(named: NamedAdapter | None) -> GenerationRequest:
     adapters = ()
     if named is not None:
         ref = AdapterRef(named.job_key, named.namespace, named.name, named.sha256)
         adapters = ((ref, 1.0),)
-    return DrawRequest("one", "a photo of sks cat", seed=3, steps=6, adapters=adapters)
+    return GenerationRequest("one", "a photo of sks cat", seed=3, steps=6, adapters=adapters)
 
 
-def plain(store: Path, named: NamedAdapter, request: DrawRequest) -> np.ndarray:
+def plain(store: Path, named: NamedAdapter, request: GenerationRequest) -> np.ndarray:
     """The picture of a plain diffusers pipeline with the exported file."""
     pipeline = load_base("embedded").pipeline()
     pipeline.load_lora_weights(store / "adapters" / named.job_key)

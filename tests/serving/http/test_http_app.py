@@ -16,9 +16,9 @@ import openai
 import pytest
 from support.endpoint import LiveEndpoint, are_same, eventually, live_endpoint, pixels_of
 
-from farm.base.generate import draw_pictures
+from farm.base.generate import generate_images
 from farm.serving.access.limits import Limits
-from farm.serving.http.image_metadata import read_receipt
+from farm.serving.http.image_metadata import read_image_metadata
 
 FEW = {"num_inference_steps": 3, "seed": 5}
 
@@ -48,7 +48,7 @@ def test_the_bare_base_draws_what_the_base_alone_draws(
     endpoint: LiveEndpoint, client: openai.OpenAI
 ) -> None:
     answer = draw(client, "tiny", "a red fox")
-    alone = draw_pictures(endpoint.base, ["a red fox"], [5], steps=3, guidance=5.0)
+    alone = generate_images(endpoint.base, ["a red fox"], [5], steps=3, guidance=5.0)
     assert np.abs(pixels_of(answer.data[0].b64_json) - alone[0].numpy()).max() <= 1
     assert answer.size == "64x64"
 
@@ -144,7 +144,7 @@ def test_every_picture_carries_its_receipt_in_the_answer_and_in_the_file(
     record = endpoint.registry.record(endpoint.registry.resolve("default", "rex").job_key)
     answer = draw(client, "rex", "a photo of [V] dog")
     receipt = answer.data[0].receipt
-    assert read_receipt(base64.b64decode(answer.data[0].b64_json)) == receipt
+    assert read_image_metadata(base64.b64decode(answer.data[0].b64_json)) == receipt
     assert receipt["base"] == "tiny"
     assert receipt["base_fingerprint"] == endpoint.base.fingerprint
     assert receipt["prompt"] == "a photo of zwx dog"

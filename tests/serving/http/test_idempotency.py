@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 from farm.errors import KeyReused, TooBusy
-from farm.serving.http.idempotency import Replays, digest_of, seed_of
+from farm.serving.http.idempotency import IdempotencyCache, digest_of, seed_of
 
 WINDOW_S = 600.0
 
 
 def opened(*, max_bytes=1000, now=None):
     now = now or SimpleNamespace(s=0.0)
-    return Replays(window_s=WINDOW_S, max_bytes=max_bytes, clock=lambda: now.s), now
+    return IdempotencyCache(window_s=WINDOW_S, max_bytes=max_bytes, clock=lambda: now.s), now
 
 
 class Drawing:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from farm.serving.http.image_metadata import OutputFormat, encode_picture, read_receipt
+from farm.serving.http.image_metadata import OutputFormat, encode_picture, read_image_metadata
 
 RECEIPT = {"base": "tiny", "prompt": "a „sks“ cat 🐈\nat night", "seed": 2**63 - 1, "steps": 25}
 
@@ -20,7 +20,7 @@ def picture(side_px: int = 32) -> np.ndarray:
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_the_receipt_survives_the_file(output_format: OutputFormat) -> None:
     data = encode_picture(picture(), RECEIPT, output_format)
-    assert read_receipt(data) == RECEIPT
+    assert read_image_metadata(data) == RECEIPT
     with Image.open(io.BytesIO(data)) as image:
         assert image.format == output_format.upper()
 
@@ -43,7 +43,7 @@ def test_other_tools_find_their_parameters_line() -> None:
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_a_picture_without_a_receipt_has_none(output_format: OutputFormat) -> None:
-    assert read_receipt(encode_picture(picture(), None, output_format)) is None
+    assert read_image_metadata(encode_picture(picture(), None, output_format)) is None
 
 
 def test_quality_makes_smaller_files() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.serving.http.links import PictureShelf
+from farm.serving.http.links import ImageLinks
 from farm.storage import Store
 
 
@@ -33,11 +33,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, clock: Clock) -> PictureShelf:
-    return PictureShelf(Store(tmp_path), b"secret", lifetime_s=120, clock=clock)
+def shelf(tmp_path: Path, clock: Clock) -> ImageLinks:
+    return ImageLinks(Store(tmp_path), b"secret", lifetime_s=120, clock=clock)
 
 
-def test_a_link_opens_its_picture_until_its_time(shelf: PictureShelf, clock: Clock) -> None:
+def test_a_link_opens_its_picture_until_its_time(shelf: ImageLinks, clock: Clock) -> None:
     file, expires, signature = parts(shelf.put(b"pixels", "png"))
     assert shelf.get(file, expires, signature) == b"pixels"
     clock.now_s += 121
@@ -45,16 +45,16 @@ def test_a_link_opens_its_picture_until_its_time(shelf: PictureShelf, clock: Clo
 
 
 def test_another_process_with_the_same_secret_answers_too(
-    shelf: PictureShelf, tmp_path: Path, clock: Clock
+    shelf: ImageLinks, tmp_path: Path, clock: Clock
 ) -> None:
     link = parts(shelf.put(b"pixels", "jpeg"))
-    twin = PictureShelf(Store(tmp_path), b"secret", clock=clock)
-    stranger = PictureShelf(Store(tmp_path), b"another", clock=clock)
+    twin = ImageLinks(Store(tmp_path), b"secret", clock=clock)
+    stranger = ImageLinks(Store(tmp_path), b"another", clock=clock)
     assert twin.get(*link) == b"pixels"
     assert stranger.get(*link) is None
 
 
-def test_a_bent_link_opens_nothing(shelf: PictureShelf) -> None:
+def test_a_bent_link_opens_nothing(shelf: ImageLinks) -> None:
     file, expires, signature = parts(shelf.put(b"pixels", "png"))
     later = str(int(expires) + 60)
     for bent in (
@@ -72,12 +72,12 @@ def test_a_bent_link_opens_nothing(shelf: PictureShelf) -> None:
 
 @given(st.text(max_size=50), st.text(max_size=20), st.text(max_size=80))
 def test_no_text_is_a_good_link(file: str, expires: str, signature: str) -> None:
-    shelf = PictureShelf(Store("memory://links"), b"secret")
+    shelf = ImageLinks(Store("memory://links"), b"secret")
     assert shelf.get(file, expires, signature) is None
 
 
 def test_sweeping_removes_what_no_link_opens(
-    shelf: PictureShelf, tmp_path: Path, clock: Clock
+    shelf: ImageLinks, tmp_path: Path, clock: Clock
 ) -> None:
     shelf.put(b"old", "png")
     clock.now_s += 100

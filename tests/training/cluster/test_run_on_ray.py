@@ -27,7 +27,7 @@ from farm.keys import file_digest
 from farm.quality.judge import QualityJudge
 from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
-from farm.training.dispatch.messages import DispatchSettings, News, Snapshot
+from farm.training.dispatch.messages import DispatchSettings, Notice, Snapshot
 from farm.training.execute import prepare_run, run_manifest
 from farm.training.priors.storage import read_prior_set
 from farm.training.run.files import list_runs
@@ -74,7 +74,7 @@ class KillOneLane:
         self.killed: str | None = None
         self.lanes: dict[str, set[int]] = {}
 
-    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         for lane in snapshot.lanes:
             self.lanes.setdefault(lane.lane, set()).add(lane.pid)
         busy = [lane for lane in snapshot.lanes if lane.held and lane.pid]
@@ -111,10 +111,10 @@ def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
 
 
 def prior_moments_alone(spec: Any, folder: Path) -> Any:
-    from farm.training.priors.storage import draw_part, parts_of
+    from farm.training.priors.storage import generate_part, parts_of
 
     base = load_base("tiny")
-    return np.concatenate([draw_part(base, spec, part)["moments"] for part in parts_of(spec)])
+    return np.concatenate([generate_part(base, spec, part)["moments"] for part in parts_of(spec)])
 
 
 def test_a_lane_in_another_process_receives_the_scorer_settings(
@@ -140,14 +140,14 @@ def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: 
         dispatcher_name,
         start_dispatcher,
     )
-    from farm.training.priors.storage import PartReceipt, commit_prior_set
+    from farm.training.priors.storage import PartRecord, commit_prior_set
     from farm.training.run.files import write_assignments
-    from farm.training.run.in_process import draw_here
+    from farm.training.run.in_process import generate_here
 
     prepared = prepare_run(request(write_manifest(tmp_path / "m", 1), tmp_path / "store"))
     store, (spec,) = prepared.store, prepared.priors
-    outcomes = draw_here(load_base("tiny"), store, [spec], "a1")
-    commit_prior_set(store, spec, "a1", [one for one in outcomes if isinstance(one, PartReceipt)])
+    outcomes = generate_here(load_base("tiny"), store, [spec], "a1")
+    commit_prior_set(store, spec, "a1", [one for one in outcomes if isinstance(one, PartRecord)])
     write_assignments(store, prepared.run_id, prepared.assignments)
     dispatch = DispatchSpec(store.url, prepared.run_id, 1, 64, DispatchSettings())
     actor = start_dispatcher(dispatch)

@@ -12,7 +12,7 @@ from farm.base.interface import MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.plan.costs import CONTEXT_BYTES, lane_bytes, row_flops
-from farm.training.plan.planner import Hardware, drawer_fraction, make_plan
+from farm.training.plan.planner import Hardware, make_plan, prior_worker_fraction
 from farm.training.plan.shape import lane_shape, workload_of
 
 GIB = 2**30
@@ -134,8 +134,8 @@ def test_drawing_missing_priors_costs_time_and_keeps_a_share_free() -> None:
 def test_a_drawer_gets_what_the_base_needs_and_lanes_make_room_for_it() -> None:
     work = workload_of([RECIPE] * 1000, 512, num_prior_images=200)
     small = Hardware("NVIDIA A10G", round(22.5 * GIB), 1, 8)
-    assert drawer_fraction(SD15, A100) == 0.125
-    assert drawer_fraction(SD15, small) == 0.25
+    assert prior_worker_fraction(SD15, A100) == 0.125
+    assert prior_worker_fraction(SD15, small) == 0.25
     plan = make_plan(SD15, work, small)
     assert plan.gpu_fraction + plan.prior_fraction <= 1
     assert plan.prior_fraction * small.gpu_bytes > SD15.weight_bytes + CONTEXT_BYTES

@@ -16,20 +16,20 @@ from farm.base.loading import load_base
 from farm.errors import StoreError, UserError
 from farm.intake.job import PriorSpec
 from farm.keys import file_digest
-from farm.locks import Claim
+from farm.locks import StoreLock
 from farm.storage import Store
-from farm.training.priors.builder import PartFailure, PriorWork, missing_priors
+from farm.training.priors.builder import PartFailure, PriorBuilder, missing_priors
 from farm.training.priors.storage import (
-    PartReceipt,
+    PartRecord,
     as_prior_set,
     commit_prior_set,
-    draw_part,
+    generate_part,
     is_ready,
     parts_of,
     read_prior_set,
     write_part,
 )
-from farm.training.run.in_process import draw_here
+from farm.training.run.in_process import generate_here
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,16 @@ def spec_of(base: Base, noun: str = "cat", num_images: int = 5) -> PriorSpec:
     )
 
 
-def draw(base: Base, store: Store, spec: PriorSpec, attempt: str = "a1") -> list[PartReceipt]:
-    outcomes = list(draw_here(base, store, [spec], attempt))
+def draw(base: Base, store: Store, spec: PriorSpec, attempt: str = "a1") -> list[PartRecord]:
+    outcomes = list(generate_here(base, store, [spec], attempt))
     assert not any(isinstance(outcome, PartFailure) for outcome in outcomes)
-    return [outcome for outcome in outcomes if isinstance(outcome, PartReceipt)]
+    return [outcome for outcome in outcomes if isinstance(outcome, PartRecord)]
 
 
 def test_a_set_is_read_as_it_was_drawn(base: Base, store: Store) -> None:
     spec = spec_of(base)
     (part,) = parts_of(spec)
-    arrays = draw_part(base, spec, part)
+    arrays = generate_part(base, spec, part)
     assert commit_prior_set(store, spec, "a1", draw(base, store, spec))
     found = read_prior_set(store, spec.key)
     np.testing.assert_array_equal(found["moments"], arrays["moments"])
@@ -85,9 +85,9 @@ def test_drawn_again_it_is_the_same_byte_for_byte(base: Base, store: Store) -> N
 
 def test_an_image_depends_on_its_own_number_alone(base: Base) -> None:
     longer, shorter = spec_of(base, num_images=40), spec_of(base, num_images=5)
-    first = draw_part(base, longer, parts_of(longer, 5)[0])
+    first = generate_part(base, longer, parts_of(longer, 5)[0])
     np.testing.assert_array_equal(
-        first["image"], draw_part(base, shorter, parts_of(shorter)[0])["image"]
+        first["image"], generate_part(base, shorter, parts_of(shorter)[0])["image"]
     )
     images = first["image"].reshape(5, -1)
     assert len(np.unique(images, axis=0)) == 5
@@ -106,7 +106,7 @@ def test_without_the_marker_there_is_no_set(base: Base, store: Store) -> None:
 def test_parts_of_a_killed_attempt_are_never_mixed_in(base: Base, store: Store) -> None:
     spec = spec_of(base, num_images=3)
     (part,) = parts_of(spec)
-    wrong = draw_part(base, spec_of(base, "dog", 3), part)
+    wrong = generate_part(base, spec_of(base, "dog", 3), part)
     write_part(store, "killed", part, wrong)
     commit_prior_set(store, spec, "a1", draw(base, store, spec))
     moments = read_prior_set(store, spec.key)["moments"]
@@ -145,11 +145,11 @@ def test_the_users_own_class_images_are_taken_instead(
     assert read_prior_set(store, brought.key)["moments"].shape[0] == 3
     write_photo(files[0], 99)
     with pytest.raises(UserError, match="changed since it was checked"):
-        draw_part(base, brought, parts_of(brought)[0])
+        generate_part(base, brought, parts_of(brought)[0])
 
 
 class Told:
-    """Draws like ``draw_here`` and remembers who drew what and who was told what."""
+    """Draws like ``generate_here`` and remembers who drew what and who was told what."""
 
     def __init__(self, base: Base, store: Store) -> None:
         self.base, self.store = base, store
@@ -158,12 +158,12 @@ class Told:
         self.failed: dict[str, str] = {}
         self.remedies: dict[str, str] = {}
 
-    def draw(self, specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartReceipt | PartFailure]:
+    def draw(self, specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartRecord | PartFailure]:
         self.drawn += [spec.key for spec in specs]
-        yield from draw_here(self.base, self.store, specs, attempt)
+        yield from generate_here(self.base, self.store, specs, attempt)
 
-    def work(self, specs: Sequence[PriorSpec]) -> PriorWork:
-        return PriorWork(
+    def work(self, specs: Sequence[PriorSpec]) -> PriorBuilder:
+        return PriorBuilder(
             self.store, specs, self.draw, ready=self.ready.append, failed=self.take_failure
         )
 
@@ -194,7 +194,7 @@ def test_two_runs_never_draw_the_same_set_twice(
 
 def test_a_set_whose_drawer_died_is_drawn_by_the_next(base: Base, store: Store) -> None:
     spec = spec_of(base, num_images=3)
-    dead = Claim.take(store, f"priors/{spec.key}/claims", ttl_s=0.0)
+    dead = StoreLock.take(store, f"priors/{spec.key}/claims", ttl_s=0.0)
     assert dead is not None
     told = Told(base, store)
     told.work([spec]).run()
@@ -214,12 +214,12 @@ def test_one_bad_set_fails_alone(base: Base, store: Store, tmp_path: Path) -> No
 
 
 def test_a_drawer_that_breaks_fails_what_is_left(base: Base, store: Store) -> None:
-    def broken(specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartReceipt | PartFailure]:
+    def broken(specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartRecord | PartFailure]:
         raise StoreError("the bucket is gone", "make it again")
 
     told = Told(base, store)
     spec = spec_of(base)
-    PriorWork(store, [spec], broken, ready=told.ready.append, failed=told.take_failure).run()
+    PriorBuilder(store, [spec], broken, ready=told.ready.append, failed=told.take_failure).run()
     assert "the bucket is gone" in told.failed[spec.key]
     assert told.remedies[spec.key] == "make it again"
-    assert Claim.take(store, f"priors/{spec.key}/claims", ttl_s=1) is not None
+    assert StoreLock.take(store, f"priors/{spec.key}/claims", ttl_s=1) is not None

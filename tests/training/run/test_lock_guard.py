@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from farm import locks as claims
-from farm.locks import Claim, holder
+from farm.locks import StoreLock, holder
 from farm.storage import Store
 from farm.training.run.scratch import scratch_folder, sweep_folders
 
@@ -73,9 +73,9 @@ def test_a_killed_process_group_releases_its_claim_and_folders(
 
 def test_a_claim_that_another_driver_took_meanwhile_stays_its_own(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    mine = Claim.take(store, "c", ttl_s=60)
+    mine = StoreLock.take(store, "c", ttl_s=60)
     assert mine is not None
-    other = Claim.take(store, "c", ttl_s=60, force=True)
+    other = StoreLock.take(store, "c", ttl_s=60, force=True)
     assert other is not None
     assert not claims.release_dead(store, "c", mine.owner.token)
     assert holder(store, "c") == other.owner

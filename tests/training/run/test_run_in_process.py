@@ -28,11 +28,11 @@ from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.errors import Interrupted, ManifestError, PlanError, UserError
 from farm.intake.job import JobSpec
-from farm.locks import Claim
+from farm.locks import StoreLock
 from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
-from farm.training.dispatch.messages import News, Snapshot
+from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import prepare_run, resume_run, run_manifest
 from farm.training.lane.encode import PreparedPhotos, prepare_photos
 from farm.training.plan.costs import lane_bytes
@@ -143,7 +143,7 @@ class StopMidway:
         self.stop = threading.Event()
         self._share = share
 
-    def show(self, snapshot: Snapshot, news: Sequence[News]) -> None:
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         if snapshot.done_share >= self._share:
             self.stop.set()
 
@@ -364,7 +364,7 @@ def test_an_adapter_that_was_removed_is_trained_again(tmp_path: Path) -> None:
 def test_a_run_has_one_driver(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m", 1)
     prepared = prepare_run(request(manifest, tmp_path / "store"))
-    other = Claim.take(prepared.store, f"runs/{prepared.run_id}/drivers", ttl_s=60)
+    other = StoreLock.take(prepared.store, f"runs/{prepared.run_id}/drivers", ttl_s=60)
     assert other is not None
     with pytest.raises(UserError, match="is driven by process"):
         run_manifest(request(manifest, tmp_path / "store"))

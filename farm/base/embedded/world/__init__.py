@@ -1,13 +1,13 @@
 """The drawn world: captioned pictures without end, and subjects to photograph."""
 
-from farm.base.embedded.world.captions import Caption, write_caption, write_short_caption
-from farm.base.embedded.world.render import PICTURE_PX, draw_scene
-from farm.base.embedded.world.scene import Look, Scene, View, sample_scene
+from farm.base.embedded.world.captions import SceneCaption, write_caption, write_short_caption
+from farm.base.embedded.world.render import PICTURE_PX, render_scene
+from farm.base.embedded.world.scene import Framing, Look, Scene, sample_scene
 from farm.base.embedded.world.subjects import (
     Individual,
-    Photo,
-    draw_class,
-    draw_subject,
+    RenderedPhoto,
+    render_class,
+    render_subject,
     sample_individual,
 )
 from farm.base.embedded.world.words import (
@@ -27,15 +27,15 @@ __all__ = [
     "POSES_OF",
     "RARE_TOKENS",
     "SCENERY",
-    "Caption",
+    "SceneCaption",
     "Individual",
     "Look",
-    "Photo",
+    "RenderedPhoto",
     "Scene",
-    "View",
-    "draw_class",
-    "draw_scene",
-    "draw_subject",
+    "Framing",
+    "render_class",
+    "render_scene",
+    "render_subject",
     "sample_individual",
     "sample_scene",
     "write_caption",

@@ -69,7 +69,7 @@ _STYLE_PREFIXES = {
 
 
 @dataclass(frozen=True)
-class Caption:
+class SceneCaption:
     """Words, and the names of the facts that they claim."""
 
     text: str
@@ -88,14 +88,14 @@ def fact_vector(scene: Scene) -> NDArray[np.int16]:
     )
 
 
-def claim_vector(scene: Scene, caption: Caption) -> NDArray[np.int16]:
+def claim_vector(scene: Scene, caption: SceneCaption) -> NDArray[np.int16]:
     """The claimed facts as option indices, (9,); `UNCLAIMED` where the caption is silent."""
     facts = fact_vector(scene)
     claimed = np.array([fact in caption.claims for fact in FACTS])
     return np.where(claimed, facts, UNCLAIMED).astype(np.int16)
 
 
-def write_caption(scene: Scene, rng: random.Random) -> Caption:
+def write_caption(scene: Scene, rng: random.Random) -> SceneCaption:
     """Write one caption: a few facts in a quarter of them, any share of them in the rest."""
     lavish = rng.random()
     claims = {"class_noun"}
@@ -115,7 +115,7 @@ def write_caption(scene: Scene, rng: random.Random) -> Caption:
     return phrase(scene, frozenset(claims), rng)
 
 
-def write_short_caption(scene: Scene, rng: random.Random) -> Caption:
+def write_short_caption(scene: Scene, rng: random.Random) -> SceneCaption:
     """Write a caption of one or two facts: `a cat`, `a red cat`, `a cat in the snow`."""
     extra = rng.choice(("", "", "", "colour", "colour", "place", "place", "pose", "colour+place"))
     claims = {"class_noun", *filter(None, extra.split("+"))}
@@ -124,7 +124,7 @@ def write_short_caption(scene: Scene, rng: random.Random) -> Caption:
     return phrase(scene, frozenset(claims), rng)
 
 
-def phrase(scene: Scene, claims: frozenset[str], rng: random.Random) -> Caption:
+def phrase(scene: Scene, claims: frozenset[str], rng: random.Random) -> SceneCaption:
     """Put claimed facts of a scene into words, in one of the usual ways."""
     noun = f"{scene.colour} {scene.class_noun}" if "colour" in claims else scene.class_noun
     article = "an" if noun[0] in "aeiou" else "a"
@@ -143,7 +143,7 @@ def phrase(scene: Scene, claims: frozenset[str], rng: random.Random) -> Caption:
     else:
         parts = [*parts, *details, *place]
     text = (", " if comma else " ").join([f"{prefix}{article} {noun}", *parts])
-    return Caption(text, claims)
+    return SceneCaption(text, claims)
 
 
 def _details(scene: Scene, claims: frozenset[str], rng: random.Random) -> list[str]:

@@ -34,7 +34,7 @@ _FIGURES = {
 _LIFT = {"jumping": -0.07, "flying": -0.04}
 
 
-def draw_scene(scene: Scene, *, size_px: int = PICTURE_PX) -> Image.Image:
+def render_scene(scene: Scene, *, size_px: int = PICTURE_PX) -> Image.Image:
     """Draw a scene as an RGB picture of `size_px` a side, at most 256."""
     pencil = scene.style == "pencil"
     image = Image.new("RGB", (CANVAS_PX, CANVAS_PX), PAPER)

@@ -42,7 +42,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class View:
+class Framing:
     """How one picture is framed: what changes from photo to photo and no caption names."""
 
     x: float = 0.0
@@ -65,7 +65,7 @@ class Scene:
     pose: str
     place: str
     look: Look
-    view: View
+    view: Framing
     style: str = "flat"
     accessory: str | None = None
     accessory_colour: str | None = None
@@ -134,9 +134,9 @@ def sample_look(rng: random.Random, colour: str, *, detail_share: float = 0.3) -
     )
 
 
-def sample_view(rng: random.Random) -> View:
+def sample_view(rng: random.Random) -> Framing:
     """Draw a framing: the figure stays whole and large."""
-    return View(
+    return Framing(
         x=rng.uniform(-0.08, 0.08),
         y=rng.uniform(-0.03, 0.05),
         scale=rng.uniform(0.7, 0.86),

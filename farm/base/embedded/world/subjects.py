@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from farm.base.embedded.world.render import PICTURE_PX, draw_scene
+from farm.base.embedded.world.render import PICTURE_PX, render_scene
 from farm.base.embedded.world.scene import (
     DETAILS,
     Look,
@@ -38,7 +38,7 @@ class Individual:
 
 
 @dataclass(frozen=True)
-class Photo:
+class RenderedPhoto:
     """One photo of a subject and everything that it shows."""
 
     picture: Image.Image
@@ -72,7 +72,7 @@ def sample_individual(
     )
 
 
-def draw_subject(
+def render_subject(
     seed: int,
     num_photos: int = 5,
     *,
@@ -81,7 +81,7 @@ def draw_subject(
     poses: Sequence[str] | None = None,
     places: Sequence[str] | None = None,
     size_px: int = PICTURE_PX,
-) -> list[Photo]:
+) -> list[RenderedPhoto]:
     """Photograph one individual `num_photos` times.
 
     Args:
@@ -108,13 +108,13 @@ def draw_subject(
             mark=who.mark,
             mark_colour=who.mark_colour,
         )
-        photos.append(Photo(draw_scene(scene, size_px=size_px), scene))
+        photos.append(RenderedPhoto(render_scene(scene, size_px=size_px), scene))
     return photos
 
 
-def draw_class(
+def render_class(
     seed: int, class_noun: str, num_pictures: int, *, size_px: int = PICTURE_PX
-) -> list[Photo]:
+) -> list[RenderedPhoto]:
     """Pictures of ever different individuals of a class, as `a photo of a cat` should bring
     them.
     """
@@ -125,5 +125,5 @@ def draw_class(
         look, pose = sample_look(rng, colour), rng.choice(POSES_OF[class_noun])
         place, view = sample_place(rng, colour), sample_view(rng)
         scene = Scene(class_noun, colour, pose, place, look, view)
-        photos.append(Photo(draw_scene(scene, size_px=size_px), scene))
+        photos.append(RenderedPhoto(render_scene(scene, size_px=size_px), scene))
     return photos
