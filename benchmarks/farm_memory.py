@@ -68,7 +68,7 @@ def main() -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from farm.cli.demo import write_demo_manifest
+    from farm.cli.commands.demo import write_demo_manifest
     from farm.training.execute import execute_run, prepare_run
     from farm.training.lane.settings import SampleSettings
     from farm.training.run.request import RunRequest

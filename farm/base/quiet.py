@@ -1,7 +1,7 @@
 """Loading without the output of diffusers, transformers and huggingface_hub.
 
 Owns the switches of these libraries' progress bars, logs and warnings. The farm shows its own
-progress where a base loads (``farm.cli.loading``).
+progress where a base loads (``farm.cli.views.progress``).
 """
 
 from __future__ import annotations

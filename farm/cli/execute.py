@@ -235,7 +235,9 @@ def finish(prepared: PreparedRun, summary: RunSummary, *, report: bool, json: bo
     """
     from farm.cli.views.run import summary_lines
 
-    page = write_report(prepared) if report else None
+    page = None
+    if report:
+        page = write_report(prepared, lambda text: note(f"warning: {text}"))
     if json:
         print_json(summary.to_json())
         return page
@@ -246,8 +248,8 @@ def finish(prepared: PreparedRun, summary: RunSummary, *, report: bool, json: bo
     return page
 
 
-def write_report(prepared: PreparedRun) -> str | None:
-    """Write the report page; a page that cannot be written does not fail the run."""
+def write_report(prepared: PreparedRun, warn: Callable[[str], None]) -> str | None:
+    """Write the report page; a page that cannot be written is a warning and fails no run."""
     from farm.errors import FarmError
 
     try:
@@ -255,5 +257,5 @@ def write_report(prepared: PreparedRun) -> str | None:
 
         return str(report_run(prepared.store, prepared.run_id)["report"])
     except (FarmError, OSError, ImportError) as error:
-        note(f"warning: no report could be written: {error}")
+        warn(f"no report could be written: {error}")
         return None

@@ -262,7 +262,6 @@ def read_options(model: type[Model], values: Mapping[str, Any]) -> Model:
     return model(**read)
 
 
-@functools.cache
 def _declared(model: type) -> dict[str, tuple[Any, Any, Words | None]]:
     """The type on the command line, typer's information and the reading of each field."""
     found = {}
@@ -281,7 +280,7 @@ def _parameters(model: type) -> list[inspect.Parameter]:
     for one in fields(model):  # type: ignore[arg-type]
         written, info, _ = declared[one.name]
         default = one.default if one.default is not MISSING else None
-        annotation = Annotated[written, info]  # type: ignore[valid-type]
+        annotation = Annotated[written, info]
         kind = inspect.Parameter.KEYWORD_ONLY
         made.append(inspect.Parameter(one.name, kind, default=default, annotation=annotation))
     return made

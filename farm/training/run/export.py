@@ -16,7 +16,7 @@ from farm.errors import UserError
 from farm.storage import Store
 from farm.training.run.files import read_assignments
 
-__all__ = ["export_adapters"]
+__all__ = ["export_adapter", "export_adapters"]
 
 FORM_FILES = {
     "diffusers": DIFFUSERS_FILE,
@@ -46,8 +46,7 @@ def export_adapters(
     Raises:
         UserError: if a name or form is not known, or an adapter is revoked.
     """
-    if form is not None and form not in FORM_FILES:
-        raise UserError(f"there is no form {form!r}", f"use one of {', '.join(FORM_FILES)}")
+    _check_form(form)
     registry = Registry(store)
     written = []
     for named in _chosen(registry, names, run_id):
@@ -58,13 +57,32 @@ def export_adapters(
                 )
             continue
         label = f"{named.namespace}/{named.name}"
-        target = out / named.namespace / named.name
-        if form is None:
-            registry.fetch(named.job_key, target)
-            written.append((label, target))
-        else:
-            written.append((label, _export_form(registry, named, target, form)))
+        written.append((label, export_adapter(registry, named, out, form=form)))
     return written
+
+
+def export_adapter(
+    registry: Registry, named: NamedAdapter, out: Path, *, form: str | None = None
+) -> Path:
+    """Copy one version of one adapter; see ``export_adapters``.
+
+    Returns:
+        The folder or file that was written.
+
+    Raises:
+        UserError: if the form is unknown, or the adapter was saved without it.
+    """
+    _check_form(form)
+    target = out / named.namespace / named.name
+    if form is not None:
+        return _export_form(registry, named, target, form)
+    registry.fetch(named.job_key, target)
+    return target
+
+
+def _check_form(form: str | None) -> None:
+    if form is not None and form not in FORM_FILES:
+        raise UserError(f"there is no form {form!r}", f"use one of {', '.join(FORM_FILES)}")
 
 
 def _chosen(
