@@ -87,7 +87,8 @@ def _describe(call: Any, function: Callable[..., Any], model: Any) -> None:
             inspect.Parameter(one.name, kind, default=default, annotation=plain[one.name])
         )
         notes = annotated[one.name].__metadata__
-        help_text = next(note.help for note in notes if hasattr(note, "help"))
+        texts = [getattr(note, "python_help", "") or getattr(note, "help", "") for note in notes]
+        help_text = next(text for text in texts if text)
         lines.append(f"    {one.name}: {help_text}")
     returns = get_type_hints(function)["return"]
     call.__signature__ = inspect.Signature(parameters, return_annotation=returns)

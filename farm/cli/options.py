@@ -63,11 +63,13 @@ JsonOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Words:
+class CommandLine:
     """How a field is written on the command line, where that is not the field's own type."""
 
     written: Any
     read: Callable[[Any], Any]
+    python_help: str = ""
+    """Help for callers from Python, where it differs too."""
 
 
 def recipe_fields(assignments: list[str] | None) -> dict[str, Any]:
@@ -128,12 +130,14 @@ class ScoringOptions:
 class PlanOptions:
     """What is trained, into which store, on which base and hardware."""
 
-    store: Annotated[str | os.PathLike[str], Words(str, str), _STORE] = "work"
-    base: Annotated[str | os.PathLike[str], Words(str, str), _BASE] = "embedded"
+    store: Annotated[str | os.PathLike[str], CommandLine(str, str), _STORE] = "work"
+    base: Annotated[str | os.PathLike[str], CommandLine(str, str), _BASE] = "embedded"
     revision: RevisionOption = None
     recipe: Annotated[
         Mapping[str, Any],
-        Words(list[str] | None, recipe_fields),
+        CommandLine(
+            list[str] | None, recipe_fields, 'Recipe fields for all subjects: {"steps": 300}.'
+        ),
         typer.Option("--set", help="Recipe field for all subjects, such as steps=300; may repeat."),
     ] = field(default_factory=dict)
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="Slots per lane.")] = None
@@ -256,20 +260,20 @@ def read_options(model: type[Model], values: Mapping[str, Any]) -> Model:
     """A model from values as the command line gives them; further names are ignored."""
     declared = _declared(model)
     read = {
-        name: words.read(values[name]) if words is not None else values[name]
-        for name, (_, _, words) in declared.items()
+        name: other.read(values[name]) if other is not None else values[name]
+        for name, (_, _, other) in declared.items()
     }
     return model(**read)
 
 
-def _declared(model: type) -> dict[str, tuple[Any, Any, Words | None]]:
+def _declared(model: type) -> dict[str, tuple[Any, Any, CommandLine | None]]:
     """The type on the command line, typer's information and the reading of each field."""
     found = {}
     for name, hint in get_type_hints(model, include_extras=True).items():
         plain, *notes = get_args(hint)
-        words = next((note for note in notes if isinstance(note, Words)), None)
-        (info,) = (note for note in notes if not isinstance(note, Words))
-        found[name] = (words.written if words else plain, info, words)
+        other = next((note for note in notes if isinstance(note, CommandLine)), None)
+        (info,) = (note for note in notes if not isinstance(note, CommandLine))
+        found[name] = (other.written if other else plain, info, other)
     return found
 
 
