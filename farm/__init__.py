@@ -12,16 +12,12 @@ Importing the package imports neither torch nor Ray; the functions do when they 
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from farm.version import __version__
 
 if TYPE_CHECKING:
     from farm.api import Adapter, check, load, plan, run
-
-try:
-    __version__ = version("dreambooth-farm")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
 
 __all__ = ["Adapter", "__version__", "check", "load", "plan", "run"]
 

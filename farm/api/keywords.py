@@ -41,7 +41,9 @@ def with_keywords(
         function: Callable[[Location, Options], Result],
     ) -> Callable[Concatenate[Location, Keywords], Result]:
         @functools.wraps(function)
-        def call(manifest: Location, *args: Keywords.args, **keywords: Keywords.kwargs) -> Result:
+        def call(
+            manifest: Location, /, *args: Keywords.args, **keywords: Keywords.kwargs
+        ) -> Result:
             _check_keywords(function.__name__, model, keywords)
             return function(manifest, model(*args, **keywords))
 
@@ -79,7 +81,8 @@ def _describe(call: Any, function: Callable[..., Any], model: Any) -> None:
     """Show the fields of a model in the signature and the docstring of a function."""
     (manifest, _) = inspect.signature(function, eval_str=True).parameters.values()
     plain, annotated = get_type_hints(model), get_type_hints(model, include_extras=True)
-    parameters, lines = [manifest], []
+    parameters = [manifest.replace(kind=inspect.Parameter.POSITIONAL_ONLY)]
+    lines = []
     for one in fields(model):
         default = one.default if one.default is not MISSING else {}
         kind = inspect.Parameter.KEYWORD_ONLY

@@ -39,7 +39,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from farm import __version__
+        from farm.version import __version__
 
         print(f"farm {__version__}")
         raise typer.Exit

@@ -281,10 +281,10 @@ def _parameters(model: type) -> list[inspect.Parameter]:
     """The fields of a model as keyword-only parameters, annotated as typer reads them."""
     made = []
     declared = _declared(model)
-    for one in fields(model):  # type: ignore[arg-type]
+    for one in fields(model):
         written, info, _ = declared[one.name]
         default = one.default if one.default is not MISSING else None
-        annotation = Annotated[written, info]
+        annotation = Annotated[written, info]  # type: ignore[valid-type]
         kind = inspect.Parameter.KEYWORD_ONLY
         made.append(inspect.Parameter(one.name, kind, default=default, annotation=annotation))
     return made

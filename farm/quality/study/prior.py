@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from farm import __version__
 from farm.base.embedded.world.words import POSES_OF
 from farm.base.interface import Base
 from farm.base.loading import load_base
@@ -36,6 +35,7 @@ from farm.quality.study.pose_reader import PoseReader
 from farm.quality.study.rendered_subjects import Sitter, photograph, sitters
 from farm.quality.study.tables import prior_page
 from farm.recipe import WIDE_MODULES, Recipe
+from farm.version import __version__
 
 __all__ = ["ARMS", "PriorStudy", "run_prior_study"]
 

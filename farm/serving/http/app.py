@@ -19,7 +19,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
 
-import farm
 from farm.errors import AdapterNotFound, NotAuthorized, ServingError
 from farm.schedulers import SCHEDULERS
 from farm.serving.access.api_keys import Tenant
@@ -39,6 +38,7 @@ from farm.serving.http.schemas import (
 )
 from farm.serving.http.services import Services
 from farm.serving.request import MAX_WEIGHT
+from farm.version import __version__
 
 __all__ = ["create_app"]
 
@@ -80,7 +80,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
     app = FastAPI(
         title="Farm endpoint",
         summary="One base model, thousands of adapters, a different one in every request.",
-        version=farm.__version__,
+        version=__version__,
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from another network; /openapi.json has it all
         redoc_url=None,
