@@ -167,7 +167,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
 def test_a_store_that_never_answers_is_a_store_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.storage.RETRY_MAX_WAIT_S", 0.01)
+    monkeypatch.setattr("farm.retries.RETRY_MAX_WAIT_S", 0.01)
     store = Store(tmp_path)
 
     def broken(*_: object) -> bytes:
@@ -187,5 +187,5 @@ def test_a_store_that_refuses_this_user_says_so(
         raise PermissionError("AccessDenied")
 
     monkeypatch.setattr(store.filesystem, "cat_file", refuse)
-    with pytest.raises(UserError, match="may not be used"):
+    with pytest.raises(UserError, match="access denied"):
         store.read("x")
