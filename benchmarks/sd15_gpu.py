@@ -72,6 +72,7 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
     from plain_loop import PlainLoop, synthetic_job, timed_steps
 
     from farm.base.loading import load_base
+    from farm.training.plan.shape import common_shape
     from farm.training.slots.trainer import SlotTrainer
 
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -81,8 +82,8 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
     if case.kind == "slots":
         trainer = SlotTrainer(
             base,
+            common_shape([job.recipe for job in jobs], base.resolution_px),
             num_slots=case.slots,
-            max_rank=setting.rank,
             checkpointing=case.checkpointing,
             compile=case.compile or False,
         )

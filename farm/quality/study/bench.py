@@ -21,6 +21,7 @@ from farm.keys import derive_seed
 from farm.quality.card import Candidate, Examination, Examiner
 from farm.quality.study.rendered_subjects import pixels
 from farm.recipe import Recipe
+from farm.training.plan.shape import common_shape
 from farm.training.slots.job import PriorSet, TrainingJob
 from farm.training.slots.trainer import SlotTrainer
 
@@ -89,14 +90,8 @@ class Bench:
     def __post_init__(self) -> None:
         jobs = [self._job(trainee) for trainee in self.trainees]
         recipes = [trainee.recipe for trainee in self.trainees]
-        self.trainer = SlotTrainer(
-            self.base,
-            num_slots=len(jobs),
-            max_rank=max(recipe.rank for recipe in recipes),
-            instance_rows=max(recipe.instance_rows for recipe in recipes),
-            prior_rows=max(job.prior_rows for job in jobs),
-            target_modules=recipes[0].target_modules,
-        )
+        shape = common_shape(recipes, self.base.resolution_px)
+        self.trainer = SlotTrainer(self.base, shape, num_slots=len(jobs))
         for trainee, job in zip(self.trainees, jobs, strict=True):
             self.slots[trainee.key] = self.trainer.admit(job)
 

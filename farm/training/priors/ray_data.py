@@ -31,11 +31,11 @@ from farm.training.priors.storage import (
     write_prompt,
 )
 
-__all__ = ["DRAWING_CPUS", "PriorWorkerSettings", "PriorWorker", "generate_with_ray"]
+__all__ = ["PRIOR_WORKER_CPUS", "PriorWorkerSettings", "PriorWorker", "generate_with_ray"]
 
 Batch = dict[str, NDArray[Any]]
 
-DRAWING_CPUS = 0.25
+PRIOR_WORKER_CPUS = 0.25
 """Logical cores of one node's drawers, which really share all cores with its lanes until all is
 drawn."""
 
@@ -50,7 +50,7 @@ class PriorWorkerSettings:
     gpu_fraction: float = 0.0
     memory_fraction: float | None = None
     """Cap of this process's share of the GPU's memory."""
-    num_cpus: float = DRAWING_CPUS
+    num_cpus: float = PRIOR_WORKER_CPUS
     threads: int = 1
     max_actors: int = 1
 
