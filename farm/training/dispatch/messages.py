@@ -41,6 +41,11 @@ class Assignment:
     job, and each is shown the pictures of its own prompts alone. Empty in runs of an older farm."""
 
     @property
+    def key(self) -> str:
+        """The job's key."""
+        return self.spec.key
+
+    @property
     def sample_prompts(self) -> tuple[str, ...]:
         """What is generated with the adapter: the job's own prompts, then others'."""
         subject = self.spec.subject
