@@ -72,8 +72,7 @@ class Publisher:
         self._last: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
         self.num_checkpoint_failures = 0
-        """Checkpoints that could not be written; their jobs keep training, and would lose more steps
-        in a failure."""
+        """Checkpoints that could not be written or deleted; their jobs continue."""
 
     def checkpoint(self, state: SlotState) -> None:
         """Save a running job's state in the background."""

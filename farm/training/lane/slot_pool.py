@@ -94,10 +94,17 @@ class SlotPool:
 
     def _trainer_for(self, shape: LaneShape, num_slots: int) -> SlotTrainer:
         """The trainer of this shape; an empty one of another shape or width is replaced."""
-        trainer = self.trainer
-        if trainer is not None and not self._jobs:
-            if trainer.shape != shape or trainer.num_slots != num_slots:
-                self._close_trainer()
+        found = self.trainer
+        if (
+            found is not None
+            and not self._jobs
+            and (found.shape, found.num_slots)
+            != (
+                shape,
+                num_slots,
+            )
+        ):
+            self._close_trainer()
         if self.trainer is None:
             self.trainer = self._build(shape, num_slots)
         return self.trainer

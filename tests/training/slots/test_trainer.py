@@ -90,7 +90,7 @@ def test_a_job_that_turns_nan_fails_alone_and_its_neighbours_end_bit_equal(
         assert ends[0][4] == ends[1][4]
 
 
-def test_a_failed_slot_trains_its_next_job_as_if_nothing_had_been(
+def test_a_failed_slot_trains_its_next_job_as_if_nothing_had_happened(
     base: Base, make_job: MakeJob
 ) -> None:
     trainer = open_trainer(base, num_slots=2, max_rank=4)
@@ -110,7 +110,7 @@ def test_a_failed_slot_trains_its_next_job_as_if_nothing_had_been(
     assert_close(after, train_alone(base, job), 5e-3)
 
 
-def test_slots_end_at_their_own_step_counts_and_tell_what_is_due(
+def test_slots_end_at_their_own_step_counts_and_report_what_is_due(
     base: Base, make_job: MakeJob
 ) -> None:
     trainer = open_trainer(base, num_slots=3, max_rank=4)
@@ -129,7 +129,7 @@ def test_slots_end_at_their_own_step_counts_and_tell_what_is_due(
     assert trainer.step().num_active == 0
 
 
-def test_reading_the_device_rarely_changes_nothing_but_when_the_host_learns(
+def test_reading_the_device_rarely_changes_only_when_the_host_learns_the_losses(
     base: Base, make_job: MakeJob
 ) -> None:
     ends = []
@@ -299,20 +299,20 @@ def test_a_pass_that_runs_out_of_memory_halfway_leaves_no_trace(
     assert_same_bits(trainer.weights(0), calm)
 
 
-def test_samples_are_drawn_for_all_slots_together(base: Base, make_job: MakeJob) -> None:
+def test_samples_are_generated_for_all_slots_together(base: Base, make_job: MakeJob) -> None:
     trainer = open_trainer(base, num_slots=3, max_rank=4)
     for number in range(2):
         trainer.admit(make_job(base, number, steps=20, learning_rate=0.1))
     for _ in range(5):
         trainer.step()
-    drawn = trainer.sample({0: ["a sks cat", "a dog"], 1: ["a sks cat"]}, [7, 8], steps=3)
-    assert {slot: tuple(pictures.shape) for slot, pictures in drawn.items()} == {
+    images = trainer.sample({0: ["a sks cat", "a dog"], 1: ["a sks cat"]}, [7, 8], steps=3)
+    assert {slot: tuple(found.shape) for slot, found in images.items()} == {
         0: (2, 64, 64, 3),
         1: (1, 64, 64, 3),
     }
     alone = trainer.sample({1: ["a sks cat"]}, [7], steps=3)
-    assert (alone[1].int() - drawn[1].int()).abs().max() <= 1
-    assert (drawn[0][0].int() - drawn[1][0].int()).abs().max() > 3
+    assert (alone[1].int() - images[1].int()).abs().max() <= 1
+    assert (images[0][0].int() - images[1][0].int()).abs().max() > 3
 
 
 def test_jobs_that_do_not_fit_the_trainers_shape_are_refused(base: Base, make_job: MakeJob) -> None:
@@ -335,7 +335,7 @@ def test_jobs_that_do_not_fit_the_trainers_shape_are_refused(base: Base, make_jo
         trainer.admit(make_job(base, 1))
 
 
-def test_every_recipe_field_that_the_trainer_obeys_changes_the_end(
+def test_every_recipe_field_that_the_trainer_uses_changes_the_adapter(
     base: Base, make_job: MakeJob
 ) -> None:
     plain = make_job(base, 0, steps=6)
