@@ -68,9 +68,12 @@ def common_shape(recipes: Sequence[Recipe], resolution_px: int) -> LaneShape:
         prior_rows=max(shape.prior_rows for shape in shapes),
         max_rank=max(recipe.rank for recipe in recipes),
     )
-    fixed = {"instance_rows": common.instance_rows, "prior_rows": common.prior_rows}
-    if {replace(shape, max_rank=common.max_rank, **fixed) for shape in shapes} != {common}:
-        raise ValueError("the recipes adapt different modules or differ in resolution")
+    for shape in shapes:
+        modules = (shape.target_modules, shape.text_encoder_modules)
+        if modules != (common.target_modules, common.text_encoder_modules):
+            raise ValueError("the recipes adapt different modules")
+        if shape.resolution_px != common.resolution_px:
+            raise ValueError("the recipes differ in resolution")
     return common
 
 
