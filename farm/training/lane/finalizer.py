@@ -82,16 +82,16 @@ class Finalizer:
         self, trainer: SlotTrainer, texts: Mapping[int, Sequence[str]]
     ) -> dict[int, list[Image.Image]]:
         """Sample images of each slot's prompts, by slot."""
-        how = self._samples
-        if not how.per_prompt:
+        settings = self._samples
+        if not settings.per_prompt:
             return {}
         prompts = {
-            slot: [text for text in own for _ in range(how.per_prompt)]
+            slot: [text for text in own for _ in range(settings.per_prompt)]
             for slot, own in texts.items()
         }
         most = max((len(texts) for texts in prompts.values()), default=0)
         seeds = [derive_seed("samples", number) for number in range(most)]
-        images = trainer.sample(prompts, seeds, steps=how.steps, guidance=how.guidance)
+        images = trainer.sample(prompts, seeds, steps=settings.steps, guidance=settings.guidance)
         return {
             slot: [
                 _captioned(image_PP3, prompt, trainer.steps_done(slot))

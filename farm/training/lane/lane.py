@@ -50,16 +50,18 @@ class Lane:
         Args:
             name: the lane's place in the run; a lane that replaces it gets the same name.
         """
-        how = settings or LaneSettings()
-        self._table = table = JobTable(name, slots=how.slots, prefetch=max(2, how.slots))
-        self._heartbeat = Heartbeat(table, link, beat_s=how.beat_s)
-        self._prefetcher = Prefetcher(base, store, table, link, num_threads=how.prepare_threads)
-        self._publisher = Publisher(
-            store, base, how.forms, table.end, num_threads=how.publish_threads
+        settings = settings or LaneSettings()
+        self._table = table = JobTable(name, slots=settings.slots, prefetch=max(2, settings.slots))
+        self._heartbeat = Heartbeat(table, link, beat_s=settings.beat_s)
+        self._prefetcher = Prefetcher(
+            base, store, table, link, num_threads=settings.prepare_threads
         )
-        self._finalizer = Finalizer(base, how.samples, judge)
+        self._publisher = Publisher(
+            store, base, settings.forms, table.end, num_threads=settings.publish_threads
+        )
+        self._finalizer = Finalizer(base, settings.samples, judge)
         self._is_judging = judge is not None
-        self._pool = SlotPool(base, checkpointing=how.checkpointing, compile=how.compile)
+        self._pool = SlotPool(base, checkpointing=settings.checkpointing, compile=settings.compile)
         self._throughput = _Throughput()
 
     def run(self) -> None:

@@ -125,6 +125,8 @@ def workload_of(
     return Workload(
         shape=replace(heaviest, max_rank=max(recipe.rank for recipe in recipes)),
         num_jobs=len(recipes),
-        row_steps=sum(it.steps * shape.rows for it, shape in zip(recipes, shapes, strict=True)),
+        row_steps=sum(
+            recipe.steps * shape.rows for recipe, shape in zip(recipes, shapes, strict=True)
+        ),
         num_prior_images=num_prior_images,
     )

@@ -164,12 +164,22 @@ class SlotTrainer:
             if self._slot_job(slot).is_done and self._slot_job(slot).status == "training":
                 self._finish(slot, "steps")
         jobs = [(slot, self._slot_job(slot)) for slot in before]
-        running = [(slot, it) for slot, it in jobs if it.status == "training"]
+        running = [(slot, slot_job) for slot, slot_job in jobs if slot_job.status == "training"]
         return StepReport(
-            tuple((slot, it.key) for slot, it in jobs if it.status == "finished"),
-            tuple((slot, it.key, it.stopped_because) for slot, it in jobs if it.status == "failed"),
-            tuple(slot for slot, it in running if it.is_due(it.recipe.checkpoint_every)),
-            tuple(slot for slot, it in running if it.is_due(it.recipe.sample_every)),
+            tuple((slot, slot_job.key) for slot, slot_job in jobs if slot_job.status == "finished"),
+            tuple(
+                (slot, slot_job.key, slot_job.stopped_because)
+                for slot, slot_job in jobs
+                if slot_job.status == "failed"
+            ),
+            tuple(
+                slot
+                for slot, slot_job in running
+                if slot_job.is_due(slot_job.recipe.checkpoint_every)
+            ),
+            tuple(
+                slot for slot, slot_job in running if slot_job.is_due(slot_job.recipe.sample_every)
+            ),
             num_active,
         )
 
@@ -193,8 +203,8 @@ class SlotTrainer:
         due = [
             slot
             for slot in slots
-            if (it := self._slot_job(slot)).evaluation_every
-            and (it.is_due(it.evaluation_every) or it.is_done)
+            if (slot_job := self._slot_job(slot)).evaluation_every
+            and (slot_job.is_due(slot_job.evaluation_every) or slot_job.is_done)
         ]
         for slot, loss in self.evaluation_loss(due).items():
             slot_job = self._slot_job(slot)
