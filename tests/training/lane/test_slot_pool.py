@@ -1,4 +1,4 @@
-"""The slots of a lane: trainers of the right shape and width, and no job lost on the way."""
+"""The slots of a lane: trainers of the right shape and width, and no job is lost in a change."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_jobs_are_still_listed_after_memory_ran_out_while_the_trainer_grew(
     assert list(pool.jobs.values()) == [job]
     pool.close()
     assert not pool.jobs
-    trainer = SlotTrainer(base, SHAPE, num_slots=1)  # the base was given back
+    trainer = SlotTrainer(base, SHAPE, num_slots=1)  # the base was restored
     trainer.close()
 
 

@@ -37,7 +37,7 @@ def test_a_thousand_subjects_on_an_a100_take_the_whole_gpu_and_the_plan_says_why
     assert plan.slots > 8
     assert "as fast as 1/8" in plan.reason
     assert plan.lane_bytes <= plan.share_bytes
-    # the physical floor is 22 s a subject at 40 % of an A100's peak (DESIGN §7)
+    # the physical floor is 22 s a subject at 40 % of an A100's peak (1.71 TFLOP a row)
     assert 22 <= plan.hours * 3600 / 1000 <= 40
     assert plan.dollars == pytest.approx(plan.gpu_hours * 1.8)
 

@@ -93,7 +93,7 @@ def test_an_image_depends_on_its_own_number_alone(base: Base) -> None:
     assert len(np.unique(images, axis=0)) == 5
 
 
-def test_without_the_marker_there_is_no_set(base: Base, store: Store) -> None:
+def test_a_set_without_its_marker_does_not_exist(base: Base, store: Store) -> None:
     spec = spec_of(base)
     records = generate(base, store, spec)
     assert not is_ready(store, spec.key)
@@ -122,7 +122,7 @@ def test_the_first_commit_stays(base: Base, store: Store) -> None:
     assert store.read_json(f"priors/{spec.key}/prior.json")["attempt"] == "a1"
 
 
-def test_a_damaged_part_is_noticed(base: Base, store: Store) -> None:
+def test_a_damaged_part_is_detected(base: Base, store: Store) -> None:
     spec = spec_of(base)
     commit_prior_set(store, spec, "a1", generate(base, store, spec))
     store.write(f"priors/{spec.key}/a1/part-000000.parquet", b"rotten")
@@ -130,7 +130,7 @@ def test_a_damaged_part_is_noticed(base: Base, store: Store) -> None:
         read_prior_set(store, spec.key)
 
 
-def test_the_users_own_class_images_are_taken_instead(
+def test_the_users_own_class_images_are_used_instead(
     base: Base, store: Store, tmp_path: Path
 ) -> None:
     files = sorted(write_photo(tmp_path / f"{n}.png", n) for n in range(3))

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed job ends as one that was never stopped."""
+"""Checkpoints: a resumed job gives the adapter of a job that was never stopped."""
 
 from collections.abc import Callable
 from pathlib import Path

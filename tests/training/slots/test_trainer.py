@@ -1,4 +1,4 @@
-"""Slots train apart: beside others as alone, through failures, refills and restarts."""
+"""Slots train independently: beside others as alone, through failures and refills."""
 
 import dataclasses
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def test_a_job_that_turns_nan_fails_alone_and_its_neighbours_end_bit_equal(
                 trainer.admit(job)
             if sick:
                 bad = make_job(base, 9, steps=8)
-                bad.instance_moments[2, 0, 0, 0, 0] = poison  # met at some step, not the first
+                bad.instance_moments[2, 0, 0, 0, 0] = poison  # first used after some steps
                 trainer.admit(bad, slot=2)
             for slot, job in ((3, healthy[2]), (4, healthy[3])):
                 trainer.admit(job, slot=slot)
