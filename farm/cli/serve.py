@@ -302,7 +302,7 @@ def _free_port(host: str) -> int:
 
 def create(
     store: str = STORE,
-    namespace: str = typer.Option("default", help="Whose adapters the key may draw with."),
+    namespace: str = typer.Option("default", help="Whose adapters the key may generate with."),
     label: str = typer.Option("", help="For people, such as the app that holds it."),
     rate: int = typer.Option(
         None, min=1, help="Pictures a minute; the endpoint's own if left out."

@@ -59,16 +59,16 @@ class EngineLoad:
 
 
 class EngineClient(Protocol):
-    """Draws pictures, somewhere."""
+    """Generates pictures, in this process or in others."""
 
     async def facts(self) -> ServedBase:
         """What base it holds. Raises Draining while there is no engine yet."""
         ...
 
-    def draw(
+    def generate(
         self, requests: Sequence[GenerationRequest], *, listen: bool
     ) -> AsyncGenerator[ImageEvent]:
-        """Draw pictures side by side: news with the picture's index, a picture last for each.
+        """Generate pictures in parallel: events with the picture's index, the picture last.
 
         All are taken in or none is; the first error ends them all. Without ``listen`` there are
         pictures only. Closing the generator cancels what is not done. Raises ServingError,
@@ -96,7 +96,7 @@ class LocalEngine:
     async def facts(self) -> ServedBase:
         return self._facts
 
-    async def draw(
+    async def generate(
         self, requests: Sequence[GenerationRequest], *, listen: bool
     ) -> AsyncGenerator[ImageEvent]:
         if self._draining:
@@ -124,7 +124,7 @@ def flat_stats(stats: EngineStats) -> dict[str, Any]:
 async def generate_with(
     engine: Engine, requests: Sequence[GenerationRequest], *, listen: bool
 ) -> AsyncGenerator[ImageEvent]:
-    """Draw with an engine of this process; see ``EngineClient.draw``."""
+    """Generate with an engine of this process; see ``EngineClient.generate``."""
     loop = asyncio.get_running_loop()
     inbox: asyncio.Queue[tuple[int, Progress | Future[Picture]]] = asyncio.Queue()
 

@@ -7,14 +7,29 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.serving.adapters.cache_tiers import CacheLimits, CacheStats
 from farm.serving.request import RequestLimits
 
-__all__ = ["MAX_RANK", "EngineConfig", "EngineStats"]
+__all__ = ["MAX_RANK", "CacheLimits", "CacheStats", "EngineConfig", "EngineStats"]
 
 
 MAX_RANK = 256
 """Of any adapter; what recipes allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """How much each tier may hold."""
+
+    disk_bytes: int = 20 << 30
+    host_bytes: int = 4 << 30
+    max_file_bytes: int = 1 << 30
+    """A weights file larger than this is refused."""
+    num_loaders: int = 8
+    """Adapters that may load at once; enough to hide a bucket's latency."""
+    revocations_max_age_s: float = 15.0
+    """How old the list of revocations may be while the store does not answer."""
+    bad_for_s: float = 300.0
+    """How long a bad adapter stays refused; its files may be fixed meanwhile."""
 
 
 class EngineConfig(BaseModel):
@@ -68,11 +83,28 @@ class EngineConfig(BaseModel):
 
 
 @dataclass(slots=True)
+class CacheStats:
+    """Counts since the start."""
+
+    host_hits: int = 0
+    disk_hits: int = 0
+    store_loads: int = 0
+    joined_loads: int = 0
+    """Requests that waited for a load which another one had begun."""
+    refused: int = 0
+    failed: int = 0
+    load_s: float = 0.0
+    """Seconds that loads took, summed."""
+    host_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(slots=True)
 class EngineStats:
     """Counts since the start, and sizes at the moment of asking."""
 
     submitted: int = 0
-    drawn: int = 0
+    generated: int = 0
     failed: int = 0
     cancelled: int = 0
     refused: int = 0

@@ -50,7 +50,7 @@ class KeyRecord(BaseModel):
     key_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     namespace: str = Field(pattern=f"^{SAFE_NAME}$")
-    """Whose adapters it may draw with."""
+    """Whose adapters it may generate with."""
     label: str = Field("", max_length=200)
     """For people, such as the name of the app that holds it."""
     created: str

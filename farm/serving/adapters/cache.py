@@ -26,14 +26,13 @@ from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
 from farm.keys import file_digest
 from farm.serving.adapters.cache_tiers import (
     KEY,
-    CacheLimits,
-    CacheStats,
     DiskTier,
     MemoryTier,
     Pinned,
     Tier,
 )
 from farm.serving.adapters.revocations import Revocations
+from farm.serving.config import CacheLimits, CacheStats
 from farm.serving.request import AdapterRef
 
 __all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]

@@ -23,7 +23,7 @@ from typing import Generic, Literal, TypeVar
 
 from farm.errors import UserError
 
-__all__ = ["KEY", "CacheLimits", "CacheStats", "DiskTier", "MemoryTier", "Pinned", "Tier"]
+__all__ = ["KEY", "DiskTier", "MemoryTier", "Pinned", "Tier"]
 
 Value = TypeVar("Value")
 
@@ -38,39 +38,6 @@ ABANDONED_AFTER_S = 3600.0
 
 Tier = Literal["slot", "host", "disk", "store"]
 """Where an adapter was found, nearest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheLimits:
-    """How much each tier may hold."""
-
-    disk_bytes: int = 20 << 30
-    host_bytes: int = 4 << 30
-    max_file_bytes: int = 1 << 30
-    """A weights file larger than this is no adapter."""
-    num_loaders: int = 8
-    """Adapters that may load at once; enough to hide a bucket's latency."""
-    revocations_max_age_s: float = 15.0
-    """How old the list of revocations may be while the store does not answer."""
-    bad_for_s: float = 300.0
-    """How long a bad adapter is remembered; its files may be mended meanwhile."""
-
-
-@dataclass(slots=True)
-class CacheStats:
-    """Counts since the start."""
-
-    host_hits: int = 0
-    disk_hits: int = 0
-    store_loads: int = 0
-    joined_loads: int = 0
-    """Requests that waited for a load which another one had begun."""
-    refused: int = 0
-    failed: int = 0
-    load_s: float = 0.0
-    """Seconds that loads took, summed."""
-    host_bytes: int = 0
-    disk_bytes: int = 0
 
 
 @dataclass(eq=False)

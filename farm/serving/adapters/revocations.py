@@ -84,7 +84,7 @@ class Revocations:
         if self.age_s > self._max_age_s:
             raise StoreError(
                 "the store has not answered for too long to tell which adapters are withdrawn",
-                "try again; the bare base is drawn meanwhile",
+                "try again; the base model is served meanwhile",
             )
         if key in self._keys or f"{key}@{namespace}" in self._keys:
             raise AdapterNotFound(

@@ -21,7 +21,7 @@ from ray.serve.request_router import (
 from farm.serving.cluster.routing import LOAD_BOUND, rank_replicas
 from farm.serving.request import GenerationRequest
 
-__all__ = ["ROUTERS", "AdapterRouter", "adapter_key", "drawings"]
+__all__ = ["ROUTERS", "AdapterRouter", "adapter_key", "requests_of"]
 
 
 class AdapterRouter(RequestRouter):  # type: ignore[misc]
@@ -57,7 +57,7 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
         """Count what a replica has taken."""
-        count = len(_this_module().drawings(pending_request))
+        count = len(_this_module().requests_of(pending_request))
         if count:
             name = replica_id.unique_id
             self._under_way[pending_request.metadata.internal_request_id] = (name, count)
@@ -88,7 +88,7 @@ ROUTERS: dict[str, AdapterRouter] = {}
 """The routers of this process by deployment, so that the ingress sees what its replicas report."""
 
 
-def drawings(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
+def requests_of(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
     """The pictures that a call asks for; none if it asks for something else."""
     first = pending.args[0] if pending is not None and pending.args else None
     if isinstance(first, tuple) and all(isinstance(item, GenerationRequest) for item in first):
@@ -98,5 +98,5 @@ def drawings(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
 
 def adapter_key(pending: PendingRequest | None) -> str:
     """The key of the first adapter of the request; empty for the bare base and for other calls."""
-    requests = drawings(pending)
+    requests = requests_of(pending)
     return requests[0].adapters[0][0].key if requests and requests[0].adapters else ""

@@ -1,4 +1,4 @@
-"""Which replica draws a request: the one that has its adapter, unless that one has too much to do.
+"""Which replica serves a request: the one that has its adapter, unless that one is too busy.
 
 Owns the choice and nothing of how it is carried out; see ``app_router.py``. Rendezvous hashing
 (Thaler and Ravishankar 1998) gives every adapter its own order of replicas, which changes little

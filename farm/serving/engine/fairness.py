@@ -89,7 +89,7 @@ class FairQueue(Generic[Item]):
         """Add an item.
 
         Args:
-            cost: of drawing it, in the queue's own unit; above 0.
+            cost: of generating it, in the queue's own unit; above 0.
             deadline: on any clock that all items share; ``inf`` is none.
         """
         entry = _Waiting(deadline, next(self._arrivals), cost, item)

@@ -81,7 +81,7 @@ class RowPreparer:
         Args:
             post: runs a call in the engine's loop.
             on_ready: takes each row that may join, in the loop.
-            on_failed: takes each request that cannot be drawn, in the loop.
+            on_failed: takes each request that cannot be generated, in the loop.
         """
         self._base = base
         self._bank = adapters.bank
@@ -181,7 +181,7 @@ class RowPreparer:
         for ref, _ in waiting.request.adapters:
             if self._cache is None:
                 raise AdapterFileError(
-                    "this engine draws with the bare base only", "start it with a store"
+                    "this engine has no adapters, only its base model", "start it with a store"
                 )
             self._cache.check(ref)
 

@@ -1,9 +1,9 @@
 "use strict";
-// The built-in page: a gallery of the key's adapters, a prompt, pictures that appear while drawn.
+// The built-in page: a gallery of the key's adapters, a prompt, pictures that appear as they are generated.
 // Talks to this endpoint alone. The key stays in this tab and is gone when the tab is closed.
 
 const $ = (id) => document.getElementById(id);
-const state = { base: "", chosen: null, last: "", search: "", drawing: null, generation: 0 };
+const state = { base: "", chosen: null, last: "", search: "", generating: null, generation: 0 };
 
 function headers() {
   const key = sessionStorage.getItem("key");
@@ -99,7 +99,7 @@ async function list(fresh) {
   if (state.chosen === null && $("gallery").firstChild) choose($("gallery").firstChild);
 }
 
-// -- drawing --------------------------------------------------------------------------------------
+// -- generating --------------------------------------------------------------------------------------
 
 function order() {
   const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
@@ -155,12 +155,12 @@ function finish(figure, event) {
     make("details", {}, make("summary", { textContent: "Receipt" }), make("pre", { textContent: receipt })));
 }
 
-async function draw() {
+async function generate() {
   const asked = order();
   const frames = Array.from({ length: asked.n ?? 1 }, frame).reverse();
   const steps = frames.map(() => 0);
   const stopping = new AbortController();
-  state.drawing = stopping;
+  state.generating = stopping;
   busy(true);
   try {
     const answer = await ask("v1/images/generations", {
@@ -191,8 +191,8 @@ async function draw() {
 }
 
 function busy(is) {
-  if (!is) state.drawing = null;
-  $("draw").disabled = is;
+  if (!is) state.generating = null;
+  $("generate").disabled = is;
   $("stop").hidden = $("progress").hidden = !is;
   $("progress").value = 0;
   $("status").textContent = is ? "sent" : "";
@@ -201,12 +201,12 @@ function busy(is) {
 // -- what the user does ---------------------------------------------------------------------------
 
 const attempt = (action) => { complain(null); return action().catch(complain); };
-$("draw-form").addEventListener("submit", (event) => { event.preventDefault(); if (!state.drawing) attempt(draw); });
-$("stop").addEventListener("click", () => state.drawing?.abort());
+$("generate-form").addEventListener("submit", (event) => { event.preventDefault(); if (!state.generating) attempt(generate); });
+$("stop").addEventListener("click", () => state.generating?.abort());
 $("more").addEventListener("click", () => attempt(() => list(false)));
 $("prompt").addEventListener("input", () => { $("prompt").dataset.touched = "yes"; });
 $("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("draw-form").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("generate-form").requestSubmit();
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
