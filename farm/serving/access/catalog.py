@@ -228,7 +228,7 @@ class Catalog:
 
 
 def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:
-    """Whether an adapter was withdrawn from everyone or from this name's namespace."""
+    """Whether an adapter was revoked for all namespaces or for this name's."""
     return named.job_key in revoked or f"{named.job_key}@{named.namespace}" in revoked
 
 
@@ -236,7 +236,7 @@ def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
     """An adapter as the tenant of a name sees it."""
     if named.samples is not None:
         samples = tuple(file for file in facts.samples if file in named.samples)
-    else:  # a name of an older farm: the pictures are those of whoever trained first
+    else:  # a name of an older farm version: the samples are those of the first training
         is_own = facts.namespace == named.namespace
         samples = tuple(file for file in facts.samples if is_own and file.startswith("samples/"))
     return replace(
@@ -260,6 +260,6 @@ def _not_found(model: str) -> AdapterNotFound:
     shown = model if len(model) <= 200 and model.isprintable() and model.isascii() else "that"
     return AdapterNotFound(
         f"the model {shown!r} does not exist or is not yours",
-        "GET /v1/models lists what this key may generate with",
+        "GET /v1/models lists the models of this key",
         "model",
     )

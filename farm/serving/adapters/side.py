@@ -71,7 +71,7 @@ class AdapterSide:
         )
 
     def check_fits(self, weights: AdapterWeights) -> None:
-        """Refuse what the base cannot carry, and what the operator's limits leave out.
+        """Refuse what does not fit the base, and what the operator's limits exclude.
 
         Raises:
             AdapterFileError: for other layers or shapes, or for what is over a limit.
@@ -93,7 +93,7 @@ class AdapterSide:
             outside = sorted(part.layers.keys() - self._allowed[option])
             if outside and getattr(self._config, option) is not None:
                 raise AdapterFileError(
-                    f"it changes {len(outside)} {what} that this endpoint's limit leaves out, "
+                    f"it changes {len(outside)} {what} that this endpoint's limit excludes, "
                     f"such as {outside[0]} (engine.{option} in the config file)",
                     "add their endings to the limit, or remove it",
                 )

@@ -48,7 +48,7 @@ def wanted_replicas(num_running: int, backlog_s: float, target_s: float) -> floa
 
     Args:
         backlog_s: seconds of work that all running replicas hold together, for one replica.
-        target_s: how long a picture should wait at the most.
+        target_s: longest wait of a picture to aim for.
     """
     if not math.isfinite(backlog_s) or backlog_s < 0:
         return float(num_running)

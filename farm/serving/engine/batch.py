@@ -58,8 +58,8 @@ class Batch:
     def join(self, capacity: Capacity) -> list[Row]:
         """Let ready rows in, in the order of their turns, while they fit; say which.
 
-        None overtakes one of its size: a guided picture would wait for two places for ever while
-        unguided ones take each that comes free.
+        No row overtakes another of its size: a guided picture could wait forever for two places
+        while unguided ones take each that becomes free.
         """
         joined: list[Row] = []
         full: set[Size] = set()

@@ -92,7 +92,7 @@ class RowPreparer:
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._blocked: deque[_Preparing] = deque()
-        self._uses: dict[str, LoadedAdapter] = {}  # how what lies in the slots came there
+        self._uses: dict[str, LoadedAdapter] = {}  # how the adapters in slots were loaded
         self._with_text: set[str] = set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._jobs: set[_Preparing] = set()
@@ -137,7 +137,7 @@ class RowPreparer:
         self._load(job)
 
     def retry(self) -> None:
-        """Give slots to whoever waits for them, in order.
+        """Give slots to the waiting requests, in order.
 
         A request that finds too few keeps its place: those behind it may only use slots that
         hold their adapters already, and only ``PATIENCE`` of them, so that no stream of small
@@ -186,7 +186,7 @@ class RowPreparer:
             self._cache.check(ref)
 
     def _load(self, job: _Preparing) -> None:
-        """Bring all adapters to host memory; the last one to land goes on in the loop."""
+        """Load all adapters to host memory; the last one to arrive continues in the loop."""
         assert self._cache is not None
         self._num_loading += 1
         refs = {ref.key: ref for ref, _ in job.waiting.request.adapters}
@@ -315,8 +315,8 @@ class RowPreparer:
         except BaseException as error:
             if not isinstance(error, FarmError):
                 LOG.exception("preparing a request failed")
-                told = FarmError("the request could not be prepared", "try again")
-                error = caused_by(error, told)
+                failure = FarmError("the request could not be prepared", "try again")
+                error = caused_by(error, failure)
             self._post(functools.partial(self._end, job, error))
             return
         job.unpin()

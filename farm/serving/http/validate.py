@@ -86,7 +86,7 @@ async def validate_request(
         seed: the first one where the request names none; None takes a random one.
 
     Raises:
-        ServingError: what is wrong, or when to come again.
+        ServingError: what is wrong, or when to retry.
     """
     limits = services.limits
     base = await services.client.facts()
@@ -184,7 +184,7 @@ async def _find_adapters(
         if facts.base_fingerprint != base.fingerprint:
             raise RequestRefused(
                 f"{named.name} was trained on another base than this endpoint holds",
-                "train it on this base, or ask the endpoint of its own",
+                "train it on this base, or use the endpoint of its own base",
                 "model",
             )
         return facts, AdapterRef(named.job_key, tenant.namespace, named.name, named.sha256), weight
