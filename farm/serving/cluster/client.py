@@ -26,7 +26,7 @@ __all__ = ["ENGINE", "ReplicaClient"]
 ENGINE = "engine"
 """The name of the engine deployment."""
 NUM_ATTEMPTS = 3
-"""How often a picture is begun when replicas die under it."""
+"""Attempts at a picture when its replicas die."""
 FACTS_TIMEOUT_S = 5.0
 LOST = (RayActorError, DeploymentUnavailableError)
 """The replica is gone, or all are."""

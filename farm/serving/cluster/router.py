@@ -56,7 +56,7 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        """Count what a replica has taken."""
+        """Count requests that a replica has accepted."""
         count = len(_this_module().requests_of(pending_request))
         if count:
             name = replica_id.unique_id
@@ -64,14 +64,14 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
             self._sent[name] += count
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Count what a replica has done, or lost."""
+        """Count requests that a replica has finished or lost."""
         name, count = self._under_way.pop(internal_request_id, ("", 0))
         self._sent[name] -= count
         if self._sent[name] <= 0:
             del self._sent[name]
 
     def replica_stats(self) -> list[dict[str, Any]]:
-        """What each replica last said of itself; see ``record_routing_stats`` in ``app.py``."""
+        """Take each replica's latest report; see ``record_routing_stats`` in ``app.py``."""
         return [dict(replica.routing_stats) for replica in list(self._replicas_list)]
 
 
@@ -89,7 +89,7 @@ ROUTERS: dict[str, AdapterRouter] = {}
 
 
 def requests_of(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
-    """The pictures that a call asks for; none if it asks for something else."""
+    """The pictures that a call requests; none for other calls."""
     first = pending.args[0] if pending is not None and pending.args else None
     if isinstance(first, tuple) and all(isinstance(item, GenerationRequest) for item in first):
         return first
