@@ -31,7 +31,7 @@ from farm.intake.formats.tables import read_csv, read_parquet
 from farm.intake.parsing.json import read_json, read_jsonl
 from farm.intake.parsing.text_files import NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
-from farm.intake.photos.bytes import words_of
+from farm.intake.photos.files import words_of
 from farm.intake.photos.listings import list_folder, subfolders
 from farm.intake.photos.photo_table import is_photo_manifest
 from farm.intake.photos.uris import check_reference

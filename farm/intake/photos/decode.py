@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.metadata import bare, trimmed, whole_jpeg_tails
+from farm.intake.photos.structure import check_container, check_cost, is_sane_exif
 
 __all__ = [
     "MAX_PHOTO_PIXELS",
@@ -111,6 +112,7 @@ def open_header(data: bytes) -> Image.Image:
     """
     if not data:
         raise PhotoFault("the file is empty", "copy it again")
+    check_container(data)
     photo = trimmed(data)
     try:
         image = _identified(photo.data)
@@ -128,6 +130,9 @@ def open_header(data: bytes) -> Image.Image:
             f"{MAX_PHOTO_PIXELS // 10**6} megapixels",
             "save it smaller; training never sees more than the resolution",
         )
+    check_cost(image, data)
+    if not is_sane_exif(image.info.get("exif") or b""):
+        del image.info["exif"]
     return image
 
 
