@@ -98,8 +98,8 @@ def _shrunk(image: Image.Image) -> Image.Image:
         return reduced
     if image.width * image.height > LARGE_PIXELS:
         # one pixel of many is enough to tell whether such a picture looks like another
-        factor = max(image.size) / (8 * LOOK_SIDE_PX)
-        size = (max(1, int(image.width / factor)), max(1, int(image.height / factor)))
+        scale = 8 * LOOK_SIDE_PX / max(image.size)
+        size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
         reduced = image.resize(size, Image.Resampling.NEAREST)
         reduced.info = image.info
         return reduced

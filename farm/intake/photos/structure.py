@@ -17,7 +17,14 @@ from PIL import Image
 
 from farm.intake.errors import PhotoFault
 
-__all__ = ["check_container", "check_cost", "decoding_bytes", "is_sane_exif", "jpeg_segments"]
+__all__ = [
+    "check_container",
+    "check_cost",
+    "decoding_bytes",
+    "has_all_scans",
+    "is_sane_exif",
+    "jpeg_segments",
+]
 
 MAX_SIDE_PX = 65_535
 """The limit of JPEG itself."""
@@ -45,6 +52,8 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
 _TILE_WIDTH, _TILE_LENGTH, _STRIP_OFFSETS, _TILE_OFFSETS = 322, 323, 273, 324
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+"""Markers of baseline, extended and progressive frames; others are not decoded as photos."""
 _SLOW_DECODERS = frozenset(("ppm", "ppm_plain", "bmp_rle"))
 
 
@@ -208,6 +217,25 @@ def jpeg_scans(data: bytes) -> Iterator[int]:
         if match is None or match.group()[-1] == 0xD9:
             return
         at = match.end() - 2
+
+
+def has_all_scans(data: bytes) -> bool:
+    """Whether the scans that a JPEG begins code every coefficient of every component in full."""
+    missing: dict[int, set[int]] = {}
+    for marker, start, _ in jpeg_segments(data):
+        if marker in _FRAMES and start + 10 <= len(data):
+            ids = data[start + 10 : start + 10 + 3 * data[start + 9] : 3]
+            is_sequential = marker in {0xC0, 0xC1}
+            missing = {one: {0} if is_sequential else set(range(64)) for one in ids}
+    if not missing:
+        return False
+    for at in jpeg_scans(data):
+        count = data[at + 4] if at + 4 < len(data) else 0
+        tail = data[at + 5 + 2 * count : at + 8 + 2 * count]
+        if len(tail) == 3 and tail[2] & 0x0F == 0:
+            for one in data[at + 5 : at + 5 + 2 * count : 2]:
+                missing.get(one, set()).difference_update(range(tail[0], tail[1] + 1))
+    return not any(missing.values())
 
 
 def _codestream_size(data: bytes) -> tuple[int, int] | None:

@@ -160,7 +160,8 @@ def _client(socket_factory: Any, options: dict[str, Any]) -> Any:
 def filesystem_of(url: str) -> tuple[Any, str]:
     """The filesystem of an address that a manifest names, and the path in it."""
     if not url.startswith(("http://", "https://")):
-        return fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return filesystem, str(path)
     client = _any_client if allows_private_hosts() else _public_client
     return fsspec.filesystem("http", get_client=client), url
 
