@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from farm.errors import Fault
-from farm.intake.caption_style import CaptionStyle
 from farm.intake.faults import slug
 from farm.intake.formats.kohya_options import (
     ESCAPE_REMEDY,
@@ -29,7 +28,7 @@ from farm.intake.formats.kohya_options import (
     recipe_of,
     unused_options,
 )
-from farm.intake.rows import ManifestRow, ManifestRows, Path
+from farm.intake.rows import CaptionStyle, ManifestRow, ManifestRows, Path
 
 __all__ = ["read_kohya"]
 

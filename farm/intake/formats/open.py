@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from farm.errors import FarmError, Fault, ManifestError
+from farm.intake.captions.photo_table import is_photo_manifest
 from farm.intake.errors import PhotoFault
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,
@@ -34,7 +35,6 @@ from farm.intake.parsing.text_files import NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
 from farm.intake.photos.files import open_local, words_of
 from farm.intake.photos.listings import list_folder, subfolders
-from farm.intake.photos.photo_table import is_photo_manifest
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from farm.errors import Fault
+from farm.intake.captions.photo_table import folded, is_photo_manifest
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.parsing.delimited import Delimited, read_delimited
 from farm.intake.parsing.json import read_json
 from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
 from farm.intake.parsing.yaml import parse_scalar
-from farm.intake.photos.photo_table import folded, is_photo_manifest
 from farm.intake.rows import ManifestRow, ManifestRows
 
 __all__ = ["LIST_MARK", "read_csv", "read_parquet"]

@@ -15,9 +15,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from farm.errors import Fault
+from farm.intake.captions.files import Caption, Names
 from farm.intake.errors import PhotoFault
 from farm.intake.faults import faults_of
-from farm.intake.photos.captions import Caption, Names
 from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
 from farm.intake.rows import ManifestRow, Path, join_url
 from farm.intake.schema import PhotoEntry

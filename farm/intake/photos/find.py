@@ -18,10 +18,9 @@ from pathlib import PurePosixPath
 from threading import Lock
 
 from farm.errors import Fault
-from farm.intake.caption_style import CaptionStyle
+from farm.intake.captions.files import Caption, Captions
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.bytes import PhotoReader
-from farm.intake.photos.captions import Caption, Captions
 from farm.intake.photos.files import split_member_uri, words_of
 from farm.intake.photos.listings import (
     Listing,
@@ -32,7 +31,7 @@ from farm.intake.photos.listings import (
     list_glob,
 )
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
-from farm.intake.rows import join_url
+from farm.intake.rows import CaptionStyle, join_url
 
 __all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
 
