@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli.private_hosts import PrivateHostsOption
+
 if TYPE_CHECKING:
     from farm.training.plan.hardware import Hardware
     from farm.training.run.request import PreparedRun, RunRequest, RunSummary
@@ -110,6 +112,7 @@ def plan(
     price: PriceOption = None,
     skip_faulty: SkipOption = False,
     json: JsonOption = False,
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Show how a manifest would be trained, how long it takes and what it costs. Spends nothing."""
     from farm.cli.output import print_json, print_rich
@@ -183,6 +186,7 @@ def run(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
     json: JsonOption = False,
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Train every subject of a manifest that has no adapter yet.
 

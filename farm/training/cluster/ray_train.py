@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry
 from farm.errors import LaneLost
+from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.cluster.start import quiet_ray, start_ray
@@ -302,6 +303,7 @@ class LaneRun:
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
+        environment = {**spec.env, **worker_environment()}
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         self._folder = scratch_folder()
         self._trainer = DataParallelTrainer(
@@ -318,7 +320,7 @@ class LaneRun:
                 name=f"farm-{name}",
                 storage_path=self._folder.name,
                 failure_config=FailureConfig(max_failures=-1),
-                worker_runtime_env={"env_vars": dict(spec.env)} if spec.env else None,
+                worker_runtime_env={"env_vars": environment} if environment else None,
             ),
         )
         self._thread = threading.Thread(target=self._fit, name=f"lanes-{name}", daemon=True)
