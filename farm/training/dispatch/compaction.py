@@ -1,4 +1,4 @@
-"""Compacted ledgers: the state of all jobs after a segment, so that a restart replays only the rest.
+"""Compacted ledgers: the state of all jobs after a segment, so that restarts replay only the rest.
 
 Owns ``runs/<run_id>/ledger/<segment>.state``. A state file only saves time: the segments stay, and
 a reader that finds no whole state file replays them from the start.

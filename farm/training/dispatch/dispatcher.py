@@ -62,9 +62,7 @@ class Dispatcher:
             committed: keys of the jobs whose adapters are in the store.
         """
         self._settings, self._clock = settings or DispatchSettings(), clock
-        self._run = (
-            assignments if isinstance(assignments, RunJobs) else RunJobs.of(assignments)
-        )
+        self._run = assignments if isinstance(assignments, RunJobs) else RunJobs.of(assignments)
         self._state = RunState(
             self._run,
             ledger,
