@@ -33,17 +33,16 @@ class JobColumns:
 
     @classmethod
     def of(cls, assignments: Iterable[Assignment]) -> JobColumns:
-        """The columns of assignments."""
+        """The columns of assignments, which are read once and not kept."""
         columns = cls()
         recipes: dict[Recipe, int] = {}
-        numbers: dict[int, int] = {}  # recipe objects are often shared, and slow to hash
         priors: dict[str, int] = {}
+        last, number = None, 0
         for item in assignments:
             spec = item.spec
             recipe, prior_key = spec.subject.recipe, spec.prior_key
-            number = numbers.get(id(recipe))
-            if number is None:
-                number = numbers[id(recipe)] = recipes.setdefault(recipe, len(recipes))
+            if recipe is not last:  # subjects often share one, and hashing it is slow
+                last, number = recipe, recipes.setdefault(recipe, len(recipes))
             prior = -1 if prior_key is None else priors.setdefault(prior_key, len(priors))
             columns.keys.append(spec.key)
             columns.subjects.append(spec.subject.id)

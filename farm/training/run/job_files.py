@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from farm.errors import StoreError, UserError
 from farm.gc_pause import gc_paused
@@ -37,6 +37,7 @@ one job unpacks no more than 200 KB."""
 OPEN_BLOCKS = 32
 """Unpacked blocks in memory; jobs are mostly leased in the manifest's order."""
 VERSION = 1
+Item = TypeVar("Item")
 
 
 def _jobs_path(run_id: str) -> str:
@@ -50,17 +51,23 @@ def _index_path(run_id: str) -> str:
 # -- writing --------------------------------------------------------------------------------------
 
 
-def write_assignments(store: Store, run_id: str, assignments: Sequence[Assignment]) -> None:
+def write_assignments(store: Store, run_id: str, assignments: Iterable[Assignment]) -> None:
     """Store the run's jobs. Keys and names never change; sample prompts, priorities and the places
     of photos are those of the last start."""
     blocks = _Blocks()
-    for lines in _batches(map(_encode, assignments)):
-        blocks.add(lines)
+    columns = JobColumns.of(_packed(assignments, blocks))
     data = blocks.join()
     store.write(_jobs_path(run_id), data)
-    index = _index_body(JobColumns.of(assignments), blocks.sizes, data)
+    index = _index_body(columns, blocks.sizes, data)
     text = json.dumps(index, separators=(",", ":")).encode()
     store.write(_index_path(run_id), gzip.compress(text, compresslevel=1, mtime=0))
+
+
+def _packed(assignments: Iterable[Assignment], blocks: _Blocks) -> Iterator[Assignment]:
+    """The assignments, once each block of them is compressed."""
+    for batch in _batches(assignments):
+        blocks.add([_encode(item) for item in batch])
+        yield from batch
 
 
 def _encode(item: Assignment) -> str:
@@ -72,8 +79,8 @@ def _encode(item: Assignment) -> str:
     return json.dumps(body)
 
 
-def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    source = iter(lines)
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    source = iter(items)
     while batch := list(islice(source, BLOCK)):
         yield batch
 
