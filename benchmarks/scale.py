@@ -349,7 +349,8 @@ def page(
         f"# Dispatcher at {jobs:,} jobs and {lanes:,} lanes",
         "",
         f"{datetime.date.today()}, {os.cpu_count()} CPU cores shared with other work,"
-        f" local folder as the store, Python {sys.version.split()[0]}. CPU time of the dispatcher's thread;"
+        f" local folder as the store, Python {sys.version.split()[0]}."
+        " CPU time of the dispatcher's thread;"
         f" `python {' '.join(['benchmarks/scale.py', *sys.argv[1:]])}`.",
         "",
         "| | measured | wanted |",
@@ -375,8 +376,8 @@ def _economy(jobs: int, lanes: int, out: Outcome, spot_price: float) -> list[str
     cost = out.lane_s * spot_price / (jobs * JOB_S / SLOTS)
     return [
         f"Every job was committed exactly once. Throughput: {jobs / out.virtual_s * 3600:,.0f}"
-        f" jobs an hour, {ideal_s / out.virtual_s:.1%} of what {lanes:,} lanes of {SLOTS} slots could train"
-        " without losses, waiting or an uneven end.",
+        f" jobs an hour, {ideal_s / out.virtual_s:.1%} of what {lanes:,} lanes of {SLOTS} slots"
+        " could train without losses, waiting or an uneven end.",
         "",
         f"Lost work: {lost:,.0f} steps trained twice, {lost / (jobs * STEPS):.2%} of all"
         f" ({lost / max(1, out.losses):,.0f} for each lane lost; a checkpoint every"
