@@ -103,8 +103,10 @@ def _load(store: Store, path: str, num_segments: int) -> LedgerState | None:
         expected = (VERSION, num_segments, bytes_digest(body))
         if (header["version"], header["segments"], header["sha256"]) != expected:
             return None
-        lines = zlib.decompress(body).splitlines()
-        jobs = {job.key: job for line in lines for job in _decode(json.loads(line))}
+        jobs: dict[str, Job] = {}
+        for line in zlib.decompress(body).splitlines():
+            columns = json.loads(line)
+            jobs.update(zip(columns["key"], _decode(columns), strict=True))
         if len(jobs) != header["jobs"]:
             return None
         return LedgerState(jobs, float(header["first_lease"]))

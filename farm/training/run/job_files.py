@@ -15,8 +15,8 @@ import json
 import zlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -29,7 +29,13 @@ from farm.storage import Store
 from farm.training.dispatch.messages import Assignment
 from farm.training.dispatch.run_jobs import JobColumns, RunJobs
 
-__all__ = ["read_assignments", "read_run_jobs", "read_subjects", "write_assignments"]
+__all__ = [
+    "read_assignments",
+    "read_keys",
+    "read_run_jobs",
+    "read_subjects",
+    "write_assignments",
+]
 
 BLOCK = 64
 """Jobs compressed together: enough to share what jobs have in common, and few enough that reading
@@ -37,6 +43,7 @@ one job unpacks no more than 200 KB."""
 OPEN_BLOCKS = 32
 """Unpacked blocks in memory; jobs are mostly leased in the manifest's order."""
 VERSION = 1
+COLUMNS = ("sha256", "blocks", *(column.name for column in fields(JobColumns)))
 Item = TypeVar("Item")
 
 
@@ -58,9 +65,7 @@ def write_assignments(store: Store, run_id: str, assignments: Iterable[Assignmen
     columns = JobColumns.of(_packed(assignments, blocks))
     data = blocks.join()
     store.write(_jobs_path(run_id), data)
-    index = _index_body(columns, blocks.sizes, data)
-    text = json.dumps(index, separators=(",", ":")).encode()
-    store.write(_index_path(run_id), gzip.compress(text, compresslevel=1, mtime=0))
+    store.write(_index_path(run_id), _index_file(columns, blocks.sizes, bytes_digest(data)))
 
 
 def _packed(assignments: Iterable[Assignment], blocks: _Blocks) -> Iterator[Assignment]:
@@ -85,10 +90,11 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _index_body(columns: JobColumns, sizes: Sequence[int], data: bytes) -> dict[str, Any]:
-    return {
+def _index_file(columns: JobColumns, sizes: Sequence[int], sha256: str) -> bytes:
+    """One line per column, so that a reader decodes only those that it needs."""
+    body = {
         "version": VERSION,
-        "sha256": bytes_digest(data),
+        "sha256": sha256,
         "blocks": list(sizes),
         "keys": columns.keys,
         "subjects": columns.subjects,
@@ -98,6 +104,8 @@ def _index_body(columns: JobColumns, sizes: Sequence[int], data: bytes) -> dict[
         "prior_of": columns.prior_of.tolist(),
         "priorities": columns.priorities.tolist(),
     }
+    lines = (f"{name}={json.dumps(values, separators=(',', ':'))}" for name, values in body.items())
+    return gzip.compress("\n".join(lines).encode(), compresslevel=1, mtime=0)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -132,16 +140,27 @@ def read_run_jobs(store: Store, run_id: str) -> RunJobs:
         return RunJobs(columns, blocks.job)
 
 
+def read_keys(store: Store, run_id: str) -> list[str]:
+    """The keys of the run's jobs, in the manifest's order.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    index = _read_index(store, run_id, ("keys",))
+    return index["keys"] if index is not None else list(read_run_jobs(store, run_id))
+
+
 def read_subjects(store: Store, run_id: str) -> dict[str, str]:
     """The subject's id of every job key, in the manifest's order.
 
     Raises:
         UserError: if there is no such run.
     """
-    index = _read_index(store, run_id)
+    index = _read_index(store, run_id, ("keys", "subjects"))
     if index is not None:
         return dict(zip(index["keys"], index["subjects"], strict=True))
-    return {item.spec.key: item.spec.subject.id for item in read_assignments(store, run_id)}
+    run = read_run_jobs(store, run_id)
+    return dict(zip(run, run.columns.subjects, strict=True))
 
 
 def _read_jobs(store: Store, run_id: str) -> bytes:
@@ -154,15 +173,23 @@ def _read_jobs(store: Store, run_id: str) -> bytes:
         ) from error
 
 
-def _read_index(store: Store, run_id: str) -> dict[str, Any] | None:
-    """The index; None where there is none, or none that this version reads."""
+def _read_index(
+    store: Store, run_id: str, names: Collection[str] | None = None
+) -> dict[str, Any] | None:
+    """Columns of the index (None: all); None where there is none that this version reads."""
+    columns: dict[str, Any] = {}
     try:
-        data = store.read(_index_path(run_id))
-        index: dict[str, Any] = json.loads(gzip.decompress(data))
-        is_known = index["version"] == VERSION
-    except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, OSError, zlib.error):
+        with gzip.open(io.BytesIO(store.read(_index_path(run_id)))) as file:
+            for line in file:
+                name, _, values = line.partition(b"=")
+                if names is None or name.decode() in names or name == b"version":
+                    columns[name.decode()] = json.loads(values)
+                if names is not None and len(columns) > len(names):
+                    break
+    except (FileNotFoundError, ValueError, TypeError, EOFError, OSError, zlib.error):
         return None
-    return index if is_known else None
+    is_whole = columns.keys() >= set(names or COLUMNS)
+    return columns if is_whole and columns.get("version") == VERSION else None
 
 
 def _columns(index: dict[str, Any]) -> JobColumns:

@@ -6,19 +6,20 @@ Owns the reading of ledgers by processes other than their writer.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from farm.adapters.registry import Registry
+from farm.gc_pause import gc_paused
 from farm.locks import StoreLock, holder
 from farm.storage import Store
 from farm.training.dispatch.compaction import read_state
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status, counts
 from farm.training.run.driver import DRIVER_TTL_S
-from farm.training.run.failures import failures_among
+from farm.training.run.failures import WITHOUT_ADAPTER, failures_among
 from farm.training.run.files import read_settings, take_requests
-from farm.training.run.job_files import read_run_jobs, read_subjects
+from farm.training.run.job_files import read_keys, read_run_jobs, read_subjects
 
 __all__ = ["run_status", "settle_requests"]
 
@@ -32,14 +33,15 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         UserError: if there is no such run.
     """
     now = time.time() if now is None else now
-    subjects = read_subjects(store, run_id)
-    ledger = read_state(store, run_id)
-    known = ledger.jobs
-    jobs = [known.get(key) or Job(key) for key in subjects]
-    tally = counts(jobs)
+    with gc_paused():
+        keys = read_keys(store, run_id)
+        ledger = read_state(store, run_id)
+        jobs = _in_order(ledger.jobs, keys)
+        tally = counts(jobs)
+        failures = _failures(store, run_id, jobs)
     owner = holder(store, f"runs/{run_id}/drivers", now)
     left = len(jobs) - sum(tally[status] for status in FINAL)
-    per_s = _commits_per_s(known.values(), ledger.first_lease, now)
+    per_s = _commits_per_s(jobs, ledger.first_lease, now)
     return {
         "run": run_id,
         "store": store.url,
@@ -50,16 +52,32 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "started": read_settings(store, run_id).get("started"),
         "jobs_per_hour": per_s * 3600,
         "eta_s": left / per_s if per_s and owner is not None else None,
-        "failures": [failure._asdict() for failure in failures_among(subjects, jobs)],
+        "failures": failures,
     }
 
 
-def _commits_per_s(jobs: Iterable[Job], first_lease: float, now: float) -> float:
+def _in_order(known: Mapping[str, Job], keys: Sequence[str]) -> list[Job]:
+    """The run's jobs in the manifest's order; the ledger mostly has them in that order already."""
+    if list(known) == keys:
+        return list(known.values())
+    return [known.get(key) or Job(key) for key in keys]
+
+
+def _failures(store: Store, run_id: str, jobs: Sequence[Job]) -> list[dict[str, str]]:
+    failed = [job for job in jobs if job.status in WITHOUT_ADAPTER]
+    if not failed:
+        return []
+    subjects = read_subjects(store, run_id)
+    return [failure._asdict() for failure in failures_among(subjects, failed)]
+
+
+def _commits_per_s(jobs: Sequence[Job], first_lease: float, now: float) -> float:
     """Over the last ten minutes of work, or since the first lease if that is later."""
     last = max((job.changed for job in jobs), default=now)
     recent = sum(
-        job.status is Status.COMMITTED and not job.reused and last - job.changed <= RATE_WINDOW_S
+        not job.reused and job.status is Status.COMMITTED
         for job in jobs
+        if last - job.changed <= RATE_WINDOW_S
     )
     if not recent or not first_lease:
         return 0.0

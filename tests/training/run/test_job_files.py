@@ -16,6 +16,7 @@ from farm.training.dispatch.messages import Assignment
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.run.job_files import (
     read_assignments,
+    read_keys,
     read_run_jobs,
     read_subjects,
     write_assignments,
@@ -68,7 +69,11 @@ def test_without_a_matching_index_it_is_made_from_the_jobs(
     for torn in (b"", index[: len(index) // 2], gzip.compress(b"[]"), gzip.compress(b"{")):
         store.write(INDEX, torn)
         assert_same(read_run_jobs(store, "r"), jobs)
-        assert len(read_subjects(store, "r")) == len(jobs)
+        assert (
+            read_keys(store, "r")
+            == list(read_subjects(store, "r"))
+            == [job.spec.key for job in jobs]
+        )
     write_assignments(store, "r", jobs[:100])
     store.write(INDEX, index)  # killed between the two writes: the index is of the jobs before
     assert_same(read_run_jobs(store, "r"), jobs[:100])
@@ -90,7 +95,7 @@ def test_an_unknown_run_is_reported_with_the_runs_that_there_are(
 ) -> None:
     store = Store(tmp_path)
     write_assignments(store, "r", jobs[:1])
-    for read in (read_assignments, read_run_jobs, read_subjects):
+    for read in (read_assignments, read_run_jobs, read_keys, read_subjects):
         with pytest.raises(UserError, match="no run x") as caught:
             read(store, "x")
         assert "runs in this store: r" in str(caught.value) + str(caught.value.__dict__)
