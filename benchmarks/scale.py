@@ -25,65 +25,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from scale_lanes import (
+    CHECKPOINT_STEPS,
+    JOB_S,
+    REPLACED_S,
+    SLOTS,
+    STEPS,
+    FakeLane,
+    make_jobs,
+)
 
-from farm.intake.job import JobSpec, job_spec
-from farm.intake.subject import Photo, Subject
-from farm.keys import bytes_digest
-from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Ledger
-from farm.training.dispatch.messages import (
-    Assignment,
-    DispatchSettings,
-    JobResult,
-    LaneReport,
-)
+from farm.training.dispatch.messages import DispatchSettings
 
 HERE = Path(__file__).parent
 RUN = "scale"
-STEPS, CHECKPOINT_STEPS, SLOTS, PHOTOS = 800, 100, 8, 5
-JOB_S = 120.0
-"""Virtual seconds that a slot trains one job."""
-REPLACED_S = 180.0
-"""Virtual seconds from the loss of a lane to its replacement's first report."""
-
-
-def make_jobs(number: int) -> Iterator[Assignment]:
-    """Jobs as a manifest gives them: five photos, default prompts, one of three recipes."""
-    digests = [bytes_digest(str(photo).encode()) for photo in range(PHOTOS)]
-    specs = [
-        job_spec(
-            Subject(
-                id="s",
-                class_noun="cat",
-                photos=tuple(Photo(f"{photo}.jpg") for photo in range(PHOTOS)),
-                recipe=Recipe(steps=STEPS, prior_rows=0, rank=rank),
-            ),  # type: ignore[call-arg]
-            digests,
-            base_fingerprint="f" * 64,
-            resolution_px=512,
-        )
-        for rank in (4, 8, 16)
-    ]
-    for index in range(number):
-        yield _job(specs[index % len(specs)], index)
-
-
-def _job(spec: JobSpec, index: int) -> Assignment:
-    name = f"subject-{index:07d}"
-    digest = bytes_digest(name.encode())
-    digests = tuple(bytes_digest(f"{name}/{photo}".encode()) for photo in range(PHOTOS))
-    photos = tuple(Photo(f"s3://studio/{name}/{photo:02d}.jpg") for photo in range(PHOTOS))
-    subject = spec.subject.model_copy(update={"id": name, "name": name, "photos": photos})
-    changed = {"key": digest[:32], "subject": subject, "photo_digests": digests}
-    return Assignment(spec.model_copy(update=changed), (("default", name),))
 
 
 @dataclass
@@ -103,68 +66,6 @@ class Timer:
 
     def at(self, share: float) -> float:
         return sorted(self.calls)[min(len(self.calls) - 1, int(share * len(self.calls)))]
-
-
-@dataclass
-class FakeLane:
-    """A lane that trains in virtual time."""
-
-    place: str
-    life: int = 0
-    held: dict[str, float] = field(default_factory=dict)
-    """Steps by job."""
-    results: list[JobResult] = field(default_factory=list)
-    shape: Any = None
-    at: float = 0.0
-    steps_trained: float = 0.0
-
-    def train(self, now: float, checkpoints: dict[str, int], pace: random.Random) -> None:
-        """Train until ``now``; finished jobs become results."""
-        gained = (now - self.at) * STEPS / JOB_S
-        self.at = now
-        for key, step in list(self.held.items()):
-            step += gained * pace.uniform(0.9, 1.1)
-            if step >= STEPS:
-                self.steps_trained += STEPS - self.held.pop(key)
-                self.results.append(JobResult(key, "committed", step=STEPS, seconds=JOB_S))
-                checkpoints.pop(key, None)
-                continue
-            self.steps_trained += step - self.held[key]
-            self.held[key] = step
-            if step >= CHECKPOINT_STEPS:
-                checkpoints[key] = int(step) // CHECKPOINT_STEPS * CHECKPOINT_STEPS
-
-    def report(self) -> LaneReport:
-        """What it reports now."""
-        return LaneReport(
-            lane=self.place,
-            incarnation=f"i{self.life}",
-            slots=SLOTS,
-            held={key: int(step) for key, step in self.held.items()},
-            results=tuple(self.results),
-            want=SLOTS - len(self.held),
-            shape=self.shape,
-            rows_per_s=SLOTS * 2.0,
-            pid=1,
-        )
-
-    def obey(self, orders: Any, checkpoints: dict[str, int]) -> None:
-        """Take new jobs, where their checkpoints left them."""
-        self.results = []
-        for key in orders.drop:
-            self.held.pop(key, None)
-        for lease in orders.leases:
-            key = lease.assignment.spec.key
-            self.held[key] = checkpoints.get(key, 0) if lease.may_resume else 0
-        if orders.leases:
-            self.shape = orders.shape
-        elif not self.held:
-            self.shape = None
-
-    def die(self) -> None:
-        """Lose everything that no checkpoint holds."""
-        self.life += 1
-        self.held, self.results, self.shape = {}, [], None
 
 
 @dataclass
@@ -203,10 +104,7 @@ def simulate(
         now, number = heapq.heappop(due)
         clock[0] = now
         while next_tick <= now:
-            with out.tick:
-                dispatcher.tick()
-                snapshot = dispatcher.snapshot()
-                dispatcher.news()
+            look(dispatcher, out)
             next_tick += beat_s / 2
         lane = fleet[number]
         if now >= lost_at[number]:
@@ -230,8 +128,17 @@ def simulate(
     out.virtual_s = clock[0] - begun
     out.steps_trained = sum(lane.steps_trained for lane in fleet)
     out.is_done = dispatcher.is_done
-    assert not out.is_done or snapshot.num_jobs == out.commits, "a job was committed twice"
+    num_jobs = dispatcher.snapshot().num_jobs
+    assert not out.is_done or num_jobs == out.commits, "a job was committed twice"
     return out
+
+
+def look(dispatcher: Dispatcher, out: Outcome) -> None:
+    """What the driver does twice a second."""
+    with out.tick:
+        dispatcher.tick()
+        dispatcher.snapshot()
+        dispatcher.news()
 
 
 def rss() -> int:
@@ -325,26 +232,7 @@ def page(
 ) -> str:
     """The page, in Markdown."""
     jobs, lanes = arguments.jobs, arguments.lanes
-    rows = [
-        ("exchange, mean", f"{out.exchange.mean() * 1e6:.0f} µs", "500 µs"),
-        ("exchange, 99 %", f"{out.exchange.at(0.99) * 1e6:.0f} µs", ""),
-        ("tick and snapshot, mean", f"{out.tick.mean() * 1e3:.2f} ms", "5 ms"),
-        ("tick and snapshot, 99 %", f"{out.tick.at(0.99) * 1e3:.2f} ms", ""),
-        ("tick and snapshot, worst", f"{out.tick.at(1) * 1e3:.1f} ms", ""),
-        ("start: jobs read, ledger begun, queues filled", f"{facts['start_s']:.1f} s", ""),
-        ("memory after the start", f"{facts['bytes_per_job']:,.0f} B a job", "2,000 B"),
-        ("memory at the end", f"{facts['end_bytes_per_job']:,.0f} B a job", "2,000 B"),
-        ("restart: state file and later segments replayed", f"{facts['replay_s']:.1f} s", "10 s"),
-        ("`farm status`, without the interpreter's start", f"{facts['status_s']:.1f} s", "2 s"),
-    ]
-    spent_s = sum(out.exchange.calls) + sum(out.tick.calls)
-    rows.append(
-        (
-            "dispatcher's CPU time per committed job",
-            f"{spent_s / max(1, out.commits) * 1e6:.0f} µs",
-            "",
-        )
-    )
+    rows = _rows(facts, out)
     lines = [
         f"# Dispatcher at {jobs:,} jobs and {lanes:,} lanes",
         "",
@@ -368,6 +256,30 @@ def page(
     if pair is not None:
         lines += ["", *_ratios(arguments, *pair)]
     return "\n".join(lines) + "\n"
+
+
+def _rows(facts: dict[str, float], out: Outcome) -> list[tuple[str, str, str]]:
+    rows = [
+        ("exchange, mean", f"{out.exchange.mean() * 1e6:.0f} µs", "500 µs"),
+        ("exchange, 99 %", f"{out.exchange.at(0.99) * 1e6:.0f} µs", ""),
+        ("tick and snapshot, mean", f"{out.tick.mean() * 1e3:.2f} ms", "5 ms"),
+        ("tick and snapshot, 99 %", f"{out.tick.at(0.99) * 1e3:.2f} ms", ""),
+        ("tick and snapshot, worst", f"{out.tick.at(1) * 1e3:.1f} ms", ""),
+        ("start: jobs read, ledger begun, queues filled", f"{facts['start_s']:.1f} s", ""),
+        ("memory after the start", f"{facts['bytes_per_job']:,.0f} B a job", "2,000 B"),
+        ("memory at the end", f"{facts['end_bytes_per_job']:,.0f} B a job", "2,000 B"),
+        ("restart: state file and later segments replayed", f"{facts['replay_s']:.1f} s", "10 s"),
+        ("`farm status`, without the interpreter's start", f"{facts['status_s']:.1f} s", "2 s"),
+    ]
+    spent_s = sum(out.exchange.calls) + sum(out.tick.calls)
+    rows.append(
+        (
+            "dispatcher's CPU time per committed job",
+            f"{spent_s / max(1, out.commits) * 1e6:.0f} µs",
+            "",
+        )
+    )
+    return rows
 
 
 def _economy(jobs: int, lanes: int, out: Outcome, spot_price: float) -> list[str]:

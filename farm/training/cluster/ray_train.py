@@ -11,6 +11,7 @@ contract; an older Ray ignores it and restarts the node's lanes, which costs tim
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from dataclasses import dataclass, replace
@@ -104,6 +105,7 @@ class DispatchActor:
             committed=Registry(self._store).committed_among(jobs),
             settings=spec.settings,
         )
+        gc.freeze()  # a collection over a million jobs would hold up the lanes and free none
         self._priors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
         """Node by lane."""

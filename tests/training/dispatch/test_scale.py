@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +18,16 @@ from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import LaneReport
 from farm.training.run.job_files import write_assignments
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "scale.py"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def scale() -> ModuleType:
-    name = "benchmark_scale"
-    module_spec = importlib.util.spec_from_file_location(name, SCRIPT)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    module_spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("scale")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
 def test_under_spot_losses_every_job_is_committed_exactly_once_and_replays(
