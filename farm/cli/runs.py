@@ -77,7 +77,6 @@ def logs(
     json: JsonOption = False,
 ) -> None:
     """Tell what happened to a run's jobs, in the order in which it happened."""
-    from dataclasses import asdict
     from datetime import UTC, datetime
 
     from farm.cli.output import print_json
@@ -94,7 +93,7 @@ def logs(
         if subject is None or subjects.get(event.job) == subject
     ]
     if json:
-        print_json([asdict(event) | {"subject": subjects.get(event.job)} for event in chosen])
+        print_json([event._asdict() | {"subject": subjects.get(event.job)} for event in chosen])
         return
     for event in chosen:
         when = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
