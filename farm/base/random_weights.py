@@ -1,7 +1,7 @@
 """Random-weight pipelines of any size, built on demand: for tests, and for benchmarks.
 
-``tiny`` and ``tiny-v`` run in milliseconds (epsilon and v-prediction). ``sd15`` has the true
-Stable Diffusion v1-5 shape, so it costs exactly what the real weights cost; it draws noise.
+``tiny`` and ``tiny-v`` run in milliseconds (epsilon and v-prediction). ``sd15`` has the real
+Stable Diffusion v1-5 shape, so it costs exactly what the real weights cost; it generates noise.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ def build_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> StableDiffusionPipeline:
-    """Build a pipeline with random weights that depend on the seed alone.
+    """Build a pipeline with random weights that depend only on the seed.
 
-    The weights are drawn on the CPU in float32, so every device and dtype holds the same model.
+    The weights are sampled on the CPU in float32, so every device and dtype holds the same model.
     """
     shape = BUILDS[name]
     state = torch.random.get_rng_state()
@@ -161,7 +161,7 @@ def build_pipeline(
 
 
 def _byte_tokenizer(tokens: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose words are bytes (and ``sks``): it encodes any text, badly."""
+    """A CLIP tokenizer whose tokens are bytes (and ``sks``): it encodes any text, inefficiently."""
     symbols = sorted(ByteLevel.alphabet())
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), "sk", "sks</w>"]
     vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}

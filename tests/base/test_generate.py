@@ -49,7 +49,7 @@ def test_a_batch_that_does_not_fit_is_drawn_in_smaller_ones(
     parts = generate_images(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
     assert (parts.int() - whole.int()).abs().max() <= 1
     assert [size for size in sizes if size > 2] == [8, 4]
-    monkeypatch.setattr("farm.base.generate.draw_latents", out_of_memory)
+    monkeypatch.setattr("farm.base.generate.generate_latents", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         generate_images(base, PROMPTS, [1, 2], steps=3)
 

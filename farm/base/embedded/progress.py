@@ -1,4 +1,4 @@
-"""The record of a training: one JSON line per logged step, printed too."""
+"""The log of a training: one JSON line per logged step, also printed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The embedded base's own autoencoder: 64 px pictures to 8 x 16 x 16 latents.
+"""The embedded base's autoencoder: 64 px images to 8 x 16 x 16 latents.
 
-Owns its shape, its training and its PSNR. Fourfold shrinking: eightfold with sixteen channels
-keeps more numbers than four channels here, but learned slower: 18 dB after 800 steps, where this
-one is past it within 400. Legend: N pictures, C channels, H W px.
+Owns its architecture, training and PSNR. It downsamples by 4: downsampling by 8 with sixteen
+channels learned more slowly (18 dB after 800 steps; this one exceeds that within 400).
+Legend: N images, C channels, H W px.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NUM_LATENT_CHANNELS = 8
 
 
 def build_vae() -> AutoencoderKL:
-    """Build the autoencoder with fresh weights from torch's global generator."""
+    """Build the autoencoder with new weights from torch's global generator."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -57,8 +57,8 @@ def train_vae(
     batch_size: int = 16,
     learning_rate: float = 1.5e-3,
 ) -> AutoencoderKL:
-    """Train on an album: squared error, a little absolute error, hardly any KL. Resumes from
-    `checkpoint`.
+    """Train on an album with squared error, a small absolute error and a very small KL term.
+    Resumes from `checkpoint`.
     """
     torch.manual_seed(seed)
     vae = build_vae().to(device, memory_format=torch.channels_last).train()
@@ -90,9 +90,7 @@ def refine_decoder(
     batch_size: int = 16,
     learning_rate: float = 1e-3,
 ) -> AutoencoderKL:
-    """Train only what decodes, on squared error; what encodes, and so every latent, stays as it
-    is.
-    """
+    """Train only the decoder, on squared error; the encoder and all latents stay unchanged."""
     vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
     decoding = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     optimizer = torch.optim.AdamW(
@@ -116,9 +114,7 @@ def refine_decoder(
 
 
 def one_cycle(step: int, num_steps: int, warm_share: float = 0.05) -> float:
-    """Share of the highest learning rate: a short linear rise, then half a cosine down to a
-    hundredth.
-    """
+    """Factor on the peak learning rate: a short linear warm-up, then a cosine decay to 0.01."""
     done = (step + 1) / num_steps
     if done < warm_share:
         return done / warm_share
@@ -155,11 +151,11 @@ def _vae_loss(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, dict[str, f
 
 @torch.no_grad()
 def standardize(vae: AutoencoderKL, pictures_NHWC: NDArray[np.uint8]) -> None:
-    """Bring every latent channel to mean 0 and deviation 1, by folding both into the two 1 x 1
+    """Normalise every latent channel to mean 0 and deviation 1, by folding both into the two 1 x 1
     convolutions.
 
     Stable Diffusion has one scaling factor for all channels and no shift; here it stays 1.
-    Pictures stay the same.
+    Decoded images do not change.
     """
     latents = torch.cat(
         [
@@ -179,7 +175,7 @@ def standardize(vae: AutoencoderKL, pictures_NHWC: NDArray[np.uint8]) -> None:
 
 @torch.no_grad()
 def measure_psnr(vae: AutoencoderKL, pictures_NHWC: NDArray[np.uint8]) -> float:
-    """Mean over pictures of the PSNR in dB of what comes back from the latents' mean."""
+    """Mean PSNR in dB of images reconstructed from the mean of their latents."""
     values = []
     for start in range(0, len(pictures_NHWC), 64):
         pictures = to_unit(pictures_NHWC[start : start + 64]).to(vae.dtype)

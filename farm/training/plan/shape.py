@@ -72,7 +72,6 @@ class Workload:
     num_jobs: int
     row_steps: int
     """Rows times steps over all jobs: passes of one row."""
-    num_shapes: int = 1
     num_prior_images: int = 0
     """Class images that are missing and must be drawn first."""
     prior_steps: int = 25
@@ -105,7 +104,6 @@ def workload_of(
         shape=heaviest,
         num_jobs=len(recipes),
         row_steps=sum(recipe.steps * lane_shape(recipe, resolution_px).rows for recipe in recipes),
-        num_shapes=len(shapes),
         num_prior_images=num_prior_images,
         max_rank=max(recipe.rank for recipe in recipes),
     )

@@ -264,7 +264,7 @@ def test_drawing_routes_each_picture_to_its_slot_whoever_shares_the_batch(base: 
         bank.set_slot(1 + slot, weights)
     prompts, seeds, slots = ["a sks cat", "a dog", "a cat"], [5, 6, 7], [2, 0, 1]
     together = generate_images(
-        base, prompts, seeds, steps=3, routing=bank.draw_routing(slots), batch=2
+        base, prompts, seeds, steps=3, routing=bank.image_routing(slots), batch=2
     )
     for number in range(3):
         alone = generate_images(
@@ -272,7 +272,7 @@ def test_drawing_routes_each_picture_to_its_slot_whoever_shares_the_batch(base: 
             prompts[number : number + 1],
             seeds[number : number + 1],
             steps=3,
-            routing=bank.draw_routing(slots[number : number + 1]),
+            routing=bank.image_routing(slots[number : number + 1]),
         )
         difference = together[number].int() - alone[0].int()
         assert difference.abs().max() <= 1

@@ -16,7 +16,7 @@ from farm.base.embedded.denoiser import (
     DenoiserPlan,
     LatentSet,
     build_schedule,
-    draw_timesteps,
+    sample_timesteps,
 )
 from farm.base.embedded.folder import text_tower
 from farm.base.embedded.scorer import build_scorer, contrastive_loss
@@ -119,12 +119,12 @@ def test_the_end_of_the_noise_schedule_is_noise():
 
 
 def test_half_of_the_rows_learn_in_the_middle_and_half_cover_the_schedule():
-    timesteps = draw_timesteps(32, torch.Generator().manual_seed(1))
+    timesteps = sample_timesteps(32, torch.Generator().manual_seed(1))
     start, end = MIDDLE_TIMESTEPS
     for part, low, high in ((timesteps[:16], 0, NUM_TRAIN_TIMESTEPS), (timesteps[16:], start, end)):
         edges = torch.linspace(low, high, 17)
         assert all(edges[i] - 1 <= part[i] < edges[i + 1] for i in range(16))
-    (alone,) = draw_timesteps(1, torch.Generator().manual_seed(1)).tolist()
+    (alone,) = sample_timesteps(1, torch.Generator().manual_seed(1)).tolist()
     assert 0 <= alone < NUM_TRAIN_TIMESTEPS
 
 

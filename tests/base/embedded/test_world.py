@@ -20,7 +20,7 @@ from farm.base.embedded.world import (
     write_caption,
     write_short_caption,
 )
-from farm.base.embedded.world.captions import FACTS, claim_vector, fact_vector
+from farm.base.embedded.world.captions import FACTS, fact_vector, stated_vector
 from farm.base.embedded.world.words import ACCESSORIES, MARKS, STYLES
 
 
@@ -72,13 +72,13 @@ def test_a_caption_claims_only_what_the_picture_shows():
         scene = sample_scene(0, index)
         for write in (write_caption, write_short_caption):
             caption = write(scene, rng)
-            claimed, facts = claim_vector(scene, caption), fact_vector(scene)
-            assert all(c in (-1, f) for c, f in zip(claimed, facts, strict=True))
-            for fact in caption.claims - {"style"}:
+            stated, facts = stated_vector(scene, caption), fact_vector(scene)
+            assert all(c in (-1, f) for c, f in zip(stated, facts, strict=True))
+            for fact in caption.stated - {"style"}:
                 assert getattr(scene, fact) in caption.text
-            for fact in set(FACTS) - caption.claims - {"style", "colour", "class_noun"}:
+            for fact in set(FACTS) - caption.stated - {"style", "colour", "class_noun"}:
                 value = getattr(scene, fact)
-                shown = {getattr(scene, other) for other in caption.claims} | {scene.place}
+                shown = {getattr(scene, other) for other in caption.stated} | {scene.place}
                 if value and value not in shown and not fact.endswith("colour"):
                     assert f" {value}" not in caption.text
 
