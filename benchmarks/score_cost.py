@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "training_s": round(training_s, 1),
         "scoring_s": round(scoring_s, 1),
         "share": round(scoring_s / training_s, 4),
-        "pictures": examiner.num_pictures_drawn,
+        "pictures": examiner.num_generated,
     }
 
 

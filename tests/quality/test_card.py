@@ -93,9 +93,9 @@ def test_the_base_is_drawn_once_for_all_subjects_of_a_class(
 ) -> None:
     examiner = Examiner(base, bank, ClipScorer(clip_folder), BUDGET)
     examiner.examine([candidate(0), candidate(1)])
-    assert examiner.num_pictures_drawn == 3 * BUDGET.num_pictures
+    assert examiner.num_generated == 3 * BUDGET.num_pictures
     examiner.examine([candidate(1)])
-    assert examiner.num_pictures_drawn == 4 * BUDGET.num_pictures
+    assert examiner.num_generated == 4 * BUDGET.num_pictures
 
 
 def test_too_few_pictures_make_no_score(base: Base, bank: Bank, clip_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The drawn world: endless, seeded, and true to its captions."""
+"""The synthetic world: endless, seeded, and true to its captions."""
 
 import random
 
