@@ -37,8 +37,8 @@ from farm.quality.card import Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, rendered_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
-from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.rendered_subjects import photograph, sitters
+from farm.quality.study.bench import Bench, Trainee, generate_prior_sets
+from farm.quality.study.rendered_subjects import render_photos, sample_subjects
 from farm.recipe import WIDE_MODULES, EarlyStop, Recipe
 from farm.training.slots.evaluation import is_best, should_stop
 from farm.training.slots.job import PriorSet
@@ -73,8 +73,8 @@ def real_subjects(folder: Path, side_px: int) -> list[Subject]:
 def drawn_subjects(num: int) -> list[Subject]:
     """Drawn individuals, five photos each, in several poses and places."""
     found = []
-    for sitter in sitters(num, CLASS_NOUNS, seed=7):
-        photos = photograph(sitter, 5, poses=POSES_OF[sitter.class_noun][:3])
+    for sitter in sample_subjects(num, CLASS_NOUNS, seed=7):
+        photos = render_photos(sitter, 5, poses=POSES_OF[sitter.class_noun][:3])
         found.append(Subject(sitter.name, "drawn", sitter.class_noun, photos))
     return found
 
@@ -110,7 +110,7 @@ def compare(
     base: Base, scorer: Scorer, subjects: Sequence[Subject], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Train and examine every subject; one row each."""
-    priors = make_prior_sets(base, [subject.class_noun for subject in subjects], options.priors)
+    priors = generate_prior_sets(base, [subject.class_noun for subject in subjects], options.priors)
     recipe = Recipe(
         steps=options.steps,
         rank=8,

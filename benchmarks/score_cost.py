@@ -26,8 +26,8 @@ from farm.intake.scoring import DEFAULT_SHARE
 from farm.quality.card import Examiner
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import embedded_scorer
-from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.rendered_subjects import photograph, sitters
+from farm.quality.study.bench import Bench, Trainee, generate_prior_sets
+from farm.quality.study.rendered_subjects import render_photos, sample_subjects
 from farm.recipe import Recipe
 
 
@@ -39,15 +39,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     budget = ScoringBudget.within(recipe, DEFAULT_SHARE)
     if budget is None:
         raise SystemExit(f"{options.steps} steps are too few for a scoring budget")
-    people = sitters(options.subjects, CLASS_NOUNS, seed=11)
-    priors = make_prior_sets(base, CLASS_NOUNS, 32)
+    people = sample_subjects(options.subjects, CLASS_NOUNS, seed=11)
+    priors = generate_prior_sets(base, CLASS_NOUNS, 32)
     training_s = scoring_s = 0.0
     examiner: Examiner | None = None
     for start in range(0, len(people), options.slots):
         chunk = people[start : start + options.slots]
         trainees = [
             Trainee(f"{start + n}", one.class_noun,
-                    photograph(one, 5, poses=POSES_OF[one.class_noun]), recipe)
+                    render_photos(one, 5, poses=POSES_OF[one.class_noun]), recipe)
             for n, one in enumerate(chunk)
         ]  # fmt: skip
         bench = Bench(base, trainees, priors)

@@ -104,7 +104,7 @@ def _find(store: Store, names: Sequence[str], photos_folder: Path | None) -> lis
         records[name] = registry.record(named.job_key if named else name)
         if records[name].recipe is None:
             raise UserError(
-                f"{name} was imported, so its photos and recipe are not known and it cannot be scored",
+                f"{name} was imported, so its photos and recipe are unknown; it cannot be scored",
                 "leave it out",
             )
     if photos_folder is not None:

@@ -1,4 +1,4 @@
-"""Scorers: models that embed images and texts as unit vectors, whose dot product is their similarity.
+"""Scorers: models that embed images and texts as unit vectors; dot products are similarities.
 
 Owns loading and use of CLIP and DINO/DINOv2 models (any folder or hub id) and of the embedded
 scorer, a small CLIP of the synthetic world that is used like any other. Owns no formula: scores are

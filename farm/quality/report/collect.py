@@ -1,6 +1,6 @@
 """Builds a run's view from the store: its jobs, ledger, adapter records and images.
 
-Owns the reading. Anything that cannot be read becomes a note on the page; it never fails the report.
+Owns the reading. Anything unreadable becomes a note on the page and never fails the report.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _tracker(name: str, run: RunView, subject: SubjectView, folder: Path) -> Ite
     """accelerate's tracker for one subject, opened and finished."""
     from accelerate import PartialState, tracking
 
-    PartialState()  # accelerate's trackers write on the main process only and ask PartialState which one it is
+    PartialState()  # accelerate's trackers need it to find the main process
     label = f"{subject.namespace}/{subject.name}"
     if name == "tensorboard":
         folder.mkdir(parents=True, exist_ok=True)
