@@ -44,7 +44,12 @@ def score_rows(card: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows (score, adapter, base, unit count) as text, for the table of raw numbers."""
     base = card.get("base_scores", {})
     return [
-        (SCORE_TITLES.get(name, name), _told(value), _told(base.get(name)), _count(value))
+        (
+            SCORE_TITLES.get(name, name),
+            _interval(value),
+            _interval(base.get(name)),
+            _count(value),
+        )
         for name, value in card.get("scores", {}).items()
     ]
 
@@ -125,7 +130,7 @@ def _percent(value: float) -> str:
     return f"{100 * _clip(value):.0f} %"
 
 
-def _told(value: Mapping[str, Any] | None) -> str:
+def _interval(value: Mapping[str, Any] | None) -> str:
     if not value:
         return "–"
     if "mean" not in value:

@@ -176,12 +176,12 @@ def test_an_imported_adapter_is_exported_in_every_form(
     path = kohya_file(tmp_path, pipeline)
     wanted = plain_picture(pipeline)
     import_adapter(store, base, ImportRequest(path, "tom", "cat"))
-    ((_, folder),) = export_adapters(store, tmp_path / "out")
+    ((_, folder),) = export_adapters(store, tmp_path / "out").written
     fresh = load_base("tiny").pipeline()
     fresh.load_lora_weights(folder)
     assert np.abs(plain_picture(fresh) - wanted).max() <= 1
     for form in ("kohya", "peft"):
-        ((_, place),) = export_adapters(store, tmp_path / form, form=form)
+        ((_, place),) = export_adapters(store, tmp_path / form, form=form).written
         assert place.exists()
     card = (folder / "README.md").read_text()
     assert "tom.safetensors" in card
