@@ -94,10 +94,8 @@ def generate_latents(
     images_R = torch.arange(count)
     guided = guidance > 1
     if guided:
-        if negative is None:
-            negative = base.encode_prompts([""])
-        if len(negative) == 1 and count != 1:
-            negative = negative.repeat(count)
+        negative = base.encode_prompts([""]) if negative is None else negative
+        negative = negative.repeat(count) if len(negative) == 1 else negative
         conditioning = Conditioning.concatenate([negative, conditioning])
         images_R = torch.cat([images_R, images_R])
     extra = _step_arguments(sampler, seeds, shape)

@@ -122,15 +122,7 @@ def build_pipeline(
     torch.manual_seed(seed)
     try:
         tokenizer = _byte_tokenizer(shape.tokens)
-        text_config = {"vocab_size": len(tokenizer), "projection_dim": 16, **shape.text}
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                **text_config,
-            )
-        )
+        text = _text_encoder(tokenizer, shape)
         unet = UNet2DConditionModel(**shape.unet)
         vae = AutoencoderKL(**shape.vae)
     finally:
@@ -158,6 +150,18 @@ def build_pipeline(
     for part in (text, unet, vae):
         part.to(device=device, dtype=dtype)
     return pipeline
+
+
+def _text_encoder(tokenizer: CLIPTokenizer, shape: _Build) -> CLIPTextModel:
+    config = {"vocab_size": len(tokenizer), "projection_dim": 16, **shape.text}
+    return CLIPTextModel(
+        CLIPTextConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **config,
+        )
+    )
 
 
 def _byte_tokenizer(tokens: int) -> CLIPTokenizer:

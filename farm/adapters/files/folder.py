@@ -77,17 +77,8 @@ def save_adapter(
     """
     if not weights.layers or not weights.is_finite:
         raise AdapterFileError("the adapter is empty or not finite", "train it again")
-    known = layer_names(base)
-    files: dict[str, bytes] = {}
-    if "diffusers" in forms:
-        files[DIFFUSERS_FILE] = diffusers_file(weights, known)
-    if "peft" in forms:
-        files |= peft_files(weights, known, record.base_id, base.denoiser_name)
-    kohya_name = None
-    if "kohya" in forms:
-        kohya_name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
-        thumbnail = thumbnail_uri(samples[0]) if samples else None
-        files[kohya_name] = kohya_file(weights, record, base, thumbnail)
+    files = _weight_files(weights, record, base, forms, samples)
+    kohya_name = next((name for name in files if name.endswith(KOHYA_ENDING)), None)
     pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
     captions = _captions(pictures)
     files["README.md"] = model_card(record, captions, kohya_name).encode()
@@ -107,6 +98,26 @@ def save_adapter(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return whole
+
+
+def _weight_files(
+    weights: AdapterWeights,
+    record: AdapterRecord,
+    base: Base,
+    forms: Sequence[Form],
+    samples: Sequence[Image.Image],
+) -> dict[str, bytes]:
+    known = layer_names(base)
+    files: dict[str, bytes] = {}
+    if "diffusers" in forms:
+        files[DIFFUSERS_FILE] = diffusers_file(weights, known)
+    if "peft" in forms:
+        files |= peft_files(weights, known, record.base_id, base.denoiser_name)
+    if "kohya" in forms:
+        thumbnail = thumbnail_uri(samples[0]) if samples else None
+        name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
+        files[name] = kohya_file(weights, record, base, thumbnail)
+    return files
 
 
 def _captions(pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:

@@ -191,10 +191,7 @@ def train_denoiser(
         latents, prompts = data.sample(plan, hard, step)
         latents = latents.contiguous(memory_format=torch.channels_last)
         loss = v_loss(denoiser, alphas_bar, latents, prompts, generator)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
+        _update(denoiser, optimizer, loss)
         if (step + 1) % AVERAGE_EVERY == 0:
             decay = min(plan.average_decay, (step + 1) / (step + 20)) ** AVERAGE_EVERY
             _follow(average, denoiser, decay)
@@ -212,6 +209,13 @@ def train_denoiser(
             if on_checkpoint is not None:
                 on_checkpoint(step + 1, averaged(average))
     return averaged(average)
+
+
+def _update(denoiser: UNet2DConditionModel, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+    optimizer.step()
 
 
 @torch.no_grad()

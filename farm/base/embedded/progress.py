@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 
 @dataclass
 class ProgressLog:
@@ -27,3 +29,14 @@ class ProgressLog:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How one stage trains: its length, log, checkpoint, seed and device."""
+
+    num_steps: int
+    progress: ProgressLog
+    checkpoint: Path
+    seed: int
+    device: torch.device

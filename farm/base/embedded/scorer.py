@@ -27,7 +27,7 @@ from transformers import (
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.dataset import scenes_of
-from farm.base.embedded.progress import ProgressLog
+from farm.base.embedded.progress import StageRun
 from farm.base.embedded.tokenizer import MAX_TOKENS
 from farm.base.embedded.vae import one_cycle, to_unit
 from farm.base.embedded.world.captions import (
@@ -227,35 +227,31 @@ def _one_way(logits: Tensor, is_true: Tensor) -> Tensor:
 def train_scorer(
     album: NDArray[np.uint8],
     tokenizer: CLIPTokenizer,
-    num_steps: int,
-    progress: ProgressLog,
-    checkpoint: Path,
+    stage: StageRun,
     *,
-    seed: int,
-    device: torch.device,
     batch_size: int = 80,
     learning_rate: float = 1.5e-3,
     start: CLIPModel | None = None,
 ) -> CLIPModel:
-    """Train the scorer on an album of stream `seed`. Resumes from `checkpoint`; continues from the
-    weights of `start` if it is given.
+    """Train the scorer on an album of the stage's seed. Resumes from the stage's checkpoint;
+    continues from the weights of `start` if it is given.
     """
-    scenes = scenes_of(seed, len(album))
+    scenes = scenes_of(stage.seed, len(album))
     facts = np.stack([fact_vector(scene) for scene in scenes])
     questions = encode_texts(tokenizer, _QUESTIONS)
-    torch.manual_seed(seed)
-    scorer = (build_scorer(tokenizer) if start is None else start).to(device).train()
+    torch.manual_seed(stage.seed)
+    scorer = (build_scorer(tokenizer) if start is None else start).to(stage.device).train()
     optimizer = torch.optim.AdamW(
         scorer.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
-    for step in range(load_checkpoint(checkpoint, scorer, optimizer), num_steps):
+    for step in range(load_checkpoint(stage.checkpoint, scorer, optimizer), stage.num_steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * one_cycle(step, num_steps, warm_share=0.1)
+            group["lr"] = learning_rate * one_cycle(step, stage.num_steps, warm_share=0.1)
         batch = sample_captioned(
-            album, facts, scenes, tokenizer, seed=seed, step=step, batch_size=batch_size
-        ).to(device)
+            album, facts, scenes, tokenizer, seed=stage.seed, step=step, batch_size=batch_size
+        ).to(stage.device)
         logits, pictures = _logits(scorer, batch)
-        asked = question_loss(scorer, questions.to(device), pictures, facts[batch.indices])
+        asked = question_loss(scorer, questions.to(stage.device), pictures, facts[batch.indices])
         loss = contrastive_loss(logits, batch.is_true_NM) + asked
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -263,10 +259,10 @@ def train_scorer(
         optimizer.step()
         with torch.no_grad():
             scorer.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
-        if step % 25 == 0 or step == num_steps - 1:
-            progress.log("scorer", step, loss=loss.item())
+        if step % 25 == 0 or step == stage.num_steps - 1:
+            stage.progress.log("scorer", step, loss=loss.item())
         if (step + 1) % 250 == 0:
-            save_checkpoint(checkpoint, step + 1, scorer, optimizer)
+            save_checkpoint(stage.checkpoint, step + 1, scorer, optimizer)
     return scorer.cpu().eval()
 
 

@@ -22,7 +22,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from farm.base.embedded.dataset import HELD_OUT_SEED, load_dataset, scenes_of
 from farm.base.embedded.denoiser import DenoiserPlan, LatentSet, train_denoiser
 from farm.base.embedded.folder import text_tower, write_base, write_scorer
-from farm.base.embedded.progress import ProgressLog
+from farm.base.embedded.progress import ProgressLog, StageRun
 from farm.base.embedded.samples import generate_sample_grid
 from farm.base.embedded.scorer import measure_scorer, train_scorer
 from farm.base.embedded.tokenizer import build_tokenizer
@@ -110,6 +110,10 @@ class _Work:
     plan: TrainingPlan
     progress: ProgressLog
 
+    def _run(self, stage: str, num_steps: int) -> StageRun:
+        checkpoint = self.out / "stages" / f"{stage}.safetensors"
+        return StageRun(num_steps, self.progress, checkpoint, self.seed, self.device)
+
     def scorer(self, tokenizer: CLIPTokenizer) -> CLIPModel:
         """Train the scorer, or read it. Its text tower at this stage becomes the base's text
         encoder.
@@ -130,11 +134,7 @@ class _Work:
         scorer = train_scorer(
             self.pictures(),
             tokenizer,
-            num_steps,
-            self.progress,
-            self.out / "stages" / f"{stage}.safetensors",
-            seed=self.seed,
-            device=self.device,
+            self._run(stage, num_steps),
             learning_rate=1.5e-3 if start is None else 1.2e-3,
             start=start,
         )
@@ -150,14 +150,7 @@ class _Work:
         if (folder / "config.json").exists():
             read: AutoencoderKL = AutoencoderKL.from_pretrained(folder)
             return read.eval()
-        vae = train_vae(
-            self.pictures(),
-            self.plan.num_vae_steps,
-            self.progress,
-            self.out / "stages" / "vae.safetensors",
-            seed=self.seed,
-            device=self.device,
-        )
+        vae = train_vae(self.pictures(), self._run("vae", self.plan.num_vae_steps))
         standardize(vae, self.pictures()[:2000])
         psnr_db = measure_psnr(vae, self.held_out())
         self.progress.log("vae_held_out", self.plan.num_vae_steps, psnr_db=psnr_db)
@@ -192,15 +185,8 @@ class _Work:
         if (folder / "config.json").exists():
             read: AutoencoderKL = AutoencoderKL.from_pretrained(folder)
             return read.eval()
-        refined = refine_decoder(
-            vae,
-            self.pictures(),
-            self.plan.num_decoder_steps,
-            self.progress,
-            self.out / "stages" / "decoder.safetensors",
-            seed=self.seed,
-            device=self.device,
-        )
+        run = self._run("decoder", self.plan.num_decoder_steps)
+        refined = refine_decoder(vae, self.pictures(), run)
         psnr_db = measure_psnr(refined, self.held_out())
         self.progress.log("decoder_held_out", self.plan.num_decoder_steps, psnr_db=psnr_db)
         refined.save_pretrained(folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.dataset import batch_at
-from farm.base.embedded.progress import ProgressLog
+from farm.base.embedded.progress import StageRun
 
 NUM_LATENT_CHANNELS = 8
 
@@ -48,68 +47,60 @@ def to_unit(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
 
 def train_vae(
     album: NDArray[np.uint8],
-    num_steps: int,
-    progress: ProgressLog,
-    checkpoint: Path,
+    stage: StageRun,
     *,
-    seed: int,
-    device: torch.device,
     batch_size: int = 16,
     learning_rate: float = 1.5e-3,
 ) -> AutoencoderKL:
     """Train on an album with squared error, a small absolute error and a very small KL term.
-    Resumes from `checkpoint`.
+    Resumes from the stage's checkpoint.
     """
-    torch.manual_seed(seed)
-    vae = build_vae().to(device, memory_format=torch.channels_last).train()
+    torch.manual_seed(stage.seed)
+    vae = build_vae().to(stage.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    for step in range(load_checkpoint(checkpoint, vae, optimizer), num_steps):
-        _set_rate(optimizer, learning_rate * one_cycle(step, num_steps))
-        torch.manual_seed(seed * 1_000_003 + step)
-        pictures = to_unit(batch_at(album, seed, step, batch_size)).to(device)
+    for step in range(load_checkpoint(stage.checkpoint, vae, optimizer), stage.num_steps):
+        _set_rate(optimizer, learning_rate * one_cycle(step, stage.num_steps))
+        torch.manual_seed(stage.seed * 1_000_003 + step)
+        pictures = to_unit(batch_at(album, stage.seed, step, batch_size)).to(stage.device)
         loss, parts = _vae_loss(vae, pictures.contiguous(memory_format=torch.channels_last))
         _descend(optimizer, vae.parameters(), loss)
-        if step % 50 == 0 or step == num_steps - 1:
-            progress.log("vae", step, **parts)
+        if step % 50 == 0 or step == stage.num_steps - 1:
+            stage.progress.log("vae", step, **parts)
         if (step + 1) % 250 == 0:
-            save_checkpoint(checkpoint, step + 1, vae, optimizer)
+            save_checkpoint(stage.checkpoint, step + 1, vae, optimizer)
     return vae.cpu().eval()
 
 
 def refine_decoder(
     vae: AutoencoderKL,
     album: NDArray[np.uint8],
-    num_steps: int,
-    progress: ProgressLog,
-    checkpoint: Path,
+    stage: StageRun,
     *,
-    seed: int,
-    device: torch.device,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
 ) -> AutoencoderKL:
     """Train only the decoder, on squared error; the encoder and all latents stay unchanged."""
-    vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    vae = vae.to(stage.device, memory_format=torch.channels_last).requires_grad_(False)
     decoding = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     optimizer = torch.optim.AdamW(
         decoding.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    for step in range(load_checkpoint(checkpoint, decoding, optimizer), num_steps):
-        _set_rate(optimizer, learning_rate * one_cycle(step, num_steps))
-        torch.manual_seed(seed * 1_000_003 + step)
-        pictures = to_unit(batch_at(album, seed + 1, step, batch_size)).to(device)
+    for step in range(load_checkpoint(stage.checkpoint, decoding, optimizer), stage.num_steps):
+        _set_rate(optimizer, learning_rate * one_cycle(step, stage.num_steps))
+        torch.manual_seed(stage.seed * 1_000_003 + step)
+        pictures = to_unit(batch_at(album, stage.seed + 1, step, batch_size)).to(stage.device)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.sample()
         squared = (vae.decode(latents).sample - pictures).square().mean()
         _descend(optimizer, decoding.parameters(), squared)
-        if step % 50 == 0 or step == num_steps - 1:
+        if step % 50 == 0 or step == stage.num_steps - 1:
             psnr_db = -10 * math.log10(squared.item() / 4)
-            progress.log("decoder", step, psnr_db=psnr_db)
+            stage.progress.log("decoder", step, psnr_db=psnr_db)
         if (step + 1) % 250 == 0:
-            save_checkpoint(checkpoint, step + 1, decoding, optimizer)
+            save_checkpoint(stage.checkpoint, step + 1, decoding, optimizer)
     return vae.cpu().requires_grad_(True).eval()
 
 

@@ -119,15 +119,8 @@ def run_article_study(
         budget=study.budget,
         say=say,
     )
-    stages: dict[str, dict[int, list[Image.Image]]] = {noun: {} for noun in NOUNS}
-    cards: dict[str, dict[int, Examination]] = {noun: {} for noun in NOUNS}
     try:
-        for step in range(0, study.steps + 1, study.every):
-            bench.train_to(step)
-            _add_stage(bench, step, stages)
-            for noun, found in bench.examine(NOUNS).items():
-                cards[noun][step] = found
-            say(f"step {step}")
+        stages, cards = _train(bench, study, say)
         galleries = {
             noun: _write_images(bench, noun, photos[noun], stages[noun], out) for noun in NOUNS
         }
@@ -140,6 +133,21 @@ def run_article_study(
     result = {**common_results(study, bench, began), "subjects": subjects}
     write_results(out, result, article_page(result))
     return result
+
+
+def _train(
+    bench: Bench, study: ArticleStudy, say: Callable[[str], None]
+) -> tuple[dict[str, dict[int, list[Image.Image]]], dict[str, dict[int, Examination]]]:
+    """Images and cards of each noun by training step."""
+    stages: dict[str, dict[int, list[Image.Image]]] = {noun: {} for noun in NOUNS}
+    cards: dict[str, dict[int, Examination]] = {noun: {} for noun in NOUNS}
+    for step in range(0, study.steps + 1, study.every):
+        bench.train_to(step)
+        _add_stage(bench, step, stages)
+        for noun, found in bench.examine(NOUNS).items():
+            cards[noun][step] = found
+        say(f"step {step}")
+    return stages, cards
 
 
 def _subject_result(cards: Mapping[int, Examination]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ BETTER = {
 
 def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: str) -> str:
     """The page of ``farm study prior``; ``command`` repeats the study."""
-    study, budget = result["study"], result["budget"]
+    study, pose = result["study"], result["pose_accuracy"]
     num_adapters = 2 * study["num_subjects"] * study["num_seeds"]
     lines = [
         "# Does prior preservation keep the class?",
@@ -40,11 +40,7 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: s
         "",
         "| score | better | untouched base | without | with | with − without | intervals |",
         "|---|---|---|---|---|---|---|",
-    ]
-    for metric, title in metrics.items():
-        lines.append(_prior_row(result, metric, title))
-    pose = result["pose_accuracy"]
-    lines += [
+        *(_prior_row(result, metric, title) for metric, title in metrics.items()),
         "",
         "Means over individuals with 95 % intervals (bootstrap over individuals, seeds averaged). "
         '"Poses of the class" is the number of equally frequent poses with the measured entropy, '
@@ -69,16 +65,23 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: s
         command,
         "```",
         "",
+        _conditions(result),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _conditions(result: Mapping[str, Any]) -> str:
+    budget = result["budget"]
+    return (
         f"Each adapter is scored on {budget['num_prompt_pictures']} images of the subject, "
         f"{budget['num_class_pictures']} of the class and {budget['num_drift_pictures']} of other "
         f"prompts, with {budget['steps']} denoising steps each and the same seeds for both arms "
         f"and the base. Total: {result['seconds']['total']:.0f} s on {result['hardware']} "
         f"({result['seconds']['training']:.0f} s of training, "
         f"{result['seconds']['examining']:.0f} s of generation and scoring). "
-        f"Base fingerprint `{result['base']['fingerprint'][:16]}`.",
-        "",
-    ]
-    return "\n".join(lines)
+        f"Base fingerprint `{result['base']['fingerprint'][:16]}`."
+    )
 
 
 def _prior_row(result: Mapping[str, Any], metric: str, title: str) -> str:
