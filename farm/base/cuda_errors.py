@@ -21,10 +21,10 @@ def without_frames(error: _Error) -> _Error:
     return error
 
 
-def caused_by(error: BaseException, told: FarmError) -> FarmError:
+def caused_by(error: BaseException, reported: FarmError) -> FarmError:
     """The error to report to the user, with the original as its cause."""
-    told.__cause__ = without_frames(error)
-    return told
+    reported.__cause__ = without_frames(error)
+    return reported
 
 
 def device_is_lost(error: BaseException | None) -> bool:

@@ -42,24 +42,24 @@ def use_fast_blocks(denoiser: nn.Module) -> int:
     before or after this call.
     """
     denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_lean = 0
+    num_fast = 0
     for module in denoiser.modules():
-        lean = None if "forward" in vars(module) else _lean_of(module)
-        if lean is not None:
-            vars(lean)["is_lean"] = True
-            module.forward = lean
-            num_lean += 1
-    return num_lean
+        fast = None if "forward" in vars(module) else _fast_forward_of(module)
+        if fast is not None:
+            vars(fast)["is_fast"] = True
+            module.forward = fast
+            num_fast += 1
+    return num_fast
 
 
 def restore(denoiser: nn.Module) -> None:
     """Restore diffusers' own forward passes; methods replaced by other code are left alone."""
     for module in denoiser.modules():
-        if getattr(vars(module).get("forward"), "is_lean", False):
+        if getattr(vars(module).get("forward"), "is_fast", False):
             del module.forward
 
 
-def _lean_of(module: nn.Module) -> Forward | None:
+def _fast_forward_of(module: nn.Module) -> Forward | None:
     """The fast forward pass for exactly this type of block, or None."""
     for kind, fits, made in _KINDS:
         if type(module) is kind and fits(module):

@@ -1,4 +1,4 @@
-"""The registry: what is committed stays, what is half-written is never seen, names move whole."""
+"""The registry: committed adapters stay, incomplete ones are invisible, names change atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our plain drawing loop gives what plain diffusers gives for the same seeds."""
+"""Our plain generating loop equals plain diffusers for the same seeds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_pictures_equal_those_of_the_plain_pipeline(build: str, name: SchedulerN
     assert np.abs(ours.numpy().astype(float) - theirs * 255).max() <= 1.0
 
 
-def test_a_batch_that_does_not_fit_is_drawn_in_smaller_ones(
+def test_a_batch_that_does_not_fit_is_generated_in_smaller_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = load_base("tiny")

@@ -1,4 +1,4 @@
-"""The paper's prompts, the synthetic world's, and what a budget may cost."""
+"""The paper's prompts, the prompts of the synthetic world, and the cost of a budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_papers_lists_are_whole() -> None:
     assert all(template.count("{}") == 1 for template in OBJECT_TEMPLATES + LIVE_TEMPLATES)
 
 
-def test_the_kind_follows_from_the_noun_unless_told() -> None:
+def test_the_kind_follows_from_the_noun_unless_given() -> None:
     assert protocol_for("some/sd", "dog").templates is LIVE_TEMPLATES
     assert protocol_for("some/sd", "stuffed animal").templates is LIVE_TEMPLATES
     assert protocol_for("some/sd", "backpack").templates is OBJECT_TEMPLATES

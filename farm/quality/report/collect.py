@@ -156,12 +156,12 @@ class _Reader:
 
     def notes(self) -> list[str]:
         """Notes on what the page does not show."""
-        told = [
+        notes = [
             (self.missing_photos, "photos could no longer be read and are not shown"),
             (self.missing_records, "adapters' records could not be read"),
             (self.missing_samples, "sample pictures could not be read"),
         ]
-        return [f"{num} {text}." for num, text in told if num]
+        return [f"{num} {text}." for num, text in notes if num]
 
     def subject(self, assignment: Assignment) -> SubjectView:
         """One subject's view."""

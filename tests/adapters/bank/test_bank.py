@@ -258,7 +258,7 @@ def test_a_compiled_pass_sees_a_slot_that_changed_later(base: Base) -> None:
     assert torch.equal(cleared_RCHW, bare_RCHW)
 
 
-def test_drawing_routes_each_picture_to_its_slot_whoever_shares_the_batch(base: Base) -> None:
+def test_each_image_is_routed_to_its_slot_in_any_batch(base: Base) -> None:
     bank = Bank(base, num_slots=3, max_rank=4, target_modules=ATTENTION)
     for slot, weights in enumerate([random_adapter_for(bank, seed) for seed in (1, 2)]):
         bank.set_slot(1 + slot, weights)

@@ -36,7 +36,7 @@ SMALL = TrainingPlan(
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_and_ends_like_an_uninterrupted_one(tmp_path):
+def test_an_interrupted_training_resumes_and_ends_like_an_uninterrupted_one(tmp_path):
     whole = train_embedded(tmp_path / "whole", plan=SMALL)
     halted = tmp_path / "halted"
     train_embedded(halted, plan=SMALL)
@@ -71,7 +71,7 @@ def test_a_checkpoint_gives_weights_moments_average_and_step_back(tmp_path):
     assert not path.with_suffix(".partial").exists()
 
 
-def test_a_batch_is_told_by_its_seed_and_step_alone():
+def test_a_batch_depends_only_on_its_seed_and_step():
     album = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     assert np.array_equal(batch_at(album, 1, 5, 4), batch_at(album, 1, 5, 4))
     assert not np.array_equal(batch_at(album, 1, 5, 4), batch_at(album, 1, 6, 4))

@@ -1,4 +1,4 @@
-"""The synthetic world: endless, seeded, and true to its captions."""
+"""The synthetic world: endless, seeded, and consistent with its captions."""
 
 import random
 
@@ -33,12 +33,12 @@ def test_the_world_has_the_promised_variety():
     assert len(STYLES) >= 2
 
 
-def test_the_same_seed_and_index_draw_the_same_picture():
+def test_the_same_seed_and_index_render_the_same_image():
     first, again = (np.asarray(render_scene(sample_scene(7, 3))) for _ in range(2))
     assert np.array_equal(first, again)
 
 
-def test_another_index_and_another_seed_draw_other_pictures():
+def test_another_index_and_another_seed_render_other_images():
     pictures = [np.asarray(render_scene(sample_scene(s, i))) for s, i in ((7, 3), (7, 4), (8, 3))]
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
@@ -66,7 +66,7 @@ def test_a_picture_is_64_px_of_rgb_in_every_place(place):
     assert photo.scene.place == place
 
 
-def test_a_caption_claims_only_what_the_picture_shows():
+def test_a_caption_states_only_what_the_image_shows():
     rng = random.Random(0)
     for index in range(400):
         scene = sample_scene(0, index)

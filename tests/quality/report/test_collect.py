@@ -117,7 +117,7 @@ def test_the_page_is_written_into_the_store_and_aside(
     assert any(logs.iterdir())
 
 
-def test_photos_that_are_gone_are_told_not_fatal(run: tuple[Store, str]) -> None:
+def test_missing_photos_are_reported_and_not_fatal(run: tuple[Store, str]) -> None:
     store, run_id = run
     photo = Path(store.full_path("")).parent / "cat1" / "0.png"
     kept = photo.read_bytes()
@@ -125,7 +125,7 @@ def test_photos_that_are_gone_are_told_not_fatal(run: tuple[Store, str]) -> None
     try:
         view = collect(store, run_id)
         assert len(view.subjects[1].photos) == 1
-        assert any("photos could not be read" in note for note in view.notes)
+        assert any("photos could no longer be read" in note for note in view.notes)
     finally:
         photo.write_bytes(kept)
 
@@ -203,7 +203,7 @@ def test_thumbnails_are_small_pictures(run: tuple[Store, str]) -> None:
         assert picture.size == (64, 64)
 
 
-def test_committed_adapters_are_scored_anew(run: tuple[Store, str], clip_folder: Path) -> None:
+def test_committed_adapters_are_scored_again(run: tuple[Store, str], clip_folder: Path) -> None:
     store, run_id = run
     small = ScoringBudget(4, 4, 4, steps=2)
     with pytest.MonkeyPatch.context() as patch:

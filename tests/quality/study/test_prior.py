@@ -1,4 +1,4 @@
-"""The prior study runs whole, on a tiny base with random weights, and tells what it measured."""
+"""The prior study runs whole, on a tiny base with random weights, and reports its measurements."""
 
 from __future__ import annotations
 
