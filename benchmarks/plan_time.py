@@ -1,12 +1,11 @@
-"""What the plan expects against what runs take: the demo, and a folder of real photos.
+"""The plan's estimated time against the actual time: the demo, and a folder of real photos.
 
     python benchmarks/plan_time.py --photos PHOTOS --steps 60
 
-Each case runs the command as a user does, in a fresh store, and compares the plan of the run
-itself with the clock and with the CPU seconds of all its processes. CPU seconds over the cores in
-use are what the run would take on the same cores if nothing else ran on them and no core ever
-waited: the clock cannot go below them, and beside other work it goes far above. Wanted: the
-expected time within a factor of two.
+Each case runs the command as a user does, in a new store, and compares the run's own plan with the
+wall clock and with the CPU seconds of all its processes. CPU seconds divided by the cores in use
+are a lower bound of the time on idle cores; other work on the machine makes the wall clock much
+longer. Target: the estimate is within a factor of two.
 
 Writes ``plan-<n>cpu-<date>.md`` beside this file.
 """
@@ -37,7 +36,7 @@ PARTS = ("start_s", "class_images_s", "photos_s", "training_s", "pictures_s", "e
 
 @dataclass(frozen=True)
 class Case:
-    """One command and what came of it."""
+    """One command and its result."""
 
     name: str
     command: Sequence[str]
@@ -49,12 +48,12 @@ class Case:
 
     @property
     def expected_s(self) -> float:
-        """Of the plan."""
+        """The plan's estimate."""
         return float(self.plan["hours"]) * 3600
 
     @property
     def idle_s(self) -> float:
-        """CPU seconds over the cores."""
+        """CPU seconds divided by the cores."""
         return self.cpu_s / cores()
 
 
@@ -64,7 +63,7 @@ def cores() -> int:
 
 
 def run_case(name: str, store: Path, command: Sequence[str]) -> Case:
-    """Run ``farm`` with the command's words and read the plan that it worked by."""
+    """Run ``farm`` with the command's arguments and read the run's plan."""
     before = os.getloadavg()[0]
     wall_s, cpu_s, _ = timed([sys.executable, "-c", FARM, *command])
     opened = Store(store)
@@ -97,22 +96,22 @@ def page(cases: Sequence[Case], command: str) -> str:
     commands = [f"- {case.name}: `farm {' '.join(_short(case.command))}`" for case in cases]
     return "\n".join(
         [
-            f"# The plan's time against the run's, {datetime.date.today()}",
+            f"# Estimated and actual time of a run, {datetime.date.today()}",
             "",
-            f"Embedded base, {cores()} cores of {processor()}. Command: `{command}`; its head says "
-            "how it is measured. Where the load average is above the number of cores, other work "
-            "ran beside, and CPU seconds over cores are the fairer measure of what idle cores "
-            "would take.",
+            f"Embedded base, {cores()} cores of {processor()}. Command: `{command}`; its "
+            "docstring describes the measurement. If the load average exceeds the number of cores, "
+            "other work was running, and CPU time divided by cores is the better estimate of the "
+            "time on idle cores.",
             "",
-            "| case | expected | wall clock | CPU time | CPU time over cores | wall ÷ expected | "
-            "CPU ÷ expected | load average |",
+            "| case | estimate | wall clock | CPU time | CPU time ÷ cores | wall ÷ estimate | "
+            "CPU ÷ estimate | load average |",
             "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            "What the plan expects of each part:",
+            "The estimate by part:",
             "",
             "| case | start | class images | photos | training | samples and scores | end | "
-            "class images' share |",
+            "share of class images |",
             "|---|---|---|---|---|---|---|---|",
             *parts,
             "",
@@ -123,7 +122,7 @@ def page(cases: Sequence[Case], command: str) -> str:
 
 
 def write_page(cases: Sequence[Case], command: str) -> None:
-    """After every case, so that a campaign that is cut off leaves what it measured."""
+    """Write the page after every case, so that an interrupted measurement is not lost."""
     target = HERE / f"plan-{cores()}cpu-{datetime.date.today()}.md"
     target.write_text(page(cases, command))
     print(target)

@@ -2,10 +2,10 @@
 
     python benchmarks/slots_cpu.py
 
-The embedded base, one photo and one class row a step, the same rows for all. Cases take turns in
-short bursts over several rounds, and each keeps its fastest step, which is the one that other work
-on the machine disturbed least. Also: the memory that one more slot costs, from the peak of
-processes that hold few and many. Results: ``slots-<n>cpu-<date>.{md,json,png}``.
+The embedded base, one photo and one class row per step, the same rows for all. Cases alternate in
+short bursts over several rounds, and the fastest step of each is used, because other work on the
+machine affects it least. Also measures the memory cost of a slot, from the peak memory of processes
+with few and with many slots. Results: ``slots-<n>cpu-<date>.{md,json,png}``.
 
 Legend: S slots.
 """
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def open_trainer(base: Base, slots: int) -> SlotTrainer:
-    """A trainer with every slot taken."""
+    """A trainer with all slots in use."""
     trainer = SlotTrainer(base, num_slots=slots, max_rank=4)
     for number in range(slots):
         trainer.admit(synthetic_job(base, number))
@@ -44,7 +44,7 @@ def open_trainer(base: Base, slots: int) -> SlotTrainer:
 
 
 def measure(name: str, slots: list[int], rounds: int, rows_per_burst: int) -> dict[str, Any]:
-    """Rows a second, by wall and by CPU time, of the plain loop and of each S."""
+    """Rows per second, by wall and by CPU time, of the plain loop and of each S."""
     base, plain_base = load_base(name), load_base(name)
     plain = PlainLoop(plain_base, synthetic_job(plain_base, 0))
     best: dict[str, dict[str, float]] = {}
@@ -69,14 +69,14 @@ def measure(name: str, slots: list[int], rounds: int, rows_per_burst: int) -> di
 
 
 def peak_mib(name: str, slots: int) -> float:
-    """Peak resident memory of a fresh process that trains S slots for two steps."""
+    """Peak resident memory of a new process that trains S slots for two steps."""
     command = [sys.executable, __file__, "--memory-of", str(slots), "--base", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def own_peak_mib() -> float:
-    """Peak resident memory of this program alone (``getrusage`` would count its parent's too)."""
+    """Peak resident memory of this process (``getrusage`` would include its parent's)."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if "VmHWM" in line).split()[1]) / 1024
 
@@ -88,13 +88,13 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         f"# Slots against the plain loop: `{facts['base']}` base on {facts['hardware']}, {today()}",
         "",
         f"{facts['threads']} torch threads, float32, rank 4 on the attention projections, one "
-        f"photo and one class row a step. Fastest step of {facts['rounds']} interleaved rounds "
-        f"of {facts['burst']} rows a case. Load average {facts['load']} at the end: above the "
-        "number of cores other work ran beside, and CPU time is the fairer measure. "
+        f"photo and one class row per step. Fastest step of {facts['rounds']} interleaved rounds "
+        f"of {facts['burst']} rows per case. Load average {facts['load']} at the end: above the "
+        "number of cores, other work was running and CPU time is the better measure. "
         f"torch {torch.__version__}. Command: `python benchmarks/slots_cpu.py {facts['argv']}`",
         "",
         "`plain` is diffusers and peft, one subject after another, from the same cached latents "
-        "and prompts. CPU time counts what the process itself used, whoever else was running.",
+        "and prompts. CPU time is not affected by other work on the machine.",
         "",
         "| S | rows/s | × plain | rows per CPU-second | × plain |",
         "|---|---|---|---|---|",
@@ -111,8 +111,8 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         lines += [
             "",
             f"Memory: {memory[few]:.0f} MiB peak with {few} slots, {memory[many]:.0f} MiB with "
-            f"{many}: **{each:.1f} MiB for each further slot**, activations of its two rows "
-            f"included. Of that, weights, gradient and Adam's moments are {facts['state_mib']:.2f} "
+            f"{many}: **{each:.1f} MiB per additional slot**, including activations of its two "
+            f"rows. Of that, weights, gradient and Adam's moments are {facts['state_mib']:.2f} "
             "MiB.",
         ]
     if "24" in results:
@@ -121,14 +121,14 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         verdict = "reached" if ratio >= 3.5 else "missed"
         lines += [
             "",
-            f"Wanted: 24 slots at 3.5 × the plain loop's rows a second. {verdict.capitalize()}: "
-            f"{ratio:.2f} × by the clock, {used:.2f} × by CPU time.",
+            f"Target: 24 slots at 3.5 × the plain loop's rows per second. {verdict.capitalize()}: "
+            f"{ratio:.2f} × by wall clock, {used:.2f} × by CPU time.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def plot(results: dict[str, Any], path: Path, facts: dict[str, Any]) -> None:
-    """Rows a second over S, with the plain loop as the level to beat."""
+    """Plot rows per second over S, with the plain loop as the baseline."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -136,14 +136,14 @@ def plot(results: dict[str, Any], path: Path, facts: dict[str, Any]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     slots = sorted(int(label) for label in results if label.isdigit())
-    for key, label in (("rows_per_s", "by the clock"), ("rows_per_cpu_s", "by CPU time")):
+    for key, label in (("rows_per_s", "by wall clock"), ("rows_per_cpu_s", "by CPU time")):
         plain = results["plain"][key]
         axes.plot(slots, [results[str(s)][key] / plain for s in slots], marker="o", label=label)
     axes.axhline(1, color="grey", linestyle="--", label="plain diffusers + peft, one by one")
-    axes.axhline(3.5, color="green", linestyle=":", label="wanted at 24 slots")
+    axes.axhline(3.5, color="green", linestyle=":", label="target at 24 slots")
     axes.set(
         xlabel="slots",
-        ylabel="rows a second, × the plain loop",
+        ylabel="rows per second, × the plain loop",
         title=f"{facts['base']} base, {facts['hardware']}",
     )
     axes.set_xscale("log", base=2)
@@ -156,7 +156,7 @@ def plot(results: dict[str, Any], path: Path, facts: dict[str, Any]) -> None:
 
 
 def hardware() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as reported by the system."""
     try:
         text = Path("/proc/cpuinfo").read_text()
         name = next(line for line in text.splitlines() if line.startswith("model name"))

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from peft.utils.other import get_pattern_key
+from support.lora_files import attention_of, change, pair, written
 
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.files.lora_settings import HEADER_FIELD, LoraSettings
 from farm.base.interface import Base
 from farm.errors import AdapterFileError
-from tests.support.lora_files import attention_of, change, pair, written
 
 
 @pytest.mark.parametrize(

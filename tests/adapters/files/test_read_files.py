@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, get_peft_model
+from support.lora_files import attention_of, change, pair, written
 from torch import Tensor
 
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.files.layer_names import kohya_name
 from farm.base.interface import Base
 from farm.errors import AdapterFileError
-from tests.support.lora_files import attention_of, change, pair, written
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LINEAR = ["to_q", "to_out.0", "ff.net.2"]
