@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 
 from farm.adapters.bank.bank import Bank
+from farm.adapters.files.importing import ImportRequest, import_adapter
+from farm.adapters.registry import Registry
 from farm.base.embedded.world import render_subject
 from farm.base.loading import load_base
 from farm.errors import FarmError, UserError
@@ -128,6 +130,27 @@ def test_missing_photos_are_reported_and_not_fatal(run: tuple[Store, str]) -> No
         assert any("photos could no longer be read" in note for note in view.notes)
     finally:
         photo.write_bytes(kept)
+
+
+def test_an_imported_adapter_in_the_store_changes_no_report(
+    run: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, run_id = run
+    before = collect(store, run_id)
+    registry = Registry(store)
+    named = registry.resolve("default", "cat0")
+    assert named is not None
+    registry.fetch(named.job_key, tmp_path / "cat0")
+    file = tmp_path / "cat0" / "pytorch_lora_weights.safetensors"
+    request = ImportRequest(file, "brought", "cat")
+    imported = import_adapter(store, load_base("tiny"), request)
+    try:
+        assert collect(store, run_id).subjects == before.subjects
+        with pytest.raises(UserError, match="was imported"):
+            score_named(store, ["brought"], base_name="tiny", scorer_name="embedded")
+    finally:
+        store.delete("names/default/brought.json")
+        store.delete(f"adapters/{imported.record.job_key}")
 
 
 def test_a_run_that_is_not_there_is_named(run: tuple[Store, str]) -> None:
