@@ -59,29 +59,29 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: s
         "",
         "![The class by step](steps.png)",
         "",
+        *_how_to_repeat(result, command),
+    ]
+    return "\n".join(lines)
+
+
+def _how_to_repeat(result: Mapping[str, Any], command: str) -> list[str]:
+    budget = result["budget"]
+    return [
         "## Repeat the study",
         "",
         "```sh",
         command,
         "```",
         "",
-        _conditions(result),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _conditions(result: Mapping[str, Any]) -> str:
-    budget = result["budget"]
-    return (
         f"Each adapter is scored on {budget['num_prompt_pictures']} images of the subject, "
         f"{budget['num_class_pictures']} of the class and {budget['num_drift_pictures']} of other "
         f"prompts, with {budget['steps']} denoising steps each and the same seeds for both arms "
         f"and the base. Total: {result['seconds']['total']:.0f} s on {result['hardware']} "
         f"({result['seconds']['training']:.0f} s of training, "
         f"{result['seconds']['examining']:.0f} s of generation and scoring). "
-        f"Base fingerprint `{result['base']['fingerprint'][:16]}`."
-    )
+        f"Base fingerprint `{result['base']['fingerprint'][:16]}`.",
+        "",
+    ]
 
 
 def _prior_row(result: Mapping[str, Any], metric: str, title: str) -> str:
