@@ -61,13 +61,17 @@ def through_ray(jobs: int, base: str, recipe: dict[str, Any]) -> float:
         return run_farm(manifest, Path(folder) / "store", base)["cpu_s"]
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ray", action="store_true", help="also through Ray, twice")
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--base", default="tiny")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    arguments = read_arguments()
     import torch
     from support.manifests import request, write_manifest
 

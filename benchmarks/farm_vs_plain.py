@@ -219,7 +219,8 @@ def write_page(out: Path, facts: dict[str, Any]) -> None:
     )
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--subjects", type=int, default=32)
     parser.add_argument("--steps", type=int, default=100)
@@ -229,7 +230,11 @@ def main() -> None:
     parser.add_argument("--store")
     parser.add_argument("--one-plain", type=int)
     parser.add_argument("--precomputed", action="store_true")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments()
     if arguments.one_plain is not None:
         train_one_plainly(
             arguments.manifest,

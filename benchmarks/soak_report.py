@@ -100,18 +100,13 @@ def growth_mib(memory: list[tuple[float, dict[str, float]]]) -> dict[str, tuple[
     }
 
 
-def note(
-    result: dict[str, Any], faults: list[str], options: argparse.Namespace, picture: str
-) -> str:
-    """The page of a soak test."""
+def facts_of(result: dict[str, Any], faults: list[str]) -> list[str]:
+    """The soak test's figures, one line each."""
     lines = result["lines"]
     right = [line for line in lines if line["verdict"] == "right" and line["kind"] != "models"]
     took = sorted(line["took_s"] for line in right)
     span_s = max(line["at_s"] + line["took_s"] for line in lines) - lines[0]["at_s"]
-    how = "one process of `farm serve`"
-    if not options.no_ray:
-        how = f"Ray Serve with {options.engines} engines, {len(result['kills'])} of them killed"
-    facts = [
+    return [
         f"{span_s / 60:.1f} minutes, {len(lines)} requests; {len(right)} images compared with "
         "reference images",
         f"engine processes that generated images: {len({line['engine'] for line in right})}",
@@ -126,6 +121,17 @@ def note(
         + ", ".join(f"p{round(q * 100)} {quantile(took, q):.2f}" for q in (0.5, 0.95, 0.99)),
         f"problems: {len(faults)}",
     ]
+
+
+def note(
+    result: dict[str, Any], faults: list[str], options: argparse.Namespace, picture: str
+) -> str:
+    """The page of a soak test."""
+    lines = result["lines"]
+    how = "one process of `farm serve`"
+    if not options.no_ray:
+        how = f"Ray Serve with {options.engines} engines, {len(result['kills'])} of them killed"
+    facts = facts_of(result, faults)
     by_kind = collections.Counter((line["kind"], line["verdict"]) for line in lines)
     outcomes = [f"| {kind} | {verdict} | {n} |" for (kind, verdict), n in sorted(by_kind.items())]
     sizes = [
