@@ -36,7 +36,7 @@ class Estimate:
     high: float
     num: int
     """Number of units in the sample."""
-    unit: str = "pictures"
+    unit: str = "images"
     """The resampled unit."""
 
     def overlaps(self, other: Estimate) -> bool:
@@ -58,7 +58,7 @@ def estimate(
     values: Sequence[float] | NDArray[np.float64],
     *,
     seed: int = 0,
-    unit: str = "pictures",
+    unit: str = "images",
     min_num: int = MIN_PICTURES,
 ) -> Estimate | None:
     """The mean of ``values`` with its interval, or None if there are fewer than ``min_num``.
@@ -81,7 +81,7 @@ def estimate_of(
     num: int,
     *,
     seed: int = 0,
-    unit: str = "pictures",
+    unit: str = "images",
     min_num: int = MIN_PICTURES,
     num_resamples: int = 400,
 ) -> Estimate | None:

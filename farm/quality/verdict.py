@@ -155,7 +155,7 @@ def _copies(evidence: Evidence) -> _Fault | None:
 
 def _forgets(evidence: Evidence) -> _Fault | None:
     diversity = evidence.diversity_ratio
-    is_captured = _leans(evidence) and (diversity is None or diversity < DIVERSITY_KEPT)
+    is_captured = _resembles(evidence) and (diversity is None or diversity < DIVERSITY_KEPT)
     is_narrow = diversity is not None and diversity < DIVERSITY_LOST
     if not (is_captured or is_narrow):
         return None
@@ -179,7 +179,7 @@ def _forgets(evidence: Evidence) -> _Fault | None:
     )
 
 
-def _leans(evidence: Evidence) -> bool:
+def _resembles(evidence: Evidence) -> bool:
     return evidence.capture is not None and evidence.capture > CAPTURE_FORGOTTEN
 
 
@@ -192,13 +192,11 @@ def _gain_sentence(evidence: Evidence) -> str:
 
 
 def _prompt_sentence(ratio: float) -> str:
-    return (
-        f"Prompts: {_percent(ratio)}, where 100 % is followed as well as the untouched base does."
-    )
+    return f"Prompt fidelity: {_percent(ratio)}, where 100 % is as good as the untouched base."
 
 
 def _variety_sentence(ratio: float) -> str:
-    return f"Variety of the class: {_percent(ratio)}, where 100 % is as varied as it was."
+    return f"Class variety: {_percent(ratio)}, where 100 % is as varied as with the untouched base."
 
 
 def _percent(share: float) -> str:
@@ -212,6 +210,6 @@ def _good_signs(evidence: Evidence) -> list[str]:
         signs.append(_prompt_sentence(evidence.prompt_ratio))
     if evidence.diversity_ratio is not None:
         signs.append(_variety_sentence(evidence.diversity_ratio))
-    if _leans(evidence):
+    if _resembles(evidence):
         signs.append("The class has started to resemble this subject.")
     return signs

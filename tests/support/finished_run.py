@@ -35,7 +35,7 @@ def make_card(label: str, rng: random.Random) -> dict[str, Any]:
 
     def around(mean: float, spread: float = 0.03) -> dict[str, Any]:
         return {
-            "mean": mean, "low": mean - spread, "high": mean + spread, "num": 8, "unit": "pictures",
+            "mean": mean, "low": mean - spread, "high": mean + spread, "num": 8, "unit": "images",
         }  # fmt: skip
 
     fidelity = base + gain * (top - base)

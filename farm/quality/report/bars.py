@@ -139,4 +139,8 @@ def _interval(value: Mapping[str, Any] | None) -> str:
 
 
 def _count(value: Mapping[str, Any]) -> str:
-    return f"{value['num']} {value.get('unit', 'pictures')}" if "num" in value else ""
+    return (
+        f"{value['num']} {'subjects' if value.get('unit') == 'subjects' else 'images'}"
+        if "num" in value
+        else ""
+    )
