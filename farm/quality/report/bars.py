@@ -139,8 +139,7 @@ def _interval(value: Mapping[str, Any] | None) -> str:
 
 
 def _count(value: Mapping[str, Any]) -> str:
-    return (
-        f"{value['num']} {'subjects' if value.get('unit') == 'subjects' else 'images'}"
-        if "num" in value
-        else ""
-    )
+    if "num" not in value:
+        return ""
+    unit = "subjects" if value.get("unit") == "subjects" else "images"
+    return f"{value['num']} {unit}"
