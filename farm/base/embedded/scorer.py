@@ -141,17 +141,17 @@ def sample_captioned(
     """Sample the batch of one step: each image has one long and one short caption."""
     rng = random.Random(f"scorer/{seed}/{step}")
     chosen = [rng.randrange(len(album)) for _ in range(batch_size)]
-    texts, stated = [], []
+    texts, vectors = [], []
     for write in (write_caption, write_short_caption):
         for index in chosen:
             caption = write(scenes[index], rng)
             texts.append(caption.text)
-            stated.append(stated_vector(scenes[index], caption))
+            vectors.append(stated_vector(scenes[index], caption))
     pictures = album[chosen]
     if rng.random() < 0.5:
         pictures = np.ascontiguousarray(pictures[:, :, ::-1])
     pictures = _shift(pictures, rng.randint(-3, 3), rng.randint(-3, 3))
-    stated = np.stack(stated)[None]
+    stated = np.stack(vectors)[None]
     held = facts[chosen][:, None]
     is_true = ((stated == UNSTATED) | (stated == held)).all(-1)
     long_ids, short_ids = (_cut(ids) for ids in encode_texts(tokenizer, texts).chunk(2))
