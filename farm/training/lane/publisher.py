@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,6 @@ class Publisher:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="publish")
         self._last: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
-        self.num_checkpoint_failures = 0
-        """Checkpoints that could not be written or deleted; their jobs continue."""
 
     def checkpoint(self, state: SlotState) -> None:
         """Save a running job's state in the background."""
@@ -114,15 +113,13 @@ class Publisher:
 
     def _save_checkpoint(self, state: SlotState) -> None:
         folder = f"checkpoints/{state.key}"
-        try:
+        with suppress(StoreError):  # the job continues; after a failure it repeats more steps
             files = state.to_files()
             for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they mark it complete
                 self._store.write(f"{folder}/{state.step:07d}/{name}", files[name])
             for older in self._store.list(folder):
                 if older < f"{state.step:07d}":
                     self._store.delete(f"{folder}/{older}")
-        except StoreError:
-            self.num_checkpoint_failures += 1
 
     def _publish(self, job: FinishedJob) -> None:
         key = job.key
@@ -164,10 +161,8 @@ class Publisher:
             )
 
     def _drop_checkpoints(self, key: str) -> None:
-        try:
+        with suppress(StoreError):  # leftovers do no harm: a committed job never reads them
             self._store.delete(f"checkpoints/{key}")
-        except StoreError:  # harmless: a committed job never reads them
-            self.num_checkpoint_failures += 1
 
 
 def load_checkpoint(store: Store, key: str) -> SlotState | None:
