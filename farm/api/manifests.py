@@ -14,6 +14,7 @@ from farm.api.keywords import Location, with_keywords
 from farm.base.tokens import prompt_reader
 from farm.cli.execute import run_request, stop_on_signals, write_report
 from farm.cli.options import RunOptions
+from farm.cli.private_hosts import private_hosts
 from farm.intake.check import CheckReport, check_manifest
 from farm.intake.manifest import read_manifest
 from farm.training.dispatch.messages import Notice, Snapshot
@@ -32,6 +33,7 @@ def check(
     resolution: int | None = None,
     base: Location = "embedded",
     workers: int | None = None,
+    allow_private_hosts: bool = False,
 ) -> CheckReport:
     """Find every fault of a manifest and its photos, as ``farm check`` does.
 
@@ -42,6 +44,7 @@ def check(
         resolution: side of the training crops in pixels, for recipes that set none.
         base: base model whose tokenizer reads the prompts.
         workers: threads; one per CPU core by default.
+        allow_private_hosts: let photo URLs lead to private, loopback and link-local addresses.
 
     Returns:
         The report: ``errors``, ``warnings``, ``good_subjects``, ``num_photos``. Faults do not
@@ -51,8 +54,10 @@ def check(
         ManifestError: if the manifest cannot be read at all.
         BaseModelError: if the base does not exist.
     """
-    read = read_manifest(os.fspath(manifest), strict=False, reader=prompt_reader(os.fspath(base)))
-    return check_manifest(read, workers=workers, resolution_px=resolution)
+    with private_hosts(allow_private_hosts):
+        reader = prompt_reader(os.fspath(base))
+        read = read_manifest(os.fspath(manifest), strict=False, reader=reader)
+        return check_manifest(read, workers=workers, resolution_px=resolution)
 
 
 @with_keywords(RunOptions)
@@ -70,7 +75,8 @@ def plan(manifest: Location, options: RunOptions) -> PreparedRun:
         PlanError: if the hardware cannot run it.
         UserError: if an option or the base is invalid.
     """
-    return prepare_run(run_request(os.fspath(manifest), options))
+    with private_hosts(options.allow_private_hosts):
+        return prepare_run(run_request(os.fspath(manifest), options))
 
 
 @with_keywords(RunOptions)
@@ -91,9 +97,10 @@ def run(manifest: Location, options: RunOptions) -> RunSummary:
         LaneLost: if the lanes cannot be kept alive.
         Interrupted: after Ctrl-C, once the running jobs are saved.
     """
-    prepared = prepare_run(run_request(os.fspath(manifest), options))
-    with stop_on_signals() as (stop, arm):
-        summary = execute_run(prepared, view=_LogView(), stop=stop, arm=arm)
+    with private_hosts(options.allow_private_hosts):
+        prepared = prepare_run(run_request(os.fspath(manifest), options))
+        with stop_on_signals() as (stop, arm):
+            summary = execute_run(prepared, view=_LogView(), stop=stop, arm=arm)
     if options.report:
         write_report(prepared, _log.warning)
     return summary

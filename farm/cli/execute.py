@@ -21,7 +21,7 @@ from farm.cli.options import PlanOptions, RunOptions
 from farm.cli.views.output import note, print_json, print_rich, say
 
 if TYPE_CHECKING:
-    from farm.training.plan.planner import Hardware
+    from farm.training.plan.hardware import Hardware
     from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
 __all__ = [
@@ -107,7 +107,7 @@ def hardware_of(options: PlanOptions, address: str | None = None) -> Hardware:
     from dataclasses import replace
 
     from farm.errors import UserError
-    from farm.training.plan.planner import Hardware, memory_of
+    from farm.training.plan.hardware import Hardware, memory_of
     from farm.training.run.prepare import this_machine
 
     gpus, nodes = options.gpus, options.nodes or 1

@@ -16,6 +16,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
+from farm.cli.private_hosts import PrivateHostsOption
+
 __all__ = [
     "BaseOption",
     "DeviceOption",
@@ -168,6 +170,7 @@ class PlanOptions:
         bool,
         typer.Option("--skip-faulty", help="Train the valid subjects of a manifest with faults."),
     ] = False
+    allow_private_hosts: PrivateHostsOption = False
 
     def __post_init__(self) -> None:
         _check_bounds(self)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli.options import BaseOption, JsonOption, ManifestArgument
+from farm.cli.private_hosts import PrivateHostsOption
 
 if TYPE_CHECKING:
     from farm.intake.check import CheckReport
@@ -39,6 +40,7 @@ def check(
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
     json: JsonOption = False,
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Find every fault of a manifest and its photos, each with its line and remedy.
 

@@ -37,16 +37,27 @@ def export(
 ) -> None:
     """Copy adapters out of the store, one folder each, and verify their digests.
 
-    With --form only that file is written, named after the adapter, ready for the tool's folder.
+    With --form only that file is written, named after the adapter. An adapter that cannot be read
+    is reported, and the others are exported.
     """
     from farm.storage import Store
     from farm.training.run.export import export_adapters
 
-    written = export_adapters(Store(store), out, names=names, run_id=run, form=form)
+    result = export_adapters(Store(store), out, names=names, run_id=run, form=form)
     if json:
-        print_json([{"name": name, "path": str(path)} for name, path in written])
-        return
-    for name, path in written:
-        say(f"{visible(name)}\t{visible(str(path))}")
-    if not written:
+        failed = [
+            {"name": name, "error": error.message, "remedy": error.remedy}
+            for name, error in result.failed
+        ]
+        print_json([{"name": name, "path": str(path)} for name, path in result.written] + failed)
+    else:
+        for name, path in result.written:
+            say(f"{visible(name)}\t{visible(str(path))}")
+    for name, error in result.failed:
+        note(visible(f"{name} was not exported: {error.message}"))
+        if error.remedy:
+            note(f"  remedy: {visible(error.remedy)}")
+    if result.failed:
+        raise typer.Exit(result.failed[0][1].exit_code)
+    if not result.written:
         note("no committed adapters match")

@@ -72,7 +72,6 @@ def logs(
     json: JsonOption = False,
 ) -> None:
     """Show the events of a run's jobs in chronological order."""
-    from dataclasses import asdict
     from datetime import UTC, datetime
 
     from farm.cli.views.output import print_json
@@ -89,7 +88,7 @@ def logs(
         if subject is None or subjects.get(event.job) == subject
     ]
     if json:
-        print_json([asdict(event) | {"subject": subjects.get(event.job)} for event in chosen])
+        print_json([event._asdict() | {"subject": subjects.get(event.job)} for event in chosen])
         return
     for event in chosen:
         when = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")

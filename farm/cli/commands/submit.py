@@ -20,6 +20,7 @@ from farm.cli.options import (
     read_options,
     with_options,
 )
+from farm.cli.private_hosts import PrivateHostsOption
 from farm.cli.views.output import note, print_json, say
 
 __all__ = ["register"]
@@ -67,6 +68,7 @@ def submit(
         bool, typer.Option("--follow", help="Show the log of the job until it ends.")
     ] = False,
     json: JsonOption = False,
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Send a run to a cluster as a Ray Job, which outlives this terminal.
 
@@ -78,7 +80,8 @@ def submit(
     from farm.training.cluster.submit import connect, scoring_arguments, split_options, submit_run
 
     settings = ScoringSettings(scoring.scorer, scoring.dino, scoring.scoring_share)
-    words = [*scoring_arguments(settings), *split_options(options or ())]
+    private = ["--allow-private-hosts"] if allow_private_hosts else []
+    words = [*scoring_arguments(settings), *private, *split_options(options or ())]
     store_url = Store(store).url  # a relative path would be a different folder on the head node
     chosen = _parsed(manifest, words)
     client = connect(address)

@@ -9,7 +9,7 @@ from farm.durations import duration
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from farm.training.plan.planner import Plan
+    from farm.training.plan.plan import Plan
     from farm.training.run.request import PreparedRun
 
 __all__ = ["plan_facts", "plan_table"]
