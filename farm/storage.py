@@ -9,6 +9,7 @@ an object in one piece. Multi-file results write their marker last; that is the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -18,15 +19,21 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from farm.errors import StoreError, UserError
+from farm.errors import StoreError, StoreUnusable, UserError
 
-__all__ = ["Store"]
+__all__ = ["OUTAGE_BUDGET_S", "Store"]
 
 Result = TypeVar("Result")
-RETRY_ATTEMPTS = 5
-RETRY_MAX_WAIT_S = 8.0
+CALL_BUDGET_S = 15.0
+"""How long one call is retried. Short, because others wait for it; who can wait longer, such as
+the publisher of adapters, calls again."""
+OUTAGE_BUDGET_S = 600.0
+"""How long a run waits for a store that does not answer before it ends."""
+RETRY_MAX_WAIT_S = 4.0
+CLIENT_RETRIES = 2
+"""Attempts of the S3 client below each of ours; its own defaults multiply to 25."""
 
 
 class Store:
@@ -43,7 +50,9 @@ class Store:
         """
         self.url = _normal_url(str(url))
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            self._fs, self._root = fsspec.core.url_to_fs(
+                self.url, use_listings_cache=False, **_client_options(self.url)
+            )
         except TypeError:  # a filesystem that takes no such option
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
@@ -52,6 +61,8 @@ class Store:
                 "use a folder, or install the fsspec package for this protocol",
             ) from error
         self._root = self._root.rstrip("/")
+        if self.url.startswith(S3_PREFIXES):
+            self._fs.retries = CLIENT_RETRIES
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return type(self), (self.url,)
@@ -89,7 +100,7 @@ class Store:
         if self.is_local:
             self._attempt(path, lambda: _write_local(full, data))
         else:
-            self._attempt(path, lambda: self._fs.pipe_file(full, data))
+            self._attempt(path, lambda: self._fs.pipe_file(full, data), is_write=True)
 
     def read(self, path: str) -> bytes:
         """Read one object. Raises FileNotFoundError where there is none."""
@@ -117,7 +128,7 @@ class Store:
                 return bytes(self._fs.cat_file(full)) == data
             return True
 
-        return self._attempt(path, put)
+        return self._attempt(path, put, is_write=True)
 
     def write_json(self, path: str, value: object) -> None:
         """Write a value as indented JSON, whole or not at all."""
@@ -136,7 +147,7 @@ class Store:
         if self.is_local:
             self._attempt(path, lambda: _write_local(full, Path(local).read_bytes()))
         else:
-            self._attempt(path, lambda: self._fs.put_file(str(local), full))
+            self._attempt(path, lambda: self._fs.put_file(str(local), full), is_write=True)
 
     def download(self, path: str, local: str | Path) -> None:
         """Copy an object out to a local file, whole or not at all."""
@@ -219,10 +230,15 @@ class Store:
 
     # -- retries ----------------------------------------------------------------------------
 
-    def _attempt(self, path: str, call: Callable[[], Result]) -> Result:
+    def _attempt(self, path: str, call: Callable[[], Result], *, is_write: bool = False) -> Result:
+        """Call until it succeeds, for ``CALL_BUDGET_S`` at most.
+
+        Args:
+            is_write: an object that cannot be written for want of a place has no bucket.
+        """
         try:
             for attempt in Retrying(
-                stop=stop_after_attempt(RETRY_ATTEMPTS),
+                stop=stop_after_delay(CALL_BUDGET_S),
                 wait=wait_random_exponential(multiplier=0.1, max=RETRY_MAX_WAIT_S),
                 retry=retry_if_exception(_is_transient),
                 reraise=True,
@@ -230,17 +246,27 @@ class Store:
                 with attempt:
                     return call()
         except Exception as error:
-            if _is_refusal(error):
-                raise UserError(
-                    f"{self.url}/{path} may not be used: {error}",
-                    "check the credentials and rights for this store",
-                ) from error
+            diagnosis = _diagnose(error, is_write=is_write)
+            if diagnosis is not None:
+                what, remedy = diagnosis
+                raise StoreUnusable(f"{self.url}/{path}: {what} ({error})", remedy) from error
             if _is_transient(error):
                 raise StoreError(
-                    f"{self.url}/{path}: {error}", "the store did not answer; try again"
+                    f"{self.url}/{path}: {error}", "see whether the store answers; try again"
                 ) from error
             raise
         raise AssertionError("unreachable")
+
+
+S3_PREFIXES = ("s3://", "s3a://")
+
+
+def _client_options(url: str) -> dict[str, Any]:
+    """Options of the client that leave the retries to us; the user's own fsspec settings win."""
+    if not url.startswith(S3_PREFIXES):
+        return {}
+    own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"retries": {"max_attempts": 0}, **own}}
 
 
 CLIENT_PACKAGES = frozenset({"botocore", "aiobotocore", "aiohttp", "urllib3", "requests"})
@@ -250,22 +276,35 @@ them."""
 
 def _is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later: any I/O fault but a statement about the path."""
-    final = (
-        FileNotFoundError,
-        FileExistsError,
-        PermissionError,
-        NotADirectoryError,
-        IsADirectoryError,
-    )
-    if isinstance(error, final) or _is_refusal(error):
+    final = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, final) or _diagnose(error) is not None:
         return False
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError | TimeoutError) or package in CLIENT_PACKAGES
 
 
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the store says that this user may not."""
-    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL_CODES = ("XMinioStorageFull", "QuotaExceeded", "InsufficientStorage")
+
+
+def _diagnose(error: BaseException, *, is_write: bool = False) -> tuple[str, str] | None:
+    """A permanent error of the store itself and its remedy; None for any other error."""
+    number, text = getattr(error, "errno", None), str(error)
+    if number in FULL or any(code in text for code in FULL_CODES):
+        return "the store is full", "free space or raise the quota"
+    if number == errno.EROFS:
+        return "the store is read-only", "mount it writable, or name another store"
+    if "Credentials" in type(error).__name__:
+        return (
+            "there are no credentials for the store",
+            "provide them on this machine and on every node, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or an instance profile",
+        )
+    if isinstance(error, PermissionError):
+        return "access denied", "check the credentials and rights for this store"
+    if isinstance(error, FileNotFoundError) and (is_write or "bucket does not exist" in text):
+        return "there is no such bucket", "create the bucket, or correct the store's URL"
+    return None
 
 
 def _normal_url(url: str) -> str:
@@ -279,10 +318,14 @@ def _write_aside(full: str, data: bytes) -> Path:
     target = Path(full)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # on a full disk, half a file would take what space there is
+        aside.unlink(missing_ok=True)
+        raise
     return aside
 
 

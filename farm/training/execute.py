@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from farm.errors import Interrupted, StoreError
+from farm.errors import Interrupted, StoreError, StoreUnusable
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
@@ -71,11 +71,13 @@ def execute_run(
         point_names(prepared)
         jobs = _drive(driver)
     finally:
-        with suppress(StoreError):
+        with suppress(StoreError, StoreUnusable):
             claim.release()
         guard.close()
     summary = summarise(prepared, jobs, time.monotonic() - began)
     left = sum(not job.is_final for job in jobs)
+    if driver.patience.error is not None and left:
+        raise driver.patience.error
     if driver.stop.is_set() and left:
         raise Interrupted(
             f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -24,13 +27,14 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry
-from farm.errors import LaneLost
+from farm.errors import FarmError, LaneLost, StoreError, StoreUnusable
 from farm.intake.scoring import ScoringSettings
-from farm.storage import Store
+from farm.storage import OUTAGE_BUDGET_S, Store
 from farm.training.cluster.start import quiet_ray, start_ray
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger
 from farm.training.dispatch.messages import (
+    Assignment,
     DispatchSettings,
     LaneOrders,
     LaneReport,
@@ -49,6 +53,7 @@ __all__ = [
     "LaneConfig",
     "LaneRun",
     "LaneSpec",
+    "ask",
     "quiet_ray",
     "start_dispatcher",
     "start_ray",
@@ -56,6 +61,8 @@ __all__ = [
 
 NAMESPACE = "farm"
 EXCHANGE_TIMEOUT_S = 120.0
+LEDGER_PAUSE_S = 5.0
+"""Between two tries to write a ledger that the store does not take."""
 CPU_LANE_NICENESS = 7
 """Added to the niceness of lanes without a GPU: beside a drawer, a quarter of a core is theirs."""
 
@@ -94,10 +101,24 @@ class DispatchActor:
     """The dispatcher in a process of its own, on the driver's node."""
 
     def __init__(self, spec: DispatchSpec) -> None:
+        self._spec = spec
         self._store = Store(spec.store_url)
-        assignments = read_assignments(self._store, spec.run_id)
+        self._priors: dict[str, Any] = {}
+        self._nodes: dict[str, str] = {}
+        """Node by lane."""
+        self._draining: set[str] = set()
+
+    # read on first use: an error in a constructor reaches the driver as Ray's traceback
+
+    @cached_property
+    def _assignments(self) -> list[Assignment]:
+        return read_assignments(self._store, self._spec.run_id)
+
+    @cached_property
+    def _dispatcher(self) -> Dispatcher:
+        spec, assignments = self._spec, self._assignments
         prior_keys = {item.spec.prior_key for item in assignments if item.spec.prior_key}
-        self._dispatcher = Dispatcher(
+        return Dispatcher(
             assignments,
             Ledger(self._store, spec.run_id, epoch=spec.epoch),
             resolution_px=spec.resolution_px,
@@ -105,11 +126,6 @@ class DispatchActor:
             committed=Registry(self._store).committed_among(a.spec.key for a in assignments),
             settings=spec.settings,
         )
-        self._assignments = assignments
-        self._priors: dict[str, Any] = {}
-        self._nodes: dict[str, str] = {}
-        """Node by lane."""
-        self._draining: set[str] = set()
 
     def exchange(self, report: LaneReport, node_id: str) -> LaneOrders:
         """See ``Dispatcher.exchange``. A lane on a node that goes away gets nothing new; it saves
@@ -144,8 +160,12 @@ class DispatchActor:
         return [self._priors[prior_key]]
 
     def look(self, since: int) -> tuple[Snapshot, list[Notice]]:
-        """Tick, and tell the driver how things are."""
-        self._dispatcher.tick()
+        """Tick, and report to the driver. A ledger that cannot be written is in the snapshot."""
+        dispatcher = self._dispatcher
+        # each try blocks the lanes' calls while the store does not answer
+        if not dispatcher.trouble.failed_within(LEDGER_PAUSE_S):
+            with suppress(StoreError, StoreUnusable):
+                dispatcher.tick()
         self._forget_priors()
         return self._dispatcher.snapshot(), self._dispatcher.news(since)
 
@@ -179,8 +199,10 @@ class DispatchActor:
         self._dispatcher.stop()
 
     def jobs(self) -> list[Job]:
-        """All jobs; the ledger is written first."""
-        self._dispatcher.tick()
+        """All jobs; the ledger is written first, if the store takes it."""
+        if self._dispatcher.trouble.current() is None:
+            with suppress(StoreError, StoreUnusable):
+                self._dispatcher.tick()
         return self._dispatcher.jobs()
 
 
@@ -200,6 +222,21 @@ def start_dispatcher(spec: DispatchSpec) -> Any:
     ).remote(spec)
 
 
+def ask(reference: Any) -> Any:
+    """The answer to a call of the dispatcher's actor; the farm's own errors without Ray's wrapper.
+
+    Raises:
+        FarmError: as the actor raised it.
+        ray.exceptions.RayError: if the actor or the cluster failed.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, FarmError):
+            raise error.cause from None
+        raise
+
+
 def dispatcher_name(spec: DispatchSpec) -> str:
     """Where lanes find it; another epoch's lanes find nothing."""
     return f"dispatcher-{spec.run_id}-{spec.epoch}"
@@ -214,7 +251,20 @@ class RayLink:
         self._store = store
 
     def exchange(self, report: LaneReport) -> LaneOrders:
-        """Report and be told."""
+        """Report to the dispatcher; returns its orders.
+
+        A dispatcher that was restarted reads the store first, and is asked again while it cannot.
+        """
+        until = time.monotonic() + OUTAGE_BUDGET_S
+        while True:
+            try:
+                return self._exchange(report)
+            except StoreError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(2.0)
+
+    def _exchange(self, report: LaneReport) -> LaneOrders:
         try:
             orders: LaneOrders = ray.get(
                 self._actor.exchange.remote(report, self._node_id), timeout=EXCHANGE_TIMEOUT_S

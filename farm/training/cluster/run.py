@@ -18,12 +18,14 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from farm.errors import FarmError, HeadLost, LaneLost, StoreError
+from farm.errors import FarmError, HeadLost, LaneLost, StoreError, StoreUnusable
+from farm.storage import OUTAGE_BUDGET_S
 from farm.training.cluster.lane_runs import LaneRuns
 from farm.training.cluster.ray_train import (
     DispatchSpec,
     LaneRun,
     LaneSpec,
+    ask,
     dispatcher_name,
     start_dispatcher,
     start_ray,
@@ -40,6 +42,7 @@ from farm.training.cluster.watch import (
 )
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
+from farm.training.dispatch.store_trouble import TroubleNote, worst_of
 from farm.training.priors.builder import PriorBuilder
 from farm.training.priors.ray_data import DRAWING_CPUS, PriorWorkerSettings, generate_with_ray
 from farm.training.run.driver import Driver
@@ -177,7 +180,8 @@ class _RayRun:
                     if self._has_stopped(snapshot, time.monotonic() - self._stopped_at):
                         break
                 else:
-                    self._answer_requests()
+                    if snapshot.trouble is None:
+                        self._answer_requests()
                     self._runs.keep(snapshot)
                     self._tell_missing(snapshot)
                 time.sleep(LOOK_S)
@@ -204,9 +208,9 @@ class _RayRun:
             HeadLost: if it has not for too long.
         """
         if lost := self._watch.take("lost"):
-            ray.get(self._dispatcher.nodes_lost.remote(lost))
+            ask(self._dispatcher.nodes_lost.remote(lost))
         if draining := self._watch.take("draining"):
-            ray.get(self._dispatcher.nodes_draining.remote(draining))
+            ask(self._dispatcher.nodes_draining.remote(draining))
             self._driver.tell(
                 snapshot, f"{len(draining)} node(s) will be taken away: their jobs move to others"
             )
@@ -249,21 +253,32 @@ class _RayRun:
         return not trains and waited_s > (IDLE_STOP_S if snapshot.lanes else 0.0)
 
     def _look(self) -> tuple[Snapshot, list[Notice]]:
-        """Ask the dispatcher; a store that fails now and then is asked again."""
-        for _ in range(20):
+        """The dispatcher's view, with what the prior sets have with the store.
+
+        Raises:
+            StoreError: if a dispatcher that was restarted cannot read the store for too long.
+        """
+        note = TroubleNote()
+        while True:
             try:
-                seen: tuple[Snapshot, list[Notice]] = ray.get(
-                    self._dispatcher.look.remote(self._driver.heard)
-                )
-                return seen
-            except StoreError:
+                snapshot, news = ask(self._dispatcher.look.remote(self._driver.heard))
+                break
+            except StoreError as error:
+                note.failed(error)
+                trouble = note.current()
+                is_over = trouble is not None and trouble.lasted_s > OUTAGE_BUDGET_S
+                if is_over or self._driver.stop.is_set():
+                    raise
                 time.sleep(LOOK_S)
-        raise StoreError("the ledger could not be written", "see whether the store answers")
+        if self._priors is not None:
+            worst = worst_of([snapshot.trouble, self._priors.trouble.current()])
+            snapshot = replace(snapshot, trouble=worst)
+        return snapshot, news
 
     def _stop(self) -> float:
         if self._priors is not None:
             self._priors.stopped.set()
-        ray.get(self._dispatcher.stop.remote())
+        ask(self._dispatcher.stop.remote())
         return time.monotonic()
 
     def _end(self) -> list[Job]:
@@ -283,14 +298,14 @@ class _RayRun:
                 run.join(max(0.0, deadline - time.monotonic()))
         snapshot, news = self._look()
         self._driver.show(snapshot, news)
-        jobs: list[Job] = ray.get(self._dispatcher.jobs.remote())
+        jobs: list[Job] = ask(self._dispatcher.jobs.remote())
         return jobs
 
     def _answer_requests(self) -> None:
-        with suppress(StoreError):
+        with suppress(StoreError, StoreUnusable):
             for what, keys in take_requests(self._prepared.store, self._prepared.run_id):
                 method = self._dispatcher.cancel if what == "cancel" else self._dispatcher.retry
-                ray.get(method.remote(keys))
+                ask(method.remote(keys))
 
     # -- lanes --------------------------------------------------------------------------------
 
@@ -318,7 +333,7 @@ class _RayRun:
 
     def _lanes_ended(self, name: str) -> None:
         """Give the jobs and the places of lanes that are gone to others."""
-        ray.get(self._dispatcher.lanes_ended.remote(name))
+        ask(self._dispatcher.lanes_ended.remote(name))
         free_places_of_dead_controllers()
 
     # -- priors -------------------------------------------------------------------------------
@@ -345,8 +360,8 @@ class _RayRun:
             store,
             self._prepared.priors,
             lambda specs, attempt: generate_with_ray(settings, store, specs, attempt),
-            ready=lambda key: ray.get(self._dispatcher.prior_is_ready.remote(key)),
-            failed=lambda *why: ray.get(self._dispatcher.prior_failed.remote(*why)),
+            ready=lambda key: ask(self._dispatcher.prior_is_ready.remote(key)),
+            failed=lambda *why: ask(self._dispatcher.prior_failed.remote(*why)),
         )
         self._priors_thread = threading.Thread(target=self._draw_priors, name="priors", daemon=True)
         self._priors_thread.start()

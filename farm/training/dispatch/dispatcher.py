@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+from farm.errors import StoreError, StoreUnusable
 from farm.training.dispatch.lanes import LaneEntry, NoticeLog, group_of, waiting_in_full_lanes
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.dispatch.messages import (
@@ -30,6 +31,7 @@ from farm.training.dispatch.messages import (
     Snapshot,
 )
 from farm.training.dispatch.queues import Group, JobQueues
+from farm.training.dispatch.store_trouble import TroubleNote, worst_of
 from farm.training.plan.shape import run_shapes
 
 __all__ = ["Dispatcher"]
@@ -78,6 +80,8 @@ class Dispatcher:
         self._ready_priors = set(ready_priors)
         self._queues = JobQueues(self._is_queued)
         self._lanes: dict[str, LaneEntry] = {}
+        self.trouble = TroubleNote()
+        """What writing the ledger comes to."""
         self._slot_limits: dict[str, int] = {}
         self._leases_of: dict[str, set[str]] = {}
         self._leased_before = {key for key, job in ledger.jobs.items() if job.changed}
@@ -154,7 +158,7 @@ class Dispatcher:
         lane.group = group_of(report)
         lane.held = dict(report.held)
         lane.rows_per_s, lane.rss_bytes = report.rows_per_s, report.rss_bytes
-        lane.pid = report.pid
+        lane.pid, lane.trouble = report.pid, report.trouble
         return lane
 
     def _settle(self, result: JobResult, name: str) -> None:
@@ -297,12 +301,18 @@ class Dispatcher:
         """Bury silent lanes and write the ledger. Call about once a second.
 
         Raises:
-            StoreError: if the ledger cannot be written; nothing is lost, call again.
+            StoreError, StoreUnusable: if the ledger cannot be written; nothing is lost, call
+                again.
         """
         for place, lane in list(self._lanes.items()):
             if self._clock() - lane.seen > self._settings.lease_s:
                 self._bury(place, f"its lane was silent for {self._settings.lease_s:.0f} s")
-        self._ledger.flush()
+        try:
+            self._ledger.flush()
+        except (StoreError, StoreUnusable) as error:
+            self.trouble.failed(error)
+            raise
+        self.trouble.succeeded()
 
     def lane_died(self, place: str) -> None:
         """A lane is known to be dead; its jobs go to others at once."""
@@ -334,6 +344,9 @@ class Dispatcher:
             waiting_for_priors=self._queues.num_waiting(),
             is_done=all(job.is_final for job in jobs),
             is_starved=bool(self._queues.num_ready()) and not self._lanes,
+            trouble=worst_of(
+                [self.trouble.current(), *(lane.trouble for lane in self._lanes.values())]
+            ),
         )
 
     # -- inside -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from farm.training.dispatch.messages import LaneReport, LaneView, Notice
 from farm.training.dispatch.queues import Group
+from farm.training.dispatch.store_trouble import StoreTrouble
 
 __all__ = ["LaneEntry", "NoticeLog", "group_of", "waiting_in_full_lanes"]
 
@@ -29,6 +30,8 @@ class LaneEntry:
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
+    trouble: StoreTrouble | None = None
+    """With the store."""
     busy: float = 0.0
     """Last time it held something or was given something."""
     journaled: float = 0.0

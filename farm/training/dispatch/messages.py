@@ -13,6 +13,7 @@ from typing import Literal
 from farm.errors import explain
 from farm.intake.job import JobSpec
 from farm.training.dispatch.ledger import Why
+from farm.training.dispatch.store_trouble import StoreTrouble
 from farm.training.plan.shape import LaneShape
 
 __all__ = [
@@ -140,6 +141,8 @@ class LaneReport:
     rss_bytes: int = 0
     pid: int = 0
     """Its process, on whatever node."""
+    trouble: StoreTrouble | None = None
+    """Its writes to the store fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,3 +208,5 @@ class Snapshot:
     is_done: bool
     is_starved: bool
     """Jobs are ready and no lane is alive to take them."""
+    trouble: StoreTrouble | None = None
+    """The worst that the dispatcher or a lane has with the store."""

@@ -16,6 +16,7 @@ from typing import Literal
 from PIL import Image
 
 from farm.training.dispatch.messages import JobResult, LaneOrders, LaneReport, Lease
+from farm.training.dispatch.store_trouble import TroubleNote
 from farm.training.plan.shape import LaneShape
 
 __all__ = ["LeasedJob", "JobTable"]
@@ -59,6 +60,8 @@ class JobTable:
         self.slot_limit: int | None = None
         self.is_short = False
         """Of memory: somebody ran out, and the lane has not shrunk yet."""
+        self.trouble = TroubleNote()
+        """What the lane's writes to the store come to."""
         self._jobs: dict[str, LeasedJob] = {}
         self._results: dict[str, JobResult] = {}
         self._fresh: deque[LeasedJob] = deque()
@@ -159,6 +162,7 @@ class JobTable:
                 rows_per_s=self.rows_per_s,
                 rss_bytes=self.rss_bytes,
                 pid=os.getpid(),
+                trouble=self.trouble.current(),
             )
 
     def _num_wanted(self) -> int:

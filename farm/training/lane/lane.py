@@ -64,7 +64,12 @@ class Lane:
         self._messenger = Heartbeat(self._held, link, beat_s=how.beat_s)
         self._preparer = Prefetcher(base, store, self._held, link, num_threads=how.prepare_threads)
         self._publisher = Publisher(
-            store, base, how.forms, self._held.end, num_threads=how.publish_threads
+            store,
+            base,
+            how.forms,
+            self._held.end,
+            num_threads=how.publish_threads,
+            trouble=self._held.trouble,
         )
         self._finisher = Finalizer(base, how.samples, judge)
         self._is_judging = judge is not None
@@ -295,6 +300,8 @@ class Lane:
 
     def _park(self) -> None:
         """Save every running job, and give all jobs back."""
+        if self._held.is_stopping:
+            self._publisher.hurry()
         if self._trainer is not None:
             for slot in self._trainer.active_slots:
                 self._publisher.checkpoint(self._trainer.state(slot))

@@ -17,7 +17,7 @@ import torch
 
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
-from farm.errors import StoreError, UserError
+from farm.errors import StoreError, StoreUnusable, UserError
 from farm.intake.job import JobSpec
 from farm.storage import Store
 from farm.training.dispatch.messages import JobResult
@@ -117,6 +117,9 @@ class Prefetcher:
             photos = prepare_photos(self._base, spec)
             state = load_checkpoint(self._store, spec.key) if job.lease.may_resume else None
         except StoreError as error:
+            self._held.end(JobResult.of_error(spec.key, "released", error))
+        except StoreUnusable as error:  # not the job's fault
+            self._held.trouble.failed(error)
             self._held.end(JobResult.of_error(spec.key, "released", error))
         except UserError as error:
             self._held.end(JobResult.of_error(spec.key, "rejected", error))

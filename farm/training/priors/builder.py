@@ -12,13 +12,15 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Literal, Self
 
-from farm.errors import explain
+from farm.errors import StoreError, StoreUnusable, explain
 from farm.intake.job import PriorSpec
 from farm.locks import StoreLock
 from farm.storage import Store
+from farm.training.dispatch.store_trouble import TroubleNote
 from farm.training.priors.storage import PartRecord, commit_prior_set, is_ready, parts_of
 
 __all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]
@@ -26,6 +28,8 @@ __all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]
 CLAIM_TTL_S = 120.0
 WAIT_S = 2.0
 """Seconds between two looks at sets that somebody else draws."""
+STORE_PAUSE_S = 5.0
+"""Between two tries while the store fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,15 @@ class PartFailure:
     prior_key: str
     reason: str
     remedy: str = ""
+    store: Literal["", "silent", "unusable"] = ""
+    """The store's fault and not the set's: the set is generated again once the store works."""
+
+    @classmethod
+    def of_error(cls, prior_key: str, error: Exception) -> Self:
+        """What an error leads to."""
+        is_unusable = isinstance(error, StoreUnusable)
+        silent: Literal["", "silent"] = "silent" if isinstance(error, StoreError) else ""
+        return cls(prior_key, *explain(error), "unusable" if is_unusable else silent)
 
 
 GenerateParts = Callable[[Sequence[PriorSpec], str], Generator[PartRecord | PartFailure]]
@@ -71,6 +84,8 @@ class PriorBuilder:
         self._claims_lock = threading.Lock()
         self.stopped = threading.Event()
         """Set it to give up between two parts."""
+        self.trouble = TroubleNote()
+        """What writes to the store come to; the run decides how long to wait."""
 
     def run(self) -> None:
         """Until every set is ready or has failed, or ``stopped`` is set."""
@@ -79,20 +94,28 @@ class PriorBuilder:
         renewing.start()
         try:
             while self._pending and not self.stopped.is_set():
-                self._note_ready()
-                mine = [spec for spec in self._pending.values() if self._claim(spec.key)]
-                if mine:
-                    self._draw_all({spec.key: spec for spec in mine})
-                elif self._pending:
-                    self.stopped.wait(WAIT_S)
+                try:
+                    self._take_turn()
+                except (StoreError, StoreUnusable) as error:
+                    self.trouble.failed(error)
+                    self._release_all()
+                    self.stopped.wait(STORE_PAUSE_S)
         except Exception as error:  # the cause concerns all that are left
             for key in list(self._pending):
                 self._fail(PartFailure(key, *explain(error)))
         finally:
             ended.set()
             renewing.join()
-            for key in list(self._claims):
-                self._release(key)
+            self._release_all()
+
+    def _take_turn(self) -> None:
+        """Generate what nobody else does; otherwise wait a moment for those who do."""
+        self._note_ready()
+        mine = [spec for spec in self._pending.values() if self._claim(spec.key)]
+        if mine:
+            self._draw_all({spec.key: spec for spec in mine})
+        elif self._pending:
+            self.stopped.wait(WAIT_S)
 
     def _note_ready(self) -> None:
         for key in list(self._pending):
@@ -132,8 +155,12 @@ class PriorBuilder:
         if key not in self._pending:  # its set has failed already
             return
         if isinstance(outcome, PartFailure):
+            if outcome.store:
+                kind = StoreUnusable if outcome.store == "unusable" else StoreError
+                raise kind(outcome.reason, outcome.remedy)
             self._fail(outcome)
             return
+        self.trouble.succeeded()
         receipts[key].append(outcome)
         if len(receipts[key]) == len(parts_of(spec)) + 1:
             commit_prior_set(self._store, spec, attempt, receipts.pop(key))
@@ -152,10 +179,16 @@ class PriorBuilder:
         with self._claims_lock:
             claim = self._claims.pop(key, None)
         if claim is not None:
-            claim.release()
+            with suppress(StoreError, StoreUnusable):  # it expires
+                claim.release()
+
+    def _release_all(self) -> None:
+        for key in list(self._claims):
+            self._release(key)
 
     def _renew_forever(self) -> None:
         while not self._ended.wait(CLAIM_TTL_S / 4):
             with self._claims_lock:
                 for claim in self._claims.values():
-                    claim.renew()
+                    with suppress(StoreError, StoreUnusable):
+                        claim.renew()

@@ -9,14 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from farm.adapters.registry import Registry
-from farm.errors import LaneLost, StoreError, UserError
+from farm.errors import LaneLost, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock, holder
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
 from farm.training.run.files import write_assignments, write_settings
+from farm.training.run.patience import StorePatience
 from farm.training.run.request import PreparedRun, RunView
 
 __all__ = ["Driver", "lock_run", "point_names", "write_run_files"]
@@ -36,11 +37,12 @@ class Driver:
     stop: threading.Event
     arm: Callable[[], None] | None = None
     """Installs the signal handlers that set ``stop``."""
+    patience: StorePatience = field(default_factory=StorePatience)
     _renewed: float = 0.0
     _heard: int = 0
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
-        """Tell the view what is new; prove that this driver lives.
+        """Show what is new, renew the claim, and stop the run if the store fails for too long.
 
         Raises:
             LaneLost: if another driver took the run over.
@@ -49,9 +51,13 @@ class Driver:
             self._heard = news[-1].number + 1
         if self.view is not None:
             self.view.show(snapshot, news)
+        if line := self.patience.heed(snapshot.trouble):
+            self.tell(snapshot, line)
+        if self.patience.error is not None:
+            self.stop.set()
         if time.monotonic() - self._renewed > DRIVER_TTL_S / 6:
             self._renewed = time.monotonic()
-            with suppress(StoreError):
+            with suppress(StoreError, StoreUnusable):
                 if not self.claim.renew():
                     raise LaneLost(
                         "another driver took this run over", "let that one finish the run"

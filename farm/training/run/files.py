@@ -26,6 +26,7 @@ from farm.storage import Store
 from farm.training.dispatch.messages import Assignment
 
 __all__ = [
+    "Request",
     "ask",
     "list_runs",
     "name_run",
