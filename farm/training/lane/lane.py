@@ -103,6 +103,12 @@ class Lane:
         if self._messenger.lost is not None:
             raise self._messenger.lost
 
+    def stop(self) -> None:
+        """Make ``run`` save every job, give all back and return. From any thread."""
+        with self._held.changed:
+            self._held.is_stopping = True
+            self._held.changed.notify_all()
+
     # -- one turn -----------------------------------------------------------------------------
 
     def _turn(self) -> None:

@@ -185,6 +185,8 @@ class Publisher:
         if isinstance(error, StoreError | StoreUnusable):
             self._trouble.failed(error)
         if self._hurried.is_set():
+            if isinstance(error, StoreUnusable):
+                return True
             return time.monotonic() - self._hurried_at > HURRIED_S
         return (state.seconds_since_start or 0.0) > OUTAGE_BUDGET_S
 

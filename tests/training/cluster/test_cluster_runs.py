@@ -111,7 +111,7 @@ def test_lanes_of_a_draining_node_save_their_jobs_and_others_train_them(
 def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(head: Head, tmp_path: Path) -> None:
     run = Run(head, tmp_path, "--nodes", "2", "--cpus", "4", "--node-timeout", "2")
     run.await_true(lambda: "have not come" in run.log.read_text())
-    assert "each is to hold 1 lane(s) of 3 CPU" in run.log.read_text()
+    assert "each must hold 1 lane(s) of 3 CPU" in run.log.read_text()
     assert run.stop() < 15  # ten, and what a busy machine adds
 
 
