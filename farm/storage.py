@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from farm.errors import StoreError, StoreUnusable, UserError
 
-__all__ = ["OUTAGE_BUDGET_S", "Store"]
+__all__ = ["OUTAGE_BUDGET_S", "Store", "remedy_of_reading"]
 
 Result = TypeVar("Result")
 CALL_BUDGET_S = 15.0
@@ -287,6 +287,12 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_CODES = ("XMinioStorageFull", "QuotaExceeded", "InsufficientStorage")
 
 
+def remedy_of_reading(error: BaseException) -> str:
+    """What to do about a file elsewhere that cannot be read."""
+    diagnosis = _diagnose(error)
+    return diagnosis[1] if diagnosis is not None else "correct the address"
+
+
 def _diagnose(error: BaseException, *, is_write: bool = False) -> tuple[str, str] | None:
     """A permanent error of the store itself and its remedy; None for any other error."""
     number, text = getattr(error, "errno", None), str(error)
@@ -301,7 +307,7 @@ def _diagnose(error: BaseException, *, is_write: bool = False) -> tuple[str, str
             "AWS_SECRET_ACCESS_KEY, or an instance profile",
         )
     if isinstance(error, PermissionError):
-        return "access denied", "check the credentials and rights for this store"
+        return "access denied", "check the credentials and their rights"
     if isinstance(error, FileNotFoundError) and (is_write or "bucket does not exist" in text):
         return "there is no such bucket", "create the bucket, or correct the store's URL"
     return None

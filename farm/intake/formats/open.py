@@ -36,6 +36,7 @@ from farm.intake.photos.listings import list_folder, subfolders
 from farm.intake.photos.photo_table import is_photo_manifest
 from farm.intake.photos.uris import check_reference
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
+from farm.storage import remedy_of_reading
 
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 
@@ -212,7 +213,7 @@ def _reachable(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # filesystems of a dozen packages raise what they like
         message = f"{url} cannot be read: {words_of(error)}"
-        raise ManifestError(message, "correct the address") from error
+        raise ManifestError(message, remedy_of_reading(error)) from error
 
 
 def _file_names(folder: str) -> set[str]:

@@ -4,8 +4,9 @@
     python -m farm.training.cluster.preemption --now      # drain at once, such as in a preStop hook
 
 Owns a small process on each spot node, started beside ``ray start``. It is a plain process because
-an actor would keep the node from being scaled down. Draining makes the node's lanes save their jobs
-and return (``dispatch_actor``).
+an actor would keep the node from being scaled down. Draining makes the node's lanes save their
+jobs and return (``dispatch_actor``). With ``--now`` it waits for that, because Kubernetes sends
+SIGTERM as soon as a ``preStop`` hook has ended.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -27,6 +29,7 @@ TIMEOUT_S = 2.0
 POLL_S = 2.0
 """Google gives 30 s from the notice to the end; polling may take little of it."""
 TOKEN_TTL_S = 21600
+LANE_TITLE = "ray::RayTrainWorker"
 LINK_LOCAL = "http://169.254.169.254"
 
 
@@ -190,7 +193,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
             time.sleep(1.0)
     _say(f"node {node_id} drains, {time.monotonic() - began:.1f} s after the notice")
+    if options.now:
+        _await_lanes(notice.seconds - (time.monotonic() - began))
     return 0
+
+
+def _await_lanes(seconds: float) -> None:
+    """Until no lane runs on this machine."""
+    import psutil
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        titles = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+        if not any(LANE_TITLE in title for title in titles):
+            return
+        time.sleep(0.5)
 
 
 def _await_notice(cloud: str, endpoint: str | None) -> Notice:
@@ -219,7 +236,10 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--cloud", choices=sorted(CLOUDS), help="wait for this cloud's notice")
     how.add_argument("--now", action="store_true", help="drain at once, without a notice")
-    parser.add_argument("--address", required=True, help="the cluster's head, host:port")
+    head = os.environ.get("RAY_ADDRESS")
+    parser.add_argument(
+        "--address", default=head, required=head is None, help="the cluster's head, host:port"
+    )
     parser.add_argument("--seconds", type=float, default=100.0, help="until the end, with --now")
     parser.add_argument("--endpoint", help="another metadata server than the cloud's own")
     parser.add_argument("--node-id", help="of the node; by default the one on this machine")
