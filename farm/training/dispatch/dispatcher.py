@@ -175,7 +175,7 @@ class Dispatcher:
         if not self._is_held_by(key, name):
             return
         if result.kind == "released":
-            self._ledger.append("released", key, lane=name, **result.why)
+            self._ledger.append("released", key, lane=name, step=result.step, **result.why)
             self._enqueue(key)
         elif result.kind == "failed":
             self._fail(key, name, result)

@@ -1,6 +1,6 @@
-"""Adapters out of the store into a folder, whole or in the one form that a tool wants.
+"""Exports adapters from the store into a folder, in all forms or in one.
 
-Owns which adapters are meant and how their files are named outside.
+Owns the selection of adapters and the names of the exported files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def export_adapters(
         form: ``diffusers``, ``peft`` or ``kohya``: that form alone, named after the adapter.
 
     Returns:
-        (namespace/name, where it lies) of each.
+        (namespace/name, path) of each.
 
     Raises:
         UserError: if a name or form is not known, or an adapter is revoked.
@@ -54,7 +54,7 @@ def export_adapters(
         if registry.is_revoked(named.job_key, named.namespace):
             if names:
                 raise UserError(
-                    f"{named.namespace}/{named.name} is revoked", "leave it out, or train anew"
+                    f"{named.namespace}/{named.name} is revoked", "leave it out, or train it again"
                 )
             continue
         label = f"{named.namespace}/{named.name}"

@@ -1,6 +1,6 @@
 """Which jobs of a run have no adapter, and why: for the summary, `farm status` and the report.
 
-Owns the one list of failures. Reason and remedy are the ledger's, word for word.
+Owns the one list of failures. Reason and remedy are copied from the ledger.
 """
 
 from __future__ import annotations

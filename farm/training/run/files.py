@@ -1,8 +1,8 @@
-"""What a run keeps in the store beside its ledger: its jobs, its settings, requests to it.
+"""A run's files in the store beside its ledger: jobs, settings, and requests to its driver.
 
-Owns ``runs/<run_id>/`` but for ``ledger/``, ``report.html`` and ``served/``, and the rule that
-names a run. Anybody with the store can look at a run, ask it to cancel or retry jobs, and start its
-driver again.
+Owns ``runs/<run_id>/`` except ``ledger/``, ``report.html`` and ``served/``, and the rule that
+names a run. Anyone with access to the store can inspect a run, ask it to cancel or retry jobs, and
+restart its driver.
 
     runs/<run_id>/manifest.parquet   the resolved manifest
     runs/<run_id>/jobs.jsonl.gz      its jobs and the names of their adapters
@@ -41,15 +41,15 @@ RUN_ID_LENGTH = 12
 
 
 def name_run(assignments: Iterable[Assignment]) -> str:
-    """The run of these jobs: the same manifest on the same base is the same run, whenever."""
+    """The run's id: the same manifest on the same base is always the same run."""
     named = {item.spec.key: [list(pair) for pair in sorted(item.names)] for item in assignments}
     jobs = [[key, names] for key, names in sorted(named.items())]
     return key_of("run", jobs=jobs)[:RUN_ID_LENGTH]
 
 
 def write_assignments(store: Store, run_id: str, assignments: Sequence[Assignment]) -> None:
-    """Keep the run's jobs. Keys and names are always the same ones; sample prompts, priorities and
-    places of photos are those of the last start."""
+    """Write the run's jobs. Keys and names never change; sample prompts, priorities and photo
+    locations are those of the last start."""
     path = f"runs/{run_id}/jobs.jsonl.gz"
     lines = [
         json.dumps(
@@ -94,12 +94,12 @@ def list_runs(store: Store) -> list[str]:
 
 
 def write_settings(store: Store, run_id: str, settings: dict[str, Any]) -> None:
-    """Keep how the run was last started."""
+    """Write how the run was last started."""
     store.write_json(f"runs/{run_id}/run.json", settings)
 
 
 def read_settings(store: Store, run_id: str) -> dict[str, Any]:
-    """How the run was last started; empty if it never was."""
+    """How the run was last started; empty if it was never started."""
     try:
         settings: dict[str, Any] = store.read_json(f"runs/{run_id}/run.json")
     except FileNotFoundError:
@@ -113,13 +113,13 @@ Request = Literal["cancel", "retry"]
 
 
 def ask(store: Store, run_id: str, what: Request, keys: Sequence[str] | None) -> None:
-    """Leave a request for the run's driver: the one that lives, or the next one."""
+    """Leave a request for the run's driver, the current or the next one."""
     body = {"what": what, "keys": None if keys is None else list(keys)}
     store.write_json(f"runs/{run_id}/requests/{uuid.uuid4().hex}.json", body)
 
 
 def take_requests(store: Store, run_id: str) -> list[tuple[Request, list[str] | None]]:
-    """Take out what was asked since the last look."""
+    """Remove and return the requests since the last call."""
     taken: list[tuple[Request, list[str] | None]] = []
     for name in store.list(f"runs/{run_id}/requests"):
         path = f"runs/{run_id}/requests/{name}"

@@ -1,7 +1,7 @@
-"""A run in this very process: the dispatcher, one lane and the drawing of priors, without Ray.
+"""A run in this process: the dispatcher, one lane and the prior sets, without Ray.
 
-Owns the wiring only. For tests, for a look with a debugger, and for machines where Ray cannot be;
-the same dispatcher and the same lane as on a cluster.
+Owns the wiring only. For tests, debuggers, and machines without Ray; the dispatcher and the lane
+are the same as on a cluster.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOOK_S = 0.5
 
 
 class LocalLink:
-    """A lane's line to a dispatcher in the same process."""
+    """A lane's connection to a dispatcher in the same process."""
 
     def __init__(self, dispatcher: Dispatcher, store: Store) -> None:
         self.dispatcher, self._store = dispatcher, store
@@ -49,19 +49,19 @@ class LocalLink:
         """Held around every call of the dispatcher."""
 
     def exchange(self, report: LaneReport) -> LaneOrders:
-        """Report and be told."""
+        """Report; returns the dispatcher's orders."""
         with self.lock:
             return self.dispatcher.exchange(report)
 
     def prior(self, prior_key: str) -> PriorArrays:
-        """The set as it lies in the store."""
+        """The set, read from the store."""
         return read_prior_set(self._store, prior_key)
 
 
 def generate_here(
     base: Base, store: Store, specs: Sequence[PriorSpec], attempt: str
 ) -> Generator[PartRecord | PartFailure]:
-    """Draw prior sets with a base that is loaded already; see ``PriorBuilder``."""
+    """Generate prior sets with a loaded base; see ``PriorBuilder``."""
     for spec in specs:
         try:
             yield write_prompt(store, attempt, base, spec)
@@ -72,7 +72,7 @@ def generate_here(
 
 
 def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
-    """Draw what is missing, then train, in this thread; a helper thread keeps the ledger."""
+    """Generate missing prior sets, then train, in this thread; another thread writes the ledger."""
     prepared = driver.prepared
     request, store = prepared.request, prepared.store
     plan = prepared.plan
@@ -108,7 +108,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
 
 
 class _Keeper:
-    """Ticks the dispatcher, renews the driver's claim and tells the view, beside the training."""
+    """Ticks the dispatcher, renews the driver's claim and updates the view, beside the training."""
 
     def __init__(self, driver: Driver, link: LocalLink) -> None:
         self._driver, self._link = driver, link

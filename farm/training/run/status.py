@@ -1,6 +1,6 @@
-"""Where a run stands, told from the store alone; and requests to runs that nobody drives.
+"""The status of a run, read from the store alone; and requests to runs without a driver.
 
-Owns the reading of ledgers by others than their writer.
+Owns the reading of ledgers by processes other than their writer.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def _commits_per_s(events: Sequence[Event], now: float) -> float:
 
 
 def settle_requests(store: Store, run_id: str) -> int | None:
-    """Carry out what was asked of a run that nobody drives.
+    """Carry out the requests to a run that has no driver.
 
     Returns:
-        How many jobs it concerned; None where a living driver will do it.
+        The number of jobs concerned; None where a running driver will do it.
     """
     claim = StoreLock.take(store, f"runs/{run_id}/drivers", ttl_s=DRIVER_TTL_S)
     if claim is None:
