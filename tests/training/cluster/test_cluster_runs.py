@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.slow
 
 RECIPE = {"steps": 50_000, "crops_per_photo": 1, "prior_rows": 0, "checkpoint_every": 50_000}
 """No job ends, and none writes a checkpoint unless its lane is asked to return."""
+MISSING = ("--gpu", "A100", "--node-timeout", "2")
+"""Nodes that this cluster does not have."""
 
 
 class Run:
@@ -191,22 +194,25 @@ def test_a_stop_saves_running_jobs_and_ends_with_130(run: Run) -> None:
 
 
 def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(head: Head, tmp_path: Path) -> None:
-    run = Run(head, tmp_path, "--nodes", "2", "--cpus", "4", "--node-timeout", "2")
+    run = Run(head, tmp_path, "--nodes", "2", *MISSING)
     run.await_true(lambda: "have not come" in run.log.read_text())
-    assert "each must hold 1 lane(s) of 3 CPU" in run.log.read_text()
+    text = " ".join(run.log.read_text().split())
+    assert "2 of 2 nodes have not come" in text
+    assert re.search(r"each must hold \d+ lane\(s\) of [\d.]+ CPU and [\d.]+ GPU", text)
+    assert "the cluster has " in text
     assert run.stop() < 15  # ten, and what a busy machine adds
 
 
 def test_a_second_ctrl_c_ends_at_once(head: Head, tmp_path: Path) -> None:
-    run = Run(head, tmp_path, "--nodes", "1", "--cpus", "4", "--node-timeout", "2")
+    run = Run(head, tmp_path, "--nodes", "1", *MISSING)
     run.await_true(lambda: "have not come" in run.log.read_text())
     assert run.stop(twice=True) < 8
 
 
 def test_a_lost_head_ends_the_driver_with_its_own_exit_code(head: Head, tmp_path: Path) -> None:
     """The last test of this cluster."""
-    waiting = Run(head, tmp_path / "waiting", "--nodes", "1", "--cpus", "4", "--node-timeout", "2")
-    starting = Run(head, tmp_path / "starting", "--nodes", "1", "--cpus", "4")
+    waiting = Run(head, tmp_path / "waiting", "--nodes", "1", *MISSING)
+    starting = Run(head, tmp_path / "starting", "--nodes", "1", *MISSING)
     waiting.await_true(lambda: "have not come" in waiting.log.read_text())
     starting.await_true(lambda: list_runs(starting.store))  # its driver connects to Ray now
     head.kill_gcs()
