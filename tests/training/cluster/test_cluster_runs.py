@@ -88,6 +88,12 @@ class Run:
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.2)
 
+    def kill(self) -> None:
+        """End the process, if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
     def stop(self, *, twice: bool = False) -> float:
         """Ctrl-C; returns how long the end took."""
         began = time.monotonic()
@@ -112,9 +118,21 @@ def run(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     await_nodes(head, 1)
     started = Run(head, tmp_path_factory.mktemp("run"), "--nodes", "1", "--cpus", "1")
     yield started
-    if started.process.poll() is None:
-        started.process.kill()
-        started.process.wait()
+    started.kill()
+
+
+@pytest.fixture
+def launch(head: Head, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts runs, in folders of their names; none of them outlives its test."""
+    runs: list[Run] = []
+
+    def start(name: str, *options: str) -> Run:
+        runs.append(Run(head, tmp_path / name, *options))
+        return runs[-1]
+
+    yield start
+    for one in runs:
+        one.kill()
 
 
 def await_nodes(head: Head, count: int) -> dict[str, str]:
@@ -150,7 +168,7 @@ def test_a_lane_that_receives_sigterm_saves_its_jobs_and_returns(head: Head, run
 
 
 def test_a_preemption_notice_moves_jobs_to_another_node_without_a_lost_step(
-    head: Head, run: Run, tmp_path: Path
+    head: Head, run: Run
 ) -> None:
     lane = run.training_lane()
     node_id = head.node_ids()["worker0"]
@@ -193,8 +211,10 @@ def test_a_stop_saves_running_jobs_and_ends_with_130(run: Run) -> None:
     assert len([e for e in events if e.kind == "released" and e.lane == lane]) == 2
 
 
-def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(head: Head, tmp_path: Path) -> None:
-    run = Run(head, tmp_path, "--nodes", "2", *MISSING)
+def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(
+    launch: Callable[..., Run],
+) -> None:
+    run = launch("run", "--nodes", "2", *MISSING)
     run.await_true(lambda: "have not come" in run.log.read_text())
     text = " ".join(run.log.read_text().split())
     assert "2 of 2 nodes have not come" in text
@@ -203,16 +223,18 @@ def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(head: Head, tmp_p
     assert run.stop() < 15  # ten, and what a busy machine adds
 
 
-def test_a_second_ctrl_c_ends_at_once(head: Head, tmp_path: Path) -> None:
-    run = Run(head, tmp_path, "--nodes", "1", *MISSING)
+def test_a_second_ctrl_c_ends_at_once(launch: Callable[..., Run]) -> None:
+    run = launch("run", "--nodes", "1", *MISSING)
     run.await_true(lambda: "have not come" in run.log.read_text())
     assert run.stop(twice=True) < 8
 
 
-def test_a_lost_head_ends_the_driver_with_its_own_exit_code(head: Head, tmp_path: Path) -> None:
+def test_a_lost_head_ends_the_driver_with_its_own_exit_code(
+    head: Head, launch: Callable[..., Run]
+) -> None:
     """The last test of this cluster."""
-    waiting = Run(head, tmp_path / "waiting", "--nodes", "1", *MISSING)
-    starting = Run(head, tmp_path / "starting", "--nodes", "1", *MISSING)
+    waiting = launch("waiting", "--nodes", "1", *MISSING)
+    starting = launch("starting", "--nodes", "1", *MISSING)
     waiting.await_true(lambda: "have not come" in waiting.log.read_text())
     starting.await_true(lambda: list_runs(starting.store))  # its driver connects to Ray now
     head.kill_gcs()
