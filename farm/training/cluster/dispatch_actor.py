@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry
 from farm.errors import FarmError, LaneLost, StoreError, StoreUnusable
+from farm.keys import bytes_digest
 from farm.storage import OUTAGE_BUDGET_S, Store
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger
@@ -199,8 +200,10 @@ def ask(reference: Any, *, timeout_s: float | None = None) -> Any:
 
 
 def dispatcher_name(spec: DispatchSpec) -> str:
-    """The actor's name in Ray; each epoch has its own, so lanes of an older one find nothing."""
-    return f"dispatcher-{spec.run_id}-{spec.epoch}"
+    """The actor's name in Ray, which each epoch of a run has for itself: lanes of an older one find
+    nothing. The same manifest in two stores is two runs, and both may use one cluster."""
+    store = bytes_digest(spec.store_url.encode())[:8]
+    return f"dispatcher-{spec.run_id}-{store}-{spec.epoch}"
 
 
 class RayLink:
