@@ -1,4 +1,4 @@
-"""A store that is full or read-only while a run writes to it: a real file system, a real run."""
+"""A store that fails while a run writes to it: a real file system, a real S3 server, real runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.manifests import QUICK, request, write_manifest
+from support.s3 import BUCKET, CREDENTIALS, flaky_proxy, free_port
 
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.registry import Registry
@@ -53,7 +55,10 @@ class Saboteur:
         if self._act is not None and snapshot.done_share > 0.1:
             self._act()
             self._act, self.acted_at = None, time.monotonic()
-        if self._repair is not None and any("the run stops in" in line for line in self.lines):
+        shown = ("the run stops in", "does not answer, retrying for")
+        if self._repair is not None and any(
+            words in line for line in self.lines for words in shown
+        ):
             self._repair()
             self._repair = None
 
@@ -121,3 +126,26 @@ def test_a_disk_that_becomes_read_only_ends_the_run(disk: Path, tmp_path: Path) 
     # its claim could not be released; the process that held it is this one, and lives
     assert run_manifest(request(manifest, store.url, take_over=True)).committed == 2
     assert_whole(store, 2, tmp_path / "adapters")
+
+
+def test_an_object_store_that_refuses_connections_is_shown_and_survived(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.storage.CALL_BUDGET_S", 0.5)
+    monkeypatch.setattr("farm.training.run.patience.QUIET_S", 0.5)
+    monkeypatch.setattr("farm.training.run.patience.REPEAT_S", 1.0)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    port, never = free_port(), 10**9
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    manifest, store = write_manifest(tmp_path / "m", 2, recipe=RECIPE), f"s3://{BUCKET}/outage"
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(flaky_proxy(s3_endpoint, never, port=port))
+
+        def answer_again() -> None:
+            second.enter_context(flaky_proxy(s3_endpoint, never, port=port))
+
+        view = Saboteur(first.close, repair=answer_again)
+        summary = run_manifest(request(manifest, store), view=view)
+        assert (summary.committed, summary.failed) == (2, 0)
+        assert "the store answers again" in view.lines
