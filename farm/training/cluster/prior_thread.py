@@ -14,7 +14,7 @@ from typing import Any
 import ray.exceptions
 
 from farm.errors import FarmError
-from farm.training.dispatch.store_trouble import StoreTrouble
+from farm.store_trouble import StoreTrouble
 from farm.training.plan.planner import Plan
 from farm.training.priors.builder import PriorBuilder
 from farm.training.priors.ray_data import DRAWING_CPUS, PriorWorkerSettings, generate_with_ray

@@ -19,6 +19,7 @@ import ray.exceptions
 
 from farm.errors import HeadLost, LaneLost, StoreError, StoreUnusable
 from farm.storage import OUTAGE_BUDGET_S
+from farm.store_trouble import TroubleNote, worst_of
 from farm.training.cluster.dispatch_actor import (
     DispatchSpec,
     ask,
@@ -41,7 +42,6 @@ from farm.training.cluster.watch import (
 )
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
-from farm.training.dispatch.store_trouble import TroubleNote, worst_of
 from farm.training.run.driver import Driver
 from farm.training.run.files import take_requests
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from farm.errors import StoreError, StoreUnusable
+from farm.store_trouble import TroubleNote, worst_of
 from farm.training.dispatch.lanes import LaneEntry, NoticeLog, group_of, waiting_in_full_lanes
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.dispatch.messages import (
@@ -31,7 +32,6 @@ from farm.training.dispatch.messages import (
     Snapshot,
 )
 from farm.training.dispatch.queues import Group, JobQueues
-from farm.training.dispatch.store_trouble import TroubleNote, worst_of
 from farm.training.plan.shape import run_shapes
 
 __all__ = ["Dispatcher"]

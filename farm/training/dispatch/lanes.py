@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from farm.store_trouble import StoreTrouble
 from farm.training.dispatch.messages import LaneReport, LaneView, Notice
 from farm.training.dispatch.queues import Group
-from farm.training.dispatch.store_trouble import StoreTrouble
 
 __all__ = ["LaneEntry", "NoticeLog", "group_of", "waiting_in_full_lanes"]
 

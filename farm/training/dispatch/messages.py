@@ -12,8 +12,8 @@ from typing import Literal
 
 from farm.errors import explain
 from farm.intake.job import JobSpec
+from farm.store_trouble import StoreTrouble
 from farm.training.dispatch.ledger import Why
-from farm.training.dispatch.store_trouble import StoreTrouble
 from farm.training.plan.shape import LaneShape
 
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Literal
 
 from PIL import Image
 
+from farm.store_trouble import TroubleNote
 from farm.training.dispatch.messages import JobResult, LaneOrders, LaneReport, Lease
-from farm.training.dispatch.store_trouble import TroubleNote
 from farm.training.plan.shape import LaneShape
 
 __all__ = ["LeasedJob", "JobTable"]

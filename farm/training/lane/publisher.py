@@ -30,8 +30,8 @@ from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import StoreError, StoreUnusable
 from farm.storage import OUTAGE_BUDGET_S, Store
+from farm.store_trouble import TroubleNote
 from farm.training.dispatch.messages import JobResult
-from farm.training.dispatch.store_trouble import TroubleNote
 from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
 
 __all__ = ["FinishedJob", "Publisher", "load_checkpoint"]

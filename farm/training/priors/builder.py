@@ -20,7 +20,7 @@ from farm.errors import StoreError, StoreUnusable, explain
 from farm.intake.job import PriorSpec
 from farm.locks import StoreLock
 from farm.storage import Store
-from farm.training.dispatch.store_trouble import TroubleNote
+from farm.store_trouble import TroubleNote
 from farm.training.priors.storage import PartRecord, commit_prior_set, is_ready, parts_of
 
 __all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]

@@ -17,10 +17,10 @@ from farm.base.loading import load_base, training_dtype
 from farm.errors import FarmError, StoreError, StoreUnusable
 from farm.intake.job import PriorSpec
 from farm.storage import Store
+from farm.store_trouble import worst_of
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import LaneOrders, LaneReport
-from farm.training.dispatch.store_trouble import worst_of
 from farm.training.lane.lane import Lane
 from farm.training.priors.builder import PartFailure, PriorBuilder
 from farm.training.priors.storage import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from farm.errors import StoreError, StoreUnusable
-from farm.training.dispatch.store_trouble import StoreTrouble, TroubleNote, worst_of
+from farm.store_trouble import StoreTrouble, TroubleNote, worst_of
 from farm.training.run.patience import UNUSABLE_S, StorePatience
 
 
