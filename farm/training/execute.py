@@ -1,8 +1,8 @@
 """A run from manifest to adapters.
 
-Owns the order of things and the summary. Survives being killed at any instant: started again with
-the same manifest it is the same run, finds what is committed, and goes on with the rest. Prints
-nothing; a ``RunView`` is told.
+Owns the order of the steps and the summary. Survives being killed at any instant: started again
+with the same manifest it is the same run, finds what is committed, and trains the rest. Prints
+nothing; a ``RunView`` shows progress.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from farm.errors import Interrupted, StoreError, StoreUnusable
+from farm.locks import StoreLock
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
@@ -33,6 +34,9 @@ __all__ = [
     "run_manifest",
     "summarise",
 ]
+
+RELEASE_S = 5.0
+"""How long releasing the claim may delay the end."""
 
 
 def run_manifest(
@@ -71,8 +75,7 @@ def execute_run(
         point_names(prepared)
         jobs = _drive(driver)
     finally:
-        with suppress(StoreError, StoreUnusable):
-            claim.release()
+        _release(claim)
         guard.close()
     summary = summarise(prepared, jobs, time.monotonic() - began)
     left = sum(not job.is_final for job in jobs)
@@ -83,9 +86,22 @@ def execute_run(
             f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "
             f"committed and safe; {left} jobs are left and keep their last checkpoints "
             f"(run {prepared.run_id} in {prepared.store.url})",
-            "run the same command again to go on",
+            "run the same command again to resume",
         )
     return summary
+
+
+def _release(claim: StoreLock) -> None:
+    """Release the claim. A store that does not answer is left to the guard: a second Ctrl-C ends
+    the run at once."""
+
+    def release() -> None:
+        with suppress(StoreError, StoreUnusable):
+            claim.release()
+
+    releasing = threading.Thread(target=release, name="release", daemon=True)
+    releasing.start()
+    releasing.join(RELEASE_S)
 
 
 def _drive(driver: Driver) -> list[Job]:
@@ -102,7 +118,7 @@ def _drive(driver: Driver) -> list[Job]:
         committed=prepared.committed,
         settings=prepared.request.dispatch,
     )
-    if prepared.plan is None:  # nothing to train: no Ray, no lane, only the ledger's word
+    if prepared.plan is None:  # nothing to train: no Ray and no lane, only the ledger
         driver.show(dispatcher.snapshot(), dispatcher.news())
         return dispatcher.jobs()
     from farm.training.run.in_process import run_in_process
@@ -114,7 +130,7 @@ def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> Run
     """Count how the jobs ended."""
     tally = counts(jobs)
     done = {job.key for job in jobs if job.status is Status.COMMITTED}
-    # one that somebody else committed meanwhile was not trained by this run
+    # a job that another run committed meanwhile was not trained by this one
     own = {job.key for job in jobs if job.key in done and not job.reused} - prepared.committed
     return RunSummary(
         run=prepared.run_id,

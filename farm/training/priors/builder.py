@@ -98,7 +98,6 @@ class PriorBuilder:
                     self._take_turn()
                 except (StoreError, StoreUnusable) as error:
                     self.trouble.failed(error)
-                    self._release_all()
                     self.stopped.wait(STORE_PAUSE_S)
         except Exception as error:  # the cause concerns all that are left
             for key in list(self._pending):
@@ -111,7 +110,11 @@ class PriorBuilder:
     def _take_turn(self) -> None:
         """Generate what nobody else does; otherwise wait a moment for those who do."""
         self._note_ready()
-        mine = [spec for spec in self._pending.values() if self._claim(spec.key)]
+        mine = [
+            spec
+            for spec in self._pending.values()
+            if spec.key in self._claims or self._claim(spec.key)
+        ]
         if mine:
             self._draw_all({spec.key: spec for spec in mine})
         elif self._pending:
@@ -179,16 +182,15 @@ class PriorBuilder:
         with self._claims_lock:
             claim = self._claims.pop(key, None)
         if claim is not None:
-            with suppress(StoreError, StoreUnusable):  # it expires
-                claim.release()
+            claim.release()
 
     def _release_all(self) -> None:
-        for key in list(self._claims):
-            self._release(key)
+        with suppress(StoreError, StoreUnusable):  # the claims expire
+            for key in list(self._claims):
+                self._release(key)
 
     def _renew_forever(self) -> None:
         while not self._ended.wait(CLAIM_TTL_S / 4):
-            with self._claims_lock:
+            with self._claims_lock, suppress(StoreError, StoreUnusable):
                 for claim in self._claims.values():
-                    with suppress(StoreError, StoreUnusable):
-                        claim.renew()
+                    claim.renew()
