@@ -168,15 +168,15 @@ class PriorBuilder:
         if len(receipts[key]) == len(parts_of(spec)) + 1:
             commit_prior_set(self._store, spec, attempt, receipts.pop(key))
             del self._pending[key]
-            self._release(key)
             self._ready(key)
+            self._release(key)
 
     def _fail(self, failure: PartFailure) -> None:
         key = failure.prior_key
         del self._pending[key]
-        self._release(key)
         reason = f"its prior set could not be drawn: {failure.reason}"
         self._failed(key, reason, failure.remedy)
+        self._release(key)
 
     def _release(self, key: str) -> None:
         with self._claims_lock:
