@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from farm.errors import LaneLost, UserError
+from farm.errors import HeadLost, LaneLost, UserError
 from farm.training.cluster.auth import TOKEN_REMEDY, require_token, use_token_if_there_is_one
 from farm.training.cluster.ray_folder import ray_folder_options
 
@@ -27,6 +27,7 @@ def start_ray(**options: Any) -> None:
 
     Raises:
         UserError: if the named cluster cannot be reached.
+        HeadLost: if the cluster's head goes while this process connects.
         LaneLost: if Ray does not start here.
     """
     quiet_ray()
@@ -51,6 +52,11 @@ def start_ray(**options: Any) -> None:
             ) from error
         except Exception as error:  # Ray has no class of its own for it
             ray.shutdown()
+            if options["address"] != "local":
+                raise HeadLost(
+                    f"the Ray cluster at {options['address']} stopped answering: {error}",
+                    "once its head (or a new one) runs, the same command resumes",
+                ) from error
             if attempt == RAY_STARTS:
                 raise LaneLost(
                     f"Ray did not start within 30 s, {attempt} times: {error}",
