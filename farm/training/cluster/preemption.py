@@ -1,29 +1,26 @@
 """Watches a cloud's preemption notice on a node, and drains the node when it comes.
 
-    python -m farm.training.cluster.preemption            # until the notice, then drain
-    python -m farm.training.cluster.preemption --now      # drain at once, such as in a preStop hook
-
-Owns a small process on each spot node, started beside ``ray start``. It is a plain process because
-an actor would keep the node from being scaled down. Draining makes the node's lanes save their
-jobs and return (``dispatch_actor``). With ``--now`` it waits for that, because Kubernetes sends
+Owns what ``farm drain`` does, a small process on each spot node, started beside ``ray start``. It is
+a plain process because an actor would keep the node from being scaled down. Draining makes the node's lanes save their
+jobs and return (``dispatch_actor``). ``drain_now`` waits for that, because Kubernetes sends
 SIGTERM as soon as a ``preStop`` hook has ended.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import json
-import os
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CLOUDS", "Notice", "drain_node", "find_notice", "main"]
+from farm.errors import LaneLost
+
+__all__ = ["CLOUDS", "Notice", "drain_node", "drain_now", "drain_on_notice", "find_notice"]
 
 TIMEOUT_S = 2.0
 POLL_S = 2.0
@@ -172,37 +169,49 @@ def drain_node(address: str, seconds: float, reason: str, *, node_id: str | None
     return node_id
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the watcher; returns its exit code."""
-    options = _parser().parse_args(arguments)
-    if options.now:
-        notice = Notice("now", options.seconds)
-    else:
-        notice = _await_notice(options.cloud, options.endpoint)
-    _say(f"{notice.cloud}: this machine goes away in {notice.seconds:.0f} s; draining its node")
+def drain_on_notice(
+    address: str, cloud: str, *, endpoint: str | None = None, node_id: str | None = None
+) -> None:
+    """Wait for a cloud's notice, then drain the node; returns once the head has accepted.
+
+    Raises:
+        LaneLost: if the head does not accept until the machine goes.
+    """
+    notice = _await_notice(cloud, endpoint)
+    _say(f"{cloud}: this machine will be taken away in {notice.seconds:.0f} s")
+    _drain_until(address, notice.seconds, f"{cloud} notice", node_id)
+
+
+def drain_now(address: str, seconds: float, *, node_id: str | None = None) -> None:
+    """Drain the node at once, and wait until its lanes have returned.
+
+    Raises:
+        LaneLost: if the head does not accept in this time.
+    """
+    until = time.monotonic() + seconds
+    _drain_until(address, seconds, "drained by hand", node_id)
+    _await_lanes(until)
+
+
+def _drain_until(address: str, seconds: float, reason: str, node_id: str | None) -> None:
     began = time.monotonic()
     while True:
         try:
-            node_id = drain_node(
-                options.address, notice.seconds, f"{notice.cloud} notice", node_id=options.node_id
-            )
+            drained = drain_node(address, seconds, reason, node_id=node_id)
             break
-        except Exception as error:  # whatever Ray raises; tried again until the end
-            _say(f"{error}")
-            if time.monotonic() - began > notice.seconds:
-                return 1
+        except Exception as error:  # Ray raises many kinds; tried again until the end
+            if time.monotonic() - began > seconds:
+                raise LaneLost(
+                    f"the node was not drained: {error}", "see whether the head answers"
+                ) from error
             time.sleep(1.0)
-    _say(f"node {node_id} drains, {time.monotonic() - began:.1f} s after the notice")
-    if options.now:
-        _await_lanes(notice.seconds - (time.monotonic() - began))
-    return 0
+    _say(f"node {drained} drains, {time.monotonic() - began:.1f} s after the notice")
 
 
-def _await_lanes(seconds: float) -> None:
+def _await_lanes(until: float) -> None:
     """Until no lane runs on this machine."""
     import psutil
 
-    until = time.monotonic() + seconds
     while time.monotonic() < until:
         titles = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
         if not any(LANE_TITLE in title for title in titles):
@@ -229,22 +238,3 @@ def _await_notice(cloud: str, endpoint: str | None) -> Notice:
 
 def _say(text: str) -> None:
     print(f"farm preemption: {text}", file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m farm.training.cluster.preemption")
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--cloud", choices=sorted(CLOUDS), help="wait for this cloud's notice")
-    how.add_argument("--now", action="store_true", help="drain at once, without a notice")
-    head = os.environ.get("RAY_ADDRESS")
-    parser.add_argument(
-        "--address", default=head, required=head is None, help="the cluster's head, host:port"
-    )
-    parser.add_argument("--seconds", type=float, default=100.0, help="until the end, with --now")
-    parser.add_argument("--endpoint", help="another metadata server than the cloud's own")
-    parser.add_argument("--node-id", help="of the node; by default the one on this machine")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

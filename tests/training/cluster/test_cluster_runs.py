@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -177,7 +176,7 @@ def test_a_preemption_notice_moves_jobs_to_another_node_without_a_lost_step(
     with metadata_server() as server:
         watcher = subprocess.Popen(
             [
-                *(sys.executable, "-m", "farm.training.cluster.preemption", "--cloud", "gcp"),
+                *(str(BIN / "farm"), "drain", "--cloud", "gcp"),
                 *("--endpoint", server.endpoint, "--address", head.gcs, "--node-id", node_id),
             ],
             env=head.environment(RAY_AUTH_MODE="token"),
