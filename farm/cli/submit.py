@@ -124,8 +124,9 @@ def drain(
 ) -> None:
     """Drain this node when its cloud announces preemption, or at once.
 
-    The node's lanes save their jobs and return; other nodes train them. Run it beside `ray start` on
-    every spot node, or with --now as a Kubernetes preStop hook, where it waits for the lanes.
+    The node's lanes save their jobs and return; other nodes train them. Run it beside
+    `ray start` on every spot node, or with --now as a Kubernetes preStop hook, where it waits
+    for the lanes.
     """
     from farm.errors import UserError
     from farm.training.cluster.preemption import CLOUDS, drain_now, drain_on_notice

@@ -1,9 +1,9 @@
 """Watches a cloud's preemption notice on a node, and drains the node when it comes.
 
-Owns what ``farm drain`` does, a small process on each spot node, started beside ``ray start``. It is
-a plain process because an actor would keep the node from being scaled down. Draining makes the node's lanes save their
-jobs and return (``dispatch_actor``). ``drain_now`` waits for that, because Kubernetes sends
-SIGTERM as soon as a ``preStop`` hook has ended.
+Owns what ``farm drain`` does, a small process on each spot node, started beside ``ray start``. It
+is a plain process because an actor would keep the node from being scaled down. Draining makes the
+node's lanes save their jobs and return (``dispatch_actor``). ``drain_now`` waits for that, because
+Kubernetes sends SIGTERM as soon as a ``preStop`` hook has ended.
 """
 
 from __future__ import annotations
