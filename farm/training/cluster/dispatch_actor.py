@@ -6,6 +6,7 @@ job is ``dispatch``'s decision.
 
 from __future__ import annotations
 
+import gc
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +24,6 @@ from farm.storage import OUTAGE_BUDGET_S, Store
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger
 from farm.training.dispatch.messages import (
-    Assignment,
     DispatchSettings,
     LaneOrders,
     LaneReport,
@@ -31,7 +31,7 @@ from farm.training.dispatch.messages import (
     Snapshot,
 )
 from farm.training.priors.storage import PriorArrays, is_ready, read_prior_set
-from farm.training.run.files import read_assignments
+from farm.training.run.job_files import read_run_jobs
 
 __all__ = [
     "DispatchActor",
@@ -73,21 +73,19 @@ class DispatchActor:
     # read on first use: an error in a constructor reaches the driver as Ray's traceback
 
     @cached_property
-    def _assignments(self) -> list[Assignment]:
-        return read_assignments(self._store, self._spec.run_id)
-
-    @cached_property
     def _dispatcher(self) -> Dispatcher:
-        spec, assignments = self._spec, self._assignments
-        prior_keys = {item.spec.prior_key for item in assignments if item.spec.prior_key}
-        return Dispatcher(
-            assignments,
+        spec = self._spec
+        jobs = read_run_jobs(self._store, spec.run_id)
+        dispatcher = Dispatcher(
+            jobs,
             Ledger(self._store, spec.run_id, epoch=spec.epoch),
             resolution_px=spec.resolution_px,
-            ready_priors=[key for key in prior_keys if is_ready(self._store, key)],
-            committed=Registry(self._store).committed_among(a.spec.key for a in assignments),
+            ready_priors=[key for key in jobs.columns.priors if is_ready(self._store, key)],
+            committed=Registry(self._store).committed_among(jobs),
             settings=spec.settings,
         )
+        gc.freeze()  # a collection over a million jobs would hold up the lanes and free none
+        return dispatcher
 
     def exchange(self, report: LaneReport, node_id: str) -> LaneOrders:
         """See ``Dispatcher.exchange``. A lane on a draining node gets no new job: it saves
@@ -133,11 +131,8 @@ class DispatchActor:
 
     def _forget_priors(self) -> None:
         """Drop sets that no open job needs: those of thousands of classes would fill the node."""
-        if not self._priors:
-            return
-        jobs = zip(self._assignments, self._dispatcher.jobs(), strict=True)
-        needed = {item.spec.prior_key for item, job in jobs if not job.is_final}
-        for key in [key for key in self._priors if key not in needed]:
+        is_needed = self._dispatcher.is_prior_needed
+        for key in [key for key in self._priors if not is_needed(key)]:
             del self._priors[key]
 
     def prior_is_ready(self, prior_key: str) -> None:

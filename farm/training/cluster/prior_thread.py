@@ -17,7 +17,7 @@ from farm.errors import FarmError
 from farm.store_trouble import StoreTrouble
 from farm.training.plan.planner import Plan
 from farm.training.priors.builder import PriorBuilder
-from farm.training.priors.ray_data import DRAWING_CPUS, PriorWorkerSettings, generate_with_ray
+from farm.training.priors.ray_data import PRIOR_WORKER_CPUS, PriorWorkerSettings, generate_with_ray
 from farm.training.run.request import PreparedRun
 
 __all__ = ["PriorThread"]
@@ -85,14 +85,14 @@ class PriorThread:
 def _settings(prepared: PreparedRun, plan: Plan) -> PriorWorkerSettings:
     # class images that the user supplied are only encoded, on the cores that lanes leave
     on_gpu = plan.prior_fraction > 0
-    per_node = plan.drawers_per_node
+    per_node = plan.prior_workers_per_node
     return PriorWorkerSettings(
         base=prepared.base.name,
         revision=prepared.request.revision,
         device="cuda" if on_gpu else "cpu",
         gpu_fraction=plan.prior_fraction,
-        memory_fraction=plan.drawer_memory_fraction,
-        num_cpus=round(DRAWING_CPUS / per_node, 3),
+        memory_fraction=plan.prior_worker_memory_fraction,
+        num_cpus=round(PRIOR_WORKER_CPUS / per_node, 3),
         threads=plan.threads,
         max_actors=plan.num_nodes * per_node,
     )

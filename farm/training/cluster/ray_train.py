@@ -23,6 +23,7 @@ from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.cluster.dispatch_actor import RayLink
@@ -142,6 +143,7 @@ class LaneRun:
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
+        environment = {**dict(spec.env), **worker_environment()}
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         self._folder = scratch_folder()
         self._trainer = DataParallelTrainer(
@@ -158,7 +160,7 @@ class LaneRun:
                 name=f"farm-{name}",
                 storage_path=self._folder.name,
                 failure_config=FailureConfig(max_failures=-1),
-                worker_runtime_env={"env_vars": dict(spec.env)} if spec.env else None,
+                worker_runtime_env={"env_vars": environment} if environment else None,
             ),
         )
         self._thread = threading.Thread(target=self._fit, name=f"lanes-{name}", daemon=True)

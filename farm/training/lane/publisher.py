@@ -1,8 +1,8 @@
-"""What a lane sends to the store: checkpoints of running jobs, adapters of finished ones.
+"""What a lane writes to the store: checkpoints of running jobs, adapters of finished ones.
 
-Owns ``checkpoints/`` of the store and the threads that write there and publish. The training
-thread hands copies over and goes on; a job's writes happen in the order in which they were handed
-over, and a job's checkpoints go when its adapter is committed.
+Owns the store's ``checkpoints/`` and the threads that write there and publish adapters. The
+training thread hands over copies and continues. A job's writes are done in the order in which they
+were handed over, and its checkpoints are deleted once its adapter is committed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from farm.base.interface import Base
 from farm.errors import StoreError, StoreUnusable
 from farm.storage import OUTAGE_BUDGET_S, Store
 from farm.store_trouble import TroubleNote
-from farm.training.dispatch.messages import JobResult
+from farm.training.dispatch.messages import Assignment, JobResult
 from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
 
 __all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
@@ -41,25 +41,26 @@ HURRIED_S = 15.0
 
 UNPUBLISHED = "could not be published"
 
-AdapterNames = tuple[tuple[str, str], ...]
-
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A trained adapter, copied off the device."""
+    """A trained adapter, copied off the device, and the names it is published under."""
 
+    assignment: Assignment
     record: AdapterRecord
     weights: AdapterWeights
     samples: tuple[Image.Image, ...]
-    names: AdapterNames
-    prompts: tuple[tuple[str, ...], ...] = ()
-    """The sample prompts of each name."""
     samples_of_others: tuple[Image.Image, ...] = ()
-    """For prompts that other names than the job's own brought."""
+    """Of prompts that only the job's other names have."""
+
+    @property
+    def key(self) -> str:
+        """The job's key."""
+        return self.assignment.key
 
 
 class Publisher:
-    """Writes in the background. Close it to wait for all that was handed over."""
+    """Writes in the background. ``close`` waits for everything that was handed over."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Publisher:
         num_threads: int = 2,
         trouble: TroubleNote | None = None,
     ) -> None:
-        """``done`` is called for every job that was handed to ``publish``, from another thread.
+        """``done`` is called with the result of every published job, from another thread.
 
         Args:
             trouble: where failures and successes of writes are noted.
@@ -84,8 +85,6 @@ class Publisher:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="publish")
         self._last: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
-        self.num_checkpoint_failures = 0
-        """Checkpoints that could not be written; the job goes on, and would lose more steps."""
 
     def checkpoint(self, state: SlotState) -> None:
         """Save a running job's state in the background."""
@@ -93,7 +92,7 @@ class Publisher:
 
     def publish(self, job: FinishedJob) -> None:
         """Commit a finished job's adapter in the background."""
-        self._submit(job.record.job_key, lambda: self._publish(job))
+        self._submit(job.key, lambda: self._publish(job))
 
     def hurry(self) -> None:
         """The lane has to return: from now on, a store that fails is tried for ``HURRIED_S``."""
@@ -102,7 +101,7 @@ class Publisher:
             self._hurried.set()
 
     def wait(self) -> None:
-        """Until all that was handed over is written or given up."""
+        """Wait until everything that was handed over is written or has failed."""
         with self._lock:
             pending = list(self._last.values())
         for future in pending:
@@ -119,7 +118,7 @@ class Publisher:
 
             def in_turn() -> None:
                 if before is not None:
-                    before.exception()  # waits; what it raised was dealt with
+                    before.exception()  # waits; its errors are handled already
                 write()
 
             future = self._pool.submit(in_turn)
@@ -134,22 +133,21 @@ class Publisher:
     def _save_checkpoint(self, state: SlotState) -> None:
         folder = f"checkpoints/{state.key}"
         if self._is_hopeless:
-            self.num_checkpoint_failures += 1
             return
         try:
             files = state.to_files()
-            for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they make it whole
+            for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they mark it complete
                 self._store.write(f"{folder}/{state.step:07d}/{name}", files[name])
             for older in self._store.list(folder):
                 if older < f"{state.step:07d}":
                     self._store.delete(f"{folder}/{older}")
             self._trouble.succeeded()
         except (StoreError, StoreUnusable) as error:
+            # the job continues; after a failure it repeats more steps
             self._trouble.failed(error)
-            self.num_checkpoint_failures += 1
 
     def _publish(self, job: FinishedJob) -> None:
-        key = job.record.job_key
+        key = job.key
         try:
             for attempt in Retrying(
                 stop=self._is_out_of_patience,
@@ -159,12 +157,12 @@ class Publisher:
                 reraise=True,
             ):
                 with attempt:
-                    fresh = self._save_and_commit(job)
+                    is_new = self._save_and_commit(job)
             self._trouble.succeeded()
             self._drop_checkpoints(key)
             result = JobResult(
                 key,
-                "committed" if fresh else "reused",
+                "committed" if is_new else "reused",
                 step=job.record.steps_trained,
                 seconds=job.record.gpu_seconds,
             )
@@ -208,19 +206,22 @@ class Publisher:
                 samples=list(job.samples),
                 samples_of_others=list(job.samples_of_others),
             )
-            return self._registry.publish(record, folder, names=job.names, prompts=job.prompts)
+            return self._registry.publish(
+                record, folder, names=job.assignment.names, prompts=job.assignment.prompts
+            )
 
     def _drop_checkpoints(self, key: str) -> None:
         try:
             self._store.delete(f"checkpoints/{key}")
-        except (StoreError, StoreUnusable):  # litter: a committed job never reads them
-            self.num_checkpoint_failures += 1
+        except (StoreError, StoreUnusable) as error:
+            # leftovers do no harm: a committed job never reads them
+            self._trouble.failed(error)
 
 
 def load_checkpoint(store: Store, key: str) -> SlotState | None:
-    """The latest whole state of a job; None if there is none.
+    """The latest complete state of a job; None if there is none.
 
-    A torn or unreadable checkpoint is passed over for the one before it.
+    An incomplete or unreadable checkpoint is skipped in favour of the one before it.
     """
     folder = f"checkpoints/{key}"
     for step in reversed(store.list(folder)):
