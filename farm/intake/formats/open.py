@@ -37,6 +37,7 @@ from farm.intake.photos.files import open_local, words_of
 from farm.intake.photos.listings import list_folder, subfolders
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
+from farm.retries import remedy_of_reading
 
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 
@@ -220,7 +221,7 @@ def _reachable(url: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
         message = f"{url} cannot be read: {words_of(error)}"
-        raise ManifestError(message, "correct the address") from error
+        raise ManifestError(message, remedy_of_reading(error)) from error
 
 
 def _file_names(folder: str) -> set[str]:
