@@ -102,6 +102,13 @@ def unused_class_images(folder: str) -> Fault | None:
     )
 
 
+def _class_remedy(name: str) -> str:
+    """How the class noun of a folder is given, in the words of the tool its name comes from."""
+    if re.fullmatch(r"[^\s\d]\S*\s+\S.*", name):
+        return f"rename it `1_{name}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
+    return f"{_SUBJECTS_REMEDY}; photos of different subjects belong in different folders"
+
+
 def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[ManifestRow]:
     base = folder.rstrip("/")
     for name in names:
@@ -119,5 +126,5 @@ def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[Mani
             f"{base}/{name}",
             base,
             styles=styles,
-            hints={("class_noun",): _SUBJECTS_REMEDY},
+            hints={("class_noun",): _class_remedy(name)},
         )

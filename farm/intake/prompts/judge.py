@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from farm.errors import Fault
 from farm.intake.photos.fields import ListedPhoto
 from farm.intake.prompts.token_limit import Reader, Severity, judge_length
-from farm.intake.rows import ManifestRow, Path
+from farm.intake.rows import ManifestRow
 from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
 
 __all__ = ["judge_prompts"]
 
+_CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/-]+__")
+"""Wildcards of prompt generators: `{sitting|standing}`, `__place__`."""
 _BRACES = re.compile(r"\{[^{}]*\}")
 
 
@@ -99,20 +101,34 @@ def _caption_faults(
 ) -> Iterator[Fault]:
     for listed in photos:
         caption = listed.photo.caption
+        if caption is not None and (choice := _CHOICE.search(caption)):
+            message = f"the wildcard `{choice.group()[:60]}` in its caption is trained literally"
+            yield _caption_fault(
+                subject, listed, row, message, "write plain words", is_warning=True
+            )
         if caption is None or names_identifier(caption, subject.identifier):
             continue
         name = listed.photo.uri.rsplit("/", 1)[-1]
         message = f"the caption of {name} does not name the subject: `{caption[:80]}`"
-        if (written := listed.caption_file) is not None:
-            remedy = row.style(listed.path).remedy
-            yield Fault(
-                written.file,
-                message,
-                remedy,
-                line=written.line,
-                field="caption",
-                subject=subject.id,
-            )
-        else:
-            path: Path = listed.path
-            yield row.fault(path, message, f"put {PLACEHOLDER} into it")
+        is_own = listed.caption_file is None
+        remedy = f"put {PLACEHOLDER} into it" if is_own else row.style(listed.path).remedy
+        yield _caption_fault(subject, listed, row, message, remedy)
+
+
+def _caption_fault(
+    subject: Subject,
+    listed: ListedPhoto,
+    row: ManifestRow,
+    message: str,
+    remedy: str,
+    *,
+    is_warning: bool = False,
+) -> Fault:
+    """A fault of a caption, in the file that holds it."""
+    severity: Severity = "warning" if is_warning else "error"
+    written = listed.caption_file
+    if written is None:
+        return row.fault(listed.path, message, remedy, severity=severity)
+    return Fault(
+        written.file, message, remedy, written.line, "caption", subject.id, severity=severity
+    )
