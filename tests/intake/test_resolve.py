@@ -33,7 +33,11 @@ def subject(fields: str) -> str:
         ("class_prompt: 'a photo of a [V] cat'", "class_prompt", "names the subject"),
         ("class_prompt: a photo of an sks cat", "class_prompt", "names the subject"),
         ("identifier: cat", "identifier", "a word of the class noun"),
-        ("instance_prompt: 'a [V] {class}'", "instance_prompt", "{class} stands for nothing"),
+        (
+            "instance_prompt: 'a [V] {class}'",
+            "instance_prompt",
+            "{class} is not a known placeholder",
+        ),
         ("photos: {tom/0.png: a cat}", "photos.tom/0.png", "caption of 0.png"),
         ("photos: [{uri: tom/0.png, caption: a cat}]", "photos[0]", "caption of 0.png"),
         ("captions: {0.png: a cat}", "captions.0.png", "caption of 0.png"),

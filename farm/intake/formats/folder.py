@@ -1,7 +1,6 @@
-"""The shorthand of a folder: one folder per subject, and at best a `subjects.csv`.
+"""Folders as manifests: one folder per subject, ideally with a `subjects.csv`.
 
-Owns what a folder stands for when it is given as a manifest. The table itself is read by
-``table_rows.py``.
+Owns what a folder means when it is given as a manifest. The table itself is read by ``tables.py``.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ TABLE_NAMES = (
     *("subjects.csv", "subjects.jsonl", "subjects.parquet"),
     *("metadata.jsonl", "metadata.csv", "metadata.parquet"),
 )
-"""Tables that speak for a folder; the first present wins."""
+"""Tables that represent a folder; the first present wins."""
 MANIFEST_NAMES = (
     *(f"manifest.{suffix}" for suffix in ("yaml", "yml", "json", "jsonl", "csv", "parquet")),
     *TABLE_NAMES,
 )
-"""Everything that speaks for a folder; the first present wins."""
+"""All files that represent a folder; the first present wins."""
 
 _KOHYA_NAME = re.compile(r"(\d+)_(\S+)\s+(.+)")
 """``10_sks cat``: repeats, identifier, class noun, as kohya's scripts name folders."""

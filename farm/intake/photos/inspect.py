@@ -1,7 +1,7 @@
 """One photo judged: readable, whole, large enough; its digest and its look.
 
-Owns the judgement of a single photo, so that it can run in any process. What several photos have
-in common is in ``check.py``.
+Owns the judgement of a single photo, so that it can run in any process. Comparisons between
+photos are in ``compare.py``.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class PhotoRefusal:
 
 
 def inspect_photos(uris: Sequence[str]) -> list[PhotoFacts | PhotoRefusal]:
-    """Read, decode and judge photos one after the other; what a thread is asked."""
+    """Read, decode and check photos one after the other, in one thread."""
     with PhotoReader() as reader:
         return [inspect_photo(uri, reader) for uri in uris]
 
 
 def inspect_photo(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
-    """Read, decode and judge one photo. Raises for nothing that a photo may be."""
+    """Read, decode and check one photo; never raises, whatever the photo holds."""
     try:
         return _facts(reader.read(uri))
     except PhotoFault as fault:

@@ -1,6 +1,6 @@
-"""Whether prompts can teach: the subject's must name it, the class's must not.
+"""Whether prompts can teach the subject: its own must name it, the class prompt must not.
 
-Owns every judgement on the words of prompts and captions.
+Owns every check of the wording of prompts and captions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def judge_prompts(
         value = getattr(subject, field)
         for text in (value,) if isinstance(value, str) else value:
             if unknown := _BRACES.search(text):
-                message = f"{unknown.group()} stands for nothing"
+                message = f"{unknown.group()} is not a known placeholder"
                 faults.append(place.fault(field, message, _brace_remedy()))
     if reader is not None:
         faults += judge_length(subject, photos, row, reader, place.fault_of)
@@ -49,7 +49,7 @@ def judge_prompts(
 
 
 class _Places:
-    """Where a prompt was written: on the subject, among the defaults, or nowhere."""
+    """Where a prompt was written: on the subject, in the defaults, or nowhere."""
 
     def __init__(self, row: ManifestRow, head: ManifestRow) -> None:
         self._row, self._head = row, head
@@ -61,7 +61,7 @@ class _Places:
         defaults = self._head.value.get("defaults")
         if field in self._row.value or not isinstance(defaults, dict) or field not in defaults:
             return self._row.fault((field,), message, remedy, severity=severity)
-        # one wrong default is one fault, however many subjects take it over
+        # one wrong default is one fault, however many subjects inherit it
         return self._head.fault(("defaults", field), message, remedy, severity=severity)
 
 
@@ -81,7 +81,7 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
         yield place.fault(
             "identifier",
             f"the identifier `{identifier}` is a word of the class noun",
-            "choose a token that means nothing, such as `sks`",
+            "choose a token without a meaning, such as `sks`",
         )
     elif subject.recipe.uses_prior and names_identifier(subject.class_prompt, identifier):
         yield place.fault(
@@ -90,7 +90,7 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
             f"write it without {PLACEHOLDER} and without `{identifier}`",
         )
     samples = subject.sample_prompts
-    # one that shows the class alone is a fine way to watch for drift; all of them show nothing
+    # one prompt of the class alone helps to watch for drift, but not all of them
     if samples and not any(names_identifier(prompt, identifier) for prompt in samples):
         message = "no sample prompt names the subject, so all of them show the class"
         yield place.fault("sample_prompts", message, f"put {PLACEHOLDER} into one", is_warning=True)
