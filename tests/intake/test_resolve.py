@@ -159,7 +159,7 @@ def test_a_photo_named_twice_is_taken_once(faults_of: FaultsOf, manifest_of: Man
 
 def test_a_folder_that_is_missing_is_told_beside_what_was_left_out(faults_of: FaultsOf):
     (fault,) = faults_of("subjects:\n- {id: felix, class_noun: cat}\n")
-    assert "no folder `felix` lies beside the manifest" in fault.message
+    assert "no folder `felix` beside the manifest" in fault.message
 
 
 def test_too_few_photos_are_a_warning(faults_of: FaultsOf):

@@ -303,7 +303,7 @@ class LaneRun:
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
-        environment = {**spec.env, **worker_environment()}
+        environment = {**dict(spec.env), **worker_environment()}
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         self._folder = scratch_folder()
         self._trainer = DataParallelTrainer(
