@@ -16,7 +16,7 @@ import typer
 from farm.cli.private_hosts import PrivateHostsOption
 
 if TYPE_CHECKING:
-    from farm.training.plan.planner import Hardware
+    from farm.training.plan.hardware import Hardware
     from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
 __all__ = ["finish", "prepare", "register", "run_prepared", "show_plan"]
@@ -277,7 +277,7 @@ def hardware_of(
     from dataclasses import replace
 
     from farm.errors import UserError
-    from farm.training.plan.planner import Hardware, memory_of
+    from farm.training.plan.hardware import Hardware, memory_of
     from farm.training.run.prepare import this_machine
 
     if address is not None and gpu is None and cpus is None:
