@@ -5,6 +5,7 @@
     │   ├── ManifestError           exit 3: manifest or photos have faults, all reported at once
     │   ├── BaseModelError          the base cannot be read, or is refused (pickled weights)
     │   ├── AdapterFileError        an adapter file is missing, corrupt, or does not fit the base
+    │   ├── StoreUnusable           exit 7: the store is full, read-only, missing, or denies access
     │   └── PlanError               the run does not fit the hardware; reports by how much
     ├── StoreError                  the store did not respond or lost a write; retried
     ├── LaneLost                    a lane, node or driver disappeared; not the fault of a job
@@ -46,6 +47,7 @@ __all__ = [
     "RequestRefused",
     "ServingError",
     "StoreError",
+    "StoreUnusable",
     "TooBusy",
     "UserError",
     "explain",
@@ -116,6 +118,13 @@ class AdapterFileError(UserError):
 
 class PlanError(UserError):
     """A run that does not fit the available hardware."""
+
+
+class StoreUnusable(UserError):
+    """The store is full, read-only, missing, or denies access. The same call fails again until
+    someone changes that."""
+
+    exit_code = 7
 
 
 class StoreError(FarmError):

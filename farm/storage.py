@@ -26,6 +26,9 @@ from farm.retries import with_retries
 __all__ = ["Store"]
 
 Result = TypeVar("Result")
+CLIENT_RETRIES = 2
+"""Attempts of the S3 client below each of ours; its own defaults multiply to 25."""
+S3_PREFIXES = ("s3://", "s3a://")
 
 
 class Store:
@@ -42,7 +45,9 @@ class Store:
         """
         self.url = _normal_url(str(url))
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            self._fs, self._root = fsspec.core.url_to_fs(
+                self.url, use_listings_cache=False, **_client_options(self.url)
+            )
         except TypeError:  # a filesystem without this option
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
@@ -51,6 +56,8 @@ class Store:
                 "use a folder, or install the fsspec package of this protocol",
             ) from error
         self._root = self._root.rstrip("/")
+        if self.url.startswith(S3_PREFIXES):
+            self._fs.retries = CLIENT_RETRIES
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return type(self), (self.url,)
@@ -88,7 +95,7 @@ class Store:
         if self.is_local:
             self._attempt(path, lambda: _write_local(full, data))
         else:
-            self._attempt(path, lambda: self._fs.pipe_file(full, data))
+            self._attempt(path, lambda: self._fs.pipe_file(full, data), is_write=True)
 
     def read(self, path: str) -> bytes:
         """Read one object. Raises FileNotFoundError if there is none."""
@@ -117,7 +124,7 @@ class Store:
                 return bytes(self._fs.cat_file(full)) == data
             return True
 
-        return self._attempt(path, put)
+        return self._attempt(path, put, is_write=True)
 
     def write_json(self, path: str, value: object) -> None:
         """Write a value as indented JSON, atomically."""
@@ -136,7 +143,7 @@ class Store:
         if self.is_local:
             self._attempt(path, lambda: _write_local(full, Path(local).read_bytes()))
         else:
-            self._attempt(path, lambda: self._fs.put_file(str(local), full))
+            self._attempt(path, lambda: self._fs.put_file(str(local), full), is_write=True)
 
     def download(self, path: str, local: str | Path) -> None:
         """Copy an object to a local file, atomically."""
@@ -217,8 +224,16 @@ class Store:
 
         self._attempt(path, remove)
 
-    def _attempt(self, path: str, call: Callable[[], Result]) -> Result:
-        return with_retries(f"{self.url}/{path}", call)
+    def _attempt(self, path: str, call: Callable[[], Result], *, is_write: bool = False) -> Result:
+        return with_retries(f"{self.url}/{path}", call, is_write=is_write)
+
+
+def _client_options(url: str) -> dict[str, Any]:
+    """Options of the client that leave the retries to us; the user's own fsspec settings win."""
+    if not url.startswith(S3_PREFIXES):
+        return {}
+    own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"retries": {"max_attempts": 0}, **own}}
 
 
 def _normal_url(url: str) -> str:
@@ -232,10 +247,14 @@ def _write_aside(full: str, data: bytes) -> Path:
     target = Path(full)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # on a full disk, half a file would take what space there is
+        aside.unlink(missing_ok=True)
+        raise
     return aside
 
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from farm.errors import Interrupted, StoreError
+from farm.errors import Interrupted, StoreError, StoreUnusable
+from farm.locks import StoreLock
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
@@ -33,6 +34,9 @@ __all__ = [
     "run_manifest",
     "summarise",
 ]
+
+RELEASE_S = 5.0
+"""How long releasing the claim may delay the end."""
 
 
 def run_manifest(
@@ -71,11 +75,12 @@ def execute_run(
         point_names(prepared)
         jobs = _drive(driver)
     finally:
-        with suppress(StoreError):
-            claim.release()
+        _release(claim)
         guard.close()
     summary = summarise(prepared, jobs, time.monotonic() - began)
     left = sum(not job.is_final for job in jobs)
+    if driver.patience.error is not None and left:
+        raise driver.patience.error
     if driver.stop.is_set() and left:
         raise Interrupted(
             f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "
@@ -84,6 +89,19 @@ def execute_run(
             "run the same command again to resume",
         )
     return summary
+
+
+def _release(claim: StoreLock) -> None:
+    """Release the claim. A store that does not answer is left to the guard: a second Ctrl-C ends
+    the run at once."""
+
+    def release() -> None:
+        with suppress(StoreError, StoreUnusable):
+            claim.release()
+
+    releasing = threading.Thread(target=release, name="release", daemon=True)
+    releasing.start()
+    releasing.join(RELEASE_S)
 
 
 def _drive(driver: Driver) -> list[Job]:

@@ -1,4 +1,4 @@
-"""``farm submit``, and the hidden ``farm supervise`` that its jobs run.
+"""``farm submit``, ``farm supervise`` that its jobs run, and ``farm drain`` for spot nodes.
 
 Owns the checks made before anything is sent.
 """
@@ -31,6 +31,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(submit)
+    app.command()(drain)
     app.command(
         hidden=True,
         context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
@@ -121,6 +122,43 @@ def supervise(
         report=lambda text: note(f"farm: {text}"),
     )
     raise typer.Exit(code)
+
+
+def drain(
+    address: Annotated[
+        str, typer.Option(help="The cluster's head, host:port.", envvar="RAY_ADDRESS")
+    ],
+    cloud: Annotated[
+        str | None, typer.Option(help="Wait for this cloud's notice: aws, gcp or azure.")
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="Drain at once, without a notice.")] = False,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="With --now: time until the machine is gone.")
+    ] = 100.0,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Metadata server to ask instead of the cloud's own.")
+    ] = None,
+    node_id: Annotated[
+        str | None, typer.Option(help="Ray's id of the node; by default the one on this machine.")
+    ] = None,
+) -> None:
+    """Drain this node when its cloud announces preemption, or at once.
+
+    The node's lanes save their jobs and return; other nodes train them. Run it beside
+    `ray start` on every spot node, or with --now as a Kubernetes preStop hook, where it waits
+    for the lanes.
+    """
+    from farm.errors import UserError
+    from farm.training.cluster.preemption import CLOUDS, drain_now, drain_on_notice
+
+    if now == (cloud is not None):
+        raise UserError("either --cloud or --now is needed", "for instance --cloud aws")
+    if cloud is None:
+        drain_now(address, seconds, node_id=node_id)
+        return
+    if cloud not in CLOUDS:
+        raise UserError(f"--cloud {cloud!r} is not known", f"use one of {', '.join(CLOUDS)}")
+    drain_on_notice(address, cloud, endpoint=endpoint, node_id=node_id)
 
 
 def _parsed(manifest: str, words: list[str]) -> RunOptions:
