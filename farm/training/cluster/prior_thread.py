@@ -15,7 +15,7 @@ import ray.exceptions
 
 from farm.errors import FarmError
 from farm.store_trouble import StoreTrouble
-from farm.training.plan.planner import Plan
+from farm.training.plan.plan import Plan
 from farm.training.priors.builder import PriorBuilder
 from farm.training.priors.ray_data import PRIOR_WORKER_CPUS, PriorWorkerSettings, generate_with_ray
 from farm.training.run.request import PreparedRun
