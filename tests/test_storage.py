@@ -169,7 +169,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
 def test_a_store_that_never_answers_is_a_store_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.storage.CALL_BUDGET_S", 0.1)
+    monkeypatch.setattr("farm.retries.CALL_BUDGET_S", 0.1)
     store = Store(tmp_path)
 
     def broken(*_: object) -> bytes:

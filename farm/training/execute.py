@@ -1,8 +1,8 @@
 """A run from manifest to adapters.
 
-Owns the order of the steps and the summary. Survives being killed at any instant: started again
-with the same manifest it is the same run, finds what is committed, and trains the rest. Prints
-nothing; a ``RunView`` shows progress.
+Owns the sequence of steps and the summary. A run survives being killed at any moment: the same
+manifest is the same run, which finds what is committed and resumes with the rest. Prints nothing;
+progress goes to a ``RunView``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RELEASE_S = 5.0
 def run_manifest(
     request: RunRequest, *, view: RunView | None = None, stop: threading.Event | None = None
 ) -> RunSummary:
-    """Prepare and execute; for programs. The command line asks between the two."""
+    """Prepare and execute a run, without confirmation in between."""
     return execute_run(prepare_run(request), view=view, stop=stop)
 
 
@@ -53,12 +53,12 @@ def execute_run(
     stop: threading.Event | None = None,
     arm: Callable[[], None] | None = None,
 ) -> RunSummary:
-    """Train what is not committed.
+    """Train the jobs that are not committed.
 
     Args:
-        stop: set it to stop cleanly: running jobs are saved and given back.
+        stop: set it to stop cleanly: running jobs are saved and returned to the queue.
         arm: installs signal handlers that set ``stop``; called again once Ray runs, which
-            installs its own.
+            replaces them with its own.
 
     Raises:
         Interrupted: after a clean stop.
@@ -118,7 +118,7 @@ def _drive(driver: Driver) -> list[Job]:
         committed=prepared.committed,
         settings=prepared.request.dispatch,
     )
-    if prepared.plan is None:  # nothing to train: no Ray and no lane, only the ledger
+    if prepared.plan is None:  # nothing to train: neither Ray nor lanes are needed
         driver.show(dispatcher.snapshot(), dispatcher.news())
         return dispatcher.jobs()
     from farm.training.run.in_process import run_in_process
@@ -127,10 +127,10 @@ def _drive(driver: Driver) -> list[Job]:
 
 
 def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> RunSummary:
-    """Count how the jobs ended."""
+    """Count the jobs by how they ended."""
     tally = counts(jobs)
     done = {job.key for job in jobs if job.status is Status.COMMITTED}
-    # a job that another run committed meanwhile was not trained by this one
+    # a job that another process committed meanwhile was not trained by this run
     own = {job.key for job in jobs if job.key in done and not job.reused} - prepared.committed
     return RunSummary(
         run=prepared.run_id,

@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from farm.adapters.registry import Registry
 from farm.errors import FarmError, LaneLost, StoreError, StoreUnusable
 from farm.keys import bytes_digest
-from farm.storage import OUTAGE_BUDGET_S, Store
+from farm.retries import OUTAGE_BUDGET_S
+from farm.storage import Store
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger
 from farm.training.dispatch.messages import (

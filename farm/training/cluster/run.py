@@ -18,7 +18,7 @@ import ray
 import ray.exceptions
 
 from farm.errors import HeadLost, LaneLost, StoreError, StoreUnusable
-from farm.storage import OUTAGE_BUDGET_S
+from farm.retries import OUTAGE_BUDGET_S
 from farm.store_trouble import TroubleNote, worst_of
 from farm.training.cluster.dispatch_actor import (
     DispatchSpec,

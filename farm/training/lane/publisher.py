@@ -29,7 +29,8 @@ from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import StoreError, StoreUnusable
-from farm.storage import OUTAGE_BUDGET_S, Store
+from farm.retries import OUTAGE_BUDGET_S
+from farm.storage import Store
 from farm.store_trouble import TroubleNote
 from farm.training.dispatch.messages import Assignment, JobResult
 from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState

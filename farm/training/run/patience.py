@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from farm.durations import duration
 from farm.errors import FarmError, StoreError, StoreUnusable
-from farm.storage import OUTAGE_BUDGET_S
+from farm.retries import OUTAGE_BUDGET_S
 from farm.store_trouble import StoreTrouble
 
 __all__ = ["StorePatience"]

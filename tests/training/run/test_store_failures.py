@@ -131,7 +131,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run(disk: Path, tmp_path: Path) 
 def test_an_object_store_that_refuses_connections_is_shown_and_survived(
     s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.storage.CALL_BUDGET_S", 0.5)
+    monkeypatch.setattr("farm.retries.CALL_BUDGET_S", 0.5)
     monkeypatch.setattr("farm.training.run.patience.QUIET_S", 0.5)
     monkeypatch.setattr("farm.training.run.patience.REPEAT_S", 1.0)
     for name, value in CREDENTIALS.items():

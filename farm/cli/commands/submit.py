@@ -1,18 +1,27 @@
 """``farm submit``, ``farm supervise`` that its jobs run, and ``farm drain`` for spot nodes.
 
-Owns the options and what is checked before anything is sent.
+Owns the checks made before anything is sent.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from farm.cli.options import (
+    BaseOption,
+    JsonOption,
+    ManifestArgument,
+    RunOptions,
+    ScoringOptions,
+    read_options,
+    with_options,
+)
 from farm.cli.private_hosts import PrivateHostsOption
-from farm.cli.run import DinoOption, JsonOption, ManifestArgument, ScorerOption, ShareOption
+from farm.cli.views.output import note, print_json, say
 
 __all__ = ["register"]
 
@@ -29,46 +38,52 @@ def register(app: typer.Typer) -> None:
     )(supervise)
 
 
+@with_options
 def submit(
     manifest: ManifestArgument,
-    store: Annotated[str, typer.Option("--store", help="A store that the cluster can reach.")],
+    store: Annotated[
+        str, typer.Option("--store", help="Folder or fsspec URL that the cluster can reach.")
+    ],
+    scoring: ScoringOptions,
     address: Annotated[
-        str, typer.Option(help="Of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")
+        str,
+        typer.Option(
+            "--address",
+            help="Address of the cluster's dashboard.",
+            envvar="RAY_API_SERVER_ADDRESS",
+        ),
     ] = DEFAULT_ADDRESS,
-    base: Annotated[str, typer.Option("--base")] = "embedded",
-    scorer: ScorerOption = None,
-    dino: DinoOption = None,
-    scoring_share: ShareOption = None,
+    base: BaseOption = "embedded",
     options: Annotated[
         list[str] | None,
-        typer.Option("--with", help='Further options of `farm run`, such as "--nodes 4".'),
+        typer.Option("--with", help='More options of `farm run`, such as "--nodes 4".'),
     ] = None,
     retries: Annotated[
-        int,
-        typer.Option("--retry", min=0, help="Start a driver that died again, so many times."),
+        int, typer.Option("--retry", min=0, help="How often to restart a driver that died.")
     ] = 0,
     working_dir: Annotated[
-        str | None, typer.Option(help="Folder that travels to the cluster with the job.")
+        str | None,
+        typer.Option("--working-dir", help="Folder to send to the cluster with the job."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show its log until it ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the log of the job until it ends.")
+    ] = False,
     json: JsonOption = False,
     allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Send a run to a cluster as a Ray Job, which outlives this terminal.
 
-    A manifest of this machine and its local photos are checked and copied into the store first.
-    Sent again while it runs, it is the same job; sent again afterwards, it resumes with what is
-    left.
+    A local manifest and local photos are checked and copied into the store first. Submitting a
+    running job again does not start a second one; submitting it later resumes what is left.
     """
-    from farm.cli.output import print_json, say
     from farm.intake.scoring import ScoringSettings
     from farm.storage import Store
     from farm.training.cluster.submit import connect, scoring_arguments, split_options, submit_run
 
-    scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
+    settings = ScoringSettings(scoring.scorer, scoring.dino, scoring.scoring_share)
     private = ["--allow-private-hosts"] if allow_private_hosts else []
-    words = [*scoring, *private, *split_options(options or ())]
-    store_url = Store(store).url  # a relative path would mean another folder on the head
+    words = [*scoring_arguments(settings), *private, *split_options(options or ())]
+    store_url = Store(store).url  # a relative path would be a different folder on the head node
     chosen = _parsed(manifest, words)
     client = connect(address)
     url = _reachable(manifest, store_url, base, chosen)
@@ -82,10 +97,10 @@ def submit(
     if json:
         print_json(asdict(sent) | {"address": address, "manifest": url})
         return
-    found = "is running already" if sent.was_running else "was sent"
+    found = "is already running" if sent.was_running else "was submitted"
     say(f"{sent.job} {found}: {sent.entrypoint}")
     if sent.run is None:
-        say(f"the job is {sent.status.lower()}; its run appears in the store once it begins")
+        say(f"the job is {sent.status.lower()}; its run appears in the store once it starts")
     run = f"{sent.run} " if sent.run else ""
     say(f"watch it with:  farm status {run}--store {store_url} --watch")
     say(f"read its log:   ray job logs --follow --address {address} {sent.job}")
@@ -93,16 +108,18 @@ def submit(
 
 
 def supervise(
-    arguments: Annotated[list[str], typer.Argument(help="Of `farm`.")],
-    retries: Annotated[int, typer.Option("--retries", min=0)] = 3,
+    arguments: Annotated[list[str], typer.Argument(help="A farm command and its options.")],
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="How often to restart the command.")
+    ] = 3,
 ) -> None:
-    """Run a farm command, and start it again where it dies."""
+    """Run a farm command and restart it if it dies."""
     from farm.training.cluster.supervisor import driver_command, supervise
 
     code = supervise(
         driver_command(arguments),
         retries=retries,
-        report=lambda text: print(f"farm: {text}", file=sys.stderr, flush=True),
+        report=lambda text: note(f"farm: {text}"),
     )
     raise typer.Exit(code)
 
@@ -144,39 +161,37 @@ def drain(
     drain_on_notice(address, cloud, endpoint=endpoint, node_id=node_id)
 
 
-def _parsed(manifest: str, words: list[str]) -> dict[str, Any]:
-    """The options as `farm run` will understand them; hardware that is named is looked up.
+def _parsed(manifest: str, words: list[str]) -> RunOptions:
+    """The options as `farm run` will read them, with known hardware.
 
     Raises:
-        UserError: for an option that `farm run` does not have, or a value that it refuses.
+        UserError: for an option that `farm run` does not have, a value that it refuses, or a GPU
+            of unknown memory.
     """
     from typer.main import get_command
 
     from farm.cli import app
-    from farm.cli.run import hardware_of, recipe_fields
+    from farm.cli.execute import hardware_of
     from farm.errors import FarmError, UserError
 
     group = get_command(app)
     command = group.commands["run"]  # type: ignore[attr-defined]
     try:
         context = command.make_context("farm run", [manifest, *words])
-    except Exception as error:  # click's, or those of the copy that newer typers carry
+    except Exception as error:  # of click, or of the copy of click inside newer typer versions
         if isinstance(error, FarmError) or not hasattr(error, "exit_code"):
             raise
-        message = getattr(error, "message", "") or "it asks for help"
+        message = getattr(error, "message", "") or "--help cannot be sent to a cluster"
         raise UserError(f"--with: {message}", "see `farm run --help`") from error
-    chosen: dict[str, Any] = context.params
-    recipe_fields(chosen["recipe"])
-    if chosen["gpu"] is not None or chosen["cpus"] is not None:
-        names = ("gpu", "gpu_memory", "gpus", "nodes", "cpus", "price")
-        hardware_of(*(chosen[name] for name in names))
-    return chosen
+    options = read_options(RunOptions, context.params)
+    if options.gpu is not None or options.cpus is not None:
+        hardware_of(options)
+    return options
 
 
-def _reachable(manifest: str, store_url: str, base: str, chosen: dict[str, Any]) -> str:
-    """The manifest's URL for the cluster: its own, or that of its copy in the store."""
-    from farm.cli.check import progress_bar
-    from farm.cli.run import recipe_fields
+def _reachable(manifest: str, store_url: str, base: str, options: RunOptions) -> str:
+    """The URL of the manifest for the cluster: its own, or that of its copy in the store."""
+    from farm.cli.views.progress import progress_bar
     from farm.intake.photos.bytes import is_remote
     from farm.storage import Store
     from farm.training.cluster.uploads import upload_manifest
@@ -188,15 +203,14 @@ def _reachable(manifest: str, store_url: str, base: str, chosen: dict[str, Any])
             manifest,
             Store(store_url),
             base=base,
-            recipe=recipe_fields(chosen["recipe"]),
-            skip_faulty=chosen["skip_faulty"],
+            recipe=options.recipe,
+            skip_faulty=options.skip_faulty,
             progress=progress,
         )
     for fault in upload.warnings[:10]:
-        print(f"{fault.severity}: {fault}", file=sys.stderr)
-    print(
-        f"copied to {upload.url}: {upload.num_subjects} subjects, {upload.num_photos} photos of "
-        "this machine",
-        file=sys.stderr,
+        note(f"{fault.severity}: {fault}")
+    note(
+        f"copied to {upload.url}: {upload.num_subjects} subjects, {upload.num_photos} photos from "
+        "this machine"
     )
     return upload.url
