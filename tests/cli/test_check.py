@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from farm.cli import app
+from farm.cli import app, progress
 from farm.cli.check_view import render_faults
 from farm.errors import Fault
 
