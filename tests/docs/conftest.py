@@ -72,7 +72,7 @@ class Documentation:
 
 def _run_blocks(page: str) -> list[Block]:
     """A page's blocks that are run or written, in their order."""
-    return [block for block in blocks_of(ROOT / page) if block.kind not in ("parsed", "dockerfile")]
+    return [block for block in blocks_of(ROOT / page) if block.kind not in ("parsed", "text")]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ has no kind, and a test refuses it.
     ```console                   lines that begin with `$ ` are run, the others are their output
     ```python                    run, with the names of the page's earlier Python blocks
     ```csv title=photos/x.csv    written to that file, which later blocks use
-    ```dockerfile                checked against the package's own metadata
+    ```text                      a listing or a formula; not tested
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Block:
             if not self.title:
                 raise ValueError(f"{self.place}: a {self.language} block needs title=FILE")
             return "file"
-        if self.language in ("sh", "console", "python", "dockerfile"):
+        if self.language in ("sh", "console", "python", "text"):
             return self.language
         raise ValueError(f"{self.place}: {self.language or 'no language'} is no kind of block")
 
