@@ -35,6 +35,9 @@ REFERENCE = {
 ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 
+FENCE = re.compile(r"^(?P<fence>\s*```\w+) (?P<word>title|needs)=(?P<value>\S+)$", re.MULTILINE)
+"""The opening of a block with a word for ``tests/docs/``."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference pages, the repository's pages, and the benchmarks."""
@@ -70,7 +73,7 @@ def _linked_elsewhere(files: Files) -> list[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links that leave ``docs/`` to their place in the site."""
+    """Point links that leave ``docs/`` to their place in the site, and title the blocks."""
     source = page.file.src_uri
     folder = posixpath.dirname(_in_repository(source))
 
@@ -81,7 +84,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return posixpath.relpath(found, posixpath.dirname(source) or ".") + (match["anchor"] or "")
 
-    return LINK.sub(replaced, markdown)
+    return FENCE.sub(_titled, LINK.sub(replaced, markdown))
+
+
+def _titled(match: re.Match[str]) -> str:
+    title = f' title="{match["value"]}"' if match["word"] == "title" else ""
+    return match["fence"] + title
 
 
 def _in_repository(path: str) -> str:
