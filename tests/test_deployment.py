@@ -30,7 +30,7 @@ def cluster_of(path: Path) -> kuberay.ClusterSpec:
     return found.spec.rayClusterConfig
 
 
-# -- KubeRay ---------------------------------------------------------------------------------------
+# -- KubeRay --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
@@ -120,7 +120,7 @@ def test_kubectl_is_only_told_to_apply_files_that_are_checked() -> None:
         check_line("kubectl apply -f deploy/kuberay/other.yaml")
 
 
-# -- the container image ---------------------------------------------------------------------------
+# -- the container image --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_what_the_image_installs_is_pinned(dockerfile: list[Instruction]) -> Non
     assert f"Programming Language :: Python :: {version[1]}" in PROJECT["classifiers"]
 
 
-# -- the project's files ----------------------------------------------------------------------------
+# -- the project's files --------------------------------------------------------------------------
 
 
 def _yaml(path: str) -> Any:

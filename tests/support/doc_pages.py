@@ -1,14 +1,15 @@
 """The code blocks of the documentation, in the order of their pages.
 
-Owns what a block is and how it says what it is: the words after its opening fence, which rendered
-Markdown does not show. A block without a language, and one that is indented instead of fenced,
-has no kind, and a test refuses it.
+Owns what a block is and how its kind is selected: by the words after its opening fence, which
+rendered Markdown does not show. A block without a language, and one that is indented instead of
+fenced, has no kind, and a test refuses it.
 
     ```sh                        run by a shell, line by line
     ```sh needs=cluster          checked against the real parsers; see NEEDS
     ```console                   lines that begin with `$ ` are run, the others are their output
     ```python                    run, with the names of the page's earlier Python blocks
     ```csv title=photos/x.csv    written to that file, which later blocks use
+    ```nginx                     its syntax is checked, and its limits against the endpoint's own
     ```text                      a listing or a formula; not tested
 """
 
@@ -56,7 +57,7 @@ class Block:
         """How it is tested.
 
         Raises:
-            ValueError: if it does not say so.
+            ValueError: if it has none.
         """
         if self.language == "sh" and self.needs:
             if self.needs not in NEEDS:
@@ -66,9 +67,9 @@ class Block:
             if not self.title:
                 raise ValueError(f"{self.place}: a {self.language} block needs title=FILE")
             return "file"
-        if self.language in ("sh", "console", "python", "text"):
+        if self.language in ("sh", "console", "python", "nginx", "text"):
             return self.language
-        raise ValueError(f"{self.place}: {self.language or 'no language'} is no kind of block")
+        raise ValueError(f"{self.place}: {self.language or 'no language'} is not a kind of block")
 
 
 def page_paths() -> list[Path]:
