@@ -73,8 +73,11 @@ class Block:
 
 
 def page_paths() -> list[Path]:
-    """README first: it makes what the other pages use."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README first, which makes what the other pages use; then the tutorial, before a page that
+    protects README's store with keys."""
+    tutorial = ROOT / "docs/tutorial.md"
+    others = sorted(set((ROOT / "docs").rglob("*.md")) - {tutorial})
+    return [ROOT / "README.md", tutorial, *others]
 
 
 def all_blocks() -> list[Block]:
