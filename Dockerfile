@@ -19,12 +19,14 @@ RUN python -m build --wheel --outdir /wheels
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS base
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# g++ for torch.compile; ps and rsync for ray up; wget for KubeRay's probes
+# g++ for torch.compile; ps and rsync for ray up; wget for KubeRay's probes. The profile is for
+# login shells, which ray up uses: they reset PATH
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ procps rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && pip install --no-cache-dir uv==0.13.9 \
     && useradd --create-home --uid 1000 --shell /bin/bash ray \
+    && echo 'export PATH=/opt/farm/bin:$PATH' > /etc/profile.d/farm.sh \
     && python -m venv /opt/farm \
     && chown -R ray:ray /opt/farm
 ENV PATH=/opt/farm/bin:$PATH \

@@ -166,6 +166,17 @@ def test_the_image_runs_as_a_user_with_the_id_that_kuberay_uses(
     assert [one.text for one in dockerfile if one.name == "USER"] == ["ray"]
 
 
+def test_the_clusters_token_is_put_where_the_images_user_reads_it() -> None:
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert list(cluster["file_mounts"]) == ["/home/ray/.ray/auth_token"]
+
+
+def test_login_shells_find_the_farm(dockerfile: list[Instruction]) -> None:
+    (path,) = [one.text for one in dockerfile if one.name == "ENV" and "PATH=" in one.text]
+    folder = path.split("PATH=")[1].split(":")[0]
+    assert any(f"PATH={folder}:$PATH' > /etc/profile.d" in one.text for one in dockerfile)
+
+
 def test_what_the_image_installs_is_pinned(dockerfile: list[Instruction]) -> None:
     for one in dockerfile:
         if one.name != "RUN":
