@@ -65,7 +65,7 @@ WORDS = {
     r"whatever it (?:was|is)": "any",
     r"nobody": "no one, no other job",
     r"anybody": "anyone",
-    r"takes? on|leans? to": "resembles",
+    r"takes on|leans? to": "resembles",
     r"spared": "given precomputed",
     r"opens nothing": "does not open a browser",
     r"(?:clients|ones) that exist": "existing clients",

@@ -2,8 +2,8 @@
 
     python benchmarks/check_intake.py [--subjects 10000] [--photos 5] [--side 256] [--keep FOLDER]
 
-Draws the photos, writes the manifest in every form, measures each reading and the check in a fresh
-process of its own, and writes benchmarks/intake-<cpu>-<date>.md.
+Renders the photos, writes the manifest in every format, measures each format and the check in a
+fresh process, and writes benchmarks/intake-<cpu>-<date>.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A long run, to the end: does the memory of driver and lane stay flat?
+"""A long run: does the memory of driver and lane stay constant?
 
     python benchmarks/farm_memory.py --subjects 1000 --steps 50
 
-Draws subjects, trains them all through `farm run`'s own path on Ray, and samples the resident
-memory of the driver and of every lane as adapters are committed. Flat means: what is taken after
-the first hundred jobs does not grow with the rest. Writes ``farm-memory-<n>cpu-<date>.{md,png,
-json}`` beside this file.
+Renders subjects, trains them all through `farm run`'s own path on Ray, and samples the resident
+memory of the driver and of every lane as adapters are committed. Constant means that the memory
+after the first hundred jobs does not grow with the others. Writes
+``farm-memory-<n>cpu-<date>.{md,png,json}`` beside this file.
 """
 
 from __future__ import annotations

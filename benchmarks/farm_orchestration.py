@@ -1,13 +1,13 @@
-"""What the farm itself costs per job: everything but decoding, training and drawing.
+"""The farm's own cost per job: everything except decoding, training and generating images.
 
     python benchmarks/farm_orchestration.py --jobs 1000
 
 Runs many one-step jobs in one process (dispatcher, lane, publisher and ledger, as under Ray) and
-counts CPU seconds. Subtracted is what the work itself needs: reading, decoding and encoding of
-photos, admitting and stepping, and the writing of adapter files in three forms. What is left is
-orchestration: leases, ledger, commits, names, threads. Wall seconds of the whole are told too.
-With ``--ray`` the same jobs, and a fifth of them, also run through `farm run` on Ray; what one more
-job costs all processes together, less the work itself, is orchestration with Ray's own part.
+counts CPU seconds. The work itself is subtracted: reading, decoding and encoding of photos,
+admission and training steps, and writing adapter files in three forms. The rest is
+orchestration: leases, ledger, commits, names, threads. Wall seconds of the whole are also reported.
+With ``--ray``, the same jobs, and a fifth of them, also run through `farm run` on Ray. The cost of
+one more job in all processes, less the work itself, is orchestration including Ray's part.
 
 Writes ``farm-orchestration-<n>cpu-<date>.md`` beside this file.
 """
@@ -52,7 +52,7 @@ class Meter:
 
 
 def through_ray(jobs: int, base: str, recipe: dict[str, Any]) -> float:
-    """CPU seconds of all processes of `farm run` with so many jobs."""
+    """CPU seconds of all processes of `farm run` with this many jobs."""
     from farm_vs_plain import run_farm
     from support.manifests import write_manifest
 

@@ -6,12 +6,13 @@ Both sides start from photos in a folder and end with adapter files, on this mac
 other. The farm is `farm run` as a user starts it: Ray, prior sets, training, publishing in three
 forms. The plain side is what people script: for each subject a fresh process that loads the base,
 reads its photos, trains rank-4 LoRA with peft, AdamW and a gradient clip, and saves; one photo and
-one class image a step. It comes in two kinds. *As the script does it* draws its own class images
-before it trains (as many and with as many steps as the farm's, four at a time, the script's
-default) and encodes two pictures at every step. *Spared* reads class latents that lie ready and
-encodes its photos once. Neither side draws samples. The plain side's subjects are measured one by
-one and the mean is taken for the rest; every process is alike. Wall and CPU seconds are told: CPU
-seconds count what the processes themselves used, whoever else was running.
+one class image per step. It has two variants. *As the script does it* generates its own class
+images before it trains (the same number with the same number of steps as the farm's, four at a
+time, the script's default) and encodes two pictures at every step. *Precomputed* reads class
+latents from a file and encodes its photos once. Neither side generates samples. A few subjects of
+the plain side are measured one by one, and their mean is used for the others; all processes are
+equal. Wall and CPU seconds are reported: CPU seconds are those of the processes themselves,
+independent of other load.
 
 Writes ``farm-vs-plain-<n>cpu-<date>.md`` beside this file.
 """
@@ -43,7 +44,7 @@ NUM_PRIOR_IMAGES = 100
 
 
 def write_subjects(folder: Path, subjects: int, steps: int) -> Path:
-    """Drawn subjects with five photos each, and their manifest."""
+    """Rendered subjects with five photos each, and their manifest."""
     import yaml
 
     from farm.cli.demo import write_demo_manifest
@@ -134,7 +135,7 @@ def run_plain(
 
 
 def draw_class_images(base: Any, spec: Any, count: int) -> Any:
-    """Class images and their latent moments, as the script draws them for a subject."""
+    """Class images and their latent moments, as the script generates them for a subject."""
     import torch
 
     pipeline = base.pipeline()
@@ -208,13 +209,14 @@ def write_page(out: Path, facts: dict[str, Any]) -> None:
         f"above 0 is other work). Plain: mean of {facts['plain_subjects']} processes of each kind. "
         f"Command: `{facts['command']}`; its head says what each side does.\n\n"
         "| subjects per hour by | farm | plain, as the script does it | farm against it | "
-        "plain, spared class images and encoding | farm against it |\n|---|---|---|---|---|---|\n"
+        "plain, given class images and encodings | farm against it |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
         + f"\n\nThe farm took {farm['wall_s']:.0f} s of wall clock and {farm['cpu_s']:.0f} CPU "
-        f"seconds for all {subjects}, Ray's start and the drawing of prior sets included; one "
+        f"seconds for all {subjects}, including Ray's start and the generation of prior sets; one "
         f"plain process took {facts['script']['wall_s']:.0f} s "
         f"({facts['script']['cpu_s']:.0f} CPU seconds) as the script does it and "
-        f"{facts['spared']['wall_s']:.0f} s ({facts['spared']['cpu_s']:.0f}) when spared.\n"
+        f"{facts['spared']['wall_s']:.0f} s ({facts['spared']['cpu_s']:.0f}) when given "
+        "precomputed class images and encodings.\n"
     )
 
 

@@ -1,8 +1,8 @@
 """The yardstick: DreamBooth-LoRA as the usual script trains it, one subject at a time.
 
 Plain diffusers and peft: a base under peft's LoRA, one photo and one class image a step, torch's
-AdamW, gradient clip. It is spared what the usual script adds (decoding and encoding photos at
-every step, unless asked for; text encoding; logging), so that the comparison is with the loop
+AdamW, gradient clip. It omits what the usual script adds (decoding and encoding photos at
+every step, unless requested; text encoding; logging), so that the comparison is with the loop
 itself. Only the cached latents and prompts of a job are shared with the farm.
 
 Legend: R rows, C H W latent.

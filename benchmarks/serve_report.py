@@ -99,7 +99,7 @@ def _note(report: dict[str, Any], name: str) -> str:
         "",
         f"Written by `benchmarks/serve_engine.py` on {options['date']}. Base `{options['base']}`, "
         f"{options['adapters']} adapters of rank {options['rank']} in a store, a Zipf trace "
-        f"(exponent {options['zipf']}; {report['num_asked']} of them are asked for), "
+        f"(exponent {options['zipf']}; {report['num_asked']} of them are requested), "
         f"{options['steps']} steps of DPM++ 2M, guidance {options['guidance']}, every prompt "
         f"different, {report['waiting']} clients that each wait for their picture. "
         f"{options['rounds']} rounds of {options['requests']} pictures in which the methods take "
@@ -156,7 +156,7 @@ def _bound_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"A guided picture takes two rows. By the measured passes a row of a pass of two takes "
         f"{bound:.1f} times the time of a row of a pass of {rows}: no rule of batching can be more "
-        "than so many times slower than full batches on this machine."
+        "than this factor slower than full batches on this machine."
     ]
 
 

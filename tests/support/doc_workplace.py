@@ -29,7 +29,13 @@ SMALL = {
 }
 """Defaults of commands that would otherwise train for minutes."""
 SMALL_STUDY = {"num_checks": 1, "num_photos": 3, "num_prior_images": 4, "nouns": ["cat"]}
-"""Fields of the prior-preservation study that no option sets, for the same reason."""
+SMALL_BUDGET = {
+    "num_prompt_pictures": 4,
+    "num_class_pictures": 4,
+    "num_drift_pictures": 4,
+    "steps": 2,
+}
+"""Fields of the prior-preservation study and of its scores that no option sets."""
 CLONED = ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", "jobs")
 TESTS = ("conftest.py", "test_errors.py")
 """What `make test` runs in the clone: the suite itself would run this again."""
@@ -62,8 +68,9 @@ from farm.cli import app, main
 app.info.context_settings["default_map"] = json.loads(os.environ["SMALL"])
 if sys.argv[1:3] == ["study", "prior"]:
     from farm.quality.study import prior
-    fields = json.loads(os.environ["SMALL_STUDY"])
-    prior.PriorStudy = functools.partial(prior.PriorStudy, **fields)
+    fields, budget = json.loads(os.environ["SMALL_STUDY"])
+    budget = prior.ScoringBudget(**budget)
+    prior.PriorStudy = functools.partial(prior.PriorStudy, **fields, budget=budget)
 main()
 """
 PYTHON_BLOCKS = """
@@ -277,7 +284,7 @@ class PageRun:
             "PATH": os.pathsep.join(without_farm),
             "RAY_TMPDIR": str(self.clone.ray_folder),
             "SMALL": json.dumps({**SMALL, "serve": {"port": self.port}}),
-            "SMALL_STUDY": json.dumps(SMALL_STUDY),
+            "SMALL_STUDY": json.dumps([SMALL_STUDY, SMALL_BUDGET]),
         }
 
 
