@@ -105,8 +105,8 @@ def _note(report: dict[str, Any], name: str) -> str:
         f"{options['rounds']} rounds of {options['requests']} pictures in which the methods take "
         f"turns on the same slice of the trace ({options['slow']} for one picture at a time); "
         f"medians. The machine's load was {report['load']:.1f} (5-minute mean, at the end): where "
-        "that is above its cores, other programs ran beside, and CPU seconds tell more than the "
-        f"clock. {report['versions']}.",
+        "that is above its cores, other programs ran beside, and CPU seconds are more reliable "
+        f"than the clock. {report['versions']}.",
         "",
         f"![]({name}.png)",
         "",
