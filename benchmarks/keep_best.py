@@ -1,4 +1,4 @@
-"""Early stop with keep-best against training all steps, on real and rendered subjects.
+"""Early stop with keep-best against training all steps, on real and drawn subjects.
 
 Every subject is trained all steps in a slot. Beside it the trainer's own rules (``should_stop``,
 ``is_best``) read its evaluation losses: where they would stop, the weights that they would keep
@@ -71,7 +71,7 @@ def real_subjects(folder: Path, side_px: int) -> list[Subject]:
 
 
 def drawn_subjects(num: int) -> list[Subject]:
-    """Rendered individuals, five photos each, in several poses and places."""
+    """Drawn individuals, five photos each, in several poses and places."""
     found = []
     for sitter in sitters(num, CLASS_NOUNS, seed=7):
         photos = photograph(sitter, 5, poses=POSES_OF[sitter.class_noun][:3])

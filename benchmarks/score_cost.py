@@ -1,6 +1,6 @@
 """What a run's quality cards cost, against its training, at the default budget.
 
-Trains rendered subjects in slots as a lane does, then has the judge's own examiner score them, and
+Trains drawn subjects in slots as a lane does, then has the judge's own examiner score them, and
 times both. Writes a Markdown page and prints one JSON line.
 
     python benchmarks/score_cost.py --subjects 100 --steps 800
@@ -86,19 +86,19 @@ def page(result: dict[str, Any]) -> str:
             "# What quality cards cost",
             "",
             f"{result['when']}, {result['hardware']}, base `{result['base']}`: "
-            f"{result['subjects']} rendered subjects, {result['steps']} steps with prior "
+            f"{result['subjects']} drawn subjects, {result['steps']} steps with prior "
             f"preservation, {result['slots']} slots. {_how(result)}",
             "",
             "| | seconds |",
             "|---|---|",
             f"| training | {result['training_s']:.1f} |",
-            f"| generating and scoring {result['pictures']} pictures | {result['scoring_s']:.1f} |",
+            f"| drawing and scoring {result['pictures']} pictures | {result['scoring_s']:.1f} |",
             f"| share of training | **{100 * result['share']:.1f} %** |",
             "",
             f"The default budget for this recipe: {budget['num_prompt_pictures']} pictures of the "
             f"subject, {budget['num_class_pictures']} of its class and "
             f"{budget['num_drift_pictures']} of other prompts, {budget['steps']} denoising steps "
-            "each; the base's own are generated once per class.",
+            "each; the base's own are drawn once a class.",
             "",
             "```",
             f"python benchmarks/score_cost.py --subjects {result['subjects']} "
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=100)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--slots", type=int, default=25)
-    parser.add_argument("--timed-steps", type=int, help="run this many, and scale their time")
+    parser.add_argument("--timed-steps", type=int, help="run so many, and scale their time")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

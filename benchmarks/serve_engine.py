@@ -9,7 +9,7 @@ Without an installed farm: ``PYTHONPATH=.`` before it; tenacity is needed, Ray a
 Writes ``serving-<hardware>-<date>.{md,csv,png}``. Methods take turns in rounds, each on the same
 slice of the trace; the table gives the median over the rounds. Beside the time on the clock it
 counts CPU seconds (all threads), which other programs on a busy machine do not change much. Every
-base is loaded again, every picture is decoded.
+base is loaded anew, every picture is decoded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ways to serve many adapters that the benchmark compares, each with a base of its own.
 
-Each method generates and decodes the same requests, and receives at most ``waiting`` requests at a
-time, as from that many clients that each wait for their picture before the next request.
+All of them draw the same requests, decode them, and see at most ``waiting`` requests at a time, as
+so many clients would send them who each wait for their picture before they ask again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PlainDiffusers:
 
     name = "diffusers, load per request"
     is_slow = True
-    """Its rate does not depend on the number of clients, so a short run measures it."""
+    """It draws the same however many ask, and needs no long run to be measured."""
 
     def __init__(self, base: Base, workload: Workload) -> None:
         self._base, self._pipeline = base, base.pipeline()
@@ -105,7 +105,7 @@ class GroupingDiffusers(PlainDiffusers):
 def _batch(
     base: Base, requests: Sequence[GenerationRequest], routing: Callable[[Tensor], Any]
 ) -> Drawn:
-    """Generate equal requests together from start to end."""
+    """Draw equal requests together from start to end."""
     first = requests[0]
     latents = generate_latents(
         base,
@@ -234,7 +234,7 @@ class Ours:
         return drawn
 
     def draw_at(self, requests: Sequence[GenerationRequest], rate: float, seed: int) -> list[float]:
-        """Poisson arrivals at this many pictures per second; returns the latency of each."""
+        """Poisson arrivals at so many pictures a second; each one's seconds to its picture."""
         gaps = np.random.default_rng(seed).exponential(1 / rate, len(requests))
         latencies: list[float] = []
         tickets = []

@@ -99,14 +99,14 @@ def _note(report: dict[str, Any], name: str) -> str:
         "",
         f"Written by `benchmarks/serve_engine.py` on {options['date']}. Base `{options['base']}`, "
         f"{options['adapters']} adapters of rank {options['rank']} in a store, a Zipf trace "
-        f"(exponent {options['zipf']}; {report['num_asked']} of them are requested), "
+        f"(exponent {options['zipf']}; {report['num_asked']} of them are asked for), "
         f"{options['steps']} steps of DPM++ 2M, guidance {options['guidance']}, every prompt "
         f"different, {report['waiting']} clients that each wait for their picture. "
         f"{options['rounds']} rounds of {options['requests']} pictures in which the methods take "
         f"turns on the same slice of the trace ({options['slow']} for one picture at a time); "
         f"medians. The machine's load was {report['load']:.1f} (5-minute mean, at the end): where "
-        "that is above its cores, other programs ran beside, and CPU seconds are more reliable "
-        f"than the clock. {report['versions']}.",
+        "that is above its cores, other programs ran beside, and CPU seconds tell more than the "
+        f"clock. {report['versions']}.",
         "",
         f"![]({name}.png)",
         "",
@@ -156,7 +156,7 @@ def _bound_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"A guided picture takes two rows. By the measured passes a row of a pass of two takes "
         f"{bound:.1f} times the time of a row of a pass of {rows}: no rule of batching can be more "
-        "than this factor slower than full batches on this machine."
+        "than so many times slower than full batches on this machine."
     ]
 
 

@@ -187,7 +187,7 @@ def served_here(store: Store, root: Path, options: argparse.Namespace) -> Iterat
 
 
 def kill_an_engine() -> None:
-    """Kill one engine's process in any state."""
+    """Kill one engine's process, whatever it is doing."""
     import ray
 
     names = [

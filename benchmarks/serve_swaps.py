@@ -1,7 +1,7 @@
 """Does an adapter on its way from host memory to a slot hold up the running batch?
 
-Two engines generate the same pictures one after another. In one, every adapter is in a slot; in the
-other, there are so few slots that nearly every request has its adapter copied in, from host memory,
+Two engines draw the same pictures one after another. In one every adapter lies in a slot; in the
+other there are so few slots that nearly every request has its adapter copied in, from host memory,
 while the batch runs. What the running batch sees is measured pass by pass.
 """
 
@@ -92,7 +92,7 @@ def _observed(
 
 
 def _watch(ours: Ours) -> list[tuple[Any, Any, int]]:
-    """Start, end and rows of every pass from now on, as ``_now`` measures them."""
+    """Start, end and rows of every pass from now on, as ``_now`` tells them."""
     passes: list[tuple[Any, Any, int]] = []
     predict = ours.engine._denoiser.predict
     device = ours.engine.base.device

@@ -94,7 +94,7 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         f"torch {torch.__version__}. Command: `python benchmarks/slots_cpu.py {facts['argv']}`",
         "",
         "`plain` is diffusers and peft, one subject after another, from the same cached latents "
-        "and prompts. CPU time is that of the process itself, independent of other load.",
+        "and prompts. CPU time counts what the process itself used, whoever else was running.",
         "",
         "| S | rows/s | × plain | rows per CPU-second | × plain |",
         "|---|---|---|---|---|",
@@ -156,7 +156,7 @@ def plot(results: dict[str, Any], path: Path, facts: dict[str, Any]) -> None:
 
 
 def hardware() -> str:
-    """The processor's name, as the system reports it."""
+    """The processor's name, as the system tells it."""
     try:
         text = Path("/proc/cpuinfo").read_text()
         name = next(line for line in text.splitlines() if line.startswith("model name"))

@@ -114,7 +114,7 @@ def note(
     facts = [
         f"{span_s / 60:.1f} minutes, {len(lines)} requests; {len(drawn)} pictures compared with "
         "renders made alone",
-        f"engine processes that generated pictures: {len({line['engine'] for line in drawn})}",
+        f"engine processes that drew: {len({line['engine'] for line in drawn})}",
         f"wrong pictures: {sum('wrong' in line['verdict'] for line in lines)}",
         f"hung requests: {sum(line['verdict'] == 'hung' for line in lines)}",
         f"5xx other than 503: {sum(line['status'] in {500, 502, 504} for line in lines)}",

@@ -1,4 +1,4 @@
-"""Synthetic runs for the page's tests: pictures, and scores from real formulas on made vectors."""
+"""Runs made up for the page's tests: drawn pictures, scores from real formulas on made vectors."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
 
 
 SPARE = ThumbBudget(64, 48, 60, 2, 3, 3, 2)
-"""Enough for tests; rendering is what takes time."""
+"""Enough for tests; drawing is what takes time."""
 
 
 def make_run(num: int, *, num_failed: int = 2, budget: ThumbBudget = SPARE) -> RunView:
