@@ -2,8 +2,8 @@
 
     python benchmarks/check_intake.py [--subjects 10000] [--photos 5] [--side 256] [--keep FOLDER]
 
-Renders the photos, writes the manifest in every format, measures each format and the check in a
-fresh process, and writes benchmarks/intake-<cpu>-<date>.md.
+Generates the photos, writes the manifest in every format, measures each reading and the check in
+separate processes, and writes benchmarks/intake-<cpu>-<date>.md.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from PIL import Image
 HERE = Path(__file__).parent
 FORMS = ("yaml", "json", "jsonl", "csv", "parquet", "folder")
 POOL = 500
-"""Different pictures; more than any subject has photos, so that none of a subject look alike."""
+"""Number of different images; more than photos per subject, so that no two of a subject match."""
 NOUNS = ("cat", "dog", "toy", "vase", "backpack")
 
 
-def draw_photos(folder: Path, num_subjects: int, num_photos: int, side_px: int) -> None:
-    """Write the photos: files of a pool of pictures, each made another by bytes after its end."""
+def generate_photos(folder: Path, num_subjects: int, num_photos: int, side_px: int) -> None:
+    """Write the photos: images from a pool, each file made unique by bytes after its end."""
     pool = [_picture(seed, side_px) for seed in range(min(POOL, num_subjects * num_photos))]
     number = 0
     for subject in range(num_subjects):
@@ -48,7 +48,7 @@ def draw_photos(folder: Path, num_subjects: int, num_photos: int, side_px: int) 
 
 
 def _picture(seed: int, side_px: int) -> bytes:
-    """The JPEG file of a smooth random picture with grain: it costs a decoder what photos cost."""
+    """A JPEG file of a smooth random image with grain, as expensive to decode as a photo."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((side_px, side_px), Image.Resampling.BICUBIC)
@@ -60,7 +60,7 @@ def _picture(seed: int, side_px: int) -> bytes:
 
 
 def write_manifests(folder: Path, num_subjects: int) -> None:
-    """The same subjects in every form; `folder` needs its subjects.csv."""
+    """The same subjects in every format; `folder` needs its subjects.csv."""
     subjects = [
         {"id": f"subject-{n:05}", "class_noun": NOUNS[n % len(NOUNS)], "priority": n % 3}
         for n in range(num_subjects)
@@ -119,19 +119,19 @@ def _rss_mib() -> float:
 
 
 def _peak() -> float:
-    # not getrusage: its maximum is taken over from the parent
+    # not getrusage: its maximum is inherited from the parent
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return int(found.group(1)) / 1024 if found else float("nan")
 
 
 def compare_workers(folder: Path, num_photos: int) -> dict[str, float]:
-    """Photos per second through one thread, a thread a core, one more, and a process a core."""
+    """Photos per second with one thread, a thread per core, one more, and a process per core."""
     from farm.intake.photos.inspect import inspect_photos
 
     uris = [str(path) for path in sorted(folder.glob("subject-*/*.jpg"))[:num_photos]]
     chunks = [uris[start : start + 16] for start in range(0, len(uris), 16)]
     cores = len(os.sched_getaffinity(0))
-    inspect_photos(uris[:500])  # the disk cache, and scipy, are not what is compared
+    inspect_photos(uris[:500])  # warm the disk cache and load scipy before measuring
     pools = {
         "1 thread(s)": ThreadPoolExecutor(1),
         f"{cores + 1} threads": ThreadPoolExecutor(cores + 1),
@@ -149,7 +149,7 @@ def compare_workers(folder: Path, num_photos: int) -> dict[str, float]:
 
 
 def in_fresh_process(url: str, with_photos: bool) -> dict[str, float]:
-    """``measure`` in a process of its own."""
+    """``measure`` in a separate process."""
     command = [sys.executable, __file__, "--measure", url] + ["--with-photos"] * with_photos
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     facts: dict[str, float] = json.loads(output.splitlines()[-1])
@@ -170,7 +170,7 @@ def cpu_name() -> str:
 def write_report(
     results: dict[str, dict[str, float]], rates: dict[str, float], side_px: int, load: float
 ) -> Path:
-    """The measurements as a page of Markdown."""
+    """The measurements as Markdown."""
     whole, today = results["yaml"], datetime.date.today().isoformat()
     cpu = cpu_name()
     tenths = sorted(int(key[7:]) for key in whole if key.startswith("rss_at_"))
@@ -180,9 +180,8 @@ def write_report(
         "",
         f"Written by `benchmarks/check_intake.py` on {today}. {cpu}; Python "
         f"{platform.python_version()}.",
-        f"Load average when it started: {load:.1f}; the wall clock shares the cores with that "
-        "load, the CPU time does not.",
-        f"Photos: JPEG, {side_px} x {side_px} px, {whole['mib']:,.0f} MiB in all, on a local disk.",
+        f"Load average at the start: {load:.1f}; it affects the wall clock, not the CPU time.",
+        f"Photos: JPEG, {side_px} x {side_px} px, {whole['mib']:,.0f} MiB, on a local disk.",
         "",
         "## The check (every photo decoded, hashed and compared)",
         "",
@@ -192,13 +191,13 @@ def write_report(
         f"| CPU time | {whole['check_cpu_s']:.1f} s |",
         f"| photos per second | {whole['photos'] / whole['check_s']:,.0f} |",
         f"| peak memory of the process | {whole['peak_mib']:.0f} MiB |",
-        f"| of it before the first photo | {whole['read_mib']:.0f} MiB |",
-        f"| memory by tenths of the photos, MiB | {', '.join(marks)} |",
+        f"| peak memory before the first photo | {whole['read_mib']:.0f} MiB |",
+        f"| memory after each tenth of the photos, MiB | {', '.join(marks)} |",
         f"| faults found | {whole['faults']:.0f} |",
         "",
         "## Reading the manifest (every folder listed, every subject resolved)",
         "",
-        "| form | wall clock, s | CPU, s | MiB grown |",
+        "| format | wall clock, s | CPU, s | memory growth, MiB |",
         "|---|---:|---:|---:|",
     ]
     for form, facts in results.items():
@@ -214,9 +213,9 @@ def write_report(
 
 
 def run(folder: Path, num_subjects: int, num_photos: int, side_px: int) -> Path:
-    """Everything: photos, manifests, measurements, report."""
+    """Write photos and manifests, measure, and write the report."""
     if not (folder / "m.yaml").exists():
-        draw_photos(folder, num_subjects, num_photos, side_px)
+        generate_photos(folder, num_subjects, num_photos, side_px)
         write_manifests(folder, num_subjects)
     if not (folder / "m.parquet").exists():
         from farm.intake.manifest import read_manifest

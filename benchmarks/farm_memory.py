@@ -1,11 +1,10 @@
-"""A long run: does the memory of driver and lane stay constant?
+"""A long run: does the memory of driver and lanes stay flat?
 
     python benchmarks/farm_memory.py --subjects 1000 --steps 50
 
-Renders subjects, trains them all through `farm run`'s own path on Ray, and samples the resident
-memory of the driver and of every lane as adapters are committed. Constant means that the memory
-after the first hundred jobs does not grow with the others. Writes
-``farm-memory-<n>cpu-<date>.{md,png,json}`` beside this file.
+Renders subjects, trains all of them as `farm run` does on Ray, and samples the resident memory of
+the driver and of every lane as adapters are committed. Memory is flat if it does not grow after the
+first hundred jobs. Writes ``farm-memory-<n>cpu-<date>.{md,png,json}`` beside this file.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MIB = 2**20
 
 
 class Sampler:
-    """A view that notes memory by the number of committed adapters."""
+    """A view that records memory by the number of committed adapters."""
 
     def __init__(self) -> None:
         self.points: list[dict[str, float]] = []
@@ -49,10 +48,28 @@ class Sampler:
 
 
 def growth(points: list[dict[str, float]], name: str, after: int) -> float:
-    """MiB more at the end than at the ``after``-th adapter: means of ten samples each."""
+    """Growth in MiB from the ``after``-th adapter to the end, from means of ten samples each."""
     rest = [point[name] for point in points if point["committed"] >= after]
     part = max(1, min(10, len(rest) // 3))
     return sum(rest[-part:]) / part - sum(rest[:part]) / part
+
+
+def plot(points: list[dict[str, float]], after: int, path: Path) -> None:
+    """Plot memory by the number of committed adapters."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4))
+    committed = [point["committed"] for point in points]
+    for name in ("driver_mib", "lane_mib"):
+        axes.plot(committed, [point[name] for point in points], label=name[:-4])
+    axes.axvline(after, color="0.7", linewidth=1)
+    axes.set(xlabel="adapters committed", ylabel="resident MiB", ylim=(0, None))
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -62,11 +79,6 @@ def main() -> None:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--in-process", action="store_true")
     arguments = parser.parse_args()
-
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
 
     from farm.cli.demo import write_demo_manifest
     from farm.training.execute import execute_run, prepare_run
@@ -96,20 +108,12 @@ def main() -> None:
     stem = HERE / f"farm-memory-{os.cpu_count()}cpu-{today}"
     facts = summary.to_json() | {"growth": grown, "after": after, "points": sampler.points}
     stem.with_suffix(".json").write_text(json.dumps(facts) + "\n")
-    figure, axes = plt.subplots(figsize=(8, 4))
-    committed = [point["committed"] for point in sampler.points]
-    for name in ("driver_mib", "lane_mib"):
-        axes.plot(committed, [point[name] for point in sampler.points], label=name[:-4])
-    axes.axvline(after, color="0.7", linewidth=1)
-    axes.set(xlabel="adapters committed", ylabel="resident MiB", ylim=(0, None))
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(stem.with_suffix(".png"), dpi=120)
+    plot(sampler.points, after, stem.with_suffix(".png"))
     stem.with_suffix(".md").write_text(
         f"# {summary.jobs} subjects in one manifest, {arguments.steps} steps each, {today}\n\n"
         f"`{arguments.base}` base on {os.cpu_count()} cores, load average "
         f"{os.getloadavg()[0]:.1f}: {summary.committed} committed, {summary.failed} failed, in "
-        f"{summary.seconds / 60:.1f} minutes. From the adapter number {after} to the end the "
+        f"{summary.seconds / 60:.1f} minutes. From adapter number {after} to the end, the "
         f"driver's memory changed by {grown['driver_mib']:+.1f} MiB and the lane's by "
         f"{grown['lane_mib']:+.1f} MiB.\n\n![memory]({stem.name}.png)\n\n"
         "Command: `python benchmarks/farm_memory.py`\n"

@@ -1,13 +1,13 @@
-"""The farm's own cost per job: everything except decoding, training and generating images.
+"""The farm's own cost per job: everything except decoding, training and generation.
 
     python benchmarks/farm_orchestration.py --jobs 1000
 
 Runs many one-step jobs in one process (dispatcher, lane, publisher and ledger, as under Ray) and
-counts CPU seconds. The work itself is subtracted: reading, decoding and encoding of photos,
-admission and training steps, and writing adapter files in three forms. The rest is
-orchestration: leases, ledger, commits, names, threads. Wall seconds of the whole are also reported.
-With ``--ray``, the same jobs, and a fifth of them, also run through `farm run` on Ray. The cost of
-one more job in all processes, less the work itself, is orchestration including Ray's part.
+measures CPU seconds. The cost of the work itself is subtracted: reading, decoding and encoding
+photos, admitting and stepping, and writing adapter files in three formats. The rest is
+orchestration: leases, ledger, commits, names, threads. Total wall seconds are also reported.
+With ``--ray`` the same jobs, and a fifth of them, also run through `farm run` on Ray; the marginal
+CPU cost of a job over all processes, minus the work itself, is orchestration including Ray.
 
 Writes ``farm-orchestration-<n>cpu-<date>.md`` beside this file.
 """
@@ -61,31 +61,35 @@ def through_ray(jobs: int, base: str, recipe: dict[str, Any]) -> float:
         return run_farm(manifest, Path(folder) / "store", base)["cpu_s"]
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ray", action="store_true", help="also through Ray, twice")
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--base", default="tiny")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    arguments = read_arguments()
     import torch
     from support.manifests import request, write_manifest
 
     from farm.training.execute import execute_run, prepare_run
     from farm.training.lane import prefetch as preparer
     from farm.training.lane import publisher
-    from farm.training.lane.lane import Lane
+    from farm.training.lane.encode import PromptCache
     from farm.training.lane.settings import SampleSettings
     from farm.training.slots.trainer import SlotTrainer
 
-    torch.set_num_threads(1)  # so that all of its work is counted on the calling thread
+    torch.set_num_threads(1)  # so that all work is counted on the calling thread
     meter = Meter()
     meter.wrap(preparer, "prepare_photos", "decode and encode")
     meter.wrap(SlotTrainer, "step", "train")
     meter.wrap(SlotTrainer, "admit", "train")
     meter.wrap(SlotTrainer, "weights", "train")
     meter.wrap(SlotTrainer, "release", "train")
-    meter.wrap(Lane, "_encode_prompts", "decode and encode")
+    meter.wrap(PromptCache, "__call__", "decode and encode")
     meter.wrap(publisher, "save_adapter", "adapter files")
     recipe = {"steps": 1, "prior_rows": 0, "num_prior_images": 0, "crops_per_photo": 1}
     with tempfile.TemporaryDirectory() as folder:
@@ -104,42 +108,54 @@ def main() -> None:
         summary = execute_run(prepared)
         cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - wall
     assert summary.committed == arguments.jobs, summary
+    lines = in_process_lines(arguments, meter, cpu_s, wall_s)
+    if arguments.ray:
+        lines += ray_lines(arguments, meter, recipe)
+    lines.append("")
+    today = datetime.date.today().isoformat()
+    page = HERE / f"farm-orchestration-{os.cpu_count()}cpu-{today}.md"
+    page.write_text("\n".join(lines))
+    print(page.read_text())
+
+
+def in_process_lines(
+    arguments: argparse.Namespace, meter: Meter, cpu_s: float, wall_s: float
+) -> list[str]:
+    """The page's table for the run in one process."""
     left = cpu_s - sum(meter.seconds.values())
     each_ms = 1000 * left / arguments.jobs
-    today = datetime.date.today().isoformat()
-    lines = [
-        f"# Orchestration of {arguments.jobs} one-step jobs, {today}",
+    return [
+        f"# Orchestration of {arguments.jobs} one-step jobs, {datetime.date.today().isoformat()}",
         "",
         f"`{arguments.base}` base in one process, {os.cpu_count()} cores, load average "
-        f"{os.getloadavg()[0]:.1f}. Command: `python benchmarks/farm_orchestration.py`; its head "
-        "says what is counted.",
+        f"{os.getloadavg()[0]:.1f}. Command: `python benchmarks/farm_orchestration.py`; its "
+        "docstring describes the measurement.",
         "",
-        "| part | CPU s | ms a job |",
+        "| part | CPU s | ms per job |",
         "|---|---|---|",
         *(
             f"| {name} | {seconds:.1f} | {1000 * seconds / arguments.jobs:.1f} |"
             for name, seconds in sorted(meter.seconds.items())
         ),
         f"| **orchestration** (the rest) | {left:.1f} | **{each_ms:.1f}** |",
-        f"| whole, CPU | {cpu_s:.1f} | {1000 * cpu_s / arguments.jobs:.1f} |",
-        f"| whole, wall clock | {wall_s:.1f} | {1000 * wall_s / arguments.jobs:.1f} |",
+        f"| total, CPU | {cpu_s:.1f} | {1000 * cpu_s / arguments.jobs:.1f} |",
+        f"| total, wall clock | {wall_s:.1f} | {1000 * wall_s / arguments.jobs:.1f} |",
     ]
-    if arguments.ray:
-        few = arguments.jobs // 5
-        both = [through_ray(count, arguments.base, recipe) for count in (few, arguments.jobs)]
-        more_ms = 1000 * (both[1] - both[0]) / (arguments.jobs - few)
-        work_ms = 1000 * sum(meter.seconds.values()) / arguments.jobs
-        lines += [
-            "",
-            f"Through Ray, {few} jobs took {both[0]:.0f} CPU seconds of all processes and "
-            f"{arguments.jobs} took {both[1]:.0f}: one more job costs {more_ms:.1f} ms, of which "
-            f"{work_ms:.1f} ms are the work itself and **{more_ms - work_ms:.1f} ms** "
-            "orchestration, Ray's part included.",
-        ]
-    lines.append("")
-    page = HERE / f"farm-orchestration-{os.cpu_count()}cpu-{today}.md"
-    page.write_text("\n".join(lines))
-    print(page.read_text())
+
+
+def ray_lines(arguments: argparse.Namespace, meter: Meter, recipe: dict[str, Any]) -> list[str]:
+    """The page's paragraph on the marginal cost of a job through Ray."""
+    few = arguments.jobs // 5
+    both = [through_ray(count, arguments.base, recipe) for count in (few, arguments.jobs)]
+    more_ms = 1000 * (both[1] - both[0]) / (arguments.jobs - few)
+    work_ms = 1000 * sum(meter.seconds.values()) / arguments.jobs
+    return [
+        "",
+        f"Through Ray, {few} jobs took {both[0]:.0f} CPU seconds over all processes and "
+        f"{arguments.jobs} took {both[1]:.0f}: each further job costs {more_ms:.1f} ms, of which "
+        f"{work_ms:.1f} ms are the work itself and **{more_ms - work_ms:.1f} ms** "
+        "orchestration, including Ray.",
+    ]
 
 
 if __name__ == "__main__":

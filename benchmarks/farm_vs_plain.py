@@ -3,16 +3,15 @@
     python benchmarks/farm_vs_plain.py --subjects 32 --steps 100 --plain-subjects 4
 
 Both sides start from photos in a folder and end with adapter files, on this machine, one after the
-other. The farm is `farm run` as a user starts it: Ray, prior sets, training, publishing in three
-forms. The plain side is what people script: for each subject a fresh process that loads the base,
-reads its photos, trains rank-4 LoRA with peft, AdamW and a gradient clip, and saves; one photo and
-one class image per step. It has two variants. *As the script does it* generates its own class
-images before it trains (the same number with the same number of steps as the farm's, four at a
-time, the script's default) and encodes two pictures at every step. *Precomputed* reads class
-latents from a file and encodes its photos once. Neither side generates samples. A few subjects of
-the plain side are measured one by one, and their mean is used for the others; all processes are
-equal. Wall and CPU seconds are reported: CPU seconds are those of the processes themselves,
-independent of other load.
+other. The farm is `farm run` as a user starts it: Ray, class images, training, publishing in three
+formats. The plain side is the usual script: for each subject a new process that loads the base,
+reads the photos, trains a rank-4 LoRA with peft, AdamW and a gradient clip, and saves it, with one
+photo and one class image per step. It is measured in two variants. *As published*, it generates its
+own class images before training (the same number and steps as the farm, four at a time, the
+script's default) and encodes two images at every step. *Precomputed*, it reads existing class
+latents and encodes its photos once. Neither side generates samples. A few plain subjects are
+measured and their mean is used for all. Wall and CPU seconds are reported; CPU seconds are not
+affected by other work on the machine.
 
 Writes ``farm-vs-plain-<n>cpu-<date>.md`` beside this file.
 """
@@ -38,7 +37,7 @@ FARM = "from farm.cli import main; main()"
 
 
 NOUNS = ("cat", "mushroom")
-"""The article's two classes: a farm's subjects share few."""
+"""The article's two classes; the subjects of a farm share few classes."""
 NUM_PRIOR_IMAGES = 100
 """The published script's default."""
 
@@ -60,7 +59,7 @@ def write_subjects(folder: Path, subjects: int, steps: int) -> Path:
 
 
 def timed(command: list[str]) -> tuple[float, float, str]:
-    """Wall and CPU seconds of a command with all its children, and its output."""
+    """Wall and CPU seconds of a command and all its child processes, and its output."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     watched = CpuWatch()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -74,7 +73,7 @@ def timed(command: list[str]) -> tuple[float, float, str]:
 
 
 class CpuWatch:
-    """CPU seconds of a process and everything below it, Ray's detached processes included."""
+    """CPU seconds of a process and its descendants, including Ray's detached processes."""
 
     def __init__(self) -> None:
         import threading
@@ -110,7 +109,7 @@ class CpuWatch:
 
 
 def run_farm(manifest: Path, store: Path, base: str) -> dict[str, float]:
-    """`farm run`, as a user starts it."""
+    """Measure `farm run` as a user starts it."""
     command = [sys.executable, "-c", FARM, "run", str(manifest), "--store", str(store)]
     command += ["--base", base, "--samples", "0", "--no-cards", "--no-report", "--json"]
     wall_s, cpu_s, output = timed(command)
@@ -120,22 +119,22 @@ def run_farm(manifest: Path, store: Path, base: str) -> dict[str, float]:
 
 
 def run_plain(
-    manifest: Path, store: Path, base: str, count: int, *, is_spared: bool
+    manifest: Path, store: Path, base: str, count: int, *, is_precomputed: bool
 ) -> dict[str, float]:
-    """One process per subject; means over ``count`` of them."""
+    """Measure one process per subject; means over ``count`` of them."""
     wall, cpu = [], []
     for number in range(count):
         arguments = ["--one-plain", str(number), "--manifest", str(manifest)]
         arguments += ["--store", str(store), "--base", base]
-        arguments += ["--spared"] if is_spared else []
+        arguments += ["--precomputed"] if is_precomputed else []
         wall_s, cpu_s, _ = timed([sys.executable, str(Path(__file__)), *arguments])
         wall.append(wall_s)
         cpu.append(cpu_s)
     return {"wall_s": sum(wall) / count, "cpu_s": sum(cpu) / count}
 
 
-def draw_class_images(base: Any, spec: Any, count: int) -> Any:
-    """Class images and their latent moments, as the script generates them for a subject."""
+def generate_class_images(base: Any, spec: Any, count: int) -> Any:
+    """Latent moments of class images, generated for one subject as in the script."""
     import torch
 
     pipeline = base.pipeline()
@@ -154,9 +153,9 @@ def draw_class_images(base: Any, spec: Any, count: int) -> Any:
 
 
 def train_one_plainly(
-    manifest: Path, store: str, base_name: str, number: int, *, is_spared: bool
+    manifest: Path, store: str, base_name: str, number: int, *, is_precomputed: bool
 ) -> None:
-    """What one plain process does: photos to a saved adapter."""
+    """The work of one plain process, from photos to a saved adapter."""
     from dataclasses import replace
 
     from diffusers import StableDiffusionPipeline
@@ -174,15 +173,15 @@ def train_one_plainly(
     base = load_base(base_name)
     assert spec.prior_key is not None
     prior = as_prior_set(read_prior_set(prepared.store, spec.prior_key), base)
-    if not is_spared:
-        drawn = draw_class_images(base, spec, spec.subject.recipe.num_prior_images)
-        prior = replace(prior, moments=drawn)
+    if not is_precomputed:
+        generated = generate_class_images(base, spec, spec.subject.recipe.num_prior_images)
+        prior = replace(prior, moments=generated)
 
     def encode(prompts: Any) -> Any:
         return base.tokenize(prompts), base.encode_prompts(prompts)
 
     job = assemble_job(spec, prepare_photos(base, spec), prior, encode)
-    loop = PlainLoop(base, job, encode_every_step=not is_spared)
+    loop = PlainLoop(base, job, encode_every_step=not is_precomputed)
     for _ in range(spec.subject.recipe.steps):
         loop.step()
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +196,7 @@ def write_page(out: Path, facts: dict[str, Any]) -> None:
     for name, key in (("wall clock", "wall_s"), ("CPU time", "cpu_s")):
         farm_each = farm[key] / subjects
         cells = [f"| {name} | {3600 / farm_each:.0f} "]
-        for kind in ("script", "spared"):
+        for kind in ("script", "precomputed"):
             each = facts[kind][key]
             cells.append(f"| {3600 / each:.0f} | **{each / farm_each:.1f}×** ")
         rows.append("".join(cells) + "|")
@@ -205,22 +204,23 @@ def write_page(out: Path, facts: dict[str, Any]) -> None:
         f"# The farm against one process per subject, {facts['date']}\n\n"
         f"`{facts['base']}` base, {subjects} subjects of {facts['classes']} classes, "
         f"{facts['steps']} steps with prior preservation on {facts['num_prior_images']} class "
-        f"images, {os.cpu_count()} cores, load average {facts['load']:.1f} at the start (what is "
-        f"above 0 is other work). Plain: mean of {facts['plain_subjects']} processes of each kind. "
-        f"Command: `{facts['command']}`; its head says what each side does.\n\n"
-        "| subjects per hour by | farm | plain, as the script does it | farm against it | "
-        "plain, given class images and encodings | farm against it |\n|---|---|---|---|---|---|\n"
+        f"images, {os.cpu_count()} cores, load average {facts['load']:.1f} at the start (from "
+        f"other work). Plain: mean of {facts['plain_subjects']} processes of each variant. "
+        f"Command: `{facts['command']}`; its docstring describes both sides.\n\n"
+        "| subjects per hour | farm | plain, as published | speed-up | "
+        "plain, precomputed | speed-up |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
         + f"\n\nThe farm took {farm['wall_s']:.0f} s of wall clock and {farm['cpu_s']:.0f} CPU "
-        f"seconds for all {subjects}, including Ray's start and the generation of prior sets; one "
+        f"seconds for all {subjects}, including Ray's start and class images; one "
         f"plain process took {facts['script']['wall_s']:.0f} s "
-        f"({facts['script']['cpu_s']:.0f} CPU seconds) as the script does it and "
-        f"{facts['spared']['wall_s']:.0f} s ({facts['spared']['cpu_s']:.0f}) when given "
-        "precomputed class images and encodings.\n"
+        f"({facts['script']['cpu_s']:.0f} CPU seconds) as published and "
+        f"{facts['precomputed']['wall_s']:.0f} s ({facts['precomputed']['cpu_s']:.0f}) "
+        "precomputed.\n"
     )
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--subjects", type=int, default=32)
     parser.add_argument("--steps", type=int, default=100)
@@ -229,15 +229,19 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path)
     parser.add_argument("--store")
     parser.add_argument("--one-plain", type=int)
-    parser.add_argument("--spared", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("--precomputed", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments()
     if arguments.one_plain is not None:
         train_one_plainly(
             arguments.manifest,
             arguments.store,
             arguments.base,
             arguments.one_plain,
-            is_spared=arguments.spared,
+            is_precomputed=arguments.precomputed,
         )
         return
     today = datetime.date.today().isoformat()
@@ -248,13 +252,13 @@ def main() -> None:
         farm = run_farm(manifest, store, arguments.base)
         print("farm", farm, flush=True)
         plain = {}
-        for kind in ("script", "spared"):
+        for kind in ("script", "precomputed"):
             plain[kind] = run_plain(
                 manifest,
                 store,
                 arguments.base,
                 arguments.plain_subjects,
-                is_spared=kind == "spared",
+                is_precomputed=kind == "precomputed",
             )
             print(kind, plain[kind], flush=True)
     facts = {

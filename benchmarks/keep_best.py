@@ -1,14 +1,14 @@
-"""Early stop with keep-best against training all steps, on real and drawn subjects.
+"""Early stop with keep-best against training all steps, on real and rendered subjects.
 
-Every subject is trained all steps in a slot. Beside it the trainer's own rules (``should_stop``,
-``is_best``) read its evaluation losses: where they would stop, the weights that they would keep
-are set aside. A training is the same up to there in both arms, so it is run once. Both weights are
-then examined alike. Writes a Markdown page and prints one JSON line.
+Every subject is trained for all steps in a slot. The trainer's own rules (``should_stop``,
+``is_best``) are applied to its evaluation losses, and the weights that they would keep are saved.
+Training is identical in both arms up to that step, so it runs once. Both weights are then scored.
+Writes a Markdown page and prints one JSON line.
 
     python benchmarks/keep_best.py --photos PATH/dreambooth
 
-``PATH/dreambooth`` holds a folder of photos for each subject and ``subjects.csv`` (subject, class,
-live), as the DreamBooth paper's data set does.
+``PATH/dreambooth`` contains a folder of photos per subject and ``subjects.csv`` (subject, class,
+live), like the DreamBooth paper's data set.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from farm.quality.card import Examiner
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget, rendered_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
-from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.rendered_subjects import photograph, sitters
+from farm.quality.study.bench import Bench, Trainee, generate_prior_sets
+from farm.quality.study.rendered_subjects import render_photos, sample_subjects
 from farm.recipe import WIDE_MODULES, EarlyStop, Recipe
 from farm.training.slots.evaluation import is_best, should_stop
 from farm.training.slots.job import PriorSet
@@ -70,18 +70,18 @@ def real_subjects(folder: Path, side_px: int) -> list[Subject]:
     return found
 
 
-def drawn_subjects(num: int) -> list[Subject]:
-    """Drawn individuals, five photos each, in several poses and places."""
+def rendered_subjects(num: int) -> list[Subject]:
+    """Rendered individuals with five photos each, in several poses and places."""
     found = []
-    for sitter in sitters(num, CLASS_NOUNS, seed=7):
-        photos = photograph(sitter, 5, poses=POSES_OF[sitter.class_noun][:3])
-        found.append(Subject(sitter.name, "drawn", sitter.class_noun, photos))
+    for sitter in sample_subjects(num, CLASS_NOUNS, seed=7):
+        photos = render_photos(sitter, 5, poses=POSES_OF[sitter.class_noun][:3])
+        found.append(Subject(sitter.name, "rendered", sitter.class_noun, photos))
     return found
 
 
 @dataclass
 class EarlyArm:
-    """What early stop with keep-best would have made of one subject."""
+    """The result of early stop with keep-best for one subject."""
 
     slot: int
     rule: EarlyStop
@@ -93,11 +93,11 @@ class EarlyArm:
 
     @property
     def steps(self) -> int:
-        """Steps that were trained."""
+        """Steps until the stop."""
         return self.curve[-1][0]
 
     def look(self, step: int, loss: float, trainer: SlotTrainer) -> None:
-        """Take in an evaluation, as the trainer does."""
+        """Apply the trainer's rules to an evaluation."""
         self.curve.append((step, loss))
         self.seconds = trainer.seconds(self.slot)
         if is_best(self.curve):
@@ -109,8 +109,8 @@ class EarlyArm:
 def compare(
     base: Base, scorer: Scorer, subjects: Sequence[Subject], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Train and examine every subject; one row each."""
-    priors = make_prior_sets(base, [subject.class_noun for subject in subjects], options.priors)
+    """Train and score every subject; one row each."""
+    priors = generate_prior_sets(base, [subject.class_noun for subject in subjects], options.priors)
     recipe = Recipe(
         steps=options.steps,
         rank=8,
@@ -184,7 +184,7 @@ def _scores(bench: Bench, examiner: Examiner) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """Steps saved and fidelity compared, over one group."""
+    """Steps saved, and fidelity compared, over one group."""
     before = [row["fidelity"][ARMS[0]] for row in rows]
     after = [row["fidelity"][ARMS[1]] for row in rows]
     pres = paired_difference(
@@ -221,10 +221,10 @@ def page(result: dict[str, Any]) -> str:
         f"{options['steps']} steps at most, learning rate {options['learning_rate']:g}, rank 8"
         f"{' on attention, feed-forward layers and convolutions' if options['wide'] else ''}, "
         f"evaluation every {options['every']} steps, patience {options['patience']}, not before "
-        f"step {options['min_steps']}, least fall {options['min_delta']:g}. Fidelity is CLIP-I by "
-        f"the embedded scorer over {options['pictures']} pictures a subject; intervals are 95 %, "
-        "over subjects. Real photos at 64 px are far from what base and scorer were made for; "
-        "their rows say how the rule behaves there, not how good the pictures are.",
+        f"step {options['min_steps']}, minimum decrease {options['min_delta']:g}. Fidelity is "
+        f"CLIP-I with the embedded scorer over {options['pictures']} images per subject; intervals "
+        "are 95 %, over subjects. Real photos at 64 px differ from the training data of base "
+        "and scorer; their rows show how the rule behaves, not how good the images are.",
         "",
         "| subjects | steps saved | mean steps | fidelity, all steps | early stop | difference "
         "| PRES difference |",
@@ -240,7 +240,7 @@ def page(result: dict[str, Any]) -> str:
             f"| {found['subjects']} {group} | {100 * found['steps_saved']:.0f} % | "
             f"{found['mean_steps']:.0f} | {' | '.join(cells)} |"
         )
-    lines += ["", f"{result['seconds']:.0f} s in all.", "", "```", result["command"], "```", ""]
+    lines += ["", f"{result['seconds']:.0f} s in total.", "", "```", result["command"], "```", ""]
     return "\n".join(lines)
 
 
@@ -252,7 +252,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--photos", type=Path, help="folder of real subjects with subjects.csv")
-    parser.add_argument("--drawn", type=int, default=50)
+    parser.add_argument("--rendered", type=int, default=50)
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -269,7 +269,7 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     base, scorer = load_base(options.base), embedded_scorer()
-    subjects = drawn_subjects(options.drawn)
+    subjects = rendered_subjects(options.rendered)
     if options.photos is not None:
         subjects = real_subjects(options.photos, base.resolution_px) + subjects
     rows = compare(base, scorer, subjects, options)

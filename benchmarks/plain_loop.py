@@ -1,9 +1,9 @@
-"""The yardstick: DreamBooth-LoRA as the usual script trains it, one subject at a time.
+"""The baseline: DreamBooth LoRA as in the usual script, one subject at a time.
 
-Plain diffusers and peft: a base under peft's LoRA, one photo and one class image a step, torch's
-AdamW, gradient clip. It omits what the usual script adds (decoding and encoding photos at
-every step, unless requested; text encoding; logging), so that the comparison is with the loop
-itself. Only the cached latents and prompts of a job are shared with the farm.
+Plain diffusers and peft: a base with peft's LoRA, one photo and one class image per step, torch's
+AdamW, gradient clip. It omits the usual script's other work (decoding and encoding photos at every
+step, unless requested; text encoding; logging), so that only the loop itself is compared. It shares
+only the cached latents and prompts of a job with the farm.
 
 Legend: R rows, C H W latent.
 """
@@ -25,13 +25,13 @@ from farm.training.slots.job import TrainingJob
 
 
 class PlainLoop:
-    """One subject's training on a base of its own."""
+    """One subject's training on its own base."""
 
     def __init__(self, base: Base, job: TrainingJob, *, encode_every_step: bool = False) -> None:
-        """Put the base under peft.
+        """Add peft's LoRA to the base.
 
         Args:
-            encode_every_step: run the VAE's encoder on two pictures a step, as the script does.
+            encode_every_step: run the VAE's encoder on two images per step, as the script does.
         """
         self.base, self.job, self.device = base, job, base.device
         self.pipeline = base.pipeline()
@@ -63,7 +63,7 @@ class PlainLoop:
         self.steps = 0
 
     def step(self) -> float:
-        """One step of two rows; like the script, it reads the loss back at once."""
+        """One step of two rows; like the script, it reads the loss immediately."""
         moments = torch.stack(
             [
                 self.instance[self.steps % len(self.instance)],
@@ -103,7 +103,7 @@ class PlainLoop:
 
 
 def synthetic_job(base: Base, number: int, **recipe: object) -> TrainingJob:
-    """A job of random latents: timing does not depend on what a photo shows."""
+    """A job with random latents: timing does not depend on the content of photos."""
     from farm.recipe import Recipe
     from farm.training.slots.job import PriorSet
 
@@ -126,7 +126,7 @@ def synthetic_job(base: Base, number: int, **recipe: object) -> TrainingJob:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, where there is something to wait for."""
+    """Wait for the device to finish queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

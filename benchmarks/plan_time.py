@@ -1,12 +1,12 @@
-"""What the plan expects against what runs take: the demo, and a folder of real photos.
+"""Expected and measured times of runs: a folder of real photos, and the demo.
 
     python benchmarks/plan_time.py --photos PHOTOS --steps 60
 
-Each case runs the command as a user does, in a fresh store, and compares the plan of the run
-itself with the clock and with the CPU seconds of all its processes. CPU seconds over the cores in
-use are what the run would take on the same cores if nothing else ran on them and no core ever
-waited: the clock cannot go below them, and beside other work it goes far above. Wanted: the
-expected time within a factor of two.
+Each case runs the command as a user does, in a fresh store, and compares the run's own plan with
+the wall clock and with the CPU seconds of all its processes. CPU seconds divided by the number of
+cores are a lower bound of the wall time on idle cores; on a busy machine the wall time is far
+above it. The demo also renders its photos and generates images through an endpoint, which the plan
+does not count. The expected time should be within a factor of two.
 
 Writes ``plan-<n>cpu-<date>.md`` beside this file.
 """
@@ -37,7 +37,7 @@ PARTS = ("start_s", "class_images_s", "photos_s", "training_s", "pictures_s", "e
 
 @dataclass(frozen=True)
 class Case:
-    """One command and what came of it."""
+    """One command and its measurements."""
 
     name: str
     command: Sequence[str]
@@ -49,12 +49,12 @@ class Case:
 
     @property
     def expected_s(self) -> float:
-        """Of the plan."""
+        """Expected by the plan."""
         return float(self.plan["hours"]) * 3600
 
     @property
     def idle_s(self) -> float:
-        """CPU seconds over the cores."""
+        """CPU seconds divided by the number of cores."""
         return self.cpu_s / cores()
 
 
@@ -64,7 +64,7 @@ def cores() -> int:
 
 
 def run_case(name: str, store: Path, command: Sequence[str]) -> Case:
-    """Run ``farm`` with the command's words and read the plan that it worked by."""
+    """Run ``farm`` with these arguments and read the plan of its run."""
     before = os.getloadavg()[0]
     wall_s, cpu_s, _ = timed([sys.executable, "-c", FARM, *command])
     opened = Store(store)
@@ -74,7 +74,7 @@ def run_case(name: str, store: Path, command: Sequence[str]) -> Case:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The name of the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor()
@@ -97,12 +97,13 @@ def page(cases: Sequence[Case], command: str) -> str:
     commands = [f"- {case.name}: `farm {' '.join(_short(case.command))}`" for case in cases]
     return "\n".join(
         [
-            f"# The plan's time against the run's, {datetime.date.today()}",
+            f"# Expected and measured run times, {datetime.date.today()}",
             "",
-            f"Embedded base, {cores()} cores of {processor()}. Command: `{command}`; its head says "
-            "how it is measured. Where the load average is above the number of cores, other work "
-            "ran beside, and CPU seconds over cores are the fairer measure of what idle cores "
-            "would take.",
+            f"Embedded base, {cores()} cores of {processor()}. Command: `{command}`; the head of "
+            "this script describes the method. If the load average is above the number of cores, "
+            "other work was running, and CPU time over cores is the better measure. The demo's "
+            "time includes rendering its photos and generating images through an endpoint, which "
+            "the plan does not count.",
             "",
             "| case | expected | wall clock | CPU time | CPU time over cores | wall ÷ expected | "
             "CPU ÷ expected | load average |",
@@ -123,7 +124,7 @@ def page(cases: Sequence[Case], command: str) -> str:
 
 
 def write_page(cases: Sequence[Case], command: str) -> None:
-    """After every case, so that a campaign that is cut off leaves what it measured."""
+    """Write the page after every case, so that an interrupted benchmark keeps its results."""
     target = HERE / f"plan-{cores()}cpu-{datetime.date.today()}.md"
     target.write_text(page(cases, command))
     print(target)
@@ -138,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, help="A folder of real subjects, with subjects.csv.")
     parser.add_argument("--steps", type=int, default=60, help="Training steps on these photos.")
-    parser.add_argument("--demo", type=int, default=16, help="Subjects of the demo; 0: none.")
+    parser.add_argument("--demo", type=int, default=16, help="Subjects of the demo; 0 skips it.")
     options = parser.parse_args()
     words = [Path(sys.argv[0]).name, *_short(sys.argv[1:])]
     typed = "python benchmarks/" + " ".join(words)

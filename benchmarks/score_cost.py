@@ -1,7 +1,7 @@
-"""What a run's quality cards cost, against its training, at the default budget.
+"""The cost of a run's quality cards relative to its training, at the default budget.
 
-Trains drawn subjects in slots as a lane does, then has the judge's own examiner score them, and
-times both. Writes a Markdown page and prints one JSON line.
+Trains rendered subjects in slots as a lane does, scores them with the judge's examiner, and times
+both. Writes a Markdown page and prints one JSON line.
 
     python benchmarks/score_cost.py --subjects 100 --steps 800
 """
@@ -26,8 +26,8 @@ from farm.intake.scoring import DEFAULT_SHARE
 from farm.quality.card import Examiner
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import embedded_scorer
-from farm.quality.study.bench import Bench, Trainee, make_prior_sets
-from farm.quality.study.rendered_subjects import photograph, sitters
+from farm.quality.study.bench import Bench, Trainee, generate_prior_sets
+from farm.quality.study.rendered_subjects import render_photos, sample_subjects
 from farm.recipe import Recipe
 
 
@@ -39,21 +39,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     budget = ScoringBudget.within(recipe, DEFAULT_SHARE)
     if budget is None:
         raise SystemExit(f"{options.steps} steps are too few for a scoring budget")
-    people = sitters(options.subjects, CLASS_NOUNS, seed=11)
-    priors = make_prior_sets(base, CLASS_NOUNS, 32)
+    people = sample_subjects(options.subjects, CLASS_NOUNS, seed=11)
+    priors = generate_prior_sets(base, CLASS_NOUNS, 32)
     training_s = scoring_s = 0.0
     examiner: Examiner | None = None
     for start in range(0, len(people), options.slots):
         chunk = people[start : start + options.slots]
         trainees = [
             Trainee(f"{start + n}", one.class_noun,
-                    photograph(one, 5, poses=POSES_OF[one.class_noun]), recipe)
+                    render_photos(one, 5, poses=POSES_OF[one.class_noun]), recipe)
             for n, one in enumerate(chunk)
         ]  # fmt: skip
         bench = Bench(base, trainees, priors)
         try:
             bench.train_to(options.timed_steps or options.steps)
-            if examiner is None:  # one for all chunks, as a lane's judge keeps it
+            if examiner is None:  # one for all chunks, as in a lane's judge
                 examiner = Examiner(base, bench.trainer.bank, scorer, budget)
             examiner.bank = bench.trainer.bank
             bench.examine(examiner)
@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "training_s": round(training_s, 1),
         "scoring_s": round(scoring_s, 1),
         "share": round(scoring_s / training_s, 4),
-        "pictures": examiner.num_pictures_drawn,
+        "pictures": examiner.num_generated,
     }
 
 
@@ -83,22 +83,22 @@ def page(result: dict[str, Any]) -> str:
     budget = result["budget"]
     return "\n".join(
         [
-            "# What quality cards cost",
+            "# The cost of quality cards",
             "",
             f"{result['when']}, {result['hardware']}, base `{result['base']}`: "
-            f"{result['subjects']} drawn subjects, {result['steps']} steps with prior "
+            f"{result['subjects']} rendered subjects, {result['steps']} steps with prior "
             f"preservation, {result['slots']} slots. {_how(result)}",
             "",
             "| | seconds |",
             "|---|---|",
             f"| training | {result['training_s']:.1f} |",
-            f"| drawing and scoring {result['pictures']} pictures | {result['scoring_s']:.1f} |",
+            f"| generating and scoring {result['pictures']} images | {result['scoring_s']:.1f} |",
             f"| share of training | **{100 * result['share']:.1f} %** |",
             "",
-            f"The default budget for this recipe: {budget['num_prompt_pictures']} pictures of the "
+            f"The default budget for this recipe: {budget['num_prompt_pictures']} images of the "
             f"subject, {budget['num_class_pictures']} of its class and "
             f"{budget['num_drift_pictures']} of other prompts, {budget['steps']} denoising steps "
-            "each; the base's own are drawn once a class.",
+            "each; the base's own are generated once per class.",
             "",
             "```",
             f"python benchmarks/score_cost.py --subjects {result['subjects']} "
@@ -115,7 +115,7 @@ def _how(result: dict[str, Any]) -> str:
         return "All steps were run."
     return (
         f"{result['timed_steps']} of each subject's steps were run and their time scaled to "
-        f"{result['steps']}: every step does the same work."
+        f"{result['steps']}, because every step does the same work."
     )
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=100)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--slots", type=int, default=25)
-    parser.add_argument("--timed-steps", type=int, help="run so many, and scale their time")
+    parser.add_argument("--timed-steps", type=int, help="run only these, and scale their time")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

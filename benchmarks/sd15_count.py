@@ -1,11 +1,11 @@
-"""What slots cost on the true Stable Diffusion v1-5 shape, counted on any machine.
+"""The cost of slots on the real Stable Diffusion v1-5 shape, counted on any machine.
 
     python benchmarks/sd15_count.py
 
-Runs the wrapped UNet forward and backward on meta tensors (shapes without numbers) under torch's
-FlopCounterMode, for one slot and for many: a row must cost what the model costs, whatever S. The
-page ``sd15-count-<date>.md`` also says what these counts would mean at a given utilisation. Times
-are projections there; ``sd15_gpu.py`` measures them where a GPU is at hand.
+Runs the wrapped UNet forward and backward on meta tensors (shapes without data) under torch's
+FlopCounterMode, for one slot and for many: the cost per row must not depend on S. The page
+``sd15-count-<date>.md`` also projects times for a given utilisation; ``sd15_gpu.py`` measures them
+on a GPU.
 
 Legend: S slots, R rows.
 """
@@ -44,7 +44,7 @@ class Count:
 
 
 def meta_unet() -> Any:
-    """The true shape without numbers, frozen."""
+    """The real shape on the meta device, frozen."""
     with torch.device("meta"):
         return UNet2DConditionModel(**BUILDS["sd15"].unet).requires_grad_(False)
 
@@ -84,12 +84,12 @@ def report(counts: list[Count]) -> str:
     lines = [
         f"# Stable Diffusion v1-5 shape, 512 px: counted, not timed, {today()}",
         "",
-        "No GPU was at hand when this was written, so nothing here is a measured time. The counts "
-        "are torch's FlopCounterMode over the bank's own forward and backward pass on meta "
-        "tensors. `python benchmarks/sd15_gpu.py` measures times, memory and utilisation on a GPU; "
-        "its whole path has run on a CPU at a tiny size only (a test keeps it so).",
+        "Nothing on this page is a measured time. The counts are torch's FlopCounterMode over the "
+        "bank's own forward and backward pass on meta tensors. `python benchmarks/sd15_gpu.py` "
+        "measures times, memory and utilisation on a GPU; without one, a test runs its code on a "
+        "CPU at a tiny size.",
         "",
-        "| S | rank | checkpointing | forward TFLOP a row | with backward | numbers a slot |",
+        "| S | rank | checkpointing | forward TFLOP/row | with backward | parameters/slot |",
         "|---|---|---|---|---|---|",
         *(
             f"| {c.slots} | {c.rank} | {'yes' if c.checkpointing else 'no'} | {c.forward:.3f} "
@@ -103,7 +103,7 @@ def report(counts: list[Count]) -> str:
     state = plain.slot_parameters * 4
     lines += [
         f"A subject of {STEPS} steps with prior preservation is {subject / 1000:.2f} PFLOP. "
-        "Projected, if a card runs at this share of its dense bf16 peak:",
+        "Projected times, if a card runs at this fraction of its dense bf16 peak:",
         "",
         "| card | peak TFLOP/s | 30 % | 40 % | 50 % |",
         "|---|---|---|---|---|",
@@ -114,8 +114,8 @@ def report(counts: list[Count]) -> str:
         ),
         "",
         "A slot's weights in float32, their bfloat16 copy and gradient, and Adam's two moments "
-        f"are {(3 * state + state) / 2**20:.1f} MiB at rank {plain.rank}; activations come on top "
-        "and are what the GPU benchmark measures.",
+        f"are {(3 * state + state) / 2**20:.1f} MiB at rank {plain.rank}; activations are extra "
+        "and are measured by the GPU benchmark.",
     ]
     return "\n".join(lines) + "\n"
 

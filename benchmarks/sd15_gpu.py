@@ -1,13 +1,13 @@
-"""Slots on a GPU: the true Stable Diffusion v1-5 shape with random weights, 512 px, rank 4.
+"""Slots on a GPU: the real Stable Diffusion v1-5 shape with random weights, 512 px, rank 4.
 
     python benchmarks/sd15_gpu.py                      # on the GPU machine: everything
     python benchmarks/sd15_gpu.py --build tiny --device cpu --slots 1 2 --steps 2   # the code path
 
 For S slots, with and without gradient checkpointing and torch.compile, against the plain diffusers
-and peft loop: rows a second, GPU-seconds per subject of 800 steps, model FLOP utilisation, peak
-memory. Each case runs in a process of its own, so no case inherits another's memory, and one that
+and peft loop: rows per second, GPU seconds per subject of 800 steps, model FLOP utilisation, peak
+memory. Each case runs in its own process, so memory is not shared between cases, and a case that
 does not fit fails alone. Results are written beside this file as
-``sd15-<hardware>-<date>.{md,json,png}``; with ``--profile`` each case leaves a table of kernels.
+``sd15-<hardware>-<date>.{md,json,png}``; with ``--profile`` each case writes a table of kernels.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cases share."""
+    """Settings of all cases."""
 
     build: str
     device: str
@@ -72,6 +72,7 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
     from plain_loop import PlainLoop, synthetic_job, timed_steps
 
     from farm.base.loading import load_base
+    from farm.training.plan.shape import common_shape
     from farm.training.slots.trainer import SlotTrainer
 
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -81,8 +82,8 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
     if case.kind == "slots":
         trainer = SlotTrainer(
             base,
+            common_shape([job.recipe for job in jobs], base.resolution_px),
             num_slots=case.slots,
-            max_rank=setting.rank,
             checkpointing=case.checkpointing,
             compile=case.compile or False,
         )
@@ -122,7 +123,7 @@ def _profile(step: Any, path: Path, on_gpu: bool) -> None:
 
 
 def run_case(case: Case, setting: Setting) -> dict[str, Any]:
-    """Run one case in a fresh process; a failure is a result too."""
+    """Run one case in a new process; a failure is also a result."""
     command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
     command += ["--setting", json.dumps(dataclasses.asdict(setting))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -137,7 +138,7 @@ def run_case(case: Case, setting: Setting) -> dict[str, Any]:
 
 
 def with_derived(result: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """Add GPU-seconds per subject and utilisation, which follow from the measured step."""
+    """Add GPU seconds per subject and utilisation, derived from the measured step."""
     if "failed" in result:
         return result
     subject_s = result["step_s"] * SUBJECT_STEPS / result["slots"]
@@ -157,17 +158,16 @@ def report(results: list[dict[str, Any]], setting: Setting, command: str) -> str
         f"# Slots against the plain loop: `{setting.build}` on {hardware}, {today()}",
         "",
         f"Random weights of the `{setting.build}` shape, rank {setting.rank}, {setting.dtype} "
-        "base, "
-        "float32 adapters, one photo and one class row a step, "
-        f"{setting.steps} steps a case after 3 of warm-up, each case in its own process. "
+        "base, float32 adapters, one photo and one class row per step, "
+        f"{setting.steps} steps per case after 3 steps of warm-up, each case in its own process. "
         f"torch {good[0]['torch'] if good else '?'}. Command: `{command}`",
         "",
-        "A subject is 800 steps. Utilisation counts 1.714 TFLOP a row (recomputation not counted) "
-        "against the card's dense bf16 peak. `plain` is diffusers and peft, one subject at a time, "
-        "with cached latents; `plain+vae` encodes two photos at every step, as the usual script "
-        "does.",
+        "A subject is 800 steps. Utilisation is 1.714 TFLOP per row (without recomputation) "
+        "relative to the card's dense bf16 peak. `plain` is diffusers and peft, one subject at a "
+        "time, with cached latents; `plain+vae` encodes two photos at every step, like the "
+        "usual script.",
         "",
-        "| case | S | step ms | rows/s | × plain | GPU-s a subject | utilisation | peak GiB |",
+        "| case | S | step ms | rows/s | × plain | GPU s per subject | utilisation | peak GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -188,15 +188,15 @@ def report(results: list[dict[str, Any]], setting: Setting, command: str) -> str
 
 
 def _verdict(good: list[dict[str, Any]], plain: float | None) -> str:
-    """The bars of the plan, each met or missed by the numbers above."""
+    """The targets, and whether they were met."""
     slots = [r for r in good if r["kind"] == "slots"]
     if not slots or plain is None:
         return ""
     best = min(slots, key=lambda r: r["subject_s"])
     lines = [
-        "## Wanted and reached",
+        "## Targets",
         "",
-        f"- At most 10 s a subject: {best['subject_s']:.2f} s ({_where(best)}).",
+        f"- At most 10 s per subject: {best['subject_s']:.2f} s ({_where(best)}).",
         f"- At least 5 × the plain loop: {best['rows_per_s'] / plain:.2f} × ({_where(best)}).",
     ]
     one = [r for r in slots if r["slots"] == 1 and r["peak_gib"]]
@@ -214,7 +214,7 @@ def _where(result: dict[str, Any]) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Rows a second and memory over S, one line a configuration."""
+    """Plot rows per second and memory over S, one line per configuration."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -231,7 +231,7 @@ def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
         speed.plot(slots, [r["rows_per_s"] for r in rows], marker="o", label=label)
         if all(r["peak_gib"] for r in rows):
             memory.plot(slots, [r["peak_gib"] for r in rows], marker="o", label=label)
-    speed.set(xlabel="slots", ylabel="rows a second", title=title)
+    speed.set(xlabel="slots", ylabel="rows per second", title=title)
     memory.set(xlabel="slots", ylabel="peak memory, GiB")
     speed.legend(fontsize=7)
     figure.tight_layout()
@@ -299,13 +299,13 @@ def main(argv: list[str] | None = None) -> None:
     for case in cases_of(arguments):
         results.append(with_derived(run_case(case, setting), setting))
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-        # after each case: a machine that is taken away leaves what it has measured
+        # after each case, so that an interrupted run keeps its results
         page = write_page(results, setting, command.strip(), Path(arguments.out))
     print(page)
 
 
 def write_page(results: list[dict[str, Any]], setting: Setting, command: str, folder: Path) -> Path:
-    """Write the page, the numbers and, where matplotlib is installed, the plot."""
+    """Write the page, the data and, if matplotlib is installed, the plot."""
     hardware = next((r["hardware"] for r in results if "hardware" in r), "none")
     slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     stem = folder / f"{setting.build}-{slug}-{today()}"

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from serve_methods import (
-    Drawn,
+    Generated,
     GroupingDiffusers,
     OneAdapterBatches,
     Ours,
@@ -136,18 +136,18 @@ def _ours(
 
 def _race(
     methods: list[Any], workload: Workload, options: argparse.Namespace
-) -> tuple[dict[str, list[Speed]], dict[str, Drawn]]:
+) -> tuple[dict[str, list[Speed]], dict[str, Generated]]:
     """Pictures per second of each method in each round, and the pictures of the last one."""
     speeds: dict[str, list[Speed]] = {method.name: [] for method in methods}
-    drawn: dict[str, Drawn] = {}
+    generated: dict[str, Generated] = {}
     for method in methods:  # warm up, outside the clock
-        method.draw(workload.requests[:2])
+        method.generate(workload.requests[:2])
     for number in range(options.rounds):
         part = workload.requests[number * options.requests : (number + 1) * options.requests]
         for method in methods:
             mine = part[: options.slow] if method.is_slow else part
             started_s, started_cpu_s = time.perf_counter(), time.process_time()
-            drawn[method.name] = method.draw(mine)
+            generated[method.name] = method.generate(mine)
             wall = len(mine) / (time.perf_counter() - started_s)
             cpu = len(mine) / (time.process_time() - started_cpu_s)
             speeds[method.name].append(Speed(wall, cpu))
@@ -156,7 +156,7 @@ def _race(
                 f"{cpu:.2f} per CPU second",
                 flush=True,
             )
-    return speeds, drawn
+    return speeds, generated
 
 
 def _latencies(
@@ -165,18 +165,20 @@ def _latencies(
     requests = [
         replace(request, id=f"{request.id}-{rate}") for request in workload.requests[: options.open]
     ]
-    seconds = ours.draw_at(requests, rate, seed=1)
+    seconds = ours.generate_at(requests, rate, seed=1)
     p50, p95, p99 = np.percentile(seconds, [50, 95, 99])
     print(f"{rate:.2f} pictures/s: p50 {p50:.2f} s, p95 {p95:.2f} s, p99 {p99:.2f} s")
     return {"rate": rate, "p50": p50, "p95": p95, "p99": p99}
 
 
-def _differences(drawn: dict[str, Drawn], ours: str) -> dict[str, int]:
+def _differences(generated: dict[str, Generated], ours: str) -> dict[str, int]:
     """The largest difference in any value of any picture between ours and each other method."""
     found = {}
-    for name, pictures in drawn.items():
+    for name, pictures in generated.items():
         if name != ours and "bare" not in name:
-            pairs = [(drawn[ours][key].astype(int), picture) for key, picture in pictures.items()]
+            pairs = [
+                (generated[ours][key].astype(int), picture) for key, picture in pictures.items()
+            ]
             found[name] = int(max(np.abs(mine - other).max() for mine, other in pairs))
     return found
 

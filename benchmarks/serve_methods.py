@@ -1,7 +1,7 @@
 """The ways to serve many adapters that the benchmark compares, each with a base of its own.
 
-All of them draw the same requests, decode them, and see at most ``waiting`` requests at a time, as
-so many clients would send them who each wait for their picture before they ask again.
+All of them serve the same requests, decode them, and see at most ``waiting`` requests at a time,
+as from that many clients who each wait for their picture before they send the next.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from farm.serving.config import EngineConfig
 from farm.serving.engine.engine import Engine
 from farm.serving.request import GenerationRequest, Picture
 
-Drawn = dict[str, np.ndarray]
+Generated = dict[str, np.ndarray]
 """Pictures by request."""
 
 
@@ -40,19 +40,19 @@ class PlainDiffusers:
 
     name = "diffusers, load per request"
     is_slow = True
-    """It draws the same however many ask, and needs no long run to be measured."""
+    """It generates the same however many ask, and needs no long run to be measured."""
 
     def __init__(self, base: Base, workload: Workload) -> None:
         self._base, self._pipeline = base, base.pipeline()
         self._folder = Path(workload.registry.store.url) / "adapters"
 
-    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
-        drawn: Drawn = {}
+    def generate(self, requests: Sequence[GenerationRequest]) -> Generated:
+        generated: Generated = {}
         for request in requests:
-            drawn |= self.draw_together([request])
-        return drawn
+            generated |= self.generate_together([request])
+        return generated
 
-    def draw_together(self, requests: Sequence[GenerationRequest]) -> Drawn:
+    def generate_together(self, requests: Sequence[GenerationRequest]) -> Generated:
         """One call of the pipeline for requests of one adapter, alike in their settings."""
         first = requests[0]
         ((ref, _),) = first.adapters
@@ -95,17 +95,17 @@ class GroupingDiffusers(PlainDiffusers):
         super().__init__(base, workload)
         self._pictures, self._waiting = pictures, waiting
 
-    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
-        drawn: Drawn = {}
+    def generate(self, requests: Sequence[GenerationRequest]) -> Generated:
+        generated: Generated = {}
         for batch in _batches_of_one_adapter(requests, self._waiting, self._pictures):
-            drawn |= self.draw_together(batch)
-        return drawn
+            generated |= self.generate_together(batch)
+        return generated
 
 
 def _batch(
     base: Base, requests: Sequence[GenerationRequest], routing: Callable[[Tensor], Any]
-) -> Drawn:
-    """Draw equal requests together from start to end."""
+) -> Generated:
+    """Generate equal requests together from start to end."""
     first = requests[0]
     latents = generate_latents(
         base,
@@ -153,8 +153,8 @@ class PeftMixed:
     def _name_rows(self, module: Any, given: Any, named: Any) -> Any:
         return given, {**named, "adapter_names": self._names}
 
-    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
-        drawn: Drawn = {}
+    def generate(self, requests: Sequence[GenerationRequest]) -> Generated:
+        generated: Generated = {}
         for start in range(0, len(requests), self._pictures):
             batch = requests[start : start + self._pictures]
             keys = [request.adapters[0][0].key for request in batch]
@@ -164,8 +164,8 @@ class PeftMixed:
                 self._names = [keys[i] for i in pictures_R.tolist()]
                 yield
 
-            drawn |= _batch(self._base, batch, routing)
-        return drawn
+            generated |= _batch(self._base, batch, routing)
+        return generated
 
 
 class OneAdapterBatches:
@@ -195,13 +195,13 @@ class OneAdapterBatches:
             file = folder / key / "pytorch_lora_weights.safetensors"
             self._bank.set_slot(slot, load_adapter(file, known))
 
-    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
-        drawn: Drawn = {}
+    def generate(self, requests: Sequence[GenerationRequest]) -> Generated:
+        generated: Generated = {}
         for batch in _batches_of_one_adapter(requests, self._waiting, self._pictures):
             rows = len(batch) * (2 if batch[0].guided else 1)
             self._rows.assign([[self._slot[batch[0].adapters[0][0].key]]] * rows)
-            drawn |= _batch(self._base, batch, lambda _: self._rows.active())
-        return drawn
+            generated |= _batch(self._base, batch, lambda _: self._rows.active())
+        return generated
 
 
 class Ours:
@@ -218,10 +218,10 @@ class Ours:
         self.engine = Engine(base, workload.registry, config, cache_folder=folder)
         self.engine.start()
 
-    def draw(self, requests: Sequence[GenerationRequest]) -> Drawn:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Generated:
         from dataclasses import replace
 
-        drawn: Drawn = {}
+        generated: Generated = {}
         room = threading.Semaphore(self._waiting)
         tickets = []
         for request in requests:
@@ -230,10 +230,12 @@ class Ours:
             ticket.future.add_done_callback(lambda _: room.release())
             tickets.append(ticket)
         for request, ticket in zip(requests, tickets, strict=True):
-            drawn[request.id] = ticket.result(600).pixels
-        return drawn
+            generated[request.id] = ticket.result(600).pixels
+        return generated
 
-    def draw_at(self, requests: Sequence[GenerationRequest], rate: float, seed: int) -> list[float]:
+    def generate_at(
+        self, requests: Sequence[GenerationRequest], rate: float, seed: int
+    ) -> list[float]:
         """Poisson arrivals at so many pictures a second; each one's seconds to its picture."""
         gaps = np.random.default_rng(seed).exponential(1 / rate, len(requests))
         latencies: list[float] = []

@@ -1,8 +1,8 @@
 """Does an adapter on its way from host memory to a slot hold up the running batch?
 
-Two engines draw the same pictures one after another. In one every adapter lies in a slot; in the
+Two engines generate the same pictures one after another. In one every adapter has a slot; in the
 other there are so few slots that nearly every request has its adapter copied in, from host memory,
-while the batch runs. What the running batch sees is measured pass by pass.
+while the batch runs. The effect on the running batch is measured pass by pass.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def _observed(
     )
     ours = Ours("swaps", base, workload, config, folder, rows)
     try:
-        ours.draw(requests)  # everything is in host memory now, and in slots where they suffice
+        ours.generate(requests)  # everything is in host memory now, and in slots where they suffice
         before = ours.engine.stats()
         passes = _watch(ours)
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
-        ours.draw(requests)
+        ours.generate(requests)
         seconds = time.perf_counter() - started_s
         cpu_s = time.process_time() - started_cpu_s
         stats = ours.engine.stats()

@@ -29,7 +29,7 @@ PLACES = ("in space", "on the moon", "in the snow", "at night", "by the sea", "i
 
 @dataclass(frozen=True)
 class Workload:
-    """The trace and what it is drawn with."""
+    """The trace and what it is generated with."""
 
     registry: Registry
     refs: list[AdapterRef]
@@ -48,7 +48,7 @@ def make_workload(
     zipf: float,
     seed: int = 0,
 ) -> Workload:
-    """Commit the adapters and draw a trace in which adapter number k is asked for as often as
+    """Commit the adapters and generate a trace in which adapter number k is asked for as often as
     1 / k^zipf says. Every request has a prompt of its own, so no method gains by remembering."""
     registry, refs = _committed(base, folder, adapters, rank)
     random = np.random.default_rng(seed)

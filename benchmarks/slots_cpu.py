@@ -29,6 +29,7 @@ from plain_loop import PlainLoop, synthetic_job, timed_steps
 
 from farm.base.interface import Base
 from farm.base.loading import load_base
+from farm.training.plan.shape import common_shape
 from farm.training.slots.trainer import SlotTrainer
 
 ROWS = 2
@@ -37,9 +38,11 @@ CPU = torch.device("cpu")
 
 def open_trainer(base: Base, slots: int) -> SlotTrainer:
     """A trainer with every slot taken."""
-    trainer = SlotTrainer(base, num_slots=slots, max_rank=4)
-    for number in range(slots):
-        trainer.admit(synthetic_job(base, number))
+    jobs = [synthetic_job(base, number) for number in range(slots)]
+    shape = common_shape([job.recipe for job in jobs], base.resolution_px)
+    trainer = SlotTrainer(base, shape, num_slots=slots)
+    for job in jobs:
+        trainer.admit(job)
     return trainer
 
 

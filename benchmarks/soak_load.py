@@ -1,10 +1,10 @@
-"""The load of the soak, run as a process of its own: many callers, every kind of request.
+"""The load of the soak test, run as a separate process: many callers, every kind of request.
 
     python benchmarks/soak_load.py URL EXPECTED_FOLDER LOG.jsonl --seconds 600 --callers 6
 
-Every picture is compared with a render made alone by other code, which lies at
-``EXPECTED_FOLDER/<name>/<seed>.png``.
-One line of JSON per request says what was asked, what came, and whether that was right.
+Every image is compared with a reference image generated separately by other code, stored in
+``EXPECTED_FOLDER/<name>/<seed>.png``. Each request writes one JSON line with the request, the
+response, and whether the response was correct.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import openai
 from PIL import Image
 
 MAX_MEAN_DIFFERENCE = 1.0
-"""Of 255 levels, against the render alone; pictures of different adapters differ by far more."""
+"""Of 255 levels, from the reference image; images of different adapters differ by far more."""
 HUNG_S = 120.0
 REVOKED_GRACE_S = 5.0
 PROMPT = "a photo of sks cat"
@@ -44,13 +44,13 @@ class Line:
     status: int
     took_s: float
     verdict: str
-    """right, refused (as it should be), busy, restarting, left; or what is wrong."""
+    """right, refused (as expected), busy, restarting, left; or a description of the problem."""
     difference: float = 0.0
     engine: str = ""
 
 
 class Caller:
-    """One caller: asks, checks, writes down, asks again."""
+    """One caller: sends a request, checks the response, logs it, and repeats."""
 
     def __init__(self, url: str, expected: Path, write: Callable[[Line], None], seed: int) -> None:
         self._client = openai.OpenAI(
@@ -62,7 +62,7 @@ class Caller:
 
     def run(self, until_s: float) -> None:
         kinds: list[tuple[Callable[[], None], int]] = [
-            (self.draw, 60), (self.stream, 12), (self.several, 8), (self.link, 4),
+            (self.generate, 60), (self.stream, 12), (self.several, 8), (self.link, 4),
             (self.leave, 5), (self.models, 5), (self.unknown, 3), (self.wrong, 3), (self.gone, 4),
         ]  # fmt: skip
         actions, weights = zip(*kinds, strict=True)
@@ -72,10 +72,10 @@ class Caller:
 
     # -- kinds of requests --------------------------------------------------------------------
 
-    def draw(self) -> None:
+    def generate(self) -> None:
         model, seed = self._pick()
         self._ask(
-            "draw", model, lambda: self._check_first(self._generate(model, seed), model, seed)
+            "generate", model, lambda: self._check_first(self._generate(model, seed), model, seed)
         )
 
     def several(self) -> None:
@@ -114,7 +114,7 @@ class Caller:
         self._ask("link", model, ask)
 
     def leave(self) -> None:
-        """Begin a stream and go away."""
+        """Start a stream and disconnect."""
         model, seed = self._pick()
 
         def ask() -> tuple[str, float, str]:
@@ -139,7 +139,7 @@ class Caller:
         self._expect(400, "wrong", "tiny", guidance_scale=-1)
 
     def gone(self) -> None:
-        """Ask for an adapter that was revoked a while ago."""
+        """Request an adapter that was revoked some time ago."""
         old = [
             mark.parent.name
             for mark in self._expected.glob("*/revoked")
@@ -148,10 +148,10 @@ class Caller:
         if old:
             self._expect(404, "gone", self._dice.choice(old))
 
-    # -- asking and judging -------------------------------------------------------------------
+    # -- requests and checks ------------------------------------------------------------------
 
     def _pick(self) -> tuple[str, int]:
-        """A model that is there, a few of them far more often than the rest, and a seed."""
+        """A model, a few of them far more often than the others, and a seed."""
         there = sorted(
             folder.name
             for folder in self._expected.iterdir()
@@ -175,10 +175,10 @@ class Caller:
         self, b64_json: str, receipt: dict[str, Any], model: str, seed: int
     ) -> tuple[str, float, str]:
         with Image.open(io.BytesIO(base64.b64decode(b64_json))) as image:
-            drawn = np.asarray(image.convert("RGB")).astype(float)
+            received = np.asarray(image.convert("RGB")).astype(float)
         with Image.open(self._expected / model / f"{seed}.png") as image:
             alone = np.asarray(image.convert("RGB")).astype(float)
-        difference = float(np.abs(drawn - alone).mean())
+        difference = float(np.abs(received - alone).mean())
         verdict = "right" if difference <= MAX_MEAN_DIFFERENCE else "a wrong picture"
         return verdict, difference, str(receipt.get("engine", ""))
 
@@ -209,7 +209,7 @@ class Caller:
                 time.sleep(min(10.0, float(error.response.headers.get("retry-after", 1))))
         except (openai.APIError, httpx2.HTTPError) as error:
             status, verdict = -1, f"{type(error).__name__}: {error}"[:200]
-            if "no engine is ready" in verdict:  # a 503 that comes when the stream has begun
+            if "no engine is ready" in verdict:  # a 503 after the stream has started
                 status, verdict = 503, "restarting"
         took_s = time.monotonic() - started_s
         self._write(Line(at_s, kind, model, status, took_s, verdict, difference, engine))
@@ -221,7 +221,7 @@ class Caller:
             return "busy"
         if status == 503:
             return "restarting"
-        # revoked between the choice and the request, or a moment before
+        # revoked just before the request, or between the choice and the request
         if status == 404 and (self._expected / model / "revoked").exists():
             return "refused"
         return f"status {status}"

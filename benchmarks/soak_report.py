@@ -1,4 +1,4 @@
-"""What the soak found: its faults, its page, and its memory over time."""
+"""The report of the soak test: its problems, its page, and memory over time."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 HONEST_503_S = 90.0
-"""How long after a kill a 503 is what it says: an engine that restarts."""
+"""Time after a kill during which a 503 is expected, because an engine restarts."""
 GOOD = {"right", "refused", "busy", "restarting", "left"}
 LONG_LIFE_S = 180.0
-"""Processes that live so long must not grow by more than both of these. Younger ones still warm
-up: an engine takes its memory with the first full batches."""
+"""Processes older than this must not grow by more than both limits. Younger ones are still warming
+up: an engine allocates its memory with the first full batches."""
 MAX_GROWTH_MIB = 64.0
 MAX_GROWTH = 0.10
 COLORS = {"engine": "#1f6f5c", "ingress": "#b4552d", "all": "#1f6f5c"}
 
 
 def judge(result: dict[str, Any]) -> list[str]:
-    """Everything that was not as it should be."""
+    """All problems found."""
     faults = []
     for line in result["lines"]:
         verdict = line["verdict"]
@@ -44,7 +44,7 @@ def judge(result: dict[str, Any]) -> list[str]:
 
 
 def leaks(memory: list[tuple[float, dict[str, float]]]) -> list[str]:
-    """Processes that lived long and did not stop growing."""
+    """Old processes that kept growing."""
     seen: dict[str, list[float]] = collections.defaultdict(list)
     for at_s, sizes in memory:
         for name in sizes:
@@ -58,7 +58,7 @@ def leaks(memory: list[tuple[float, dict[str, float]]]) -> list[str]:
 
 
 def plot_memory(result: dict[str, Any], path: Path) -> None:
-    """Resident memory of every serving process over the minutes, kills as marks."""
+    """Plot the resident memory of every serving process over time, with kills as marks."""
     lives: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
     for at_s, sizes in result["memory"]:
         for name, size in sizes.items():
@@ -85,7 +85,7 @@ def plot_memory(result: dict[str, Any], path: Path) -> None:
 
 
 def growth_mib(memory: list[tuple[float, dict[str, float]]]) -> dict[str, tuple[float, float]]:
-    """Each process' mean memory in the second and in the last quarter of its life."""
+    """Each process's mean memory in the second and in the last quarter of its lifetime."""
     lives: dict[str, list[float]] = collections.defaultdict(list)
     for _, sizes in memory:
         for name, size in sizes.items():
@@ -100,32 +100,38 @@ def growth_mib(memory: list[tuple[float, dict[str, float]]]) -> dict[str, tuple[
     }
 
 
-def note(
-    result: dict[str, Any], faults: list[str], options: argparse.Namespace, picture: str
-) -> str:
-    """The page that is kept of a soak."""
+def facts_of(result: dict[str, Any], faults: list[str]) -> list[str]:
+    """The soak test's figures, one line each."""
     lines = result["lines"]
-    drawn = [line for line in lines if line["verdict"] == "right" and line["kind"] != "models"]
-    took = sorted(line["took_s"] for line in drawn)
+    right = [line for line in lines if line["verdict"] == "right" and line["kind"] != "models"]
+    took = sorted(line["took_s"] for line in right)
     span_s = max(line["at_s"] + line["took_s"] for line in lines) - lines[0]["at_s"]
-    how = "one process of `farm serve`"
-    if not options.no_ray:
-        how = f"Ray Serve with {options.engines} engines, {len(result['kills'])} of them killed"
-    facts = [
-        f"{span_s / 60:.1f} minutes, {len(lines)} requests; {len(drawn)} pictures compared with "
-        "renders made alone",
-        f"engine processes that drew: {len({line['engine'] for line in drawn})}",
-        f"wrong pictures: {sum('wrong' in line['verdict'] for line in lines)}",
+    return [
+        f"{span_s / 60:.1f} minutes, {len(lines)} requests; {len(right)} images compared with "
+        "reference images",
+        f"engine processes that generated images: {len({line['engine'] for line in right})}",
+        f"wrong images: {sum('wrong' in line['verdict'] for line in lines)}",
         f"hung requests: {sum(line['verdict'] == 'hung' for line in lines)}",
         f"5xx other than 503: {sum(line['status'] in {500, 502, 504} for line in lines)}",
         f"503: {by_status(lines, 503)}, 429: {by_status(lines, 429)}",
-        "largest mean difference from the render alone: "
+        "largest mean difference from the reference image: "
         f"{max(line['difference'] for line in lines):.3f} of 255, limit {MAX_MEAN_DIFFERENCE}; "
-        f"nearest pictures of two adapters: {result['nearest']:.1f}",
-        "seconds to an answer: "
+        f"most similar images of two adapters: {result['nearest']:.1f}",
+        "seconds per response: "
         + ", ".join(f"p{round(q * 100)} {quantile(took, q):.2f}" for q in (0.5, 0.95, 0.99)),
-        f"faults: {len(faults)}",
+        f"problems: {len(faults)}",
     ]
+
+
+def note(
+    result: dict[str, Any], faults: list[str], options: argparse.Namespace, picture: str
+) -> str:
+    """The page of a soak test."""
+    lines = result["lines"]
+    how = "one process of `farm serve`"
+    if not options.no_ray:
+        how = f"Ray Serve with {options.engines} engines, {len(result['kills'])} of them killed"
+    facts = facts_of(result, faults)
     by_kind = collections.Counter((line["kind"], line["verdict"]) for line in lines)
     outcomes = [f"| {kind} | {verdict} | {n} |" for (kind, verdict), n in sorted(by_kind.items())]
     sizes = [
@@ -147,7 +153,7 @@ def note(
         "",
         f"![]({picture})",
         "",
-        "Memory, MiB, mean of the second quarter of a process' life and of the last:",
+        "Memory in MiB, mean of the second and of the last quarter of each process's lifetime:",
         "",
         "| process | early | late | growth |",
         "|---|---|---|---|",
@@ -158,10 +164,10 @@ def note(
 
 
 def by_status(lines: list[dict[str, Any]], status: int) -> int:
-    """How many answers had a status."""
+    """The number of responses with a status."""
     return sum(line["status"] == status for line in lines)
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Of sorted values."""
+    """A quantile of sorted values."""
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")

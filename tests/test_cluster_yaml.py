@@ -60,7 +60,8 @@ def test_every_node_speaks_with_a_token(config: dict[str, Any]) -> None:
 def test_a_plan_for_its_nodes_fills_them() -> None:
     from farm.base.interface import MemoryFacts
     from farm.recipe import Recipe
-    from farm.training.plan.planner import Hardware, make_plan
+    from farm.training.plan.hardware import Hardware
+    from farm.training.plan.planner import make_plan
     from farm.training.plan.shape import workload_of
 
     node = yaml.safe_load(CLUSTER.read_text())["available_node_types"]["a100-spot"]["resources"]

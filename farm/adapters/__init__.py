@@ -1,1 +1,1 @@
-"""What is learned: the bank in memory, adapter files on disk, names in the store."""
+"""Adapters: the bank in memory, adapter files on disk, and the registry in the store."""

@@ -13,13 +13,13 @@ __all__ = [
 ]
 
 RECORD_FILE = "adapter.json"
-"""Written last: with it the adapter is whole."""
+"""Written last; its presence marks a complete adapter."""
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-"""What ``pipeline.load_lora_weights`` looks for."""
+"""The name that ``pipeline.load_lora_weights`` expects."""
 PEFT_FOLDER = "peft"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
-"""Both as ``PeftModel.from_pretrained`` wants them."""
+"""Both named as ``PeftModel.from_pretrained`` expects."""
 KOHYA_ENDING = ".kohya.safetensors"
-"""Of a file that has the adapter's name."""
+"""Suffix of the kohya file, which has the adapter's name."""
 SAMPLES_FOLDER = "samples"

@@ -1,25 +1,20 @@
-"""Draw pictures through a bank, text-encoder adapters included.
-
-``farm.base.generate`` encodes prompts before it enters a routing, which is right for adapters of
-the denoiser alone. Here the prompts are encoded under the routing too, as plain diffusers does.
-"""
+"""Generate images with the adapters of a bank's slots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from farm.adapters.bank.bank import Bank
-from farm.base.generate import generate_latents, in_batches, to_uint8
+from farm.base.generate import SamplingOptions, generate_images
 from farm.base.interface import Base
-from farm.schedulers import SchedulerName
 
 __all__ = ["generate_adapted", "generate_by_slot"]
 
 
-@torch.no_grad()
 def generate_adapted(
     base: Base,
     bank: Bank,
@@ -27,42 +22,16 @@ def generate_adapted(
     seeds: Sequence[int],
     slots: Sequence[int],
     *,
-    weights: Sequence[float] | None = None,
-    negative_prompt: str = "",
     batch: int = 16,
-    steps: int = 25,
-    guidance: float = 5.0,
-    width_px: int | None = None,
-    height_px: int | None = None,
-    scheduler: SchedulerName = "base",
+    **options: Unpack[SamplingOptions],
 ) -> Tensor:
-    """One picture per prompt, each by its own slot's adapter; -1 is the bare base.
+    """One image per prompt, each with its own slot's adapter; -1 means the base alone.
 
     Returns:
-        uint8 [R, P, P, 3] on the CPU; a picture does not depend on the others of the call.
+        uint8 [R, P, P, 3] on the CPU; an image does not depend on the others of the call.
     """
-
-    def draw(rows: slice) -> Tensor:
-        slots_R = torch.tensor(slots[rows])
-        factors_R = None if weights is None else torch.tensor(weights[rows])
-        with bank.route(slots_R, factors_R):
-            conditioning = base.encode_prompts(prompts[rows])
-            negative = base.encode_prompts([negative_prompt] * len(slots_R))
-        latents_RCHW = generate_latents(
-            base,
-            conditioning,
-            seeds[rows],
-            negative=negative,
-            steps=steps,
-            guidance=guidance,
-            width_px=width_px,
-            height_px=height_px,
-            scheduler=scheduler,
-            routing=bank.draw_routing(slots_R, factors_R),
-        )
-        return to_uint8(base.decode(latents_RCHW))
-
-    return in_batches(len(prompts), batch, draw)
+    routing = bank.image_routing(slots)
+    return generate_images(base, prompts, seeds, batch=batch, routing=routing, **options)
 
 
 def generate_by_slot(
@@ -75,10 +44,10 @@ def generate_by_slot(
     steps: int = 25,
     guidance: float = 5.0,
 ) -> dict[int, Tensor]:
-    """Square pictures of several slots' prompts, all drawn together.
+    """Square images of several slots' prompts, all generated together.
 
     Args:
-        prompts: by slot; the i-th prompt of each slot is drawn with the i-th seed.
+        prompts: by slot; the i-th prompt of each slot uses the i-th seed.
 
     Returns:
         uint8 [prompts, P, P, 3] on the CPU by slot.
@@ -86,7 +55,7 @@ def generate_by_slot(
     asked = [(slot, i, text) for slot, texts in prompts.items() for i, text in enumerate(texts)]
     if not asked:
         return {}
-    pictures = generate_adapted(
+    images = generate_adapted(
         base,
         bank,
         [text for _, _, text in asked],
@@ -98,4 +67,4 @@ def generate_by_slot(
         height_px=side_px,
     )
     counts = [len(texts) for texts in prompts.values()]
-    return dict(zip(prompts, torch.split(pictures, counts), strict=True))
+    return dict(zip(prompts, torch.split(images, counts), strict=True))

@@ -1,8 +1,8 @@
-"""The record of one adapter: ``adapter.json``, all that is needed to judge it or train it again.
+"""The record of one adapter (``adapter.json``): everything needed to evaluate or retrain it.
 
-Owns the fields and their checks. Where it lies in the store is the registry's matter; its presence
-there is the commit marker. An adapter that another tool trained has no recipe; its record names the
-file that it was imported from instead.
+Owns the fields and their validation. The registry owns its location in the store, where its
+presence is the commit marker. The record of an imported adapter has no recipe; it names the file
+that the adapter was imported from.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["AdapterRecord", "ImportedFile", "utc_now"]
 
 
 def is_inner_path(name: str) -> bool:
-    """Whether a relative path, on any system, names a file inside the folder that it starts from
-    and holds nothing that a terminal or a file system could misread."""
+    """Whether a relative path stays inside its folder on every system and contains no characters
+    that a terminal or a file system could misinterpret."""
     parts = name.split("/")
     return (
         0 < len(name) <= 1024
@@ -34,79 +34,79 @@ def is_inner_path(name: str) -> bool:
 
 
 def utc_now() -> str:
-    """This moment as ISO 8601 in UTC, whole seconds."""
+    """The current time as ISO 8601 in UTC, in whole seconds."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()
 
 
 class ImportedFile(BaseModel):
-    """The file of another tool that an adapter was imported from."""
+    """The file, written by another tool, that an adapter was imported from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     file: str
-    """Its name, or that of PEFT's folder."""
+    """The file's name, or the name of a PEFT folder."""
     sha256: str
-    """Of the file; of PEFT's folder, over the digests of its files."""
+    """sha256 of the file; for a PEFT folder, a digest over the sha256 of its files."""
     form: str
-    """As it was written: ``diffusers``, ``peft``, ``kohya``, ``LoHa`` or ``LoKr``."""
+    """The original format: ``diffusers``, ``peft``, ``kohya``, ``LoHa`` or ``LoKr``."""
 
 
 class AdapterRecord(BaseModel):
-    """What one training made, from what, and how it went."""
+    """An adapter's inputs, files, training history and scores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     job_key: str = Field(min_length=1)
     """The hash of exactly the inputs: photos, prompts, recipe, base."""
     subject_id: str
-    """As the manifest names the subject."""
+    """The subject's id in the manifest."""
     namespace: str = "default"
     """The tenant or project in which the name is unique."""
     name: str
-    """Under which the endpoint serves it."""
+    """The name under which the endpoint serves it."""
     class_noun: str
     """What the subject is, such as ``cat``."""
     identifier: str = "sks"
-    """The rare token that names the subject; ``[V]`` in prompts stands for it."""
+    """The rare token that names the subject; it replaces ``[V]`` in prompts."""
     instance_prompt: str
-    """As trained, the identifier put in."""
+    """The prompt used in training, with the identifier."""
     class_prompt: str = ""
-    """Of the prior set; empty without prior preservation."""
+    """The prompt of the class images; empty without prior preservation."""
     base_id: str
     """The base as the user named it."""
     base_fingerprint: str
     """64 hex digits over the base's weights and configs."""
     recipe: Recipe | None = None
-    """Whole, so that the training can be repeated; None for an imported adapter."""
+    """The complete recipe, so that the training can be repeated; None for an imported adapter."""
     imported: ImportedFile | None = None
-    """Where an adapter that the farm did not train comes from."""
+    """The origin of an adapter that the farm did not train."""
     photo_digests: tuple[str, ...] = ()
     """sha256 of each photo's bytes, in training order."""
     files: dict[str, str] = Field(default_factory=dict)
-    """sha256 of every other file of the adapter, by its path beside this record."""
+    """sha256 of every other file of the adapter, by its path relative to this record."""
     sample_prompts: dict[str, str] = Field(default_factory=dict)
-    """The prompt of each sample picture, identifier put in, by its path in ``files``."""
+    """The prompt of each sample image, with the identifier, by its path in ``files``."""
     loss_curve: tuple[float, ...] = ()
-    """Training loss of each step, priors included with their weight."""
+    """Training loss of each step, including the weighted prior loss."""
     evaluation_curve: tuple[tuple[int, float], ...] = ()
-    """(step, loss on fixed noise and timesteps), where the recipe evaluates."""
+    """(step, loss on fixed noise and timesteps), if the recipe evaluates."""
     quality: dict[str, Any] | None = None
-    """The quality card, where one was made."""
+    """The quality card, if one was made."""
     steps_trained: int = Field(0, ge=0)
-    """Steps behind the committed weights."""
+    """Number of steps that produced the committed weights."""
     stopped_because: str = "steps"
-    """``steps`` when all were trained, ``early_stop``, ``keep_best``, or ``imported``."""
+    """``steps`` if all steps were trained, ``early_stop``, ``keep_best``, or ``imported``."""
     gpu_seconds: float = Field(0.0, ge=0)
     """This job's share of its lane's time, in seconds."""
     farm_version: str = __version__
-    """Of the farm that trained or imported it."""
+    """Version of the farm that trained or imported it."""
     created: str = Field(default_factory=utc_now)
-    """ISO 8601 in UTC."""
+    """Time of creation, ISO 8601 in UTC."""
 
     @field_validator("files")
     @classmethod
     def _stay_in_the_folder(cls, files: dict[str, str]) -> dict[str, str]:
-        """Whoever writes an adapter's files under these names writes nothing elsewhere."""
+        """Reject names that would place a file outside the adapter's folder."""
         for name in files:
             if not is_inner_path(name) or name.casefold() == RECORD_FILE:
                 raise ValueError(f"{name[:100]!r} is not the name of a file beside the record")
@@ -119,7 +119,7 @@ class AdapterRecord(BaseModel):
         return self
 
     def to_json(self) -> str:
-        """The text of ``adapter.json``."""
+        """The contents of ``adapter.json``."""
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
@@ -127,7 +127,7 @@ class AdapterRecord(BaseModel):
         """Parse ``adapter.json``.
 
         Raises:
-            AdapterFileError: if it is not a record.
+            AdapterFileError: if it is not a valid record.
         """
         try:
             return cls.model_validate_json(text)
@@ -141,7 +141,7 @@ class AdapterRecord(BaseModel):
         """The record in an adapter's folder.
 
         Raises:
-            AdapterFileError: if it is missing or is not a record.
+            AdapterFileError: if it is missing or not a valid record.
         """
         path = Path(folder) / RECORD_FILE
         try:

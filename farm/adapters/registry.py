@@ -1,10 +1,10 @@
 """Adapters in the store: committed by key, found by name, revoked by tombstone.
 
-Owns ``adapters/``, ``names/`` and ``revoked/`` of the store (DESIGN §6). Does not know what an
-adapter holds; ``formats`` writes and reads the files, ``record`` says what ``adapter.json`` means.
+Owns ``adapters/``, ``names/`` and ``revoked/`` in the store. Does not depend on the contents of
+adapter files: ``farm.adapters.files`` reads and writes them, ``record`` defines ``adapter.json``.
 
-An adapter is committed when its ``adapter.json`` exists, and that file is written last. What is
-committed never changes; a name is a pointer that is replaced whole.
+An adapter is committed when its ``adapter.json`` exists, and that file is written last. A committed
+adapter never changes; a name is a pointer that is replaced atomically.
 """
 
 from __future__ import annotations
@@ -28,37 +28,38 @@ from farm.storage import Store
 __all__ = ["NamedAdapter", "Registry"]
 
 PARALLEL_READS = 16
-"""Store look-ups in flight at once: object stores answer in tens of milliseconds each."""
+"""Concurrent store look-ups; on object stores each takes tens of milliseconds."""
 MAX_EARLIER = 64
-"""Versions of a name that can still be asked for by their key."""
+"""Earlier versions of a name that can still be requested by key."""
 SAMPLES = ("samples/", "samples-others/")
-"""For the prompts of whoever trained it first, and for those of namespaces that share it."""
+"""Samples for the prompts of the namespace that trained it, and of namespaces that share it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedAdapter:
-    """What a name points to."""
+    """A name and the adapter that it points to."""
 
     namespace: str
     name: str
     job_key: str
     sha256: str
-    """Of the weights file, so that a cache knows its copy; of ``adapter.json`` where none is."""
+    """Digest of the weights file, so that caches can verify their copy; of ``adapter.json`` if
+    there is no weights file."""
     created: str
-    """When the name was made to point here, UTC, ISO 8601."""
+    """When the name was pointed here, ISO 8601 in UTC."""
     samples: tuple[str, ...] | None = None
-    """The sample pictures that were made with this name's own prompts; an adapter may have others,
-    made for another namespace that trained the same. None where an older farm did not note it."""
+    """The sample images generated for this name's own prompts; an adapter may have others, for
+    another namespace that shares the job. None in pointers written by older versions."""
     earlier: tuple[NamedAdapter, ...] = ()
-    """What the name pointed to before, latest first."""
+    """Previous adapters of the name, latest first."""
 
     def version(self, job_key: str) -> NamedAdapter | None:
-        """What the name points to, or pointed to once, by its job key."""
+        """The current or an earlier adapter of the name, by job key."""
         return next((it for it in (self, *self.earlier) if it.job_key == job_key), None)
 
 
 class Registry:
-    """The committed adapters of one store. Picklable; holds no state but the store."""
+    """The committed adapters of one store. Picklable; has no state except the store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -75,20 +76,20 @@ class Registry:
     ) -> bool:
         """Commit a saved adapter and point its names to it.
 
-        Files go first, ``adapter.json`` last, then the names. Called again after a crash at any
-        point it completes what is missing and changes nothing that was committed.
+        Uploads the files, then ``adapter.json``, then writes the names. If it is called again after
+        a crash, it completes what is missing and changes nothing that was committed.
 
         Args:
-            record: as ``save_adapter`` returned it; ``files`` names what is uploaded.
-            local_folder: holds the files and ``adapter.json``.
-            names: (namespace, name) pairs; None takes the record's own.
+            record: as returned by ``save_adapter``; ``files`` names the files to upload.
+            local_folder: contains the files and ``adapter.json``.
+            names: (namespace, name) pairs; None uses the record's own.
             prompts: the sample prompts of each name, see ``point``.
 
         Returns:
-            Whether this call committed it; False where it was committed already.
+            Whether this call committed it; False if it was already committed.
 
         Raises:
-            AdapterFileError: if a local file is missing or is not the one the record names.
+            AdapterFileError: if a local file is missing or does not match the record.
         """
         folder = Path(local_folder)
         fresh = not self.is_committed(record.job_key)
@@ -113,12 +114,12 @@ class Registry:
         *,
         prompts: Collection[str] | None = None,
     ) -> NamedAdapter:
-        """Make a name point to a committed adapter; nothing is written if it does already.
+        """Point a name to a committed adapter; writes nothing if it already points there.
 
         Args:
-            prompts: of the name's own samples, identifier put in; pictures made for the prompts of
-                others are not shown under it. The record's own namespace is shown what was made for
-                the job itself.
+            prompts: prompts of the name's own samples, with the identifier. Images for other
+                prompts are not shown under the name, except that the record's own namespace shows
+                the images generated for the job itself.
         """
         path = _name_path(namespace, name)
         sha256 = _weights_digest(record)
@@ -144,11 +145,11 @@ class Registry:
     # -- finding ------------------------------------------------------------------------------
 
     def is_committed(self, job_key: str) -> bool:
-        """Whether the adapter of a job is whole in the store."""
+        """Whether the adapter of a job is complete in the store."""
         return self.store.exists(_adapter_path(job_key, RECORD_FILE))
 
     def committed_among(self, job_keys: Iterable[str]) -> set[str]:
-        """Those of the given keys that are committed, looked up in parallel."""
+        """The given keys that are committed; looked up in parallel."""
         keys = list(job_keys)
         present = set(self.store.list("adapters")) if len(keys) > PARALLEL_READS else set(keys)
         candidates = [key for key in keys if key in present]
@@ -157,7 +158,7 @@ class Registry:
             return {key for key, committed in zip(candidates, found, strict=True) if committed}
 
     def committed_keys(self) -> list[str]:
-        """The keys of all committed adapters, sorted; half-written ones are left out."""
+        """The keys of all committed adapters, sorted; incomplete ones are left out."""
         return sorted(self.committed_among(self.store.list("adapters")))
 
     def record(self, job_key: str) -> AdapterRecord:
@@ -181,7 +182,8 @@ class Registry:
             ) from error
 
     def resolve(self, namespace: str, name: str) -> NamedAdapter | None:
-        """What a name points to; None for a name that nobody made. Revocation is not asked."""
+        """The adapter that a name points to, or None if the name does not exist. Does not check
+        revocation."""
         return self._read_name(namespace, name)
 
     def names(self, namespace: str | None = None) -> Iterator[NamedAdapter]:
@@ -194,22 +196,22 @@ class Registry:
                     yield named
 
     def listing(self, namespace: str) -> list[str]:
-        """The names in a namespace, sorted, by one listing; none of them is read."""
+        """The names in a namespace, sorted; one listing, without reading them."""
         files = self.store.list(f"names/{_safe(namespace)}")
         return sorted(file.removesuffix(".json") for file in files if file.endswith(".json"))
 
     def fetch(
         self, job_key: str, local_folder: str | Path, *, names: Collection[str] | None = None
     ) -> AdapterRecord:
-        """Copy an adapter's files to a local folder, each checked against its digest.
+        """Copy an adapter's files to a local folder and verify each against its digest.
 
-        ``adapter.json`` is written last here too, so that a folder with it is whole.
+        ``adapter.json`` is written last, so that its presence marks a complete folder.
 
         Args:
-            names: the files wanted, of those in the record; None takes all.
+            names: the files to copy; None copies all.
 
         Raises:
-            AdapterFileError: if the adapter is not committed or a file is not the recorded one.
+            AdapterFileError: if the adapter is not committed or a file does not match its digest.
         """
         record = self.record(job_key)
         folder = Path(local_folder)
@@ -239,13 +241,13 @@ class Registry:
         job_key: str | None = None,
         reason: str = "",
     ) -> str:
-        """Withdraw an adapter from service. Its files stay.
+        """Revoke an adapter, so that it is no longer served. Its files stay.
 
-        By name it is withdrawn from that name's namespace alone: another one that trained the same
-        photos shares the job, and keeps it. By key it is withdrawn from everyone.
+        By name it is revoked in that name's namespace only: another namespace that trained the same
+        photos shares the job and keeps the adapter. By key it is revoked everywhere.
 
         Returns:
-            The job key that is now revoked.
+            The revoked job key.
 
         Raises:
             UserError: if neither a known name nor a key is given.
@@ -266,15 +268,15 @@ class Registry:
         return job_key
 
     def sample(self, job_key: str, name: str) -> bytes:
-        """One of a committed adapter's sample pictures, as ``adapter.json`` names it.
+        """One of a committed adapter's sample images, by its name in ``adapter.json``.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
         """
         return self.store.read(_adapter_path(job_key, name))
 
     def is_revoked(self, job_key: str, namespace: str | None = None) -> bool:
-        """Whether an adapter was withdrawn from a namespace; None asks for any."""
+        """Whether an adapter is revoked in a namespace; None means in any."""
         if namespace is None:
             return any(entry.partition("@")[0] == job_key for entry in self.revoked_keys())
         return self.store.exists(f"revoked/{_safe(job_key)}.json") or self.store.exists(
@@ -282,8 +284,8 @@ class Registry:
         )
 
     def revoked_keys(self) -> set[str]:
-        """All that was withdrawn, by one listing: job keys, and ``key@namespace`` where only one
-        namespace has lost it."""
+        """All revocations, from one listing: job keys, or ``key@namespace`` for a revocation in one
+        namespace."""
         return {
             name.removesuffix(".json")
             for name in self.store.list("revoked")
@@ -314,7 +316,7 @@ class Registry:
 
 
 def _named(namespace: str, name: str, body: Mapping[str, Any]) -> NamedAdapter:
-    """What a pointer's JSON says; older ones know of no samples and no earlier versions."""
+    """Parse a pointer; older ones have no samples and no earlier versions."""
     samples = body.get("samples")
     return NamedAdapter(
         namespace,
@@ -342,7 +344,7 @@ def _pointer(named: NamedAdapter) -> dict[str, Any]:
 def _own_samples(
     record: AdapterRecord, namespace: str, prompts: Collection[str] | None
 ) -> tuple[str, ...]:
-    """The sample pictures that a name may show."""
+    """The sample images that a name may show."""
     pictures = sorted(file for file in record.files if file.startswith(SAMPLES))
     return tuple(
         file
@@ -374,7 +376,7 @@ def _name_path(namespace: str, name: str) -> str:
 
 
 def _safe(part: str) -> str:
-    """A part of a path, refused where it could name another place."""
+    """One part of a path, rejected if it could leave its folder."""
     if not is_safe_name(part):
         raise UserError(
             f"{part!r} cannot be a name", "use letters, digits, dot, dash and underscore"

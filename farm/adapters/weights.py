@@ -1,6 +1,6 @@
-"""An adapter's weights as plain tensors: what a bank's slot holds and what adapter files carry.
+"""An adapter's weights as plain tensors, the common form of bank slots and adapter files.
 
-Owns the in-memory form and its arithmetic. Knows no file format and no bank.
+Owns the in-memory form and its arithmetic. Independent of file formats and of the bank.
 
 Legend: r rank.
 """
@@ -19,7 +19,7 @@ __all__ = ["AdapterWeights", "LayerWeights"]
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer's low-rank pair; the layer's output gains ``alpha / r · up(down(x))``."""
+    """One layer's low-rank pair, which adds ``alpha / r · up(down(x))`` to the layer's output."""
 
     down: Tensor
     """[r, in] of a linear layer, [r, in, kh, kw] of a convolution (LoRA's A)."""
@@ -28,18 +28,13 @@ class LayerWeights:
 
     @property
     def rank(self) -> int:
-        """r, by the shape of ``down``."""
+        """The rank r, from the shape of ``down``."""
         return self.down.shape[0]
-
-    @property
-    def is_convolution(self) -> bool:
-        """Whether the layer is a 2-D convolution."""
-        return self.down.ndim == 4
 
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """A whole adapter: its layers by component and module name, with each layer's alpha.
+    """An adapter: its layers by component and module name, and each layer's alpha.
 
     Names look like ``unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`` and
     ``text_encoder.text_model.encoder.layers.0.self_attn.q_proj``.
@@ -65,12 +60,12 @@ class AdapterWeights:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The components that carry layers, such as ``("text_encoder", "unet")``, sorted."""
+        """The components with adapted layers, sorted, such as ``("text_encoder", "unet")``."""
         return tuple(sorted({name.split(".", 1)[0] for name in self.layers}))
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all layers."""
+        """Number of parameters in all layers."""
         return sum(layer.down.numel() + layer.up.numel() for layer in self.layers.values())
 
     @property
@@ -87,7 +82,7 @@ class AdapterWeights:
         return self.alphas[name] / self.layers[name].rank
 
     def of_component(self, component: str) -> AdapterWeights:
-        """The layers of one component, names kept whole."""
+        """The layers of one component, with their full names."""
         names = [name for name in self.layers if name.split(".", 1)[0] == component]
         return AdapterWeights(
             {name: self.layers[name] for name in names},

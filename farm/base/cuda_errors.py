@@ -1,4 +1,4 @@
-"""What an exception of a device means: memory that it holds, and whether the device is gone."""
+"""CUDA errors: out of memory, and errors after which the process must be replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from farm.errors import FarmError
 __all__ = ["caused_by", "device_is_lost", "without_frames"]
 
 _PASSING = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED")
-"""Of memory alone: the device works on."""
+"""Memory errors; the device stays usable."""
 
 
 _Error = TypeVar("_Error", bound=BaseException)
@@ -21,10 +21,10 @@ def without_frames(error: _Error) -> _Error:
     return error
 
 
-def caused_by(error: BaseException, told: FarmError) -> FarmError:
-    """What the user is told of an error, with the error as its cause."""
-    told.__cause__ = without_frames(error)
-    return told
+def caused_by(error: BaseException, reported: FarmError) -> FarmError:
+    """The error to report to the user, with the original as its cause."""
+    reported.__cause__ = without_frames(error)
+    return reported
 
 
 def device_is_lost(error: BaseException | None) -> bool:

@@ -1,10 +1,10 @@
-"""The blocks of a diffusers UNet with nothing but their arithmetic, for passes on a CPU.
+"""Faster forward passes for the blocks of a diffusers UNet on a CPU.
 
-Owns leaner forward passes of residual blocks, transformer blocks, attention and feed-forward
+Owns the fast forward passes of residual blocks, transformer blocks, attention and feed-forward
 layers: the same sums in the same order, but added in place, without divisions by one, without
-copies out of the channels-last layout, and without looking up what never changes. On the embedded
-base a pass takes 8 % less time (one core). Blocks of any other make than those known here, passes
-with masks, and passes that keep gradients run as diffusers wrote them.
+copies out of the channels-last layout, and without repeated look-ups of constants. On the embedded
+base a pass takes 8 % less time (one core). Block types not listed here, passes with masks, and
+passes that keep gradients run diffusers' own code.
 
 Read beside diffusers 0.42: ``ResnetBlock2D``, ``Transformer2DModel``, ``BasicTransformerBlock``,
 ``AttnProcessor2_0``, ``GEGLU``.
@@ -32,35 +32,35 @@ Forward = Callable[..., Any]
 
 
 def use_fast_blocks(denoiser: nn.Module) -> int:
-    """Give a frozen denoiser that only draws, on a CPU, the channels-last layout and its blocks
-    their lean passes; says how many got one.
+    """Switch a frozen denoiser, used for inference on a CPU, to the channels-last layout and the
+    fast forward passes. Returns the number of blocks changed.
 
-    Measured on the embedded base: a pass takes 12 % less time than in the usual layout, and 8 %
-    less again with lean blocks.
+    Measured on the embedded base: a pass takes 12 % less time than in the default layout, and a
+    further 8 % less with the fast blocks.
 
-    They run without dropout, as a denoiser in evaluation mode does. Layers may be wrapped by a
-    bank before or afterwards.
+    The fast passes apply no dropout, like a denoiser in evaluation mode. A bank may wrap the layers
+    before or after this call.
     """
     denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_lean = 0
+    num_fast = 0
     for module in denoiser.modules():
-        lean = None if "forward" in vars(module) else _lean_of(module)
-        if lean is not None:
-            vars(lean)["is_lean"] = True
-            module.forward = lean
-            num_lean += 1
-    return num_lean
+        fast = None if "forward" in vars(module) else _fast_forward_of(module)
+        if fast is not None:
+            vars(fast)["is_fast"] = True
+            module.forward = fast
+            num_fast += 1
+    return num_fast
 
 
 def restore(denoiser: nn.Module) -> None:
-    """Let all blocks run as diffusers wrote them; what others have put there stays."""
+    """Restore diffusers' own forward passes; methods replaced by other code are left alone."""
     for module in denoiser.modules():
-        if getattr(vars(module).get("forward"), "is_lean", False):
+        if getattr(vars(module).get("forward"), "is_fast", False):
             del module.forward
 
 
-def _lean_of(module: nn.Module) -> Forward | None:
-    """The lean pass of a block of exactly the kind that it was written for; else None."""
+def _fast_forward_of(module: nn.Module) -> Forward | None:
+    """The fast forward pass for exactly this type of block, or None."""
     for kind, fits, made in _KINDS:
         if type(module) is kind and fits(module):
             return made(module, module.forward)
@@ -68,7 +68,7 @@ def _lean_of(module: nn.Module) -> Forward | None:
 
 
 def _plain(*values: Any) -> bool:
-    """Whether a call asks for nothing beyond the ordinary, and keeps no gradients."""
+    """Whether a call uses no optional arguments and keeps no gradients."""
     return not torch.is_grad_enabled() and all(value is None for value in values)
 
 

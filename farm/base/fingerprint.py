@@ -1,8 +1,8 @@
-"""The fingerprint of a base: one hash over the weights and configs that decide what it draws.
+"""The fingerprint of a base: one hash over the weights and configs that determine its output.
 
-Two copies of a model have one fingerprint, wherever they lie and whatever dtype suffix their
-file names carry; a changed weight or config value changes it. Safety checkers, READMEs and other
-files that no picture depends on are left out.
+Copies of a model have the same fingerprint, regardless of their location and of the dtype suffix in
+their file names; a changed weight or config value changes it. Safety checkers, READMEs and other
+files that do not affect generated images are left out.
 
 Hashing gigabytes takes seconds, so digests of local files are cached by path, size and
 modification time in the user's cache folder; a stale entry can only cost time.
@@ -32,10 +32,10 @@ PARTS = (
     "transformer",
     "scheduler",
 )
-"""Parts of a diffusers folder that decide the picture."""
+"""Parts of a diffusers folder that affect the generated images."""
 
 IGNORED_CONFIG_KEYS = re.compile(r"^_|^transformers_version$|^torch_dtype$|^dtype$")
-"""Provenance that tools write into configs: versions, names, load dtypes."""
+"""Provenance that tools write into configs: versions, names, dtypes."""
 
 MAIN_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors$")
 VARIANT_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)\.fp16(-\d+-of-\d+)?\.safetensors$")
@@ -125,7 +125,7 @@ def _cached_digest(path: Path) -> str:
         if all(cached[name] == value for name, value in known.items()):
             return str(cached["sha256"])
     sha256 = file_digest(real)
-    with contextlib.suppress(OSError):  # a read-only home costs time, nothing else
+    with contextlib.suppress(OSError):  # without a writable cache, digests are computed again
         entry.parent.mkdir(parents=True, exist_ok=True)
         aside = entry.with_suffix(f".{os.getpid()}")
         aside.write_text(json.dumps({**known, "sha256": sha256}))

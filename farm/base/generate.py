@@ -1,15 +1,18 @@
-"""Draw pictures from a base in plain batches: priors, training samples, scores.
+"""Generate images from a base in plain batches: class images, training samples, scores.
 
-Owns the simple denoising loop in which all rows go together. The serving engine has its own, in
-which rows come and go; both give the picture that plain diffusers gives for the same seed.
+Owns the simple denoising loop in which all rows advance together. The serving engine has its own,
+in which rows join and leave; both produce the image that plain diffusers produces for the same
+seed.
 
 Legend: R rows, C channels, H W latent, P pixels.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -19,23 +22,38 @@ from farm.schedulers import SchedulerName
 
 __all__ = [
     "Routing",
-    "generate_latents",
+    "SamplingOptions",
     "generate_images",
+    "generate_latents",
     "in_batches",
     "initial_noise",
     "to_uint8",
 ]
 
 Routing = Callable[[Tensor], AbstractContextManager[object]]
-"""Enters the bank's routing for a pass, given the picture index of each of its rows (int64 [R]; a
-guided pass has two rows a picture)."""
+"""Enters the bank's routing for a pass, given the image index of each of its rows (int64 [R]; a
+guided pass has two rows per image)."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Keyword options of all generating functions."""
+
+    steps: int
+    """Denoising steps; 25 if not given."""
+    guidance: float
+    """Classifier-free guidance scale, 5.0 if not given; 1 or less runs no unconditional rows."""
+    width_px: int | None
+    """None means the base's own resolution, as for the height."""
+    height_px: int | None
+    scheduler: SchedulerName
+    """``base``, the base's own, if not given."""
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Standard normal noise, float32 [R, C, H, W], one CPU generator per seed.
 
-    Equal to what plain diffusers draws for ``generator=torch.Generator("cpu").manual_seed(seed)``,
-    whatever the device and whoever shares the batch.
+    Equal to plain diffusers' noise for ``generator=torch.Generator("cpu").manual_seed(seed)``,
+    regardless of the device and of the other rows of the batch.
     """
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
@@ -49,47 +67,39 @@ def generate_latents(
     seeds: Sequence[int],
     *,
     negative: Conditioning | None = None,
-    steps: int = 25,
-    guidance: float = 5.0,
-    width_px: int | None = None,
-    height_px: int | None = None,
-    scheduler: SchedulerName = "base",
     routing: Routing | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> Tensor:
-    """Denoise one picture per row of ``conditioning``.
+    """Denoise one image per row of ``conditioning``.
 
     Args:
         conditioning: R encoded prompts.
-        seeds: R seeds; a picture depends on its own seed and prompt alone.
+        seeds: R seeds; an image depends only on its own seed and prompt.
         negative: R (or 1) encoded negative prompts; None means the empty prompt.
-        guidance: classifier-free guidance scale; 1 or less runs no unconditional rows.
-        routing: enters a bank's routing for the picture indices of a pass.
+        routing: enters a bank's routing for the image indices of a pass.
 
     Returns:
         Latents, float32 [R, C, H, W] on the base's device.
     """
-    count = len(conditioning)
+    count, guidance = len(conditioning), options.get("guidance", 5.0)
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} prompts")
-    shape = base.latent_shape(width_px or base.resolution_px, height_px or base.resolution_px)
-    sampler = base.scheduler(scheduler)
-    sampler.set_timesteps(steps, device=base.device)
+    side_px = base.resolution_px
+    shape = base.latent_shape(
+        options.get("width_px") or side_px, options.get("height_px") or side_px
+    )
+    sampler = base.scheduler(options.get("scheduler", "base"))
+    sampler.set_timesteps(options.get("steps", 25), device=base.device)
     latents_RCHW: Tensor = initial_noise(seeds, shape).to(base.device) * sampler.init_noise_sigma
-    pictures_R = torch.arange(count)
+    images_R = torch.arange(count)
     guided = guidance > 1
     if guided:
-        if negative is None:
-            negative = base.encode_prompts([""])
-        if len(negative) == 1 and count != 1:
-            negative = negative.repeat(count)
+        negative = base.encode_prompts([""]) if negative is None else negative
+        negative = negative.repeat(count) if len(negative) == 1 else negative
         conditioning = Conditioning.concatenate([negative, conditioning])
-        pictures_R = torch.cat([pictures_R, pictures_R])
-    # ancestral samplers add noise at each step: one stream per row keeps rows independent
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    for generator in generators:
-        torch.randn(shape, generator=generator)
-    extra = _step_arguments(sampler, generators)
-    with routing(pictures_R) if routing is not None else nullcontext():
+        images_R = torch.cat([images_R, images_R])
+    extra = _step_arguments(sampler, seeds, shape)
+    with _entered(routing, images_R):
         for timestep in sampler.timesteps:
             rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
             rows_RCHW = sampler.scale_model_input(rows_RCHW, timestep)
@@ -103,40 +113,47 @@ def generate_latents(
     return latents_RCHW.float()
 
 
-def _step_arguments(sampler: object, generators: list[torch.Generator]) -> dict[str, object]:
-    """The keyword arguments that this scheduler's ``step`` takes, as diffusers inspects them."""
-    import inspect
-
-    accepted = inspect.signature(sampler.step).parameters  # type: ignore[attr-defined]
+def _step_arguments(
+    sampler: object, seeds: Sequence[int], shape: tuple[int, int, int]
+) -> dict[str, object]:
+    """The keyword arguments that this scheduler's ``step`` accepts, found as diffusers does."""
     arguments: dict[str, object] = {"return_dict": False}
-    if "generator" in accepted:
+    if "generator" in inspect.signature(sampler.step).parameters:  # type: ignore[attr-defined]
+        # ancestral samplers add noise at each step: one stream per row keeps rows independent
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        for generator in generators:
+            torch.randn(shape, generator=generator)
         arguments["generator"] = generators
     return arguments
 
 
-def in_batches(count: int, batch: int, draw: Callable[[slice], Tensor]) -> Tensor:
-    """Draw ``count`` pictures, ``batch`` of them at a time, or as many as there is memory for.
+def _entered(routing: Routing | None, images_R: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if routing is None else routing(images_R)
+
+
+def in_batches(count: int, batch: int, generate: Callable[[slice], Tensor]) -> Tensor:
+    """Generate ``count`` images, ``batch`` at a time, or as many at a time as fit in memory.
 
     Args:
-        draw: pictures of a range of rows; those of one row do not depend on its neighbours.
+        generate: images of a range of rows; a row's image must not depend on the other rows.
 
     Raises:
-        torch.OutOfMemoryError: if a single one does not fit.
+        torch.OutOfMemoryError: if a single image does not fit.
     """
-    drawn: list[Tensor] = []
+    images: list[Tensor] = []
     start = 0
     while start < count:
         rows = slice(start, min(start + batch, count))
         size = rows.stop - rows.start
         try:
-            drawn.append(draw(rows))
-        except torch.OutOfMemoryError:  # the next try comes after it: it holds the failed pass
+            images.append(generate(rows))
+        except torch.OutOfMemoryError:  # retried outside: the exception holds the failed pass
             if size == 1:
                 raise
             batch = size // 2
         else:
             start = rows.stop
-    return torch.cat(drawn)
+    return torch.cat(images)
 
 
 @torch.no_grad()
@@ -147,41 +164,34 @@ def generate_images(
     *,
     negative_prompt: str = "",
     batch: int = 16,
-    steps: int = 25,
-    guidance: float = 5.0,
-    width_px: int | None = None,
-    height_px: int | None = None,
-    scheduler: SchedulerName = "base",
     routing: Routing | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> Tensor:
-    """Pictures as uint8 [R, P, P, 3] on the CPU, drawn in batches; see ``generate_latents``."""
-    negative = base.encode_prompts([negative_prompt])
+    """Images as uint8 [R, P, P, 3] on the CPU, generated in batches; see ``generate_latents``.
 
-    def draw(rows: slice) -> Tensor:
+    Prompts are encoded under the routing too, so adapters of the text encoder take effect.
+    """
+
+    def generate(rows: slice) -> Tensor:
+        count, mine = rows.stop - rows.start, _shifted(routing, rows.start)
+        with _entered(mine, torch.arange(count)):
+            conditioning = base.encode_prompts(prompts[rows])
+            negative = base.encode_prompts([negative_prompt] * count)
         latents_RCHW = generate_latents(
-            base,
-            base.encode_prompts(prompts[rows]),
-            seeds[rows],
-            negative=negative,
-            steps=steps,
-            guidance=guidance,
-            width_px=width_px,
-            height_px=height_px,
-            scheduler=scheduler,
-            routing=_shifted(routing, rows.start),
+            base, conditioning, seeds[rows], negative=negative, routing=mine, **options
         )
         return to_uint8(base.decode(latents_RCHW))
 
-    return in_batches(len(prompts), batch, draw)
+    return in_batches(len(prompts), batch, generate)
 
 
 def _shifted(routing: Routing | None, start: int) -> Routing | None:
-    """The routing of a batch whose first picture is number ``start`` of all."""
+    """The routing of a batch whose first image has index ``start``."""
     if routing is None:
         return None
-    return lambda pictures_R: routing(pictures_R + start)
+    return lambda images_R: routing(images_R + start)
 
 
 def to_uint8(pixels_B3PP: Tensor) -> Tensor:
-    """Pictures in [0, 1] as uint8 [B, P, P, 3] on the CPU, rounded as diffusers rounds."""
+    """Images in [0, 1] as uint8 [B, P, P, 3] on the CPU, rounded as in diffusers."""
     return (pixels_B3PP.permute(0, 2, 3, 1).float().cpu() * 255).round().clamp(0, 255).byte()

@@ -1,10 +1,9 @@
 """The interface of a frozen base model, as trainer, engine and scores use it.
 
-Owns what every family of text-to-image models has in common. A family (Stable Diffusion 1 and 2
-in ``sd.py``; SDXL and flow-matching transformers next) implements it, and nothing outside
-``farm/base`` asks which family it holds.
+Owns what all families of text-to-image models have in common. A family (Stable Diffusion 1 and 2
+in ``stable_diffusion.py``) implements it, and no code outside ``farm/base`` depends on the family.
 
-Legend: R rows, B pictures, C latent channels, H W latent, P pixels, T tokens, D width.
+Legend: R rows, B images, C latent channels, H W latent, P pixels, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ __all__ = ["Base", "Conditioning", "MemoryFacts"]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: what the denoiser is conditioned on, one row per prompt.
+    """Encoded prompts that condition the denoiser, one row per prompt.
 
-    ``hidden_RTD`` are the text encoder's token states; families that need more (SDXL's pooled
-    text and sizes, FLUX's ids) put it in ``extra``, each tensor with rows first.
+    ``hidden_RTD`` holds the text encoder's token states. Families that need more (such as SDXL's
+    pooled text and sizes) put it in ``extra``, each tensor with rows first.
     """
 
     hidden_RTD: Tensor
@@ -39,13 +38,13 @@ class Conditioning:
         return self.hidden_RTD.shape[0]
 
     def __getitem__(self, rows: slice | Tensor | list[int]) -> Conditioning:
-        """The chosen rows, rows first as before."""
+        """The chosen rows."""
         return Conditioning(
             self.hidden_RTD[rows], {name: value[rows] for name, value in self.extra.items()}
         )
 
     def repeat(self, count: int) -> Conditioning:
-        """Each row ``count`` times, neighbours together."""
+        """Each row repeated ``count`` times, repeats adjacent."""
         return Conditioning(
             self.hidden_RTD.repeat_interleave(count, 0),
             {name: value.repeat_interleave(count, 0) for name, value in self.extra.items()},
@@ -60,7 +59,7 @@ class Conditioning:
 
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-        """All rows of all parts in order; the parts must be of one family."""
+        """All rows of all parts in order; the parts must come from one family."""
         return Conditioning(
             torch.cat([part.hidden_RTD for part in parts]),
             {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra},
@@ -69,12 +68,12 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """What the planner needs to know of a base; bytes are for the dtype it was loaded in."""
+    """Facts about a base that the planner needs; byte counts are for the dtype it is loaded in."""
 
     num_parameters: int
     denoiser_parameters: int
     weight_bytes: int
-    """Of all resident parts: text encoder, VAE and denoiser."""
+    """Size of all resident parts: text encoder, VAE and denoiser."""
     latent_channels: int
     latent_factor: int
     """Pixels per latent cell along one side; 8 for Stable Diffusion."""
@@ -82,7 +81,7 @@ class MemoryFacts:
     """Length of a prompt in tokens, padding included."""
 
     def halved(self) -> MemoryFacts:
-        """The facts of the same base in half precision, as GPUs load it."""
+        """The facts for the same base in half precision, as it is loaded on GPUs."""
         return replace(self, weight_bytes=2 * self.num_parameters)
 
 
@@ -96,9 +95,9 @@ class Base(ABC):
     """64 hex digits over the weights and configs that matter."""
     device: torch.device
     dtype: torch.dtype
-    """Of the frozen weights."""
+    """Dtype of the frozen weights."""
     resolution_px: int
-    """Side of the pictures that the base was made for."""
+    """Side of the images that the base was trained for."""
     schedule: NoiseSchedule
 
     @property
@@ -123,26 +122,26 @@ class Base(ABC):
 
     @abstractmethod
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids, int64 [R, T], padded and cut as the base's pipeline does it."""
+        """Token ids, int64 [R, T], padded and truncated as in the base's pipeline."""
 
     @abstractmethod
     def unread(self, prompt: str) -> str:
-        """The end of a prompt that ``tokenize`` cuts off; empty where all of it is read."""
+        """The end of a prompt that ``tokenize`` cuts off; empty if nothing is cut off."""
 
     @abstractmethod
     def encode_tokens(self, tokens_RT: Tensor) -> Conditioning:
-        """Run the text encoder; gradients flow where adapters ask for them."""
+        """Run the text encoder; gradients flow where adapters require them."""
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts without gradients, one row each."""
         return self.encode_tokens(sent(self.tokenize(prompts), self.device))
 
-    # -- pictures -----------------------------------------------------------------------------
+    # -- images -------------------------------------------------------------------------------
 
     @abstractmethod
     def latent_shape(self, width_px: int, height_px: int) -> tuple[int, int, int]:
-        """(C, H, W) of one picture's latent.
+        """(C, H, W) of one image's latent.
 
         Raises:
             UserError: if a side is not a multiple of the latent factor.
@@ -150,13 +149,13 @@ class Base(ABC):
 
     @abstractmethod
     def encode_photos(self, pixels_B3PP: Tensor) -> Tensor:
-        """Latent moments of pictures in [-1, 1]: [B, 2, C, H, W], mean then standard deviation,
+        """Latent moments of images in [-1, 1]: [B, 2, C, H, W], mean then standard deviation,
         both in the denoiser's latent space (scaled and shifted). A latent is sampled as
         ``mean + std · noise``."""
 
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pictures in [0, 1], float32 [B, 3, P, P], from latents of the denoiser's space."""
+        """Images in [0, 1], float32 [B, 3, P, P], from latents in the denoiser's space."""
 
     # -- denoising ----------------------------------------------------------------------------
 
@@ -168,7 +167,7 @@ class Base(ABC):
 
     @abstractmethod
     def scheduler(self, name: SchedulerName = "base") -> Any:
-        """A fresh diffusers scheduler object with this base's noise schedule.
+        """A new diffusers scheduler object with this base's noise schedule.
 
         Raises:
             UserError: for a name that this family does not know.
@@ -179,7 +178,7 @@ class Base(ABC):
     @property
     @abstractmethod
     def memory(self) -> MemoryFacts:
-        """What the planner needs."""
+        """The facts that the planner needs."""
 
     @abstractmethod
     def pipeline(self) -> Any:

@@ -1,7 +1,7 @@
-"""Load a base by name: the embedded one, a build, a folder, any fsspec URL, or a hub id.
+"""Load a base by name: the embedded one, a random-weight build, a folder, a URL, or a hub id.
 
-Owns finding and fetching; the families own what is inside. Only safetensors are read: a model
-that comes pickled is refused, because unpickling runs whatever code the file holds.
+Owns locating and fetching; each model family owns its own format. Only safetensors files are read:
+a pickled model is refused, because unpickling runs any code in the file.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def load_base(
         device: where the weights go.
         dtype: of the weights; None means float32 on a CPU and float16 elsewhere.
         revision: branch, tag or commit on the hub; refused for anything else.
-        fetched: told of a download's progress.
+        fetched: called with a download's progress.
 
     Raises:
-        BaseModelError: if there is no such model, its weights are pickled only, its parts are
-            incomplete, or its family is not supported; each with the remedy.
+        BaseModelError: if there is no such model, it has pickled weights only, it is incomplete,
+            or its family is not supported; each with the remedy.
     """
     import torch as torch_
 
@@ -75,10 +75,10 @@ def load_base(
 
 
 def training_dtype(device: str) -> torch.dtype | None:
-    """The dtype in which a base is trained on: bfloat16 on GPUs that have it, whose range no
-    gradient leaves; else what ``load_base`` takes by itself.
+    """The base's dtype for training: bfloat16 on GPUs that support it, because its range avoids
+    overflow; otherwise None, the default of ``load_base``.
 
-    In float16 one overflowed gradient ends a job, and its repetition overflows at the same step.
+    In float16 one overflowed gradient ends a job, and a retry overflows at the same step.
     """
     import torch as torch_
 
@@ -91,7 +91,7 @@ def training_dtype(device: str) -> torch.dtype | None:
 def resolve_folder(
     name: str, *, revision: str | None = None, fetched: Fetched | None = None
 ) -> Path:
-    """The local diffusers folder of a base, fetched first where it lies elsewhere.
+    """The local diffusers folder of a base, fetched first if it is remote.
 
     Raises:
         BaseModelError: as ``load_base``.
@@ -133,7 +133,7 @@ def _built(name: str, device: torch.device, dtype: torch.dtype) -> Base:
 
 @cache
 def _built_fingerprint(name: str) -> str:
-    """Builds depend on the name, the seed and the versions that initialise the weights."""
+    """The fingerprint of a build: its name, its seed and the versions of the libraries."""
     import diffusers
     import torch as torch_
     import transformers
@@ -146,7 +146,7 @@ def _built_fingerprint(name: str) -> str:
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """The folder, once it is known to hold a whole pipeline in safetensors."""
+    """The folder, checked to hold a complete pipeline in safetensors."""
     if not (folder / "model_index.json").is_file():
         raise BaseModelError(
             f"{name}: no model_index.json in it",
@@ -222,18 +222,18 @@ def _fetch_hub(name: str, revision: str | None, fetched: Fetched | None) -> Path
             )
     except LocalEntryNotFoundError as error:
         raise BaseModelError(
-            f"{name} is not in the local hub cache and the hub is out of reach",
+            f"{name} is not in the local hub cache and the hub is not reachable",
             "go online once, or copy the model into a folder and name that",
         ) from error
     except (HfHubHTTPError, ValueError, OSError) as error:
         raise BaseModelError(
-            f"the hub has no {name}{f' at {revision}' if revision else ''} for you: {error}",
+            f"{name}{f' at {revision}' if revision else ''} is not available from the hub: {error}",
             "check the id and revision; gated models need `hf auth login`",
         ) from error
 
 
 def _byte_counter(fetched: Fetched | None) -> type[Any]:
-    """A progress bar for the hub's client that draws nothing and reports the bytes."""
+    """A silent progress bar for the hub's client that reports the bytes."""
     from tqdm.std import tqdm
 
     class ByteCounter(tqdm):  # type: ignore[misc]  # it has no types
@@ -245,7 +245,7 @@ def _byte_counter(fetched: Fetched | None) -> type[Any]:
                 fetched(int(self.n), int(self.total))
 
         def clear(self, *args: Any, **options: Any) -> None:
-            """Nothing was drawn."""
+            """Do nothing: there is no bar to clear."""
 
         def close(self) -> None:
             self.disable = True
@@ -254,7 +254,7 @@ def _byte_counter(fetched: Fetched | None) -> type[Any]:
 
 
 def _fetch_url(url: str, fetched: Fetched | None) -> Path:
-    """A copy of a remote folder in the cache, fetched anew when a file's facts change."""
+    """A cached copy of a remote folder, fetched again when a file's metadata changes."""
     from farm.storage import Store
 
     store = Store(url)
@@ -272,7 +272,7 @@ def _fetch_url(url: str, fetched: Fetched | None) -> Path:
         _download(store, names, aside, fetched)
         aside.rename(target)
     except OSError:
-        if not target.is_dir():  # somebody else's copy is as good
+        if not target.is_dir():  # another process finished first
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -280,7 +280,7 @@ def _fetch_url(url: str, fetched: Fetched | None) -> Path:
 
 
 def _download(store: Store, names: Sequence[str], target: Path, fetched: Fetched | None) -> None:
-    """Fetch the files one by one; progress counts whole files, weighed by their bytes."""
+    """Fetch the files one by one; progress is reported in bytes after each file."""
     sizes = [store.size(path) for path in names]
     done = 0
     for path, size in zip(names, sizes, strict=True):

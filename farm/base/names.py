@@ -1,4 +1,4 @@
-"""The names by which a base is asked for, before anything is loaded."""
+"""Names of built-in bases. Imports no model library."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ EMBEDDED = "embedded"
 """The small Stable Diffusion that ships inside the package."""
 
 Fetched = Callable[[int, int], None]
-"""Called with the bytes of a base that are fetched so far, and with all that are known of."""
+"""Called with the bytes fetched so far and the total number of bytes known."""

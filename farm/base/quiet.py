@@ -1,7 +1,7 @@
-"""Loading without the output of diffusers, transformers and huggingface_hub.
+"""Silence diffusers, transformers and huggingface_hub while they load.
 
 Owns the switches of these libraries' progress bars, logs and warnings. The farm shows its own
-progress where a base loads (``farm.cli.loading``).
+progress while a base loads (``farm.cli.loading``).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["quiet_loading"]
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Show no progress bar, log line or warning of a model library; restore all of it at the end.
+    """Suppress progress bars, log lines and warnings of model libraries; restore them on exit.
 
-    ``FARM_DEBUG`` in the environment leaves everything on.
+    ``FARM_DEBUG`` in the environment leaves them on.
     """
     if os.environ.get("FARM_DEBUG"):
         yield
         return
     with ExitStack() as restored:
-        # imported with warnings already off: some are raised by the import itself
+        # imported with warnings off: the import itself raises some
         restored.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         from diffusers.utils import logging as diffusers_logging
@@ -42,7 +42,7 @@ def quiet_loading() -> Iterator[None]:
                 restored.callback(library.enable_progress_bar)
             restored.callback(_set_verbosity, library.set_verbosity, library.get_verbosity())
             library.set_verbosity_error()
-        # transformers switches the hub's bars together with its own
+        # transformers switches the hub's bars along with its own
         restored.callback(enable_progress_bars if hub_was_on else disable_progress_bars)
         disable_progress_bars()
         yield

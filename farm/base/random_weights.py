@@ -1,7 +1,7 @@
 """Random-weight pipelines of any size, built on demand: for tests, and for benchmarks.
 
-``tiny`` and ``tiny-v`` run in milliseconds (epsilon and v-prediction). ``sd15`` has the true
-Stable Diffusion v1-5 shape, so it costs exactly what the real weights cost; it draws noise.
+``tiny`` and ``tiny-v`` run in milliseconds (epsilon and v-prediction). ``sd15`` has the real
+Stable Diffusion v1-5 shape, so it costs exactly what the real weights cost; it generates noise.
 """
 
 from __future__ import annotations
@@ -113,24 +113,16 @@ def build_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> StableDiffusionPipeline:
-    """Build a pipeline with random weights that depend on the seed alone.
+    """Build a pipeline with random weights that depend only on the seed.
 
-    The weights are drawn on the CPU in float32, so every device and dtype holds the same model.
+    The weights are sampled on the CPU in float32, so every device and dtype holds the same model.
     """
     shape = BUILDS[name]
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
         tokenizer = _byte_tokenizer(shape.tokens)
-        text_config = {"vocab_size": len(tokenizer), "projection_dim": 16, **shape.text}
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                **text_config,
-            )
-        )
+        text = _text_encoder(tokenizer, shape)
         unet = UNet2DConditionModel(**shape.unet)
         vae = AutoencoderKL(**shape.vae)
     finally:
@@ -160,8 +152,20 @@ def build_pipeline(
     return pipeline
 
 
+def _text_encoder(tokenizer: CLIPTokenizer, shape: _Build) -> CLIPTextModel:
+    config = {"vocab_size": len(tokenizer), "projection_dim": 16, **shape.text}
+    return CLIPTextModel(
+        CLIPTextConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **config,
+        )
+    )
+
+
 def _byte_tokenizer(tokens: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose words are bytes (and ``sks``): it encodes any text, badly."""
+    """A CLIP tokenizer whose tokens are bytes (and ``sks``): it encodes any text, inefficiently."""
     symbols = sorted(ByteLevel.alphabet())
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), "sk", "sks</w>"]
     vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}

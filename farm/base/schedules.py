@@ -1,6 +1,6 @@
 """Noise schedules and prediction types: how a latent is noised and what the denoiser predicts.
 
-Owns the arithmetic of training targets. Drawing uses diffusers' own scheduler objects instead.
+Owns the arithmetic of training targets. Generation uses diffusers' own scheduler objects instead.
 
 Legend: R rows, C channels, H W latent.
 """
@@ -46,18 +46,18 @@ class NoiseSchedule:
         return self.signal_N.numel()
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
-        """The same schedule with its tables on a device."""
+        """The same schedule with its tensors on a device."""
         return NoiseSchedule(
             self.prediction_type, self.signal_N.to(device), self.sigma_N.to(device)
         )
 
     def add_noise(self, latents_RCHW: Tensor, noise_RCHW: Tensor, timesteps_R: Tensor) -> Tensor:
-        """Noised latents, each row at its own timestep."""
+        """Latents with noise added, each row at its own timestep."""
         signal, sigma = self._factors(timesteps_R, latents_RCHW)
         return signal * latents_RCHW + sigma * noise_RCHW
 
     def target(self, latents_RCHW: Tensor, noise_RCHW: Tensor, timesteps_R: Tensor) -> Tensor:
-        """What the denoiser is to predict: noise, velocity (Salimans & Ho 2022) or flow."""
+        """The denoiser's target: noise, velocity (Salimans & Ho 2022) or flow."""
         if self.prediction_type == "epsilon":
             return noise_RCHW
         if self.prediction_type == "flow":

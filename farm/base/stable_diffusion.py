@@ -1,8 +1,8 @@
 """Stable Diffusion 1.x and 2.x as a base: CLIP text, UNet with cross-attention, factor-8 latents.
 
-Owns what is particular to this family. Everything else asks ``farm.base.interface.Base``.
+Owns what is specific to this family. All other code uses ``farm.base.interface.Base``.
 
-Legend: R rows, B pictures, C latent channels, H W latent, P pixels, T tokens, D width.
+Legend: R rows, B images, C latent channels, H W latent, P pixels, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SCHEDULER_CLASSES: dict[str, Any] = {
     "unipc": UniPCMultistepScheduler,
 }
 VAE_PIXELS = 512 * 512
-"""Of the pictures that a GPU encodes or decodes at once. The decoder's last block keeps three
-tensors of 256 channels at full size: 384 MiB for 512 x 512 px in half precision."""
+"""Pixels that a GPU encodes or decodes at once. The decoder's last block keeps three tensors of
+256 channels at full size: 384 MiB for 512 x 512 px in half precision."""
 
 
 class StableDiffusionBase(Base):
-    """A frozen ``StableDiffusionPipeline``; ``Base`` says what each method does."""
+    """A frozen ``StableDiffusionPipeline``; ``Base`` documents each method."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, *, name: str, fingerprint: str) -> None:
         """Freeze a loaded pipeline.
@@ -50,7 +50,7 @@ class StableDiffusionBase(Base):
         Args:
             pipeline: of Stable Diffusion 1.x or 2.x, already on its device and in its dtype.
             name: as the user named it.
-            fingerprint: of its folder.
+            fingerprint: the fingerprint of its folder.
 
         Raises:
             BaseModelError: if the pipeline's scheduler has no alphas or an unknown target.
@@ -124,7 +124,7 @@ class StableDiffusionBase(Base):
         return self._in_vae_batches(self._decode, latents_BCHW, pixels)
 
     def _in_vae_batches(self, run: Callable[[Tensor], Tensor], rows: Tensor, pixels: int) -> Tensor:
-        """On a GPU few pictures at a time: they take far more memory than in the denoiser."""
+        """Process few images at once on a GPU: the VAE needs far more memory than the UNet."""
         if self._vae_pixels is None:
             return run(rows)
         most = max(1, self._vae_pixels // pixels)
@@ -174,13 +174,13 @@ class StableDiffusionBase(Base):
 
 
 def _schedule_of(scheduler: Any) -> NoiseSchedule:
-    """The training process of a diffusers scheduler of the DDPM kind."""
+    """The training noise schedule of a DDPM-like diffusers scheduler."""
     prediction = scheduler.config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise BaseModelError(
             f"the base's scheduler predicts {prediction!r}",
             "use a Stable Diffusion base with epsilon or v_prediction",
         )
-    # every DDPM-like scheduler has the same alphas for one config; DDIM's are the plain ones
+    # all DDPM-like schedulers compute the same alphas from one config; DDIM's are unmodified
     plain = DDIMScheduler.from_config(scheduler.config)
     return NoiseSchedule.from_alphas(plain.alphas_cumprod, cast(PredictionType, prediction))

@@ -1,8 +1,8 @@
-"""How much of a prompt a base's text encoder reads, found with its tokenizer alone.
+"""Find which part of a prompt exceeds a base's token limit, using its tokenizer alone.
 
-Owns the question and the loading of tokenizers for it. A text encoder reads a fixed number of
-tokens (77 for CLIP) and never sees what stands behind them. Imports neither torch nor the model,
-so that a manifest is checked without either.
+Owns this check and the loading of tokenizers for it. A text encoder reads a fixed number of tokens
+(77 for CLIP) and ignores the rest. Imports neither torch nor the model, so that a manifest can be
+checked without them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ FOLDER = "tokenizer"
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
          "special_tokens_map.json")  # fmt: skip
 USUAL_TOKENS = 77
-"""CLIP's, where a tokenizer's config names no length."""
+"""CLIP's limit, used if a tokenizer's config has none."""
 
 
 class PromptReader:
-    """Tells which end of a prompt a base does not read. Safe in several threads at once."""
+    """Finds the end of a prompt that exceeds a base's token limit. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, base: str) -> None:
-        """Take a tokenizer of its own.
+        """Copy the tokenizer on first use.
 
         Args:
-            tokenizer: is copied, since others may set truncation and padding on theirs.
-            max_tokens: that the text encoder reads, start and end tokens included.
+            tokenizer: copied, because callers may set truncation and padding on theirs.
+            max_tokens: number of tokens that the text encoder reads, start and end included.
             base: as the user named it, for messages.
         """
         self._source = tokenizer
@@ -51,23 +51,23 @@ class PromptReader:
 
     @cached_property
     def _room(self) -> int:
-        """Tokens of text, without those that mark its start and end."""
+        """Number of text tokens, without the start and end tokens."""
         return self.max_tokens - int(self._tokenizer.num_special_tokens_to_add(False))
 
     def unread(self, prompt: str) -> str:
-        """The end of a prompt that the text encoder never sees; empty where it reads all."""
+        """The end of a prompt that the text encoder ignores; empty if it reads everything."""
         if prompt.isascii() and len(prompt) <= self._room:
-            return ""  # a token is one byte at least
+            return ""  # a token is at least one byte
         offsets = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
         return prompt[offsets[self._room][0] :] if len(offsets) > self._room else ""
 
 
 @lru_cache(maxsize=8)
 def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None:
-    """The reader of a base's prompts; only its tokenizer is fetched and loaded.
+    """The prompt reader for a base; fetches and loads only its tokenizer.
 
     Returns:
-        None for the builds of random weights, which learn nothing from words.
+        None for random-weight builds, for which prompts have no meaning.
 
     Raises:
         BaseModelError: if there is no such base, or it has no tokenizer.
@@ -84,7 +84,7 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
 
 
 def _from_folder(folder: Path, base: str) -> PromptReader:
-    """The tokenizer of a diffusers folder: its own fast form, or one made of its vocabulary."""
+    """The tokenizer of a diffusers folder: ``tokenizer.json``, or one built from its vocabulary."""
     try:
         if (folder / "tokenizer.json").is_file():
             config = json.loads((folder / "tokenizer_config.json").read_bytes())
@@ -101,7 +101,7 @@ def _from_folder(folder: Path, base: str) -> PromptReader:
 
 
 def _length(value: object) -> int:
-    """A tokenizer's length; a config without one has a number beyond all use."""
+    """A tokenizer's token limit; configs without one hold a very large number."""
     return value if isinstance(value, int) and 2 < value < 10**6 else USUAL_TOKENS
 
 
@@ -120,7 +120,7 @@ def _from_hub(base: str, revision: str | None) -> PromptReader:
 
     try:
         folder = snapshot_download(base, revision=revision, allow_patterns=[f"{FOLDER}/*"])
-    except Exception as error:  # offline, gated, unknown: the hub's own errors have no one class
+    except Exception as error:  # offline, gated, unknown: the hub's errors share no base class
         raise BaseModelError(
             f"the tokenizer of {base} cannot be fetched: {error}",
             "name 'embedded', an existing folder, a URL, or a hub id such as 'owner/model'",

@@ -1,4 +1,4 @@
-"""Copies from the host to a device that nobody waits for."""
+"""Asynchronous copies from the host to a device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["sent"]
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device.
+    """Copy a host tensor to the device without waiting.
 
-    A plain copy to a CUDA device waits for everything that was queued there before, passes of the
-    denoiser among it. This one goes through pinned memory and only takes its place in the queue;
-    torch keeps the pinned block until the copy has ended. The host tensor may be changed at once.
+    A plain copy to a CUDA device waits for all work queued there, including denoiser passes. This
+    one goes through pinned memory and is only queued; torch keeps the pinned block until the copy
+    has finished. The host tensor may be changed immediately.
     """
     if device.type != "cuda" or tensor.is_cuda or not tensor.numel():
         return tensor.to(device)

@@ -65,7 +65,7 @@ def measure(
     out: Path = typer.Option(None, help="Write the report (Markdown and JSON) into this folder."),
     json: bool = JSON,
 ) -> None:
-    """Measure what a base draws with the scorer of the drawn world."""
+    """Measure the images that a base generates, with the scorer of the synthetic world."""
     from farm.base.embedded.measure import measure_base
     from farm.cli.output import print_facts, print_json
 
@@ -74,15 +74,15 @@ def measure(
 
 
 def train(
-    name: str = typer.Argument("embedded", help="Only the embedded base is made here."),
-    out: Path = typer.Option(Path("embedded-base"), help="Where to work; a rerun resumes there."),
-    seed: int = typer.Option(0, min=0, help="Root of every random stream."),
+    name: str = typer.Argument("embedded", help="Only `embedded` can be trained."),
+    out: Path = typer.Option(Path("embedded-base"), help="Working folder; a rerun resumes there."),
+    seed: int = typer.Option(0, min=0, help="Seed of all random streams."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     minutes: float = typer.Option(
         None, min=0.1, help="Wall-clock budget; the default trains the documented steps."
     ),
 ) -> None:
-    """Make the embedded base anew: scorer, VAE and denoiser, from nothing."""
+    """Train the embedded base from scratch: scorer, VAE and denoiser."""
     from farm.base.embedded.train import train_embedded
     from farm.errors import UserError
 

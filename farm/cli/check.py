@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from farm.cli.private_hosts import PrivateHostsOption
 from farm.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def check(
     every: bool = typer.Option(False, "--all", help="Show every fault, not five of a kind."),
     strict: bool = typer.Option(False, "--strict", help="Count warnings as errors."),
     json: bool = typer.Option(False, "--json", help="Print one JSON document on the last line."),
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Find every fault of a manifest and its photos, each with its line and remedy.
 

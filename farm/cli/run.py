@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli.private_hosts import PrivateHostsOption
+
 if TYPE_CHECKING:
-    from farm.training.plan.planner import Hardware
+    from farm.training.plan.hardware import Hardware
     from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
 __all__ = ["finish", "prepare", "register", "run_prepared", "show_plan"]
@@ -110,6 +112,7 @@ def plan(
     price: PriceOption = None,
     skip_faulty: SkipOption = False,
     json: JsonOption = False,
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Show how a manifest would be trained, how long it takes and what it costs. Spends nothing."""
     from farm.cli.output import print_json, print_rich
@@ -183,6 +186,7 @@ def run(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
     json: JsonOption = False,
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Train every subject of a manifest that has no adapter yet.
 
@@ -273,7 +277,7 @@ def hardware_of(
     from dataclasses import replace
 
     from farm.errors import UserError
-    from farm.training.plan.planner import Hardware, memory_of
+    from farm.training.plan.hardware import Hardware, memory_of
     from farm.training.run.prepare import this_machine
 
     if address is not None and gpu is None and cpus is None:

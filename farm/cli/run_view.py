@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from farm.training.dispatch.messages import Notice, Snapshot
-    from farm.training.plan.planner import Plan
+    from farm.training.plan.plan import Plan
     from farm.training.run.request import PreparedRun, RunSummary
 
 __all__ = [

@@ -77,7 +77,6 @@ def logs(
     json: JsonOption = False,
 ) -> None:
     """Tell what happened to a run's jobs, in the order in which it happened."""
-    from dataclasses import asdict
     from datetime import UTC, datetime
 
     from farm.cli.output import print_json
@@ -94,7 +93,7 @@ def logs(
         if subject is None or subjects.get(event.job) == subject
     ]
     if json:
-        print_json([asdict(event) | {"subject": subjects.get(event.job)} for event in chosen])
+        print_json([event._asdict() | {"subject": subjects.get(event.job)} for event in chosen])
         return
     for event in chosen:
         when = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -173,21 +172,34 @@ def export(
     store: StoreOption = "work",
     json: JsonOption = False,
 ) -> None:
-    """Copy adapters out of the store, one folder each, checked against their digests.
+    """Copy adapters from the store, one folder each, verified against their digests.
 
-    With --form only that file is written, under the adapter's name, ready for the tool's folder.
+    With --form only that file is written, named after the adapter. An adapter that cannot be read
+    is reported, and the others are exported.
     """
     from farm.cli.output import print_json
     from farm.storage import Store
     from farm.training.run.export import export_adapters
 
-    written = export_adapters(Store(store), out, names=names, run_id=run, form=form)
+    result = export_adapters(Store(store), out, names=names, run_id=run, form=form)
     if json:
-        print_json([{"name": name, "path": str(path)} for name, path in written])
-        return
-    for name, path in written:
-        say(f"{visible(name)}\t{visible(str(path))}")
-    if not written:
+        print_json(
+            [{"name": name, "path": str(path)} for name, path in result.written]
+            + [
+                {"name": name, "error": error.message, "remedy": error.remedy}
+                for name, error in result.failed
+            ]
+        )
+    else:
+        for name, path in result.written:
+            say(f"{visible(name)}\t{visible(str(path))}")
+    for name, error in result.failed:
+        print(visible(f"{name} was not exported: {error.message}"), file=sys.stderr)
+        if error.remedy:
+            print(f"  remedy: {visible(error.remedy)}", file=sys.stderr)
+    if result.failed:
+        raise typer.Exit(result.failed[0][1].exit_code)
+    if not result.written:
         print("no committed adapters match", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""``farm serve`` and ``farm keys``: run the endpoint here, and say who may ask it."""
+"""``farm serve`` and ``farm keys``: run the endpoint here, and manage its keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from farm.cli.serve_start import StartLines, inventory_beside, tell_limit, what_is_served
+from farm.cli.serve_start import StartLines, inventory_beside, report_limit, what_is_served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,24 +47,26 @@ def serve(
         None, help="embedded (if left out), tiny, a folder, a URL, or a hub id."
     ),
     revision: str = typer.Option(None, help="Branch, tag or commit of a hub id."),
-    host: str = typer.Option("127.0.0.1", help="Where to listen; anything else needs keys."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; any other requires keys."),
     port: int = typer.Option(8000, min=0, max=65535, help="0 takes any free one."),
     namespace: str = typer.Option(
-        "default", help="Whose adapters are seen without a key, while there are no keys."
+        "default", help="Namespace served without a key, while no keys exist."
     ),
     device: str = typer.Option(None, help="cpu, cuda, or auto (if left out)."),
-    slots: int = typer.Option(0, min=0, help="Adapters at hand in the model; 0 chooses."),
+    slots: int = typer.Option(0, min=0, help="Adapters in the model at once; 0 for automatic."),
     max_rank: int = typer.Option(
         None, min=1, max=256, help="Refuse adapters of a higher rank; no limit if left out."
     ),
     config: str = typer.Option("", help="YAML file with fields of EndpointConfig; options win."),
     ray: bool = typer.Option(False, "--ray", help="Run on Ray Serve, engines in processes."),
     engines: int = typer.Option(1, min=1, help="With --ray: engine processes."),
-    drain: float = typer.Option(30.0, min=0, help="Seconds to finish what has begun."),
+    drain: float = typer.Option(
+        30.0, min=0, help="Seconds to finish running requests after a stop."
+    ),
 ) -> None:
     """Serve the base and every adapter of a store over OpenAI's image interface.
 
-    Stop it with Ctrl-C: it takes no new request and finishes those it has.
+    Stop it with Ctrl-C: it accepts no new requests and finishes the running ones.
     """
     settings = _settings(
         config,
@@ -98,12 +100,12 @@ def _settings(file: str, **options: Any) -> EndpointConfig:
     values.setdefault("anonymous_namespace", options["namespace"])
     if not values.get("store"):
         raise UserError(
-            "no store is named",
+            "no store is given",
             "add --store FOLDER, set FARM_STORE, or write `store:` into the config file",
         )
     engine = values.setdefault("engine", {})
     if not isinstance(engine, dict):
-        raise UserError(f"{file}: engine: holds no fields", "see docs/serving.md")
+        raise UserError(f"{file}: engine: has no fields", "see docs/serving.md")
     if options["max_rank"] is not None:
         engine["max_rank"] = options["max_rank"]
     if options["slots"]:
@@ -124,7 +126,7 @@ def _settings(file: str, **options: Any) -> EndpointConfig:
 
 
 def _gpu_share(engines: int) -> float:
-    """Of a GPU, for each of so many engines on this machine: 1, 1/2, 1/4, …; 0 without GPUs."""
+    """The GPU fraction per engine on this machine: 1, 1/2, 1/4, …; 0 without GPUs."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -146,12 +148,12 @@ def _read_config(file: str) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {file}: {error}", "name a YAML file") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} holds no fields", "see docs/serving.md")
+        raise UserError(f"{file} has no fields", "see docs/serving.md")
     return values
 
 
 def _check_exposure(store: str, host: str) -> None:
-    """Without keys the endpoint is for this machine alone.
+    """Without keys the endpoint may listen on loopback only.
 
     Raises:
         UserError: if it would be open to a network.
@@ -179,17 +181,17 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
     from farm.serving.http_server import bounded_config
     from farm.serving.metrics import PrometheusMetrics
 
-    told = StartLines()
+    report = StartLines()
     inventory = inventory_beside(settings.store)
-    told(f"loading the base {settings.base} …")
+    report(f"loading the base {settings.base} …")
     engine, facts = build_engine(settings)
-    told(f"loaded on {engine.base.device}; starting …")
+    report(f"loaded on {engine.base.device}; starting …")
     engine.start()
     for line in what_is_served(inventory, settings, facts.fingerprint):
-        told(line)
+        report(line)
     if not engine.wait_until_measured(0):
-        told("the batch limit of this base on this machine is measured meanwhile, once")
-        threading.Thread(target=tell_limit, args=(engine, told), daemon=True).start()
+        report("measuring the batch limit of this base on this machine in the background, once")
+        threading.Thread(target=report_limit, args=(engine, report), daemon=True).start()
     client = LocalEngine(engine, facts)
     services = build_services(
         settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
@@ -204,7 +206,7 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
         ),
         client,
         f"{settings.public_base} and the adapters of {settings.store}",
-        told,
+        report,
     )
     try:
         server.run()
@@ -213,9 +215,9 @@ def _serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) 
 
 
 def _draining_server(
-    config: Any, client: LocalEngine, what: str, told: Callable[[str], None]
+    config: Any, client: LocalEngine, what: str, report: Callable[[str], None]
 ) -> Any:
-    """A server that says where it listens, and takes nothing new once it is told to stop."""
+    """A server that reports its address, and accepts no request after a stop signal."""
     import signal
 
     import uvicorn
@@ -226,10 +228,10 @@ def _draining_server(
             if self.started:
                 for server in self.servers:
                     address = server.sockets[0].getsockname()
-                    told(f"serving {what} at http://{address[0]}:{address[1]}")
+                    report(f"serving {what} at http://{address[0]}:{address[1]}")
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            # being told to stop is no error, so the signal is not raised again afterwards
+            # a stop signal is not an error, so it is not raised again afterwards
             client.drain()
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
@@ -238,9 +240,9 @@ def _draining_server(
 
 
 def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
-    """The Ray Serve application on a cluster, or on one of this machine's own.
+    """Run the Ray Serve application on a cluster, or on a local Ray of this command's own.
 
-    On a cluster that others use too, their applications go on when this one ends.
+    Other applications on a shared cluster keep running when this one ends.
     """
     import contextlib
     import os
@@ -262,23 +264,23 @@ def _serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from farm.training.cluster.ray_folder import ray_folder_options
 
     use_token_if_there_is_one()
-    told = StartLines()
+    report = StartLines()
     inventory = inventory_beside(settings.store)
     port = port or _free_port(host)
-    told(f"starting Ray Serve with the base {settings.base} …")
+    report(f"starting Ray Serve with the base {settings.base} …")
     folder = {} if os.environ.get("RAY_ADDRESS") else ray_folder_options()
     ray.init(ignore_reinit_error=True, log_to_driver=False, **folder)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
         stop = threading.Event()
-        for sign in (signal.SIGTERM, signal.SIGINT):  # being told to stop is no error
+        for sign in (signal.SIGTERM, signal.SIGINT):  # a stop signal is not an error
             signal.signal(sign, lambda *_: stop.set())
         engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
         facts = engine.facts.remote().result(timeout_s=60)
         for line in what_is_served(inventory, settings, facts.fingerprint):
-            told(line)
-        told(f"serving {settings.public_base} at http://{host}:{port}")
+            report(line)
+        report(f"serving {settings.public_base} at http://{host}:{port}")
         stop.wait()
     finally:
         with contextlib.suppress(ray.exceptions.RayError):
@@ -302,17 +304,17 @@ def _free_port(host: str) -> int:
 
 def create(
     store: str = STORE,
-    namespace: str = typer.Option("default", help="Whose adapters the key may draw with."),
-    label: str = typer.Option("", help="For people, such as the app that holds it."),
+    namespace: str = typer.Option("default", help="Namespace whose adapters the key may use."),
+    label: str = typer.Option("", help="Free text, such as the app that uses the key."),
     rate: int = typer.Option(
-        None, min=1, help="Pictures a minute; the endpoint's own if left out."
+        None, min=1, help="Pictures per minute; default: the endpoint's limit."
     ),
     operator: bool = typer.Option(
-        False, "--operator", help="May read /metrics, which concerns all namespaces."
+        False, "--operator", help="Allow /metrics, which covers all namespaces."
     ),
     json: bool = JSON,
 ) -> None:
-    """Make a key and print it. It is shown this once; the store keeps its hash."""
+    """Create a key and print it. It is shown only once; the store keeps its hash."""
     from farm.cli.output import print_json
     from farm.serving.access.api_keys import create_key
     from farm.storage import Store
@@ -327,7 +329,7 @@ def create(
 
 
 def list_(store: str = STORE, json: bool = JSON) -> None:
-    """Show every key: its id, namespace and label, and whether it is still good."""
+    """List every key: its id, namespace and label, and whether it is valid."""
     from farm.cli.output import print_json, print_table
     from farm.serving.access.api_keys import list_keys
     from farm.storage import Store

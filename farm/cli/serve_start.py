@@ -1,4 +1,4 @@
-"""What ``farm serve`` prints while it starts: its steps, and which adapters it serves."""
+"""Start-up messages of ``farm serve``: its steps, and which adapters it serves."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from farm.serving.engine.engine import Engine
     from farm.serving.settings import EndpointConfig
 
-__all__ = ["StartLines", "inventory_beside", "tell_limit", "what_is_served"]
+__all__ = ["StartLines", "inventory_beside", "report_limit", "what_is_served"]
 
 INVENTORY_S = 10.0
-"""How long the start waits for the list of what a store holds, once the base is loaded."""
+"""How long the start waits for the store's inventory, once the base is loaded."""
 
 
 class StartLines:
-    """Lines of the start on stderr, each with the seconds since the command."""
+    """Start-up lines on stderr, each with the seconds since the command began."""
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()
@@ -30,7 +30,7 @@ class StartLines:
 
 
 def inventory_beside(store: str) -> Future[Inventory]:
-    """What the store holds, read while the base is loaded."""
+    """The store's inventory, read while the base is loaded."""
     from concurrent.futures import ThreadPoolExecutor
 
     from farm.adapters.registry import Registry
@@ -58,7 +58,7 @@ def what_is_served(
         return [f"the store's adapters are not listed: {error.message}"]
 
 
-def tell_limit(engine: Engine, told: StartLines) -> None:
+def report_limit(engine: Engine, report: StartLines) -> None:
     """Report the batch limit once it is measured."""
     if engine.wait_until_measured() and len(engine.capacity.seconds_by_rows) > 1:
-        told(f"batch limit: {engine.capacity.reason}")
+        report(f"batch limit: {engine.capacity.reason}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.private_hosts import PrivateHostsOption
 from farm.cli.run import DinoOption, JsonOption, ManifestArgument, ScorerOption, ShareOption
 
 __all__ = ["register"]
@@ -50,6 +51,7 @@ def submit(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its log until it ends.")] = False,
     json: JsonOption = False,
+    allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Send a run to a cluster as a Ray Job, which outlives this terminal.
 
@@ -63,7 +65,8 @@ def submit(
     from farm.training.cluster.submit import connect, scoring_arguments, split_options, submit_run
 
     scoring = scoring_arguments(ScoringSettings(scorer, dino, scoring_share))
-    words = [*scoring, *split_options(options or ())]
+    private = ["--allow-private-hosts"] if allow_private_hosts else []
+    words = [*scoring, *private, *split_options(options or ())]
     store_url = Store(store).url  # a relative path would mean another folder on the head
     chosen = _parsed(manifest, words)
     client = connect(address)

@@ -14,11 +14,11 @@ from itertools import islice
 
 from farm.errors import Fault, ManifestError
 from farm.intake.formats.open import open_rows
+from farm.intake.prompts.token_limit import Reader
 from farm.intake.resolve import Resolved, Resolver
 from farm.intake.rows import ManifestRow
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
-from farm.intake.token_limit import Reader
 
 __all__ = ["Manifest", "Written", "invalid", "read_manifest"]
 

@@ -17,12 +17,12 @@ from farm.intake.faults import faults_of, slug, validated
 from farm.intake.layers import Layers
 from farm.intake.photos.fields import ListedPhoto, class_captions, list_photos, list_uris
 from farm.intake.photos.find import Beside
-from farm.intake.prompts import judge_prompts
+from farm.intake.prompts.judge import judge_prompts
+from farm.intake.prompts.token_limit import Reader
 from farm.intake.rows import ManifestRow
 from farm.intake.schema import Head, SubjectEntry
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
-from farm.intake.token_limit import Reader
 from farm.recipe import Recipe
 
 __all__ = ["Resolved", "Resolver"]

@@ -1,1 +1,1 @@
-"""Scores, stopping, studies and the report: did each subject learn, and did the class survive."""
+"""Quality: scores and verdicts of adapters, studies, and the report of a run."""

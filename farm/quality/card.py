@@ -1,10 +1,10 @@
-"""The quality card of an adapter: its scores beside the untouched base's, and the verdict.
+"""The quality card of an adapter: its scores, the untouched base's scores, and the verdict.
 
-Owns the examination of many adapters at once: one flat batch of pictures through the bank, one
-embedding of all of them, one card for each. The base's own pictures (what the class and the prompts
-looked like before) are drawn once per class and shared by all its subjects.
+Owns the evaluation of many adapters at once: one flat batch of images through the bank, one
+embedding of all of them, one card each. The base's own images (the class and the prompts without an
+adapter) are generated once per class and shared by all its subjects.
 
-Legend: G generated pictures, P photos, D width.
+Legend: G generated images, P photos, D width.
 """
 
 from __future__ import annotations
@@ -43,59 +43,60 @@ CARD_VERSION = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """One adapter to examine: where it is, and what it was to learn."""
+    """One adapter to evaluate: its slot, and the subject that it was trained on."""
 
     slot: int
-    """Its place in the bank now."""
+    """Its current slot in the bank."""
     photos: Sequence[Image.Image]
-    """As the user gave them, turned upright; cropped by the scorer's own preprocessing."""
+    """The user's photos, rotated upright; cropped by the scorer's own preprocessing."""
     class_noun: str
     identifier: str
     class_prompt: str
     seed: int = 0
-    """Of the bootstrap. Pictures' seeds are the class's, so that all its subjects share the base's
-    pictures, and no card depends on slot or neighbours."""
+    """Seed of the bootstrap. Image seeds depend on the class, so that all its subjects share the
+    base's images, and no card depends on the slot or on other adapters."""
     evaluation_curve: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
 class Examination:
-    """A card, and the pictures that it was made from."""
+    """A card, and the images that it is based on."""
 
     card: dict[str, Any]
     """Plain values, ready for ``adapter.json``."""
     prompts: tuple[str, ...]
     pictures_GPP3: Tensor
-    """uint8, the subject's own pictures, one per prompt: a gallery for nothing."""
+    """uint8, the subject's images, one per prompt, reused as a gallery."""
     class_pictures_GPP3: Tensor
-    """uint8, what the bare class looks like under the adapter."""
+    """uint8, class images generated with the adapter."""
 
 
 @dataclass
 class Examiner:
-    """Examines adapters of one bank; keeps the base's pictures of each class between calls."""
+    """Evaluates adapters of one bank; keeps the base's images of each class between calls."""
 
     base: Base
     bank: Bank
     scorer: Scorer
     budget: ScoringBudget = field(default_factory=ScoringBudget)
     extra_scorers: Mapping[str, ImageScorer] = field(default_factory=dict)
-    """Further views on likeness by name, such as ``{"dino": DinoScorer(…)}``."""
+    """Further image scorers by name, such as ``{"dino": DinoScorer(…)}``."""
     protocol_of: Callable[[str], Protocol] | None = None
-    """Class noun to protocol; None takes the base's own."""
+    """Maps a class noun to its protocol; None uses the base's default."""
     batch: int = 32
-    """Pictures in one denoising pass."""
-    num_pictures_drawn: int = 0
+    """Images per denoising pass."""
+    num_generated: int = 0
+    """Images generated so far."""
     _references: dict[tuple[str, str], EmbeddedImages] = field(default_factory=dict)
 
     def examine(self, candidates: Sequence[Candidate]) -> list[Examination]:
-        """Cards of all candidates, drawn and embedded together."""
+        """Cards of all candidates, generated and embedded together."""
         started = time.perf_counter()
         self._prepare(candidates)
         rows: list[ImageRow] = []
         for candidate in candidates:
             rows += self._rows(candidate)
-        pictures_GPP3 = self._draw(rows)
+        pictures_GPP3 = self._generate(rows)
         vectors = self._embed(pictures_GPP3)
         results = []
         for index, candidate in enumerate(candidates):
@@ -107,7 +108,7 @@ class Examiner:
             result.card["seconds"] = round(each_s, 3)
         return results
 
-    # -- drawing ------------------------------------------------------------------------------
+    # -- images -------------------------------------------------------------------------------
 
     def protocol(self, class_noun: str) -> Protocol:
         """The protocol for a class."""
@@ -121,9 +122,9 @@ class Examiner:
         return protocol.prompts(num, candidate.identifier, candidate.class_noun)
 
     def _rows(self, candidate: Candidate) -> list[ImageRow]:
-        """Prompted, class and drift pictures of one adapter, in that order."""
+        """Prompted, class and drift images of one adapter, in that order."""
         budget, slot = self.budget, candidate.slot
-        prompted = [pair.drawn for pair in self._pairs(candidate)]
+        prompted = [pair.prompt for pair in self._pairs(candidate)]
         plain = [candidate.class_prompt] * budget.num_class_pictures
         unrelated = self.protocol(candidate.class_noun).unrelated_prompts(budget.num_drift_pictures)
         seeds = self._seeds(candidate.class_noun)
@@ -133,7 +134,7 @@ class Examiner:
         ]
 
     def _seeds(self, class_noun: str) -> list[int]:
-        """The class's picture seeds: the base's pictures serve all subjects of the class."""
+        """The class's image seeds, so that all subjects of the class share the base's images."""
         root = derive_seed("class", class_noun)
         return [
             *seeds_for(root, "prompted", self.budget.num_prompt_pictures),
@@ -142,7 +143,7 @@ class Examiner:
         ]
 
     def _prepare(self, candidates: Sequence[Candidate]) -> None:
-        """Draw the base's pictures of each class that was not met before, in one batch."""
+        """Generate the base's images of each new class in one batch."""
         fresh = {
             (candidate.class_noun, candidate.class_prompt): candidate for candidate in candidates
         }
@@ -161,7 +162,7 @@ class Examiner:
                 ImageRow(BASE_SLOT, prompt, seed)
                 for prompt, seed in zip(prompts, seeds, strict=True)
             ]
-        vectors = self._embed(self._draw(rows)) if rows else {}
+        vectors = self._embed(self._generate(rows)) if rows else {}
         for index, key in enumerate(fresh):
             start = index * self.budget.num_pictures
             self._references[key] = EmbeddedImages(
@@ -175,8 +176,8 @@ class Examiner:
         begin = start + sum(sizes[:part])
         return {name: value[begin : begin + sizes[part]] for name, value in vectors.items()}
 
-    def _draw(self, rows: Sequence[ImageRow]) -> Tensor:
-        self.num_pictures_drawn += len(rows)
+    def _generate(self, rows: Sequence[ImageRow]) -> Tensor:
+        self.num_generated += len(rows)
         return generate_rows(self.base, self.bank, rows, self.budget, batch=self.batch)
 
     def _embed(self, pictures: Tensor | Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -215,7 +216,7 @@ class Examiner:
         start, end = len(pairs), len(pairs) + self.budget.num_class_pictures
         return Examination(
             card,
-            tuple(pair.drawn for pair in pairs),
+            tuple(pair.prompt for pair in pairs),
             pictures_GPP3[:start],
             pictures_GPP3[start:end],
         )
@@ -271,13 +272,13 @@ def score_adapters(
     budget: ScoringBudget | None = None,
     extra_scorers: Mapping[str, ImageScorer] | None = None,
 ) -> list[Examination]:
-    """Examine adapters once. A lane that goes on keeps an ``Examiner`` instead."""
+    """Evaluate adapters once. For repeated calls, keep an ``Examiner`` instead."""
     examiner = Examiner(base, bank, scorer, budget or ScoringBudget(), extra_scorers or {})
     return examiner.examine(candidates)
 
 
 def missing_card(reason: str) -> dict[str, Any]:
-    """The card of an adapter that was not examined, with the reason."""
+    """The card of an adapter that was not evaluated, with the reason."""
     evidence = Evidence(None, None, None, None, None, missing=reason)
     return {
         "version": CARD_VERSION,
@@ -289,10 +290,10 @@ def missing_card(reason: str) -> dict[str, Any]:
 
 def _plain(value: Estimate | None) -> dict[str, Any]:
     if value is None:
-        return {"missing": f"fewer than {MIN_PICTURES} pictures"}
+        return {"missing": f"fewer than {MIN_PICTURES} images"}
     return value.to_json()
 
 
 def pillow(pictures_GPP3: Tensor) -> list[Image.Image]:
-    """Pictures as Pillow's."""
+    """Images as Pillow images."""
     return [Image.fromarray(picture) for picture in pictures_GPP3.to(torch.uint8).cpu().numpy()]

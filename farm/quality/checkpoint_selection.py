@@ -1,8 +1,7 @@
-"""Which of a subject's saved steps to keep, judged by its pictures.
+"""Selects the saved step of a subject to keep, by the scores of its images.
 
-Owns the rule on scores. The cheaper rule, on the evaluation loss alone, runs inside training for
-every subject (``farm.training.slots.evaluation``); this one needs images of every saved step and
-is for studies and audits.
+The cheaper rule, on the evaluation loss alone, runs during training for every subject
+(``farm.training.slots.evaluation``); this one needs images of every saved step and is for studies.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ __all__ = ["ScoredStep", "keep_best"]
 
 @dataclass(frozen=True)
 class ScoredStep:
-    """What one saved step is worth."""
+    """Scores of one saved step."""
 
     step: int
     fidelity: Estimate
@@ -26,17 +25,17 @@ class ScoredStep:
 
 
 def keep_best(steps: Sequence[ScoredStep]) -> ScoredStep:
-    """The earliest step whose fidelity the best one does not beat beyond doubt.
+    """The earliest step whose fidelity is not significantly below the best.
 
-    The rule of one interval: scores of a few pictures are noisy, and every further step costs
-    the class something, so a later step must earn its place. A step stands when the best
-    step's mean lies inside its own interval.
+    Scores of a few images are noisy, and every further step costs some class preservation, so a
+    later step must be clearly better. A step qualifies if the best step's mean is inside its
+    interval.
 
     Raises:
         ValueError: for no steps.
     """
     if not steps:
-        raise ValueError("no step to keep")
+        raise ValueError("there are no steps to choose from")
     top = max(steps, key=lambda scored: scored.fidelity.mean)
     good = [scored for scored in steps if scored.fidelity.high >= top.fidelity.mean]
     return min(good, key=lambda scored: scored.step)

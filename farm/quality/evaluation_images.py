@@ -1,10 +1,10 @@
-"""Draw the pictures by which many adapters are judged, all slots together.
+"""Generates the evaluation images of many adapters, all slots together.
 
-Owns the flat list of (slot, prompt, seed) rows and the choice of seeds; batching and routing are
-``farm.adapters.generate``. Seeds depend on the subject's seed, the purpose and the number of the
-picture, never on slot or neighbours, and the same ones serve base and adapter.
+Owns the flat list of (slot, prompt, seed) rows and the choice of seeds; ``farm.adapters.generate``
+owns batching and routing. Seeds depend on the subject's seed, the purpose and the index of the
+image, never on the slot or other rows, and are the same for base and adapter.
 
-Legend: R pictures, P pixels.
+Legend: R images, P pixels.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from farm.quality.protocol import ScoringBudget
 __all__ = ["BASE_SLOT", "ImageRow", "generate_rows", "seeds_for"]
 
 BASE_SLOT = -1
-"""Routes a row past every adapter."""
+"""The slot of rows without an adapter."""
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One picture to draw."""
+    """One image to generate."""
 
     slot: int
     prompt: str
@@ -37,17 +37,17 @@ class ImageRow:
 
 
 def seeds_for(seed: int, purpose: str, num: int) -> list[int]:
-    """``num`` picture seeds for one purpose."""
+    """``num`` image seeds for one purpose."""
     return [derive_seed(seed, "quality", purpose, index) for index in range(num)]
 
 
 def generate_rows(
     base: Base, bank: Bank, rows: Sequence[ImageRow], budget: ScoringBudget, *, batch: int = 32
 ) -> Tensor:
-    """Pictures, uint8 [R, P, P, 3] on the CPU, in the order of ``rows``.
+    """Images, uint8 [R, P, P, 3] on the CPU, in the order of ``rows``.
 
     Args:
-        batch: pictures in one pass; guidance doubles the denoiser's rows.
+        batch: images per pass; guidance doubles the denoiser's rows.
     """
     if not rows:
         side = base.resolution_px

@@ -1,11 +1,11 @@
-"""Means with confidence intervals, by a seeded bootstrap over the unit that matters.
+"""Means with confidence intervals, from a seeded bootstrap over images or subjects.
 
-Owns resampling and the refusal to report a mean of too few. Knows nothing of pictures: it takes
-values, or a statistic of chosen rows.
+Owns resampling and the minimum sample size. It is independent of images: it takes values, or a
+statistic of selected rows.
 
 The interval is the expanded percentile interval (Hesterberg, "What Teachers Should Know About the
-Bootstrap", 2015, §5): plain percentiles are too narrow for a handful of subjects, so their levels
-are moved out to where Student's t puts them.
+Bootstrap", 2015, §5): plain percentiles are too narrow for small samples, so their levels are
+widened according to Student's t.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.special import ndtr, stdtrit
 __all__ = ["MIN_PICTURES", "Estimate", "Indices", "estimate", "estimate_of", "paired_difference"]
 
 MIN_PICTURES = 4
-"""Fewest pictures (or subjects) of which a score is told; below, it is missing, with the reason."""
+"""Minimum number of images (or subjects) for a score; with fewer, the score is missing."""
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 Indices = NDArray[np.int64]
@@ -35,16 +35,16 @@ class Estimate:
     low: float
     high: float
     num: int
-    """How many units it was made from."""
-    unit: str = "pictures"
-    """What was resampled."""
+    """Number of units in the sample."""
+    unit: str = "images"
+    """The resampled unit."""
 
     def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals share a point."""
+        """Whether the two intervals overlap."""
         return self.low <= other.high and other.low <= self.high
 
     def to_json(self) -> dict[str, float | int | str]:
-        """Plain values, rounded to what the sample can carry."""
+        """Plain values, rounded to the precision of the sample."""
         return {
             key: round(value, 5) if isinstance(value, float) else value
             for key, value in asdict(self).items()
@@ -58,13 +58,13 @@ def estimate(
     values: Sequence[float] | NDArray[np.float64],
     *,
     seed: int = 0,
-    unit: str = "pictures",
+    unit: str = "images",
     min_num: int = MIN_PICTURES,
 ) -> Estimate | None:
     """The mean of ``values`` with its interval, or None if there are fewer than ``min_num``.
 
     Raises:
-        ValueError: for values that are not finite; a score of NaN is a fault, not a number.
+        ValueError: for values that are not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
@@ -81,15 +81,15 @@ def estimate_of(
     num: int,
     *,
     seed: int = 0,
-    unit: str = "pictures",
+    unit: str = "images",
     min_num: int = MIN_PICTURES,
     num_resamples: int = 400,
 ) -> Estimate | None:
-    """A statistic of chosen rows with its interval, or None below ``min_num`` rows.
+    """A statistic of selected rows with its interval, or None below ``min_num`` rows.
 
     Args:
-        statistic: takes row indices (with repeats) and gives a number.
-        num: how many rows there are.
+        statistic: takes row indices (with repeats) and returns a number.
+        num: the number of rows.
     """
     if num < max(min_num, 1):
         return None
@@ -97,7 +97,7 @@ def estimate_of(
     resampled = np.array([statistic(chosen) for chosen in rows])
     resampled = resampled[np.isfinite(resampled)]
     mean = statistic(np.arange(num))
-    if not resampled.size:  # every resample drew one row alone
+    if not resampled.size:  # every resample consists of one repeated row
         return Estimate(mean, mean, mean, num, unit)
     low, high = _interval(resampled, num)
     return Estimate(mean, min(low, mean), max(high, mean), num, unit)
@@ -111,10 +111,10 @@ def paired_difference(
     unit: str = "subjects",
     min_num: int = MIN_PICTURES,
 ) -> Estimate | None:
-    """``first − second`` unit by unit: what differs between units cancels out.
+    """The paired difference ``first − second``; variation between units cancels out.
 
     Raises:
-        ValueError: if the two are not of one length.
+        ValueError: if the lengths differ.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} values against {len(second)}: pairs are needed")
@@ -134,7 +134,7 @@ def _interval(resampled: NDArray[np.float64], num: int) -> tuple[float, float]:
 
 
 def _expanded_level(num: int) -> float:
-    """The lower percentile that stands in for (1 - CONFIDENCE)/2 with ``num`` units."""
+    """The lower percentile that replaces (1 - CONFIDENCE)/2 for ``num`` units."""
     if num < 2:
         return 0.0
     quantile = stdtrit(num - 1, (1 + CONFIDENCE) / 2)  # Student's t

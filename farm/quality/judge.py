@@ -1,8 +1,8 @@
-"""The judge that training lanes call when adapters finish: cards within a share of training time.
+"""The judge that training lanes call for finished adapters: quality cards within a cost limit.
 
-Owns the choice of scorers and budgets for jobs. Training knows it only as something with a
-``judge`` method (``farm.training.lane.settings.Judge``), which each lane makes from the run's
-``ScoringSettings``; it reads no environment variable and no photo.
+Owns the choice of scorers and budgets for jobs. Training depends only on the ``Judge`` protocol
+(``farm.training.lane.settings.Judge``); each lane creates its judge from the run's
+``ScoringSettings``. It reads no environment variables and no photo files.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from farm.training.lane.settings import Judged, Pictures
 __all__ = ["QualityJudge"]
 
 NO_SCORER = (
-    "No scorer was named: give --scorer a CLIP folder or hub id, or set FARM_SCORER, or write "
+    "No scorer was given: pass --scorer a CLIP folder or hub id, or set FARM_SCORER, or write "
     "`scorer` under the manifest's `defaults`."
 )
 TOO_SHORT = (
-    "Trained for too few steps: scoring would cost more than its share of the training. Train "
-    "longer, or raise --scoring-share."
+    "Too few training steps: scoring would exceed its share of the training time. Train longer, "
+    "or raise --scoring-share."
 )
 
 
 @dataclass
 class QualityJudge:
-    """Scores adapters while they still sit in a lane's bank."""
+    """Scores adapters while they are still in a lane's bank."""
 
     settings: ScoringSettings = ScoringSettings()
-    """The run's own."""
+    """The run's scoring settings."""
     batch: int = 32
-    """Pictures drawn in one pass."""
+    """Images generated per pass."""
     _scorers: dict[str, ImageScorer] = field(default_factory=dict, repr=False)
     _examiners: dict[ScoringBudget, Examiner] = field(default_factory=dict, repr=False)
 
@@ -55,7 +55,7 @@ class QualityJudge:
         photos: Mapping[int, Sequence[Image.Image]],
         curves: Mapping[int, Any],
     ) -> dict[int, Judged]:
-        """Cards and pictures of the given slots; all of one budget are drawn together.
+        """Cards and images of the given slots; slots with the same budget are scored together.
 
         Raises:
             BaseModelError: if the scorer cannot be read.
@@ -81,8 +81,8 @@ class QualityJudge:
         return judged
 
     def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
-        """What the cards of these jobs will cost: their own pictures, and the base's once for each
-        class and budget."""
+        """The cost of these jobs' cards: their own images, and the base's once per class and
+        budget."""
         if self._scorer_name(base_name) is None:
             return Pictures(0, 0)
         num = rows = 0
@@ -106,7 +106,7 @@ class QualityJudge:
         return ScoringBudget.within(spec.subject.recipe, share)
 
     def _examiner(self, base: Base, bank: Bank, budget: ScoringBudget, name: str) -> Examiner:
-        """One examiner a budget; lanes build new banks, the base's pictures stay valid."""
+        """One examiner per budget; the base's images stay valid when a lane builds a new bank."""
         found = self._examiners.get(budget)
         if found is None or found.base is not base:
             scorer = self._load(name, base)
@@ -140,7 +140,7 @@ def _candidate(
 
 
 def _judged(examined: Examination) -> Judged:
-    """The card says which pictures lie beside the samples: the subject's, then the class's."""
+    """Add to the card which images follow the samples: the subject's, then the class's."""
     card = {
         **examined.card,
         "gallery": list(examined.prompts),
@@ -148,5 +148,5 @@ def _judged(examined: Examination) -> Judged:
     }
     own, of_class = pillow(examined.pictures_GPP3), pillow(examined.class_pictures_GPP3)
     for picture, prompt in zip(own, examined.prompts, strict=True):
-        picture.info["prompt"] = prompt  # becomes its caption on the adapter's own card
+        picture.info["prompt"] = prompt  # becomes its caption on the adapter's model card
     return Judged(card, (*own, *of_class))

@@ -1,7 +1,7 @@
-"""Which prompts are drawn to judge an adapter, and how many pictures that may cost.
+"""The evaluation prompts of an adapter, and the budget of evaluation images.
 
-Owns the prompt lists (the DreamBooth paper's for any real base; the drawn world's own words for
-the embedded one, which knows no others), and the scoring budget. Draws nothing.
+Owns the prompt lists (the DreamBooth paper's for any real base; the synthetic world's vocabulary
+for the embedded base, which knows no other words) and the scoring budget. Generates nothing.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ LIVE_TEMPLATES = (
 )
 """The same for living subjects."""
 
-DRAWN_TEMPLATES = tuple(f"a {{}} {place}" for place in SCENERY)
-"""Places that the drawn world knows; the embedded base has no other words."""
+RENDERED_TEMPLATES = tuple(f"a {{}} {place}" for place in SCENERY)
+"""The places of the synthetic world; the embedded base knows no other words."""
 
 UNRELATED = (
     "a bowl of fruit on a table",
@@ -88,7 +88,7 @@ UNRELATED = (
     "a plate of pasta",
     "a field of sunflowers",
 )
-"""Prompts that name no subject's class, for drift."""
+"""Prompts without any subject's class, for drift."""
 
 LIVE_NOUNS = frozenset(
     re.findall(
@@ -102,43 +102,43 @@ LIVE_POSES = ("sitting", "standing", "lying down", "running", "jumping", "sleepi
 
 @dataclass(frozen=True)
 class PromptPair:
-    """One prompt, as it is drawn and as the scorer reads it."""
+    """One prompt, as the base generates from it and as the scorer reads it."""
 
-    drawn: str
+    prompt: str
     """With the identifier in place of ``[V]``."""
     text: str
-    """Without it: the scorer was taught no identifier."""
+    """Without the identifier, which the scorer does not know."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The prompts by which subjects of one kind are judged."""
+    """The evaluation prompts for one kind of subject."""
 
     name: str
-    """Stands in the quality card; scores of different protocols must not be compared."""
+    """Recorded in the quality card; scores of different protocols must not be compared."""
     templates: tuple[str, ...]
     """Each with ``{}`` where the noun phrase goes."""
     unrelated: tuple[str, ...]
     poses: tuple[str, ...]
-    """What the class can be doing; empty where the notion makes no sense."""
+    """Poses of the class; empty for classes without poses."""
 
     def prompts(self, num: int, identifier: str, class_noun: str) -> list[PromptPair]:
-        """``num`` prompts spread over the whole list; more than the list has, and it repeats."""
+        """``num`` prompts spread over the whole list, which repeats if ``num`` exceeds it."""
         return [
             PromptPair(template.format(f"{identifier} {class_noun}"), template.format(class_noun))
             for template in _spread(self.templates, num)
         ]
 
     def class_texts(self, num: int, class_noun: str) -> list[str]:
-        """The same prompts for the bare class, for the untouched base."""
+        """The same prompts for the class without a subject, for the untouched base."""
         return [template.format(class_noun) for template in _spread(self.templates, num)]
 
     def unrelated_prompts(self, num: int) -> list[str]:
-        """``num`` prompts that have nothing to do with the subject."""
+        """``num`` prompts unrelated to the subject."""
         return _spread(self.unrelated, num)
 
     def pose_texts(self, class_noun: str) -> list[str]:
-        """One text per pose, for the scorer to choose among."""
+        """One text per pose, among which the scorer chooses."""
         return [f"a {class_noun} {pose}" for pose in self.poses]
 
 
@@ -157,32 +157,32 @@ def protocol_for(base_name: str, class_noun: str, kind: SubjectKind | None = Non
 
 
 def rendered_protocol(class_noun: str) -> Protocol:
-    """The protocol in the drawn world's words, whatever the noun."""
+    """The protocol in the synthetic world's vocabulary, for any noun."""
     others = [noun for noun in CLASS_NOUNS if noun != class_noun]
     unrelated = tuple(f"a {noun} {SCENERY[index]}" for index, noun in enumerate(others))
     poses = POSES_OF.get(class_noun, ())
-    return Protocol("drawn world", DRAWN_TEMPLATES, unrelated, poses)
+    return Protocol("synthetic world", RENDERED_TEMPLATES, unrelated, poses)
 
 
 @dataclass(frozen=True)
 class ScoringBudget:
-    """How many pictures each adapter is judged by, and how carefully each is drawn."""
+    """The number of evaluation images per adapter, and their sampling settings."""
 
     num_prompt_pictures: int = 8
-    """Pictures of the subject in the protocol's prompts: fidelity, CLIP-T, copying."""
+    """Images of the subject with the protocol's prompts: fidelity, CLIP-T, copying."""
     num_class_pictures: int = 6
-    """Pictures of the bare class: PRES, DIV, poses."""
+    """Images of the class without the identifier: PRES, DIV, poses."""
     num_drift_pictures: int = 4
-    """Pictures of unrelated prompts, each drawn by the base too."""
+    """Images of unrelated prompts, each also generated by the base."""
     steps: int = 12
-    """Denoising steps a picture; 12 of DPM-Solver++ rank adapters as 50 of DDIM would."""
+    """Denoising steps per image; 12 steps of DPM-Solver++ rank adapters as 50 of DDIM do."""
     guidance: float = 5.0
-    """Classifier-free guidance; 1 halves the cost and the pictures' sharpness."""
+    """Classifier-free guidance; 1 halves the cost, and the images are less sharp."""
     scheduler: SchedulerName = "dpm++2m"
 
     @property
     def num_pictures(self) -> int:
-        """Pictures drawn for one adapter."""
+        """Images generated per adapter."""
         return self.num_prompt_pictures + self.num_class_pictures + self.num_drift_pictures
 
     @property
@@ -192,20 +192,20 @@ class ScoringBudget:
 
     @classmethod
     def full(cls) -> ScoringBudget:
-        """The paper's own: 25 prompts × 4 pictures, and as many of the class."""
+        """The paper's budget: 25 prompts × 4 images, and as many of the class."""
         return cls(100, 100, 32, steps=50, guidance=7.5, scheduler="ddim")
 
     @classmethod
     def within(cls, recipe: Recipe, share: float = 0.12) -> ScoringBudget | None:
-        """The largest budget that costs at most ``share`` of training by ``recipe``.
+        """The largest budget that costs at most ``share`` of a training with ``recipe``.
 
-        Counted in denoiser rows: an adapter's training step costs ``TRAINING_COST`` forward
-        passes a row. The share is kept below the promised 20 % because decoding, scoring and
-        the base's own pictures come on top. A short training gets the smallest card that is a
-        card, up to half of what it cost: every adapter shall be judged.
+        Counted in denoiser rows: a training step costs ``TRAINING_COST`` forward passes per row.
+        The default share is below the documented 20 % because decoding, scoring and the base's own
+        images add to it. A short training gets the smallest valid card, up to half of the
+        training's cost, so that as many adapters as possible are scored.
 
         Returns:
-            None where even the fewest pictures that make a score would cost more than that.
+            None if even the minimum number of images would cost more than that.
         """
         rows_a_step = recipe.instance_rows + (recipe.prior_rows if recipe.uses_prior else 0)
         allowed = share * recipe.steps * rows_a_step * TRAINING_COST
@@ -224,13 +224,13 @@ class ScoringBudget:
 
 
 SHORT_SHARE = 0.5
-"""Of its training's cost that the smallest card of a short recipe may take."""
+"""Maximum cost of the smallest card of a short recipe, as a fraction of its training."""
 TRAINING_COST = 2.13
-"""Forward and backward of a LoRA over a frozen base, in forward passes (Stable Diffusion v1-5:
-1.714 of 0.803 TFLOP, counted)."""
+"""Cost of a LoRA's forward and backward pass over a frozen base, in forward passes (Stable
+Diffusion v1-5: 1.714 against 0.803 TFLOP, counted)."""
 
 
 def _spread(items: Sequence[str], num: int) -> list[str]:
-    """``num`` items at even distances; whole rounds first where there are fewer than that."""
+    """``num`` evenly spaced items; full rounds first if there are fewer items."""
     rounds, rest = divmod(num, len(items))
     return list(items) * rounds + [items[index * len(items) // rest] for index in range(rest)]

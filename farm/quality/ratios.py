@@ -1,7 +1,7 @@
-"""From embeddings to scores and to the verdict's evidence: one scorer's view of one adapter.
+"""One scorer's scores for one adapter, and the verdict's evidence, from embeddings.
 
-Owns the scores' names on the card and the ratios against the untouched base and the photos. Draws
-and embeds nothing.
+Owns the scores' names on the card and the ratios relative to the untouched base and the photos.
+Generates and embeds nothing.
 
 Legend: P photos, D width.
 """
@@ -20,12 +20,12 @@ from farm.quality.verdict import Evidence
 __all__ = ["EmbeddedImages", "evidence_of", "scores_of"]
 
 MIN_SPAN = 0.01
-"""Cosines that differ by less span no scale to measure on."""
+"""Minimum difference of two cosines that can serve as the ends of a scale."""
 
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """What one adapter (or the untouched base) drew for one class, embedded by each scorer."""
+    """Images of one adapter (or of the untouched base) for one class, embedded by each scorer."""
 
     prompted: Mapping[str, Tensor]
     class_pictures: Mapping[str, Tensor]
@@ -33,10 +33,10 @@ class EmbeddedImages:
 
 
 def scores_of(
-    scorer: str, drawn: EmbeddedImages, base: EmbeddedImages | None, photos_PD: Tensor, seed: int
+    scorer: str, adapted: EmbeddedImages, base: EmbeddedImages | None, photos_PD: Tensor, seed: int
 ) -> dict[str, Estimate | None]:
-    """The scores that one scorer gives, by their names on the card; drift only against a base."""
-    prompted_GD, class_GD = drawn.prompted[scorer], drawn.class_pictures[scorer]
+    """One scorer's scores by their names on the card; drift requires the base's images."""
+    prompted_GD, class_GD = adapted.prompted[scorer], adapted.class_pictures[scorer]
     names = _names(scorer)
     found = {
         names["fidelity"]: scores.fidelity(prompted_GD, photos_PD, seed),
@@ -45,12 +45,12 @@ def scores_of(
         names["copying"]: scores.copying(prompted_GD, photos_PD, seed),
     }
     if base is not None:
-        found[names["drift"]] = scores.drift(base.drift[scorer], drawn.drift[scorer], seed)
+        found[names["drift"]] = scores.drift(base.drift[scorer], adapted.drift[scorer], seed)
     return found
 
 
 def _names(scorer: str) -> dict[str, str]:
-    """The scores' names: CLIP's are the plain ones, others carry their scorer's name."""
+    """The scores' names: CLIP's have no suffix, others end with their scorer's name."""
     plain = ("fidelity", "pres", "div", "copying", "drift")
     if scorer == "clip":
         return {name: "clip_i" if name == "fidelity" else name for name in plain}
@@ -64,16 +64,16 @@ def evidence_of(
     likeness: scores.PhotoLikeness | None,
     curve: Sequence[tuple[int, float]],
 ) -> Evidence:
-    """Ratios against the base and the photos, where all their parts were measured."""
+    """Ratios relative to the base and the photos, if all their parts were measured."""
     names = _names(scorer)
     own = {key: _mean(values.get(name)) for key, name in names.items()}
     base = {key: _mean(base_values.get(name)) for key, name in names.items()}
     fidelity, before = own["fidelity"], base["fidelity"]
-    # a single photo has no likeness to others; then the photo itself is the end of the way
+    # a single photo cannot be compared with others; the scale then ends at the photo itself
     gain = _share(fidelity, before, likeness.mean if likeness else 1.0)
-    missing = f"Fewer than {MIN_PICTURES} pictures were generated." if fidelity is None else ""
+    missing = f"Fewer than {MIN_PICTURES} images were generated." if fidelity is None else ""
     if gain is None and not missing:
-        missing = "The scorer cannot tell this subject's photos from others of its class."
+        missing = "The scorer cannot distinguish this subject's photos from others of its class."
     copy_excess = _share(own["copying"], likeness.nearest if likeness else None, 1.0)
     return Evidence(
         gain=gain,
@@ -91,7 +91,7 @@ def _mean(value: Estimate | None) -> float | None:
 
 
 def _share(value: float | None, start: float | None, end: float | None) -> float | None:
-    """How far ``value`` lies on the way from ``start`` to ``end``."""
+    """The position of ``value`` on a scale from ``start`` (0) to ``end`` (1)."""
     if value is None or start is None or end is None or end - start < MIN_SPAN:
         return None
     return (value - start) / (end - start)

@@ -1,7 +1,7 @@
-"""``farm score``: committed adapters examined anew, with more pictures than training could pay for.
+"""``farm score``: scores committed adapters again, with more images than during training.
 
-Owns finding adapters and their photos, and putting them into a bank in groups. Writes nothing: what
-is committed never changes, so a new card is an output, not an edit.
+Owns finding adapters and their photos, and loading them into a bank in groups. Writes nothing:
+committed adapters never change, so a new card is only returned.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from farm.training.run.files import list_runs, read_assignments
 __all__ = ["score_named"]
 
 GROUP = 16
-"""Adapters in the bank at once."""
+"""Number of adapters in the bank at once."""
 CAREFUL = ScoringBudget(24, 16, 12, steps=25, scheduler="ddim")
-"""Three times the pictures of a training's budget, drawn with twice the steps."""
+"""Three times the images of a training's budget, with twice the steps."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Found:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe it was trained by; ``_find`` lets no other adapter in."""
+        """The recipe of its training; ``_find`` rejects adapters without one."""
         assert self.record.recipe is not None
         return self.record.recipe
 
@@ -69,19 +69,22 @@ def score_named(
 
     Args:
         names: ``name`` (of the default namespace), ``namespace/name``, or a job key.
-        photos_folder: has a folder of photos for each name; None looks where the run found them.
-        full: the paper's whole protocol instead of a careful part of it.
+        photos_folder: contains a folder of photos for each name; None uses the run's own paths.
+        full: use the paper's full protocol instead of a part of it.
 
     Raises:
-        UserError: if an adapter, its photos or a scorer cannot be found, or an adapter is of
+        UserError: if an adapter, its photos or a scorer cannot be found, or an adapter belongs to
             another base.
     """
     base = load_base(base_name, device=device)
     if scorer_name is None and base_name != EMBEDDED:
-        raise UserError("no scorer is named", "give --scorer a CLIP folder or hub id")
+        raise UserError("no scorer was given", "give --scorer a CLIP folder or hub id")
     scorer = load_scorer(scorer_name or EMBEDDED, device=device)
     if not isinstance(scorer, Scorer):
-        raise UserError(f"{scorer_name} reads no texts", "name a CLIP; a DINO goes to --dino")
+        raise UserError(
+            f"the scorer {scorer_name} cannot embed text",
+            "give --scorer a CLIP; use --dino for a DINO",
+        )
     extra = {"dino": load_scorer(dino_name, device=device)} if dino_name else {}
     found = _find(store, names, photos_folder)
     _check_base(base, found)
@@ -101,7 +104,7 @@ def _find(store: Store, names: Sequence[str], photos_folder: Path | None) -> lis
         records[name] = registry.record(named.job_key if named else name)
         if records[name].recipe is None:
             raise UserError(
-                f"{name} was imported, not trained here, so nothing says how to score it",
+                f"{name} was imported, so its photos and recipe are unknown; it cannot be scored",
                 "leave it out",
             )
     if photos_folder is not None:
@@ -112,8 +115,8 @@ def _find(store: Store, names: Sequence[str], photos_folder: Path | None) -> lis
     for name, pictures in photos.items():
         if not pictures:
             raise UserError(
-                f"the photos of {name} are not where its run found them",
-                f"give --photos a folder that holds a folder {name}",
+                f"the photos of {name} are no longer where its run found them",
+                f"give --photos a folder that contains a folder {name}",
             )
     return [_Found(name, records[name], photos[name]) for name in names]
 
@@ -125,7 +128,7 @@ def _folder_photos(folder: Path) -> list[Image.Image]:
 
 
 def _run_photos(store: Store, keys: set[str]) -> dict[str, list[Image.Image]]:
-    """Photos from the places that the store's runs remember, if they still are the same."""
+    """Photos from the paths that the store's runs recorded, if they are unchanged."""
     found: dict[str, list[Image.Image]] = {}
     for run_id in list_runs(store):
         for assignment in read_assignments(store, run_id):
@@ -158,7 +161,7 @@ def _check_base(base: Base, found: Iterable[_Found]) -> None:
 
 
 def _groups(found: Sequence[_Found]) -> Iterable[list[_Found]]:
-    """Adapters that fit into one bank, a handful at a time."""
+    """Groups of adapters that fit into one bank."""
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Found]] = defaultdict(list)
     for one in found:
         recipe = one.recipe

@@ -1,10 +1,10 @@
-"""The scores: what is made of embeddings of photos, of generated pictures and of prompts.
+"""The scores, computed from embeddings of photos, generated images and prompts.
 
-Owns the formulas, each with its source. Pure: vectors in, numbers out; which pictures are drawn
-and with which model they are embedded is told elsewhere (``card.py``, ``scorer.py``).
+Owns the formulas, each with its source. Pure functions: which images are generated and which model
+embeds them is decided in ``card.py`` and ``scorer.py``.
 
-Legend: G generated pictures, P photos of the subject, K texts, D width. All vectors are unit
-vectors, so a dot product is a cosine.
+Legend: G generated images, P photos of the subject, K texts, D width. All vectors are unit vectors,
+so a dot product is a cosine.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = [
 
 
 def likeness(pictures_GD: Tensor, photos_PD: Tensor) -> list[float]:
-    """Each picture's mean cosine with all photos."""
+    """Each image's mean cosine with all photos."""
     return [float(value) for value in (pictures_GD @ photos_PD.T).mean(1)]
 
 
 def fidelity(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate | None:
-    """Subject fidelity: mean pairwise cosine of generated and real (DreamBooth §4.1).
+    """Subject fidelity: mean pairwise cosine of generated images and photos (DreamBooth §4.1).
 
     With a DINO scorer this is the paper's DINO score, with CLIP its CLIP-I. Higher is better.
     """
@@ -48,24 +48,24 @@ def fidelity(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate 
 
 
 def preservation(class_pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate | None:
-    """PRES: likeness of pictures of the bare class to the subject (DreamBooth §4.3, Table 3).
+    """PRES: similarity of class images to the subject (DreamBooth §4.3, Table 3).
 
-    Lower is better: a high value means that every dog has become this dog.
+    Lower is better: a high value means that every dog now looks like this dog.
     """
     return estimate(likeness(class_pictures_GD, photos_PD), seed=seed)
 
 
 def prompt_fidelity(pictures_GD: Tensor, texts_GD: Tensor, seed: int = 0) -> Estimate | None:
-    """CLIP-T: cosine of each picture with its own prompt, identifier left out. Higher is better."""
+    """CLIP-T: cosine of each image and its prompt without the identifier. Higher is better."""
     return estimate([float(value) for value in (pictures_GD * texts_GD).sum(1)], seed=seed)
 
 
 def diversity(pictures_GD: Tensor, seed: int = 0) -> Estimate | None:
-    """DIV: mean pairwise distance among pictures of one prompt. Higher is better.
+    """DIV: mean pairwise distance among images of one prompt. Higher is better.
 
     The paper measures distance with LPIPS; here it is 1 − cosine in the scorer's space, which
-    needs no third network. Pairs of a resampled picture with itself are left out: they would pull
-    the interval towards zero.
+    needs no third network. Pairs of a resampled image with itself are left out, because they would
+    bias the interval towards zero.
     """
     distance_GG = 1 - (pictures_GD @ pictures_GD.T).double().numpy()
 
@@ -77,31 +77,31 @@ def diversity(pictures_GD: Tensor, seed: int = 0) -> Estimate | None:
 
 
 def drift(base_GD: Tensor, tuned_GD: Tensor, seed: int = 0) -> Estimate | None:
-    """Drift: distance between base and adapter pictures of one seed and one unrelated prompt.
+    """Drift: distance between base and adapter images of the same seed and unrelated prompt.
 
-    Lower is better; 0 means the adapter changed nothing that it was not asked to (the measure of
+    Lower is better; 0 means that the adapter does not affect unrelated prompts (the measure of
     peft's image-generation benchmark).
     """
     return estimate([float(value) for value in 1 - (base_GD * tuned_GD).sum(1)], seed=seed)
 
 
 def copying(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate | None:
-    """Copying: each picture's cosine with its nearest photo. Near 1, the photos are repeated."""
+    """Copying: each image's cosine with its nearest photo. Near 1, the photos are copied."""
     return estimate([float(value) for value in (pictures_GD @ photos_PD.T).amax(1)], seed=seed)
 
 
 @dataclass(frozen=True)
 class PhotoLikeness:
-    """How alike the photos are among themselves: the yardstick for fidelity and copying."""
+    """Similarity of the photos to each other, the reference for fidelity and copying."""
 
     mean: float
     """Mean cosine of two different photos; the paper's "real images" row."""
     nearest: float
-    """Mean cosine of a photo with the one most like it."""
+    """Mean cosine of a photo and its most similar photo."""
 
 
 def photo_likeness(photos_PD: Tensor) -> PhotoLikeness | None:
-    """The photos among themselves; None for a single photo."""
+    """Similarity of the photos to each other; None for a single photo."""
     num = len(photos_PD)
     if num < 2:
         return None
@@ -113,26 +113,26 @@ def photo_likeness(photos_PD: Tensor) -> PhotoLikeness | None:
 
 @dataclass(frozen=True)
 class Poses:
-    """Which of the known poses a set of pictures shows."""
+    """The poses in a set of images."""
 
     counts: dict[str, int]
     entropy_bits: float
-    """0 when all pictures share one pose; log2 of the number of poses when they are even."""
+    """0 if all images have one pose; log2 of the number of poses if they are equally frequent."""
     effective: float
-    """2 to the entropy: as many even poses would have this entropy."""
+    """2 to the entropy: the number of equally frequent poses with this entropy."""
     num: int
 
 
 def pose_labels(pictures_GD: Tensor, texts_KD: Tensor) -> list[int]:
-    """Each picture's pose: the text most like it, of texts that differ in the pose alone."""
+    """Each image's pose: the most similar of texts that differ only in the pose."""
     return [int(label) for label in (pictures_GD @ texts_KD.T).argmax(1)]
 
 
 def poses(labels: Sequence[int], names: Sequence[str]) -> Poses:
-    """The spread of poses.
+    """The distribution of poses.
 
     Args:
-        labels: each picture's pose as an index of ``names``.
+        labels: each image's pose as an index into ``names``.
     """
     counts = {name: list(labels).count(index) for index, name in enumerate(names)}
     entropy = _entropy_bits(list(counts.values()))

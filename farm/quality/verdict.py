@@ -1,8 +1,8 @@
-"""The verdict: a quality card's numbers in plain words, with reasons and what to do.
+"""The verdict: a quality card's numbers in plain words, with reasons and recommended actions.
 
-Owns the thresholds and the sentences. They judge ratios, never raw cosines: how far from the
-untouched base towards the photos' own likeness a score has moved, because a raw cosine of 0.8
-means another thing for every scorer and every subject.
+Owns the thresholds and the sentences. Thresholds apply to ratios, never to raw cosines: how far a
+score has moved from the untouched base towards the photos' similarity to each other. A raw cosine
+of 0.8 has a different meaning for every scorer and subject.
 """
 
 from __future__ import annotations
@@ -24,50 +24,51 @@ Label = Literal[
 ]
 
 GAIN_NONE = 0.15
-"""Below this share of the way from base to photos, the subject is not to be seen."""
+"""Gain below which the subject is not recognisable."""
 GAIN_WELL = 0.5
-"""From here on the pictures are recognisably the subject."""
+"""Gain from which the images clearly show the subject."""
 CAPTURE_FORGOTTEN = 0.6
-"""Share of the adapter's likeness that the bare class has taken on, too."""
+"""Capture from which the class clearly resembles the subject."""
 DIVERSITY_KEPT = 0.75
-"""A class that stays as varied as this has moved, but is not lost: a dozen pictures lean towards a
-subject by chance, above all where the adapter's own pictures are hardly more like it."""
+"""Diversity ratio from which a captured class is not lost: a dozen images can resemble a subject by
+chance, especially if the adapter's own images are only slightly more similar to it."""
 DIVERSITY_LOST = 0.5
-"""Pictures of the class half as varied as the base's."""
+"""Diversity ratio below which the class is lost: half as varied as the base's."""
 COPY_EXCESS = 0.5
-"""Share of the way from "as near as two photos are" to "the photo itself"."""
+"""Copy excess from which the images copy the photos."""
 PROMPT_LOST = 0.75
-"""Prompt fidelity against the base's own on the same prompts."""
+"""Prompt ratio below which prompts count as ignored."""
 DIVERGED_RATIO = 1.5
 """Last evaluation loss over the first."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the verdict is given on; None where it was not measured."""
+    """The measurements behind a verdict; None if not measured."""
 
     gain: float | None
-    """0: as unlike the subject as the base's pictures; 1: as like it as its photos are alike."""
+    """0: no more similar to the subject than the base's images; 1: as similar as its photos are to
+    each other."""
     capture: float | None
-    """0: the class is as the base draws it; 1: each class picture is as like the subject as the
-    adapter's own pictures of it."""
+    """0: the class is unchanged; 1: class images are as similar to the subject as the adapter's
+    images of it."""
     diversity_ratio: float | None
-    """DIV of the class, adapter over base."""
+    """DIV of the class, adapter relative to base."""
     copy_excess: float | None
-    """0: as near to a photo as photos are to each other; 1: identical to one."""
+    """0: as close to a photo as photos are to each other; 1: identical to one."""
     prompt_ratio: float | None
-    """CLIP-T, adapter over base on the same prompts."""
+    """CLIP-T, adapter relative to base, on the same prompts."""
     loss_ratio: float | None = None
-    """Last evaluation loss over the first."""
+    """Last evaluation loss divided by the first."""
     missing: str = ""
-    """Why there are no scores."""
+    """The reason if there are no scores."""
     class_noun: str = "member of its class"
-    """What the subject is, for the sentences."""
+    """The class noun, for the sentences."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One label, its reasons and the remedies, in words for whoever owns the photos."""
+    """A label with its reasons and recommended actions, worded for the owner of the photos."""
 
     label: Label
     headline: str
@@ -85,7 +86,7 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """The verdict; the gravest fault names it, all that was found is told."""
+    """The verdict: the most serious problem gives the label, and all problems are listed."""
     if evidence.loss_ratio is not None and not evidence.loss_ratio < DIVERGED_RATIO:
         return Verdict(
             "diverged",
@@ -94,17 +95,20 @@ def judge(evidence: Evidence) -> Verdict:
             ("Lower learning_rate to a third, or add warmup_steps.",),
         )
     if evidence.gain is None:
-        reason = evidence.missing or "Too few pictures were generated."
+        reason = evidence.missing or "Too few images were generated."
         return Verdict(
-            "not scored", "No scores were made.", (reason,), ("Run farm score with more pictures.",)
+            "not scored",
+            "No scores were made.",
+            (reason,),
+            ("Run `farm score`, which generates more images.",),
         )
     if evidence.gain < GAIN_NONE:
         return Verdict(
             "never learned",
-            "The pictures do not show this subject.",
+            "The images do not show this subject.",
             (_gain_sentence(evidence),),
             (
-                "Check that all photos show one and the same subject, large in the frame.",
+                "Check that all photos show the same subject, large in the frame.",
                 "Train for more steps, with a higher rank or learning_rate.",
             ),
         )
@@ -120,11 +124,9 @@ def judge(evidence: Evidence) -> Verdict:
             "partly learned",
             "The subject can be recognised, but not reliably.",
             tuple(reasons),
-            ("Train for more steps, or add photos from other sides.",),
+            ("Train for more steps, or add photos from other angles.",),
         )
-    return Verdict(
-        "learned well", "The pictures show this subject, in every scene.", tuple(reasons)
-    )
+    return Verdict("learned well", "The images show this subject in every scene.", tuple(reasons))
 
 
 _Fault = tuple[Label, str, Sequence[str], tuple[str, ...]]
@@ -134,18 +136,18 @@ def _copies(evidence: Evidence) -> _Fault | None:
     if evidence.copy_excess is None or evidence.copy_excess < COPY_EXCESS:
         return None
     if evidence.prompt_ratio is not None and evidence.prompt_ratio >= PROMPT_LOST:
-        return None  # near a photo because the subject is, and still where the prompt put it
+        return None  # close to a photo because of the subject, but the prompt is still followed
     return (
         "copies its photos",
-        "The pictures repeat the photos instead of following the prompt.",
+        "The images copy the photos instead of following the prompt.",
         [
-            f"Nearness to a photo: {_percent(evidence.copy_excess)}, where 0 % is as near as two "
-            "photos are and 100 % is the photo itself.",
+            f"Copying: {_percent(evidence.copy_excess)}, where 0 % is as close to a photo as two "
+            "photos are to each other and 100 % is the photo itself.",
             *([_prompt_sentence(evidence.prompt_ratio)]
               if evidence.prompt_ratio is not None else []),
         ],
         (
-            "Train for fewer steps, or switch early_stop and keep_best on.",
+            "Train for fewer steps, or enable early_stop and keep_best.",
             "Add photos with other backgrounds and poses.",
         ),
     )  # fmt: skip
@@ -153,7 +155,7 @@ def _copies(evidence: Evidence) -> _Fault | None:
 
 def _forgets(evidence: Evidence) -> _Fault | None:
     diversity = evidence.diversity_ratio
-    is_captured = _leans(evidence) and (diversity is None or diversity < DIVERSITY_KEPT)
+    is_captured = _resembles(evidence) and (diversity is None or diversity < DIVERSITY_KEPT)
     is_narrow = diversity is not None and diversity < DIVERSITY_LOST
     if not (is_captured or is_narrow):
         return None
@@ -161,14 +163,14 @@ def _forgets(evidence: Evidence) -> _Fault | None:
     if is_captured:
         assert evidence.capture is not None
         reasons.append(
-            f"Pull on the bare class: {_percent(evidence.capture)}, where 0 % is a class as it "
+            f"Effect on the class: {_percent(evidence.capture)}, where 0 % is a class as it "
             "was and 100 % is a class that looks like this subject."
         )
     if diversity is not None and diversity < DIVERSITY_KEPT:
         reasons.append(_variety_sentence(diversity))
     return (
         "class forgotten",
-        "Every picture of this class now resembles this one subject.",
+        "Every image of this class now resembles this subject.",
         reasons,
         (
             "Train with prior preservation (prior_rows 1), or raise prior_weight.",
@@ -177,7 +179,7 @@ def _forgets(evidence: Evidence) -> _Fault | None:
     )
 
 
-def _leans(evidence: Evidence) -> bool:
+def _resembles(evidence: Evidence) -> bool:
     return evidence.capture is not None and evidence.capture > CAPTURE_FORGOTTEN
 
 
@@ -190,15 +192,15 @@ def _gain_sentence(evidence: Evidence) -> str:
 
 
 def _prompt_sentence(ratio: float) -> str:
-    return f"Prompts: {_percent(ratio)}, where 100 % is followed as well as by the untouched base."
+    return f"Prompt fidelity: {_percent(ratio)}, where 100 % is as good as the untouched base."
 
 
 def _variety_sentence(ratio: float) -> str:
-    return f"Variety of the class: {_percent(ratio)}, where 100 % is as varied as it was."
+    return f"Class variety: {_percent(ratio)}, where 100 % is as varied as with the untouched base."
 
 
 def _percent(share: float) -> str:
-    """On a scale that ends at 100 %: a mean above it is chance, and means nothing more."""
+    """A percentage limited to 0..100: means outside this range are due to chance."""
     return f"{100 * min(max(share, 0.0), 1.0):.0f} %"
 
 
@@ -208,6 +210,6 @@ def _good_signs(evidence: Evidence) -> list[str]:
         signs.append(_prompt_sentence(evidence.prompt_ratio))
     if evidence.diversity_ratio is not None:
         signs.append(_variety_sentence(evidence.diversity_ratio))
-    if _leans(evidence):
-        signs.append("The class leans towards this subject.")
+    if _resembles(evidence):
+        signs.append("The class has started to resemble this subject.")
     return signs

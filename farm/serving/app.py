@@ -1,8 +1,8 @@
-"""The endpoint on Ray Serve: ingress processes before, engines behind.
+"""The endpoint on Ray Serve: ingress processes in front of engine replicas.
 
 Owns the deployments: what a replica does, when there should be more of them, and what happens to
-a request whose replica dies. A picture depends on its request alone, so a lost one is simply drawn
-again by another replica, and the caller does not notice.
+a request whose replica dies. A picture depends on its request alone, so another replica
+generates a lost one again, and the caller does not notice.
 
     build_app(config)   for `serve run`, `serve deploy` and jobs/serve.yaml
 """
@@ -45,7 +45,7 @@ __all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_b
 LINK_SECRET_VARIABLE = "FARM_LINK_SECRET"
 
 
-# -- the engine's side ---------------------------------------------------------------------------
+# -- engines -------------------------------------------------------------------------------------
 
 
 class EngineReplica:
@@ -59,11 +59,11 @@ class EngineReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
 
     async def facts(self) -> ServedBase:
-        """What the base is."""
+        """Describe the base."""
         return self._facts
 
-    async def draw(self, requests: tuple[GenerationRequest, ...]) -> list[Picture]:
-        """Draw pictures side by side; cancelling the call cancels them."""
+    async def generate(self, requests: tuple[GenerationRequest, ...]) -> list[Picture]:
+        """Generate pictures side by side; cancelling the call cancels them."""
         pictures: dict[int, Picture] = {}
         async with contextlib.aclosing(generate_with(self._engine, requests, listen=False)) as news:
             async for index, item in news:
@@ -71,17 +71,17 @@ class EngineReplica:
                     pictures[index] = item
         return [self._signed(pictures[index]) for index in range(len(requests))]
 
-    async def draw_listening(
+    async def generate_listening(
         self, requests: tuple[GenerationRequest, ...]
     ) -> AsyncGenerator[ImageEvent]:
-        """The same, and tell of it while it happens."""
+        """The same as a stream with progress."""
         async with contextlib.aclosing(generate_with(self._engine, requests, listen=True)) as news:
             async for index, item in news:
                 yield index, self._signed(item) if isinstance(item, Picture) else item
 
     def _signed(self, picture: Picture) -> Picture:
-        """The picture with this engine's name in its receipt."""
-        return replace(picture, receipt={**picture.receipt, "engine": self._name})
+        """The picture with this engine's name in its metadata."""
+        return replace(picture, metadata={**picture.metadata, "engine": self._name})
 
     async def check_health(self) -> None:
         """Called by Ray Serve; raising gets the replica replaced."""
@@ -89,7 +89,7 @@ class EngineReplica:
             raise RuntimeError("the engine's loop has stopped or is stuck")
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """Told to every ingress by Ray Serve, every ``stats_every_s``."""
+        """Sent to every ingress by Ray Serve, every ``stats_every_s``."""
         stats = self._engine.stats()
         flat = flat_stats(stats)
         observe_stats(self._metrics, flat)
@@ -102,7 +102,7 @@ class EngineReplica:
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
         if engine is not None:
-            # Ray Serve has waited for what was under way; nothing is left to drain
+            # Ray Serve has waited for the requests in flight; nothing is left to drain
             engine.stop()
 
 
@@ -122,7 +122,7 @@ def scale_on_backlog(context: AutoscalingContext) -> tuple[float, dict[str, Any]
     return max(floor, wanted + min(unplaced, 1.0)), context.policy_state
 
 
-# -- the ingress's side --------------------------------------------------------------------------
+# -- ingresses -----------------------------------------------------------------------------------
 
 _ingress_services: list[Services] = []
 """Of this process; a replica has one. The app is built after the replica's constructor, by a
@@ -135,7 +135,7 @@ def _ingress_app() -> FastAPI:
 
 @serve.ingress(_ingress_app)
 class Ingress:
-    """One HTTP process: checks, looks up, hands on, encodes. Holds no model and no GPU."""
+    """One HTTP process: validates, resolves names, forwards, encodes. Holds no model and no GPU."""
 
     def __init__(
         self, config: EndpointConfig, link_secret: bytes, engines: DeploymentHandle

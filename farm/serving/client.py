@@ -1,4 +1,4 @@
-"""The engine as the HTTP side sees it, wherever it runs.
+"""The engine's client interface for the HTTP side, local or remote.
 
 Owns the border between event loop and engine: an async stream of progress that ends with the
 picture. Two implementations stand behind it: ``LocalEngine`` here, in the same process, and the
@@ -33,12 +33,12 @@ __all__ = [
 ]
 
 ImageEvent = tuple[int, Progress | Picture]
-"""What happened, and to which of the pictures asked for."""
+"""An event, and the index of its picture in the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedBase:
-    """What the HTTP side must know of the base to check a request."""
+    """What the HTTP side needs to know of the base to check a request."""
 
     id: str
     """Its public name; never a path."""
@@ -50,34 +50,34 @@ class ServedBase:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How the engines stand, summed over replicas."""
+    """The load of the engines, summed over replicas."""
 
     ready: bool
     wait_s: float = 0.0
-    """Estimate of how long a picture asked for now would take to begin."""
+    """Estimated wait before a picture requested now would start."""
     stats: dict[str, Any] = field(default_factory=dict)
 
 
 class EngineClient(Protocol):
-    """Draws pictures, somewhere."""
+    """Generates pictures, in this process or in others."""
 
     async def facts(self) -> ServedBase:
-        """What base it holds. Raises Draining while there is no engine yet."""
+        """The base that is served. Raises Draining while there is no engine yet."""
         ...
 
-    def draw(
+    def generate(
         self, requests: Sequence[GenerationRequest], *, listen: bool
     ) -> AsyncGenerator[ImageEvent]:
-        """Draw pictures side by side: news with the picture's index, a picture last for each.
+        """Generate pictures in parallel: events with the picture's index, the picture last.
 
-        All are taken in or none is; the first error ends them all. Without ``listen`` there are
-        pictures only. Closing the generator cancels what is not done. Raises ServingError,
+        All are accepted or none is; the first error ends them all. Without ``listen`` only
+        pictures are sent. Closing the generator cancels what is not done. Raises ServingError,
         UserError, StoreError.
         """
         ...
 
     async def load(self) -> EngineLoad:
-        """How busy it is; answers fast, from what is known."""
+        """The current load; returns at once, from known values."""
         ...
 
 
@@ -90,17 +90,17 @@ class LocalEngine:
         self._draining = False
 
     def drain(self) -> None:
-        """Take no new request; those begun are finished."""
+        """Accept no new requests; running ones are finished."""
         self._draining = True
 
     async def facts(self) -> ServedBase:
         return self._facts
 
-    async def draw(
+    async def generate(
         self, requests: Sequence[GenerationRequest], *, listen: bool
     ) -> AsyncGenerator[ImageEvent]:
         if self._draining:
-            raise Draining("the endpoint is shutting down", "ask again in a moment")
+            raise Draining("the endpoint is shutting down", "try again in a moment")
         async with contextlib.aclosing(
             generate_with(self._engine, requests, listen=listen)
         ) as news:
@@ -114,7 +114,7 @@ class LocalEngine:
 
 
 def flat_stats(stats: EngineStats) -> dict[str, Any]:
-    """An engine's numbers as plain values, with those that are computed."""
+    """An engine's numbers as plain values, computed ones included."""
     values = asdict(stats)
     values["batch_fill"] = stats.batch_fill
     values["step_s"] = stats.denoise_s / stats.passes if stats.passes else 0.0
@@ -124,12 +124,12 @@ def flat_stats(stats: EngineStats) -> dict[str, Any]:
 async def generate_with(
     engine: Engine, requests: Sequence[GenerationRequest], *, listen: bool
 ) -> AsyncGenerator[ImageEvent]:
-    """Draw with an engine of this process; see ``EngineClient.draw``."""
+    """Generate with an engine of this process; see ``EngineClient.generate``."""
     loop = asyncio.get_running_loop()
     inbox: asyncio.Queue[tuple[int, Progress | Future[Picture]]] = asyncio.Queue()
 
     def post(index: int, item: Progress | Future[Picture]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens
+        with contextlib.suppress(RuntimeError):  # the loop has closed: no one listens
             loop.call_soon_threadsafe(inbox.put_nowait, (index, item))
 
     tickets: list[Ticket] = []
@@ -151,4 +151,4 @@ async def generate_with(
                 num_done += 1
     finally:
         for ticket in tickets:
-            ticket.cancel()  # nothing where the picture is there
+            ticket.cancel()  # does nothing once the picture is done

@@ -1,4 +1,4 @@
-"""How an engine is set up, and what it counts."""
+"""The engine's settings, and the numbers it reports."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.serving.adapters.cache_tiers import CacheLimits, CacheStats
 from farm.serving.request import RequestLimits
 
-__all__ = ["MAX_RANK", "EngineConfig", "EngineStats"]
+__all__ = ["MAX_RANK", "CacheLimits", "CacheStats", "EngineConfig", "EngineStats"]
 
 
 MAX_RANK = 256
-"""Of any adapter; what recipes allow."""
+"""Highest rank of any adapter, the same as in recipes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """How much each tier may hold."""
+
+    disk_bytes: int = 20 << 30
+    host_bytes: int = 4 << 30
+    max_file_bytes: int = 1 << 30
+    """A weights file larger than this is refused."""
+    num_loaders: int = 8
+    """Adapters that may load at once; enough to hide a bucket's latency."""
+    revocations_max_age_s: float = 15.0
+    """How old the list of revocations may be while the store does not answer."""
+    bad_for_s: float = 300.0
+    """How long a bad adapter stays refused; its files may be fixed meanwhile."""
 
 
 class EngineConfig(BaseModel):
@@ -24,7 +39,7 @@ class EngineConfig(BaseModel):
 
     num_slots: int = Field(65, ge=2, le=4096)
     """Adapters in the model at once, and one more for the bare base; twice the pictures of a full
-    batch lets the next ones load while the present ones run."""
+    batch lets the next ones load while the current ones run."""
     max_rank: int = Field(MAX_RANK, ge=1, le=MAX_RANK)
     """A limit for operators: adapters of a higher rank are refused."""
     target_modules: tuple[str, ...] | None = None
@@ -36,10 +51,10 @@ class EngineConfig(BaseModel):
     """Memory for the adapters in slots, in MiB; None is a quarter of what is free once the base is
     loaded."""
     batch_rows: int | None = Field(None, ge=1, le=1024)
-    """Rows of a full pass at the base's own size; None measures the knee, once for
+    """Rows of a full pass at the base's own size; None measures the best size, once for
     each base and machine."""
     max_batch_rows: int = Field(128, ge=2, le=1024)
-    """The measurement looks no further."""
+    """The measurement stops at this size."""
     memory_reserve: float = Field(0.1, ge=0, lt=0.9)
     """Share of the device's memory that joining rows must leave free; on a CPU at most 512 MiB,
     for other programs use that memory too."""
@@ -52,19 +67,36 @@ class EngineConfig(BaseModel):
     decode_batch: int = Field(4, ge=1, le=64)
     """Pictures decoded at once."""
     max_prompts: int = Field(512, ge=1)
-    """Encoded prompts remembered."""
+    """Encoded prompts kept."""
     max_waiting: int = Field(256, ge=1)
-    """Requests in the queue; more are refused, but tenants below their share may go beyond."""
+    """Requests in the queue; more are refused, except from tenants below their share."""
     max_wait_s: float = Field(120.0, gt=0)
-    """Longest expected wait at which a request is still taken."""
+    """Requests with a longer expected wait are refused."""
     quantum: float = Field(50.0, gt=0)
     """Row-steps that a tenant may spend per round; 50 is one guided picture of 25 steps."""
     stuck_after_s: float = Field(120.0, gt=0)
-    """A loop that has not turned for so long is not healthy."""
+    """A loop that has not turned for this long is unhealthy."""
     limits: RequestLimits = Field(default_factory=RequestLimits)
-    """What one request may ask for; an endpoint's config has them under its own ``limits``."""
+    """Limits per request; an endpoint's config has them under its own ``limits``."""
     cache: CacheLimits = Field(default_factory=CacheLimits)
-    """How much the tiers above the slots may hold."""
+    """Limits of the cache."""
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """Counts since the start."""
+
+    host_hits: int = 0
+    disk_hits: int = 0
+    store_loads: int = 0
+    joined_loads: int = 0
+    """Requests that waited for a load which another one had begun."""
+    refused: int = 0
+    failed: int = 0
+    load_s: float = 0.0
+    """Seconds that loads took, summed."""
+    host_bytes: int = 0
+    disk_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -72,11 +104,11 @@ class EngineStats:
     """Counts since the start, and sizes at the moment of asking."""
 
     submitted: int = 0
-    drawn: int = 0
+    generated: int = 0
     failed: int = 0
     cancelled: int = 0
     refused: int = 0
-    """Turned away at ``submit`` for load."""
+    """Refused at ``submit`` for load."""
     passes: int = 0
     rows: int = 0
     """Rows of all passes."""
@@ -93,7 +125,7 @@ class EngineStats:
     backlog_s: float = 0.0
     """Seconds of work that wait or run."""
     wait_s: float = 0.0
-    """Seconds that a picture asked for now would wait before it is begun."""
+    """Seconds that a picture requested now would wait before it starts."""
     batch_rows: int = 0
     """Rows of a full pass at the base's own size."""
     slots_in_use: int = 0
@@ -101,7 +133,7 @@ class EngineStats:
     slot_bytes: int = 0
     """Memory of the adapters in slots."""
     slot_hits: int = 0
-    """Adapters that lay in a slot already when a request came for them."""
+    """Adapters already in a slot when a request needed them."""
     prompt_hits: int = 0
     prompts_encoded: int = 0
     revocations_age_s: float = 0.0
@@ -113,5 +145,5 @@ class EngineStats:
 
     @property
     def batch_fill(self) -> float:
-        """Mean share of a full pass that passes had."""
+        """Mean fill of a full pass."""
         return self.rows / (self.passes * self.batch_rows) if self.passes else 0.0

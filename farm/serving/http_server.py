@@ -1,8 +1,8 @@
 """The HTTP server in front of the app: uvicorn, with a bound on everything a connection can hold.
 
 Owns the protocol class: bytes and count of headers, the URL's length, the time to a whole head,
-trailers, requests sent ahead, and answers that their client does not take. What a request means
-begins behind it, in ``api_guard.py``. ``bounded_config`` makes the server of ``farm serve``;
+trailers, pipelined requests, and responses that their client does not read. What a request means
+is decided behind it, in ``middleware.py``. ``bounded_config`` makes the server of ``farm serve``;
 ``bound_ray_proxy`` puts the same class into Ray Serve's proxies.
 """
 
@@ -31,25 +31,40 @@ from farm.serving.http.errors import error_body
 __all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config", "ray_environment"]
 
 LINGER_S = 2.0
-"""How long a refused client may still send, so that it can read why it was refused."""
+"""How long a refused client may still send, so that it can read the refusal."""
 LINGER_BYTES = 1 << 20
 UNREAD_S = 5.0
-"""How long the rest of a body may come once its request is answered."""
+"""How long the rest of a body may take to arrive once its request is answered."""
 FRAMING_PER_BYTE = 8
 """Bytes of chunk headers allowed for each byte of a body: chunks of one byte take six."""
 REASONS = {
     400: (b"Bad Request", "this is not an HTTP request", "invalid_request"),
-    408: (b"Request Timeout", "the request did not come in time", "timeout"),
+    408: (b"Request Timeout", "the request did not arrive in time", "timeout"),
     414: (b"URI Too Long", "the URL is too long", "url_too_long"),
     431: (b"Request Header Fields Too Large", "the headers are too large", "headers_too_large"),
     503: (b"Service Unavailable", "too many connections", "too_many_connections"),
 }
 IDLE, HEAD, BODY, ENDING = range(4)
-"""What is being read: nothing, a request's head, its body; or what is refused and thrown away."""
+"""What is being read: nothing, a request's head, its body, or bytes to discard after a refusal."""
 
 
 class _Refused(Exception):
     """Raised inside the parser's callbacks, which ends the parsing."""
+
+
+class _CountingTransport:
+    """A transport that counts what is written to it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.num_written = 0
+
+    def write(self, data: bytes) -> None:
+        self.num_written += len(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -68,10 +83,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self.address = ""
         self.deadline_s: float | None = None
 
-    # -- the book's side ----------------------------------------------------------------------
+    # -- called by the book -------------------------------------------------------------------
 
     def expire(self) -> None:
-        """A deadline passed: tell a client that is still sending its head, cut off any other."""
+        """A deadline passed: answer 408 to a client still sending its head, cut off any other."""
         if self._reading == HEAD and not self._is_answering:
             self._refuse(408)
         else:
@@ -85,6 +100,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Bytes that wait for the client."""
         return int(self.transport.get_write_buffer_size())
 
+    def taken_bytes(self) -> int:
+        """Bytes that the client's side has received."""
+        return self._counted.num_written - self.unsent_bytes()
+
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -92,7 +111,8 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- the connection -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._counted = _CountingTransport(transport)
+        super().connection_made(self._counted)  # type: ignore[arg-type]
         self.address = address_group(self.client[0] if self.client else "local")
         if not self._book.enter(self):
             self._refuse(503)
@@ -125,7 +145,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _begin_head(self) -> None:
         self._reading = HEAD
         self._head_bytes = 0
-        # one sent ahead is timed from the answer to the request before
+        # a pipelined request is timed from the response to the one before
         self.deadline_s = None if self._is_answering else self._head_deadline_s()
 
     def _head_deadline_s(self) -> float:
@@ -135,7 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._reading == IDLE:  # sent ahead, in one read with the request before
+        if self._reading == IDLE:  # pipelined, in one read with the request before
             self._begin_head()
 
     def on_url(self, url: bytes) -> None:
@@ -145,7 +165,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading == BODY:  # a trailer; nobody asks for them
+        if self._reading == BODY:  # a trailer; none is needed
             self._num_trailers += 1
             if self._num_trailers > self._limits.max_headers:
                 raise _Refused
@@ -181,7 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             return
-        if self._is_answering:  # the next one, sent ahead
+        if self._is_answering:  # the next one, pipelined
             return
         if self._reading == BODY:
             self.deadline_s = self.loop.time() + UNREAD_S
@@ -198,16 +218,16 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- refusing -----------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when the parser gives up, for our own refusals too."""
+        """Called by uvicorn when the parser fails, which includes our own refusals."""
         self._refuse(self._refused_as)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing is upgraded, and what follows is not parsed; a line of log helps nobody."""
+        """No upgrade is offered, and what follows is not parsed; logging it would help no one."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
     def _refuse(self, status: int) -> None:
-        """Answer, and give the client a moment to read it; cut off where an answer has begun."""
+        """Respond, and give the client a moment to read it; cut off where a response has begun."""
         if self._reading == BODY or self._is_answering or self.transport.is_closing():
             self.abort()
             return
@@ -236,9 +256,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def bounded_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicorn.Config:
-    """A server's configuration in which everything that a connection holds is bounded.
+    """A server's configuration that bounds everything a connection holds.
 
-    Raises the process's limit of open files, and takes no more connections than it allows.
+    Raises the process's limit of open files, and accepts no more connections than that allows.
     """
     book = ConnectionBook(limits, connections_within(limits, raise_file_limit()))
     options.setdefault("log_level", "error")  # a line for each bad request fills disks
@@ -274,9 +294,10 @@ def bound_ray_proxy() -> list[Any]:
 
 
 def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
-    """What must be in the environment before Ray is imported, for its proxies to be bounded; and,
-    where no cluster is named, for a Ray of our own to ask for tokens and to stay on loopback, the
-    port of its metrics included."""
+    """Environment variables to set before Ray is imported.
+
+    They bound its proxies' connections. Where no cluster is named, they also make a local Ray
+    require tokens and stay on loopback, with the port of its metrics."""
     variables = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
         RAY_PROXY_LIMITS: limits.model_dump_json(),

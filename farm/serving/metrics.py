@@ -1,8 +1,8 @@
-"""What the endpoint counts, for Prometheus.
+"""The endpoint's metrics for Prometheus.
 
 Owns the names, units and buckets of the metrics, and their form in a single process. Under Ray
-the same numbers go through ``ray.util.metrics``; see ``app_metrics.py``. Labels are routes,
-states and tiers, never subjects, names or keys: those have no bound.
+the same numbers go through ``ray.util.metrics``; see ``cluster/metrics.py``. Labels are routes,
+states and tiers, never subjects, names or keys: those are unbounded.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class MetricSpec:
 
 METRICS = (
     MetricSpec("counter", "farm_http_requests", "Requests answered.", ("route", "status")),
-    MetricSpec("histogram", "farm_http_seconds", "Time to the end of an answer.", ("route",)),
-    MetricSpec("counter", "farm_pictures", "Pictures asked for, by outcome.", ("outcome",)),
+    MetricSpec("histogram", "farm_http_seconds", "Time to the end of a response.", ("route",)),
+    MetricSpec("counter", "farm_pictures", "Pictures requested, by outcome.", ("outcome",)),
     MetricSpec("histogram", "farm_picture_seconds", "A picture's time by stage.", ("stage",)),
-    MetricSpec("gauge", "farm_pictures_waiting", "Pictures asked for and not yet answered."),
+    MetricSpec("gauge", "farm_pictures_waiting", "Pictures requested and not yet answered."),
     MetricSpec("gauge", "farm_engine", "The engine's own numbers, by name.", ("fact",)),
 )
 
 
 class Metrics(Protocol):
-    """Where numbers go. Unknown names are mistakes of ours and raise KeyError."""
+    """Where numbers go. Unknown names are programming errors and raise KeyError."""
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -50,7 +50,7 @@ class Metrics(Protocol):
         ...
 
     def text(self) -> bytes | None:
-        """All numbers in Prometheus' text form; None where another port has them."""
+        """All numbers in Prometheus' text form; None if another port serves them."""
         ...
 
 

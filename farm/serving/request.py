@@ -1,4 +1,4 @@
-"""What the engine is asked for and what it gives back: requests, tickets, progress, pictures.
+"""Requests to the engine and what it returns: tickets, progress, pictures.
 
 Owns the values that cross the engine's border; all of them are plain and picklable but the
 ticket, which stays in the engine's process. Imports neither torch nor ray, so that the HTTP side
@@ -33,12 +33,12 @@ __all__ = [
     "Ticket",
 ]
 
-Stage = Literal["queued", "loading", "drawing", "decoding", "done"]
-"""Where a request stands; the order is the order of its way."""
+Stage = Literal["queued", "loading", "denoising", "decoding", "done"]
+"""The stages of a request, in order."""
 
 MAX_SEED = 2**63 - 1
 MAX_WEIGHT = 8.0
-"""Absolute adapter weight beyond which no picture is worth drawing."""
+"""Absolute adapter weight beyond which pictures are noise."""
 MAX_STEPS = 1000
 """Timesteps of the noise schedules that bases are trained with: there are no more to take."""
 MAX_SIDE_PX = 16_384
@@ -58,7 +58,7 @@ class AdapterRef:
     namespace: str = ""
     name: str = ""
     sha256: str = ""
-    """As the name's pointer in the store tells it; empty when asked for by key."""
+    """From the name's pointer in the store; empty when requested by key."""
 
     @property
     def label(self) -> str:
@@ -68,10 +68,11 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One picture to draw. The picture depends on these values alone, never on its neighbours."""
+    """One picture to generate. It depends on these values alone, never on its
+    neighbours."""
 
     id: str
-    """Names the request in logs, events and the receipt; unique among those in flight."""
+    """Names the request in logs, events and the metadata; unique among those in flight."""
     prompt: str
     """With the identifier already in place of ``[V]``."""
     negative_prompt: str = ""
@@ -104,7 +105,7 @@ class GenerationRequest:
 
 
 class RequestLimits(BaseModel):
-    """What one picture may ask for; more is refused before it costs anything.
+    """What one picture may request; more is refused before it costs anything.
 
     The one place of these limits: the endpoint's ``limits`` extend them, and its engine is given
     the very same values.
@@ -121,7 +122,7 @@ class RequestLimits(BaseModel):
     """On one picture."""
 
     def check(self, request: GenerationRequest) -> None:
-        """Refuse what cannot be drawn.
+        """Refuse what cannot be generated.
 
         Raises:
             RequestRefused: naming the field that is wrong.
@@ -167,7 +168,7 @@ class RequestLimits(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request has come."""
+    """The progress of a request."""
 
     stage: Stage
     step: int = 0
@@ -175,17 +176,17 @@ class Progress:
     steps: int = 0
     """Denoising steps in all."""
     preview: NDArray[np.uint8] | None = None
-    """The picture as the denoiser now believes it, uint8 [H, W, 3]."""
+    """The denoiser's current estimate of the picture, uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One finished picture with its receipt."""
+    """One finished picture with its metadata."""
 
     pixels: NDArray[np.uint8]
     """uint8 [H, W, 3]."""
-    receipt: dict[str, Any] = field(default_factory=dict)
-    """Everything that made the picture, as plain JSON values; see ``farm.serving.receipt``."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Everything that determined the picture, as plain JSON values; ``receipt`` in the API."""
 
 
 class Ticket:
@@ -216,7 +217,7 @@ class Ticket:
         return self.future.done()
 
     @property
-    def drawn(self) -> bool:
+    def generated(self) -> bool:
         """Whether there is a picture."""
         future = self.future
         return future.done() and not future.cancelled() and future.exception() is None

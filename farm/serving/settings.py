@@ -1,4 +1,4 @@
-"""How an endpoint is set up: the store and base, the engine, the limits, the replicas.
+"""The endpoint's settings: store and base, engine, limits, replicas.
 
 Owns the one file that an operator writes (the ``args`` of ``jobs/serve.yaml``). Imports neither
 torch nor ray, so that a config can be checked anywhere.
@@ -36,39 +36,39 @@ class ReplicaConfig(BaseModel):
     num_ingresses: int = Field(1, ge=1)
     cpus_per_ingress: float = Field(0.5, ge=0)
     requests_per_engine: int = Field(256, ge=1)
-    """HTTP requests that an engine may hold at once; its own queue orders and bounds them."""
+    """HTTP requests that an engine may hold at once; its queue orders and bounds them."""
     target_wait_s: float = Field(10.0, gt=0)
-    """Engines are added when the backlog would keep a new picture waiting longer."""
+    """Engines are added when a new picture would wait longer."""
     upscale_delay_s: float = Field(15.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
     drain_s: float = Field(120.0, gt=0)
-    """How long an engine that goes away may finish what it has begun."""
+    """How long an engine being removed may finish running requests."""
     stats_every_s: float = Field(1.0, gt=0)
-    """How often engines tell the ingresses how they stand."""
+    """How often engines report their load to the ingresses."""
     engine_wait_s: float = Field(10.0, gt=0)
-    """How long a request waits for any engine to be there before it is told 503."""
+    """How long a request waits for any engine to be there before it is answered with 503."""
     load_bound: float = Field(1.25, ge=1)
-    """How far above the mean load an engine may be and still be given its own adapters."""
+    """How far above the mean load an engine may be and still get its own adapters' requests."""
 
 
 class EndpointConfig(BaseModel):
-    """Everything that an endpoint needs to start."""
+    """The settings of one endpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str
-    """Folder or URL with the adapters; keys lie there too."""
+    """Folder or URL with the adapters and the keys."""
     base: str = "embedded"
     """As ``farm.base.loading.load_base`` takes it."""
     base_id: str = ""
-    """What callers name the base; empty makes a name of ``base`` that tells no path."""
+    """The base's public name; empty derives one from ``base`` without its path."""
     revision: str | None = None
     device: str = "auto"
     """``auto`` takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     engine: EngineConfig = Field(default_factory=EngineConfig)
     limits: Limits = Field(default_factory=Limits)
-    """What a request may ask for; the engine refuses by the same numbers."""
+    """Limits per request; the engine applies the same values."""
     connections: ConnectionLimits = Field(default_factory=ConnectionLimits)
     """Of ``farm serve``; Ray Serve's proxies take theirs from ``FARM_CONNECTION_LIMITS``."""
     replicas: ReplicaConfig = Field(default_factory=ReplicaConfig)
@@ -78,9 +78,9 @@ class EndpointConfig(BaseModel):
     """Whose adapters callers without a key see while no key exists. Set by ``farm serve`` for an
     endpoint bound to loopback; None always asks for a key."""
     public_url: str = ""
-    """How callers reach the endpoint, for links; empty takes what each request says."""
+    """Public address of the endpoint, for links; empty takes each request's host."""
     pictures_store: str = ""
-    """Where pictures behind links lie; empty is the store itself."""
+    """Store for linked pictures; empty is the store itself."""
     link_lifetime_s: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")
@@ -108,6 +108,6 @@ class EndpointConfig(BaseModel):
 
 
 def public_base_id(base: str) -> str:
-    """The last part of a base's name, so that no path or bucket is told."""
+    """The last part of a base's name, so that no path or bucket is revealed."""
     last = base.rstrip("/").rsplit("/", 1)[-1]
     return _NOT_PUBLIC.sub("-", last).strip("-.") or "base"

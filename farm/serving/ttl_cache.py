@@ -70,7 +70,7 @@ class TtlCache(Generic[Key, Value]):
         read: a blocking read; FileNotFoundError means that there is none.
         ttl_s: how old an answer may be; ``inf`` for values named by their content.
         max_age_s: how old it may be while the store does not answer.
-        patience_s: how long a caller waits for a read, which goes on behind it.
+        patience_s: how long a caller waits for a read, which continues in the background.
         missing_ttl_s: how long "there is none" is believed.
         max_items: answers kept; the one used longest ago goes first.
         """

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from farm.adapters.files.layer_names import layer_names
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.interface import Base
 from farm.base.loading import load_base
@@ -18,6 +19,11 @@ PeftTwin = Callable[..., tuple[nn.Module, AdapterWeights]]
 @pytest.fixture
 def base() -> Base:
     return load_base("tiny")
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, tuple[int, ...]]:
+    return layer_names(load_base("tiny"))
 
 
 @pytest.fixture

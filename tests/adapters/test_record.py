@@ -1,4 +1,4 @@
-"""The record says all that is needed to judge an adapter or to train it again."""
+"""The record contains all that is needed to evaluate an adapter or to train it again."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The registry: what is committed stays, what is half-written is never seen, names move whole."""
+"""The registry: committed adapters stay, incomplete ones are invisible, names change atomically."""
 
 from __future__ import annotations
 
@@ -164,9 +164,28 @@ def test_a_record_that_names_files_elsewhere_writes_nothing(
         registry.store.write_json(path, body)
         with pytest.raises(AdapterFileError, match="is not a record"):
             registry.fetch("key", tmp_path / "out" / "tom")
-        with pytest.raises(AdapterFileError, match="is not a record"):
-            export_adapters(registry.store, tmp_path / "exported")
+        exported = export_adapters(registry.store, tmp_path / "exported")
+        assert not exported.written
+        ((name, error),) = exported.failed
+        assert name == "default/kira"
+        assert "is not a record" in str(error)
     assert not list(tmp_path.rglob("OUTSIDE"))
+
+
+def test_a_malformed_adapter_does_not_stop_the_export_of_the_others(
+    registry: Registry, tmp_path: Path
+) -> None:
+    for key in ("good", "bad"):
+        folder = tmp_path / key
+        registry.publish(saved(folder, key), folder, names=[("default", key)])
+    registry.store.write("adapters/bad/adapter.json", b"{}")
+    registry.store.write("names/default/list.json", b"[1]")
+    registry.store.write("names/default/torn.json", b"{")
+    exported = export_adapters(registry.store, tmp_path / "out")
+    assert exported.written == [("default/good", tmp_path / "out/default/good")]
+    assert (tmp_path / "out/default/good/adapter.json").is_file()
+    assert [name for name, _ in exported.failed] == ["default/bad", "default/list", "default/torn"]
+    assert all(error.message for _, error in exported.failed)
 
 
 def test_a_name_that_is_no_pointer_is_the_adapters_fault(registry: Registry) -> None:

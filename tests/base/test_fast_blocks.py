@@ -1,4 +1,4 @@
-"""Tests of the lean blocks: the same numbers as diffusers' own, and only where that is sure."""
+"""Fast blocks: the same numbers as diffusers' own, and only where they are supported."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def denoiser(base):
     restore(denoiser)
 
 
-def drawn(base, *, like=torch.contiguous_format):
+def generated(base, *, like=torch.contiguous_format):
     """A pass of three rows at three timesteps."""
     generator = torch.Generator().manual_seed(0)
     shape = base.latent_shape(base.resolution_px, base.resolution_px)
@@ -36,15 +36,15 @@ def drawn(base, *, like=torch.contiguous_format):
 
 @torch.no_grad()
 @pytest.mark.parametrize("like", [torch.contiguous_format, torch.channels_last])
-def test_lean_passes_give_what_diffusers_gives(base, denoiser, like):
-    plain = drawn(base, like=like)
+def test_fast_passes_equal_diffusers(base, denoiser, like):
+    plain = generated(base, like=like)
     assert use_fast_blocks(denoiser) > 10
-    torch.testing.assert_close(drawn(base, like=like), plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(generated(base, like=like), plain, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_adapters_on_every_kind_of_layer_go_on_working(base, denoiser):
-    # the gated half of a feed-forward layer among them: its block then keeps its own pass
+    # the gated half of a feed-forward layer among them: its block then runs its own pass
     targets = (*ATTENTION, "conv1", "conv2", "time_emb_proj", "ff.net.0.proj", "ff.net.2")
     bank = MixedBank(base, "unet", num_slots=ROWS)
     for slot in range(ROWS):
@@ -52,26 +52,26 @@ def test_adapters_on_every_kind_of_layer_go_on_working(base, denoiser):
     rows = RowWeights(bank)
     rows.assign([[0], [1], [2]])
     try:
-        bare = drawn(base)
+        bare = generated(base)
         with rows.active():
-            plain = drawn(base)
+            plain = generated(base)
             assert use_fast_blocks(denoiser)
-            lean = drawn(base)
-            again = drawn(base)
+            fast = generated(base)
+            again = generated(base)
     finally:
         restore(denoiser)
         bank.close()
     assert (plain - bare).abs().max() > 1e-3
-    torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-4)
-    assert torch.equal(again, lean)
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+    assert torch.equal(again, fast)
 
 
-def test_a_pass_that_keeps_gradients_is_not_lean(base, denoiser):
+def test_a_pass_that_keeps_gradients_is_not_fast(base, denoiser):
     use_fast_blocks(denoiser)
     weight = denoiser.conv_in.weight
     weight.requires_grad_()
     try:
-        drawn(base).square().sum().backward()
+        generated(base).square().sum().backward()
         assert weight.grad is not None
         assert weight.grad.abs().sum() > 0
     finally:
@@ -101,8 +101,8 @@ def test_a_pass_that_others_have_put_on_a_block_stays(denoiser):
 
 
 @torch.no_grad()
-def test_what_lean_blocks_do_not_know_goes_to_diffusers(base, denoiser):
-    """A mask over tokens changes the picture as much with lean blocks as without."""
+def test_calls_that_fast_blocks_do_not_support_go_to_diffusers(base, denoiser):
+    """A mask over tokens changes the image as much with fast blocks as without."""
     shape = base.latent_shape(base.resolution_px, base.resolution_px)
     latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     hidden = base.encode_prompts(["a cat on the moon"]).hidden_RTD

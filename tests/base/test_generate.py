@@ -1,4 +1,4 @@
-"""Our plain drawing loop gives what plain diffusers gives for the same seeds."""
+"""Our plain generating loop equals plain diffusers for the same seeds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_pictures_equal_those_of_the_plain_pipeline(build: str, name: SchedulerN
     assert np.abs(ours.numpy().astype(float) - theirs * 255).max() <= 1.0
 
 
-def test_a_batch_that_does_not_fit_is_drawn_in_smaller_ones(
+def test_a_batch_that_does_not_fit_is_generated_in_smaller_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = load_base("tiny")
@@ -49,7 +49,7 @@ def test_a_batch_that_does_not_fit_is_drawn_in_smaller_ones(
     parts = generate_images(base, PROMPTS * 2, [1, 2, 3, 4], steps=3, batch=4)
     assert (parts.int() - whole.int()).abs().max() <= 1
     assert [size for size in sizes if size > 2] == [8, 4]
-    monkeypatch.setattr("farm.base.generate.draw_latents", out_of_memory)
+    monkeypatch.setattr("farm.base.generate.generate_latents", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         generate_images(base, PROMPTS, [1, 2], steps=3)
 

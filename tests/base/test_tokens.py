@@ -1,4 +1,4 @@
-"""What a base reads of a prompt is found with its tokenizer alone, as its pipeline cuts it."""
+"""The part of a prompt that a base ignores, found with its tokenizer alone."""
 
 import shutil
 import subprocess

@@ -144,7 +144,7 @@ def ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_its_own")
-def test_on_ray_it_starts_draws_and_stops_when_told(tmp_path: Path) -> None:
+def test_on_ray_it_starts_generates_and_stops_when_told(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text(
         "engine: {num_slots: 4, batch_rows: 4}\n"
@@ -160,8 +160,8 @@ def test_on_ray_it_starts_draws_and_stops_when_told(tmp_path: Path) -> None:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         assert [model.id for model in client.models.list()] == ["tiny"]
         ask = {"extra_body": {"seed": 1, "num_inference_steps": 2}}
-        drawn = client.images.generate(model="tiny", prompt="a photo", **ask).data[0]
-        assert drawn.receipt["engine"]
+        generated = client.images.generate(model="tiny", prompt="a photo", **ask).data[0]
+        assert generated.receipt["engine"]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     with pytest.raises(httpx2.ConnectError):
@@ -170,7 +170,7 @@ def test_on_ray_it_starts_draws_and_stops_when_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
-    """A run commits an adapter while the endpoint is up; the next request draws with it."""
+    """A run commits an adapter while the endpoint is up; the next request generates with it."""
     store = str(tmp_path / "store")
     manifest = tmp_path / "manifest.jsonl"
     subject = {
@@ -194,9 +194,9 @@ def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
             "run", str(manifest), "--store", store, "--base", "tiny", "--in-process", "--json"
         )
         assert done.returncode == 0, done.stderr
-        drawn = client.images.generate(model="rex", prompt="a photo of [V] dog", **ask).data[0]
-        assert drawn.revised_prompt == "a photo of sks dog"
-        assert drawn.receipt["adapters"][0]["name"] == "rex"
+        generated = client.images.generate(model="rex", prompt="a photo of [V] dog", **ask).data[0]
+        assert generated.revised_prompt == "a photo of sks dog"
+        assert generated.receipt["adapters"][0]["name"] == "rex"
         assert "rex" in {model.id for model in client.models.list()}
         sample = httpx2.get(f"{url}/v1/models/rex/samples/0")
         assert sample.status_code == 200

@@ -88,21 +88,21 @@ def test_a_card_does_not_depend_on_neighbours(base: Base, bank: Bank, clip_folde
         assert together.card["scores"][name]["mean"] == pytest.approx(score["mean"], abs=1e-3)
 
 
-def test_the_base_is_drawn_once_for_all_subjects_of_a_class(
+def test_the_base_generates_once_for_all_subjects_of_a_class(
     base: Base, bank: Bank, clip_folder: Path
 ) -> None:
     examiner = Examiner(base, bank, ClipScorer(clip_folder), BUDGET)
     examiner.examine([candidate(0), candidate(1)])
-    assert examiner.num_pictures_drawn == 3 * BUDGET.num_pictures
+    assert examiner.num_generated == 3 * BUDGET.num_pictures
     examiner.examine([candidate(1)])
-    assert examiner.num_pictures_drawn == 4 * BUDGET.num_pictures
+    assert examiner.num_generated == 4 * BUDGET.num_pictures
 
 
 def test_too_few_pictures_make_no_score(base: Base, bank: Bank, clip_folder: Path) -> None:
     few = replace(BUDGET, num_prompt_pictures=3, num_class_pictures=2)
     card = score_adapters(base, bank, [candidate(0)], ClipScorer(clip_folder), budget=few)[0].card
-    assert card["scores"]["clip_i"] == {"missing": "fewer than 4 pictures"}
-    assert card["scores"]["div"] == {"missing": "fewer than 4 pictures"}
+    assert card["scores"]["clip_i"] == {"missing": "fewer than 4 images"}
+    assert card["scores"]["div"] == {"missing": "fewer than 4 images"}
     assert card["verdict"]["label"] == "not scored"
     assert card["poses"] is None
 

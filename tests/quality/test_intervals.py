@@ -19,7 +19,7 @@ from farm.quality.intervals import (
 
 
 @given(st.lists(st.floats(-1, 1), min_size=MIN_PICTURES, max_size=40))
-def test_the_mean_lies_in_its_interval(values: list[float]) -> None:
+def test_the_mean_is_in_its_interval(values: list[float]) -> None:
     found = estimate(values)
     assert found is not None
     assert found.low <= found.mean + 1e-9
@@ -69,7 +69,7 @@ def test_a_pairing_removes_what_differs_between_subjects() -> None:
         paired_difference([1.0], [1.0, 2.0])
 
 
-def test_overlap_is_symmetric_and_told_right() -> None:
+def test_overlap_is_symmetric_and_correct() -> None:
     first = Estimate(0.2, 0.1, 0.3, 9)
     touching = Estimate(0.4, 0.3, 0.5, 9)
     apart = Estimate(0.4, 0.31, 0.5, 9)

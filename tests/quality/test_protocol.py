@@ -1,4 +1,4 @@
-"""The paper's prompts, the drawn world's, and what a budget may cost."""
+"""The paper's prompts, the prompts of the synthetic world, and the cost of a budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_papers_lists_are_whole() -> None:
     assert all(template.count("{}") == 1 for template in OBJECT_TEMPLATES + LIVE_TEMPLATES)
 
 
-def test_the_kind_follows_from_the_noun_unless_told() -> None:
+def test_the_kind_follows_from_the_noun_unless_given() -> None:
     assert protocol_for("some/sd", "dog").templates is LIVE_TEMPLATES
     assert protocol_for("some/sd", "stuffed animal").templates is LIVE_TEMPLATES
     assert protocol_for("some/sd", "backpack").templates is OBJECT_TEMPLATES
@@ -33,7 +33,7 @@ def test_the_kind_follows_from_the_noun_unless_told() -> None:
 
 def test_the_scorer_reads_the_prompt_without_the_identifier() -> None:
     pair = protocol_for("some/sd", "dog").prompts(1, "sks", "dog")[0]
-    assert pair.drawn == "a sks dog in the jungle"
+    assert pair.prompt == "a sks dog in the jungle"
     assert pair.text == "a dog in the jungle"
 
 
@@ -48,9 +48,9 @@ def test_the_embedded_base_is_asked_only_what_it_knows() -> None:
 def test_a_budget_spreads_over_the_whole_list(num: int) -> None:
     prompts = protocol_for("some/sd", "dog").prompts(num, "sks", "dog")
     assert len(prompts) == num
-    counts = {prompt.drawn: 0 for prompt in prompts}
+    counts = {prompt.prompt: 0 for prompt in prompts}
     for prompt in prompts:
-        counts[prompt.drawn] += 1
+        counts[prompt.prompt] += 1
     assert max(counts.values()) - min(counts.values()) <= 1
     assert len(counts) == min(num, 25)
 

@@ -12,11 +12,11 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from farm.errors import BaseModelError
+from farm.quality.preprocessing import Preprocessing
 from farm.quality.scorer import (
     ClipScorer,
     DinoScorer,
     ImageScorer,
-    Preprocessing,
     Scorer,
     load_scorer,
 )

@@ -1,4 +1,4 @@
-"""The verdict names the gravest fault, tells all of them, and says what to do."""
+"""The verdict is the most serious problem; it lists all problems and what to do."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_a_picture_near_a_photo_that_follows_its_prompt_is_no_copy() -> None:
     assert judge(replace(GOOD, copy_excess=0.8)).label == "learned well"
 
 
-def test_all_faults_are_told() -> None:
+def test_all_problems_are_reported() -> None:
     verdict = judge(
         replace(GOOD, copy_excess=0.8, prompt_ratio=0.4, capture=0.9, diversity_ratio=0.6)
     )
     assert verdict.label == "copies its photos"
-    assert any("bare class" in reason for reason in verdict.reasons)
+    assert any("Effect on the class" in reason for reason in verdict.reasons)
 
 
 def test_without_scores_there_is_no_verdict() -> None:
@@ -59,7 +59,7 @@ def test_without_scores_there_is_no_verdict() -> None:
     assert verdict.reasons == ("Too short.",)
 
 
-def test_a_class_that_leans_towards_the_subject_and_stays_varied_is_not_forgotten() -> None:
+def test_a_class_that_resembles_the_subject_but_stays_varied_is_not_forgotten() -> None:
     verdict = judge(replace(GOOD, capture=2.7))
     assert verdict.label == "learned well"
-    assert any("leans" in reason for reason in verdict.reasons)
+    assert any("started to resemble" in reason for reason in verdict.reasons)

@@ -43,7 +43,7 @@ class Cluster:
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
-    def draw(self, model: str, **extra: Any) -> Any:
+    def generate(self, model: str, **extra: Any) -> Any:
         body = {**FEW, **extra}
         return self.client.images.generate(model=model, prompt="a photo", extra_body=body).data[0]
 
@@ -101,13 +101,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_openais_client_draws_through_ray_serve(cluster: Cluster) -> None:
+def test_openais_client_generates_through_ray_serve(cluster: Cluster) -> None:
     models = {model.id for model in cluster.client.models.list()}
     assert {"tiny", *ADAPTERS} <= models
-    base, rex = (pixels_of(cluster.draw(model).b64_json) for model in ("tiny", "rex"))
+    base, rex = (pixels_of(cluster.generate(model).b64_json) for model in ("tiny", "rex"))
     assert np.abs(base - rex).mean() > 1
     with pytest.raises(openai.NotFoundError) as caught:
-        cluster.draw("nobody")
+        cluster.generate("nobody")
     assert caught.value.body["code"] == "model_not_found"
     assert "," not in (caught.value.request_id or ",")
 
@@ -117,7 +117,7 @@ def test_an_adapter_has_its_home_and_homes_are_spread(cluster: Cluster) -> None:
     homes: dict[str, set[str]] = {name: set() for name in ADAPTERS}
     for _ in range(3):
         for name in ADAPTERS:
-            receipt = cluster.draw(name).receipt
+            receipt = cluster.generate(name).receipt
             homes[name].add(receipt["engine"])
     assert all(len(engines) == 1 for engines in homes.values()), homes
     assert receipt["adapters"][0]["found_in"] == "model"
@@ -137,16 +137,16 @@ def test_partial_pictures_stream_through_ray_serve(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_committed_while_the_endpoint_is_up_is_drawn_with(cluster: Cluster) -> None:
+def test_an_adapter_committed_while_the_endpoint_is_up_is_generated_with(cluster: Cluster) -> None:
     with pytest.raises(openai.NotFoundError):
-        cluster.draw("newcomer")
+        cluster.generate("newcomer")
     publish(cluster.store, cluster.base, "newcomer", seed=77)
-    assert cluster.draw("newcomer").receipt["adapters"][0]["name"] == "newcomer"
+    assert cluster.generate("newcomer").receipt["adapters"][0]["name"] == "newcomer"
     Registry(cluster.store).revoke("default", "newcomer")
 
     def is_refused() -> bool:
         try:
-            cluster.draw("newcomer")
+            cluster.generate("newcomer")
         except openai.NotFoundError:
             return True
         return False
@@ -158,7 +158,7 @@ ENGINE_ACTORS = "SERVE_REPLICA::farm#engine#"
 
 
 def busy_engine() -> str | None:
-    """The engine that draws at this moment; one that restarts is none."""
+    """The engine that generates at this moment; one that restarts is none."""
     import ray
 
     for entry in ray.util.list_named_actors(all_namespaces=True):
@@ -172,13 +172,13 @@ def busy_engine() -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_picture_whose_engine_is_killed_is_drawn_by_another(
+def test_a_picture_whose_engine_is_killed_is_generated_by_another(
     cluster: Cluster, stream: bool
 ) -> None:
     import ray
 
     long = {"num_inference_steps": 120, "size": "256x256", "seed": 9}
-    alone = cluster.draw("ada", **long)
+    alone = cluster.generate("ada", **long)
     results: list[Any] = []
 
     def ask() -> None:
@@ -209,10 +209,10 @@ def ingresses() -> set[str]:
 
 
 @pytest.mark.slow
-def test_an_ingress_that_is_killed_is_replaced_and_draws_the_same(cluster: Cluster) -> None:
+def test_an_ingress_that_is_killed_is_replaced_and_generates_the_same(cluster: Cluster) -> None:
     import ray
 
-    before = pixels_of(cluster.draw("bob").b64_json)
+    before = pixels_of(cluster.generate("bob").b64_json)
     (killed,) = ingresses()
     ray.kill(ray.get_actor(killed, namespace="serve"))
     statuses: set[int] = set()
@@ -226,7 +226,7 @@ def test_an_ingress_that_is_killed_is_replaced_and_draws_the_same(cluster: Clust
 
     eventually(is_back, within_s=90)
     assert statuses <= {0, 200, 500, 503}  # the proxy's own words while nobody is behind it
-    assert are_same(pixels_of(cluster.draw("bob").b64_json), before)
+    assert are_same(pixels_of(cluster.generate("bob").b64_json), before)
     assert len(ingresses()) == 1
     assert httpx2.get(f"{cluster.url}/ready").status_code == 200
 

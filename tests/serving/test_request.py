@@ -65,14 +65,14 @@ def test_a_guided_request_takes_two_rows_and_an_unguided_one_takes_one():
         ({"adapters": tuple((AdapterRef(str(i)), 1.0) for i in range(5))}, "adapters"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_field(fields, param):
+def test_what_cannot_be_generated_is_refused_by_the_name_of_its_field(fields, param):
     with pytest.raises(RequestRefused) as refusal:
         RequestLimits().check(request(**fields))
     assert refusal.value.param == param
     assert refusal.value.remedy
 
 
-def test_what_can_be_drawn_is_let_through():
+def test_what_can_be_generated_is_let_through():
     RequestLimits().check(request(steps=150, seed=2**63 - 1, guidance=0, width_px=512))
 
 
@@ -101,10 +101,10 @@ def test_listeners_hear_progress_until_the_end_and_a_broken_one_is_dropped():
 
     ticket.listen(broken)
     ticket.listen(heard.append)
-    ticket.report(Progress("drawing", 1, 25))
+    ticket.report(Progress("denoising", 1, 25))
     ticket.fail(TooBusy("no"))
-    ticket.report(Progress("drawing", 2, 25))
-    assert heard == [Progress("drawing", 1, 25)]
+    ticket.report(Progress("denoising", 2, 25))
+    assert heard == [Progress("denoising", 1, 25)]
 
 
 def test_waiting_for_a_picture_gives_up_in_time():

@@ -164,7 +164,7 @@ def pixels_of(b64_json: str | None) -> np.ndarray:
 
 
 def are_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two pictures are one picture drawn in different company.
+    """Whether two pictures are one picture generated in different company.
 
     The batch a row shares changes the order of float sums: single values may round to the next
     of 255 levels. Two different pictures differ by 40 in the mean.

@@ -35,7 +35,7 @@ def make_card(label: str, rng: random.Random) -> dict[str, Any]:
 
     def around(mean: float, spread: float = 0.03) -> dict[str, Any]:
         return {
-            "mean": mean, "low": mean - spread, "high": mean + spread, "num": 8, "unit": "pictures",
+            "mean": mean, "low": mean - spread, "high": mean + spread, "num": 8, "unit": "images",
         }  # fmt: skip
 
     fidelity = base + gain * (top - base)
@@ -43,7 +43,7 @@ def make_card(label: str, rng: random.Random) -> dict[str, Any]:
     return {
         "version": 1,
         "scorers": {"clip": "embedded"},
-        "protocol": "drawn world",
+        "protocol": "synthetic world",
         "scores": {
             "clip_i": around(fidelity), "pres": around(0.56), "div": around(0.31),
             "copying": around(0.8), "drift": around(0.06), "clip_t": around(0.3, 0.01),

@@ -1,23 +1,23 @@
-"""The bank: S adapters' slots of one shape over one frozen base, for training and for scores.
+"""The bank: S adapter slots of one shape over one frozen base, for training and scoring.
 
 Owns the stacked weights, the wrapping of the base's layers and the routing of rows to slots. Does
-not train, draw or read files. Serving has ``MixedBank``, whose slots differ in shape. Setting,
+not train, generate or read files. Serving uses ``MixedBank``, whose slots differ in shape. Setting,
 clearing and reading a slot copies numbers in place: no module, shape or address changes, so a
 compiled step or a captured CUDA graph stays valid.
 
-All layers' weights lie in one flat tensor [S + 1, P], all down halves before all up halves; a
-layer holds views of it. An optimiser step, a clip, a check for NaN or a checkpoint is thus one
-operation over rows. The last row is always zero: the adapter of rows that have none.
+The weights of all layers are stored in one flat tensor [S + 1, P], all down halves before all up
+halves; layers hold views of it. An optimiser step, a gradient clip, a NaN check or a checkpoint is
+therefore one operation over rows. The last row is always zero: the adapter of rows without one.
 
 Legend: S slots, Z = S + 1, P parameters per slot, R rows, K adapters per row, I inputs,
-O outputs, r rank (the bank's largest; smaller adapters leave their last columns zero).
+O outputs, r rank (the bank's maximum; adapters of lower rank leave the last columns zero).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Bank(nn.Module):
     """Stacked LoRA slots on the chosen layers of a base."""
 
     flat_ZP: Tensor
-    """The master weights, all slots and the zero adapter."""
+    """The master weights: all slots and the zero adapter."""
     scale_LZ: Tensor
     """alpha / rank by layer and slot, in the base's dtype."""
 
@@ -60,14 +60,14 @@ class Bank(nn.Module):
         trainable: bool = False,
         max_per_row: int = 1,
     ) -> None:
-        """Wrap the base's layers. ``close`` unwraps them; a base carries one bank at a time.
+        """Wrap the base's layers. ``close`` unwraps them; a base can have one bank at a time.
 
         Args:
             target_modules: endings of the denoiser's module names, such as ``to_q``.
             text_encoder_modules: the same for the text encoder.
-            dtype: of the stored weights; None means float32 to train and the base's to serve.
+            dtype: dtype of the stored weights; None means float32 for training, else the base's.
             trainable: whether the grouped route keeps gradients (in ``grad_SP``).
-            max_per_row: the most adapters that one row may name at once.
+            max_per_row: maximum number of adapters that one row may use at once.
 
         Raises:
             UserError: if an ending matches no linear or convolution layer.
@@ -101,7 +101,7 @@ class Bank(nn.Module):
         self.register_buffer(
             "flat_ZP", torch.zeros(shape, dtype=self.dtype, device=device), persistent=False
         )
-        # what the layers read: the master itself where dtypes agree, else a cast of it
+        # what the layers read: the master itself if the dtypes agree, else a cast of it
         shares = self.dtype == self.compute_dtype
         self._compute_ZP = self.flat_ZP if shares else self.flat_ZP.to(self.compute_dtype)
         scale = torch.zeros(len(self.places), shape[0], dtype=self.compute_dtype, device=device)
@@ -109,7 +109,7 @@ class Bank(nn.Module):
         self.grad_SP: Tensor | None = None
         if self.trainable:
             self.grad_SP = torch.zeros_like(self._compute_ZP[: self.num_slots])
-            # a layer's gradients are strided views of the flat tensor, on purpose
+            # a layer's gradients are strided views of the flat tensor by design
             warnings.filterwarnings("ignore", message="grad and param do not obey the gradient")
 
     def _stacked(self, index: int, place: LayerPlace) -> StackedWeights:
@@ -141,7 +141,7 @@ class Bank(nn.Module):
         self._wrapped[name] = (parent, attribute)
 
     def close(self) -> None:
-        """Put the base's own layers back; the bank routes no more. Twice is no error."""
+        """Restore the base's own layers and stop routing. Idempotent."""
         for parent, attribute in self._wrapped.values():
             wrapper = getattr(parent, attribute)
             assert isinstance(wrapper, BankLayer)
@@ -150,40 +150,30 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Carry the master weights over to what the layers read, after they changed as a whole."""
+        """Copy the master weights to the tensor that the layers read, after a bulk change."""
         if self._compute_ZP is not self.flat_ZP:
             self._compute_ZP.copy_(self.flat_ZP)
-
-    @property
-    def bytes_per_slot(self) -> int:
-        """Device memory that one further slot costs here, without optimiser state."""
-        tensors = [self.flat_ZP]
-        if self._compute_ZP is not self.flat_ZP:
-            tensors.append(self._compute_ZP)
-        if self.grad_SP is not None:
-            tensors.append(self.grad_SP)
-        return sum(tensor.element_size() for tensor in tensors) * self.num_parameters
 
     # -- routing ------------------------------------------------------------------------------
 
     @contextmanager
     def route(self, slots_R: Tensor, weights_RK: Tensor | None = None) -> Iterator[None]:
-        """Each row of the passes inside uses its own slots; -1 stands for none.
+        """Within the context, each row of a pass uses its own slots; -1 means no adapter.
 
         Args:
-            slots_R: int64 [R], or [R, K] with up to ``max_per_row`` adapters a row.
+            slots_R: int64 [R], or [R, K] with up to ``max_per_row`` adapters per row.
             weights_RK: factors on the adapters, the shape of ``slots_R``; None means 1.
 
-        A captured CUDA graph reads the tensors given here, without negative entries and already
-        on the device: keep them and change them in place (use ``num_slots`` instead of -1 then).
+        A captured CUDA graph reads the tensors passed here if they are on the device and have no
+        negative entries: keep them, change them in place, and use ``num_slots`` instead of -1.
         """
         slots_RK = slots_R.unsqueeze(1) if slots_R.ndim == 1 else slots_R
         if slots_RK.shape[1] > self.max_per_row:
-            raise ValueError(f"{slots_RK.shape[1]} adapters a row; at most {self.max_per_row}")
+            raise ValueError(f"{slots_RK.shape[1]} adapters per row; at most {self.max_per_row}")
         device = self.flat_ZP.device
         if slots_RK.device != device or device.type == "cpu":
             if int(slots_RK.max()) >= self.num_slots + 1 or int(slots_RK.min()) < -1:
-                raise ValueError(f"slots must lie in -1..{self.num_slots}")
+                raise ValueError(f"slots must be in -1..{self.num_slots}")
             # -1 and S both index the last row, the zero adapter
             slots_RK = sent(torch.where(slots_RK < 0, self.num_slots, slots_RK), device)
         if weights_RK is not None:
@@ -193,9 +183,10 @@ class Bank(nn.Module):
 
     @contextmanager
     def route_grouped(self, rows_per_slot: int) -> Iterator[None]:
-        """The rows inside come as ``num_slots`` equal groups in slot order, without copies.
+        """Within the context, rows are ``num_slots`` equal groups in slot order, without copies.
 
-        Backward passes with gradient checkpointing must run inside too, for they run layers again.
+        Backward passes with gradient checkpointing must also run inside, because they run layers
+        again.
         """
         if rows_per_slot < 1:
             raise ValueError("every slot needs at least one row")
@@ -214,21 +205,17 @@ class Bank(nn.Module):
         finally:
             route.mode, route.slots_RK, route.weights_RK = before
 
-    def draw_routing(self, slots: Sequence[int] | Tensor, weights: Tensor | None = None) -> Routing:
-        """For ``farm.base.generate``: picture number i uses slot (or row of slots) ``slots[i]``."""
+    def image_routing(self, slots: Sequence[int] | Tensor) -> Routing:
+        """For ``farm.base.generate``: image i uses slot (or row of slots) ``slots[i]``."""
         slots_P = torch.as_tensor(slots, dtype=torch.int64)
 
-        def routing(pictures_R: Tensor) -> AbstractContextManager[None]:
-            chosen = None if weights is None else weights[pictures_R]
-            return self.route(slots_P[pictures_R], chosen)
-
-        return routing
+        return lambda images_R: self.route(slots_P[images_R])
 
     # -- slots --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def set_slot(self, slot: int, weights: AdapterWeights) -> None:
-        """Copy an adapter into a slot; layers that it lacks become zero.
+        """Copy an adapter into a slot; layers missing from it become zero.
 
         Raises:
             AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.
@@ -251,7 +238,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def clear_slot(self, slot: int) -> None:
-        """Make a slot the bare base again."""
+        """Reset a slot to the base model, without an adapter."""
         self.flat_ZP[self._checked(slot)].zero_()
         self._compute_ZP[slot].zero_()
         self.scale_LZ[:, slot].zero_()
@@ -259,14 +246,14 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def slot_weights(self, slot: int) -> AdapterWeights:
-        """A copy of a slot's adapter on the CPU, at its own rank."""
+        """A CPU copy of a slot's adapter, at its own rank."""
         return self.unpack(slot, self.flat_ZP[self._checked(slot)])
 
     def init_slot(self, slot: int, rank: int, alpha: float, seed: int) -> None:
-        """Start a fresh adapter: down normal with deviation 1/rank, up zero.
+        """Initialise a new adapter: down normal with deviation 1/rank, up zero.
 
-        These are peft's "gaussian" starting weights, which the diffusers scripts use. Each layer
-        draws from its own stream ``(seed, "init", name)`` on the CPU, in the shape of peft's A.
+        This is peft's "gaussian" initialisation, used by the diffusers scripts. Each layer has its
+        own random stream ``(seed, "init", name)`` on the CPU, in the shape of peft's A.
         """
         layers = {}
         for name, place in self.places.items():
@@ -284,7 +271,7 @@ class Bank(nn.Module):
     def pack(self, weights: AdapterWeights) -> Tensor:
         """An adapter as one flat row [P] on the CPU, in the bank's layout and dtype.
 
-        Optimiser moments have the shape of an adapter too, and travel the same way.
+        Optimiser moments have the same shape and use this too.
         """
         row_P = torch.zeros(self.num_parameters, dtype=self.dtype)
         for name, layer in weights.layers.items():
@@ -295,13 +282,13 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def write_row(self, slot: int, row_P: Tensor) -> None:
-        """Replace a slot's weights by a flat row [P]; its ranks and alphas stay."""
+        """Replace a slot's weights with a flat row [P]; its ranks and alphas stay."""
         self.flat_ZP[self._checked(slot)].copy_(sent(row_P, self.flat_ZP.device))
         if self._compute_ZP is not self.flat_ZP:
             self._compute_ZP[slot].copy_(self.flat_ZP[slot])
 
     def unpack(self, slot: int, row_P: Tensor) -> AdapterWeights:
-        """A flat row [P] as an adapter, with the ranks and alphas that the slot has now."""
+        """A flat row [P] as an adapter, with the slot's current ranks and alphas."""
         row_P = row_P.detach().cpu()
         layers = {}
         for name, rank in self._ranks[self._checked(slot)].items():
@@ -323,7 +310,7 @@ class Bank(nn.Module):
         return slot
 
     def check_fits(self, weights: AdapterWeights) -> None:
-        """Refuse an adapter that no slot can hold.
+        """Reject an adapter that does not fit into a slot.
 
         Raises:
             AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.

@@ -1,14 +1,14 @@
 """The wrapped layers of a bank: a frozen linear or convolution layer plus each row's own adapter.
 
-Owns the arithmetic of one layer in both routings. Which rows belong to which slot is decided by
-the bank, which holds the weights too; a layer sees views of them. The layers of the serving bank
-are in ``mixed_layers.py``; they share ``AdaptedLayer`` and the convolution with these.
+Owns the arithmetic of one layer in both routings. The bank holds the weights and assigns rows to
+slots; a layer has views of the weights. The layers of the serving bank are in ``mixed_layers.py``;
+they share ``AdaptedLayer`` and the convolution with these.
 
-Two routings. *Grouped*: rows come as S equal groups in slot order, so the stacked weights meet
-them in one ``bmm`` without a copy; training uses it. *Gathered*: each row names K slots; their
-weights are gathered per row, so what another slot holds, NaN included, is never touched.
+Two routings. *Grouped*: rows come as S equal groups in slot order, so one ``bmm`` applies the
+stacked weights without a copy; used in training. *Gathered*: each row names K slots, whose weights
+are gathered per row, so other slots, even with NaN values, have no effect.
 
-Legend: S slots, R rows, K adapters per row, N positions, I inputs, O outputs, r rank, H W picture,
+Legend: S slots, R rows, K adapters per row, N positions, I inputs, O outputs, r rank, H W image,
 G groups of rows that share one adapter.
 """
 
@@ -33,16 +33,16 @@ __all__ = [
 
 
 PLAIN_CONVOLUTION_RANK = 32
-"""From this rank on, one adapter alone runs as the convolution that it is."""
+"""From this rank on, a single adapter runs as a plain convolution."""
 
 
 @dataclass
 class Route:
-    """Which slots the rows of the present pass belong to; one object shared by all layers."""
+    """The slots of the current pass's rows; one object shared by all layers."""
 
     mode: Literal["none", "grouped", "gathered"] = "none"
     slots_RK: Tensor | None = None
-    """int64; the index S (the bank's last, always zero) stands for no adapter."""
+    """int64; the index S (the bank's last row, always zero) means no adapter."""
     weights_RK: Tensor | None = None
     """Factors on each row's adapters; None means 1."""
 
@@ -52,7 +52,7 @@ class StackedWeights:
     """One layer's weights of all slots: views into the bank's flat storage."""
 
     down_SIr: Tensor
-    """Leaf with gradient when the bank trains; exactly the S slots."""
+    """The S slots; a leaf with a gradient if the bank is trainable."""
     up_SrO: Tensor
     all_down_ZIr: Tensor
     """Z = S + 1: the slots and the zero adapter, for gathering; never needs a gradient."""
@@ -62,7 +62,7 @@ class StackedWeights:
 
 
 class AdaptedLayer(nn.Module):
-    """A frozen layer that carries adapters of some kind."""
+    """A frozen layer with adapters of any kind."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen layer's own weight, for callers that ask for its dtype or shape."""
+        """The frozen layer's own weight, for callers that read its dtype or shape."""
         weight = self.base_layer.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -149,12 +149,12 @@ def _with_product(y: Tensor, hidden: Tensor, up: Tensor) -> Tensor:
 
 
 class AdaptedConv2d(AdaptedLayer):
-    """A frozen convolution with adapters: a like convolution to r channels, then a 1×1 back up."""
+    """A frozen convolution with adapters: the same convolution to r channels, then a 1×1 up."""
 
     base_layer: nn.Conv2d
 
     def hidden(self, x: Tensor, down_GIr: Tensor, size: torch.Size) -> Tensor:
-        """What the down halves make of x [R, I, H, W], in G equal groups of rows: [G, N, r].
+        """Apply the down halves to x [R, I, H, W], in G equal groups of rows: [G, N, r].
 
         Args:
             size: height and width of the layer's output.
@@ -165,7 +165,7 @@ class AdaptedConv2d(AdaptedLayer):
         return self._hidden_by_convolution(x, down_GIr, size)
 
     def _keeps_size(self) -> bool:
-        """Whether the output has the input's height and width, position by position."""
+        """Whether the output has the input's height and width, with matching positions."""
         layer = self.base_layer
         high, wide = layer.kernel_size
         return (
@@ -178,8 +178,8 @@ class AdaptedConv2d(AdaptedLayer):
     def _hidden_by_products(self, x: Tensor, down_GIr: Tensor) -> Tensor:
         """The convolution to r channels as one product for all taps, then a sum of shifted taps.
 
-        Grouped convolutions with so few channels run at a fraction of a product's speed, and need
-        copies into a layout of their own.
+        Grouped convolutions with few channels are much slower than a product and need copies into
+        another memory layout.
         """
         high, wide = self.base_layer.kernel_size
         x_GNI = x.permute(0, 2, 3, 1).reshape(down_GIr.shape[0], -1, x.shape[1])
@@ -193,7 +193,7 @@ class AdaptedConv2d(AdaptedLayer):
         return hidden.view(down_GIr.shape[0], -1, rank)
 
     def _hidden_by_convolution(self, x: Tensor, down_GIr: Tensor, size: torch.Size) -> Tensor:
-        """The same for any stride, dilation and padding, as one grouped convolution."""
+        """One grouped convolution, for any stride, dilation and padding."""
         layer, (groups, _, rank) = self.base_layer, down_GIr.shape
         # [R, C, H, W] as G groups side by side on the channels
         x_PGHW = x.reshape(groups, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
@@ -206,7 +206,7 @@ class AdaptedConv2d(AdaptedLayer):
 
 
 class BankConv2d(BankLayer, AdaptedConv2d):
-    """A frozen convolution plus, per slot, a like convolution to r channels and a 1×1 back up."""
+    """A frozen convolution plus, per slot, a convolution to r channels and a 1×1 up."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [R, I, H, W] → [R, O, H', W']."""
@@ -220,17 +220,17 @@ class BankConv2d(BankLayer, AdaptedConv2d):
         else:
             down, up, factor = self.gathered(x)
         hidden_GNr = self.hidden(x, down, y_ROHW.shape[2:]) * factor
-        # channels last on both sides, as a view where the pass runs in that layout
+        # channels last on both sides; a view if the pass runs in that layout
         y_RHWO = y_ROHW.permute(0, 2, 3, 1)
         y_GNO = y_RHWO.reshape(down.shape[0], -1, y_RHWO.shape[3])
         return _with_product(y_GNO, hidden_GNr, up).view(y_RHWO.shape).permute(0, 3, 1, 2)
 
 
 class _ShiftedSum(torch.autograd.Function):
-    """Sum of a convolution's taps, each shifted to where it belongs; zeros outside.
+    """Sum of a convolution's taps, each shifted to its position; zeros outside.
 
-    Taps [R, H, W, kh, kw, r] → [R, H, W, r]: position p gets tap (i, j) of the position that lies
-    (i - kh // 2, j - kw // 2) away from it.
+    Taps [R, H, W, kh, kw, r] → [R, H, W, r]: position p gets tap (i, j) of the position at offset
+    (i - kh // 2, j - kw // 2).
     """
 
     @staticmethod
@@ -256,7 +256,7 @@ class _ShiftedSum(torch.autograd.Function):
 
 
 def _shifts(taps: int, size: int) -> list[tuple[int, slice, slice]]:
-    """For each tap along one side: the positions that it adds to, and those that it comes from."""
+    """For each tap along one axis: its target positions and its source positions."""
     shifts = []
     for tap in range(taps):
         offset = tap - taps // 2

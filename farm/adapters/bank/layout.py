@@ -1,6 +1,6 @@
-"""Which layers of a base carry adapters, and where each one's weights lie in a slot's flat row.
+"""Which layers of a base have adapters, and where their weights are in a slot's flat row.
 
-Owns the matching of target names and the order of the row. Holds no weights.
+Owns the matching of target modules and the layout of the row. Holds no weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["LayerPlace", "adaptable_layers", "lay_out", "matching_layers"]
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Where one layer's weights lie in a slot's flat row."""
+    """The position of one layer's weights in a slot's flat row."""
 
     name: str
     kernel: tuple[int, ...]
-    """() of a linear layer, (kh, kw) of a convolution."""
+    """() for a linear layer, (kh, kw) for a convolution."""
     num_inputs: int
     """Rows of the down half: inputs, times the kernel's area for a convolution."""
     num_outputs: int
@@ -32,7 +32,7 @@ class LayerPlace:
 
 
 def matching_layers(base: Base, component: str, endings: Sequence[str]) -> dict[str, nn.Module]:
-    """The linear and convolution layers of a component whose names end so, in module order."""
+    """The linear and convolution layers of a component with these name endings, in module order."""
     if not endings:
         return {}
     if component not in base.components:
@@ -46,7 +46,10 @@ def matching_layers(base: Base, component: str, endings: Sequence[str]) -> dict[
         if isinstance(module, AdaptedLayer):
             raise ValueError("the base carries a bank already; close that one first")
         if not _can_carry(module):
-            raise UserError(f"{component}.{path} is a kind of convolution that cannot be adapted")
+            raise UserError(
+                f"{component}.{path} is grouped or not zero-padded and cannot have an adapter",
+                "leave it out of the target modules",
+            )
         found[f"{component}.{path}"] = module
         used.update(matching)
     missing = sorted(set(endings) - used)
@@ -59,7 +62,7 @@ def matching_layers(base: Base, component: str, endings: Sequence[str]) -> dict[
 
 
 def adaptable_layers(base: Base, component: str) -> dict[str, nn.Module]:
-    """All layers of a component that can carry an adapter, in module order."""
+    """All layers of a component that can have an adapter, in module order."""
     modules = base.components[component].named_modules()
     if any(isinstance(module, AdaptedLayer) for module in base.components[component].modules()):
         raise ValueError("the base carries a bank already; close that one first")
@@ -67,7 +70,7 @@ def adaptable_layers(base: Base, component: str) -> dict[str, nn.Module]:
 
 
 def _can_carry(module: nn.Module) -> bool:
-    """Linear layers, and convolutions with plain zero padding that are not grouped."""
+    """Whether it is a linear layer, or an ungrouped convolution with zero padding."""
     if isinstance(module, nn.Conv2d):
         is_plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return module.groups == 1 and is_plain
@@ -75,7 +78,7 @@ def _can_carry(module: nn.Module) -> bool:
 
 
 def lay_out(layers: Mapping[str, nn.Module], max_rank: int) -> dict[str, LayerPlace]:
-    """Give each layer its place in a flat row: all down halves, then all up halves."""
+    """Assign each layer its position in a flat row: all down halves, then all up halves."""
     sizes: dict[str, tuple[int, int, tuple[int, ...]]] = {}
     for name, layer in layers.items():
         if isinstance(layer, nn.Conv2d):

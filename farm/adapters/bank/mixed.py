@@ -1,8 +1,8 @@
 """The serving bank: slots over one frozen component, each with an adapter of any layers and rank.
 
-Owns the slots' weights, what an adapter needs of memory, and the wrapping of layers. A slot takes
-the memory of its own adapter and no more. A layer is wrapped when the first adapter that changes
-it comes to a pass, so the layers of a base that no adapter changes stay as they are.
+Owns the slots' weights, what an adapter needs of memory, and the wrapping of layers. A slot uses
+only the memory of its own adapter. A layer is wrapped when the first adapter that changes it
+reaches a pass, so layers that no adapter changes stay as they are.
 
 ``set_slot`` and ``clear_slot`` may be called from another thread than the one that runs passes;
 ``open_layers`` and passes belong to one thread.
@@ -31,9 +31,10 @@ from farm.errors import AdapterFileError
 __all__ = ["Held", "MixedBank", "Shape"]
 
 SMALLEST_ROOM = 16
-"""Rank up to which all adapters share a shape; from here on rooms are powers of two. Rows of one
-shape share their products, and none is computed at more than twice its own rank. Batched products
-of a smaller rank are no faster: on one CPU core those of rank 4 take 1.4 to 2.2 times those of 16.
+"""Rank up to which all adapters share a shape; above it, ranks are padded to powers of two. Rows of
+one shape share their products, and none is computed at more than twice its own rank. Batched
+products of a smaller rank are no faster: on one CPU core those of rank 4 take 1.4 to 2.2 times
+those of 16.
 """
 
 
@@ -45,14 +46,14 @@ class _Place:
     num_inputs: int
     num_outputs: int
     room: int
-    """Ranks that there is room for."""
+    """The padded rank."""
     down_start: int
     up_start: int
 
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """The layers that an adapter changes and the room that each takes; compared by identity."""
+    """The layers that an adapter changes and the padded rank of each; compared by identity."""
 
     number: int
     places: tuple[_Place, ...]
@@ -81,7 +82,7 @@ class Held:
     scale_L: Tensor
     """alpha / rank of each layer of the shape, float64 on the host."""
     serial: int
-    """Unique among all that a bank ever held."""
+    """Unique among all adapters that a bank ever held."""
 
 
 class MixedBank:
@@ -134,15 +135,15 @@ class MixedBank:
         )
 
     def clear_slot(self, slot: int) -> None:
-        """Make a slot the bare base again and give its memory back."""
+        """Empty a slot and free its memory."""
         self._slots[slot] = None
 
     def held(self, slot: int) -> Held | None:
-        """What a slot holds; None for the bare base."""
+        """The adapter in a slot; None for an empty one."""
         return self._slots[slot]
 
     def group_of(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """Rows with equal groups may share their products, if they are neighbours in a pass."""
+        """The group of a row: neighbouring rows of equal groups share their products."""
         held = [self._slots[slot] for slot in slots]
         return tuple(-1 if one is None else one.shape.number for one in held)
 
@@ -159,10 +160,10 @@ class MixedBank:
         key = tuple(wanted)
         known = self._shapes.get(key)
         if known is None:
-            known = self._shapes[key] = self._laid_out(len(self._shapes), wanted)
+            known = self._shapes[key] = self._layout(len(self._shapes), wanted)
         return known
 
-    def _laid_out(self, number: int, wanted: Sequence[tuple[str, int]]) -> Shape:
+    def _layout(self, number: int, wanted: Sequence[tuple[str, int]]) -> Shape:
         places, start = [], 0
         for name, room in wanted:
             num_inputs, num_outputs, _ = self.size_of(name)
@@ -188,7 +189,7 @@ class MixedBank:
         return layer.in_features, layer.out_features, ()
 
     def check_fits(self, weights: AdapterWeights) -> None:
-        """Refuse an adapter that this base cannot carry.
+        """Refuse an adapter that does not fit this base.
 
         Raises:
             AdapterFileError: if it has layers that the base lacks, or other shapes.
@@ -210,7 +211,7 @@ class MixedBank:
                 )
 
     def open_layers(self, names: Iterable[str]) -> None:
-        """Wrap those of the layers that are not wrapped yet; not while a pass runs."""
+        """Wrap the layers that are not wrapped yet; not while a pass runs."""
         for name in names:
             if name not in self._wrapped:
                 self._wrap(name)
@@ -229,7 +230,7 @@ class MixedBank:
         self._wrapped[name] = (parent, attribute)
 
     def close(self) -> None:
-        """Put the base's own layers back. Twice is no error."""
+        """Put the base's own layers back. May be called twice."""
         for parent, attribute in self._wrapped.values():
             wrapper = getattr(parent, attribute)
             assert isinstance(wrapper, AdaptedLayer)

@@ -1,8 +1,9 @@
 """The wrapped layers of the serving bank: a frozen layer plus the adapters of the pass's rows.
 
-Owns the arithmetic of one layer, and which of its inputs come again. Which rows have an adapter
-on a layer, and of what rank, is decided by ``rows.py``: a layer that no row adapts costs what the
-bare layer costs, and rows without an adapter take part in no product but the frozen one.
+Owns the arithmetic of one layer, and the reuse of its output for repeated inputs.
+``row_weights.py`` decides which rows have an adapter on a layer, and of what rank: a layer that no
+row adapts costs what the bare layer costs, and rows without an adapter take part only in the frozen
+product.
 
 Legend: R rows of a pass, G groups of a part's rows that share one adapter each, N positions of a
 group, I inputs, O outputs, r rank, H W picture, L layers.
@@ -59,7 +60,7 @@ class MixedLayer(AdaptedLayer):
 
 @dataclass
 class _Seen:
-    """The last input of a layer, and its output once the input has come twice."""
+    """The last input of a layer, and its output once the input was seen twice."""
 
     x: weakref.ref[Tensor]
     version: int
@@ -78,10 +79,10 @@ class MixedLinear(MixedLayer):
         return self._remembered(x, parts) if _may_remember(x) else self._computed(x, parts)
 
     def _remembered(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
-        """The output, computed once for an input that comes again as the same object.
+        """The output, computed once for an input that is passed again as the same object.
 
-        That is what encoded prompts do: they stay while a picture is generated, and so do the
-        keys and values of cross-attention. Activations never come again, and are not kept.
+        Encoded prompts are: they stay the same while a picture is generated, and so do the keys
+        and values of cross-attention. Activations are new in every pass and are not kept.
         """
         seen, version = self._seen, x._version  # which changes when x is written in place
         if seen is not None and seen.x() is x and seen.version == version and seen.parts is parts:
@@ -115,7 +116,7 @@ class MixedLinear(MixedLayer):
 
 
 def _may_remember(x: Tensor) -> bool:
-    """Not where gradients flow, nor where a pass is recorded to be run again on other values."""
+    """Not where gradients flow, nor where a pass is captured to be replayed on other values."""
     if torch.is_grad_enabled() or x.is_inference() or torch.compiler.is_compiling():
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())

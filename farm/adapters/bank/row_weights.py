@@ -4,8 +4,8 @@ Owns which rows of a pass share products, and a copy of their adapters in row or
 date row by row. Between two denoising steps hardly any row changes, so hardly anything is copied.
 
 Neighbouring rows whose adapters have one shape make a part, with one product per layer. Where the
-copies would take too much memory, the rows read the slots themselves, one adapter at a time: that
-is no slower for large adapters, whose products fill the processor alone.
+copies would take too much memory, the rows read the slots directly, one adapter at a time: that is
+no slower for large adapters, whose products use the whole processor.
 
 Legend: R rows, K adapters per row, P parameters of a shape, L layers, G groups.
 """
@@ -46,7 +46,7 @@ class _Copies:
 
     flat_RP: Tensor
     serials: list[int]
-    """What is in each place; -1 for nothing."""
+    """The adapter in each place; -1 for none."""
     num_used: int = 0
     views: dict[tuple[int, int], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
@@ -90,7 +90,7 @@ class RowWeights:
             raise ValueError(f"{width} adapters a row; at most {self._bank.max_per_row}")
         before, self._copies = self._copies, {}
         self._num_copied = 0
-        # a new list tells the layers that what they remember may be of other weights
+        # a new list invalidates the outputs that layers remember
         self._parts = []
         for k in range(width):
             uses = [
@@ -121,7 +121,7 @@ class RowWeights:
             self._add_copied(self._copies[k, shape], members)
 
     def _room(self, known: _Copies | None, shape: Shape, rows: int) -> _Copies:
-        """Places for so many rows; those there are, if they are enough."""
+        """Copies with room for ``rows``; the known ones if they are large enough."""
         if known is not None and len(known.serials) >= rows:
             known.num_used = 0
             return known
@@ -144,7 +144,7 @@ class RowWeights:
         self._append(members, layers, members)
 
     def _add_direct(self, members: Sequence[_Use]) -> None:
-        """Rows that read the slot itself, as one group each time the adapter changes."""
+        """Rows that read the slot directly, one group for each run of equal adapters."""
         for _, run in groupby(members, lambda use: (use.held.serial, use.factor)):
             rows = list(run)
             held = rows[0].held

@@ -1,1 +1,1 @@
-"""Adapter files: diffusers, PEFT and kohya forms, and the model card."""
+"""Adapter files: the diffusers, PEFT and kohya formats, and the model card."""

@@ -1,7 +1,7 @@
-"""Adapter folders: everything that one training leaves, written and read back.
+"""Adapter folders: all files of one adapter, written and read.
 
-Owns the folder. The forms themselves are in ``write_forms`` and ``read_forms``, the names of layers
-in ``names``, the card in ``card``; where folders lie in the store is the registry's matter.
+Owns the folder's contents. The formats are in ``write`` and ``read``, layer names in
+``layer_names``, the card in ``model_card``; the registry owns the location in the store.
 
     pytorch_lora_weights.safetensors       diffusers
     peft/adapter_model.safetensors         PEFT, with adapter_config.json
@@ -59,35 +59,26 @@ def save_adapter(
     samples: Sequence[Image.Image] = (),
     samples_of_others: Sequence[Image.Image] = (),
 ) -> AdapterRecord:
-    """Write an adapter's whole folder; the record comes last.
+    """Write all files of an adapter's folder, the record last.
 
     Args:
-        weights: as trained.
-        forms: which files to write.
-        samples: pictures for the card; a picture's ``info["prompt"]`` becomes its caption, and
-            the first one the thumbnail in the kohya form.
-        samples_of_others: for the prompts of other namespaces that share the job; the card and the
-            other forms do not know of them.
+        weights: the trained weights.
+        forms: the formats to write.
+        samples: images for the card; an image's ``info["prompt"]`` becomes its caption, and the
+            first image the thumbnail in the kohya file.
+        samples_of_others: images for the prompts of other namespaces that share the job; they
+            appear neither on the card nor in the other files.
 
     Returns:
-        The record with the sha256 of every file, as written.
+        The record as written, with the sha256 of every file.
 
     Raises:
-        AdapterFileError: if the weights are not finite: no such adapter is ever written.
+        AdapterFileError: if the weights are empty or not finite; nothing is written then.
     """
     if not weights.layers or not weights.is_finite:
         raise AdapterFileError("the adapter is empty or not finite", "train it again")
-    known = layer_names(base)
-    files: dict[str, bytes] = {}
-    if "diffusers" in forms:
-        files[DIFFUSERS_FILE] = diffusers_file(weights, known)
-    if "peft" in forms:
-        files |= peft_files(weights, known, record.base_id, base.denoiser_name)
-    kohya_name = None
-    if "kohya" in forms:
-        kohya_name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
-        thumbnail = thumbnail_uri(samples[0]) if samples else None
-        files[kohya_name] = kohya_file(weights, record, base, thumbnail)
+    files = _weight_files(weights, record, base, forms, samples)
+    kohya_name = next((name for name in files if name.endswith(KOHYA_ENDING)), None)
     pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
     captions = _captions(pictures)
     files["README.md"] = model_card(record, captions, kohya_name).encode()
@@ -102,11 +93,31 @@ def save_adapter(
     digests = {name: bytes_digest(data) for name, data in files.items()}
     whole = record.model_copy(update={"files": digests, "sample_prompts": prompts})
     files[RECORD_FILE] = whole.to_json().encode()
-    for name, data in files.items():  # the record was put in last
+    for name, data in files.items():  # the record is the last entry
         path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return whole
+
+
+def _weight_files(
+    weights: AdapterWeights,
+    record: AdapterRecord,
+    base: Base,
+    forms: Sequence[Form],
+    samples: Sequence[Image.Image],
+) -> dict[str, bytes]:
+    known = layer_names(base)
+    files: dict[str, bytes] = {}
+    if "diffusers" in forms:
+        files[DIFFUSERS_FILE] = diffusers_file(weights, known)
+    if "peft" in forms:
+        files |= peft_files(weights, known, record.base_id, base.denoiser_name)
+    if "kohya" in forms:
+        thumbnail = thumbnail_uri(samples[0]) if samples else None
+        name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
+        files[name] = kohya_file(weights, record, base, thumbnail)
+    return files
 
 
 def _captions(pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
@@ -114,14 +125,14 @@ def _captions(pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
 
 
 def load_adapter(path: str | Path, base: Base | Collection[str]) -> AdapterWeights:
-    """Read an adapter in any of the three forms, on the CPU in float32.
+    """Read an adapter in any supported format, on the CPU in float32.
 
     Args:
-        path: a safetensors file, or a folder that holds an adapter in some form.
-        base: the base that it is for, or the names of that base's layers.
+        path: a safetensors file, or a folder with an adapter.
+        base: the base of the adapter, or the names of that base's layers.
 
     Raises:
-        AdapterFileError: if nothing readable is there, or it does not fit the base.
+        AdapterFileError: if there is no readable adapter, or it does not fit the base.
     """
     known = layer_names(base) if isinstance(base, Base) else base
     place = Path(path)
@@ -138,7 +149,7 @@ def verify_files(folder: str | Path, record: AdapterRecord, names: Sequence[str]
     """Compare files with the record's digests.
 
     Args:
-        names: which ones; none means all of the record's.
+        names: the files to compare; empty means all files of the record.
 
     Raises:
         AdapterFileError: naming the first file that is missing or differs.
@@ -154,7 +165,7 @@ def verify_files(folder: str | Path, record: AdapterRecord, names: Sequence[str]
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The file, or PEFT's one file per component, that a folder is read from."""
+    """The file that a folder is read from; for PEFT, one file per component."""
     if (folder / DIFFUSERS_FILE).is_file():
         return [folder / DIFFUSERS_FILE]
     for root in (folder, folder / PEFT_FOLDER):

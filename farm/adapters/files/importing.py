@@ -1,7 +1,7 @@
-"""Adapters of other tools, brought into a store as committed adapters.
+"""Import of other tools' adapters into a store.
 
-Owns what an imported adapter is called, its key and its record. The forms are read by ``formats``;
-committing is the registry's part.
+Owns an imported adapter's names, key and record. ``read`` parses the file formats; the registry
+commits.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ __all__ = ["ImportRequest", "Imported", "import_adapter"]
 
 PEFT_FILES = (PEFT_WEIGHTS, PEFT_CONFIG)
 TRIGGER_FIELD = "modelspec.trigger_phrase"
-"""Where ModelSpec headers hold the words that call the subject."""
+"""The ModelSpec header field with the trigger words."""
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """A file, and what the farm should call it."""
+    """A file to import, and its name in the farm."""
 
     path: Path
     """A safetensors file, or a folder that PEFT or diffusers wrote."""
@@ -53,34 +53,34 @@ class ImportRequest:
     class_noun: str
     namespace: str = DEFAULT_NAMESPACE
     identifier: str | None = None
-    """The trigger word, for which ``[V]`` stands; None takes the header's, else ``sks``."""
+    """The trigger word, which replaces ``[V]``; None uses the file header's, else ``sks``."""
     instance_prompt: str | None = None
-    """An example prompt, with ``[V]``."""
+    """An example prompt with ``[V]``."""
     replace: bool = False
-    """Whether a name that is taken may point to this adapter from now on."""
+    """Whether an existing name may be pointed to this adapter."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """An adapter that the store now holds."""
+    """An adapter that was imported into the store."""
 
     record: AdapterRecord
     weights: AdapterWeights
     is_new: bool
-    """False if the same file was imported under the same words before."""
+    """False if the same file was imported before under the same names."""
     identifier_assumed: bool
-    """Whether neither the caller nor the file named the trigger word."""
+    """Whether the identifier is the default, because neither the caller nor the file gave one."""
 
 
 def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported:
-    """Convert an adapter file to the farm's forms and commit it.
+    """Convert an adapter file to the farm's formats and commit it.
 
     Args:
         base: the base model that the adapter was trained on.
 
     Raises:
         AdapterFileError: if the file cannot be read or does not fit the base.
-        UserError: if a word cannot be used, or the name is taken.
+        UserError: if a name or prompt is not valid, or the name is taken.
     """
     weights = load_adapter(request.path, base)
     file = _weights_file(request.path)
@@ -127,7 +127,7 @@ def _record(
 
 
 def _identifier(request: ImportRequest, header: dict[str, str]) -> tuple[str, bool]:
-    """The trigger word, and whether it had to be assumed."""
+    """The trigger word, and whether it is the default."""
     if request.identifier is not None:
         return _checked(Identifier, request.identifier, "--identifier"), False
     phrase = header.get(TRIGGER_FIELD, "").strip()
@@ -144,24 +144,27 @@ def _checked(kind: Any, value: str, option: str) -> str:
     except ValidationError as error:
         raise UserError(
             f"{option} {value[:100]!r}: {error.errors()[0]['msg']}",
-            "use letters, digits, dot, dash and underscore in names; one word as the identifier",
+            "use letters, digits, dot, dash and underscore in names, and one word as identifier",
         ) from error
 
 
 def _check_name(registry: Registry, record: AdapterRecord, may_replace: bool) -> None:
     label = f"{record.namespace}/{record.name}"
     if registry.is_revoked(record.job_key):
-        raise UserError(f"{label} was revoked as this file", "import it under another name")
+        raise UserError(
+            f"{label} was already imported from this file, and revoked",
+            "import it under another name",
+        )
     named = registry.resolve(record.namespace, record.name)
     if named is not None and named.job_key != record.job_key and not may_replace:
         raise UserError(
-            f"{label} is the name of another adapter",
+            f"the name {label} belongs to another adapter",
             "choose another --name, or point the name to this file with --replace",
         )
 
 
 def _weights_file(path: Path) -> Path:
-    """The file that stands for the adapter: the path itself, or the first one in the folder."""
+    """The adapter's main file: the path itself, or the first one in the folder."""
     if not path.is_dir():
         return path
     found = sorted(path.rglob("*.safetensors"))

@@ -1,8 +1,8 @@
-"""Layer names: the same layer as diffusers, PEFT, kohya and this farm call it.
+"""Layer names in diffusers, PEFT, kohya and this farm.
 
-Owns the mapping. A layer's own name here is ``component.module path`` as the base at hand has it.
-The CLIP text encoder's modules were all below ``text_model`` until transformers 5 took that level
-away; files always carry it, and names are fitted to the base when read.
+Owns the mapping. The farm's name of a layer is ``component.module path`` in the loaded base. The
+CLIP text encoder's modules were all below ``text_model`` until transformers 5 removed that level;
+files always include it, and names are mapped to the base's own when read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ KOHYA_PREFIXES = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te
 
 
 def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
-    """Every layer of a base that can carry an adapter, whether a bank is on it or not, with the
-    shape of its weight."""
+    """Every layer of a base that can have an adapter, with or without a bank, and the shape of its
+    weight."""
     return {
         f"{component}.{path}": tuple(layer.weight.shape)
         for component, module in base.components.items()
@@ -36,7 +36,7 @@ def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
 
 
 def canonical_name(name: str) -> str:
-    """The name as files carry it: with the text encoder's ``text_model`` level."""
+    """The name used in files, with the text encoder's ``text_model`` level."""
     component, path = name.split(".", 1)
     if component != "text_encoder" or path.startswith(TEXT_LEVEL):
         return name
@@ -44,20 +44,20 @@ def canonical_name(name: str) -> str:
 
 
 def kohya_name(name: str) -> str:
-    """As kohya's scripts, A1111 and ComfyUI call the layer."""
+    """The layer's name in kohya's scripts, A1111 and ComfyUI."""
     component, path = canonical_name(name).split(".", 1)
     return KOHYA_PREFIXES[component][0] + path.replace(".", "_")
 
 
 def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """Fit names from a file, of any tool, to a base's own.
+    """Map names from any tool's file to the base's own.
 
     Args:
         found: names from a file: kohya's, or ``component.path``, or a bare ``path``.
         known: the base's ``layer_names``.
 
     Returns:
-        The base's name of each name that has one, and the names that have none.
+        The base's name of each name found in the base, and the names that were not found.
     """
     index = _spellings(tuple(known))
     modern = {name: _modern(name) for name in found}
@@ -67,7 +67,7 @@ def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str
 
 @lru_cache(maxsize=8)
 def _spellings(known: tuple[str, ...]) -> dict[str, str]:
-    """A base's own name of each layer by every spelling of it; the same for all its adapters."""
+    """The base's name of each layer by every spelling of it; cached for all its adapters."""
     index: dict[str, str] = {}
     for name in sorted(known, reverse=True):  # "unet" comes first: bare paths are the denoiser's
         component, path = name.split(".", 1)
@@ -81,7 +81,7 @@ def _spellings(known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _modern(name: str) -> str:
-    """Undo diffusers' spelling before PEFT: ``attn1.processor.to_q_lora`` is ``attn1.to_q``."""
+    """Undo diffusers' older spelling: ``attn1.processor.to_q_lora`` is ``attn1.to_q``."""
     name = re.sub(r"\.self_attn\.to_(q|k|v|out)_lora$", r".self_attn.\1_proj", name)
     name = re.sub(r"\.processor\.(to_q|to_k|to_v)_lora$", r".\1", name)
     name = re.sub(r"\.processor\.to_out_lora$", ".to_out.0", name)
@@ -90,10 +90,10 @@ def _modern(name: str) -> str:
 
 
 def endings_of(names: Collection[str], known: Collection[str]) -> list[str]:
-    """Module endings that mean exactly these layers of one component, short where possible.
+    """Module endings that match exactly these layers of one component, as short as possible.
 
-    Short endings (``to_q``) survive a change of the module tree's upper levels; full paths are the
-    fallback when some like-named layer has no adapter.
+    Short endings (``to_q``) stay valid if the upper levels of the module tree change. Full paths
+    are used if a layer with the same ending has no adapter.
     """
     component = next(iter(names)).split(".", 1)[0]
     endings = sorted({_ending(name) for name in names})
@@ -107,7 +107,7 @@ def endings_of(names: Collection[str], known: Collection[str]) -> list[str]:
 
 
 def _ending(name: str) -> str:
-    """The last word of a name, with what follows it where that is a number (``to_out.0``)."""
+    """The last part of a name, or the last two if the last is a number (``to_out.0``)."""
     match = re.search(r"[^.]*[^.\d][^.]*(?:\.\d+)*$", name)
     assert match is not None
     return match.group()

@@ -1,8 +1,8 @@
-"""PEFT's settings of an adapter: ``adapter_config.json``, or the header of a diffusers file.
+"""PEFT settings of an adapter: ``adapter_config.json``, or the header of a diffusers file.
 
-Owns their validation and the scale that they give each layer. The settings come with a file from
-outside: every value is checked, and their regular expressions run in RE2, whose time is linear in
-the text, never in an engine that backtracks.
+Owns their validation and the scale that they give each layer. The settings come from untrusted
+files: every value is checked, and their regular expressions run in RE2, which takes linear time,
+instead of in a backtracking engine.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from farm.errors import AdapterFileError
 __all__ = ["HEADER_FIELD", "LoraSettings", "settings_beside", "settings_in_header"]
 
 HEADER_FIELD = "lora_adapter_metadata"
-"""Where diffusers keeps the settings in a file's header, keys prefixed by the component."""
+"""The header field in which diffusers stores the settings, with keys prefixed by the component."""
 MAX_BYTES = 8 * 2**20
 MAX_PATTERNS = 4096
 MAX_PATTERN_CHARACTERS = 1024
 READABLE_TYPES = ("LORA", "LOHA", "LOKR")
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
-"""Values of ``init_lora_weights`` that replace the base's own weights when training starts."""
+"""Values of ``init_lora_weights`` that change the base's own weights when training starts."""
 
 _Pattern = Callable[[str], bool]
 Value = TypeVar("Value")
 
 
 class LoraSettings(BaseModel):
-    """The fields of PEFT's configs that change what an adapter does."""
+    """The fields of PEFT's configs that change an adapter's effect."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -45,7 +45,7 @@ class LoraSettings(BaseModel):
     r: int | None = Field(None, ge=1)
     lora_alpha: float | None = Field(None, allow_inf_nan=False)
     alpha: float | None = Field(None, allow_inf_nan=False)
-    """What ``lora_alpha`` is called in LoHa and LoKr."""
+    """The name of ``lora_alpha`` in LoHa and LoKr."""
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     use_rslora: bool | None = None
@@ -57,7 +57,7 @@ class LoraSettings(BaseModel):
         """Validate settings.
 
         Raises:
-            AdapterFileError: naming the source, if they are malformed or of another kind.
+            AdapterFileError: naming the source, if they are malformed or of another adapter type.
         """
         try:
             settings = cls.model_validate(values)
@@ -74,12 +74,12 @@ class LoraSettings(BaseModel):
     def _refuse_other_kinds(self, source: str) -> None:
         if self.peft_type not in READABLE_TYPES:
             raise AdapterFileError(
-                f"{source} is of a {self.peft_type[:40]} adapter, not of a LoRA",
+                f"{source} describes a {self.peft_type[:40]} adapter, not a LoRA",
                 "train a LoRA, LoHa or LoKr",
             )
         if self.use_dora:
             raise AdapterFileError(
-                f"{source} is of a DoRA adapter: it rescales the base's own weights, which no "
+                f"{source} describes a DoRA adapter: it rescales the base's own weights, which no "
                 "plain LoRA equals",
                 "train it without DoRA",
             )
@@ -103,14 +103,14 @@ class LoraSettings(BaseModel):
                 _matcher(pattern, f"{source}: `{name}`")
 
     def alpha_of(self, path: str, rank: int) -> float | None:
-        """The scale's numerator for one layer, such that the scale is this over the rank.
+        """The numerator of one layer's scale; the scale is this value over the rank.
 
         Args:
-            path: of the module within its component.
-            rank: of the layer as stored.
+            path: the module's path within its component.
+            rank: the layer's rank as stored.
 
         Returns:
-            None where the settings name none, and then it is the rank.
+            None if the settings have no alpha; the caller then uses the rank.
         """
         alpha = _first(self._alphas, path)
         if alpha is None:
@@ -121,7 +121,7 @@ class LoraSettings(BaseModel):
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
     def rank_of(self, path: str) -> int | None:
-        """The rank that one layer was configured with."""
+        """The configured rank of one layer."""
         return _first(self._ranks, path) or self.r
 
     @cached_property
@@ -134,10 +134,10 @@ class LoraSettings(BaseModel):
 
 
 def settings_beside(path: Path) -> LoraSettings | None:
-    """PEFT's config in the folder of a weights file; None where there is none.
+    """The PEFT config in the folder of a weights file, or None.
 
     Raises:
-        AdapterFileError: if it is malformed or of an adapter that cannot be read.
+        AdapterFileError: if it is malformed or describes an unsupported adapter.
     """
     config_path = path.with_name(PEFT_CONFIG)
     if not config_path.is_file():
@@ -148,10 +148,10 @@ def settings_beside(path: Path) -> LoraSettings | None:
 
 
 def settings_in_header(header: Mapping[str, str], source: str) -> dict[str, LoraSettings]:
-    """The settings in a diffusers file's header, by component; empty where it has none.
+    """The settings in a diffusers file's header, by component; empty if it has none.
 
     Raises:
-        AdapterFileError: if they are malformed or of an adapter that cannot be read.
+        AdapterFileError: if they are malformed or describe an unsupported adapter.
     """
     text = header.get(HEADER_FIELD)
     if text is None:
@@ -181,7 +181,7 @@ def _first(patterns: list[tuple[_Pattern, Value]], path: str) -> Value | None:
 
 
 def _matcher(pattern: str, source: str) -> _Pattern:
-    """As PEFT matches a pattern: all of the module's path, or all behind one of its dots."""
+    """Match a pattern as PEFT does: against the module's full path, or any suffix after a dot."""
     if re.fullmatch(r"[\w.]{1,1024}", pattern, re.ASCII):
         return _ends_with(pattern)  # a module's name, as most patterns are
     if len(pattern) > MAX_PATTERN_CHARACTERS:
@@ -202,7 +202,7 @@ def _matcher(pattern: str, source: str) -> _Pattern:
 
 
 def _ends_with(name: str) -> _Pattern:
-    """A pattern of letters and dots alone; a dot stands for any character, as in all patterns."""
+    """Match a pattern of only letters and dots, in which a dot matches any character."""
 
     def matches(path: str) -> bool:
         start = len(path) - len(name)

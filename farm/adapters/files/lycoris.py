@@ -1,8 +1,8 @@
-"""LoHa, LoKr and LoRA with a core, as the plain low-rank pairs that they equal.
+"""Converts LoHa, LoKr and LoRA with a core to equivalent plain low-rank pairs.
 
-Owns the algebra. Every conversion is exact: a Hadamard product of matrices of ranks p and q is a
-matrix of rank p·q at most, and so is a Kronecker product; both factorise in closed form. What
-would need a larger rank than a slot can hold is refused, never approximated.
+Owns the algebra. Every conversion is exact: a Hadamard product of matrices of ranks p and q has at
+most rank p·q, and so has a Kronecker product; both factorise in closed form. Adapters that would
+exceed the maximum rank of a slot are rejected, never approximated.
 
 The formulas are those of LyCORIS and of PEFT's ``LoHaModel`` and ``LoKrModel``.
 
@@ -28,22 +28,22 @@ LYCORIS_PARTS = (
 CORE = "lora_mid"
 """A convolution's r x r core between the halves (LoCon's CP decomposition)."""
 MAX_RANK = 256
-"""The largest rank of a recipe, and so of any slot."""
+"""The maximum rank of a recipe, and therefore of a slot."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A change of a weight as a product, without its scale."""
+    """A weight update as a product of two matrices, without its scale."""
 
     up_or: Tensor
     down_rn: Tensor
     dim: int | None
-    """The rank in the method's own terms, by which its alpha is divided; None where both factors
-    are whole matrices, and then the scale is 1."""
+    """The method's own rank, by which its alpha is divided; None if both factors are full
+    matrices, in which case the scale is 1."""
 
 
 def core_pair(down: Tensor, core: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """(down, up) of a LoRA whose core is multiplied into its lower half; the rank stays."""
+    """(down, up) of a LoRA with its core multiplied into the down half; the rank is unchanged."""
     merged = torch.einsum("pqkl,qi->pikl", core, down.flatten(1))
     return merged, up.flatten(1)[:, :, None, None]
 
@@ -94,7 +94,7 @@ def _lokr(parts: Mapping[str, Tensor]) -> LowRank:
 
 
 def _factors(parts: Mapping[str, Tensor], name: str, core: str) -> tuple[Tensor, Tensor]:
-    """(up, down) of one factor, with its core multiplied into the lower half."""
+    """(up, down) of one factor, with its core multiplied into the down half."""
     a, b = parts[f"{name}_a"], parts[f"{name}_b"]
     if core not in parts:
         return a.flatten(1), b.flatten(1)
@@ -103,7 +103,7 @@ def _factors(parts: Mapping[str, Tensor], name: str, core: str) -> tuple[Tensor,
 
 
 def _whole(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A whole matrix as (up, down), one of them the identity."""
+    """A full matrix as (up, down), one of which is the identity."""
     outputs, inputs = matrix.shape
     if outputs <= inputs:
         return torch.eye(outputs), matrix

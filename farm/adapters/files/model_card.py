@@ -1,7 +1,7 @@
-"""The model card: a README that the Hub, and people, can read.
+"""The model card: a README for people and for the Hugging Face Hub.
 
-Owns the text and its YAML head. The pictures lie beside it, in ``samples/``. Names, prompts and
-nouns come from customers: each is escaped for the place where it appears.
+Owns the text and its YAML front matter. The images are in ``samples/``. Names, prompts and nouns
+come from users: each is escaped for the context in which it appears.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["model_card"]
 TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion"]
 TRAINED_TAG = "dreambooth"
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>#!|~&$:@])")
-"""Characters that mean something to Markdown or HTML, or make a link; all may be escaped."""
+"""Characters with a meaning in Markdown or HTML, or that make a link; all can be escaped."""
 
 
 def model_card(
@@ -30,8 +30,8 @@ def model_card(
     """The card of one adapter.
 
     Args:
-        samples: (path beside the card, prompt) of each picture.
-        kohya_name: the kohya form's file, where there is one.
+        samples: (path relative to the card, prompt) of each image.
+        kohya_name: the name of the kohya file, if there is one.
     """
     trigger = f"{record.identifier} {record.class_noun}"
     data = ModelCardData(
@@ -60,7 +60,7 @@ def model_card(
 
 
 def _summary(record: AdapterRecord) -> str:
-    about = f"A LoRA adapter that knows one particular {_prose(record.class_noun)}, "
+    about = f"A LoRA adapter for one particular {_prose(record.class_noun)}, "
     if record.recipe is None:
         return f"{about}trained elsewhere, for {_code(record.base_id)}.\n"
     prior = " with class-specific prior preservation" if record.recipe.uses_prior else ""
@@ -80,7 +80,7 @@ def _usage(record: AdapterRecord, kohya_name: str | None) -> str:
     ]
     if kohya_name:
         lines.append(
-            f"For A1111, Forge and ComfyUI put {_code(kohya_name)} into the LoRA folder.\n"
+            f"For A1111, Forge and ComfyUI, copy {_code(kohya_name)} into the LoRA folder.\n"
         )
     return "\n".join(lines)
 
@@ -103,7 +103,7 @@ def _training(record: AdapterRecord, recipe: Recipe) -> str:
         ("seed", str(recipe.seed)),
         ("time", f"{record.gpu_seconds:.1f} s of one device"),
     ]
-    return _table("## Training", rows) + "\nThe whole recipe is in `adapter.json`.\n"
+    return _table("## Training", rows) + "\nThe complete recipe is in `adapter.json`.\n"
 
 
 def _quality(record: AdapterRecord) -> str:
@@ -117,19 +117,19 @@ def _quality(record: AdapterRecord) -> str:
 
 
 def _provenance(record: AdapterRecord) -> str:
-    made = f"made {_code(record.created)} by dreambooth-farm {_code(record.farm_version)}. "
+    made = f"created {_code(record.created)} by dreambooth-farm {_code(record.farm_version)}. "
     origin = "" if record.imported is None else _origin(record.imported)
     rights = "the file" if record.imported is not None else "the photos"
     return (
         f"## Provenance\n\n{origin}Job {_code(record.job_key)}, base fingerprint "
         f"{_code(record.base_fingerprint[:16] + '…')}, {made}"
-        f"The license of the base model and the rights in {rights} apply to this adapter too.\n"
+        f"The license of the base model and the rights in {rights} also apply to this adapter.\n"
     )
 
 
 def _origin(imported: ImportedFile) -> str:
     return (
-        f"Imported from {_code(imported.file)}, a file in the {_prose(imported.form)} form with "
+        f"Imported from {_code(imported.file)}, a file in the {_prose(imported.form)} format with "
         f"sha256 {_code(imported.sha256)}. How it was trained is not known. "
     )
 
@@ -143,17 +143,17 @@ def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Text without line breaks and without characters that a reader cannot see."""
+    """Text without line breaks and without invisible characters."""
     return "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
 
 
 def _prose(text: str) -> str:
-    """Text inside Markdown prose, as it is written and with no meaning as markup."""
+    """Text escaped for Markdown prose, so that no part of it acts as markup."""
     return MARKUP.sub(r"\\\1", _one_line(text))
 
 
 def _code(text: str) -> str:
-    """Text as a code span, whose fence is longer than any run of backticks in it."""
+    """Text as a code span with a fence longer than any run of backticks in it."""
     line = _one_line(text)
     longest = max((len(run) for run in re.findall("`+", line)), default=0)
     fence = "`" * (longest + 1)

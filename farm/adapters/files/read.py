@@ -1,7 +1,8 @@
-"""Adapter files of other tools, read back: which form a file has, and the weights in it.
+"""Reads adapter files of any supported format: detects the format and returns the weights.
 
-Owns recognition, alphas and checks. PEFT's settings are in ``lora_settings``, the algebra of LoHa
-and LoKr in ``lycoris``. Only safetensors are read: a pickled file runs whatever code it holds.
+Owns format detection, alphas and validation. PEFT settings are in ``lora_settings``, the algebra of
+LoHa and LoKr in ``lycoris``. Only safetensors files are read: loading a pickled file runs any code
+in it.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ _PARTS = (
     (re.compile(rf"^(?P<layer>.+)\.{CORE}\.weight$"), CORE),
     (re.compile(rf"^(?P<layer>.+)\.(?P<part>{'|'.join(LYCORIS_PARTS)}){_NAMED}$"), ""),
 )
-"""A tensor's layer and which part of it the tensor is, by its key."""
+"""Splits a tensor's key into its layer and its part of that layer."""
 WRAPPERS = ("base_model.model.", "_orig_mod.")
-"""Levels that PEFT and torch.compile put into module names."""
+"""Levels that PEFT and torch.compile add to module names."""
 FOREIGN = {
     "dora_scale": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA equals",
     "magnitude_vector": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA "
@@ -62,26 +63,26 @@ class _Contents:
     parts: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     alphas: dict[str, Tensor] = field(default_factory=dict)
     adapters: set[str] = field(default_factory=set)
-    """Adapter names inside the keys; "" stands for keys that carry none."""
+    """Adapter names in the keys; "" for keys without one."""
 
 
 def read_adapter_file(path: Path, known: Collection[str]) -> AdapterWeights:
-    """Read one safetensors file in the diffusers, PEFT, kohya or LyCORIS form.
+    """Read one safetensors file in the diffusers, PEFT, kohya or LyCORIS format.
 
     Args:
-        known: the base's ``layer_names``, whose shapes the layers must fit. From a collection of
-            bare names shapes are not checked.
+        known: the base's ``layer_names``, whose shapes the layers must have. A collection of names
+            without shapes skips that check.
 
     Raises:
-        AdapterFileError: if it is missing, corrupt, of another kind, not finite, has layers that
-            the base lacks or of other shapes, or alphas that belong to no layer.
+        AdapterFileError: if it is missing, corrupt, unsupported or not finite, has layers that
+            the base lacks or with other shapes, or alphas that belong to no layer.
     """
     tensors, header = _read(path)
     contents = _contents(tensors, path)
     names, unknown = located([*contents.parts, *contents.alphas], known)
     _refuse_unknown(contents, unknown, path)
     settings = _settings(path, header, tensors)
-    alphas = _claimed_alphas(contents, names, path)
+    alphas = _alphas_by_layer(contents, names, path)
     shapes: Mapping[str, tuple[int, ...]] = known if isinstance(known, Mapping) else {}
     layers: dict[str, LayerWeights] = {}
     scales: dict[str, float] = {}
@@ -101,7 +102,7 @@ def read_adapter_file(path: Path, known: Collection[str]) -> AdapterWeights:
 
 
 def describe_file(path: Path) -> tuple[str, dict[str, str]]:
-    """An adapter file's form, in the words of the tools, and the text fields of its header.
+    """An adapter file's format, as its tools name it, and the text fields of its header.
 
     Raises:
         AdapterFileError: if it is missing, corrupt, or not a safetensors file.
@@ -118,14 +119,14 @@ def describe_file(path: Path) -> tuple[str, dict[str, str]]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with _opened(path) as file:
-        # the handle has no iterator of its own
+        # the handle has no iterator
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors, dict(file.metadata() or {})
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, its faults as errors of the adapter."""
+    """Open a safetensors file; problems are raised as ``AdapterFileError``."""
     if path.suffix != ".safetensors":
         raise AdapterFileError(
             f"{path} is not a safetensors file", "convert it; pickled files are never read"
@@ -191,7 +192,7 @@ def _bare(layer: str) -> str:
 
 
 def _foreign(key: str, path: Path) -> AdapterFileError:
-    """Why a file with this tensor cannot be read."""
+    """The error for a file with an unsupported tensor."""
     if (match := EMBEDDINGS.match(key)) is not None:
         if bundled := match["bundled"]:
             return AdapterFileError(
@@ -205,7 +206,7 @@ def _foreign(key: str, path: Path) -> AdapterFileError:
     for mark, what in FOREIGN.items():
         if mark in key:
             return AdapterFileError(
-                f"{path} is not a plain LoRA; by its tensor {key} it is {what}",
+                f"{path} is not a plain LoRA: its tensor {key} marks {what}",
                 "train a plain LoRA",
             )
     return AdapterFileError(
@@ -221,17 +222,17 @@ def _refuse_unknown(contents: _Contents, unknown: Iterable[str], path: Path) -> 
             "use it with the family of base models that it was trained on",
         )
     if alone := [name for name in unknown if name in contents.alphas]:
-        raise _unclaimed(alone[0], path)
+        raise _orphan_alpha(alone[0], path)
 
 
-def _claimed_alphas(contents: _Contents, names: Mapping[str, str], path: Path) -> dict[str, float]:
-    """Each alpha by the base's name of its layer, whatever spelling either has."""
+def _alphas_by_layer(contents: _Contents, names: Mapping[str, str], path: Path) -> dict[str, float]:
+    """Each alpha by the base's name of its layer, in any spelling."""
     held = {names[layer] for layer in contents.parts}
     alphas: dict[str, float] = {}
     for found, tensor in contents.alphas.items():
         name = names[found]
         if name not in held:
-            raise _unclaimed(found, path)
+            raise _orphan_alpha(found, path)
         if tensor.numel() != 1 or tensor.is_complex():
             raise AdapterFileError(
                 f"{path}: {found}.alpha has shape {tuple(tensor.shape)}, not one number",
@@ -245,7 +246,7 @@ def _claimed_alphas(contents: _Contents, names: Mapping[str, str], path: Path) -
     return alphas
 
 
-def _unclaimed(found: str, path: Path) -> AdapterFileError:
+def _orphan_alpha(found: str, path: Path) -> AdapterFileError:
     return AdapterFileError(
         f"{path}: {found}.alpha belongs to no layer of the file, so that layer's strength is "
         "unknown",
@@ -256,7 +257,7 @@ def _unclaimed(found: str, path: Path) -> AdapterFileError:
 def _settings(
     path: Path, header: Mapping[str, str], tensors: Iterable[str]
 ) -> dict[str, LoraSettings]:
-    """PEFT's settings by component; "" stands for all of them."""
+    """PEFT settings by component; "" means all components."""
     is_peft = path.name == PEFT_WEIGHTS or all(key.startswith(WRAPPERS[0]) for key in tensors)
     beside = settings_beside(path) if is_peft else None
     return {"": beside} if beside is not None else settings_in_header(header, str(path))
@@ -270,15 +271,16 @@ def _layer(
     shape: tuple[int, ...] | None,
     place: str,
 ) -> tuple[LayerWeights, float]:
-    """One layer's plain low-rank pair, and the alpha that gives it its strength.
+    """One layer's plain low-rank pair, and its alpha.
 
-    The alpha is the layer's own tensor's, else PEFT's, else the rank, as in diffusers.
+    The alpha is read from the layer's own tensor, else from the PEFT settings; the default is the
+    rank, as in diffusers.
     """
     down, up, dim = _low_rank(parts, shape, place)
     layer = _fitted(down, up, shape, place)
     configured = settings.rank_of(module) if settings is not None and dim is None else None
     rank = dim or configured
-    if rank is None:  # whole matrices carry their strength themselves
+    if rank is None:  # full matrices have no separate scale
         return layer, float(layer.rank)
     alpha = own_alpha
     if alpha is None and settings is not None:
@@ -291,7 +293,7 @@ def _layer(
 def _low_rank(
     parts: Mapping[str, Tensor], shape: tuple[int, ...] | None, place: str
 ) -> tuple[Tensor, Tensor, int | None]:
-    """(down, up, rank in the method's own terms) of one layer."""
+    """(down, up, the method's own rank) of one layer."""
     if parts.keys() <= {"down", "up", CORE}:
         if not {"down", "up"} <= parts.keys():
             raise AdapterFileError(f"{place} has one half only", "fetch it again")
@@ -329,7 +331,7 @@ def _check_halves(down: Tensor, up: Tensor, place: str) -> None:
 
 
 def _fitted(down: Tensor, up: Tensor, shape: tuple[int, ...] | None, place: str) -> LayerWeights:
-    """The pair as the base's layer takes it: a 1 x 1 kernel is written with or without it."""
+    """The pair in the shape of the base's layer; files write a 1 x 1 kernel with or without it."""
     wanted = shape or (up.shape[0], *down.shape[1:])
     if down.ndim == 2 and wanted[2:] == (1, 1):
         down = down[:, :, None, None]

@@ -1,7 +1,7 @@
-"""The three file forms that other tools read, written with the adapter's true alpha.
+"""Writes the diffusers, PEFT and kohya formats with the adapter's real alpha.
 
-Owns the tensors' names and the headers of the diffusers, PEFT and kohya forms. diffusers' own
-helpers lose an alpha that differs from the rank in two of the three; here it is written out.
+Owns the tensor names and the headers of the three formats. diffusers' own helpers lose an alpha
+that differs from the rank in two of them; here it is always written.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ THUMBNAIL_PX = 256
 
 
 def diffusers_file(weights: AdapterWeights, known: Collection[str]) -> bytes:
-    """``pytorch_lora_weights.safetensors``: loads with ``pipeline.load_lora_weights``.
+    """``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights``.
 
-    The header's ``lora_adapter_metadata`` carries each component's LoraConfig; without it diffusers
-    assumes alpha = rank.
+    The header's ``lora_adapter_metadata`` contains each component's LoraConfig; without it
+    diffusers assumes alpha = rank.
     """
     tensors = {}
     for name, layer in weights.layers.items():
@@ -53,7 +53,7 @@ def diffusers_file(weights: AdapterWeights, known: Collection[str]) -> bytes:
 def peft_files(
     weights: AdapterWeights, known: Collection[str], base_id: str, denoiser: str
 ) -> dict[str, bytes]:
-    """PEFT folders: the denoiser's in ``peft/``, the text encoder's in ``peft/text_encoder/``.
+    """PEFT folders: the denoiser in ``peft/``, the text encoder in ``peft/text_encoder/``.
 
     Each loads with ``PeftModel.from_pretrained(component, folder)``.
     """
@@ -82,10 +82,10 @@ def peft_files(
 def kohya_file(
     weights: AdapterWeights, record: AdapterRecord, base: Base, thumbnail: str | None
 ) -> bytes:
-    """The form of kohya's scripts, read by A1111, ComfyUI, Forge, InvokeAI and SD.Next.
+    """The format of kohya's scripts, read by A1111, ComfyUI, Forge, InvokeAI and SD.Next.
 
-    Every layer has its own ``.alpha``, the true one. The header carries kohya's ``ss_*`` fields and
-    ModelSpec 1.0.1, so that front ends show trigger words and a picture.
+    Every layer has its own ``.alpha``. The header contains kohya's ``ss_*`` fields and ModelSpec
+    1.0.1, so that front ends show trigger words and a thumbnail.
     """
     tensors = {}
     for name, layer in weights.layers.items():
@@ -104,7 +104,7 @@ def kohya_file(
 
 
 def thumbnail_uri(picture: Image.Image) -> str:
-    """A small JPEG as a data URI, for ModelSpec."""
+    """A small JPEG as a data URI for ModelSpec."""
     small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()
@@ -113,7 +113,7 @@ def thumbnail_uri(picture: Image.Image) -> str:
 
 
 def safe_file_name(name: str) -> str:
-    """A subject's name as a file name that every system takes."""
+    """A subject's name as a file name that is valid on every system."""
     kept = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
     return kept[:100] or "adapter"
 
@@ -123,7 +123,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _lora_config(weights: AdapterWeights, component: str, known: Collection[str]) -> dict[str, Any]:
-    """The fields of PEFT's LoraConfig that say all about one component's layers."""
+    """The fields of PEFT's LoraConfig for one component's layers."""
     part = weights.of_component(component)
     ranks = {name.split(".", 1)[1]: layer.rank for name, layer in part.layers.items()}
     alphas = {name.split(".", 1)[1]: alpha for name, alpha in part.alphas.items()}
@@ -144,7 +144,7 @@ def _lora_config(weights: AdapterWeights, component: str, known: Collection[str]
 
 
 def _number(value: float) -> float | int:
-    """PEFT's own files have whole alphas as integers."""
+    """PEFT writes integral alphas as integers."""
     return int(value) if float(value).is_integer() else value
 
 
@@ -167,7 +167,7 @@ def _kohya_header(weights: AdapterWeights, record: AdapterRecord) -> dict[str, s
 
 
 def _kohya_training(record: AdapterRecord, recipe: Recipe) -> dict[str, str]:
-    """The fields about a training; an imported adapter's is not known."""
+    """Fields about the training, which is not known for an imported adapter."""
     num_photos = len(record.photo_digests)
     trigger = f"{record.identifier} {record.class_noun}"
     return {
@@ -199,7 +199,7 @@ def _modelspec(record: AdapterRecord, base: Base, body_digest: str) -> dict[str,
         "architecture": "stable-diffusion-v1/lora",
         "implementation": "diffusers",
         "title": record.name,
-        "description": f"An adapter of one {record.class_noun}, on {record.base_id}.",
+        "description": f"A LoRA adapter for one {record.class_noun}, on {record.base_id}.",
         **({"author": "dreambooth-farm"} if record.imported is None else {}),
         "date": record.created,
         "hash_sha256": f"0x{body_digest}",

@@ -1,1 +1,1 @@
-"""The embedded base: a very small Stable Diffusion, trained on a world that code draws."""
+"""The embedded base: a very small Stable Diffusion, trained on a synthetic world."""

@@ -1,8 +1,7 @@
-"""A training's state on disk, without pickle: weights, their average, and AdamW's moments in
-safetensors.
+"""Training checkpoints without pickle: weights, their average, and AdamW's moments in safetensors.
 
-Owns saving aside and renaming, so that a killed training never leaves half a checkpoint. The step
-is part of the file.
+Owns atomic writes (a temporary file, then a rename), so that a killed training never leaves a
+partial checkpoint. The step is stored in the file.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor] | None = None,
 ) -> int:
-    """Read a state into its objects, in place; returns the steps done, 0 where there is no file."""
+    """Load a checkpoint in place; returns its step, or 0 if there is no file."""
     if not path.exists():
         return 0
     parameters = dict(module.named_parameters())

@@ -1,4 +1,4 @@
-"""The record of a training as a picture: one panel a stage."""
+"""Plots of a training's log: one panel per stage."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SHOWN = {
     "decoder": "psnr_db",
     "denoiser": "loss",
 }
-"""Stage to the number that its panel shows."""
+"""The value plotted for each stage."""
 
 
 def read_progress(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read `progress.jsonl`: the (step, number) pairs of every shown stage."""
+    """Read `progress.jsonl`: the (step, value) pairs of each plotted stage."""
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in path.read_text().splitlines():
         entry = json.loads(line)
@@ -30,7 +30,7 @@ def read_progress(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_curves(progress: Path, picture: Path) -> None:
-    """Draw the curves of a training's record into a PNG."""
+    """Plot a training's log as a PNG."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

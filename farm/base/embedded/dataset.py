@@ -1,4 +1,4 @@
-"""Pictures of the drawn world in memory: drawn once, kept as uint8, seeded by (seed, index)."""
+"""Images of the synthetic world in memory: rendered once, as uint8, seeded by (seed, index)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from farm.base.embedded.world.render import PICTURE_PX, render_scene
 from farm.base.embedded.world.scene import Scene, sample_scene
 
 HELD_OUT_SEED = 1_000_003
-"""No training seed: pictures of this stream are never trained on."""
+"""Reserved for evaluation: images of this stream are never used in training."""
 
 
 def render_dataset(seed: int, num_pictures: int, *, first: int = 0) -> NDArray[np.uint8]:
-    """Draw pictures `first` and on of a stream: (N, 64, 64, 3)."""
+    """Render images of a stream from index `first` on: (N, 64, 64, 3)."""
     album = np.empty((num_pictures, PICTURE_PX, PICTURE_PX, 3), dtype=np.uint8)
     for index in range(num_pictures):
         album[index] = np.asarray(render_scene(sample_scene(seed, first + index)))
@@ -23,12 +23,12 @@ def render_dataset(seed: int, num_pictures: int, *, first: int = 0) -> NDArray[n
 
 
 def scenes_of(seed: int, num_pictures: int) -> list[Scene]:
-    """The scenes of an album, in its order."""
+    """The scenes of an album, in order."""
     return [sample_scene(seed, index) for index in range(num_pictures)]
 
 
 def load_dataset(path: Path, seed: int, num_pictures: int) -> NDArray[np.uint8]:
-    """Read an album from a cache file, or draw it and write the file."""
+    """Read an album from a cache file, or render it and write the file."""
     if path.exists():
         album: NDArray[np.uint8] = np.load(path)
         if len(album) == num_pictures:
@@ -40,7 +40,7 @@ def load_dataset(path: Path, seed: int, num_pictures: int) -> NDArray[np.uint8]:
 
 
 def batch_at(album: NDArray[np.uint8], seed: int, step: int, batch_size: int) -> NDArray[np.uint8]:
-    """The random batch of one step, mirrored in half of the steps."""
+    """The random batch of one step, mirrored horizontally in half of the steps."""
     rng = np.random.default_rng([seed, step])
     batch = album[rng.integers(0, len(album), batch_size)]
     return np.ascontiguousarray(batch[:, :, ::-1]) if rng.random() < 0.5 else batch

@@ -1,4 +1,4 @@
-"""The embedded base's own UNet: its shape, its noise schedule, its training.
+"""The embedded base's UNet: its architecture, noise schedule and training.
 
 Legend: N rows, C latent channels, H W latent positions, T tokens, D text width.
 """
@@ -27,12 +27,12 @@ NUM_TRAIN_TIMESTEPS = 1000
 AVERAGE_EVERY = 10
 """Steps between two updates of the weights' average."""
 MIDDLE_TIMESTEPS = (200, 800)
-"""Where a picture's parts find their places: before, nothing can be told; after, nothing is left
-to decide. Half of the rows train here, as in Esser et al. 2024, section 3.1."""
+"""Timesteps at which an image's layout is decided: above them noise hides it, below them it is
+fixed. Half of the rows train here, as in Esser et al. 2024, section 3.1."""
 
 
 def build_denoiser() -> UNet2DConditionModel:
-    """Build the UNet with fresh weights from torch's global generator."""
+    """Build the UNet with new weights from torch's global generator."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=NUM_LATENT_CHANNELS,
@@ -48,11 +48,11 @@ def build_denoiser() -> UNet2DConditionModel:
 
 
 def build_schedule() -> DDIMScheduler:
-    """The noise schedule: nothing of the picture is left at its end, so the noise's mean tells
-    nothing.
+    """The noise schedule. Its last step is pure noise (zero terminal SNR), so that the mean of the
+    noise carries no information about the image.
 
-    v-prediction stays well-posed there. `clip_sample` would ruin latents, which reach past 1;
-    "trailing" starts sampling where training ended.
+    v-prediction stays well-posed there. `clip_sample` would damage latents, which exceed 1;
+    "trailing" spacing starts sampling at the last training timestep.
     """
     return DDIMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
@@ -63,31 +63,31 @@ def build_schedule() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
-        steps_offset=1,  # "trailing" does not read it; the pipeline warns of any other value
+        steps_offset=1,  # not read with "trailing"; the pipeline warns about any other value
     )
 
 
 @dataclass(frozen=True)
 class DenoiserPlan:
-    """How long and how hard the denoiser trains."""
+    """Training hyperparameters of the denoiser."""
 
     num_steps: int = 45_000
     batch_size: int = 32
     learning_rate: float = 1e-3
     num_warmup_steps: int = 150
     decay_share: float = 0.43
-    """Last share of the steps, over which the rate falls to zero. Until then it is constant, so a
-    training stopped before can be given more steps."""
+    """Final fraction of the steps, over which the learning rate falls to zero. It is constant until
+    then, so a training stopped earlier can be extended."""
     average_decay: float = 0.998
     hard_nouns: tuple[str, ...] = ("fish", "teapot")
-    """Classes whose shapes come last; a share of the rows shows one of these."""
+    """Classes whose shapes are learned last; a share of the rows shows one of them."""
     hard_share: float = 0.25
     seed: int = 0
     checkpoint_every: int = 500
     """A multiple of `AVERAGE_EVERY`."""
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step (from 0)."""
+        """Learning rate of a step, counted from 0."""
         warm = min(1.0, (step + 1) / self.num_warmup_steps)
         left = (self.num_steps - step) / (self.num_steps * self.decay_share)
         return self.learning_rate * min(warm, 1.0, max(0.0, left))
@@ -95,7 +95,7 @@ class DenoiserPlan:
 
 @dataclass(frozen=True)
 class LatentSet:
-    """What the denoiser learns from: latents of drawn scenes, and the frozen text side."""
+    """Training data of the denoiser: latents of rendered scenes, and the frozen text encoder."""
 
     latents_NCHW: Tensor
     scenes: list[Scene]
@@ -103,7 +103,7 @@ class LatentSet:
     text_encoder: CLIPTextModel
 
     def places_of(self, nouns: tuple[str, ...]) -> list[int]:
-        """Places of the pictures of some classes."""
+        """Indices of the images of some classes."""
         return [place for place, scene in enumerate(self.scenes) if scene.class_noun in nouns]
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class LatentSet:
         return self.latents_NCHW[chosen], self.text_encoder(ids)[0]
 
 
-def draw_timesteps(num_rows: int, generator: torch.Generator) -> Tensor:
+def sample_timesteps(num_rows: int, generator: torch.Generator) -> Tensor:
     """Timesteps (N,): the first half of the rows covers the whole schedule evenly, the second half
     its middle (stratified; Salimans & Ho 2022, appendix D)."""
     num_whole = (num_rows + 1) // 2
@@ -149,7 +149,7 @@ def v_loss(
     generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error of v."""
-    timesteps = draw_timesteps(len(latents_NCHW), generator).to(latents_NCHW.device)
+    timesteps = sample_timesteps(len(latents_NCHW), generator).to(latents_NCHW.device)
     noise = torch.randn(latents_NCHW.shape, generator=generator).to(latents_NCHW.device)
     signal = alphas_bar[timesteps].sqrt()[:, None, None, None]
     spread = (1 - alphas_bar[timesteps]).sqrt()[:, None, None, None]
@@ -167,7 +167,7 @@ def train_denoiser(
     *,
     on_checkpoint: Callable[[int, UNet2DConditionModel], None] | None = None,
 ) -> UNet2DConditionModel:
-    """Train, or go on training from a checkpoint file; returns the weights' average."""
+    """Train, or resume from a checkpoint file; returns the averaged weights."""
     device = data.latents_NCHW.device
     torch.manual_seed(plan.seed)
     denoiser = build_denoiser().to(device, memory_format=torch.channels_last).train()
@@ -191,10 +191,7 @@ def train_denoiser(
         latents, prompts = data.sample(plan, hard, step)
         latents = latents.contiguous(memory_format=torch.channels_last)
         loss = v_loss(denoiser, alphas_bar, latents, prompts, generator)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
+        _update(denoiser, optimizer, loss)
         if (step + 1) % AVERAGE_EVERY == 0:
             decay = min(plan.average_decay, (step + 1) / (step + 20)) ** AVERAGE_EVERY
             _follow(average, denoiser, decay)
@@ -214,6 +211,13 @@ def train_denoiser(
     return averaged(average)
 
 
+def _update(denoiser: UNet2DConditionModel, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+    optimizer.step()
+
+
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], denoiser: UNet2DConditionModel, decay: float) -> None:
     state = denoiser.state_dict()
@@ -221,7 +225,7 @@ def _follow(average: dict[str, Tensor], denoiser: UNet2DConditionModel, decay: f
 
 
 def averaged(average: dict[str, Tensor]) -> UNet2DConditionModel:
-    """A UNet that holds the averaged weights."""
+    """A UNet with the averaged weights."""
     denoiser = build_denoiser()
     denoiser.load_state_dict(average)
     return denoiser.eval()

@@ -1,5 +1,5 @@
-"""The base as a plain diffusers folder, in fp16 safetensors, and the scorer as a plain
-transformers folder.
+"""Writes the base as a diffusers folder and the scorer as a transformers folder, both in fp16
+safetensors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from farm.base.embedded.scorer import build_image_processor
 
 
 def text_tower(scorer: CLIPModel) -> CLIPTextModel:
-    """The scorer's text tower as the text encoder that Stable Diffusion's pipeline expects,
-    frozen.
-    """
+    """The scorer's text tower as a frozen text encoder for Stable Diffusion's pipeline."""
     encoder = CLIPTextModel(scorer.config.text_config)
     wanted = encoder.state_dict()
     held = scorer.text_model.state_dict()
@@ -61,15 +59,15 @@ def write_scorer(folder: Path, scorer: CLIPModel, tokenizer: CLIPTokenizer) -> N
 
 
 def _write_vocabulary(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    """Write vocab.json and merges.txt, which readers other than transformers 5 look for."""
+    """Write vocab.json and merges.txt, which readers other than transformers 5 need."""
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def _tidy(folder: Path) -> None:
-    """Drop the writing machine's paths; let everyone read; load as float32 unless told otherwise.
+    """Remove local paths, make the files readable for all users, and set float32 as the dtype.
 
-    transformers loads a model in the dtype that its config names, diffusers in float32: with
-    float16 named, a pipeline loaded plainly would hold both, and could not draw.
+    transformers loads a model in the dtype that its config names, diffusers in float32. With
+    float16 in the config, a pipeline loaded with defaults would mix both dtypes and fail.
     """
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
@@ -85,7 +83,7 @@ def _tidy(folder: Path) -> None:
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """Load a base folder in float32, as plain diffusers does."""
+    """Load a base folder in float32 with plain diffusers."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,7 +1,7 @@
-"""Measure what a base draws, with the scorer of the drawn world.
+"""Measure the images that a base generates, with the scorer of the synthetic world.
 
-Owns the protocol: which prompts, how many, which options the scorer chooses among. The scorer is
-read and used as any CLIP is: `CLIPModel.from_pretrained`, cosine of picture and prompt.
+Owns the protocol: which prompts, how many, and the options among which the scorer chooses. The
+scorer is used like any CLIP: `CLIPModel.from_pretrained`, cosine of image and prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, SCENERY
 __all__ = ["measure_base"]
 
 NUM_PICTURES = 528
-"""Every class noun with every colour, six times, each time in another place."""
+"""Every class noun with every colour, six times, each time in a different place."""
 NUM_CATS = 96
 NUM_HELD_OUT = 500
 
@@ -55,7 +55,7 @@ class Asked:
 
 
 def measured_prompts(count: int) -> list[Asked]:
-    """The first `count` of the measured prompts: all classes, colours and places in even shares."""
+    """The first `count` prompts: all classes, colours and places in equal shares."""
     asked = []
     for index in range(count):
         noun = CLASS_NOUNS[index % len(CLASS_NOUNS)]
@@ -74,13 +74,13 @@ def measure_base(
     seed: int = 0,
     guidance: float = GUIDANCE,
 ) -> dict[str, object]:
-    """Measure a base with the drawn world's scorer.
+    """Measure a base with the synthetic world's scorer.
 
     Args:
         name: any name that `farm.base.loading.resolve_folder` resolves.
-        count: pictures drawn for the accuracies; None means 528. Other measurements shrink with it.
+        count: images generated for the accuracies; None means 528. Other counts scale with it.
         out: where to write `measurements.md` and `measurements.json`.
-        seed: of the drawing.
+        seed: seed of the generated images.
         guidance: classifier-free guidance scale.
 
     Returns:
@@ -145,9 +145,9 @@ def _accuracies(
 def _diversity(
     pipeline: StableDiffusionPipeline, scorer: CLIPModel, count: int, seed: int, guidance: float
 ) -> dict[str, object]:
-    drawn = generate_prompts(pipeline, ["a cat"] * count, seed=seed + 1, guidance=guidance)
+    generated = generate_prompts(pipeline, ["a cat"] * count, seed=seed + 1, guidance=guidance)
     real = np.stack([np.asarray(photo.picture) for photo in render_class(seed, "cat", count)])
-    ratio = spread(embed_pictures(scorer, drawn)) / spread(embed_pictures(scorer, real))
+    ratio = spread(embed_pictures(scorer, generated)) / spread(embed_pictures(scorer, real))
     return {"diversity_ratio": round(ratio, 4), "diversity_count": count}
 
 
@@ -159,7 +159,7 @@ def spread(embeddings_ND: Tensor) -> float:
 
 
 def _time_one(pipeline: StableDiffusionPipeline, guidance: float) -> float:
-    """Seconds for one picture, the best of three."""
+    """Seconds for one image, the best of three."""
     times = []
     for _ in range(3):
         started_s = time.monotonic()
@@ -183,20 +183,20 @@ def _write_report(out: Path, facts: Mapping[str, object]) -> None:
         ("scorer itself, pose", "scorer_pose_accuracy", "scorer_count", ""),
     ]
     lines = [
-        f"# What `{facts['base']}` draws, measured",
+        f"# Measurements of `{facts['base']}`",
         "",
         f"{facts['steps']} steps, guidance {facts['guidance']}, seed {facts['seed']}.",
         "Prompts: `a {colour} {class} {place}`, judged by the scorer among all classes,",
         "colours or places.",
         "",
-        "| what | value | pictures | wanted |",
+        "| measurement | value | images | target |",
         "|---|---|---|---|",
         *(
             f"| {label} | {facts[key]} | {facts[count]} | {wanted} |"
             for label, key, count, wanted in rows
         ),
         "",
-        f"One picture takes {facts['picture_s']} s on {torch.get_num_threads()} CPU threads;",
+        f"One image takes {facts['picture_s']} s on {torch.get_num_threads()} CPU threads;",
         f"loading the folder took {facts['load_s']} s after imports.",
         "",
     ]

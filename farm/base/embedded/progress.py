@@ -1,4 +1,4 @@
-"""The record of a training: one JSON line per logged step, printed too."""
+"""The log of a training: one JSON line per logged step, also printed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 
 @dataclass
@@ -27,3 +29,14 @@ class ProgressLog:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How one stage trains: its length, log, checkpoint, seed and device."""
+
+    num_steps: int
+    progress: ProgressLog
+    checkpoint: Path
+    seed: int
+    device: torch.device

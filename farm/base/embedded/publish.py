@@ -1,8 +1,8 @@
-"""Put a finished training into the package and its pictures into the docs.
+"""Copy a finished training into the package and its sample sheets into the docs.
 
-`python -m farm.base.embedded.publish WORK [--guidance G]`: copies the folders of `farm base train
-embedded --out WORK` beside this module, measures them, and writes `docs/embedded-base/`. With
-`--interim` it takes the weights' average of the last checkpoint of a training that still runs.
+`python -m farm.base.embedded.publish WORK [--guidance G]` copies the folders of `farm base train
+embedded --out WORK` into the package, measures them, and writes `docs/embedded-base/`. With
+`--interim` it uses the averaged weights of the last checkpoint of a training that is still running.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ COMBINATIONS = (
     "a grey robot jumping in the mountains",
     "an orange bird in the kitchen",
 )
-"""A dozen prompts that put words together which single captions rarely or never did."""
+"""Twelve prompts that combine words in ways that training captions rarely or never did."""
 
 
 def publish(
     work: Path, docs: Path, *, guidance: float = GUIDANCE, is_interim: bool = False
 ) -> None:
-    """Copy or assemble the folders, measure, and draw the sheets."""
+    """Copy or assemble the folders, measure, and write the sheets."""
     weights = Path(__file__).parent / "weights"
     if is_interim:
         _assemble(work, weights)
@@ -86,7 +86,7 @@ def _assemble(work: Path, weights: Path) -> None:
 
 
 def render_sheets(weights: Path, docs: Path, guidance: float) -> None:
-    """Draw the sheets: the world, a subject, 64 samples, a dozen combinations, cats."""
+    """Write the sheets: the world, a subject, 64 samples, twelve combinations, cats."""
     world = np.stack([np.asarray(render_scene(sample_scene(42, index))) for index in range(64)])
     tile(world, 16).save(docs / "world.png")
     subjects = [photo for seed in range(4) for photo in render_subject(seed, 8)]
@@ -106,7 +106,7 @@ def render_sheets(weights: Path, docs: Path, guidance: float) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--docs", type=Path, default=Path("docs/embedded-base"))

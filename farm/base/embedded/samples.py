@@ -1,4 +1,4 @@
-"""Pictures drawn by a base folder in batches, with plain diffusers, and the grids made of them."""
+"""Images generated from a base folder in batches with plain diffusers, and grids of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRID_PROMPTS = tuple(
     f"a {colour} {noun} {SCENERY[index % len(SCENERY)]}"
     for index, (colour, noun) in enumerate(zip(_COLOURS * 4, (_FIRST + _THEN) * 2, strict=True))
 )
-"""The prompts of the grid that shows how the training goes."""
+"""The prompts of the grid that shows the training's progress."""
 
 
 def generate_prompts(
@@ -34,26 +34,26 @@ def generate_prompts(
     num_steps: int = NUM_STEPS,
     batch_size: int = 32,
 ) -> NDArray[np.uint8]:
-    """Draw one picture a prompt, (N, 64, 64, 3): picture i of a seed is the same in any batch."""
+    """Generate one image per prompt, (N, 64, 64, 3); image i of a seed is the same in any batch."""
     pictures = []
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
         generators = [
             torch.Generator().manual_seed(seed * 1_000_003 + start + i) for i in range(len(part))
         ]
-        drawn = pipeline(
+        images = pipeline(
             part,
             num_inference_steps=num_steps,
             guidance_scale=guidance,
             generator=generators,
             output_type="np",
         ).images
-        pictures.append((drawn * 255).round().astype(np.uint8))
+        pictures.append((images * 255).round().astype(np.uint8))
     return np.concatenate(pictures)
 
 
 def tile(pictures_NHWC: NDArray[np.uint8], num_columns: int, zoom: int = 2) -> Image.Image:
-    """Lay pictures out in rows, each px `zoom` times as wide."""
+    """Arrange images in rows, each enlarged `zoom` times."""
     num, height, width, _ = pictures_NHWC.shape
     sheet = Image.new("RGB", (num_columns * width * zoom, -(-num // num_columns) * height * zoom))
     for index, picture in enumerate(pictures_NHWC):
@@ -66,7 +66,7 @@ def tile(pictures_NHWC: NDArray[np.uint8], num_columns: int, zoom: int = 2) -> I
 
 
 def generate_sample_grid(folder: Path, path: Path, *, guidance: float = GUIDANCE) -> None:
-    """Draw the fixed grid of 32 prompts with a base folder."""
+    """Generate the fixed grid of 32 prompts with a base folder."""
     from farm.base.embedded.folder import load_pipeline
 
     pictures = generate_prompts(load_pipeline(folder), list(GRID_PROMPTS), guidance=guidance)

@@ -1,8 +1,8 @@
-"""The scorer of the drawn world: a tiny CLIP whose text tower becomes the embedded base's text
+"""The scorer of the synthetic world: a tiny CLIP whose text tower becomes the embedded base's text
 encoder.
 
-Owns its shape, its contrastive training and its held-out accuracy. Because a caption's claims are
-known, every pair of a batch that is true counts as a positive; no true pair is ever pushed apart.
+Owns its architecture, contrastive training and held-out accuracy. Because the facts stated by each
+caption are known, every true pair of a batch counts as a positive and is never pushed apart.
 Legend: N pictures, M captions, T tokens, D width.
 """
 
@@ -27,13 +27,13 @@ from transformers import (
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.dataset import scenes_of
-from farm.base.embedded.progress import ProgressLog
+from farm.base.embedded.progress import StageRun
 from farm.base.embedded.tokenizer import MAX_TOKENS
 from farm.base.embedded.vae import one_cycle, to_unit
 from farm.base.embedded.world.captions import (
-    UNCLAIMED,
-    claim_vector,
+    UNSTATED,
     fact_vector,
+    stated_vector,
     write_caption,
     write_short_caption,
 )
@@ -42,11 +42,11 @@ from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, PLACES, POSES, 
 
 WIDTH = 128
 _MAX_LOGIT_SCALE = 4.6052
-"""CLIP's own bound: logits are scaled by 100 at most."""
+"""CLIP's limit: logits are scaled by at most 100."""
 
 
 def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Build the scorer with fresh weights from torch's global generator."""
+    """Build the scorer with new weights from torch's global generator."""
     shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -78,7 +78,7 @@ def scorer_folder() -> Path:
 
 
 def load_scorer(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
-    """Load the shipped scorer, or another, in float32 by the path that any CLIP takes."""
+    """Load the shipped scorer, or another, in float32, like any CLIP."""
     where = folder or scorer_folder()
     scorer: CLIPModel = CLIPModel.from_pretrained(where, dtype=torch.float32)
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(where)
@@ -86,7 +86,7 @@ def load_scorer(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
 
 
 def build_image_processor() -> CLIPImageProcessor:
-    """The picture side of the scorer's path: 64 px, scaled to [-1, 1] as the VAE's are."""
+    """The scorer's image preprocessing: 64 px, scaled to [-1, 1] as for the VAE."""
     return CLIPImageProcessor(
         size={"shortest_edge": 64},
         crop_size={"height": 64, "width": 64},
@@ -96,7 +96,7 @@ def build_image_processor() -> CLIPImageProcessor:
 
 
 def encode_texts(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Token ids (M, T), padded to the full length, as Stable Diffusion's pipeline pads them."""
+    """Token ids (M, T), padded to the full length as in Stable Diffusion's pipeline."""
     encoded = tokenizer(
         texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
     )
@@ -106,19 +106,19 @@ def encode_texts(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class CaptionedBatch:
-    """Pictures, two captions of each, and which pairs are true."""
+    """Images, two captions of each, and which pairs are true."""
 
     pictures_NCHW: Tensor
     ids_MT: tuple[Tensor, Tensor]
-    """The long captions and the short ones, each cut to its own longest: what follows the end
-    token changes nothing.
+    """The long captions and the short ones, each trimmed to its longest: tokens after the end token
+    have no effect.
     """
     is_true_NM: Tensor
     indices: list[int]
-    """Which pictures of the album these are."""
+    """Indices of the images in the album."""
 
     def to(self, device: torch.device) -> CaptionedBatch:
-        """The same batch on a device."""
+        """The batch on a device."""
         long_ids, short_ids = self.ids_MT
         return CaptionedBatch(
             self.pictures_NCHW.to(device),
@@ -138,22 +138,22 @@ def sample_captioned(
     step: int,
     batch_size: int,
 ) -> CaptionedBatch:
-    """Draw the batch of one step: each picture brings one long and one short caption."""
+    """Sample the batch of one step: each image has one long and one short caption."""
     rng = random.Random(f"scorer/{seed}/{step}")
     chosen = [rng.randrange(len(album)) for _ in range(batch_size)]
-    texts, claims = [], []
+    texts, vectors = [], []
     for write in (write_caption, write_short_caption):
         for index in chosen:
             caption = write(scenes[index], rng)
             texts.append(caption.text)
-            claims.append(claim_vector(scenes[index], caption))
+            vectors.append(stated_vector(scenes[index], caption))
     pictures = album[chosen]
     if rng.random() < 0.5:
         pictures = np.ascontiguousarray(pictures[:, :, ::-1])
     pictures = _shift(pictures, rng.randint(-3, 3), rng.randint(-3, 3))
-    claimed = np.stack(claims)[None]
+    stated = np.stack(vectors)[None]
     held = facts[chosen][:, None]
-    is_true = ((claimed == UNCLAIMED) | (claimed == held)).all(-1)
+    is_true = ((stated == UNSTATED) | (stated == held)).all(-1)
     long_ids, short_ids = (_cut(ids) for ids in encode_texts(tokenizer, texts).chunk(2))
     return CaptionedBatch(
         to_unit(pictures), (long_ids, short_ids), torch.from_numpy(is_true), chosen
@@ -161,19 +161,19 @@ def sample_captioned(
 
 
 def _shift(pictures_NHWC: NDArray[np.uint8], x: int, y: int) -> NDArray[np.uint8]:
-    """Move pictures by whole px, at most 3; their edges stretch."""
+    """Shift images by whole pixels, at most 3; edge pixels are repeated."""
     wide = np.pad(pictures_NHWC, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
     return wide[:, 3 + y : 67 + y, 3 + x : 67 + x]
 
 
 def _cut(ids_MT: Tensor) -> Tensor:
-    """Drop the padding that every row has: the pad token is the end token, the highest id."""
+    """Drop the padding that all rows share: the pad token is the end token, the highest id."""
     num_tokens = int(ids_MT.argmax(1).max()) + 1
     return ids_MT[:, :num_tokens]
 
 
 def _logits(scorer: CLIPModel, batch: CaptionedBatch) -> tuple[Tensor, Tensor]:
-    """Scaled cosines (N, M) of a batch, and its unit picture embeddings (N, D)."""
+    """Scaled cosines (N, M) of a batch, and its unit image embeddings (N, D)."""
     normalize = torch.nn.functional.normalize
     pooled = scorer.vision_model(pixel_values=batch.pictures_NCHW).pooler_output
     pictures = scorer.visual_projection(pooled)
@@ -193,9 +193,9 @@ _QUESTIONS = [article(noun) for noun in CLASS_NOUNS] + [
 def question_loss(
     scorer: CLIPModel, questions_MT: Tensor, pictures_ND: Tensor, facts: NDArray[np.int16]
 ) -> Tensor:
-    """Cross-entropy of the bare questions that shape alone answers: which class, and which pose.
+    """Cross-entropy of classifying the class and the pose, which depend on shape alone.
 
-    Among a batch's captions, colour and place tell most pairs apart, and shape is learned late.
+    Colour and place distinguish most pairs of a batch, so without this loss shape is learned late.
     """
     pooled = scorer.text_model(input_ids=_cut(questions_MT)).pooler_output
     texts = torch.nn.functional.normalize(scorer.text_projection(pooled), dim=-1)
@@ -214,7 +214,7 @@ def question_loss(
 
 
 def contrastive_loss(logits_NM: Tensor, is_true_NM: Tensor) -> Tensor:
-    """InfoNCE of each true pair against the false pairs of its row, and of its column."""
+    """InfoNCE of each true pair against the false pairs of its row and of its column."""
     return (_one_way(logits_NM, is_true_NM) + _one_way(logits_NM.T, is_true_NM.T)) / 2
 
 
@@ -227,35 +227,31 @@ def _one_way(logits: Tensor, is_true: Tensor) -> Tensor:
 def train_scorer(
     album: NDArray[np.uint8],
     tokenizer: CLIPTokenizer,
-    num_steps: int,
-    progress: ProgressLog,
-    checkpoint: Path,
+    stage: StageRun,
     *,
-    seed: int,
-    device: torch.device,
     batch_size: int = 80,
     learning_rate: float = 1.5e-3,
     start: CLIPModel | None = None,
 ) -> CLIPModel:
-    """Train the scorer on an album of stream `seed`, from the first picture on. Resumes from
-    `checkpoint`; `start` is trained on.
+    """Train the scorer on an album of the stage's seed. Resumes from the stage's checkpoint;
+    continues from the weights of `start` if it is given.
     """
-    scenes = scenes_of(seed, len(album))
+    scenes = scenes_of(stage.seed, len(album))
     facts = np.stack([fact_vector(scene) for scene in scenes])
     questions = encode_texts(tokenizer, _QUESTIONS)
-    torch.manual_seed(seed)
-    scorer = (build_scorer(tokenizer) if start is None else start).to(device).train()
+    torch.manual_seed(stage.seed)
+    scorer = (build_scorer(tokenizer) if start is None else start).to(stage.device).train()
     optimizer = torch.optim.AdamW(
         scorer.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
-    for step in range(load_checkpoint(checkpoint, scorer, optimizer), num_steps):
+    for step in range(load_checkpoint(stage.checkpoint, scorer, optimizer), stage.num_steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * one_cycle(step, num_steps, warm_share=0.1)
+            group["lr"] = learning_rate * one_cycle(step, stage.num_steps, warm_share=0.1)
         batch = sample_captioned(
-            album, facts, scenes, tokenizer, seed=seed, step=step, batch_size=batch_size
-        ).to(device)
+            album, facts, scenes, tokenizer, seed=stage.seed, step=step, batch_size=batch_size
+        ).to(stage.device)
         logits, pictures = _logits(scorer, batch)
-        asked = question_loss(scorer, questions.to(device), pictures, facts[batch.indices])
+        asked = question_loss(scorer, questions.to(stage.device), pictures, facts[batch.indices])
         loss = contrastive_loss(logits, batch.is_true_NM) + asked
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -263,16 +259,16 @@ def train_scorer(
         optimizer.step()
         with torch.no_grad():
             scorer.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
-        if step % 25 == 0 or step == num_steps - 1:
-            progress.log("scorer", step, loss=loss.item())
+        if step % 25 == 0 or step == stage.num_steps - 1:
+            stage.progress.log("scorer", step, loss=loss.item())
         if (step + 1) % 250 == 0:
-            save_checkpoint(checkpoint, step + 1, scorer, optimizer)
+            save_checkpoint(stage.checkpoint, step + 1, scorer, optimizer)
     return scorer.cpu().eval()
 
 
 @torch.no_grad()
 def embed_texts(scorer: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Unit text embeddings (M, D), by the path that any CLIP takes."""
+    """Unit text embeddings (M, D), computed as for any CLIP."""
     output = scorer.text_model(input_ids=encode_texts(tokenizer, texts))
     return torch.nn.functional.normalize(
         scorer.text_projection(output.pooler_output).float(), dim=-1
@@ -281,7 +277,7 @@ def embed_texts(scorer: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -
 
 @torch.no_grad()
 def embed_pictures(scorer: CLIPModel, pictures_NHWC: NDArray[np.uint8]) -> Tensor:
-    """Unit picture embeddings (N, D) of uint8 pictures."""
+    """Unit image embeddings (N, D) of uint8 images."""
     parts = []
     for start in range(0, len(pictures_NHWC), 128):
         pixels = to_unit(pictures_NHWC[start : start + 128]).to(scorer.dtype)
@@ -291,7 +287,7 @@ def embed_pictures(scorer: CLIPModel, pictures_NHWC: NDArray[np.uint8]) -> Tenso
 
 
 def options_for(fact: str, class_noun: str) -> tuple[tuple[str, ...], list[str]]:
-    """The answers to one question about a picture of a class, and the prompt of each."""
+    """The possible values of one fact about an image of a class, and the prompt for each."""
     if fact == "class_noun":
         return CLASS_NOUNS, [article(noun) for noun in CLASS_NOUNS]
     if fact == "colour":
@@ -306,7 +302,7 @@ def options_for(fact: str, class_noun: str) -> tuple[tuple[str, ...], list[str]]
 def answer(
     scorer: CLIPModel, tokenizer: CLIPTokenizer, pictures_ND: Tensor, nouns: list[str], fact: str
 ) -> list[str]:
-    """For each picture embedding of a class noun, the option whose prompt scores highest."""
+    """For each image embedding of a class noun, the option whose prompt scores highest."""
     answers = []
     cache: dict[str, tuple[tuple[str, ...], Tensor]] = {}
     for embedding, noun in zip(pictures_ND, nouns, strict=True):
@@ -321,7 +317,7 @@ def answer(
 def measure_scorer(
     scorer: CLIPModel, tokenizer: CLIPTokenizer, album: NDArray[np.uint8], scenes: list[Scene]
 ) -> dict[str, float]:
-    """Share of right answers on an album, by fact."""
+    """Share of correct answers on an album, by fact."""
     embeddings = embed_pictures(scorer, album)
     nouns = [scene.class_noun for scene in scenes]
     accuracies = {}

@@ -1,8 +1,8 @@
-"""The embedded base's own tokenizer: a real CLIP tokenizer with a small vocabulary that still
-encodes any text.
+"""The embedded base's tokenizer: a real CLIP tokenizer with a small vocabulary that still encodes
+any text.
 
-Owns which words are single tokens. Byte-level, so that no text is unknown; every word of the drawn
-world, every word of the usual DreamBooth prompts and every rare token is one token.
+Owns which words are single tokens. It is byte-level, so any text can be encoded; every word of the
+synthetic world, every word of the usual DreamBooth prompts and every rare token is one token.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from farm.base.embedded.world.words import (
 )
 
 MAX_TOKENS = 32
-"""Length of a prompt in tokens, the start and end tokens included. 32 hold the world's longest
-caption.
-"""
+"""Length of a prompt in tokens, including start and end; 32 fit the world's longest caption."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -54,7 +52,7 @@ without
 
 
 def known_words() -> list[str]:
-    """Every word that must be one token, without repeats."""
+    """Every word that must be one token, without duplicates."""
     phrases = (*CLASS_NOUNS, *COLOURS, *POSES, *PLACES, *ACCESSORIES, *MARKS)
     words = [word for text in (*phrases, _PHRASING, _PROMPT_WORDS) for word in text.split()]
     return list(dict.fromkeys([*words, *RARE_TOKENS]))
@@ -87,14 +85,14 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _byte_symbols() -> list[str]:
-    """The printable stand-ins that byte-level BPE gives the 256 bytes (GPT-2's table)."""
+    """The printable characters that byte-level BPE assigns to the 256 bytes (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shifted = iter(range(256, 512))
     return [chr(byte if byte in printable else next(shifted)) for byte in range(256)]
 
 
 def _split(word: str, merges: list[tuple[str, str]]) -> list[str]:
-    """Encode one ASCII word by the merges, the earliest first."""
+    """Encode one ASCII word by applying the merges, earliest first."""
     rank = {merge: index for index, merge in enumerate(merges)}
     pieces = [*word[:-1], word[-1] + "</w>"]
     while len(pieces) > 1:

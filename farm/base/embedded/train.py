@@ -1,9 +1,9 @@
-"""Train the embedded base from nothing: one command, resumable, deterministic in its seed.
+"""Train the embedded base from scratch: one command, resumable, deterministic in its seed.
 
-Owns the order of the stages and where each leaves its work. A stage whose result lies in the
-working folder is not done again, and one that was interrupted goes on from its last checkpoint.
-Stages: tokenizer; album of drawn pictures; scorer; autoencoder; latents; denoiser; then, with what
-the denoiser knows left as it is, the autoencoder's decoder and the scorer once more; the folders.
+Owns the order of the stages and the location of their results. A stage whose result is in the
+working folder is skipped, and an interrupted stage resumes from its last checkpoint. Stages:
+tokenizer; album of rendered images; scorer; autoencoder; latents; denoiser; then, with the denoiser
+unchanged, further training of the autoencoder's decoder and of the scorer; the folders.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from farm.base.embedded.dataset import HELD_OUT_SEED, load_dataset, scenes_of
 from farm.base.embedded.denoiser import DenoiserPlan, LatentSet, train_denoiser
 from farm.base.embedded.folder import text_tower, write_base, write_scorer
-from farm.base.embedded.progress import ProgressLog
+from farm.base.embedded.progress import ProgressLog, StageRun
 from farm.base.embedded.samples import generate_sample_grid
 from farm.base.embedded.scorer import measure_scorer, train_scorer
 from farm.base.embedded.tokenizer import build_tokenizer
@@ -31,12 +31,12 @@ from farm.base.embedded.vae import measure_psnr, refine_decoder, standardize, to
 __all__ = ["TrainingPlan", "train_embedded"]
 
 DOCUMENTED_MINUTES = 300.0
-"""About what the plan below takes on two cores of a 2023 server."""
+"""Approximate duration of the default plan on two cores of a 2023 server."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Sizes of the stages."""
+    """Number of images and steps of each stage."""
 
     num_pictures: int = 24_000
     num_held_out: int = 1_000
@@ -47,9 +47,7 @@ class TrainingPlan:
     denoiser: DenoiserPlan = DenoiserPlan()
 
     def scaled(self, minutes: float) -> TrainingPlan:
-        """The same plan with steps in proportion, for a wall-clock budget on a machine like the
-        documented one.
-        """
+        """The plan with its steps scaled to a time budget on the documented machine."""
         share = minutes / DOCUMENTED_MINUTES
 
         def part(count: int) -> int:
@@ -78,10 +76,10 @@ def train_embedded(
 
     Args:
         out: the working folder: checkpoints, caches, `progress.jsonl`, sample grids, results.
-        seed: root of every random stream.
+        seed: root seed of all random streams.
         device: where to train.
-        minutes: shrink or stretch the documented steps to about this long on two CPU cores.
-        plan: the sizes, instead of the documented ones.
+        minutes: scale the default number of steps to about this duration on two CPU cores.
+        plan: sizes to use instead of the defaults.
 
     Returns:
         The folder that `StableDiffusionPipeline.from_pretrained` loads.
@@ -104,7 +102,7 @@ def train_embedded(
 
 @dataclass(frozen=True)
 class _Work:
-    """The stages of one training, each reading its result if it is there."""
+    """The stages of one training; each reads its result if it exists."""
 
     out: Path
     seed: int
@@ -112,14 +110,18 @@ class _Work:
     plan: TrainingPlan
     progress: ProgressLog
 
+    def _run(self, stage: str, num_steps: int) -> StageRun:
+        checkpoint = self.out / "stages" / f"{stage}.safetensors"
+        return StageRun(num_steps, self.progress, checkpoint, self.seed, self.device)
+
     def scorer(self, tokenizer: CLIPTokenizer) -> CLIPModel:
-        """Train the scorer, or read it. Its text tower as it is now becomes the base's text
+        """Train the scorer, or read it. Its text tower at this stage becomes the base's text
         encoder.
         """
         return self._scorer("scorer", tokenizer, self.plan.num_scorer_steps)
 
     def refined_scorer(self, tokenizer: CLIPTokenizer, scorer: CLIPModel) -> CLIPModel:
-        """Train the scorer on, both towers; the base keeps the text tower that it grew up with."""
+        """Train both towers of the scorer further; the base keeps the earlier text tower."""
         return self._scorer("scorer-refined", tokenizer, self.plan.num_more_scorer_steps, scorer)
 
     def _scorer(
@@ -132,11 +134,7 @@ class _Work:
         scorer = train_scorer(
             self.pictures(),
             tokenizer,
-            num_steps,
-            self.progress,
-            self.out / "stages" / f"{stage}.safetensors",
-            seed=self.seed,
-            device=self.device,
+            self._run(stage, num_steps),
             learning_rate=1.5e-3 if start is None else 1.2e-3,
             start=start,
         )
@@ -147,19 +145,12 @@ class _Work:
         return scorer
 
     def vae(self) -> AutoencoderKL:
-        """Train the autoencoder and bring its latents to mean 0 and deviation 1, or read it."""
+        """Train the autoencoder and normalise its latents, or read it."""
         folder = self.out / "stages" / "vae"
         if (folder / "config.json").exists():
             read: AutoencoderKL = AutoencoderKL.from_pretrained(folder)
             return read.eval()
-        vae = train_vae(
-            self.pictures(),
-            self.plan.num_vae_steps,
-            self.progress,
-            self.out / "stages" / "vae.safetensors",
-            seed=self.seed,
-            device=self.device,
-        )
+        vae = train_vae(self.pictures(), self._run("vae", self.plan.num_vae_steps))
         standardize(vae, self.pictures()[:2000])
         psnr_db = measure_psnr(vae, self.held_out())
         self.progress.log("vae_held_out", self.plan.num_vae_steps, psnr_db=psnr_db)
@@ -169,7 +160,7 @@ class _Work:
     def denoiser(
         self, tokenizer: CLIPTokenizer, scorer: CLIPModel, vae: AutoencoderKL
     ) -> UNet2DConditionModel:
-        """Train the denoiser, with a sample grid beside every second checkpoint."""
+        """Train the denoiser; write a sample grid with every second checkpoint."""
         plan = self.plan.denoiser
         text_encoder = text_tower(scorer)
         data = LatentSet(
@@ -189,22 +180,13 @@ class _Work:
         return train_denoiser(data, plan, self.progress, checkpoint, on_checkpoint=show)
 
     def refined_vae(self, vae: AutoencoderKL) -> AutoencoderKL:
-        """Train the decoder further; the encoder stands still, so the latents stay what they
-        are.
-        """
+        """Train the decoder further; the encoder is frozen, so the latents do not change."""
         folder = self.out / "stages" / "vae-refined"
         if (folder / "config.json").exists():
             read: AutoencoderKL = AutoencoderKL.from_pretrained(folder)
             return read.eval()
-        refined = refine_decoder(
-            vae,
-            self.pictures(),
-            self.plan.num_decoder_steps,
-            self.progress,
-            self.out / "stages" / "decoder.safetensors",
-            seed=self.seed,
-            device=self.device,
-        )
+        run = self._run("decoder", self.plan.num_decoder_steps)
+        refined = refine_decoder(vae, self.pictures(), run)
         psnr_db = measure_psnr(refined, self.held_out())
         self.progress.log("decoder_held_out", self.plan.num_decoder_steps, psnr_db=psnr_db)
         refined.save_pretrained(folder)
@@ -215,7 +197,7 @@ class _Work:
         return load_dataset(self.out / "cache" / "album.npy", self.seed, self.plan.num_pictures)
 
     def held_out(self) -> NDArray[np.uint8]:
-        """Pictures that no stage trains on."""
+        """Images that no stage trains on."""
         return load_dataset(
             self.out / "cache" / "held-out.npy", HELD_OUT_SEED, self.plan.num_held_out
         )

@@ -1,15 +1,14 @@
-"""The embedded base's own autoencoder: 64 px pictures to 8 x 16 x 16 latents.
+"""The embedded base's autoencoder: 64 px images to 8 x 16 x 16 latents.
 
-Owns its shape, its training and its PSNR. Fourfold shrinking: eightfold with sixteen channels
-keeps more numbers than four channels here, but learned slower: 18 dB after 800 steps, where this
-one is past it within 400. Legend: N pictures, C channels, H W px.
+Owns its architecture, training and PSNR. It downsamples by 4: downsampling by 8 with sixteen
+channels learned more slowly (18 dB after 800 steps; this one exceeds that within 400).
+Legend: N images, C channels, H W px.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.dataset import batch_at
-from farm.base.embedded.progress import ProgressLog
+from farm.base.embedded.progress import StageRun
 
 NUM_LATENT_CHANNELS = 8
 
 
 def build_vae() -> AutoencoderKL:
-    """Build the autoencoder with fresh weights from torch's global generator."""
+    """Build the autoencoder with new weights from torch's global generator."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -48,77 +47,65 @@ def to_unit(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
 
 def train_vae(
     album: NDArray[np.uint8],
-    num_steps: int,
-    progress: ProgressLog,
-    checkpoint: Path,
+    stage: StageRun,
     *,
-    seed: int,
-    device: torch.device,
     batch_size: int = 16,
     learning_rate: float = 1.5e-3,
 ) -> AutoencoderKL:
-    """Train on an album: squared error, a little absolute error, hardly any KL. Resumes from
-    `checkpoint`.
+    """Train on an album with squared error, a small absolute error and a very small KL term.
+    Resumes from the stage's checkpoint.
     """
-    torch.manual_seed(seed)
-    vae = build_vae().to(device, memory_format=torch.channels_last).train()
+    torch.manual_seed(stage.seed)
+    vae = build_vae().to(stage.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    for step in range(load_checkpoint(checkpoint, vae, optimizer), num_steps):
-        _set_rate(optimizer, learning_rate * one_cycle(step, num_steps))
-        torch.manual_seed(seed * 1_000_003 + step)
-        pictures = to_unit(batch_at(album, seed, step, batch_size)).to(device)
+    for step in range(load_checkpoint(stage.checkpoint, vae, optimizer), stage.num_steps):
+        _set_rate(optimizer, learning_rate * one_cycle(step, stage.num_steps))
+        torch.manual_seed(stage.seed * 1_000_003 + step)
+        pictures = to_unit(batch_at(album, stage.seed, step, batch_size)).to(stage.device)
         loss, parts = _vae_loss(vae, pictures.contiguous(memory_format=torch.channels_last))
         _descend(optimizer, vae.parameters(), loss)
-        if step % 50 == 0 or step == num_steps - 1:
-            progress.log("vae", step, **parts)
+        if step % 50 == 0 or step == stage.num_steps - 1:
+            stage.progress.log("vae", step, **parts)
         if (step + 1) % 250 == 0:
-            save_checkpoint(checkpoint, step + 1, vae, optimizer)
+            save_checkpoint(stage.checkpoint, step + 1, vae, optimizer)
     return vae.cpu().eval()
 
 
 def refine_decoder(
     vae: AutoencoderKL,
     album: NDArray[np.uint8],
-    num_steps: int,
-    progress: ProgressLog,
-    checkpoint: Path,
+    stage: StageRun,
     *,
-    seed: int,
-    device: torch.device,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
 ) -> AutoencoderKL:
-    """Train only what decodes, on squared error; what encodes, and so every latent, stays as it
-    is.
-    """
-    vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    """Train only the decoder, on squared error; the encoder and all latents stay unchanged."""
+    vae = vae.to(stage.device, memory_format=torch.channels_last).requires_grad_(False)
     decoding = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     optimizer = torch.optim.AdamW(
         decoding.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    for step in range(load_checkpoint(checkpoint, decoding, optimizer), num_steps):
-        _set_rate(optimizer, learning_rate * one_cycle(step, num_steps))
-        torch.manual_seed(seed * 1_000_003 + step)
-        pictures = to_unit(batch_at(album, seed + 1, step, batch_size)).to(device)
+    for step in range(load_checkpoint(stage.checkpoint, decoding, optimizer), stage.num_steps):
+        _set_rate(optimizer, learning_rate * one_cycle(step, stage.num_steps))
+        torch.manual_seed(stage.seed * 1_000_003 + step)
+        pictures = to_unit(batch_at(album, stage.seed + 1, step, batch_size)).to(stage.device)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.sample()
         squared = (vae.decode(latents).sample - pictures).square().mean()
         _descend(optimizer, decoding.parameters(), squared)
-        if step % 50 == 0 or step == num_steps - 1:
+        if step % 50 == 0 or step == stage.num_steps - 1:
             psnr_db = -10 * math.log10(squared.item() / 4)
-            progress.log("decoder", step, psnr_db=psnr_db)
+            stage.progress.log("decoder", step, psnr_db=psnr_db)
         if (step + 1) % 250 == 0:
-            save_checkpoint(checkpoint, step + 1, decoding, optimizer)
+            save_checkpoint(stage.checkpoint, step + 1, decoding, optimizer)
     return vae.cpu().requires_grad_(True).eval()
 
 
 def one_cycle(step: int, num_steps: int, warm_share: float = 0.05) -> float:
-    """Share of the highest learning rate: a short linear rise, then half a cosine down to a
-    hundredth.
-    """
+    """Factor on the peak learning rate: a short linear warm-up, then a cosine decay to 0.01."""
     done = (step + 1) / num_steps
     if done < warm_share:
         return done / warm_share
@@ -155,11 +142,11 @@ def _vae_loss(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, dict[str, f
 
 @torch.no_grad()
 def standardize(vae: AutoencoderKL, pictures_NHWC: NDArray[np.uint8]) -> None:
-    """Bring every latent channel to mean 0 and deviation 1, by folding both into the two 1 x 1
+    """Normalise every latent channel to mean 0 and deviation 1, by folding both into the two 1 x 1
     convolutions.
 
     Stable Diffusion has one scaling factor for all channels and no shift; here it stays 1.
-    Pictures stay the same.
+    Decoded images do not change.
     """
     latents = torch.cat(
         [
@@ -179,7 +166,7 @@ def standardize(vae: AutoencoderKL, pictures_NHWC: NDArray[np.uint8]) -> None:
 
 @torch.no_grad()
 def measure_psnr(vae: AutoencoderKL, pictures_NHWC: NDArray[np.uint8]) -> float:
-    """Mean over pictures of the PSNR in dB of what comes back from the latents' mean."""
+    """Mean PSNR in dB of images reconstructed from the mean of their latents."""
     values = []
     for start in range(0, len(pictures_NHWC), 64):
         pictures = to_unit(pictures_NHWC[start : start + 64]).to(vae.dtype)

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from farm.errors import Fault, ManifestError
-from farm.intake.caption_style import KOHYA_TREE_STYLE, CaptionStyle
 from farm.intake.faults import slug
 from farm.intake.formats.imagefolder import OTHER_SPLITS, TRAIN_SPLITS
-from farm.intake.rows import ManifestRow, ManifestRows, Path
+from farm.intake.rows import KOHYA_TREE_STYLE, CaptionStyle, ManifestRow, ManifestRows, Path
 
 __all__ = ["MANIFEST_NAMES", "TABLE_NAMES", "read_folder", "train_split", "unused_class_images"]
 

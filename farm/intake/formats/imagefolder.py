@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from farm.errors import Fault
+from farm.intake.captions.photo_table import PhotoRow, photo_row
 from farm.intake.faults import slug
-from farm.intake.photos.photo_table import PhotoRow, photo_row
 from farm.intake.rows import ManifestRow, ManifestRows, Path
 
 __all__ = ["OTHER_SPLITS", "TRAIN_SPLITS", "dataset_name", "read_imagefolder"]

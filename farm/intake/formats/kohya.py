@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from farm.errors import Fault
-from farm.intake.caption_style import CaptionStyle
 from farm.intake.faults import slug
 from farm.intake.formats.kohya_options import (
     ESCAPE_REMEDY,
@@ -29,10 +28,13 @@ from farm.intake.formats.kohya_options import (
     recipe_of,
     unused_options,
 )
-from farm.intake.rows import ManifestRow, ManifestRows, Path
+from farm.intake.rows import CaptionStyle, ManifestRow, ManifestRows, Path
 
 __all__ = ["read_kohya"]
 
+MAX_TOML_CHARACTERS = 4_000_000
+_DEEP_KEY = re.compile(r"(?:[\w\"'-]{1,64}[ \t]{0,4}\.[ \t]{0,4}){24}")
+"""A dotted key of more parts than a dataset config has levels."""
 _TABLE = re.compile(r"\s*\[\[?\s*([\w.]+)\s*\]\]?")
 _KEY = re.compile(r"\s*([\w-]+)\s*=")
 _TERMS: dict[Path, str] = {
@@ -52,6 +54,8 @@ _TERMS: dict[Path, str] = {
 def read_kohya(text: str, file: str, base: str) -> ManifestRows:
     """Read a dataset config; its faults carry the lines of the TOML file."""
     head = ManifestRow({}, file, base, 1)
+    if (fault := _cost_fault(text, file)) is not None:
+        return ManifestRows(head, iter(()), [fault])
     try:
         config = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -66,6 +70,17 @@ def read_kohya(text: str, file: str, base: str) -> ManifestRows:
     faults: list[Fault] = []
     reader = _Reader(config, _lines(text), head, faults)
     return ManifestRows(head, reader.subjects(), faults)
+
+
+def _cost_fault(text: str, file: str) -> Fault | None:
+    """What makes a file too costly for the TOML reader, whose time is quadratic in both."""
+    if len(text) > MAX_TOML_CHARACTERS:
+        message = f"it is longer than {MAX_TOML_CHARACTERS // 10**6} million characters"
+        return Fault(file, message, "split it into several files")
+    if match := _DEEP_KEY.search(text):
+        line = text.count("\n", 0, match.start()) + 1
+        return Fault(file, "not valid TOML: nested too deeply", "write `[[datasets]]` tables", line)
+    return None
 
 
 def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> Fault:

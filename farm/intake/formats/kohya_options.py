@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from farm.intake.caption_style import CaptionStyle
+from farm.intake.rows import CaptionStyle
 
 __all__ = [
     "ESCAPE_REMEDY",

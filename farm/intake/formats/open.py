@@ -15,8 +15,10 @@ from itertools import chain, islice
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from farm.errors import FarmError, Fault, ManifestError
+from farm.intake.captions.photo_table import is_photo_manifest
 from farm.intake.errors import PhotoFault
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,
@@ -31,16 +33,15 @@ from farm.intake.formats.tables import read_csv, read_parquet
 from farm.intake.parsing.json import read_json, read_jsonl
 from farm.intake.parsing.text_files import NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
-from farm.intake.photos.bytes import words_of
+from farm.intake.photos.files import open_local, words_of
 from farm.intake.photos.listings import list_folder, subfolders
-from farm.intake.photos.photo_table import is_photo_manifest
-from farm.intake.photos.uris import check_reference
+from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
 
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 
-MAX_MANIFEST_BYTES = 512 * 2**20
-"""A million subjects fit."""
+MAX_MANIFEST_BYTES = 64 * 2**20
+"""Of a manifest that is text; half a million subjects fit. Parquet is read in batches instead."""
 
 WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], ManifestRows]
@@ -73,8 +74,13 @@ def open_rows(url: str) -> ManifestRows:
     return _with_table(rows, table) if isinstance(table, str) else rows
 
 
-def _open(url: str, names: Sequence[str]) -> ManifestRows:
-    """Open a file, or what speaks for a folder by one of some names."""
+def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRows:
+    """Open a file, or the file that represents a folder.
+
+    Args:
+        names: of files that may represent a folder; the first present is opened.
+        trusted: whether the operator named it; hosts in a manifest are checked.
+    """
     url = os.path.expanduser(url.removeprefix("file://"))
     if "://" not in url and os.path.isdir(url):
         return _open_folder(os.path.abspath(url), url, names)
@@ -86,7 +92,7 @@ def _open(url: str, names: Sequence[str]) -> ManifestRows:
             filesystem, path = fsspec.core.url_to_fs(url)
             if filesystem.isdir(path):
                 return _open_folder(url.rstrip("/"), url, names)
-    return _open_file(url)
+    return _open_file(url, trusted=trusted)
 
 
 def _open_folder(
@@ -127,7 +133,7 @@ def _suffix(url: str) -> str:
     return os.path.splitext(url.split("?", 1)[0] if is_web else url)[1].lower()
 
 
-def _open_file(url: str) -> ManifestRows:
+def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
     base = parent_url(url if "://" in url else os.path.abspath(url))
     suffix = _suffix(url)
     if suffix in WORKBOOK_SUFFIXES:
@@ -137,11 +143,11 @@ def _open_file(url: str) -> ManifestRows:
         )
     if suffix not in TEXT_READERS and suffix != ".parquet":
         raise ManifestError(
-            f"{url} is no manifest by its name",
+            f"{url} has an unknown manifest extension",
             f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet",
         )
     # the name says which form is meant, the content which one it is
-    file = _binary(url)
+    file = _binary(url, trusted=trusted)
     head = file.read(4)
     file.seek(0)
     if suffix == ".parquet" or is_parquet(head):
@@ -185,7 +191,7 @@ def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
     try:
         check_reference(table)
         # a folder's own manifest may be this very head
-        inner = _open(join_url(rows.head.base, table), TABLE_NAMES)
+        inner = _open(join_url(rows.head.base, table), TABLE_NAMES, trusted=False)
     except (ManifestError, PhotoFault) as error:
         rows.faults.append(rows.head.fault(("subjects",), error.message, error.remedy))
         return rows
@@ -206,11 +212,13 @@ def _reachable(url: str) -> Iterator[None]:
     """What a filesystem may raise, as the error of a manifest."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
     except FarmError:
         raise
     except Exception as error:  # filesystems of a dozen packages raise what they like
+        if (fault := private_host_fault(error)) is not None:
+            raise ManifestError(f"{url}: {fault.message}", fault.remedy) from error
+        if isinstance(error, FileNotFoundError):
+            raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
         message = f"{url} cannot be read: {words_of(error)}"
         raise ManifestError(message, "correct the address") from error
 
@@ -222,10 +230,14 @@ def _file_names(folder: str) -> set[str]:
     return set(list_folder(folder).siblings)
 
 
-def _binary(url: str) -> Any:
+def _binary(url: str, *, trusted: bool) -> Any:
     """An open file that can seek."""
     with _reachable(url):
-        return fsspec.open(url, "rb").open()
+        filesystem, path = fsspec.core.url_to_fs(url) if trusted else filesystem_of(url)
+        if isinstance(filesystem, LocalFileSystem):
+            with open_local(path, "name a file"):
+                pass
+        return filesystem.open(path, "rb")
 
 
 def _text(file: Any, url: str) -> str:

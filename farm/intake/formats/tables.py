@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from farm.errors import Fault
+from farm.intake.captions.photo_table import folded, is_photo_manifest
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.parsing.delimited import Delimited, read_delimited
 from farm.intake.parsing.json import read_json
+from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
 from farm.intake.parsing.yaml import parse_scalar
-from farm.intake.photos.photo_table import folded, is_photo_manifest
 from farm.intake.rows import ManifestRow, ManifestRows
 
 __all__ = ["LIST_MARK", "read_csv", "read_parquet"]
 
 LIST_MARK = "|"
 """Divides the items of a list in one cell."""
-PARQUET_BATCH_ROWS = 1_000
 TEXT_COLUMNS = frozenset(
     ("id", "class_noun", "name", "namespace", "identifier", "instance_prompt", "class_prompt")
 )
@@ -114,40 +114,55 @@ def read_parquet(source: Any, file: str, base: str) -> ManifestRows:
     Rows are numbered from 1, for faults.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     faults: list[Fault] = []
-    try:
-        table = pq.ParquetFile(source)
-    except (pa.ArrowInvalid, OSError) as error:
-        message = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
-        faults.append(Fault(file, message, "write it again"))
-        return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
     head = ManifestRow({}, file, base)
+    try:
+        table = open_parquet(source)
+    except TableTooLarge as error:
+        faults.append(Fault(file, str(error), "split it, or remove what is no manifest's"))
+        return ManifestRows(head, iter(()), faults)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        faults.append(_damaged(file, error, None))
+        return ManifestRows(head, iter(()), faults)
+    rows = _numbered(table, file, faults)
     if is_photo_manifest(table.schema_arrow.names, file):
-        return read_imagefolder(_parquet_photos(table, head), head, faults)
-    return ManifestRows(head, _parquet_rows(table, file, base, faults), faults)
+        photos = (ManifestRow(value, *_at(head, number)) for number, value in rows)
+        return read_imagefolder(photos, head, faults)
+    return ManifestRows(head, _parquet_rows(rows, file, base, faults), faults)
 
 
-def _parquet_photos(table: Any, head: ManifestRow) -> Iterator[ManifestRow]:
+def _damaged(file: str, error: Exception, line: int | None) -> Fault:
+    message = f"not a Parquet file, or not a whole one: {' '.join(str(error).split())[:200]}"
+    return Fault(file, message, "write it again", line=line)
+
+
+def _numbered(table: Any, file: str, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a table from 1; ends with a fault where it cannot be read further."""
+    import pyarrow as pa
+
     number = 0
-    for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-        for value in batch.to_pylist():
+    try:
+        for value in parquet_rows(table):
             number += 1
-            yield ManifestRow(value, *_at(head, number))
+            yield number, value
+    except TableTooLarge as error:
+        remedy = "split it, or remove what is no manifest's"
+        faults.append(Fault(file, str(error), remedy, line=number + 1))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        faults.append(_damaged(file, error, number or None))
 
 
-def _parquet_rows(table: Any, file: str, base: str, faults: list[Fault]) -> Iterator[ManifestRow]:
-    number = 0
-    for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-        for value in batch.to_pylist():
-            number += 1
-            row = ManifestRow({}, file, base, number)
-            for column, cell in value.items():
-                is_json = column in {"recipe", "prior"} and isinstance(cell, str)
-                plain = _parsed(cell, row, column, faults) if is_json else _plain(cell)
-                _place(row, column, plain, faults)
-            yield row
+def _parquet_rows(
+    rows: Iterator[tuple[int, dict[str, Any]]], file: str, base: str, faults: list[Fault]
+) -> Iterator[ManifestRow]:
+    for number, value in rows:
+        row = ManifestRow({}, file, base, number)
+        for column, cell in value.items():
+            is_json = column in {"recipe", "prior"} and isinstance(cell, str)
+            plain = _parsed(cell, row, column, faults) if is_json else _plain(cell)
+            _place(row, column, plain, faults)
+        yield row
 
 
 def _parsed(text: str, row: ManifestRow, column: str, faults: list[Fault]) -> Any:

@@ -8,7 +8,6 @@ line numbers. What the columns mean is for the readers: ``table_rows.py``, ``ima
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Any
 __all__ = ["Delimited", "read_delimited"]
 
 _SEPARATOR_LINE = re.compile(r'^\s*"?sep=(?P<mark>.)"?[\s,;|]*$', re.IGNORECASE)
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+MAX_COLUMNS = 2_000
 _QUOTED = re.compile(r'"[^"]*"')
 _MARKS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+(?:[eE][-+]?[0-9]+)?")
@@ -49,15 +50,20 @@ def read_delimited(text: str) -> Delimited:
     first, _, rest = text.partition("\n")
     if match := _SEPARATOR_LINE.match(first.rstrip("\r")):
         told, text, skipped = match["mark"], rest, 1
-    header = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;")), "")
+    header = next((line for line in _lines(text) if line.strip(" \t\r\n,;")), "")
     delimiter = told or _delimiter(header)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     table = Delimited([], iter(()), delimiter)
     rows = _rows(lines, table, skipped)
     # the header is read at once; rows follow as they are asked for
     table.rows = rows
     next(rows, None)
     return table
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text with their ends, without the copy that ``io.StringIO`` would make."""
+    return (match.group() for match in _LINE.finditer(text))
 
 
 def _delimiter(header: str) -> str:
@@ -80,6 +86,10 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
             if not table.columns:
                 while cells and not cells[-1]:
                     cells.pop()
+                if len(cells) > MAX_COLUMNS:
+                    message = f"{len(cells)} columns, more than {MAX_COLUMNS}"
+                    table.faults.append((line(), message, "keep the columns of a manifest"))
+                    return
                 table.columns = cells
                 yield line(), cells
                 continue
@@ -94,4 +104,6 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
                 continue
             yield line(), cells
     except csv.Error as error:
-        table.faults.append((line(), f"not a valid table: {error}", "correct the quotes"))
+        is_long = "field larger" in str(error)
+        remedy = "shorten the cell, or close its quotes" if is_long else "correct the quotes"
+        table.faults.append((line(), f"not a valid table: {error}", remedy))

@@ -18,6 +18,8 @@ __all__ = ["read_json", "read_jsonl"]
 
 MAX_DEPTH = 24
 """Of nested lists and objects; a manifest needs five."""
+MAX_VALUES = 4_000_000
+"""Of one document; a subject has about five. JSON lines are documents of their own."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(\.[0-9]+)?([eE][-+]?[0-9]+)?(?![0-9])")
 _WORDS = {"true": True, "false": False, "null": None}
@@ -128,6 +130,7 @@ class _Reader:
         self._first_line = first_line
         self._breaks = [match.start() for match in re.finditer("\n", text)]
         self.lines: dict[Path, int] = {}
+        self._num_values = 0
 
     def document(self) -> Any:
         value, end = self._value(self._skip(0), (), 0)
@@ -146,6 +149,9 @@ class _Reader:
     def _value(self, at: int, path: Path, depth: int) -> tuple[Any, int]:
         if depth > MAX_DEPTH:
             raise json.JSONDecodeError("nested too deeply", self._text, at)
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            raise json.JSONDecodeError(f"more than {MAX_VALUES} values", self._text, at)
         mark = self._text[at : at + 1]
         if mark == "{":
             return self._object(at, path, depth)

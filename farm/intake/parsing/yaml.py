@@ -23,8 +23,8 @@ MAX_DEPTH = 24
 MAX_VALUES = 200_000
 """Of one subject, aliases written out: more is a trap (`billion laughs`), not a subject."""
 
-MAX_VALUES_IN_ALL = 50_000_000
-"""Of a whole file, aliases written out: a million subjects of fifty values each."""
+MAX_VALUES_IN_ALL = 10_000_000
+"""Of a whole file, aliases written out: half a million subjects of twenty values each."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)$")

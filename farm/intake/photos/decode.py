@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.metadata import bare, trimmed, whole_jpeg_tails
+from farm.intake.photos.structure import check_container, check_cost, is_sane_exif
 
 __all__ = [
     "MAX_PHOTO_PIXELS",
@@ -72,6 +73,16 @@ _PHOTO_SIGNATURES = (
     (b"MM\0*", "a TIFF"),
     (b"RIFF", "a WebP"),
 )
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation."""
 _SRGB = ImageCms.createProfile("sRGB")
 _open_lock = threading.Lock()
 
@@ -111,6 +122,7 @@ def open_header(data: bytes) -> Image.Image:
     """
     if not data:
         raise PhotoFault("the file is empty", "copy it again")
+    check_container(data)
     photo = trimmed(data)
     try:
         image = _identified(photo.data)
@@ -128,6 +140,9 @@ def open_header(data: bytes) -> Image.Image:
             f"{MAX_PHOTO_PIXELS // 10**6} megapixels",
             "save it smaller; training never sees more than the resolution",
         )
+    check_cost(image, data)
+    if not is_sane_exif(image.info.get("exif") or b""):
+        del image.info["exif"]
     return image
 
 
@@ -221,18 +236,25 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing of the pixels
+    # not ImageOps.exif_transpose: it writes the EXIF block again, whose other parts are unchecked
+    turn = _TURNS.get(_orientation(image))
+    if turn is None:
         return image
+    upright = image.transpose(turn)
+    upright.info = image.info
+    return upright
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a broken EXIF block means nothing for the pixels
+        return None
 
 
 def seen_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened photo as it will be seen, EXIF rotation applied."""
-    try:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}
-    except Exception:  # see above
-        is_turned = False
+    is_turned = _orientation(image) in {5, 6, 7, 8}
     return (image.height, image.width) if is_turned else (image.width, image.height)
 
 

@@ -15,10 +15,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from farm.errors import Fault
+from farm.intake.captions.files import Caption, Names
 from farm.intake.errors import PhotoFault
 from farm.intake.faults import faults_of
-from farm.intake.photos.captions import Caption, Names
-from farm.intake.photos.find import Beside, find_photos, matches
+from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
 from farm.intake.rows import ManifestRow, Path, join_url
 from farm.intake.schema import PhotoEntry
 from farm.intake.subject import Photo
@@ -105,6 +105,9 @@ def _entries(
         yield from _entry(("photos",), {"uri": value}, row, faults)
     elif isinstance(value, dict) and "uri" in value:
         yield from _entry(("photos",), value, row, faults)
+    elif isinstance(value, list | dict) and len(value) > MAX_PHOTOS:
+        message = f"`photos` names {len(value)} places"
+        faults.append(row.fault(("photos",), message, f"give at most {MAX_PHOTOS}"))
     elif isinstance(value, dict) and value:
         for uri, caption in value.items():
             yield from _entry(("photos", uri), {"uri": uri, "caption": caption}, row, faults)

@@ -17,13 +17,11 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from threading import Lock
 
-import fsspec
-
 from farm.errors import Fault
-from farm.intake.caption_style import CaptionStyle
+from farm.intake.captions.files import Caption, Captions
 from farm.intake.errors import PhotoFault
-from farm.intake.photos.bytes import PhotoReader, split_member_uri, words_of
-from farm.intake.photos.captions import Caption, Captions
+from farm.intake.photos.bytes import PhotoReader
+from farm.intake.photos.files import split_member_uri, words_of
 from farm.intake.photos.listings import (
     Listing,
     has_magic,
@@ -32,8 +30,8 @@ from farm.intake.photos.listings import (
     list_folder,
     list_glob,
 )
-from farm.intake.photos.uris import check_reference
-from farm.intake.rows import join_url
+from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
+from farm.intake.rows import CaptionStyle, join_url
 
 __all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
 
@@ -219,7 +217,7 @@ def _find_remote(url: str, base: str, reference: str) -> Listing:
     if url.lower().endswith(".zip"):
         return list_archive(url)
     if has_magic(reference):
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = filesystem_of(url)
         # `?` and `[` are letters of keys as much as marks of patterns
         if not filesystem.exists(path):
             is_relative = "://" not in reference
@@ -252,9 +250,11 @@ def _told(url: str) -> Iterator[None]:
         yield
     except PhotoFault:
         raise
-    except FileNotFoundError as error:
-        raise PhotoFault(f"there is no {url}", "correct the address") from error
     except Exception as error:  # filesystems of a dozen packages raise what they like
+        if (fault := private_host_fault(error)) is not None:
+            raise fault from error
+        if isinstance(error, FileNotFoundError):
+            raise PhotoFault(f"there is no {url}", "correct the address") from error
         raise PhotoFault(
             f"{url} cannot be listed: {words_of(error)}", "correct the address"
         ) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from farm.intake.errors import PhotoFault
+from farm.intake.photos.budget import DECODING
 from farm.intake.photos.bytes import PhotoReader
 from farm.intake.photos.decode import (
     MIN_SIDE_PX,
@@ -21,10 +22,13 @@ from farm.intake.photos.decode import (
     open_header,
     seen_size,
 )
+from farm.intake.photos.structure import decoding_bytes
 from farm.keys import bytes_digest
 
 __all__ = ["PhotoFacts", "PhotoRefusal", "inspect_photo", "inspect_photos"]
 
+LARGE_PIXELS = 16_000_000
+"""Palette and deep grey pictures above this are sampled, not converted whole."""
 LOOK_SIDE_PX = 64
 """Side at which JPEG decoders may shrink a photo while decoding: all bytes are read, so truncation
 is found, at a fraction of the time."""
@@ -74,12 +78,14 @@ def _facts(data: bytes) -> PhotoFacts:
             f"it is {width_px} x {height_px} px, too small to learn from",
             f"give one of at least {MIN_SIDE_PX} px on the shorter side, better the resolution",
         )
+    full_size = image.size
     with decoding():
         image.draft("RGB", (LOOK_SIDE_PX, LOOK_SIDE_PX))
-        image = load_pixels(image, data)
-        if max(image.size) > 4 * LOOK_SIDE_PX:
-            image = _shrunk(image)
-        small = as_rgb(image)
+        with DECODING.reserve(decoding_bytes(image, full_size)):
+            image = load_pixels(image, data)
+            if max(image.size) > 4 * LOOK_SIDE_PX:
+                image = _shrunk(image)
+            small = as_rgb(image)
     return PhotoFacts(bytes_digest(data), width_px, height_px, len(data), _look(small))
 
 
@@ -88,6 +94,13 @@ def _shrunk(image: Image.Image) -> Image.Image:
     if image.mode in {"RGB", "L", "RGBA", "LA", "CMYK", "YCbCr"}:
         factor = max(image.size) // (2 * LOOK_SIDE_PX)
         reduced = image.reduce(factor)
+        reduced.info = image.info
+        return reduced
+    if image.width * image.height > LARGE_PIXELS:
+        # one pixel of many is enough to tell whether such a picture looks like another
+        scale = 8 * LOOK_SIDE_PX / max(image.size)
+        size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+        reduced = image.resize(size, Image.Resampling.NEAREST)
         reduced.info = image.info
         return reduced
     return image

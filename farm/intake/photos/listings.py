@@ -13,12 +13,12 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import fsspec
-
 from farm.intake.errors import PhotoFault
-from farm.intake.photos.bytes import archive_members, member_uri, open_archive
+from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.decode import PHOTO_SUFFIXES
+from farm.intake.photos.files import member_uri
 from farm.intake.photos.litter import is_litter
+from farm.intake.photos.uris import filesystem_of
 
 __all__ = [
     "Listing",
@@ -135,7 +135,7 @@ def _leaves(root: str, name: str) -> bool:
 
 
 def _list_remote(url: str) -> Listing:
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = filesystem_of(url)
     own = path.rstrip("/")
     names, folders = {}, 0
     for entry in filesystem.ls(path, detail=True):
@@ -158,7 +158,7 @@ def subfolders(url: str) -> list[str]:
     if "://" not in url:
         with os.scandir(url) as entries:
             return sorted(one.name for one in entries if one.is_dir() and not is_litter(one.name))
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = filesystem_of(url)
     own = path.rstrip("/")
     full = [
         str(one["name"]).rstrip("/")
@@ -212,10 +212,10 @@ def _local_glob(base: str, pattern: str) -> Listing:
 def _remote_glob(base: str, pattern: str) -> Listing:
     shown = f"{base.rstrip('/')}/{pattern}" if base else pattern
     whole = f"{glob.escape(base.rstrip('/'))}/{pattern}" if base else pattern
-    filesystem, path = fsspec.core.url_to_fs(whole)
+    filesystem, path = filesystem_of(whole)
     literal = _literal_folder(pattern)
     root = f"{base.rstrip('/')}/{literal}".rstrip("/") if base else literal
-    inside = fsspec.core.url_to_fs(root)[1].strip("/")
+    inside = filesystem_of(root)[1].strip("/")
     found = filesystem.glob(path, detail=True)
     files = [name for name, entry in found.items() if entry.get("type") != "directory"]
     names = [str(name).strip("/").removeprefix(inside).lstrip("/") for name in files]

@@ -1,7 +1,7 @@
 """The photo in a file without the metadata around it: texts, profiles and comments of any size.
 
-Owns walking the containers of PNG, JPEG and WebP. Decoders have limits on metadata, and refuse a
-whole photo for a long text; here whatever is over a limit is left out before they see it. Pixels
+Owns walking the containers of PNG, JPEG, GIF and WebP. Decoders have limits on metadata, and refuse
+a whole photo for a long text; here whatever is over a limit is left out before they see it. Pixels
 and what is needed to show them (palette, transparency, orientation, profile) stay.
 """
 
@@ -12,6 +12,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.structure import has_all_scans, is_sane_exif, jpeg_segments
+
 __all__ = ["Trimmed", "bare", "trimmed", "whole_jpeg_tails"]
 
 MAX_TEXT_BYTES = 2**20
@@ -20,6 +23,13 @@ MAX_TEXTS_BYTES = 2**25
 """Of all text chunks of a file together; Pillow's own limit is twice that."""
 MAX_PROFILE_BYTES = 2**24
 """Of an ICC profile, unpacked: those with lookup tables have one to four MB."""
+MAX_RAW_EXIF_BYTES = 2**14
+"""Of EXIF in a text chunk, in hexadecimal: its tags may multiply this a hundredfold."""
+MAX_CHUNKS = 200_000
+"""Of one PNG: 256 MiB in the usual pieces of 8 KiB are 33,000."""
+MAX_GIF_BLOCKS = 1_000_000
+"""Pieces of comments before the first picture of a GIF."""
+_RAW_EXIF = b"raw profile type exif\0"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_SHOWN = frozenset((b"tRNS",))
@@ -36,14 +46,24 @@ class Trimmed:
 
 
 def trimmed(data: bytes) -> Trimmed:
-    """The same photo without metadata over the limits; the very same bytes where there is none."""
-    return _trimmed_png(data) if data.startswith(_PNG) else Trimmed(data)
+    """The same photo without metadata over the limits; the very same bytes where there is none.
+
+    Raises:
+        PhotoFault: if its metadata is in more pieces than any photo's.
+    """
+    if data.startswith(_PNG):
+        return _trimmed_png(data)
+    if data.startswith(b"GIF8"):
+        return Trimmed(_trimmed_gif(data))
+    if data.startswith(b"\xff\xd8") and not _has_sane_tags(data):
+        return Trimmed(_bare_jpeg(data) or data)
+    return Trimmed(data)
 
 
 def bare(data: bytes) -> bytes | None:
     """The same photo without any metadata, for decoders that stumbled on it; None if not known."""
     if data.startswith(_PNG):
-        return _png(data, lambda name, _: name[:1].isupper() or name in _PNG_SHOWN)
+        return b"".join(_png(data, lambda name, _: name[:1].isupper() or name in _PNG_SHOWN))
     if data.startswith(b"\xff\xd8"):
         return _bare_jpeg(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -64,10 +84,15 @@ class _Texts:
 
     def keeps(self, name: bytes, body: memoryview) -> bool:
         """Whether a chunk stays."""
-        if name in _PNG_TEXTS:
+        if name == b"eXIf":
+            is_kept = is_sane_exif(bytes(body))
+        elif name in _PNG_TEXTS:
             size = _unpacked_size(name, body)
             self._room -= size
             is_kept = size < MAX_TEXT_BYTES and self._room > 0
+            # ImageMagick writes EXIF as a text; nothing else in it is needed to show the pixels
+            if bytes(body[: len(_RAW_EXIF)]).lower() == _RAW_EXIF:
+                is_kept &= size < MAX_RAW_EXIF_BYTES
         elif name == b"iCCP":
             is_kept = self._keeps_profile(body)
         else:
@@ -85,34 +110,37 @@ class _Texts:
 
 def _trimmed_png(data: bytes) -> Trimmed:
     texts = _Texts()
-    rebuilt = _png(data, texts.keeps)
-    if not texts.left_out and rebuilt[-12:] == data[-12:]:
+    parts = _png(data, texts.keeps)
+    if not texts.left_out and bytes(parts[-1][-12:]) == data[-12:]:
         return Trimmed(data)
-    return Trimmed(rebuilt, texts.profile)
+    return Trimmed(b"".join(parts), texts.profile)
 
 
-def _png(data: bytes, keeps: Callable[[bytes, memoryview], bool]) -> bytes:
-    """A PNG of the chunks that are kept. Behind the pixels, a chunk that is cut off is dropped."""
+def _png(data: bytes, keeps: Callable[[bytes, memoryview], bool]) -> list[memoryview | bytes]:
+    """The parts of a PNG that are kept. After the pixels, a chunk that is cut off is dropped."""
     view = memoryview(data)
     parts: list[memoryview | bytes] = [view[:8]]
-    at, has_pixels = 8, False
+    at, count, has_pixels = 8, 0, False
     while at + 8 <= len(data):
+        count += 1
+        if count > MAX_CHUNKS:
+            raise PhotoFault(f"it has more than {MAX_CHUNKS} chunks", "save it again as PNG")
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):
             if has_pixels and name != b"IDAT":
                 break
             parts.append(view[at:])
-            return b"".join(parts)
+            return parts
         has_pixels |= name == b"IDAT"
         if keeps(name, view[at + 8 : at + 8 + length]):
             parts.append(view[at:end])
         at = end
         if name == b"IEND":
-            return b"".join(parts)
+            return parts
     if has_pixels:
         parts.append(b"\x00\x00\x00\x00IEND\xaeB`\x82")
-    return b"".join(parts)
+    return parts
 
 
 def _unpacked_size(name: bytes, body: memoryview) -> int:
@@ -155,52 +183,68 @@ def _inflated(packed: memoryview, limit: int) -> bytes | None:
 
 _JPEG_SHOWN = ((b"JFIF\0", 16), (b"Adobe", 14))
 """Segments that say how colours are coded, and their least length."""
-_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
-_END = b"\xff\xd9"
+_MPF = b"MPF\0"
+
+
+def _has_sane_tags(data: bytes) -> bool:
+    """Whether the EXIF and multi-picture blocks of a JPEG can be read within bounds."""
+    view = memoryview(data)
+    exif: list[memoryview] = []
+    for marker, start, end in jpeg_segments(data):
+        body = view[start + 4 : end]
+        if marker == 0xE1 and bytes(body[:6]) == b"Exif\0\0":
+            exif.append(body[6:] if exif else body)
+        elif marker == 0xE2 and bytes(body[:4]) == _MPF and not is_sane_exif(bytes(body[4:])):
+            return False
+    return is_sane_exif(b"".join(exif))
 
 
 def _bare_jpeg(data: bytes) -> bytes | None:
     view = memoryview(data)
     parts: list[memoryview] = [view[:2]]
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+    for marker, at, end in jpeg_segments(data):
         if marker == 0xDA:
             return b"".join([*parts, view[at:]])
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
         start, length = bytes(view[at + 4 : at + 9]), end - at - 2
         if not is_metadata or any(start == name and length >= size for name, size in _JPEG_SHOWN):
             parts.append(view[at:end])
-        at = end
     return None
 
 
 def whole_jpeg_tails(data: bytes) -> list[bytes] | None:
-    """Ends for a JPEG whose end mark is missing; None where that is not what it lacks.
+    """Ends for a JPEG whose end mark is missing; None where it lacks more than that.
 
-    The decoder takes any of them. If all pixels are there the pictures are equal; if pixels are
-    missing each end stands in for them differently. Only files of one scan can be told so.
+    The decoder accepts any of them. If all pixels are there the pictures are equal; if pixels are
+    missing, each end replaces them differently.
     """
-    if not data.startswith(b"\xff\xd8"):
+    if not data.startswith(b"\xff\xd8") or not has_all_scans(data):
         return None
-    at = 2
-    frame = 0
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if marker in _FRAMES:
-            frame = data[at + 9] if marker in {0xC0, 0xC1} else 0
-        if marker == 0xDA:
-            is_one_scan = frame and data[at + 4] == frame
-            return [fill * 32 + _END for fill in (b"", b"\xaa", b"\x15")] if is_one_scan else None
-        at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    return None
+    return [fill * 32 + b"\xff\xd9" for fill in (b"", b"\xaa", b"\x15")]
+
+
+# -- GIF ------------------------------------------------------------------------------------------
+
+
+def _trimmed_gif(data: bytes) -> bytes:
+    """A GIF without comments before its first picture, which decoders join piece by piece."""
+    view = memoryview(data)
+    flags = data[10] if len(data) > 13 else 0
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    parts, count = [view[:at]], 0
+    while at + 2 < len(data) and data[at] == 0x21:
+        end = at + 2
+        while end < len(data) and data[end]:
+            end += data[end] + 1
+            count += 1
+            if count > MAX_GIF_BLOCKS:
+                raise PhotoFault("its comments have too many blocks", "save it again as PNG")
+        if data[at + 1] == 0xF9:
+            parts.append(view[at : end + 1])
+        at = end + 1
+    if len(parts) * 8 + 13 + 768 >= at:
+        return data
+    return b"".join([*parts, view[at:]])
 
 
 # -- WebP -----------------------------------------------------------------------------------------

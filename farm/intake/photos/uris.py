@@ -1,15 +1,35 @@
 """Which addresses a manifest may name: a manifest may come from a stranger.
 
-Owns the protocols that photos, archives and tables are read through. fsspec knows many more, some
-of which run code, chain others, or read what the user was not given.
+Owns the protocols that photos, archives and tables are read through, and the hosts that web
+addresses may lead to. fsspec knows many more protocols, some of which run code, chain others, or
+read what the user was not given. Hosts are checked at the address of each connection, after name
+resolution and after every redirect, so that neither a DNS name nor an odd spelling of an address
+leads around the check.
 """
 
 from __future__ import annotations
 
-from farm.intake.errors import PhotoFault
-from farm.intake.photos.bytes import MAX_PHOTO_BYTES
+import os
+import socket
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
-__all__ = ["ALLOWED_PROTOCOLS", "check_reference"]
+import fsspec
+
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.budget import MAX_PHOTO_BYTES
+
+__all__ = [
+    "ALLOWED_PROTOCOLS",
+    "ALLOW_PRIVATE_HOSTS",
+    "allows_private_hosts",
+    "check_reference",
+    "filesystem_of",
+    "is_public",
+    "private_host_fault",
+    "worker_environment",
+]
 
 ALLOWED_PROTOCOLS = (
     *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"),
@@ -58,3 +78,102 @@ def _refusal(reference: str, why: str) -> PhotoFault:
         f"give a path, an address that begins with one of {protocols}, or "
         "`zip://member::archive` with one of these",
     )
+
+
+# -- hosts ----------------------------------------------------------------------------------------
+
+ALLOW_PRIVATE_HOSTS = "FARM_ALLOW_PRIVATE_HOSTS"
+"""Environment variable behind ``--allow-private-hosts``; worker processes inherit it."""
+TOTAL_S = 120.0
+"""Of one request, so that a server that sends a byte a minute cannot hold a thread."""
+CONNECT_S = 10.0
+READ_S = 30.0
+"""Between two pieces of an answer."""
+
+
+class PrivateHost(Exception):
+    """A connection to an address that is not public. Not an ``OSError``, which would be retried."""
+
+
+def allows_private_hosts(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether the operator lets manifests name hosts of the private network."""
+    value = (os.environ if environment is None else environment).get(ALLOW_PRIVATE_HOSTS, "")
+    return value.strip().lower() in {"1", "true", "yes", "on"}
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment that a worker on another machine needs to read the same addresses."""
+    return {ALLOW_PRIVATE_HOSTS: "1"} if allows_private_hosts() else {}
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is on the public internet, whatever it is wrapped in."""
+    found: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
+    if isinstance(found, IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or _translated(found)
+        if inner is not None:
+            return is_public(str(inner))
+        if found.teredo is not None:
+            return False
+    return found.is_global and not found.is_multicast
+
+
+def _translated(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address inside an address of NAT64 (RFC 6052), or an IPv4-compatible one."""
+    prefix, low = int(address) >> 32, int(address) & 0xFFFF_FFFF
+    if prefix == 0x0064_FF9B << 64 or (prefix == 0 and low > 1):
+        return IPv4Address(low)
+    return None
+
+
+def _public_socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for a connection; aiohttp calls this with the address it is about to connect to."""
+    family, kind, protocol, _, address = info
+    if not is_public(address[0]):
+        raise PrivateHost(address[0])
+    return socket.socket(family, kind, protocol)
+
+
+async def _public_client(**options: Any) -> Any:
+    return _client(_public_socket, options)
+
+
+async def _any_client(**options: Any) -> Any:
+    return _client(None, options)
+
+
+def _client(socket_factory: Any, options: dict[str, Any]) -> Any:
+    import aiohttp
+
+    # without happy eyeballs the addresses are tried one after the other, and the first refusal ends
+    connector = aiohttp.TCPConnector(socket_factory=socket_factory, happy_eyeballs_delay=None)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=TOTAL_S, sock_connect=CONNECT_S, sock_read=READ_S),
+        # compressed answers would be inflated before their size can be bounded
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+        **options,
+    )
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The filesystem of an address that a manifest names, and the path in it."""
+    if not url.startswith(("http://", "https://")):
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return filesystem, str(path)
+    client = _any_client if allows_private_hosts() else _public_client
+    return fsspec.filesystem("http", get_client=client), url
+
+
+def private_host_fault(error: BaseException) -> PhotoFault | None:
+    """The fault of a refused connection, where that is behind an error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, PrivateHost):
+            return PhotoFault(
+                f"its host is at {seen}, which is not a public address",
+                "copy the photos here, or allow private hosts with `--allow-private-hosts`",
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None

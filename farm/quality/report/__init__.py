@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page that needs no manual and no network."""
+"""The report of a run: one self-contained HTML page that works offline."""
 
 from farm.quality.report.page import render, write_report
 from farm.quality.report.view import LaneSpan, RunView, SubjectView

@@ -1,6 +1,6 @@
-"""The quality card in plain words: bars for people, and the numbers behind them.
+"""The quality card as labelled bars with the underlying numbers.
 
-Owns wording and scales. A bar runs from the worst (0) to the best that can be (1).
+Owns wording and scales. A bar runs from 0 (worst) to 1 (best possible).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCORE_TITLES = {
 
 @dataclass(frozen=True)
 class Bar:
-    """One score of the card in plain words, as a share of the best that can be."""
+    """One score of the card in plain words, as a fraction of the best possible value."""
 
     title: str
     help: str
@@ -37,20 +37,25 @@ class Bar:
     low: float
     high: float
     shown: str
-    """The number as it is read, such as ``82 %``."""
+    """The displayed number, such as ``82 %``."""
 
 
 def score_rows(card: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(score, adapter, base, unit count) as text, for the table of raw numbers."""
+    """Rows (score, adapter, base, unit count) as text, for the table of raw numbers."""
     base = card.get("base_scores", {})
     return [
-        (SCORE_TITLES.get(name, name), _told(value), _told(base.get(name)), _count(value))
+        (
+            SCORE_TITLES.get(name, name),
+            _interval(value),
+            _interval(base.get(name)),
+            _count(value),
+        )
         for name, value in card.get("scores", {}).items()
     ]
 
 
 def card_bars(card: Mapping[str, Any]) -> list[Bar]:
-    """The four questions that an owner of photos asks, as shares of the best that can be."""
+    """The scores that matter to the owner of the photos, as fractions of the best value."""
     bars = []
     gain = evidence(card, "gain")
     if gain is not None:
@@ -58,7 +63,7 @@ def card_bars(card: Mapping[str, Any]) -> list[Bar]:
         bars.append(
             Bar(
                 "Looks like the subject",
-                "0 % is any of its class, 100 % is as alike as the photos are to each other.",
+                "0 %: any member of its class. 100 %: as similar as the photos are to each other.",
                 _clip(gain),
                 _clip(low),
                 _clip(high),
@@ -68,22 +73,20 @@ def card_bars(card: Mapping[str, Any]) -> list[Bar]:
     followed = evidence(card, "prompt_ratio")
     if followed is not None:
         bars.append(
-            _plain_bar(
-                "Follows the prompt", "100 % is as well as the untouched base does.", followed
-            )
+            _plain_bar("Follows the prompt", "100 %: as well as the untouched base does.", followed)
         )
     capture = evidence(card, "capture")
     if capture is not None:
-        text = "100 %: other members of the class look as before. 0 %: all look like this subject."
-        bars.append(_plain_bar("Leaves its class alone", text, 1 - capture))
+        text = "100 %: the class looks as before. 0 %: every member looks like this subject."
+        bars.append(_plain_bar("Preserves the class", text, 1 - capture))
     variety = evidence(card, "diversity_ratio")
     if variety is not None:
-        text = "100 % is as varied as the untouched base generates the class."
-        bars.append(_plain_bar("Keeps the class varied", text, variety))
+        text = "100 %: as varied as the class is with the untouched base."
+        bars.append(_plain_bar("Keeps class variety", text, variety))
     copy_excess = evidence(card, "copy_excess")
     if copy_excess is not None:
-        text = "0 % is a repeated photo, 100 % differs from it as much as two photos do."
-        bars.append(_plain_bar("Makes new pictures", text, 1 - copy_excess))
+        text = "0 %: copies of the photos. 100 %: as different from a photo as two photos are."
+        bars.append(_plain_bar("Generates new images", text, 1 - copy_excess))
     return bars
 
 
@@ -93,7 +96,7 @@ def _plain_bar(title: str, text: str, value: float) -> Bar:
 
 
 def _gain_interval(card: Mapping[str, Any], gain: float) -> tuple[float, float]:
-    """The fidelity's interval, carried over to the gain's scale."""
+    """The fidelity's interval, converted to the gain's scale."""
     name = "dino" if "dino" in card.get("scores", {}) else "clip_i"
     own = card.get("scores", {}).get(name, {})
     base = card.get("base_scores", {}).get(name, {})
@@ -108,13 +111,13 @@ def _gain_interval(card: Mapping[str, Any], gain: float) -> tuple[float, float]:
 
 
 def evidence(card: Mapping[str, Any], name: str) -> float | None:
-    """One ratio of the card; None where it was not measured."""
+    """One ratio of the card; None if it was not measured."""
     value = card.get("evidence", {}).get(name)
     return float(value) if isinstance(value, int | float) else None
 
 
 def share(card: Mapping[str, Any], name: str) -> float | None:
-    """The same on a scale from 0 to 1: a mean beyond its ends is chance and means nothing more."""
+    """The value limited to 0..1: means outside this range are due to chance."""
     value = evidence(card, name)
     return None if value is None else _clip(value)
 
@@ -127,7 +130,7 @@ def _percent(value: float) -> str:
     return f"{100 * _clip(value):.0f} %"
 
 
-def _told(value: Mapping[str, Any] | None) -> str:
+def _interval(value: Mapping[str, Any] | None) -> str:
     if not value:
         return "–"
     if "mean" not in value:
@@ -136,4 +139,7 @@ def _told(value: Mapping[str, Any] | None) -> str:
 
 
 def _count(value: Mapping[str, Any]) -> str:
-    return f"{value['num']} {value.get('unit', 'pictures')}" if "num" in value else ""
+    if "num" not in value:
+        return ""
+    unit = "subjects" if value.get("unit") == "subjects" else "images"
+    return f"{value['num']} {unit}"

@@ -1,6 +1,6 @@
-"""A run's view out of the store: its jobs, its ledger, its adapters' records and pictures.
+"""Builds a run's view from the store: its jobs, ledger, adapter records and images.
 
-Owns the reading. Whatever cannot be read becomes a note on the page, never a failed report.
+Owns the reading. Anything unreadable becomes a note on the page and never fails the report.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def report_run(
     """Write ``runs/<run_id>/report.html`` in the store, and a copy to ``out``.
 
     Args:
-        price: dollars for an hour of one device; None takes the run's own, if it had one.
-        trackers: names of trackers that get the curves and scores too; None means TensorBoard
-            beside the run, where the store is a folder.
+        price: dollars per hour of one device; None uses the run's own price, if it has one.
+        trackers: names of trackers that also receive curves and scores; None means TensorBoard
+            beside the run, if the store is a folder.
 
     Returns:
-        Where it lies, and the verdicts' counts.
+        The location of the report, and the verdicts' counts.
 
     Raises:
-        UserError: if there is no such run, or a tracker is not known or installed.
+        UserError: if there is no such run, or a tracker is unknown or not installed.
     """
     run = collect(store, run_id, price=price)
     page = render(run).encode()
@@ -104,7 +104,7 @@ def collect(store: Store, run_id: str, *, price: float | None = None) -> RunView
         hardware = (settings.get("request") or {}).get("hardware") or {}
         price = hardware.get("dollars_per_gpu_hour")
     shares = float(plan.get("gpu_fraction") or 0.0) * len(timeline.lanes)
-    # on CPUs the price is for a machine; with a GPU, for the shares that the lanes held
+    # on CPUs the price is per machine; with GPUs, per share that the lanes held
     devices = shares or float(plan.get("num_nodes") or 1)
     dollars = None if price is None else price * devices * timeline.seconds / 3600
     return RunView(
@@ -136,7 +136,7 @@ def _rows_per_s(assignments: Sequence[Assignment], timeline: Timeline) -> float 
 
 
 def _tracking_folder(store: Store, run_id: str) -> Path:
-    """Trackers write local files: beside the run, or here for a store that is elsewhere."""
+    """The local folder for trackers: beside the run, or the working folder for a remote store."""
     if store.is_local:
         return Path(store.full_path(f"runs/{run_id}/tracking"))
     return Path("tracking") / run_id
@@ -144,7 +144,7 @@ def _tracking_folder(store: Store, run_id: str) -> Path:
 
 @dataclass
 class _Reader:
-    """Reads subjects; one object for all threads, counting what was missing."""
+    """Reads subjects; shared by all threads, and counts missing items."""
 
     store: Store
     registry: Registry
@@ -155,13 +155,13 @@ class _Reader:
     missing_samples: int = 0
 
     def notes(self) -> list[str]:
-        """What the page lacks, in words."""
-        told = [
-            (self.missing_photos, "photos could not be read any more and are not shown"),
+        """Notes on what the page does not show."""
+        notes = [
+            (self.missing_photos, "photos could no longer be read and are not shown"),
             (self.missing_records, "adapters' records could not be read"),
             (self.missing_samples, "sample pictures could not be read"),
         ]
-        return [f"{num} {text}." for num, text in told if num]
+        return [f"{num} {text}." for num, text in notes if num]
 
     def subject(self, assignment: Assignment) -> SubjectView:
         """One subject's view."""
@@ -170,7 +170,7 @@ class _Reader:
         status = str(job.status) if job is not None else "queued"
         record = self._record(spec.key) if status in ("committed", "queued") else None
         if record is not None:
-            status = "committed"  # the store is the truth; the ledger may lag
+            status = "committed"  # the store is authoritative; the ledger may lag
         photos = self._photos(subject)
         pictures = self._pictures(record, subject) if record is not None else _Pictures()
         namespace, name = assignment.names[0]
@@ -260,7 +260,7 @@ class _Reader:
 
 
 class _Pictures:
-    """One adapter's pictures by what they show."""
+    """One adapter's images by purpose."""
 
     def __init__(self) -> None:
         self.progress: list[ReportImage] = []
@@ -275,12 +275,12 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def _best(samples: Sequence[Sample]) -> Sample | None:
-    """The picture that is most similar to the photos; the first where none was measured."""
+    """The image most similar to the photos; the first one if none was measured."""
     return max(samples, key=lambda sample: sample.similarity or -1.0, default=None)
 
 
 def _evenly(samples: Sequence[Sample], most: int, best: Sample | None) -> list[Sample]:
-    """At most ``most`` samples, the first, the last and the best among them."""
+    """At most ``most`` samples, including the first, the last and the best."""
     if len(samples) <= most:
         return list(samples)
     if most < 2:

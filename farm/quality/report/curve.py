@@ -1,6 +1,6 @@
-"""Curves as numbers for inline SVG: what the template draws as paths.
+"""Loss curves as SVG path data for the template.
 
-Owns scaling, thinning and smoothing. Makes no markup.
+Owns scaling, thinning and smoothing. Generates no markup.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["WIDTH", "HEIGHT", "LossPlot", "loss_plot"]
 WIDTH, HEIGHT = 640.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 10.0, 26.0
 MAX_POINTS = 240
-"""Of a curve in the page: more than its width in pixels shows nothing."""
+"""Maximum number of points of a curve: more than its width in pixels has no effect."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class LossPlot:
     evaluations: tuple[tuple[float, float], ...]
     evaluation_path: str
     kept_x: float | None
-    """Where the committed step lies."""
+    """Position of the committed step."""
     ticks_x: tuple[tuple[float, str], ...]
     ticks_y: tuple[tuple[float, str], ...]
     summary: str
-    """For those who do not see it."""
+    """Text alternative for screen readers."""
 
 
 def loss_plot(
@@ -40,14 +40,14 @@ def loss_plot(
     evaluations: Sequence[tuple[int, float]] = (),
     kept_step: int | None = None,
 ) -> LossPlot | None:
-    """Scale a subject's curves; None where there is nothing finite to show."""
+    """Scale a subject's curves; None if there are no finite values."""
     points = [(step, loss) for step, loss in enumerate(losses, 1) if math.isfinite(loss)]
     marks = [(step, loss) for step, loss in evaluations if math.isfinite(loss)]
     if len(points) + len(marks) < 2:
         return None
     last = max([step for step, _ in [*points, *marks]])
     smooth = _running_mean(points)
-    # the raw loss of single timesteps has wild peaks: the axis shows what is learned, not them
+    # the loss of single timesteps has extreme peaks; the axis is scaled to the smoothed curve
     top = max([loss for _, loss in [*smooth, *marks]]) * 1.25 or 1.0
 
     def place(step: float, loss: float) -> tuple[float, float]:
@@ -83,7 +83,7 @@ def _summary(
 
 
 def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Exponential mean with the start's bias taken out."""
+    """Exponential moving average with bias correction."""
     result, mean, weight = [], 0.0, 0.0
     for step, loss in points:
         mean, weight = 0.95 * mean + 0.05 * loss, 0.95 * weight + 0.05

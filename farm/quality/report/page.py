@@ -1,7 +1,7 @@
-"""Render a run's view as one HTML file.
+"""Renders a run's view as one HTML file.
 
-Owns the template, its security policy (no network, no inline script but the page's own, every value
-escaped) and the writing of the file. What is shown comes from ``view.py``.
+Owns the template, its security policy (no network, no inline script except the page's own, every
+value escaped) and the writing of the file. The content comes from ``view.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LANE_WIDTH = 1000
 
 
 def render(run: RunView) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     script, style = _asset("report.js"), _asset("report.css")
     environment = Environment(
         loader=FunctionLoader(_asset),
@@ -45,7 +45,7 @@ def render(run: RunView) -> str:
     return environment.get_template("report.html.jinja").render(
         run=run,
         policy=policy,
-        # the page's own files are markup; nothing of the user's is ever marked safe
+        # only the page's own files are marked safe; user content never is
         script=Markup(script),
         style=Markup(style),
         lane_rows=_lane_rows(run),
@@ -53,7 +53,7 @@ def render(run: RunView) -> str:
 
 
 def write_report(run: RunView, path: str | Path) -> Path:
-    """Write the page aside, then rename it onto ``path``."""
+    """Write the page to a temporary file, then rename it to ``path``."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.part")
@@ -63,7 +63,7 @@ def write_report(run: RunView, path: str | Path) -> Path:
 
 
 def _shown(value: object) -> object:
-    """No hidden character of a name or a message acts on the page."""
+    """Escape a value and neutralise hidden characters of names and messages."""
     return visible_lines(value) if type(value) is str else value
 
 
@@ -73,7 +73,7 @@ def _plot(subject: SubjectView) -> curve.LossPlot | None:
 
 
 def _lane_rows(run: RunView) -> list[tuple[str, list[tuple[float, float, str, bool]]]]:
-    """Per lane its spans as (x, width, subject, ended well) in a view box LANE_WIDTH wide."""
+    """Each lane's spans as (x, width, subject, succeeded) in a view box LANE_WIDTH wide."""
     if run.seconds <= 0:
         return []
     scale = LANE_WIDTH / run.seconds

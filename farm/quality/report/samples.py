@@ -1,7 +1,7 @@
-"""What each of an adapter's sample pictures shows, told from their order.
+"""The purpose of each of an adapter's sample images, derived from their order.
 
-Owns the order in which training saves them: progress pictures step by step, then the final sample
-prompts, then the judge's gallery and class pictures (see ``farm.training.lane.finalizer``).
+Owns the order in which training saves them: progress images step by step, then the final sample
+prompts, then the evaluation's gallery and class images (see ``farm.training.lane.finalizer``).
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ __all__ = ["Sample", "SamplePlan", "sample_plan"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: its place among the files, and what it shows."""
+    """One image: its position among the files, and what it shows."""
 
     index: int
     text: str
     step: int | None = None
     similarity: float | None = None
-    """To the photos, where the judge measured it; tells the best picture."""
+    """Similarity to the photos, if it was measured; used to find the best image."""
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """All pictures of one adapter by purpose."""
+    """All images of one adapter by purpose."""
 
     progress: tuple[Sample, ...]
-    """Of the first sample prompt, steps rising; the last one is the finished adapter."""
+    """Images of the first sample prompt by increasing step; the last is the finished adapter."""
     gallery: tuple[Sample, ...]
     class_pictures: tuple[Sample, ...]
 
@@ -37,11 +37,11 @@ class SamplePlan:
 def sample_plan(
     num: int, prompts: Sequence[str], sample_every: int, card: Mapping[str, Any]
 ) -> SamplePlan:
-    """Assign ``num`` pictures to their purposes.
+    """Assign ``num`` images to their purposes.
 
     Args:
-        prompts: the subject's sample prompts, identifier put in.
-        card: the quality card; it names the gallery's prompts.
+        prompts: the subject's sample prompts, with the identifier.
+        card: the quality card, which contains the gallery's prompts.
     """
     judged_prompts = list(card.get("gallery", ()))
     num_class = int(card.get("num_class_pictures", 0))
@@ -68,7 +68,7 @@ def sample_plan(
     noun_pictures = [
         Sample(first_class + index, "without the identifier") for index in range(num_class)
     ]
-    if num_judged > num:  # the files are not what the card says: show none wrongly
+    if num_judged > num:  # the files do not match the card: show none rather than mislabel them
         judged, noun_pictures = [], []
     return SamplePlan(
         tuple(progress) if sample_every and len(progress) > 1 else (),

@@ -1,7 +1,6 @@
-"""Pictures that an endpoint generated with a run's adapters, kept beside the run for its report.
+"""Images that an endpoint generated with a run's adapters, stored with the run for its report.
 
-Owns ``runs/<run_id>/served/``. What a picture shows is in the file itself: its receipt names the
-adapter and the prompt.
+Owns ``runs/<run_id>/served/``. Each file's own metadata names the adapter and the prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ __all__ = ["keep_served", "read_served"]
 
 
 def keep_served(store: Store, run_id: str, pictures: Mapping[str, bytes]) -> None:
-    """Keep PNG files by the adapter's name; those of an earlier time are replaced."""
+    """Store PNG files by adapter name, replacing earlier ones."""
     folder = f"runs/{run_id}/served"
     store.delete(folder)
     for name, data in pictures.items():
@@ -28,7 +27,7 @@ def keep_served(store: Store, run_id: str, pictures: Mapping[str, bytes]) -> Non
 
 
 def read_served(store: Store, run_id: str, side_px: int) -> list[ReportImage]:
-    """The kept pictures as thumbnails, each with its adapter's name and its prompt."""
+    """The stored images as thumbnails, each with its adapter's name and prompt."""
     folder = f"runs/{run_id}/served"
     pictures = []
     for file_name in store.list(folder):

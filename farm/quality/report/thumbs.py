@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs, small enough that a page of a thousand subjects still opens.
+"""Thumbnails as data URIs, small enough for a page of a thousand subjects.
 
 Owns sizes and the page's image budget.
 """
@@ -16,13 +16,13 @@ __all__ = ["ThumbBudget", "budget_for", "data_uri"]
 
 @dataclass(frozen=True)
 class ThumbBudget:
-    """How many pictures of each subject the page carries, and how large."""
+    """Number and size of the images per subject on the page."""
 
     side_px: int
-    """Of a square thumbnail; smaller pictures keep their size."""
+    """Side of a square thumbnail; smaller images keep their size."""
     row_px: int
     quality: int
-    """WebP's, 0 to 100."""
+    """WebP quality, 0 to 100."""
     num_photos: int
     num_progress: int
     num_gallery: int
@@ -30,7 +30,7 @@ class ThumbBudget:
 
 
 def budget_for(num_subjects: int) -> ThumbBudget:
-    """Some 50 MB of pictures at the most for 10,000 subjects, and for any number below."""
+    """A budget of at most about 50 MB of images for up to 10,000 subjects."""
     if num_subjects <= 40:
         return ThumbBudget(224, 96, 84, 8, 16, 16, 6)
     if num_subjects <= 300:
@@ -43,7 +43,7 @@ def budget_for(num_subjects: int) -> ThumbBudget:
 
 
 def data_uri(picture: Image.Image, side_px: int, quality: int = 80) -> str:
-    """A square WebP thumbnail of the picture's middle."""
+    """A square WebP thumbnail of the image's centre."""
     side = min(side_px, *picture.size)
     small = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
-"""What happened when: the ledger's events as stretches of lanes' time.
+"""The run's timeline: the ledger's events as spans of lane time.
 
-Owns the reading of events into spans and the run's duration. Decides nothing.
+Owns the conversion of events to spans and the run's duration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from farm.training.dispatch.ledger import Event, Job, read_events, replay
 __all__ = ["Timeline", "make_timeline", "read_timeline"]
 
 PAUSE_S = 300.0
-"""Silence after which a run counts as stopped: a run that was resumed next day took no night."""
+"""Gap after which a run counts as paused: a run resumed the next day did not take all night."""
 ENDS = frozenset({"committed", "failed", "quarantined", "rejected", "released", "lost"})
 
 
@@ -26,7 +26,7 @@ class Timeline:
     jobs: Mapping[str, Job]
     spans: Sequence[LaneSpan]
     seconds: float
-    """In which something went on; pauses between starts are left out."""
+    """Active time, without pauses between starts."""
 
     @property
     def lanes(self) -> list[str]:
@@ -35,12 +35,12 @@ class Timeline:
 
 
 def read_timeline(store: Store, run_id: str, subjects: Mapping[str, str]) -> Timeline:
-    """From the ledger; ``subjects`` names the subject of each job key."""
+    """Built from the ledger; ``subjects`` names the subject of each job key."""
     return make_timeline(list(read_events(store, run_id)), subjects)
 
 
 def make_timeline(events: Sequence[Event], subjects: Mapping[str, str]) -> Timeline:
-    """Spans from each lease to its end, on a clock without pauses."""
+    """Spans from each lease to its end, with pauses removed."""
     clock = _Clock(event.at for event in events)
     open_since: dict[str, tuple[str, float]] = {}
     spans = []
@@ -56,12 +56,12 @@ def make_timeline(events: Sequence[Event], subjects: Mapping[str, str]) -> Timel
 
 
 def _place(lane: str) -> str:
-    """``place#incarnation``: the lane that replaces a dead one is the same lane."""
+    """The place in ``place#incarnation``: a replacement of a dead lane counts as the same lane."""
     return lane.partition("#")[0] or "lane"
 
 
 class _Clock:
-    """Seconds since the run's start, pauses taken out."""
+    """Seconds since the run's start, with pauses removed."""
 
     def __init__(self, times: Iterable[float]) -> None:
         self._offsets: list[tuple[float, float]] = []
@@ -75,5 +75,5 @@ class _Clock:
         self._at = dict(self._offsets)
 
     def at(self, time: float) -> float:
-        """Where a time of the events lies."""
+        """Convert an event's time."""
         return self._at[time]

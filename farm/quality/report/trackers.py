@@ -1,7 +1,7 @@
-"""A run's curves and scores in TensorBoard, Weights & Biases or MLflow, through accelerate.
+"""Logs a run's curves and scores to TensorBoard, Weights & Biases or MLflow with accelerate.
 
-Owns what is logged and under which names. The store stays the truth: trackers get a copy of what
-the records say, so they can be filled at any time after a run, and again.
+Owns what is logged and under which names. The store stays authoritative: trackers receive a copy of
+the records, so logging can be done or repeated at any time after a run.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["TRACKERS", "track_run"]
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 MAX_POINTS = 400
-"""Of one training curve: trackers draw a few hundred pixels."""
+"""Maximum number of points per curve: trackers plot a few hundred pixels."""
 
 
 def track_run(run: RunView, names: Sequence[str], *, folder: Path) -> list[str]:
-    """Log every trained subject's curves, scores and pictures; say which trackers got them.
+    """Log every trained subject's curves, scores and images; return the trackers used.
 
     Args:
-        folder: where TensorBoard's files go, one folder a subject.
+        folder: folder for TensorBoard's files, with one folder per subject.
 
     Raises:
-        UserError: for a tracker that is not known, or whose package is not installed.
+        UserError: for a tracker that is unknown, or whose package is not installed.
     """
     for name in names:
         _check(name)
@@ -48,7 +48,7 @@ def _check(name: str) -> None:
     from importlib.util import find_spec
 
     if name not in TRACKERS:
-        raise UserError(f"no tracker is called {name}", f"known are {', '.join(TRACKERS)}")
+        raise UserError(f"there is no tracker {name}", f"use one of {', '.join(TRACKERS)}")
     if find_spec(name) is None:
         raise UserError(
             f"the tracker {name} is not installed", f"pip install 'dreambooth-farm[{name}]'"
@@ -60,7 +60,7 @@ def _tracker(name: str, run: RunView, subject: SubjectView, folder: Path) -> Ite
     """accelerate's tracker for one subject, opened and finished."""
     from accelerate import PartialState, tracking
 
-    PartialState()  # accelerate's trackers write on the main process only, and ask it which one is
+    PartialState()  # accelerate's trackers need it to find the main process
     label = f"{subject.namespace}/{subject.name}"
     if name == "tensorboard":
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _log_subject(tracker: Any, subject: SubjectView) -> None:
     }
     if scores:
         tracker.log(scores, step=last)
-    if hasattr(tracker, "log_images"):  # MLflow's has none
+    if hasattr(tracker, "log_images"):  # the MLflow tracker has no log_images
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         for picture in subject.progress:
             pixels = _pixels(picture.uri)

@@ -1,7 +1,7 @@
-"""What the report shows: plain frozen values, ready for the template.
+"""The report's data: plain frozen values, ready for the template.
 
-Owns the shape of the page's data and what is derived from it (counts, headline, the order of
-verdicts, bars). Reads no store and makes no HTML.
+Owns the structure of the page's data and derived values (counts, headline, the order of verdicts,
+bars). Reads no store and generates no HTML.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ VERDICT_ORDER: tuple[str, ...] = (
     "unfinished",
     "not scored",
 )
-"""Best first; what was not scored says nothing and comes last."""
+"""Best first; adapters without scores come last."""
 GOOD: frozenset[str] = frozenset({"learned well", "partly learned"})
 UNJUDGED: frozenset[str] = frozenset({"not scored", "unfinished"})
-"""Verdicts that say nothing of what was learned."""
+"""Verdicts that contain no information about learning."""
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """One thumbnail with what it shows, in words."""
+    """One thumbnail with a description."""
 
     uri: str
-    """A data URI; the page loads nothing."""
+    """A data URI, because the page loads no files."""
     text: str
     step: int | None = None
     similarity: float | None = None
-    """To the photos, where it was measured."""
+    """Similarity to the photos, if it was measured."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ class SubjectView:
     namespace: str
     class_noun: str
     status: str
-    """As in the ledger: committed, quarantined, rejected, …"""
+    """The ledger's status: committed, quarantined, rejected, …"""
     job_key: str = ""
     reason: str = ""
-    """Why it failed."""
+    """The reason of the failure."""
     remedy: str = ""
     photos: Sequence[ReportImage] = ()
     progress: Sequence[ReportImage] = ()
-    """Pictures of one prompt by training step, steps rising."""
+    """Images of one prompt by increasing training step."""
     gallery: Sequence[ReportImage] = ()
     class_pictures: Sequence[ReportImage] = ()
-    """What the bare class looks like under the adapter."""
+    """Images of the class without the identifier, generated with the adapter."""
     row_photo: str = ""
     row_picture: str = ""
     """Small data URIs for the table."""
@@ -89,7 +89,7 @@ class SubjectView:
 
     @property
     def verdict(self) -> Label | str:
-        """The card's label, or what kept it from having one."""
+        """The card's label, or the status if there is none."""
         if self.status in ("quarantined", "rejected", "failed"):
             return "failed"
         if self.status != "committed":
@@ -100,14 +100,14 @@ class SubjectView:
 
     @property
     def verdict_rank(self) -> int:
-        """Its place in ``VERDICT_ORDER``."""
+        """The verdict's position in ``VERDICT_ORDER``."""
         return VERDICT_ORDER.index(self.verdict) if self.verdict in VERDICT_ORDER else 99
 
     @property
     def headline(self) -> str:
         """The verdict's sentence."""
         if self.verdict == "failed":
-            return "No adapter was made."
+            return "There is no adapter."
         if self.verdict == "unfinished":
             return f"Not finished: {self.status}."
         if not self.card:
@@ -116,7 +116,7 @@ class SubjectView:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the verdict is what it is."""
+        """The reasons for the verdict."""
         if self.verdict == "failed":
             return [self.reason] if self.reason else []
         card = self.card or {}
@@ -126,7 +126,7 @@ class SubjectView:
 
     @property
     def remedies(self) -> list[str]:
-        """What to do about it."""
+        """Recommended actions."""
         if self.verdict == "failed":
             return [self.remedy] if self.remedy else []
         card = self.card or {}
@@ -141,25 +141,25 @@ class SubjectView:
 
     @property
     def why_not_scored(self) -> str:
-        """For the table: what kept a finished adapter from having scores."""
+        """For the table: why a finished adapter has no scores."""
         if self.verdict != "not scored":
             return ""
-        return (self.reasons or ["No quality card was asked for."])[0]
+        return (self.reasons or ["No quality card was requested."])[0]
 
     @property
     def best_pictures(self) -> list[ReportImage]:
-        """The gallery, most similar to the photos first; unmeasured ones keep their order."""
+        """The gallery, most similar to the photos first; unmeasured images keep their order."""
         return sorted(self.gallery, key=lambda picture: -(picture.similarity or -1.0))
 
     @property
     def likeness(self) -> float | None:
-        """0 to 1: from any of its class to as alike as the photos are; sorts the table."""
+        """0 (any member of the class) to 1 (as similar as the photos); sorts the table."""
         return share(self.card or {}, "gain")
 
     @property
     def class_kept(self) -> float | None:
-        """0 to 1: how much of the bare class is still itself; a class is lost where it leans
-        towards the subject and is less varied, too."""
+        """0 to 1: how well the class is preserved; it is lost if it resembles the subject and is
+        also less varied."""
         capture = evidence(self.card or {}, "capture")
         if capture is None:
             return None
@@ -168,17 +168,17 @@ class SubjectView:
 
     @property
     def prompt_followed(self) -> float | None:
-        """0 to 1: CLIP-T against the base's own."""
+        """0 to 1: CLIP-T relative to the base's."""
         return share(self.card or {}, "prompt_ratio")
 
     @property
     def score_rows(self) -> list[tuple[str, str, str, str]]:
-        """(score, adapter, base, unit count) as text, for the table of raw numbers."""
+        """Rows (score, adapter, base, unit count) as text, for the table of raw numbers."""
         return score_rows(self.card or {})
 
     @property
     def poses(self) -> list[tuple[str, int, int]]:
-        """(pose, pictures by the adapter, pictures by the base)."""
+        """Rows (pose, number of the adapter's images, number of the base's images)."""
         found = (self.card or {}).get("poses")
         if not found:
             return []
@@ -188,11 +188,11 @@ class SubjectView:
 
 @dataclass(frozen=True)
 class LaneSpan:
-    """A stretch of a lane's time that one job took."""
+    """A job's time on a lane."""
 
     lane: str
     start_s: float
-    """Since the run's start."""
+    """Seconds since the run's start."""
     end_s: float
     job: str
     subject: str
@@ -201,7 +201,7 @@ class LaneSpan:
 
 @dataclass(frozen=True)
 class VerdictCount:
-    """A verdict, and how many subjects have it."""
+    """A verdict and its number of subjects."""
 
     label: str
     num: int
@@ -210,7 +210,7 @@ class VerdictCount:
 
 @dataclass(frozen=True)
 class Failure:
-    """Subjects that failed for one reason."""
+    """Subjects that failed for the same reason."""
 
     reason: str
     remedy: str
@@ -229,14 +229,14 @@ class RunView:
     subjects: Sequence[SubjectView]
     spans: Sequence[LaneSpan] = ()
     served: Sequence[ReportImage] = ()
-    """Pictures that an endpoint generated with the run's adapters."""
+    """Images that an endpoint generated with the run's adapters."""
     dollars: float | None = None
-    """Price of the lanes' time, where a price was given."""
+    """Cost of the lanes' time, if a price was given."""
     dollars_per_hour: float | None = None
     device: str = "cpu"
     rows_per_s: float | None = None
     notes: Sequence[str] = ()
-    """Whatever the page could not show, and why."""
+    """What the page could not show, and why."""
     farm_version: str = ""
 
     @property
@@ -257,7 +257,7 @@ class RunView:
 
     @property
     def num_reused(self) -> int:
-        """Subjects whose adapter was there already."""
+        """Subjects whose adapter already existed."""
         return sum(subject.was_reused for subject in self.subjects)
 
     @property
@@ -279,7 +279,7 @@ class RunView:
 
     @property
     def lanes(self) -> list[str]:
-        """Lanes that worked, in the order of their names."""
+        """Lanes that held jobs, sorted by name."""
         return sorted({span.lane for span in self.spans})
 
     @property
@@ -293,7 +293,7 @@ class RunView:
 
     @property
     def seconds_a_subject(self) -> float | None:
-        """Lane time over the subjects that it trained."""
+        """Lane time per trained subject."""
         trained = self.num_committed - self.num_reused
         if not trained:
             return None
@@ -301,20 +301,20 @@ class RunView:
 
     @property
     def saved_steps(self) -> tuple[int, int]:
-        """(steps that early stopping saved, steps planned) over committed subjects."""
+        """(steps saved by early stopping, steps planned), over committed subjects."""
         done = [subject for subject in self.subjects if subject.status == "committed"]
         planned = sum(subject.steps_planned for subject in done)
         return planned - sum(subject.steps_trained for subject in done), planned
 
     @property
     def best(self) -> list[SubjectView]:
-        """The subjects to be proud of, for the head of the page."""
+        """The best subjects, for the top of the page."""
         shown = [s for s in self.subjects if s.photos and s.gallery and s.status == "committed"]
         return sorted(shown, key=lambda s: (s.verdict_rank, -(s.likeness or 0)))[:6]
 
     @property
     def failures(self) -> list[Failure]:
-        """Failed subjects, those of one reason together, most frequent reason first."""
+        """Failed subjects grouped by reason, most frequent reason first."""
         groups: dict[tuple[str, str], list[str]] = {}
         for subject in self.subjects:
             if subject.verdict == "failed":
@@ -324,7 +324,7 @@ class RunView:
 
 
 def _union(spans: list[tuple[float, float]]) -> float:
-    """Total length of the spans, overlaps counted once."""
+    """Total length of the spans, counting overlaps once."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))

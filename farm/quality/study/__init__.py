@@ -1,1 +1,1 @@
-"""The article's claims, measured anew: with and without prior preservation, and step by step."""
+"""Studies that repeat the article's experiments: prior preservation, and training step by step."""

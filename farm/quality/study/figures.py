@@ -1,7 +1,4 @@
-"""Plots of the studies.
-
-Owns their look; reads results as plain values.
-"""
+"""Plots of the studies, from results as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ INK, DIM = "#1c1b19", "#6b6760"
 
 
 def plot_by_step(result: Mapping[str, Any], metrics: Mapping[str, str], path: Path) -> None:
-    """Every score by training step, both arms, with their intervals."""
+    """Plot every score of both arms by training step, with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -32,14 +29,14 @@ def plot_by_step(result: Mapping[str, Any], metrics: Mapping[str, str], path: Pa
     with plt.rc_context(style):
         figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
         for axis, (metric, title) in zip(axes.flat, metrics.items(), strict=True):
-            _draw_metric(axis, result, metric, title)
+            _plot_metric(axis, result, metric, title)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
         figure.savefig(path, dpi=120)
         plt.close(figure)
 
 
-def _draw_metric(axis: Any, result: Mapping[str, Any], metric: str, title: str) -> None:
+def _plot_metric(axis: Any, result: Mapping[str, Any], metric: str, title: str) -> None:
     steps = result["steps"]
     for arm, colour in ARM_COLOURS.items():
         points = result["curves"][arm][metric]

@@ -1,8 +1,6 @@
-"""Picture grids and animations of the studies: labelled, so that they speak without their page.
+"""Labelled image grids and animations for the studies.
 
-Owns layout and labels.
-
-Legend: G pictures, P pixels.
+Legend: G images, P pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ CELL_PX = 96
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a grid: a label and its pictures; None leaves a gap."""
+    """One row of a grid: a label and its images; None leaves a gap."""
 
     label: str
     pictures: Sequence[Image.Image | None]
@@ -34,7 +32,7 @@ class Cell:
 def labelled_grid(
     rows: Sequence[Cell], headings: Sequence[str] = (), *, cell_px: int = CELL_PX
 ) -> Image.Image:
-    """Rows of square pictures with a label at the left and headings above."""
+    """Rows of square images with labels on the left and headings above."""
     font = ImageFont.load_default(size=14)
     small = ImageFont.load_default(size=12)
     label_px = max((round(font.getlength(line)) for row in rows for line in row.label.split("\n")),
@@ -64,7 +62,7 @@ def labelled_grid(
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Words on as many lines as they need."""
+    """Text wrapped to a width in pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -78,7 +76,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 def arms_grid(
     examined: Mapping[str, Examination], subjects: Sequence[str], photos: Mapping[str, object]
 ) -> Image.Image:
-    """For each subject three rows: its photos, and both arms' subject and class pictures."""
+    """Three rows per subject: its photos, and both arms' subject and class images."""
     rows = []
     for subject in subjects:
         own = photos[subject]
@@ -97,7 +95,7 @@ def arms_grid(
 
 
 def steps_grid(shown: Mapping[int, Mapping[str, Examination]], subject: str) -> Image.Image:
-    """One subject's class pictures by step, both arms."""
+    """One subject's class images by step, for both arms."""
     noun = subject.split()[-1]
     rows = [
         Cell(
@@ -117,6 +115,6 @@ def _few(pictures_GPP3: Tensor, num: int) -> list[Image.Image]:
 def save_animation(
     frames: Sequence[Image.Image], path: Path, *, frame_ms: int = 500, last_ms: int = 2000
 ) -> None:
-    """An endless GIF that rests on its last frame."""
+    """Save an endless GIF that holds its last frame."""
     times = [frame_ms] * (len(frames) - 1) + [last_ms]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)

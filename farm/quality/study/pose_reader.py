@@ -1,10 +1,9 @@
-"""Reads poses off pictures: a linear probe on the scorer's embedding, with its accuracy.
+"""Classifies poses with a linear probe on the scorer's embedding, and measures its accuracy.
 
-Owns the probe. Asking the scorer in words (``scores.pose_labels``) needs no fitting and is what
-cards do; but a small CLIP names poses far less surely than classes, and a study that counts poses
-must know how well it counts.
+Cards use text prompts instead (``scores.pose_labels``), which need no fitting. A small CLIP
+recognises poses less reliably than classes, and a study that counts poses needs a known accuracy.
 
-Legend: G pictures, D width, K poses.
+Legend: G images, D width, K poses.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from farm.quality.scores import Poses, poses
 __all__ = ["PoseReader"]
 
 HELD_OUT = 2_000_003
-"""A stream of scenes that nothing was trained on."""
+"""A stream of scenes that no training uses."""
 RIDGE = 0.02
-"""Of the probe; unit vectors differ by little, so it is small."""
+"""Regularisation of the probe; small, because unit vectors differ little."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,16 @@ class _Probe:
 
 
 class PoseReader:
-    """Knows the poses of some nouns of the drawn world."""
+    """Classifies the poses of some nouns of the synthetic world."""
 
     def __init__(
         self, scorer: ImageScorer, nouns: Sequence[str], *, num_a_pose: int = 60, num_held: int = 15
     ) -> None:
-        """Fit a probe for each noun to drawn pictures, and check it on others.
+        """Fit a probe for each noun to rendered images, and measure it on held-out ones.
 
         Args:
-            num_a_pose: pictures of each pose to fit to.
-            num_held: pictures of each pose to check with.
+            num_a_pose: images per pose for fitting.
+            num_held: images per pose for the accuracy.
         """
         self._scorer = scorer
         self._probes: dict[str, _Probe] = {}
@@ -64,11 +63,11 @@ class PoseReader:
                 right += probe(vectors_GD).count(index)
                 total += len(vectors_GD)
         self.accuracy = round(right / max(total, 1), 4)
-        """Share of pictures that were held out whose pose it names rightly."""
+        """Accuracy on held-out images."""
         self.num_held_out = total
 
     def read(self, noun: str, pictures_GPP3: Tensor) -> Poses:
-        """The spread of poses in pictures of one noun, uint8 [G, P, P, 3]."""
+        """The distribution of poses in images of one noun, uint8 [G, P, P, 3]."""
         labels = self._probes[noun](self._scorer.embed_images(pictures_GPP3))
         return poses(labels, POSES_OF[noun])
 

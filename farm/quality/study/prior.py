@@ -1,39 +1,45 @@
-"""``farm study prior``: does class-specific prior preservation heal what DreamBooth breaks?
+"""``farm study prior``: does prior preservation keep the class?
 
-Owns the experiment: the same drawn individuals, photographed in one pose only, trained with and
-without prior preservation, several seeds, all in the slots of one trainer; their scores by step
-with intervals over individuals; and what is concluded. Figures are ``figures.py``'s.
+Owns the experiment: the same rendered individuals, with photos in one pose only, trained with and
+without prior preservation, with several seeds, all in the slots of one trainer; their scores by
+step with intervals over individuals; and the conclusions. Figures are in ``figures.py``.
 
-The claims, of DreamBooth (Ruiz et al. 2023, §3.2, §4.3, Table 3): without the prior loss the class
-drifts to the subject (PRES rises), its diversity is lost (DIV falls, poses collapse onto that of
-the photos), and the loss costs next to no fidelity.
+The claims of DreamBooth (Ruiz et al. 2023, §3.2, §4.3, Table 3): without the prior loss the class
+drifts to the subject (PRES rises), its diversity is lost (DIV falls, poses collapse to that of the
+photos), and the loss costs almost no fidelity.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from farm import __version__
 from farm.base.embedded.world.words import POSES_OF
-from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.base.names import EMBEDDED
-from farm.quality.card import Examination, Examiner
+from farm.quality.card import Examination
 from farm.quality.intervals import estimate, paired_difference
-from farm.quality.protocol import ScoringBudget, rendered_protocol
+from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import Scorer, embedded_scorer
-from farm.quality.study.bench import Bench, Trainee, make_prior_sets
+from farm.quality.study.bench import (
+    Bench,
+    Trainee,
+    common_results,
+    open_bench,
+    write_results,
+)
 from farm.quality.study.figures import plot_by_step
 from farm.quality.study.grids import arms_grid, steps_grid
 from farm.quality.study.pose_reader import PoseReader
-from farm.quality.study.rendered_subjects import Sitter, photograph, sitters
+from farm.quality.study.rendered_subjects import (
+    RenderedSubject,
+    render_photos,
+    sample_subjects,
+)
 from farm.quality.study.tables import prior_page
 from farm.recipe import WIDE_MODULES, Recipe
 
@@ -51,18 +57,18 @@ METRICS: Mapping[str, str] = {
 }
 PHOTO_POSE = "sitting"
 NOUNS = ("dog", "cat", "robot", "bird")
-"""Classes that can sit, in the order in which individuals are taken from them."""
+"""Classes with a sitting pose, in the order in which individuals are assigned to them."""
 
 
 @dataclass(frozen=True)
 class PriorStudy:
-    """The experiment's size; every field enters the result's file."""
+    """The experiment's settings; all fields are written to ``results.json``."""
 
     num_subjects: int = 12
     num_seeds: int = 2
     steps: int = 300
     num_checks: int = 3
-    """Times that all are examined, evenly spaced; the base counts as step 0."""
+    """Number of evenly spaced evaluations; the base counts as step 0."""
     num_photos: int = 5
     num_prior_images: int = 96
     prior_weight: float = 0.5
@@ -92,7 +98,7 @@ class PriorStudy:
 
     @property
     def check_steps(self) -> list[int]:
-        """Steps after which all are examined."""
+        """Steps after which all adapters are scored."""
         return [
             round(self.steps * (index + 1) / self.num_checks) for index in range(self.num_checks)
         ]
@@ -100,14 +106,14 @@ class PriorStudy:
 
 @dataclass
 class _Records:
-    """Scores of all trainees by (arm, subject, seed) at every examined step."""
+    """Scores of all trainees by (arm, subject, seed) at every evaluated step."""
 
     values: dict[int, dict[tuple[str, str, int], dict[str, float]]] = field(default_factory=dict)
     base: dict[str, dict[str, float]] = field(default_factory=dict)
     """The untouched base's scores by subject."""
 
     def over_subjects(self, step: int, arm: str, metric: str) -> list[float]:
-        """One number a subject: the mean over its seeds."""
+        """One number per subject: the mean over its seeds."""
         if step == 0:
             return [scores[metric] for scores in self.base.values()]
         by_subject: dict[str, list[float]] = {}
@@ -128,49 +134,49 @@ def run_prior_study(
     """Run the experiment and write its page, plots, grids and ``results.json`` to ``out``.
 
     Args:
-        scorer: a CLIP; None takes the embedded one.
+        scorer: a CLIP; None uses the embedded one.
     """
     began = time.perf_counter()
     base, scorer = load_base(base_name), scorer or embedded_scorer()
-    people = sitters(study.num_subjects, study.nouns, seed=study.seed)
+    subjects = sample_subjects(study.num_subjects, study.nouns, seed=study.seed)
     photos = {
-        person.name: photograph(person, study.num_photos, poses=[PHOTO_POSE], seed=study.seed)
-        for person in people
+        subject.name: render_photos(subject, study.num_photos, poses=[PHOTO_POSE], seed=study.seed)
+        for subject in subjects
     }
-    say(f"drawing {study.num_prior_images} class images for each class")
-    priors = make_prior_sets(base, [person.class_noun for person in people], study.num_prior_images)
-    trainees = _trainees(study, people, photos)
-    say(f"training {len(trainees)} adapters at once, {study.steps} steps")
-    bench = Bench(base, trainees, priors)
-    reader = PoseReader(scorer, [person.class_noun for person in people])
+    bench = open_bench(
+        base,
+        _trainees(study, subjects, photos),
+        study.num_prior_images,
+        scorer=scorer,
+        budget=study.budget,
+        say=say,
+    )
+    reader = PoseReader(scorer, [subject.class_noun for subject in subjects])
     try:
-        records, shown = _measure(bench, study, base, scorer, reader, say)
+        records, shown = _measure(bench, study, reader, say)
     finally:
         bench.close()
-    result = _result(study, base, scorer, records, people)
+    names = [subject.name for subject in subjects]
+    result = {**common_results(study, bench, began), **_result(study, records), "subjects": names}
     result["pose_accuracy"] = {"accuracy": reader.accuracy, "num": reader.num_held_out}
-    result["seconds"] = {
-        "total": round(time.perf_counter() - began, 1),
-        "training": round(bench.training_s, 1),
-        "examining": round(bench.examining_s, 1),
-    }
-    _write(out, result, shown, photos, people)
+    write_results(out, result, prior_page(result, METRICS, _command(result)))
+    _write_figures(out, result, shown, photos, names)
     say(f"done in {result['seconds']['total']:.0f} s")
     return result
 
 
 def _trainees(
-    study: PriorStudy, people: Sequence[Sitter], photos: Mapping[str, Any]
+    study: PriorStudy, subjects: Sequence[RenderedSubject], photos: Mapping[str, Any]
 ) -> list[Trainee]:
     return [
         Trainee(
-            key=f"{arm}/{person.name}/{seed}",
-            class_noun=person.class_noun,
-            photos=photos[person.name],
+            key=f"{arm}/{subject.name}/{seed}",
+            class_noun=subject.class_noun,
+            photos=photos[subject.name],
             recipe=study.recipe(arm, study.seed + seed),
         )
         for arm in ARMS
-        for person in people
+        for subject in subjects
         for seed in range(study.num_seeds)
     ]
 
@@ -178,26 +184,21 @@ def _trainees(
 def _measure(
     bench: Bench,
     study: PriorStudy,
-    base: Base,
-    scorer: Scorer,
     reader: PoseReader,
     say: Callable[[str], None],
 ) -> tuple[_Records, dict[int, dict[str, Examination]]]:
-    examiner = Examiner(
-        base, bench.trainer.bank, scorer, study.budget, protocol_of=rendered_protocol, batch=64
-    )
     records, shown = _Records(), {}
     first = {trainee.class_noun: trainee.key for trainee in bench.trainees}
     nouns = {trainee.key: trainee.class_noun for trainee in bench.trainees}
-    # an adapter that was not trained yet draws as the base does
-    untouched = bench.examine(examiner, list(first.values()))
+    # an untrained adapter generates the same images as the base
+    untouched = bench.examine(list(first.values()))
     base_poses = {
         noun: reader.read(noun, untouched[key].class_pictures_GPP3).effective
         for noun, key in first.items()
     }
     for step in study.check_steps:
         bench.train_to(step)
-        examined = bench.examine(examiner)
+        examined = bench.examine()
         shown[step] = examined
         records.values[step] = {}
         for key, found in examined.items():
@@ -208,7 +209,7 @@ def _measure(
             )
             base_numbers = _numbers(found.card, "base", base_poses[nouns[key]])
             records.base.setdefault(subject, base_numbers)
-        say(f"step {step}: trained {bench.training_s:.0f} s, examined {bench.examining_s:.0f} s")
+        say(f"step {step}: trained {bench.training_s:.0f} s, scored {bench.examining_s:.0f} s")
     return records, shown
 
 
@@ -224,13 +225,11 @@ def _numbers(card: Mapping[str, Any], whose: str, num_poses: float) -> dict[str,
     }
 
 
-def _result(
-    study: PriorStudy, base: Base, scorer: Scorer, records: _Records, people: Sequence[Sitter]
-) -> dict[str, Any]:
+def _result(study: PriorStudy, records: _Records) -> dict[str, Any]:
     steps = [0, *study.check_steps]
     curves = {
         arm: {
-            metric: [_told(records.over_subjects(step, arm, metric)) for step in steps]
+            metric: [_estimated(records.over_subjects(step, arm, metric)) for step in steps]
             for metric in METRICS
         }
         for arm in ARMS
@@ -238,22 +237,15 @@ def _result(
     last = study.check_steps[-1]
     contrasts = {metric: _contrast(records, last, metric) for metric in METRICS}
     return {
-        "study": {key: value for key, value in asdict(study).items() if key != "budget"},
-        "budget": asdict(study.budget),
-        "base": {"name": base.name, "fingerprint": base.fingerprint},
-        "scorer": scorer.name,
-        "subjects": [person.name for person in people],
         "steps": steps,
         "curves": curves,
         "contrasts": contrasts,
         "claims": _claims(contrasts, curves),
         "max_poses": len(POSES_OF[study.nouns[0]]),
-        "hardware": f"{platform.machine()}, CPU",
-        "farm_version": __version__,
     }
 
 
-def _told(values: Sequence[float]) -> dict[str, Any]:
+def _estimated(values: Sequence[float]) -> dict[str, Any]:
     found = estimate(values, unit="subjects", min_num=2)
     return found.to_json() if found else {"mean": fmean(values), "num": len(values)}
 
@@ -275,7 +267,7 @@ def _contrast(records: _Records, step: int, metric: str) -> dict[str, Any]:
 
 
 def _claims(contrasts: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
-    """The article's three claims, each with what was found."""
+    """The article's three claims, each with its result."""
 
     def differs(metric: str, sign: int) -> bool | None:
         found = contrasts[metric]
@@ -295,24 +287,20 @@ def _claims(contrasts: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str
     }
 
 
-def _write(
+def _write_figures(
     out: Path,
     result: Mapping[str, Any],
     shown: Mapping[int, Mapping[str, Examination]],
     photos: Mapping[str, Any],
-    people: Sequence[Sitter],
+    names: Sequence[str],
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     plot_by_step(result, METRICS, out / "by-step.png")
-    last = max(shown)
-    arms_grid(shown[last], [person.name for person in people[:4]], photos).save(out / "arms.png")
-    steps_grid(shown, people[0].name).save(out / "steps.png")
-    (out / "README.md").write_text(prior_page(result, METRICS, _command(result)))
+    arms_grid(shown[max(shown)], names[:4], photos).save(out / "arms.png")
+    steps_grid(shown, names[0]).save(out / "steps.png")
 
 
 def _command(result: Mapping[str, Any]) -> str:
-    """What repeats the study: options that differ from the command's own defaults."""
+    """The command that repeats the study, with the options that differ from the defaults."""
     own, study, base = PriorStudy(), result["study"], result["base"]["name"]
     options = [
         f" --{name.removeprefix('num_')} {study[name]}"

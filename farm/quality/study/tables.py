@@ -1,6 +1,6 @@
-"""The studies' pages in Markdown: the table, the claims, how to read and to repeat them.
+"""The studies' pages in Markdown: tables, claims, and how to repeat them.
 
-Owns wording and layout; every number comes from the results.
+Owns wording and layout; all numbers come from the results.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ BETTER = {
 
 
 def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: str) -> str:
-    """The page of ``farm study prior``; ``command`` repeats it."""
-    study, budget = result["study"], result["budget"]
+    """The page of ``farm study prior``; ``command`` repeats the study."""
+    study, pose = result["study"], result["pose_accuracy"]
     num_adapters = 2 * study["num_subjects"] * study["num_seeds"]
     lines = [
         "# Does prior preservation keep the class?",
         "",
-        "Written by `farm study prior`; every number is in `results.json`.",
+        "Written by `farm study prior`; all numbers are in `results.json`.",
         "",
-        f"{study['num_subjects']} drawn individuals, each photographed {study['num_photos']} "
-        f"times, always sitting, were trained with and without prior preservation, "
-        f"{study['num_seeds']} seeds each: {num_adapters} adapters in the slots of one trainer. "
+        f"{study['num_subjects']} individuals of the synthetic world, each with "
+        f"{study['num_photos']} photos in a sitting pose, were trained with and without prior "
+        f"preservation and with {study['num_seeds']} seeds each: {num_adapters} adapters in the "
+        f"slots of one trainer. "
         f"Recipe: {study['steps']} steps, rank {study['rank']}, learning rate "
         f"{study['learning_rate']:g}, λ = {study['prior_weight']:g}, adapters on "
         f"`{'`, `'.join(study['target_modules'])}`, "
@@ -39,17 +40,13 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: s
         "",
         "| score | better | untouched base | without | with | with − without | intervals |",
         "|---|---|---|---|---|---|---|",
-    ]
-    for metric, title in metrics.items():
-        lines.append(_prior_row(result, metric, title))
-    pose = result["pose_accuracy"]
-    lines += [
+        *(_prior_row(result, metric, title) for metric, title in metrics.items()),
         "",
         "Means over individuals with 95 % intervals (bootstrap over individuals, seeds averaged). "
-        '"Poses of the class" is the number of evenly used poses with the entropy that '
-        f"was found, at most {result['max_poses']}. The pose is read by a linear probe on the "
-        "scorer's embedding, fitted to drawn pictures; of pictures that it was not fitted to it "
-        f"names {100 * pose['accuracy']:.0f} % of {pose['num']} rightly (chance: "
+        '"Poses of the class" is the number of equally frequent poses with the measured entropy, '
+        f"at most {result['max_poses']}. Poses are classified by a linear probe on the scorer's "
+        "embedding, fitted to rendered images; its accuracy on "
+        f"{pose['num']} held-out images is {100 * pose['accuracy']:.0f} % (chance: "
         f"{100 / result['max_poses']:.0f} %).",
         "",
         "## The article's claims",
@@ -62,22 +59,29 @@ def prior_page(result: Mapping[str, Any], metrics: Mapping[str, str], command: s
         "",
         "![The class by step](steps.png)",
         "",
-        "## To repeat it",
+        *_how_to_repeat(result, command),
+    ]
+    return "\n".join(lines)
+
+
+def _how_to_repeat(result: Mapping[str, Any], command: str) -> list[str]:
+    budget = result["budget"]
+    return [
+        "## Repeat the study",
         "",
         "```sh",
         command,
         "```",
         "",
-        f"Each score of one adapter is from {budget['num_prompt_pictures']} pictures of the "
-        f"subject, {budget['num_class_pictures']} of the class and {budget['num_drift_pictures']} "
-        f"of other prompts, {budget['steps']} denoising steps each, the same seeds for both arms "
-        f"and the base. {result['seconds']['total']:.0f} s in all on {result['hardware']} "
+        f"Each adapter is scored on {budget['num_prompt_pictures']} images of the subject, "
+        f"{budget['num_class_pictures']} of the class and {budget['num_drift_pictures']} of other "
+        f"prompts, with {budget['steps']} denoising steps each and the same seeds for both arms "
+        f"and the base. Total: {result['seconds']['total']:.0f} s on {result['hardware']} "
         f"({result['seconds']['training']:.0f} s of training, "
-        f"{result['seconds']['examining']:.0f} s of drawing and scoring). "
+        f"{result['seconds']['examining']:.0f} s of generation and scoring). "
         f"Base fingerprint `{result['base']['fingerprint'][:16]}`.",
         "",
     ]
-    return "\n".join(lines)
 
 
 def _prior_row(result: Mapping[str, Any], metric: str, title: str) -> str:
@@ -109,14 +113,14 @@ def article_page(result: Mapping[str, Any]) -> str:
     lines = [
         "# The article's run",
         "",
-        "Written by `farm study article`; every number is in `results.json`.",
+        "Written by `farm study article`; all numbers are in `results.json`.",
         "",
-        "One particular cat and one decorative mushroom, trained side by side in two slots "
+        "One particular cat and one decorative mushroom, trained together in one trainer "
         f"({result['study']['steps']} steps, rank {result['study']['rank']}, learning rate "
         f"{result['study']['learning_rate']:g} falling to zero, with prior preservation at "
         f"λ = {result['study']['prior_weight']:g}).",
         "",
-        "![Photos, and what the adapters draw](opening.png)",
+        "![Photos, and images generated with the adapters](opening.png)",
         "",
     ]
     for noun, found in result["subjects"].items():
@@ -142,7 +146,7 @@ def article_page(result: Mapping[str, Any]) -> str:
             "",
             f"Verdict: **{found['verdict']['label']}**. {' '.join(found['verdict']['reasons'])}",
             "",
-            f"### The same {noun} in many places and styles",
+            f"### The same {noun} in different places and styles",
             "",
             f"![Gallery]({noun}-gallery.png)",
             "",
@@ -151,7 +155,7 @@ def article_page(result: Mapping[str, Any]) -> str:
             f"![Random {noun}s]({noun}-class.png)",
             "",
         ]
-    lines += [f"{result['seconds']:.0f} s in all on {result['hardware']}.", ""]
+    lines += [f"Total: {result['seconds']['total']:.0f} s on {result['hardware']}.", ""]
     return "\n".join(lines)
 
 

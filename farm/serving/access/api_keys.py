@@ -2,7 +2,7 @@
 
 Owns how keys are made, stored and compared. A key is ``farm_<id>_<secret>``; the store holds the
 sha256 of the secret and never the secret. The secret has 256 random bits, so a plain hash is
-enough: there is nothing to guess. Files of keys never change, so one listing tells all news:
+enough: there is nothing to guess. Files of keys never change, so one listing shows every change:
 
     keys/<id>.json            what the key is for
     keys/<id>.revoked.json    it is no longer good
@@ -50,7 +50,7 @@ class KeyRecord(BaseModel):
     key_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     secret_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     namespace: str = Field(pattern=f"^{SAFE_NAME}$")
-    """Whose adapters it may draw with."""
+    """The namespace whose adapters it may use."""
     label: str = Field("", max_length=200)
     """For people, such as the name of the app that holds it."""
     created: str
@@ -233,7 +233,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Whether callers without a key are let in, as far as the last look told."""
+        """Whether callers without a key are let in, as of the last check."""
         return self._anonymous_namespace is not None and not self._keys_were_seen
 
     def _read_all(self, _: str) -> Mapping[str, KeyRecord]:

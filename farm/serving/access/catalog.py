@@ -26,15 +26,16 @@ __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 NAME_TTL_S = 2.0
 LISTING_TTL_S = 5.0
 PAGE_TTL_S = 60.0
-"""Age of the dates shown in a listing; drawing never uses them."""
+"""Age of the dates shown in a listing; requests never use them."""
 NUM_RECORDS_KEPT = 20_000
 _SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What drawing and listing need of an adapter's record, as one tenant sees it: ``resolve`` puts
-    the tenant's own names, date and samples in place of those of whoever trained it first."""
+    """What requests and listings need of an adapter's record, as one tenant sees it.
+
+    ``resolve`` replaces the names, date and samples of the first tenant by the tenant's."""
 
     job_key: str
     namespace: str
@@ -227,7 +228,7 @@ class Catalog:
 
 
 def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:
-    """Whether an adapter was withdrawn from everyone or from this name's namespace."""
+    """Whether an adapter was revoked for all namespaces or for this name's."""
     return named.job_key in revoked or f"{named.job_key}@{named.namespace}" in revoked
 
 
@@ -235,7 +236,7 @@ def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
     """An adapter as the tenant of a name sees it."""
     if named.samples is not None:
         samples = tuple(file for file in facts.samples if file in named.samples)
-    else:  # a name of an older farm: the pictures are those of whoever trained first
+    else:  # a name of an older farm version: the samples are those of the first training
         is_own = facts.namespace == named.namespace
         samples = tuple(file for file in facts.samples if is_own and file.startswith("samples/"))
     return replace(
@@ -259,6 +260,6 @@ def _not_found(model: str) -> AdapterNotFound:
     shown = model if len(model) <= 200 and model.isprintable() and model.isascii() else "that"
     return AdapterNotFound(
         f"the model {shown!r} does not exist or is not yours",
-        "GET /v1/models lists what this key may draw with",
+        "GET /v1/models lists the models of this key",
         "model",
     )

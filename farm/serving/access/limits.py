@@ -115,7 +115,7 @@ class RateLimiter:
             self._buckets.popitem(last=False)
         if missing > 0:
             raise TooBusy(
-                f"this key may draw {pictures_per_minute} pictures a minute",
+                f"this key may generate {pictures_per_minute} pictures a minute",
                 "wait as the Retry-After header says",
                 None,
                 missing * 60 / pictures_per_minute,

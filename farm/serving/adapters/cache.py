@@ -1,11 +1,11 @@
-"""Adapters on their way in: store → local disk → host memory, each bounded, each verified.
+"""The adapter cache: store → local disk → host memory, each bounded, each verified.
 
 Owns loading, verification and remembering of bad adapters. Loads run in threads of their own, in
 parallel across adapters and once per adapter however many requests wait for it. The last tier,
-the bank's slots, belongs to the engine, because only it knows which rows still run.
+the bank's slots, belongs to the engine, which alone knows which rows still run.
 
-An adapter's identity is its job key, which names its content; so nothing here ever goes stale,
-and a re-trained name arrives as another key. What may change is that a key is revoked.
+An adapter's identity is its job key, which names its content; so nothing here goes stale:
+a retrained name has another key. A key can only be revoked.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
 from farm.keys import file_digest
 from farm.serving.adapters.cache_tiers import (
     KEY,
-    CacheLimits,
-    CacheStats,
     DiskTier,
     MemoryTier,
     Pinned,
     Tier,
 )
 from farm.serving.adapters.revocations import Revocations
+from farm.serving.config import CacheLimits, CacheStats
 from farm.serving.request import AdapterRef
 
 __all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
@@ -145,7 +144,7 @@ class AdapterCache:
         return self._stats
 
     def is_hosted(self, key: str) -> bool:
-        """Whether an adapter lies in host memory."""
+        """Whether an adapter is in host memory."""
         return key in self._host
 
     # -- taking into use ----------------------------------------------------------------------
@@ -155,7 +154,7 @@ class AdapterCache:
 
         The future's error is AdapterNotFound (no such adapter, or revoked), AdapterFileError
         (it cannot be used, and why) or StoreError (the store did not answer; try again).
-        Whoever gets the pinned adapter releases it.
+        The caller releases the pinned adapter.
         """
         future: Future[Pinned[HostedAdapter]] = Future()
         try:
@@ -215,7 +214,7 @@ class AdapterCache:
         mine.release()
 
     def _land_failed(self, ref: AdapterRef, error: BaseException) -> None:
-        """Everyone who waits is told under the name that is his own: one job may have several."""
+        """Report the error to each waiter under its own name: one job may have several."""
         if isinstance(error, _Unusable):
             LOG.warning("adapter %s is refused: %s", ref.label, error.reason)
             self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error)
@@ -308,7 +307,7 @@ class AdapterCache:
             raise _Unusable(f"{path.name} is not the file that was committed (sha256)")
 
     def _purge(self, keys: frozenset[str]) -> None:
-        """Remove revoked adapters from every tier that this cache owns."""
+        """Remove revoked adapters from every tier of this cache."""
         for revoked in keys:
             key = revoked.partition("@")[0]  # another namespace that keeps it loads it once more
             self._host.drop(key)

@@ -1,7 +1,7 @@
-"""Bounded places where adapters wait: the local disk and the host's memory.
+"""The cache's bounded tiers: local disk and host memory.
 
-Owns what each tier holds, how much of it, and what leaves first (least recently used, and never
-what is in use). Where adapters come from and whether they are good is the cache's business.
+Owns what each tier holds, how much of it, and the eviction order (least
+recently used, never what is in use). Fetching and verifying adapters is the cache's part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Generic, Literal, TypeVar
 
 from farm.errors import UserError
 
-__all__ = ["KEY", "CacheLimits", "CacheStats", "DiskTier", "MemoryTier", "Pinned", "Tier"]
+__all__ = ["KEY", "DiskTier", "MemoryTier", "Pinned", "Tier"]
 
 Value = TypeVar("Value")
 
@@ -34,43 +34,10 @@ ASIDE = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}")
 _HAS_PROC = os.path.isdir("/proc/self/fd")
 
 ABANDONED_AFTER_S = 3600.0
-"""No adapter takes so long to arrive; a half-written folder that old has no writer any more."""
+"""Longer than any load takes; a half-written folder that old has no writer any more."""
 
 Tier = Literal["slot", "host", "disk", "store"]
 """Where an adapter was found, nearest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheLimits:
-    """How much each tier may hold."""
-
-    disk_bytes: int = 20 << 30
-    host_bytes: int = 4 << 30
-    max_file_bytes: int = 1 << 30
-    """A weights file larger than this is no adapter."""
-    num_loaders: int = 8
-    """Adapters that may load at once; enough to hide a bucket's latency."""
-    revocations_max_age_s: float = 15.0
-    """How old the list of revocations may be while the store does not answer."""
-    bad_for_s: float = 300.0
-    """How long a bad adapter is remembered; its files may be mended meanwhile."""
-
-
-@dataclass(slots=True)
-class CacheStats:
-    """Counts since the start."""
-
-    host_hits: int = 0
-    disk_hits: int = 0
-    store_loads: int = 0
-    joined_loads: int = 0
-    """Requests that waited for a load which another one had begun."""
-    refused: int = 0
-    failed: int = 0
-    load_s: float = 0.0
-    """Seconds that loads took, summed."""
-    host_bytes: int = 0
-    disk_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -137,7 +104,7 @@ class MemoryTier(Generic[Value]):
             return pinned
 
     def drop(self, key: str) -> None:
-        """Forget a value; whoever uses it keeps the object."""
+        """Forget a value; those who use it keep the object."""
         with self._lock:
             self._forget(key)
 
@@ -173,7 +140,7 @@ class DiskTier:
     process may remove a folder at any time, and then it is simply not here.
 
     The place is this user's alone. It is held open and all names are looked up from there, so that
-    nobody who may rename a folder above it can put another in its place. Only names of the
+    no one who may rename a folder above it can put another in its place. Only names of the
     tier's own form are ever read or removed.
     """
 
@@ -299,7 +266,7 @@ class DiskTier:
         self._sizes.pop(key, None)
         doomed = _aside(key)
         try:
-            self._rename(key, doomed)  # nobody finds half a folder
+            self._rename(key, doomed)  # half a folder is never visible
         except FileNotFoundError:
             return
         shutil.rmtree(doomed, ignore_errors=True, dir_fd=self._fd)

@@ -56,7 +56,7 @@ class Revocations:
         self._listeners.append(callback)
 
     def start(self) -> None:
-        """Read once, then go on in a thread."""
+        """Read once, then continue in a thread."""
         self.refresh()
         self._thread = threading.Thread(target=self._watch, name="revocations", daemon=True)
         self._thread.start()
@@ -70,11 +70,11 @@ class Revocations:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the store last told; infinite before the first time."""
+        """Seconds since the list was last read; infinite before the first time."""
         return float("inf") if self._read_at_s is None else self._clock() - self._read_at_s
 
     def check(self, key: str, label: str, namespace: str = "") -> None:
-        """Refuse a revoked adapter, by what was read last: nobody waits for the store here.
+        """Refuse a revoked adapter, by the last list read; this never waits for the store.
         A store that has not answered for ``max_age_s`` may hide a revocation, so all are refused.
 
         Raises:
@@ -84,7 +84,7 @@ class Revocations:
         if self.age_s > self._max_age_s:
             raise StoreError(
                 "the store has not answered for too long to tell which adapters are withdrawn",
-                "try again; the bare base is drawn meanwhile",
+                "try again; the base model is served meanwhile",
             )
         if key in self._keys or f"{key}@{namespace}" in self._keys:
             raise AdapterNotFound(

@@ -1,7 +1,7 @@
 """All of an engine that has to do with adapters: the banks on its base, the cache, the slots.
 
 Owns how these parts are opened together and which adapters fit them. An engine without a source
-has none of it and draws with the bare base.
+has none of it and generates with the bare base.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from farm.errors import AdapterFileError, UserError
 from farm.serving.adapters.cache import AdapterCache, AdapterSource
 from farm.serving.adapters.prompts import TEXT_ENCODER, PromptCache
 from farm.serving.adapters.slots import SlotTable
-from farm.serving.config import EngineConfig
+from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.memory import free_bytes
 
 __all__ = ["AdapterSide"]
@@ -71,7 +71,7 @@ class AdapterSide:
         )
 
     def check_fits(self, weights: AdapterWeights) -> None:
-        """Refuse what the base cannot carry, and what the operator's limits leave out.
+        """Refuse what does not fit the base, and what the operator's limits exclude.
 
         Raises:
             AdapterFileError: for other layers or shapes, or for what is over a limit.
@@ -93,7 +93,7 @@ class AdapterSide:
             outside = sorted(part.layers.keys() - self._allowed[option])
             if outside and getattr(self._config, option) is not None:
                 raise AdapterFileError(
-                    f"it changes {len(outside)} {what} that this endpoint's limit leaves out, "
+                    f"it changes {len(outside)} {what} that this endpoint's limit excludes, "
                     f"such as {outside[0]} (engine.{option} in the config file)",
                     "add their endings to the limit, or remove it",
                 )
@@ -107,6 +107,17 @@ class AdapterSide:
                 "file)",
                 "raise that, or train it with a lower rank",
             )
+
+    def add_stats(self, stats: EngineStats) -> None:
+        """Fill in the adapters' part of an engine's numbers."""
+        stats.slots_in_use = self.slots.num_in_use
+        stats.slots_filled = len(self.slots.keys)
+        stats.slot_bytes = self.slots.num_bytes
+        stats.prompt_hits = self.prompts.num_hits
+        stats.prompts_encoded = self.prompts.num_encoded
+        if self.cache is not None:
+            stats.cache = self.cache.stats
+            stats.revocations_age_s = self.cache.revocations.age_s
 
     def start(self) -> None:
         """Begin to watch for revocations."""

@@ -1,4 +1,4 @@
-"""Which adapter lies in which slot of the bank, and who uses it.
+"""The slot table: which adapter is in which slot of the bank, and who uses it.
 
 Owns the bookkeeping of slots: reference counts, eviction by last use, all-or-nothing reservation.
 The adapters in slots never take more memory than a given budget. It touches no weight; the engine
@@ -67,7 +67,7 @@ class SlotTable:
 
     @property
     def keys(self) -> list[str]:
-        """The adapters that lie in slots."""
+        """The adapters in slots."""
         return list(self._held)
 
     @property
@@ -148,7 +148,7 @@ class SlotTable:
         return emptied
 
     def drop(self, key: str) -> int | None:
-        """Forget an adapter: now if nobody uses it, else at its last release.
+        """Forget an adapter: now if no one uses it, else at its last release.
 
         Returns:
             The slot to be emptied now; None if there is none yet.

@@ -1,7 +1,7 @@
 """The engines behind a Ray Serve handle, as the HTTP side's ``EngineClient``.
 
 Owns what happens when replicas come and go under a request. A picture depends on its request
-alone, so one whose replica died is drawn again by another, and the caller gets the same picture.
+alone, so another replica generates it again where one died, and the caller gets the same picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["ENGINE", "ReplicaClient"]
 ENGINE = "engine"
 """The name of the engine deployment."""
 NUM_ATTEMPTS = 3
-"""How often a picture is begun when replicas die under it."""
+"""Attempts at a picture when its replicas die."""
 FACTS_TIMEOUT_S = 5.0
 LOST = (RayActorError, DeploymentUnavailableError)
 """The replica is gone, or all are."""
@@ -52,7 +52,7 @@ class ReplicaClient:
         assert self._facts is not None
         return self._facts
 
-    async def draw(
+    async def generate(
         self, requests: Sequence[GenerationRequest], *, listen: bool
     ) -> AsyncGenerator[ImageEvent]:
         todo = dict(enumerate(requests))
@@ -61,7 +61,7 @@ class ReplicaClient:
             indices = sorted(todo)
             batch = tuple(todo[index] for index in indices)
             try:
-                async with contextlib.aclosing(self._draw_once(batch, listen)) as news:
+                async with contextlib.aclosing(self._generate_once(batch, listen)) as news:
                     async for position, item in news:
                         index = indices[position]
                         if isinstance(item, Picture):
@@ -74,11 +74,11 @@ class ReplicaClient:
                 # a replica that drains says so at once; give the router time to learn of it
                 await asyncio.sleep(0.2 * (attempt + 1))
 
-    async def _draw_once(
+    async def _generate_once(
         self, batch: tuple[GenerationRequest, ...], listen: bool
     ) -> AsyncGenerator[ImageEvent]:
         if not listen:
-            response = self._handle.draw.remote(batch)
+            response = self._handle.generate.remote(batch)
             try:
                 pictures = await response
             except asyncio.CancelledError:
@@ -89,7 +89,7 @@ class ReplicaClient:
             for position, picture in enumerate(pictures):
                 yield position, picture
             return
-        stream = self._handle.options(stream=True).draw_listening.remote(batch)
+        stream = self._handle.options(stream=True).generate_listening.remote(batch)
         is_whole = False
         try:
             async for item in stream:

@@ -21,7 +21,7 @@ from ray.serve.request_router import (
 from farm.serving.cluster.routing import LOAD_BOUND, rank_replicas
 from farm.serving.request import GenerationRequest
 
-__all__ = ["ROUTERS", "AdapterRouter", "adapter_key", "drawings"]
+__all__ = ["ROUTERS", "AdapterRouter", "adapter_key", "requests_of"]
 
 
 class AdapterRouter(RequestRouter):  # type: ignore[misc]
@@ -56,22 +56,22 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        """Count what a replica has taken."""
-        count = len(_this_module().drawings(pending_request))
+        """Count requests that a replica has accepted."""
+        count = len(_this_module().requests_of(pending_request))
         if count:
             name = replica_id.unique_id
             self._under_way[pending_request.metadata.internal_request_id] = (name, count)
             self._sent[name] += count
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Count what a replica has done, or lost."""
+        """Count requests that a replica has finished or lost."""
         name, count = self._under_way.pop(internal_request_id, ("", 0))
         self._sent[name] -= count
         if self._sent[name] <= 0:
             del self._sent[name]
 
     def replica_stats(self) -> list[dict[str, Any]]:
-        """What each replica last said of itself; see ``record_routing_stats`` in ``app.py``."""
+        """Take each replica's latest report; see ``record_routing_stats`` in ``app.py``."""
         return [dict(replica.routing_stats) for replica in list(self._replicas_list)]
 
 
@@ -88,8 +88,8 @@ ROUTERS: dict[str, AdapterRouter] = {}
 """The routers of this process by deployment, so that the ingress sees what its replicas report."""
 
 
-def drawings(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
-    """The pictures that a call asks for; none if it asks for something else."""
+def requests_of(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
+    """The pictures that a call requests; none for other calls."""
     first = pending.args[0] if pending is not None and pending.args else None
     if isinstance(first, tuple) and all(isinstance(item, GenerationRequest) for item in first):
         return first
@@ -98,5 +98,5 @@ def drawings(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
 
 def adapter_key(pending: PendingRequest | None) -> str:
     """The key of the first adapter of the request; empty for the bare base and for other calls."""
-    requests = drawings(pending)
+    requests = requests_of(pending)
     return requests[0].adapters[0][0].key if requests and requests[0].adapters else ""

@@ -1,4 +1,4 @@
-"""Which replica draws a request: the one that has its adapter, unless that one has too much to do.
+"""Which replica serves a request: the one that has its adapter, unless that one is too busy.
 
 Owns the choice and nothing of how it is carried out; see ``app_router.py``. Rendezvous hashing
 (Thaler and Ravishankar 1998) gives every adapter its own order of replicas, which changes little
@@ -16,14 +16,14 @@ from collections.abc import Mapping
 __all__ = ["LOAD_BOUND", "rank_replicas", "wanted_replicas"]
 
 LOAD_BOUND = 1.25
-"""A replica may have this much of the mean load before others are asked. The paper's trade: lower
+"""A replica may have this much of the mean load before others are tried. The paper's trade: lower
 spreads more evenly, higher keeps more adapters at home."""
 
 
 def rank_replicas(
     adapter_key: str, loads: Mapping[str, float], *, bound: float = LOAD_BOUND
 ) -> list[str]:
-    """All replicas in the order in which they should be asked.
+    """All replicas in the order in which to try them.
 
     Args:
         adapter_key: what the replica should have at hand; empty for the bare base, which all have.
@@ -44,11 +44,11 @@ def _score(adapter_key: str, replica: str) -> bytes:
 
 
 def wanted_replicas(num_running: int, backlog_s: float, target_s: float) -> float:
-    """Replicas that would work off the backlog in the target time.
+    """Replicas that would finish the backlog in the target time.
 
     Args:
         backlog_s: seconds of work that all running replicas hold together, for one replica.
-        target_s: how long a picture should wait at the most.
+        target_s: longest wait of a picture to aim for.
     """
     if not math.isfinite(backlog_s) or backlog_s < 0:
         return float(num_running)

@@ -1,7 +1,7 @@
-"""What the engine takes on: the queue of waiting requests and the honest refusal of others.
+"""Admission: the queue of waiting requests, and the refusal of those that would wait too long.
 
 Owns the backlog in seconds, the refusals that follow from it (before any work is done), and the
-order in which waiting requests are let go. Thread-safe: ``admit`` answers whoever asks.
+order in which waiting requests leave the queue. Thread-safe: any thread may call ``admit``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 import time
 
 from farm.errors import TooBusy
-from farm.serving.config import EngineConfig
+from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.engine.capacity import Capacity
 from farm.serving.engine.fairness import FairQueue
 from farm.serving.engine.row import Waiting
@@ -39,7 +39,7 @@ class Admission:
     # -- cost ---------------------------------------------------------------------------------
 
     def seconds_per_cost(self, capacity: Capacity) -> float:
-        """Machine seconds of a row-step at the base's own size, as the latest passes had it."""
+        """Machine seconds of a row-step at the base's own size, from the latest passes."""
         return self._seconds_per_cost or capacity.seconds_per_cost
 
     def backlog_s(self, capacity: Capacity) -> float:
@@ -47,17 +47,25 @@ class Admission:
         return (self._queue.cost + self._begun_cost) * self.seconds_per_cost(capacity)
 
     def wait_s(self, capacity: Capacity) -> float:
-        """Seconds before a request that came now would begin, if it had to queue behind all."""
+        """Seconds before a request submitted now would start, behind the whole queue."""
         return self._queue.cost * self.seconds_per_cost(capacity)
 
+    def add_stats(self, stats: EngineStats, capacity: Capacity) -> None:
+        """Fill in the queue's part of an engine's numbers."""
+        stats.waiting = len(self)
+        stats.refused = self.num_refused
+        stats.backlog_s = self.backlog_s(capacity)
+        stats.wait_s = self.wait_s(capacity)
+        stats.seconds_per_cost = self.seconds_per_cost(capacity)
+
     def count_pass(self, cost: float, pass_s: float) -> None:
-        """Learn from a pass how long work takes, and that so much of it is done."""
+        """Update the running mean of a row-step's seconds, and the work that is left."""
         before = self._seconds_per_cost or pass_s / cost
         self._seconds_per_cost = before + SMOOTHING * (pass_s / cost - before)
         self.give_up(cost)
 
     def give_up(self, cost: float) -> None:
-        """So much of the work that had begun is done, or will not be done."""
+        """Subtract work that is done, or that will not be done."""
         self._begun_cost = max(0.0, self._begun_cost - cost)
 
     # -- the queue ----------------------------------------------------------------------------
@@ -85,9 +93,9 @@ class Admission:
         config, tenant = self._config, waiting.request.tenant
         wait_s = self._expected_wait_s(tenant, capacity)
         if self._is_full_for(tenant):
-            raise _busy("too many requests wait", wait_s)
+            raise _busy("too many requests are waiting", wait_s)
         if wait_s > config.max_wait_s:
-            raise _busy(f"requests wait {wait_s:.0f} s", wait_s - config.max_wait_s)
+            raise _busy(f"the expected wait is {wait_s:.0f} s", wait_s - config.max_wait_s)
         within_s = waiting.request.deadline_s
         needed_s = wait_s + waiting.request.steps * capacity.pass_s(waiting.size)
         if within_s is not None and needed_s > within_s:
@@ -97,13 +105,13 @@ class Admission:
             )
 
     def _expected_wait_s(self, tenant: str, capacity: Capacity) -> float:
-        """The whole backlog, or less for a tenant who has little in it: shares are equal."""
+        """The whole backlog, or less for a tenant with little in it: shares are equal."""
         own = self._queue.cost_of(tenant) * self._queue.num_tenants(tenant)
         ahead = min(self._queue.cost, own) + self._begun_cost
         return ahead * self.seconds_per_cost(capacity)
 
     def _is_full_for(self, tenant: str) -> bool:
-        """A full queue still takes from tenants below their share, up to twice its length."""
+        """A full queue still accepts tenants below their share, up to twice its length."""
         most = self._config.max_waiting
         if len(self._queue) < most:
             return False
@@ -111,7 +119,7 @@ class Admission:
         return self._queue.length_of(tenant) >= share or len(self._queue) >= 2 * most
 
     def let_go(self) -> Waiting | None:
-        """The request to begin with next; None if nothing waits."""
+        """The next request to prepare; None if nothing waits."""
         with self._lock:
             waiting = self._queue.pop()
         if waiting is None:

@@ -16,7 +16,7 @@ __all__ = ["Batch"]
 
 
 class Batch:
-    """Rows that are being drawn, and rows that are ready to join them. One thread's own."""
+    """Rows that are being generated, and rows that are ready to join them. One thread's own."""
 
     def __init__(self, max_sizes: int) -> None:
         """Make an empty batch.
@@ -44,7 +44,7 @@ class Batch:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to draw."""
+        """Whether there is nothing to generate."""
         return not self._ready and not any(self._groups.values())
 
     def has(self, size: Size) -> bool:
@@ -58,8 +58,8 @@ class Batch:
     def join(self, capacity: Capacity) -> list[Row]:
         """Let ready rows in, in the order of their turns, while they fit; say which.
 
-        None overtakes one of its size: a guided picture would wait for two places for ever while
-        unguided ones take each that comes free.
+        No row overtakes another of its size: a guided picture could wait forever for two places
+        while unguided ones take each that becomes free.
         """
         joined: list[Row] = []
         full: set[Size] = set()

@@ -1,7 +1,7 @@
 """How many rows a pass should hold: measured, not configured.
 
 Owns the search for the knee of the throughput curve. A bigger batch pays only until it fills the
-processor; beyond the knee it adds latency to everybody and pictures per second to nobody.
+processor; beyond the knee it adds latency and no throughput.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def find_batch_size(
     """Double the rows while that pays and fits.
 
     Args:
-        pass_seconds: measures a pass of so many rows; infinite if it ran out of memory.
+        pass_seconds: measures a pass of that many rows; infinite if it ran out of memory.
         max_rows: never more than this.
-        fits: whether a pass of so many rows is safe for the memory, asked before it is run.
+        fits: whether a pass of that many rows fits in memory, called before it runs.
         worth_it: the least gain in throughput that justifies doubling, as a fraction.
     """
     measured = {1: pass_seconds(1)}

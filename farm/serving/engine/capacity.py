@@ -70,7 +70,7 @@ class Capacity:
         return max(2, min(rows, self._shrunk.get(size, rows)))
 
     def pass_s(self, size: Size) -> float:
-        """Seconds of a full pass at a size, as far as the measurement tells."""
+        """Seconds of a full pass at a size, according to the measurement."""
         return self.seconds_per_cost * self.area_ratio(size) * self.rows_at(size)
 
     def cost(self, request: GenerationRequest, size: Size) -> float:
@@ -88,7 +88,7 @@ class Capacity:
         return free >= self._memory_reserve * total
 
     def shrink(self, size: Size, rows: int) -> None:
-        """Take fewer rows at this size from now on: so many were too many."""
+        """Lower the limit of this size, after running out of memory."""
         self._shrunk[size] = max(2, rows)
 
     def release_memory(self) -> None:

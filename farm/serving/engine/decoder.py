@@ -1,9 +1,9 @@
 """From clean latents to pixels, in a thread beside the denoising loop.
 
-Owns decoding, in batches of one size, and the handing over of pictures and previews. Finished
+Owns decoding, in batches of one size, and the delivery of pictures and previews. Finished
 pictures go before previews, and a preview that a newer one overtook is not decoded. On a GPU the
-decoder has a stream of its own, which waits for the very pass that made the latents clean and for
-no later one.
+decoder has its own stream, which waits for the pass that finished the latents and for no later
+one.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Latents:
-    """Latents that the denoising stream has been told to make."""
+    """Latents that the denoising stream is computing."""
 
     latents_1CHW: Tensor
     step: int
     made: torch.cuda.Event | None
-    """When they are there; None where nothing runs behind Python's back."""
+    """When they are computed; None where nothing runs asynchronously."""
 
 
 class Decoder:
@@ -92,7 +92,7 @@ class Decoder:
         return len(self._finished)
 
     def finish(self, rows: Sequence[Row]) -> None:
-        """Decode drawn rows and end their tickets."""
+        """Decode denoised rows and end their tickets."""
         made = self._mark()
         with self._wake:
             for row in rows:
@@ -154,24 +154,24 @@ class Decoder:
         for row, picture, finite in zip(wanted, pixels, is_finite, strict=True):
             try:
                 if finite:
-                    receipt = row.receipt(self._base, ended_s, ended_s - started_s)
-                    row.ticket.succeed(Picture(picture, receipt))
+                    metadata = row.metadata(self._base, ended_s, ended_s - started_s)
+                    row.ticket.succeed(Picture(picture, metadata))
                 else:
                     row.ticket.fail(_not_finite(row))
-            except Exception:  # this thread goes on for the others, whatever it was
-                LOG.exception("handing a picture over failed")
-                row.ticket.fail(FarmError("the picture could not be handed over", "try again"))
-            self._on_end(row, row.ticket.drawn)
+            except Exception:  # this thread must survive any error
+                LOG.exception("delivering a picture failed")
+                row.ticket.fail(FarmError("the picture could not be delivered", "try again"))
+            self._on_end(row, row.ticket.generated)
 
     def _fail(self, rows: dict[Row, _Latents], error: Exception) -> None:
-        """Rows could not be decoded together: each gets a try of its own, or is given up."""
+        """Rows could not be decoded together: decode each alone, or fail it."""
         if len(rows) > 1:
             for row, latents in rows.items():
                 self._decode_finished({row: latents})
             return
         for row in rows:
-            told = FarmError("the picture could not be decoded", "try again")
-            row.ticket.fail(caused_by(error, told))
+            failure = FarmError("the picture could not be decoded", "try again")
+            row.ticket.fail(caused_by(error, failure))
             self._on_end(row, False)
 
     @torch.no_grad()
@@ -203,14 +203,14 @@ class Decoder:
         except Exception:  # a preview is a courtesy
             LOG.exception("decoding a preview failed")
             return
-        row.ticket.report(Progress("drawing", preview.step, row.sampler.num_steps, pixels[0]))
+        row.ticket.report(Progress("denoising", preview.step, row.sampler.num_steps, pixels[0]))
 
 
 def _not_finite(row: Row) -> FarmError:
     names = ", ".join(ref.label for ref, _ in row.request.adapters)
     if not names:
-        return FarmError("the base drew values that are not finite", "load it in float32")
+        return FarmError("the base model produced values that are not finite", "load it in float32")
     return AdapterFileError(
-        f"adapter {names} drew values that are not finite",
+        f"adapter {names} produced values that are not finite",
         "use a smaller adapter weight or guidance, or train it again",
     )

@@ -1,9 +1,9 @@
 """One denoising pass over rows that differ in everything but their picture size.
 
 Owns the assembly of a pass: a prompted row for each picture and an unconditional row for each
-guided one, each with its own adapters; then guidance. What stays equal while the same pictures go
-on together is assembled once, and a row keeps its place in the pass while its picture is drawn,
-so that a picture which comes or goes costs the copy of its own weights only.
+guided one, each with its own adapters; then guidance. What stays equal while the same pictures stay
+together is assembled once, and a row keeps its place in the pass until its picture is done, so a
+picture that joins or leaves costs only the copy of its own weights.
 
 Legend: P pictures, G guided ones among them, R rows, K adapters per row, C H W latent.
 """

@@ -1,9 +1,9 @@
-"""The engine: a running batch in which every row may draw with another adapter.
+"""The engine: a running batch in which every row may use another adapter.
 
 Owns the denoising loop: at each step requests join and leave, rows of one picture size share a
-pass, and sizes take turns. Who may enter is admission's part, what a row needs before it joins is
-the preparer's, pixels are the decoder's, adapters in memory are the cache's. Needs torch alone;
-the endpoint wraps it.
+pass, and sizes take turns. Admission decides who may enter, the preparer brings what
+a row needs before it joins, the decoder makes pixels, and the cache holds adapters in memory.
+Needs only torch; the endpoint wraps it.
 
 One thread runs the loop and owns all state of the batch; other threads post calls to it.
 """
@@ -20,19 +20,20 @@ import torch
 
 from farm.base.cuda_errors import caused_by, device_is_lost, without_frames
 from farm.base.interface import Base
-from farm.errors import AdapterNotFound, FarmError, RequestRefused, TooBusy, UserError
+from farm.errors import AdapterNotFound, FarmError, TooBusy
 from farm.serving.adapters.cache import AdapterSource
 from farm.serving.adapters.side import AdapterSide
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.engine.admission import Admission
 from farm.serving.engine.batch import Batch
 from farm.serving.engine.capacity import Capacity
+from farm.serving.engine.counts import Counts, Outcome
 from farm.serving.engine.decoder import Decoder
 from farm.serving.engine.denoiser import Denoiser
 from farm.serving.engine.loop_calls import LoopCalls, stopping
 from farm.serving.engine.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.engine.preparer import RowPreparer
-from farm.serving.engine.row import Row, Size, Waiting
+from farm.serving.engine.row import Row, Waiting, size_of
 from farm.serving.request import GenerationRequest, Progress, Ticket
 
 __all__ = ["Engine"]
@@ -46,7 +47,7 @@ MAX_FAILED_TURNS = 3
 
 
 class Engine:
-    """Draws pictures with any adapters of a source, many at once."""
+    """Generates pictures with any adapters of a source, many at once."""
 
     def __init__(
         self,
@@ -56,11 +57,11 @@ class Engine:
         *,
         cache_folder: str | Path | None = None,
     ) -> None:
-        """Wrap the base and open the cache; ``start`` begins to draw.
+        """Wrap the base and open the cache; ``start`` begins to serve.
 
         Args:
             base: belongs to the engine until ``stop``; its layers are wrapped.
-            source: where adapters come from, such as a ``Registry``; None draws the bare base.
+            source: where adapters come from, such as a ``Registry``; None serves the base alone.
             cache_folder: of the disk tier; needed with a source.
 
         Raises:
@@ -71,9 +72,7 @@ class Engine:
         self._inbox = LoopCalls()
         self._admission = Admission(self.config)
         self._batch = Batch(self.config.max_sizes)
-        self._stats = EngineStats()
-        self._counting = threading.Lock()
-        self._num_open = 0
+        self._counts = Counts()
         self._is_draining = False
         self._is_over = False
         self._is_lost = False
@@ -97,7 +96,7 @@ class Engine:
             on_failed=self._failed,
         )
 
-    # -- life ---------------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to generate. A batch limit that is not known yet is measured meanwhile."""
@@ -110,7 +109,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
         if known is None:
-            meter.begin(self._inbox.result, lambda: self._num_open == 0, self._use)
+            meter.begin(self._inbox.result, lambda: self._counts.num_open == 0, self._use)
         else:
             meter.done.set()
 
@@ -122,13 +121,13 @@ class Engine:
         self._inbox.post(lambda: setattr(self, "capacity", capacity))
 
     def stop(self, drain_s: float = 0.0) -> None:
-        """Refuse new requests, finish what can be finished in ``drain_s`` seconds, and end.
+        """Refuse new requests, finish what fits into ``drain_s`` seconds, and end.
 
         Requests that are not finished fail with ``Draining``.
         """
         self._is_draining = True
         self._stop_at_s = time.monotonic() + drain_s
-        self._wake()
+        self._inbox.wake()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -148,7 +147,7 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop moves, pictures are decoded, and the device is not lost."""
+        """Whether the loop and the decoder run and the device is not lost."""
         is_alive = self._thread is not None and self._thread.is_alive() and self._decoder.alive
         return (
             is_alive
@@ -156,45 +155,32 @@ class Engine:
             and time.monotonic() - self._beat_s < self.config.stuck_after_s
         )
 
-    # -- asking -------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------
 
     def submit(self, request: GenerationRequest) -> Ticket:
         """Queue a request; returns at once.
 
         Raises:
-            RequestRefused: if it cannot be drawn, whatever the load.
+            RequestRefused: if it cannot be generated, whatever the load.
             TooBusy: if the backlog is too long, or longer than the request's deadline allows.
             Draining: if the engine is stopping.
         """
         if self._is_draining or self._thread is None:
             raise stopping()
         self.config.limits.check(request)
-        size = self._size(request)
+        size = size_of(self.base, request)
         cost = self.capacity.cost(request, size)
         waiting = Waiting(Ticket(request), size, cost, time.monotonic())
-        with self._counting:
-            self._num_open += 1
-            self._stats.submitted += 1
+        self._counts.add_submitted()
         try:
             self._admission.admit(waiting, self.capacity)
         except TooBusy:
-            with self._counting:
-                self._num_open -= 1
-                self._stats.submitted -= 1
+            self._counts.remove_submitted()
             raise
-        self._wake()
-        if self._is_over:  # the loop ended meanwhile and may have missed this one
+        self._inbox.wake()
+        if self._is_over:  # the loop has ended meanwhile and may have missed this request
             waiting.ticket.fail(stopping())
         return waiting.ticket
-
-    def _size(self, request: GenerationRequest) -> Size:
-        width = request.width_px or self.base.resolution_px
-        height = request.height_px or self.base.resolution_px
-        try:
-            self.base.latent_shape(width, height)
-        except UserError as error:
-            raise RequestRefused(error.message, error.remedy, "size") from error
-        return width, height
 
     @property
     def backlog_s(self) -> float:
@@ -203,31 +189,17 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counts since the start and sizes now."""
-        stats = self._stats.copy()
-        stats.waiting = len(self._admission)
-        stats.refused = self._admission.num_refused
+        stats = self._counts.snapshot()
         stats.preparing = self._preparer.num_preparing
         stats.running = len(self._batch)
         stats.decoding = self._decoder.backlog
-        stats.backlog_s = self.backlog_s
-        stats.wait_s = self._admission.wait_s(self.capacity)
-        stats.seconds_per_cost = self._admission.seconds_per_cost(self.capacity)
         stats.batch_rows = self.capacity.rows
-        stats.slots_in_use = self._adapters.slots.num_in_use
-        stats.slots_filled = len(self._adapters.slots.keys)
-        stats.slot_bytes = self._adapters.slots.num_bytes
         stats.slot_hits = self._preparer.slot_hits
-        stats.prompt_hits = self._adapters.prompts.num_hits
-        stats.prompts_encoded = self._adapters.prompts.num_encoded
-        if self.cache is not None:
-            stats.cache = self.cache.stats
-            stats.revocations_age_s = self.cache.revocations.age_s
+        self._admission.add_stats(stats, self.capacity)
+        self._adapters.add_stats(stats)
         return stats
 
     # -- the loop -----------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        self._inbox.wake()
 
     def _run(self) -> None:
         num_failed = 0
@@ -236,7 +208,7 @@ class Engine:
                 try:
                     self._turn()
                     num_failed = 0
-                except Exception as error:  # whatever it was, the loop goes on for the others
+                except Exception as error:  # the loop must survive any error
                     LOG.exception("a turn of the engine failed")
                     self._note(error)
                     num_failed += 1
@@ -249,7 +221,7 @@ class Engine:
     def _may_end(self) -> bool:
         if not self._is_draining:
             return False
-        return not self._num_open or time.monotonic() >= self._stop_at_s
+        return not self._counts.num_open or time.monotonic() >= self._stop_at_s
 
     def _turn(self) -> None:
         self._beat_s = time.monotonic()
@@ -258,19 +230,19 @@ class Engine:
         self._let_go()
         for row in self._batch.join(self.capacity):
             row.joined_s = time.monotonic()
-            row.ticket.report(Progress("drawing", 0, row.sampler.num_steps))
+            row.ticket.report(Progress("denoising", 0, row.sampler.num_steps))
         rows = self._batch.choose(self.capacity)
         if rows:
             self._step(rows)
 
     def _read_inbox(self) -> None:
-        """Run what other threads posted; wait for it if there is nothing to draw."""
+        """Run what other threads posted; wait for more if there is nothing to generate."""
         self._inbox.run_waiting(IDLE_S if self._batch.is_idle else 0.0)
 
     def _drop_ended(self) -> None:
         """Forget cancelled requests, and those whose deadline passed before they began."""
         for waiting in self._admission.drop_ended():
-            late = TooBusy("the deadline passed before the picture was begun", "try again later")
+            late = TooBusy("the deadline passed before the picture was started", "try again later")
             self._failed(waiting, late)
         for row in self._batch.leave_where(lambda row: row.ticket.ended):
             self._left(row)
@@ -280,7 +252,7 @@ class Engine:
         """Start to prepare as many requests as could join soon."""
         window = self.config.lookahead or self.capacity.rows
         preparer = self._preparer
-        # who loads takes no place of those who could join at once: nobody waits for a load
+        # requests that load an adapter do not count: no one who could join waits for a load
         while (
             preparer.num_preparing - preparer.num_loading + self._batch.num_ready < window
             and preparer.num_loading < self.config.max_loading
@@ -321,28 +293,25 @@ class Engine:
             row.sampler.advance(prediction_1CHW)
         except Exception as error:
             LOG.exception("a scheduler step failed")
-            told = FarmError("the scheduler failed", "try another scheduler")
-            self._fail_row(row, caused_by(error, told))
+            failure = FarmError("the scheduler failed", "try another scheduler")
+            self._fail_row(row, caused_by(error, failure))
             return
         step, steps = row.sampler.step, row.sampler.num_steps
-        row.ticket.report(Progress("drawing", step, steps))
+        row.ticket.report(Progress("denoising", step, steps))
         every = row.request.preview_every
         if every and step < steps and step % every == 0:
             self._decoder.preview(row)
 
     def _count_pass(self, rows: list[Row], num_rows: int, pass_s: float) -> None:
-        self._stats.passes += 1
-        self._stats.rows += num_rows
-        self._stats.denoise_s += pass_s
-        self._stats.last_rows = num_rows
+        self._counts.add_pass(num_rows, pass_s)
         cost = sum(row.waiting.cost / row.sampler.num_steps for row in rows)
         self._admission.count_pass(cost, pass_s)
 
     def _finish(self, rows: list[Row]) -> None:
-        """Hand drawn rows to the decoder."""
+        """Hand denoised rows to the decoder."""
         for row in rows:
             self._batch.leave(row)
-            row.drawn_s = time.monotonic()
+            row.denoised_s = time.monotonic()
             self._left(row)
             row.ticket.report(Progress("decoding", row.sampler.num_steps, row.sampler.num_steps))
         if rows:
@@ -359,33 +328,28 @@ class Engine:
         self._preparer.release(reservations)
 
     def _note(self, error: BaseException | None) -> None:
-        """Remember that the device is lost, so that whoever watches starts another engine."""
+        """Remember that the device is lost: the engine is then unhealthy and gets replaced."""
         if device_is_lost(error) and not self._is_lost:
-            LOG.error("the device is lost; this process cannot draw any more")
+            LOG.error("the device is lost; this process cannot generate pictures any more")
             self._is_lost = True
 
-    def _ended(self, row: Row, is_drawn: bool) -> None:
+    def _ended(self, row: Row, is_generated: bool) -> None:
         self._note(row.ticket.error)
-        self._count_end("drawn" if is_drawn else "cancelled" if row.ticket.cancelled else "failed")
+        self._counts.add_ended("generated" if is_generated else _unfinished(row.waiting))
 
     def _failed(self, waiting: Waiting, error: BaseException) -> None:
         waiting.ticket.fail(error)
         self._note(error)
         if waiting.popped_s:
             self._admission.give_up(waiting.cost)
-        self._count_end("cancelled" if waiting.ticket.cancelled else "failed")
-
-    def _count_end(self, how: str) -> None:
-        with self._counting:
-            self._num_open -= 1
-            setattr(self._stats, how, getattr(self._stats, how) + 1)
+        self._counts.add_ended(_unfinished(waiting))
 
     def _fail_row(self, row: Row, error: BaseException) -> None:
         self._note(error)
         row.ticket.fail(error)  # ``_drop_ended`` takes it out at the next turn
 
     def _revoked(self, keys: frozenset[str]) -> None:
-        """Withdraw adapters from the batch and the slots."""
+        """Remove revoked adapters from the batch and the slots."""
         for row in self._batch:
             for ref, _ in row.request.adapters:
                 if ref.key in keys or f"{ref.key}@{ref.namespace}" in keys:
@@ -394,32 +358,32 @@ class Engine:
         self._preparer.revoke(frozenset(key.partition("@")[0] for key in keys))
 
     def _shrink(self, rows: list[Row]) -> None:
-        """The pass did not fit in memory: halve the limit, or give up a row that fits not alone."""
+        """The pass did not fit in memory: halve the limit, or fail a row that is alone."""
         self._denoiser.forget(rows[0].waiting.size)
         num_rows = sum(row.num_rows for row in rows)
         LOG.warning("a pass of %d rows is out of memory", num_rows)
         self.capacity.release_memory()
         if len(rows) == 1:
             self._fail_row(
-                rows[0], TooBusy("the picture does not fit in memory", "ask for a smaller one")
+                rows[0], TooBusy("the picture does not fit in memory", "request a smaller one")
             )
             return
-        self._stats.out_of_memory += 1
+        self._counts.add_out_of_memory()
         self.capacity.shrink(rows[0].waiting.size, num_rows // 2)
 
     def _isolate(self, rows: list[Row]) -> None:
-        """A pass failed: find out whose fault it is, each row alone, and fail those only."""
+        """A pass failed: run each row alone to find which of them fail, and fail only those."""
         self._denoiser.forget(rows[0].waiting.size)
         for row in rows:
             try:
                 self._advance(row, self._denoiser.predict([row]))
             except Exception as error:
-                told = FarmError("the picture could not be drawn", "try again")
-                self._fail_row(row, caused_by(error, told))
+                failure = FarmError("the picture could not be generated", "try again")
+                self._fail_row(row, caused_by(error, failure))
         self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
 
     def _drop_all(self, error: FarmError) -> None:
-        """Fail whatever has no picture yet; those that are being decoded get theirs."""
+        """Fail every request not yet in decoding; those in decoding still finish."""
         for waiting in self._admission.drop_all():
             self._failed(waiting, error)
         for row in self._batch.leave_where(lambda _: True):
@@ -427,3 +391,7 @@ class Engine:
             self._left(row)
             self._ended(row, False)
         self._preparer.abandon(error)
+
+
+def _unfinished(waiting: Waiting) -> Outcome:
+    return "cancelled" if waiting.ticket.cancelled else "failed"

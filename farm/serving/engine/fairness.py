@@ -1,9 +1,9 @@
-"""Who is next: deadline first, within each tenant's fair share.
+"""The fair queue: earliest deadline first, within each tenant's share.
 
 Owns the order of waiting requests. Deficit round robin (Shreedhar & Varghese 1995) gives every
 tenant with waiting work the same share of cost; among the tenants whose share is not used up, the
 one with the earliest deadline goes first, and within a tenant the earliest deadline goes first.
-So a tenant who sets short deadlines overtakes nobody beyond the own share.
+So short deadlines never give a tenant more than its share.
 
 Not thread-safe: the engine holds its lock around every call.
 """
@@ -89,7 +89,7 @@ class FairQueue(Generic[Item]):
         """Add an item.
 
         Args:
-            cost: of drawing it, in the queue's own unit; above 0.
+            cost: of generating it, in the queue's own unit; above 0.
             deadline: on any clock that all items share; ``inf`` is none.
         """
         entry = _Waiting(deadline, next(self._arrivals), cost, item)

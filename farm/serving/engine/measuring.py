@@ -1,7 +1,7 @@
 """Measuring the batch limit: on the real base, once for each base and machine, while it serves.
 
-Owns the measurement and where its result is remembered. Passes are run by the engine's loop, one
-at a time between the steps of its pictures, because a denoiser runs one pass at a time.
+Owns the measurement and the file with its result. The engine's loop runs the passes, one at a
+time between the steps of its pictures, because a denoiser runs one pass at a time.
 
 Legend: R rows, C channels, H W latent.
 """
@@ -76,17 +76,16 @@ class CapacityMeter:
         if config.batch_rows is not None:
             return Capacity.unmeasured(self._base, config.batch_rows)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(self._path.read_text())
-            seconds = {int(rows): float(value) for rows, value in told["seconds_by_rows"].items()}
-            knee, peak = BatchSizeCurve(int(told["rows"]), seconds), int(told["peak_bytes"])
+            saved = json.loads(self._path.read_text())
+            seconds = {int(rows): float(value) for rows, value in saved["seconds_by_rows"].items()}
+            knee, peak = BatchSizeCurve(int(saved["rows"]), seconds), int(saved["peak_bytes"])
             if knee.rows in seconds and knee.rows <= config.max_batch_rows and self._has(peak):
                 return Capacity(self._base, knee, memory_reserve=config.memory_reserve)
         return None
 
     def warm_up(self, rows: int) -> None:
-        """Run one pass of so many rows on a GPU, whose first pass takes seconds to load its
-        kernels; what is learned from the engine's own first passes would be far too slow
-        otherwise."""
+        """Run one pass on a GPU, whose first pass takes seconds to load its kernels; otherwise
+        the engine's first passes would be measured as far too slow."""
         if self._base.device.type == "cuda":
             self._pass_of(rows)()
             torch.cuda.synchronize(self._base.device)
@@ -180,7 +179,7 @@ class CapacityMeter:
         return num_bytes < free - self._config.memory_reserve * total
 
     def _remember(self, knee: BatchSizeCurve) -> None:
-        told = {
+        saved = {
             "rows": knee.rows,
             "seconds_by_rows": knee.seconds_by_rows,
             "peak_bytes": self._peak_bytes.get(knee.rows, 0),
@@ -188,13 +187,13 @@ class CapacityMeter:
         with contextlib.suppress(OSError):  # a read-only home costs time, nothing else
             self._path.parent.mkdir(parents=True, exist_ok=True)
             aside = self._path.with_suffix(f".{os.getpid()}")
-            aside.write_text(json.dumps(told))
+            aside.write_text(json.dumps(saved))
             aside.replace(self._path)
 
     # -- in the engine's loop -----------------------------------------------------------------
 
     def _first_passes(self, rows: int) -> Callable[[], None]:
-        """A pass of so many rows, run twice if it is short: what is remembered is there then."""
+        """A pass, run twice if it is short, so that later ones find what layers remember."""
         before = _allocated(self._base.device)
         run = self._pass_of(rows)
         if self._timed(run) < ENOUGH_S:
@@ -203,8 +202,7 @@ class CapacityMeter:
         return run
 
     def _pass_of(self, rows: int) -> Callable[[], None]:
-        """A pass with what a running batch has ready: each row's adapter, and prompts that come
-        again."""
+        """A pass in the state of a running batch: an adapter for each row, and repeated prompts."""
         base, weights = self._base, self._weights
         shape = base.latent_shape(base.resolution_px, base.resolution_px)
         latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)

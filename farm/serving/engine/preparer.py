@@ -81,7 +81,7 @@ class RowPreparer:
         Args:
             post: runs a call in the engine's loop.
             on_ready: takes each row that may join, in the loop.
-            on_failed: takes each request that cannot be drawn, in the loop.
+            on_failed: takes each request that cannot be generated, in the loop.
         """
         self._base = base
         self._bank = adapters.bank
@@ -92,7 +92,7 @@ class RowPreparer:
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._blocked: deque[_Preparing] = deque()
-        self._uses: dict[str, LoadedAdapter] = {}  # how what lies in the slots came there
+        self._uses: dict[str, LoadedAdapter] = {}  # how the adapters in slots were loaded
         self._with_text: set[str] = set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._jobs: set[_Preparing] = set()
@@ -137,7 +137,7 @@ class RowPreparer:
         self._load(job)
 
     def retry(self) -> None:
-        """Give slots to whoever waits for them, in order.
+        """Give slots to the waiting requests, in order.
 
         A request that finds too few keeps its place: those behind it may only use slots that
         hold their adapters already, and only ``PATIENCE`` of them, so that no stream of small
@@ -181,12 +181,12 @@ class RowPreparer:
         for ref, _ in waiting.request.adapters:
             if self._cache is None:
                 raise AdapterFileError(
-                    "this engine draws with the bare base only", "start it with a store"
+                    "this engine has no adapters, only its base model", "start it with a store"
                 )
             self._cache.check(ref)
 
     def _load(self, job: _Preparing) -> None:
-        """Bring all adapters to host memory; the last one to land goes on in the loop."""
+        """Load all adapters to host memory; the last one to arrive continues in the loop."""
         assert self._cache is not None
         self._num_loading += 1
         refs = {ref.key: ref for ref, _ in job.waiting.request.adapters}
@@ -315,8 +315,8 @@ class RowPreparer:
         except BaseException as error:
             if not isinstance(error, FarmError):
                 LOG.exception("preparing a request failed")
-                told = FarmError("the request could not be prepared", "try again")
-                error = caused_by(error, told)
+                failure = FarmError("the request could not be prepared", "try again")
+                error = caused_by(error, failure)
             self._post(functools.partial(self._end, job, error))
             return
         job.unpin()

@@ -1,7 +1,7 @@
-"""A picture in the running batch: what it needs for a pass, and what it saw on its way.
+"""A picture in the running batch: what it needs for a pass, and what happened to it.
 
-Owns the state of one request between submission and decoding, and its receipt. Does not move it
-along; the engine does.
+Owns the state of one request between submission and decoding, and the metadata of its picture.
+The engine advances it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,37 @@ from typing import Any
 
 import farm
 from farm.base.interface import Base, Conditioning
+from farm.errors import RequestRefused, UserError
 from farm.serving.adapters.cache_tiers import Tier
 from farm.serving.adapters.prompts import cut_notes
 from farm.serving.adapters.slots import Reservation
 from farm.serving.engine.sampler import Sampler
 from farm.serving.request import GenerationRequest, Ticket
 
-__all__ = ["LoadedAdapter", "Row", "Size", "Waiting"]
+__all__ = ["LoadedAdapter", "Row", "Size", "Waiting", "size_of"]
 
 Size = tuple[int, int]
 """Width and height in pixels; rows of one size share a pass."""
 
 
+def size_of(base: Base, request: GenerationRequest) -> Size:
+    """The picture size of a request.
+
+    Raises:
+        RequestRefused: if the base cannot generate it.
+    """
+    width = request.width_px or base.resolution_px
+    height = request.height_px or base.resolution_px
+    try:
+        base.latent_shape(width, height)
+    except UserError as error:
+        raise RequestRefused(error.message, error.remedy, "size") from error
+    return width, height
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """How one adapter of a picture was brought in, for the receipt."""
+    """How one adapter of a picture was loaded, for the metadata."""
 
     sha256: str
     tier: Tier
@@ -79,9 +95,9 @@ class Row:
     factors: tuple[float, ...]
     reservations: list[Reservation]
     joined_s: float = 0.0
-    drawn_s: float = 0.0
+    denoised_s: float = 0.0
     rows_seen: int = 0
-    """Rows of all passes it took part in, summed, for the mean in the receipt."""
+    """Rows of all passes it took part in, summed, for the mean in the metadata."""
     largest_pass: int = 0
 
     @property
@@ -104,8 +120,8 @@ class Row:
         """Row-steps still to do, at the base's own resolution."""
         return self.waiting.cost * (1 - self.sampler.step / self.sampler.num_steps)
 
-    def receipt(self, base: Base, decoded_s: float, decode_s: float) -> dict[str, Any]:
-        """Everything that made the picture, as plain JSON values.
+    def metadata(self, base: Base, decoded_s: float, decode_s: float) -> dict[str, Any]:
+        """Everything that determined the picture, as plain JSON values.
 
         Args:
             decoded_s: when the pixels were there, on ``time.monotonic``.
@@ -115,7 +131,7 @@ class Row:
         seconds = {
             "queue": waiting.popped_s - waiting.submitted_s,
             "prepare": self.joined_s - waiting.popped_s,
-            "denoise": self.drawn_s - self.joined_s,
+            "denoise": self.denoised_s - self.joined_s,
             "decode": decode_s,
             "total": decoded_s - waiting.submitted_s,
         }

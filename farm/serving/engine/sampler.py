@@ -48,7 +48,7 @@ class Sampler:
         seed: int,
         shape: tuple[int, int, int],
     ) -> None:
-        """Draw the initial noise and set up the timesteps, as plain diffusers does it.
+        """Sample the initial noise and set up the timesteps, as plain diffusers does it.
 
         Args:
             shape: (C, H, W) of the latent.
@@ -70,7 +70,7 @@ class Sampler:
     def _step_arguments(self, seed: int, shape: tuple[int, int, int]) -> dict[str, Any]:
         arguments: dict[str, Any] = {"return_dict": False}
         if "generator" in inspect.signature(self._scheduler.step).parameters:
-            # samplers that add noise go on in the stream that drew the initial noise
+            # samplers that add noise continue the stream of the initial noise
             generator = torch.Generator("cpu").manual_seed(seed)
             torch.randn(shape, generator=generator)
             arguments["generator"] = generator

@@ -1,7 +1,7 @@
 """The HTTP interface: OpenAI's image routes over an engine client.
 
 Owns the routes and their documentation. What a request means is in ``api_images.py``, what an
-error looks like in ``api_errors.py``, what every request passes first in ``api_guard.py``. Knows
+error looks like in ``errors.py``, what every request passes first in ``middleware.py``. Knows
 neither torch nor ray: the engine is behind ``EngineClient``.
 """
 
@@ -125,19 +125,19 @@ IdempotencyKey = Annotated[
     Header(
         pattern=KEY_PATTERN,
         description="Names this request for some minutes: repeated unchanged under the same key it "
-        "gets the same answer without being drawn again. Not with `stream`.",
+        "gets the same answer without being generated again. Not with `stream`.",
     ),
 ]
 
 
-# -- drawing -----------------------------------------------------------------------------------
+# -- generating --------------------------------------------------------------------------------
 
 
 def _add_generation(app: FastAPI, services: Services) -> None:
     @app.post(
         "/v1/images/generations",
         tags=["images"],
-        summary="Draw pictures",
+        summary="Generate pictures",
         response_model=ImagesAnswer,
         responses={
             **GENERATE_ERRORS,
@@ -153,13 +153,13 @@ def _add_generation(app: FastAPI, services: Services) -> None:
         tenant: TenantOf,
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        """Draw with an adapter, several, or the bare base.
+        """Generate with an adapter, several, or the bare base.
 
         With ``stream`` the answer is server-sent events: ``image_generation.partial_image``,
         ``image_generation.completed`` and, for those who ask, ``image_generation.progress``.
 
         With ``Idempotency-Key`` a repeated request gets the answer of the first, and nothing is
-        drawn again; the drawing goes on when the caller leaves.
+        generated again; generation continues if the caller disconnects.
         """
         if idempotency_key is not None:
             return await answer_once(services, tenant, asked, request, idempotency_key)
@@ -232,7 +232,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         responses={**ERRORS, **PNG},
     )
     async def get_sample(model_id: str, index: int, tenant: TenantOf) -> Response:
-        """A picture that was drawn when the adapter was made."""
+        """A picture that was generated when the adapter was made."""
         _, facts = await services.catalog.resolve(tenant.namespace, model_id)
         data = await services.catalog.sample(facts, index)
         kind = facts.samples[index].rsplit(".", 1)[-1].replace("jpg", "jpeg")
@@ -296,7 +296,7 @@ def _add_health(app: FastAPI, services: Services) -> None:
     @app.get(
         "/ready",
         tags=["health"],
-        summary="Whether pictures can be drawn",
+        summary="Whether pictures can be generated",
         responses={503: {"description": "Not yet, or no longer."}},
     )
     async def ready() -> Response:

@@ -1,8 +1,8 @@
-"""How many connections the endpoint holds, for how long, and which one leaves for a new one.
+"""Which connections the endpoint holds, for how long, and which one makes room for a new one.
 
 Owns the limits of connections and request heads, the count by address, the deadlines, and the
 process's limit of open files. Knows nothing of HTTP: ``http_server.py`` reports what a connection
-is doing and decides how one that has run out of time is ended.
+is doing and decides how an expired one is closed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import os
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.5
 BACKLOG = 128
-"""Connections that the kernel accepts ahead: a burst opens no more files than this at once."""
+"""Length of the kernel's accept queue: a burst opens no more files than this at once."""
 MIN_CONNECTIONS = 16
 PROGRESS_BYTES = 64 * 1024
-"""What a slow reader must take within the write timeout."""
+"""What a slow reader must receive within the write timeout."""
 
 
 class ConnectionLimits(BaseModel):
-    """What connections may hold before a request is understood."""
+    """Limits on connections and request heads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,24 +55,24 @@ class ConnectionLimits(BaseModel):
     """How long a connection may wait for its next request; longer than load balancers do, so that
     none of them reuses a connection that is just being closed."""
     write_timeout_s: float = Field(30.0, gt=0)
-    """Within this time a client must take 64 KiB of an answer that waits for it, or all of it."""
+    """Within this time a client must receive 64 KiB of a response, or the rest of it."""
     max_head_bytes: int = Field(32 * 1024, ge=1024)
     """Request line and headers together; the same bounds a body's trailers."""
     max_headers: int = Field(100, ge=8)
     max_url_bytes: int = Field(8 * 1024, ge=256)
     max_pipelined: int = Field(8, ge=1)
-    """Requests sent ahead on one connection before the first is answered."""
+    """Requests pipelined on one connection before the first is answered."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed."""
+    """Addresses whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are trusted."""
 
 
 class Connection(Protocol):
-    """What the book asks of a connection."""
+    """What the book needs of a connection."""
 
     address: str
     """Group of addresses it is counted with."""
     deadline_s: float | None
-    """When ``expire`` is called, in the loop's time; None never."""
+    """When ``expire`` is called, in the loop's time; None for never."""
 
     def expire(self) -> None:
         """End: the deadline has passed."""
@@ -80,16 +81,21 @@ class Connection(Protocol):
         """Close at once, without another byte."""
 
     def unsent_bytes(self) -> int:
-        """Bytes of answers that wait for the client."""
+        """Bytes of responses that wait for the client."""
+
+    def taken_bytes(self) -> int:
+        """Bytes that the client has taken since the connection opened."""
 
 
+@dataclass(slots=True)
 class _Stall:
-    """Whether a client takes what waits for it."""
+    """A client for whom bytes wait."""
 
-    __slots__ = ("peak", "since_s")
-
-    def __init__(self, size: int, now_s: float) -> None:
-        self.peak, self.since_s = size, now_s
+    taken: int
+    """Bytes it had taken when it last made progress."""
+    sweeps: int = 0
+    """Sweeps since then. They are counted rather than seconds, because a loop that is held up
+    cannot send anything either."""
 
 
 class ConnectionBook:
@@ -142,7 +148,7 @@ class ConnectionBook:
         return True
 
     def leave(self, connection: Connection) -> None:
-        """Count a connection no more; a second call does nothing."""
+        """Stop counting a connection; a second call does nothing."""
         if connection not in self._all:
             return
         del self._all[connection]
@@ -155,7 +161,7 @@ class ConnectionBook:
             del self._by_address[connection.address]
 
     def works(self, connection: Connection) -> None:
-        """A whole request has come: the connection is not evicted."""
+        """A whole request has arrived: the connection is not evicted."""
         for waiting in self._waiting:
             waiting.pop(connection, None)
 
@@ -181,28 +187,27 @@ class ConnectionBook:
         for connection in list(self._all):
             if connection.deadline_s is not None and now_s >= connection.deadline_s:
                 connection.expire()
-            elif self._is_stalled(connection, now_s):
+            elif self._is_stalled(connection):
                 connection.abort()
         self._is_sweeping = bool(self._all)
         if self._is_sweeping:
             loop.call_later(SWEEP_EVERY_S, self._sweep)
 
-    def _is_stalled(self, connection: Connection, now_s: float) -> bool:
-        size = connection.unsent_bytes()
+    def _is_stalled(self, connection: Connection) -> bool:
+        if not connection.unsent_bytes():
+            self._stalls.pop(connection, None)
+            return False
+        taken = connection.taken_bytes()
         stall = self._stalls.get(connection)
-        if not size:
-            if stall is not None:
-                del self._stalls[connection]
+        if stall is None or taken - stall.taken >= PROGRESS_BYTES:
+            self._stalls[connection] = _Stall(taken)
             return False
-        if stall is None or stall.peak - size >= PROGRESS_BYTES:
-            self._stalls[connection] = _Stall(size, now_s)
-            return False
-        stall.peak = max(stall.peak, size)
-        return now_s - stall.since_s >= self.limits.write_timeout_s
+        stall.sweeps += 1
+        return stall.sweeps * SWEEP_EVERY_S >= self.limits.write_timeout_s
 
 
 def address_group(address: str) -> str:
-    """The address that counts: of IPv6 the /64 network, which one subscriber has to himself."""
+    """The unit that limits count: an IPv4 address, or an IPv6 /64 network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -233,7 +238,7 @@ def raise_file_limit() -> int | None:
 
 
 def connections_within(limits: ConnectionLimits, file_limit: int | None) -> int:
-    """Connections that leave the reserved files, and those already open, alone."""
+    """The most connections that leave the reserved files and those already open available."""
     if file_limit is None:
         return limits.max_connections
     room = file_limit - limits.reserved_files - BACKLOG - _num_open_files()

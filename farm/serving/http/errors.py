@@ -1,6 +1,6 @@
 """Errors on the wire: OpenAI's shape, a request id, and whether a retry helps.
 
-Owns which error becomes which status, and that no answer tells where files lie. What is not
+Owns which error becomes which status, and keeps file paths out of every response. What is not
 expected becomes a 500 that says nothing but its request id; the log has the rest.
 """
 

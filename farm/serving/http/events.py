@@ -1,6 +1,6 @@
-"""Server-sent events in the names and shapes that OpenAI's clients read.
+"""Server-sent events in the form that OpenAI's clients read.
 
-Owns the words on the wire; knows nothing of engines. An event that OpenAI does not have
+Owns the wire format; knows nothing of engines. An event that OpenAI does not have
 (``image_generation.progress``) is sent only to callers who ask for it.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["DONE", "KEEP_ALIVE", "completed", "encode_event", "failed", "partial", "progress"]
 
-KEEP_ALIVE = b": still here\n\n"
-"""A comment: clients skip it, proxies see that the connection lives."""
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: clients skip it, proxies see that the connection is alive."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -26,7 +26,7 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
 def partial(
     shared: Mapping[str, Any], b64_json: str, index: int, step: int, num_steps: int, picture: int
 ) -> dict[str, Any]:
-    """A picture on its way, as the denoiser now believes it."""
+    """A picture in progress, from the denoiser's current estimate."""
     return {
         "type": "image_generation.partial_image",
         **shared,
@@ -41,7 +41,7 @@ def partial(
 def progress(
     created_at: int, stage: str, step: int, num_steps: int, picture: int
 ) -> dict[str, Any]:
-    """How far a picture has come; an event of our own."""
+    """The progress of a picture; an event of our own."""
     return {
         "type": "image_generation.progress",
         "created_at": created_at,
@@ -53,7 +53,7 @@ def progress(
 
 
 def completed(shared: Mapping[str, Any], item: Mapping[str, Any], picture: int) -> dict[str, Any]:
-    """A finished picture: what the answer without streaming holds, and its usage."""
+    """A finished picture: the item of a response without streaming, and its usage."""
     return {
         "type": "image_generation.completed",
         **shared,

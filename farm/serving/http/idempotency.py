@@ -1,11 +1,11 @@
 """Answers that are given again: what ``Idempotency-Key`` is good for.
 
 Owns which answers are remembered, for how long, and that a request which comes twice at once is
-drawn once. A caller whose connection broke asks again under the same key and gets the pictures of
-the first request; they are not drawn, or counted, twice. Only successes are remembered: what
+generated once. A caller whose connection broke retries under the same key and gets the pictures
+of the first request; they are not generated, or counted, twice. Only successes are remembered: what
 failed may be tried again under its key.
 
-One process remembers; behind several ingresses a repeated request may be drawn again by another
+One process remembers; behind several ingresses a repeated request may be generated again by another
 one, and then with the seeds that the key gives it, so the pictures are the same.
 """
 
@@ -37,6 +37,10 @@ class _Known:
     num_bytes: int = 0
 
 
+Work = Callable[[], Coroutine[None, None, bytes]]
+"""Generates the body of a response."""
+
+
 class IdempotencyCache:
     """The answers of the last minutes, by caller and idempotency key. One event loop's own."""
 
@@ -63,11 +67,11 @@ class IdempotencyCache:
         return self._num_bytes
 
     async def answer(
-        self, key_id: str, key: str, digest: str, draw: Callable[[], Coroutine[None, None, bytes]]
+        self, key_id: str, key: str, digest: str, generate: Work
     ) -> tuple[bytes, bool]:
-        """The answer to a request, drawn if it is new; and whether it was not.
+        """The answer to a request, generated if it is new; and whether it was not.
 
-        The drawing goes on if this caller leaves: he may come back for it.
+        Generation continues if this caller disconnects, since the caller may retry.
 
         Args:
             key_id: who asks.
@@ -80,7 +84,7 @@ class IdempotencyCache:
         place = (key_id, key)
         known = self._known.get(place)
         if known is None:
-            return await asyncio.shield(self._begin(place, digest, draw)), False
+            return await asyncio.shield(self._begin(place, digest, generate)), False
         if known.digest != digest:
             raise KeyReused(
                 "this idempotency key stands for another request",
@@ -89,10 +93,8 @@ class IdempotencyCache:
             )
         return await asyncio.shield(known.work), True
 
-    def _begin(
-        self, place: tuple[str, str], digest: str, draw: Callable[[], Coroutine[None, None, bytes]]
-    ) -> asyncio.Task[bytes]:
-        work = asyncio.create_task(draw())
+    def _begin(self, place: tuple[str, str], digest: str, generate: Work) -> asyncio.Task[bytes]:
+        work = asyncio.create_task(generate())
         known = self._known[place] = _Known(digest, work, self._clock())
         work.add_done_callback(lambda _: self._ended(place, known))
         return work
@@ -134,6 +136,6 @@ def digest_of(asked: str) -> str:
 
 
 def seed_of(key_id: str, key: str, digest: str) -> int:
-    """The first seed, 32 bits, of a request that names none, the same wherever it is drawn."""
+    """The first seed, 32 bits, of a request that names none, the same wherever it is generated."""
     named = "\0".join((key_id, key, digest)).encode()
     return int.from_bytes(hashlib.sha256(named).digest()[:4], "big")

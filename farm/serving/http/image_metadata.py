@@ -1,6 +1,6 @@
 """Pictures as files that say how they were made.
 
-Owns the encoding of pictures and where the receipt lies in each format. What a receipt says is
+Owns the encoding of pictures and where their metadata is in each format. What it contains is
 the engine's part; see ``farm.serving.request.Picture``.
 
     PNG    iTXt ``farm.receipt`` (JSON), and ``parameters`` in the words other tools read
@@ -26,7 +26,7 @@ __all__ = ["OutputFormat", "encode_picture", "read_image_metadata"]
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
-RECEIPT_KEYWORD = "farm.receipt"
+METADATA_KEYWORD = "farm.receipt"
 EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
 UNICODE_PREFIX = b"UNICODE\0"
@@ -36,7 +36,7 @@ JPEG_QUALITY = 95
 
 def encode_picture(
     pixels: NDArray[np.uint8],
-    receipt: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     output_format: OutputFormat = "png",
     *,
     quality: int | None = None,
@@ -46,18 +46,18 @@ def encode_picture(
 
     Args:
         pixels: uint8 [H, W, 3].
-        receipt: plain JSON values to put into the file; None puts nothing.
+        metadata: plain JSON values to put into the file; None puts nothing.
         quality: 1..100 for JPEG and WebP.
         fast: compress less; for previews that live a second.
     """
     image = Image.fromarray(pixels)
-    text = json.dumps(receipt, sort_keys=True) if receipt is not None else None
+    text = json.dumps(metadata, sort_keys=True) if metadata is not None else None
     out = io.BytesIO()
     if output_format == "png":
         info = PngInfo()
-        if text is not None and receipt is not None:
-            info.add_itxt(RECEIPT_KEYWORD, text)
-            info.add_itxt("parameters", _parameters(receipt))
+        if text is not None and metadata is not None:
+            info.add_itxt(METADATA_KEYWORD, text)
+            info.add_itxt("parameters", _parameters(metadata))
         image.save(out, "PNG", pnginfo=info, compress_level=1 if fast else 6)
         return out.getvalue()
     exif = Image.Exif()
@@ -73,31 +73,31 @@ def encode_picture(
 
 
 def read_image_metadata(data: bytes) -> dict[str, Any] | None:
-    """The receipt inside a picture file; None where there is none."""
+    """The metadata inside a picture file; None where there is none."""
     with Image.open(io.BytesIO(data)) as image:
-        text: object = getattr(image, "text", {}).get(RECEIPT_KEYWORD)
+        text: object = getattr(image, "text", {}).get(METADATA_KEYWORD)
         if text is None:
             comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
             if isinstance(comment, bytes) and comment.startswith(UNICODE_PREFIX):
                 text = comment.removeprefix(UNICODE_PREFIX).decode()
     if not isinstance(text, str):
         return None
-    receipt = json.loads(text)
-    return receipt if isinstance(receipt, dict) else None
+    metadata = json.loads(text)
+    return metadata if isinstance(metadata, dict) else None
 
 
-def _parameters(receipt: Mapping[str, Any]) -> str:
+def _parameters(metadata: Mapping[str, Any]) -> str:
     """The one-line form that A1111 and its kin write and read."""
     facts = {
-        "Steps": receipt.get("steps"),
-        "Sampler": receipt.get("scheduler"),
-        "CFG scale": receipt.get("guidance"),
-        "Seed": receipt.get("seed"),
-        "Size": f"{receipt.get('width_px')}x{receipt.get('height_px')}",
-        "Model": receipt.get("base"),
+        "Steps": metadata.get("steps"),
+        "Sampler": metadata.get("scheduler"),
+        "CFG scale": metadata.get("guidance"),
+        "Seed": metadata.get("seed"),
+        "Size": f"{metadata.get('width_px')}x{metadata.get('height_px')}",
+        "Model": metadata.get("base"),
     }
-    lines = [str(receipt.get("prompt", ""))]
-    if receipt.get("negative_prompt"):
-        lines.append(f"Negative prompt: {receipt['negative_prompt']}")
+    lines = [str(metadata.get("prompt", ""))]
+    if metadata.get("negative_prompt"):
+        lines.append(f"Negative prompt: {metadata['negative_prompt']}")
     lines.append(", ".join(f"{key}: {value}" for key, value in facts.items() if value is not None))
     return "\n".join(lines)

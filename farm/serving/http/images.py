@@ -1,7 +1,7 @@
-"""Drawing over HTTP: from an order to pictures, at once or as events of a stream.
+"""Generation over HTTP: from an order to pictures, at once or as events of a stream.
 
-Owns the way from the engine's news to the answer, the counting of outcomes, and that a caller who
-leaves takes his pictures' work with him. The drawing itself is the engine's part.
+Owns the way from the engine's events to the response, the counting of outcomes, and the
+cancellation of a disconnected caller's work. Generation itself is the engine's part.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ async def _make_item(
     services: Services, order: Order, base_id: str, index: int, picture: Picture
 ) -> dict[str, Any]:
     """A finished picture as the answer holds it."""
-    drawn = order.pictures[index]
-    receipt = {
-        **picture.receipt,
+    request = order.pictures[index]
+    metadata = {
+        **picture.metadata,
         "base": base_id,  # the public name; the engine's own may be a path
-        "request": drawn.id.rsplit("-", 2)[0],
+        "request": request.id.rsplit("-", 2)[0],
     }
 
     def make() -> dict[str, str]:
         data = encode_picture(
-            picture.pixels, receipt, order.output_format, quality=order.asked.output_compression
+            picture.pixels, metadata, order.output_format, quality=order.asked.output_compression
         )
         if order.asked.response_format == "url" and not order.asked.stream:
             return {"url": order.link_root + services.shelf.put(data, order.output_format)}
@@ -59,24 +59,24 @@ async def _make_item(
 
     loop = asyncio.get_running_loop()
     content = await loop.run_in_executor(services.encoders, make)
-    services.metrics.count("farm_pictures", outcome="drawn")
-    for stage, seconds in picture.receipt.get("seconds", {}).items():
+    services.metrics.count("farm_pictures", outcome="generated")
+    for stage, seconds in picture.metadata.get("seconds", {}).items():
         services.metrics.observe("farm_picture_seconds", seconds, stage=stage)
     return {
         **content,
-        "revised_prompt": drawn.prompt,
-        "seed": drawn.seed,
-        "notes": receipt.get("notes", []),
-        "receipt": receipt,
+        "revised_prompt": request.prompt,
+        "seed": request.seed,
+        "notes": metadata.get("notes", []),
+        "receipt": metadata,
     }
 
 
 async def _answer(services: Services, order: Order, base: ServedBase) -> bytes:
     items: dict[int, dict[str, Any]] = {}
-    drawing = services.client.draw(order.pictures, listen=False)
+    stream = services.client.generate(order.pictures, listen=False)
     # the engine keeps deadlines itself; this is for an engine that no longer answers
     async with asyncio.timeout(services.limits.deadline_s + GRACE_S):
-        async with contextlib.aclosing(drawing) as news:
+        async with contextlib.aclosing(stream) as news:
             async for index, item in news:
                 if isinstance(item, Picture):
                     items[index] = await _make_item(services, order, base.id, index, item)
@@ -93,13 +93,13 @@ async def _answer(services: Services, order: Order, base: ServedBase) -> bytes:
 async def answer_images(
     services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
 ) -> Response:
-    """Draw, and answer when all pictures are there."""
+    """Generate, and respond when all pictures are there."""
     order, base = await validate_request(services, tenant, asked, request)
     try:
         with _counted(services, order):
             body = await _unless_gone(request.receive, _answer(services, order, base))
     except _CallerLeft:
-        return Response(status_code=499)  # nobody reads it; the metrics count it
+        return Response(status_code=499)  # not read by anyone; the metrics count it
     return Response(body, media_type="application/json")
 
 
@@ -117,13 +117,13 @@ async def answer_once(
         )
     digest = digest_of(asked.model_dump_json())
 
-    async def draw() -> bytes:
+    async def generate() -> bytes:
         seed = seed_of(tenant.key_id, key, digest)
         order, base = await validate_request(services, tenant, asked, request, seed)
         with _counted(services, order):
             return await _answer(services, order, base)
 
-    answer = services.replays.answer(tenant.key_id, key, digest, draw)
+    answer = services.replays.answer(tenant.key_id, key, digest, generate)
     try:
         body, is_replayed = await _unless_gone(request.receive, answer)
     except _CallerLeft:
@@ -136,14 +136,14 @@ async def answer_once(
 
 
 class _CallerLeft(asyncio.CancelledError):
-    """The connection is closed; nobody waits for the answer."""
+    """The connection is closed; no one waits for the answer."""
 
 
 async def _unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
     """The work's result; if the caller leaves first, the work is cancelled.
 
     Raises:
-        _CallerLeft: if he did.
+        _CallerLeft: if the caller left.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.create_task(gone(receive))
@@ -160,7 +160,7 @@ async def _unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
 
 @contextlib.contextmanager
 def _counted(services: Services, order: Order) -> Iterator[None]:
-    """Count an order's pictures as waited for, and those that are not drawn by the reason."""
+    """Count an order's pictures as waited for, and those that are not generated by the reason."""
     count, metrics = len(order.pictures), services.metrics
     try:
         with services.room.enter(order.tenant.key_id, count, services.wait_s):
@@ -191,7 +191,7 @@ def _outcome(error: Exception) -> str:
 async def stream_images(
     services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
 ) -> Response:
-    """Draw, and tell of it while it happens. What is refused is refused before the stream."""
+    """Generate, and report progress in a stream. Refusals come before the stream begins."""
     order, base = await validate_request(services, tenant, asked, request)
     stream = _events(services, order, base)
     # the first event is awaited here, so that a full queue is still a 429
@@ -209,8 +209,8 @@ async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerat
 async def _events(services: Services, order: Order, base: ServedBase) -> AsyncGenerator[bytes]:
     num_shown = [0] * len(order.pictures)
     with _counted(services, order):
-        drawing = services.client.draw(order.pictures, listen=True)
-        async with contextlib.aclosing(drawing) as news:
+        stream = services.client.generate(order.pictures, listen=True)
+        async with contextlib.aclosing(stream) as news:
             async for index, item in news:
                 if isinstance(item, Picture):
                     done = await _make_item(services, order, base.id, index, item)

@@ -2,7 +2,7 @@
 
 Owns the links of ``response_format: url``. A link names a picture by 128 random bits and its last
 minute, and carries a signature over both, so it can be checked before the store is asked and
-cannot be bent to name anything else. Pictures lie in a store, so any process of the endpoint can
+cannot be changed to name anything else. Pictures are in a store, so any process of the endpoint can
 answer; folders are named by the minute in which they end, so cleaning up is one listing.
 """
 

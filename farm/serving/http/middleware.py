@@ -1,7 +1,7 @@
 """What every HTTP request passes first: a name, a key, a bound on its size, a last resort.
 
 Owns the request id, authentication, what web pages of other origins may not do, the body's limit in
-bytes and in time, the plain headers of every answer, and the catch for what nobody caught. A plain
+bytes and in time, the plain headers of every answer, and the handler of uncaught errors. A plain
 ASGI layer, so that streams pass through untouched.
 """
 
@@ -58,7 +58,7 @@ class Guard:
         names_requests: bool = True,
     ) -> None:
         """Args:
-        observe: told the method, route, status and seconds of every request.
+        observe: receives the method, route, status and seconds of every request.
         names_requests: puts the request id into answers; Ray Serve's proxy does it already.
         """
         self._app = app
@@ -204,7 +204,7 @@ class _BoundedBody:
             async with asyncio.timeout_at(self._until_s):
                 message = await self._receive()
         except TimeoutError:
-            # the rest is not read, so the connection cannot go on
+            # the rest is not read, so the connection is closed
             raise HTTPException(408, "the body did not come", {"connection": "close"}) from None
         if message["type"] == "http.request":
             self._num_bytes += len(message.get("body", b""))
@@ -218,7 +218,7 @@ def _too_large(limits: Limits) -> HTTPException:
     return HTTPException(
         413,
         f"the body is over the limit of {limits.max_body_bytes} bytes",
-        # what is left of the body is not read, so the connection cannot go on
+        # what is left of the body is not read, so the connection is closed
         {"connection": "close"},
     )
 

@@ -87,7 +87,7 @@ class ExtraAdapter(BaseModel):
 
 
 class GenerateRequest(BaseModel):
-    """What to draw. The first block is OpenAI's, the second the farm's own."""
+    """What to generate. The first block is OpenAI's, the second the farm's own."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -131,7 +131,7 @@ class GenerateRequest(BaseModel):
     """The same seed and request give the same picture; -1, or left out, takes a random one."""
     num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
-    """Classifier-free guidance; 1 or less draws without, at half the cost."""
+    """Classifier-free guidance; 1 or less turns it off, at half the cost."""
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     scheduler: SchedulerName | None = None
     adapters: list[ExtraAdapter] | None = Field(None, max_length=MAX_ADAPTERS)
@@ -187,7 +187,7 @@ class ImageItem(BaseModel):
     b64_json: str | None = None
     url: str | None = None
     revised_prompt: str
-    """The prompt as drawn, with the identifier in place of ``[V]``."""
+    """The prompt as used, with the identifier in place of ``[V]``."""
     seed: int
     notes: list[str]
     """What the caller should know, such as an end of the prompt that the model did not read."""

@@ -1,6 +1,6 @@
 """A response of server-sent events that lives as long as its caller.
 
-Owns the heartbeat and the end of a stream: by its last event, by an error, or because nobody
+Owns the heartbeat and the end of a stream: by its last event, by an error, or because no one
 reads it any more. What the events say is in ``events.py``.
 """
 

@@ -1,7 +1,7 @@
 """What a request for pictures means: which adapters, which prompt, which seeds, at what cost.
 
 Owns the checks in the order in which they are cheap, so that nothing is looked up for a request
-that cannot be, and nothing is drawn for one that may not.
+that cannot be served, and nothing is generated for one that is not allowed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 @dataclass(frozen=True)
 class Order:
-    """A request understood: what is to be drawn, one entry per picture."""
+    """A validated request: what to generate, one entry per picture."""
 
     asked: GenerateRequest
     tenant: Tenant
@@ -62,7 +62,7 @@ class Order:
         }
 
     def usage(self, base: ServedBase, num_pictures: int) -> dict[str, Any]:
-        """Latent cells drawn, in the place where OpenAI counts tokens."""
+        """Latent cells generated, where OpenAI counts tokens."""
         cells = (self.width_px // base.side_multiple_px) * (self.height_px // base.side_multiple_px)
         details = {"text_tokens": 0, "image_tokens": 0}
         return {
@@ -80,13 +80,13 @@ async def validate_request(
     request: Request,
     seed: int | None = None,
 ) -> tuple[Order, ServedBase]:
-    """Check a request against the limits, the key's rate and the catalog; nothing is drawn.
+    """Check a request against the limits, the key's rate and the catalog; nothing is generated.
 
     Args:
-        seed: the first one where the request names none; None draws it.
+        seed: the first one where the request names none; None takes a random one.
 
     Raises:
-        ServingError: what is wrong, or when to come again.
+        ServingError: what is wrong, or when to retry.
     """
     limits = services.limits
     base = await services.client.facts()
@@ -137,7 +137,7 @@ async def validate_request(
 
 
 async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequest) -> None:
-    """Refuse a request whose adapters are not, or no longer, this caller's to draw with.
+    """Refuse a request whose adapters are not, or no longer, available to this caller.
 
     Raises:
         ServingError: as ``validate_request`` does.
@@ -184,7 +184,7 @@ async def _find_adapters(
         if facts.base_fingerprint != base.fingerprint:
             raise RequestRefused(
                 f"{named.name} was trained on another base than this endpoint holds",
-                "train it on this base, or ask the endpoint of its own",
+                "train it on this base, or use the endpoint of its own base",
                 "model",
             )
         return facts, AdapterRef(named.job_key, tenant.namespace, named.name, named.sha256), weight

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.errors import UserError
-from farm.training.plan.planner import Hardware, memory_of
+from farm.training.plan.hardware import Hardware, memory_of
 
 __all__ = [
     "BOOTSTRAP_CONFIG",

@@ -11,6 +11,7 @@ contract; an older Ray ignores it and restarts the node's lanes, which costs tim
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from farm.adapters.registry import Registry
 from farm.errors import LaneLost
+from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.cluster.start import quiet_ray, start_ray
@@ -39,7 +41,7 @@ from farm.training.dispatch.messages import (
 )
 from farm.training.lane.settings import JudgeMaker, LaneSettings
 from farm.training.priors.storage import PriorArrays, is_ready, read_prior_set
-from farm.training.run.files import read_assignments
+from farm.training.run.job_files import read_run_jobs
 from farm.training.run.scratch import scratch_folder
 
 __all__ = [
@@ -95,17 +97,16 @@ class DispatchActor:
 
     def __init__(self, spec: DispatchSpec) -> None:
         self._store = Store(spec.store_url)
-        assignments = read_assignments(self._store, spec.run_id)
-        prior_keys = {item.spec.prior_key for item in assignments if item.spec.prior_key}
+        jobs = read_run_jobs(self._store, spec.run_id)
         self._dispatcher = Dispatcher(
-            assignments,
+            jobs,
             Ledger(self._store, spec.run_id, epoch=spec.epoch),
             resolution_px=spec.resolution_px,
-            ready_priors=[key for key in prior_keys if is_ready(self._store, key)],
-            committed=Registry(self._store).committed_among(a.spec.key for a in assignments),
+            ready_priors=[key for key in jobs.columns.priors if is_ready(self._store, key)],
+            committed=Registry(self._store).committed_among(jobs),
             settings=spec.settings,
         )
-        self._assignments = assignments
+        gc.freeze()  # a collection over a million jobs would hold up the lanes and free none
         self._priors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
         """Node by lane."""
@@ -151,11 +152,8 @@ class DispatchActor:
 
     def _forget_priors(self) -> None:
         """Let go of sets that no job needs any more: thousands of classes would fill the node."""
-        if not self._priors:
-            return
-        jobs = zip(self._assignments, self._dispatcher.jobs(), strict=True)
-        needed = {item.spec.prior_key for item, job in jobs if not job.is_final}
-        for key in [key for key in self._priors if key not in needed]:
+        is_needed = self._dispatcher.is_prior_needed
+        for key in [key for key in self._priors if not is_needed(key)]:
             del self._priors[key]
 
     def prior_is_ready(self, prior_key: str) -> None:
@@ -302,6 +300,7 @@ class LaneRun:
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
+        environment = {**dict(spec.env), **worker_environment()}
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         self._folder = scratch_folder()
         self._trainer = DataParallelTrainer(
@@ -318,7 +317,7 @@ class LaneRun:
                 name=f"farm-{name}",
                 storage_path=self._folder.name,
                 failure_config=FailureConfig(max_failures=-1),
-                worker_runtime_env={"env_vars": dict(spec.env)} if spec.env else None,
+                worker_runtime_env={"env_vars": environment} if environment else None,
             ),
         )
         self._thread = threading.Thread(target=self._fit, name=f"lanes-{name}", daemon=True)

@@ -41,7 +41,7 @@ from farm.training.cluster.watch import (
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.priors.builder import PriorBuilder
-from farm.training.priors.ray_data import DRAWING_CPUS, PriorWorkerSettings, generate_with_ray
+from farm.training.priors.ray_data import PRIOR_WORKER_CPUS, PriorWorkerSettings, generate_with_ray
 from farm.training.run.driver import Driver
 from farm.training.run.files import take_requests
 
@@ -329,14 +329,14 @@ class _RayRun:
         request, plan = self._prepared.request, self._plan
         # class images that the user brought are only encoded, on the cores that lanes leave
         on_gpu = plan.prior_fraction > 0
-        per_node = plan.drawers_per_node
+        per_node = plan.prior_workers_per_node
         settings = PriorWorkerSettings(
             base=self._prepared.base.name,
             revision=request.revision,
             device="cuda" if on_gpu else "cpu",
             gpu_fraction=plan.prior_fraction,
-            memory_fraction=plan.drawer_memory_fraction,
-            num_cpus=round(DRAWING_CPUS / per_node, 3),
+            memory_fraction=plan.prior_worker_memory_fraction,
+            num_cpus=round(PRIOR_WORKER_CPUS / per_node, 3),
             threads=plan.threads,
             max_actors=plan.num_nodes * per_node,
         )

@@ -1,1 +1,1 @@
-"""The dispatcher's state machine and the ledger: pure functions and frozen values."""
+"""Which lane trains which job: the dispatcher, its indexes and queues, and the ledger."""

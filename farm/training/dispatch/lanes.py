@@ -1,24 +1,25 @@
-"""What the dispatcher knows of each lane, and what it tells the user: its two small memories.
+"""What the dispatcher knows of the lanes, and the lines that it has for the user.
 
-Owns no decision; ``dispatch`` makes them.
+Owns both records and makes no decision; ``dispatcher`` does. Sums over lanes are kept up to date,
+because every exchange needs them and a run may have a thousand lanes.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from farm.training.dispatch.messages import LaneReport, LaneView, Notice
 from farm.training.dispatch.queues import Group
 
-__all__ = ["LaneEntry", "NoticeLog", "group_of", "waiting_in_full_lanes"]
+__all__ = ["LaneEntry", "LaneTable", "NoticeLog", "group_of"]
 
 
 @dataclass(slots=True)
 class LaneEntry:
-    """A lane as its last word described it."""
+    """A lane as its last report described it."""
 
     incarnation: str
     slots: int
@@ -26,17 +27,14 @@ class LaneEntry:
     group: Group | None = None
     held: dict[str, int] = field(default_factory=dict)
     """Step by job; -1 while a job is being prepared."""
+    num_training: int = 0
+    """Jobs that occupy its slots."""
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
     busy: float = 0.0
-    """Last time it held something or was given something."""
+    """Last time that it held or received a job."""
     journaled: float = 0.0
-
-    @property
-    def num_training(self) -> int:
-        """Jobs that sit in its slots."""
-        return sum(step >= 0 for step in self.held.values())
 
     def name(self, place: str) -> str:
         """The lane in the ledger: its place and its process there."""
@@ -45,14 +43,104 @@ class LaneEntry:
     def view(self, place: str, now: float) -> LaneView:
         """The lane as the live view shows it."""
         return LaneView(
-            lane=place,
-            held=self.num_training,
-            slots=self.slots,
-            rows_per_s=self.rows_per_s,
-            rss_bytes=self.rss_bytes,
-            silent_s=now - self.seen,
-            pid=self.pid,
+            place,
+            self.num_training,
+            self.slots,
+            self.rows_per_s,
+            self.rss_bytes,
+            now - self.seen,
+            self.pid,
         )
+
+
+class LaneTable:
+    """The lanes by place, with the number of lanes and jobs of each group."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, LaneEntry] = {}
+        self._num_busy: dict[Group, int] = {}
+        self._num_held: dict[Group, int] = {}
+        self._num_idle = 0
+        self._overfull: dict[str, None] = {}
+        """Places of full lanes that hold more jobs than slots."""
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __contains__(self, place: str) -> bool:
+        return place in self._lanes
+
+    def __iter__(self) -> Iterator[tuple[str, LaneEntry]]:
+        return iter(list(self._lanes.items()))
+
+    def get(self, place: str) -> LaneEntry | None:
+        """The lane at a place."""
+        return self._lanes.get(place)
+
+    def add(self, place: str, lane: LaneEntry) -> None:
+        """A new lane that holds nothing."""
+        self._lanes[place] = lane
+        self._num_idle += 1
+
+    def pop(self, place: str) -> LaneEntry:
+        """Forget a lane."""
+        lane = self._lanes.pop(place)
+        self._count(lane, -1)
+        self._overfull.pop(place, None)
+        return lane
+
+    def update(self, lane: LaneEntry, report: LaneReport, now: float) -> None:
+        """Take in what a lane reports about itself."""
+        self._count(lane, -1)
+        lane.slots = report.slots or lane.slots
+        lane.seen = now
+        lane.group = group_of(report)
+        lane.held = dict(report.held)
+        lane.num_training = sum(step >= 0 for step in lane.held.values())
+        lane.rows_per_s, lane.rss_bytes = report.rows_per_s, report.rss_bytes
+        lane.pid = report.pid
+        self._count(lane, 1)
+        if lane.slots <= lane.num_training < len(lane.held):
+            self._overfull[report.lane] = None
+        else:
+            self._overfull.pop(report.lane, None)
+
+    def _count(self, lane: LaneEntry, change: int) -> None:
+        if not lane.held:
+            self._num_idle += change
+        elif lane.group is not None:
+            group = lane.group
+            self._num_busy[group] = self._num_busy.get(group, 0) + change
+            self._num_held[group] = self._num_held.get(group, 0) + change * len(lane.held)
+            if not self._num_busy[group]:
+                del self._num_busy[group], self._num_held[group]
+
+    @property
+    def num_busy(self) -> Mapping[Group, int]:
+        """Lanes that hold jobs, by group."""
+        return self._num_busy
+
+    def sharing(self, group: Group, lane: LaneEntry) -> tuple[int, int]:
+        """How many lanes share a group's jobs with ``lane`` (itself and idle ones included), and
+        how many jobs they hold."""
+        num_lanes = self._num_busy.get(group, 0) + self._num_idle
+        num_held = self._num_held.get(group, 0)
+        if lane.held and lane.group != group:
+            return num_lanes + 1, num_held + len(lane.held)
+        return num_lanes, num_held
+
+    def take_waiting(self, idle: str) -> list[tuple[str, str]]:
+        """(lane, job) of every job that waits for a slot of a full lane and that the lane ``idle``
+        could train instead. Each is returned once, until its lane reports it again."""
+        found = [
+            (name, key)
+            for place in self._overfull
+            if (name := (lane := self._lanes[place]).name(place)) != idle
+            for key, step in lane.held.items()
+            if step < 0
+        ]
+        self._overfull.clear()
+        return found
 
 
 class NoticeLog:
@@ -60,28 +148,19 @@ class NoticeLog:
 
     def __init__(self, capacity: int = 2000) -> None:
         self._lines: deque[Notice] = deque(maxlen=capacity)
-        self._numbers = itertools.count()
+        self._next = 0
 
-    def tell(self, now: float, text: str, *, is_bad: bool = False) -> None:
+    def add(self, now: float, text: str, *, is_bad: bool = False) -> None:
         """Add a line."""
-        self._lines.append(Notice(next(self._numbers), now, text, is_bad))
+        self._lines.append(Notice(self._next, now, text, is_bad))
+        self._next += 1
 
     def since(self, number: int) -> list[Notice]:
         """Lines with at least this number."""
-        return [line for line in self._lines if line.number >= number]
+        recent = list(islice(reversed(self._lines), max(0, self._next - number)))
+        return recent[::-1]
 
 
 def group_of(report: LaneReport) -> Group | None:
     """What a lane trains at present."""
     return None if report.shape is None else Group(report.shape, report.alone)
-
-
-def waiting_in_full_lanes(lanes: Mapping[str, LaneEntry], idle: str) -> list[tuple[str, str]]:
-    """(lane, job) of every job that waits for a slot of a full lane; ``idle`` could train it."""
-    return [
-        (name, key)
-        for place, lane in lanes.items()
-        if lane.num_training >= lane.slots and (name := lane.name(place)) != idle
-        for key, step in lane.held.items()
-        if step < 0
-    ]

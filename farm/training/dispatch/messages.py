@@ -1,6 +1,6 @@
-"""What lanes and dispatcher say to each other, and what the driver is shown: plain frozen values.
+"""Messages between lanes, dispatcher and driver: plain frozen values, all of them picklable.
 
-Owns the vocabulary only; ``dispatch`` decides and ``lane`` works. Everything here is picklable.
+Owns the vocabulary only; the dispatcher decides and the lanes work.
 """
 
 from __future__ import annotations
@@ -32,17 +32,23 @@ AdapterNames = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A job to be done, and the (namespace, name) pairs that shall point to its adapter."""
+    """A job and the (namespace, name) pairs that will point to its adapter."""
 
     spec: JobSpec
     names: AdapterNames
     prompts: tuple[tuple[str, ...], ...] = ()
-    """The sample prompts of each name, identifier put in: names of several namespaces may share a
-    job, and each is shown the pictures of its own prompts alone. Empty in runs of an older farm."""
+    """The sample prompts of each name, with the identifier in place: names of several namespaces
+    may share a job, and each is shown only the images of its own prompts. Empty in runs of an
+    older farm."""
+
+    @property
+    def key(self) -> str:
+        """The job's key."""
+        return self.spec.key
 
     @property
     def sample_prompts(self) -> tuple[str, ...]:
-        """What is generated with the adapter: the job's own prompts, then others'."""
+        """The prompts of the adapter's samples: the job's own, then those of other names."""
         subject = self.spec.subject
         own = [subject.prompt(text) for text in subject.sample_prompts]
         further = (text for prompts in self.prompts for text in prompts if text not in own)
@@ -56,31 +62,31 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class DispatchSettings:
-    """How patient the dispatcher is."""
+    """Limits and waiting times of the dispatcher."""
 
     max_failures: int = 3
-    """Attempts that a job may fail by its own doing before it is quarantined."""
+    """Attempts that may fail through the job's own fault before it is quarantined."""
     lease_s: float = 60.0
-    """Seconds of silence after which a lane counts as dead and its jobs are given to others."""
+    """Seconds of silence after which a lane counts as dead and its jobs are queued again."""
     lone_after_losses: int = 3
-    """After so many lane deaths without progress a job is trained alone: if it kills
-    lanes, it kills nobody else."""
+    """After this many lane deaths without progress a job is trained alone, so that a job that
+    kills lanes takes no other job down."""
     max_losses: int = 6
     """Lane deaths without progress, the later ones alone in the lane, after which a job is
     quarantined."""
     idle_s: float = 15.0
-    """Seconds without work after which a lane is sent home, so that its node can go."""
+    """Seconds without work after which a lane is told to return, which frees its node."""
     journal_s: float = 10.0
-    """Seconds between two progress notes of one lane in the ledger."""
+    """Seconds between two progress events of one lane in the ledger."""
     expected_lanes: int = 1
-    """Lanes that the plan starts with; until they have come, jobs are kept for them."""
+    """Lanes that the plan starts with; jobs are reserved for those that have not reported yet."""
     expect_s: float = 60.0
-    """How long after the first lane the others are still waited for."""
+    """Seconds after the first lane's report for which jobs are reserved for the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What became of a leased job, as its lane tells it."""
+    """How a leased job ended, as its lane reports it."""
 
     key: str
     kind: Literal["committed", "reused", "released", "failed", "rejected", "quarantined"]
@@ -89,7 +95,7 @@ class JobResult:
     step: int = 0
     seconds: float = 0.0
     remedy: str = ""
-    """What to do about the reason; it travels with it to the ledger and the report."""
+    """What to do about the reason; kept beside it in the ledger and the report."""
 
     @classmethod
     def of_error(
@@ -99,7 +105,7 @@ class JobResult:
         error: Exception,
         what: str = "",
     ) -> JobResult:
-        """What an error leads to. ``what`` comes before its message."""
+        """The result that an error leads to. ``what`` is put before its message."""
         message, remedy = explain(error)
         return cls(key, kind, f"{what}: {message}" if what else message, remedy=remedy)
 
@@ -110,36 +116,36 @@ class JobResult:
 
     @property
     def told(self) -> str:
-        """The same in one line."""
+        """Reason and remedy in one line."""
         return f"{self.reason} ({self.remedy})" if self.remedy else self.reason
 
 
 @dataclass(frozen=True, slots=True)
 class LaneReport:
-    """What a lane says; the whole truth about what it holds."""
+    """What a lane reports: everything that it holds, and how its other jobs ended."""
 
     lane: str
-    """Its place: the same for the lane that replaces a dead one."""
+    """Its place; a lane that replaces a dead one has the same."""
     incarnation: str
     """Random per process."""
     slots: int
-    """It has now; fewer than planned after it ran out of memory."""
+    """Its slots now; fewer than planned after it ran out of memory."""
     held: Mapping[str, int] = field(default_factory=dict)
-    """Keys it holds, with steps trained; -1 while a job is being prepared. Those being published
-    are held too."""
+    """Keys that it holds, with the steps trained; -1 while a job is being prepared. Jobs that are
+    being published are still held."""
     results: tuple[JobResult, ...] = ()
     want: int = 0
-    """Jobs it could take now."""
+    """Jobs that it could take now."""
     shape: LaneShape | None = None
-    """The shape it is built for; None while it has none and may take any."""
+    """The shape that it is built for; None before the first, when it may take any."""
     alone: bool = False
     """Whether it is in the mode of one job at a time."""
     leaving: bool = False
-    """It returns after this word; whatever it still holds goes back to the queue."""
+    """It returns after this report; jobs that it still holds are queued again."""
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
-    """Its process, on whatever node."""
+    """Its process id on its node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +159,20 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LaneOrders:
-    """What a lane is told."""
+    """The answer to a report."""
 
     leases: tuple[Lease, ...] = ()
     shape: LaneShape | None = None
-    """Of the leases; a lane without slots in use builds itself for it."""
+    """Of the leases; a lane with no slot in use rebuilds its trainer for it."""
     alone: bool = False
     drop: tuple[str, ...] = ()
-    """Held keys that it must let go without a word: cancelled, or no longer its own."""
+    """Held keys that it must drop without reporting them: cancelled, or held by another lane."""
     stop: bool = False
     """Save everything, release it and return: the user interrupted the run."""
     leave: bool = False
-    """Nothing is left for it: return once nothing is held."""
+    """No work is left for it: return once nothing is held."""
     slots: int | None = None
-    """Upper bound of slots from an earlier life of this lane that ran out of memory."""
+    """Upper bound of slots, from an earlier process in this place that ran out of memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 """The queues of a run: jobs that could start now, by lane shape, and jobs that wait for priors.
 
-Owns order and fairness. Knows nothing of lanes' lives or of the ledger; whether a job is still to
-be had is asked through a function.
+Owns order and fairness. Knows nothing of lanes or the ledger: the owner removes a job with
+``discard`` as soon as it is no longer queued, so that sizes are exact.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from farm.training.plan.shape import LaneShape
@@ -21,73 +20,93 @@ class Group(NamedTuple):
 
     shape: LaneShape
     alone: bool = False
-    """Whether its jobs are suspected of killing lanes and get a lane each to themselves."""
+    """Whether its jobs are suspected of killing lanes and each gets a lane of its own."""
 
 
 class JobQueues:
     """Keys by group; in a group higher priority first, then the manifest's order."""
 
-    def __init__(self, is_wanted: Callable[[str], bool]) -> None:
-        """``is_wanted`` says whether a key is still to be given out; stale ones are passed over."""
-        self._is_wanted = is_wanted
+    def __init__(self) -> None:
         self._heaps: dict[Group, list[tuple[int, int, str]]] = {}
-        self._waiting: dict[str, list[str]] = defaultdict(list)
+        """May hold entries of jobs that have left; ``_ready`` tells."""
+        self._sizes: dict[Group, int] = {}
+        self._ready: dict[str, Group] = {}
+        self._waiting: dict[str, dict[str, None]] = {}
+        """Keys by prior set."""
+        self._waits_for: dict[str, str] = {}
 
     def push(self, group: Group, key: str, *, priority: int, order: int) -> None:
         """Add a job that could start now."""
+        self.discard(key)
         heapq.heappush(self._heaps.setdefault(group, []), (-priority, order, key))
+        self._sizes[group] = self._sizes.get(group, 0) + 1
+        self._ready[key] = group
+
+    def discard(self, key: str) -> None:
+        """Remove a job, wherever it is; a job that is not queued is ignored."""
+        group = self._ready.pop(key, None)
+        if group is not None:
+            self._shrink(group)
+        prior_key = self._waits_for.pop(key, None)
+        if prior_key is not None:
+            waiting = self._waiting[prior_key]
+            del waiting[key]
+            if not waiting:
+                del self._waiting[prior_key]
+
+    def _shrink(self, group: Group) -> None:
+        self._sizes[group] -= 1
+        if not self._sizes[group]:
+            del self._sizes[group], self._heaps[group]
 
     def pop(self, group: Group) -> str | None:
         """Take the next job of a group; None if there is none."""
-        heap = self._heaps.get(group, [])
-        while heap:
-            key = heapq.heappop(heap)[2]
-            if self._is_wanted(key):
-                return key
-        self._heaps.pop(group, None)
-        return None
+        if group not in self._sizes:
+            return None
+        self._drop_stale(group)
+        key = heapq.heappop(self._heaps[group])[2]
+        self.discard(key)
+        return key
 
     def has(self, group: Group) -> bool:
         """Whether a group has a job that could start now."""
-        self._drop_stale()
-        return group in self._heaps
+        return group in self._sizes
+
+    def size(self, group: Group) -> int:
+        """Jobs of a group that could start now."""
+        return self._sizes.get(group, 0)
 
     def num_ready(self) -> int:
-        """Jobs that could start now; a few stale ones may be counted in."""
-        self._drop_stale()
-        return sum(len(heap) for heap in self._heaps.values())
+        """Jobs that could start now."""
+        return len(self._ready)
 
     def best(self, num_lanes: Mapping[Group, int]) -> Group | None:
         """The group that needs another lane most: highest priority, then most jobs per lane."""
-        self._drop_stale()
 
         def need(group: Group) -> tuple[int, float]:
-            heap = self._heaps[group]
-            return -heap[0][0], len(heap) / (1 + num_lanes.get(group, 0))
+            self._drop_stale(group)
+            return -self._heaps[group][0][0], self._sizes[group] / (1 + num_lanes.get(group, 0))
 
-        return max(self._heaps, key=need, default=None)
+        return max(self._sizes, key=need, default=None)
 
-    def size(self, group: Group) -> int:
-        """Jobs of a group that could start now; a few stale ones may be counted in."""
-        return len(self._heaps.get(group, ()))
-
-    def _drop_stale(self) -> None:
-        for group, heap in list(self._heaps.items()):
-            while heap and not self._is_wanted(heap[0][2]):
-                heapq.heappop(heap)
-            if not heap:
-                del self._heaps[group]
+    def _drop_stale(self, group: Group) -> None:
+        """Remove entries of jobs that have left from the front of a group that has others."""
+        heap = self._heaps[group]
+        while self._ready.get(heap[0][2]) != group:
+            heapq.heappop(heap)
 
     # -- jobs that wait for a prior set -------------------------------------------------------
 
     def hold(self, prior_key: str, key: str) -> None:
-        """Keep a job back until its prior set is there."""
-        self._waiting[prior_key].append(key)
+        """Keep a job back until its prior set is complete."""
+        self.discard(key)
+        self._waiting.setdefault(prior_key, {})[key] = None
+        self._waits_for[key] = prior_key
 
     def waiting_for(self, prior_key: str) -> list[str]:
-        """Take out the jobs that wait for a prior set."""
-        return [key for key in self._waiting.pop(prior_key, []) if self._is_wanted(key)]
+        """The jobs that wait for a prior set."""
+        return list(self._waiting.get(prior_key, ()))
 
     def num_waiting(self) -> int:
         """Jobs that wait for any prior set."""
-        return sum(self._is_wanted(key) for keys in self._waiting.values() for key in keys)
+        return len(self._waits_for)

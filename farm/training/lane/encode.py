@@ -1,14 +1,16 @@
 """A job's photos and prompts as tensors: ``JobSpec`` in, ``TrainingJob`` out.
 
-Owns decoding, cropping and encoding, once per job, never per step. Runs in a thread beside the
-training, so it touches the VAE and never the denoiser; the text encoder is asked last and through
-a function, because a bank may sit on it.
+Owns decoding, cropping and encoding, which are done once per job, not per step.
+``prepare_photos`` runs in a thread beside the training, so it uses the VAE but not the denoiser.
+``assemble_job`` encodes the prompts and runs in the training thread, since a bank may have adapted
+the text encoder.
 
 Legend: N crops, C channels, H W latent, P pixels, T tokens.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,15 +29,15 @@ from farm.intake.photos.decode import crops, open_photo
 from farm.keys import bytes_digest, derive_seed
 from farm.training.slots.job import PriorSet, TrainingJob
 
-__all__ = ["PreparedPhotos", "EncodePrompts", "assemble_job", "prepare_photos"]
+__all__ = ["EncodePrompts", "PreparedPhotos", "PromptCache", "assemble_job", "prepare_photos"]
 
 ENCODE_BATCH = 16
-"""Crops that the VAE encodes at once: enough to be quick, little beside a training step."""
+"""Crops that the VAE encodes at once: large enough to be fast, small beside a training step."""
 
 KEPT_PHOTOS = 12
-"""Photos of one subject that the judge compares with: more change no mean, and cost embedding."""
+"""Photos of one subject that the judge compares with; more do not change the mean and cost time."""
 KEPT_SIDE_PX = 336
-"""Shorter side of those photos: what the largest usual CLIP reads. 12 of them take about 5 MB."""
+"""Shorter side of those photos: the input of the largest usual CLIP. 12 of them take about 5 MB."""
 
 EncodePrompts = Callable[[Sequence[str]], tuple[Tensor, Conditioning]]
 """Prompts to tokens [R, T] on the CPU and their conditioning."""
@@ -50,18 +52,18 @@ class PreparedPhotos:
     prompts: tuple[str, ...]
     """One for each crop, or one for all."""
     pictures: tuple[Image.Image, ...] = ()
-    """Some of the photos, whole, upright and small: what the judge compares with."""
+    """Some of the photos, uncropped, upright and reduced, for the judge."""
 
 
 def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
     """Read, check, crop and encode a job's photos.
 
     Raises:
-        PhotoFault: if a photo is gone, damaged, or not the one that was checked: the user's.
-        StoreError: if the place where it lies did not answer: another try may succeed.
+        PhotoFault: if a photo is missing, damaged, or not the one that was checked.
+        StoreError: if its storage did not answer; a retry may succeed.
     """
     recipe = spec.subject.recipe
-    pictures: list[NDArray[np.uint8]] = []
+    cropped: list[NDArray[np.uint8]] = []
     kept: list[Image.Image] = []
     prompts: list[str] = []
     triples = zip(spec.subject.photos, spec.photo_digests, spec.photo_prompts, strict=True)
@@ -74,22 +76,21 @@ def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
             flip=recipe.flip,
             seed=derive_seed(recipe.seed, "crops", sha256),
         )
-        pictures.append(cut)
+        cropped.append(cut)
         prompts += [prompt] * len(cut)
         if len(kept) < KEPT_PHOTOS:
             kept.append(_small(whole))
-    pixels_NPP3 = torch.from_numpy(np.concatenate(pictures))
+    pixels_NPP3 = torch.from_numpy(np.concatenate(cropped))
     moments = [
         base.encode_photos(_as_pixels(pixels_NPP3[start : start + ENCODE_BATCH])).float().cpu()
         for start in range(0, len(pixels_NPP3), ENCODE_BATCH)
     ]
-    same = len(set(prompts)) == 1
-    said = (prompts[0],) if same else tuple(prompts)
-    return PreparedPhotos(torch.cat(moments), said, tuple(kept))
+    distinct = tuple(prompts[:1]) if len(set(prompts)) == 1 else tuple(prompts)
+    return PreparedPhotos(torch.cat(moments), distinct, tuple(kept))
 
 
 def _small(photo: Image.Image) -> Image.Image:
-    """A photo as scorers need it: full-size ones of many slots would fill the host's memory."""
+    """A photo at the size that scorers need: full-size photos would fill the host's memory."""
     scale = KEPT_SIDE_PX / min(photo.size)
     if scale >= 1:
         return photo
@@ -103,7 +104,7 @@ def _checked_bytes(uri: str, sha256: str) -> bytes:
     except PhotoFault as fault:
         if _is_transient(fault.__cause__):
             raise StoreError(
-                f"{uri}: {fault.message}", "see whether that place answers, and run again"
+                f"{uri}: {fault.message}", "check that this storage is reachable, then run again"
             ) from fault
         raise PhotoFault(f"{uri}: {fault.message}", fault.remedy) from fault
     if bytes_digest(data) != sha256:
@@ -115,7 +116,7 @@ def _checked_bytes(uri: str, sha256: str) -> bytes:
 
 
 def _is_transient(cause: BaseException | None) -> bool:
-    """Whether reading failed for the network's sake, rather than for what stands there."""
+    """Whether reading failed because of the network, not because of the file itself."""
     final = (FileNotFoundError, PermissionError, IsADirectoryError)
     return isinstance(cause, OSError | TimeoutError) and not isinstance(cause, final)
 
@@ -128,7 +129,7 @@ def _as_pixels(crops_NPP3: Tensor) -> Tensor:
 def assemble_job(
     spec: JobSpec, photos: PreparedPhotos, prior: PriorSet | None, encode: EncodePrompts
 ) -> TrainingJob:
-    """Put the parts of a job together; asks for its distinct prompts only once."""
+    """Put the parts of a job together; each distinct prompt is encoded once."""
     distinct = list(dict.fromkeys(photos.prompts))
     tokens_DT, conditioning = encode(distinct)
     rows = [distinct.index(prompt) for prompt in photos.prompts]
@@ -141,3 +142,26 @@ def assemble_job(
         instance_tokens=tokens_DT[rows],
         prior=prior,
     )
+
+
+class PromptCache:
+    """Encodes prompts and keeps the last ones: most subjects of a lane share theirs."""
+
+    def __init__(self, base: Base, capacity: int = 512) -> None:
+        self._base, self._capacity = base, capacity
+        self._kept: OrderedDict[str, tuple[Tensor, Conditioning]] = OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Conditioning]:
+        """Tokens [R, T] on the CPU and conditioning of R prompts; see ``EncodePrompts``."""
+        found = [self._one(prompt) for prompt in prompts]
+        while len(self._kept) > self._capacity:
+            self._kept.popitem(last=False)
+        tokens_RT = torch.cat([tokens for tokens, _ in found])
+        return tokens_RT, Conditioning.concatenate([conditioning for _, conditioning in found])
+
+    def _one(self, prompt: str) -> tuple[Tensor, Conditioning]:
+        if prompt not in self._kept:
+            tokens_1T = self._base.tokenize([prompt])
+            self._kept[prompt] = (tokens_1T.cpu(), self._base.encode_prompts([prompt]))
+        self._kept.move_to_end(prompt)
+        return self._kept[prompt]

@@ -1,7 +1,7 @@
-"""The end of a job in its slot: sample pictures, the judge's card, the record, the hand-over.
+"""The last work on a trained slot: sample images, the quality card, the adapter's record.
 
-Owns what is made of a trained slot before it is freed. All slots that finish with one step are
-drawn and judged together.
+Owns what is made from a slot before it is freed. Slots that finish in the same step are sampled and
+judged together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Finalizer"]
 
 
 class Finalizer:
-    """Makes finished jobs of trained slots."""
+    """Turns trained slots into finished jobs."""
 
     def __init__(self, base: Base, samples: SampleSettings, judge: Judge | None) -> None:
         self._base, self._samples, self._judge = base, samples, judge
@@ -39,65 +39,65 @@ class Finalizer:
         assignments: Mapping[int, Assignment],
         photos: Mapping[int, Sequence[Image.Image]],
     ) -> list[FinishedJob]:
-        """Draw and judge the given slots together; copies everything off the device.
+        """Sample and judge the given slots together; copies everything off the device.
 
         Args:
             photos: of each slot, for the judge.
 
         Raises:
-            torch.OutOfMemoryError: if the pictures do not fit; nothing is lost by a retry.
+            torch.OutOfMemoryError: if the images do not fit; safe to retry.
         """
         specs = {slot: assignment.spec for slot, assignment in assignments.items()}
         prompts = {slot: assignment.sample_prompts for slot, assignment in assignments.items()}
-        pictures = self._draw(trainer, prompts)
+        images = self._generate_samples(trainer, prompts)
         judged = self._judge_slots(trainer, specs, photos)
         finished = []
         for slot, assignment in assignments.items():
             spec, verdict = assignment.spec, judged.get(slot, Judged(None))
-            drawn = pictures.get(slot, [])
+            own_and_others = images.get(slot, [])
             num_own = len(_sample_prompts(spec)) * self._samples.per_prompt
-            samples = (*self._progress.pop(spec.key, ()), *drawn[:num_own])
+            samples = (*self._progress.pop(spec.key, ()), *own_and_others[:num_own])
             finished.append(
                 FinishedJob(
+                    assignment=assignment,
                     record=_record(spec, self._base, trainer, slot, verdict.card),
                     weights=trainer.weights(slot),
                     samples=(*samples, *verdict.pictures),
-                    names=assignment.names,
-                    prompts=assignment.prompts,
-                    samples_of_others=tuple(drawn[num_own:]),
+                    samples_of_others=tuple(own_and_others[num_own:]),
                 )
             )
         return finished
 
-    def draw_progress(self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]) -> None:
-        """Draw pictures of running jobs, kept until their adapters are published."""
+    def generate_progress_samples(self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]) -> None:
+        """Generate samples of running jobs; they are kept until the adapters are published."""
         prompts = {slot: _sample_prompts(spec) for slot, spec in specs.items()}
-        for slot, pictures in self._draw(trainer, prompts).items():
-            self._progress.setdefault(specs[slot].key, []).extend(pictures)
+        for slot, images in self._generate_samples(trainer, prompts).items():
+            self._progress.setdefault(specs[slot].key, []).extend(images)
 
     def forget(self, key: str) -> None:
-        """A job left its slot unfinished."""
+        """Discard the progress samples of a job that left its slot unfinished."""
         self._progress.pop(key, None)
 
-    def _draw(
+    def _generate_samples(
         self, trainer: SlotTrainer, texts: Mapping[int, Sequence[str]]
     ) -> dict[int, list[Image.Image]]:
-        how = self._samples
-        if not how.per_prompt:
+        """Sample images of each slot's prompts, by slot."""
+        settings = self._samples
+        if not settings.per_prompt:
             return {}
         prompts = {
-            slot: [text for text in own for _ in range(how.per_prompt)]
+            slot: [text for text in own for _ in range(settings.per_prompt)]
             for slot, own in texts.items()
         }
         most = max((len(texts) for texts in prompts.values()), default=0)
         seeds = [derive_seed("samples", number) for number in range(most)]
-        drawn = trainer.sample(prompts, seeds, steps=how.steps, guidance=how.guidance)
+        images = trainer.sample(prompts, seeds, steps=settings.steps, guidance=settings.guidance)
         return {
             slot: [
-                _captioned(picture, prompt, trainer.steps_done(slot))
-                for picture, prompt in zip(pictures, prompts[slot], strict=True)
+                _captioned(image_PP3, prompt, trainer.steps_done(slot))
+                for image_PP3, prompt in zip(images_NPP3, prompts[slot], strict=True)
             ]
-            for slot, pictures in drawn.items()
+            for slot, images_NPP3 in images.items()
         }
 
     def _judge_slots(
@@ -113,15 +113,15 @@ class Finalizer:
             return self._judge.judge(self._base, trainer.bank, specs, photos, curves)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # a card is not worth an adapter
+        except Exception as error:  # an adapter without a card is better than none
             message, remedy = explain(error)
             missing = {"missing": f"could not be judged: {message}", "remedy": remedy}
             return {slot: Judged(missing) for slot in specs}
 
 
-def _captioned(picture_PP3: Tensor, prompt: str, step: int) -> Image.Image:
-    """A picture that knows its prompt and step; ``save_adapter`` writes them beside it."""
-    image = Image.fromarray(picture_PP3.numpy())
+def _captioned(image_PP3: Tensor, prompt: str, step: int) -> Image.Image:
+    """An image with its prompt and step attached; ``save_adapter`` writes them beside it."""
+    image = Image.fromarray(image_PP3.numpy())
     image.info |= {"prompt": prompt, "step": str(step)}
     return image
 

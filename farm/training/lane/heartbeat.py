@@ -1,7 +1,7 @@
-"""The thread that speaks with the dispatcher while the lane trains.
+"""The thread that exchanges reports and orders with the dispatcher while the lane trains.
 
-Owns the rhythm of the words: at once when something happened, else every beat. What is said is the
-book's (``held``).
+Owns the timing: at once when something happened, otherwise once per beat. The content of a report
+comes from ``job_table``.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ from farm.training.lane.settings import Link
 __all__ = ["Heartbeat"]
 
 GATHER_S = 0.02
-"""What happens within this time is told with one word."""
+"""Events within this time share one report."""
 
 
 class Heartbeat:
-    """Exchanges reports for orders until it is ended."""
+    """Exchanges reports for orders until ``end``."""
 
-    def __init__(self, held: JobTable, link: Link, *, beat_s: float) -> None:
-        self._held, self._link, self._beat_s = held, link, beat_s
+    def __init__(self, table: JobTable, link: Link, *, beat_s: float) -> None:
+        self._table, self._link, self._beat_s = table, link, beat_s
         self._process = psutil.Process()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.lost: BaseException | None = None
         """Why the dispatcher cannot be reached; the lane must end."""
 
     def start(self) -> None:
-        """Say hello and go on talking."""
+        """Start the thread; it sends the first report at once."""
         self._thread.start()
 
     def end(self) -> None:
-        """Say what is left to say, and goodbye."""
+        """Stop the thread and send the last report."""
         self._ended.set()
-        with self._held.changed:
-            self._held.changed.notify_all()
+        self._table.notify()
         self._thread.join()
         if self.lost is None:
             with suppress(FarmError):
@@ -51,17 +50,16 @@ class Heartbeat:
         while not self._ended.is_set():
             try:
                 self._exchange()
-            except BaseException as error:  # kept for the training thread, which ends the lane
+            except BaseException as error:  # the training thread reads it and ends the lane
                 self.lost = error
-                with self._held.changed:
-                    self._held.changed.notify_all()
+                self._table.notify()
                 return
-            with self._held.changed:
-                if not self._held.has_results:
-                    self._held.changed.wait(timeout=self._beat_s)
+            with self._table.changed:
+                if not self._table.has_results:
+                    self._table.changed.wait(timeout=self._beat_s)
             time.sleep(GATHER_S)
 
     def _exchange(self, *, leaving: bool = False) -> None:
-        self._held.rss_bytes = self._process.memory_info().rss
-        report = self._held.report(leaving=leaving)
-        self._held.obey(report, self._link.exchange(report))
+        self._table.rss_bytes = self._process.memory_info().rss
+        report = self._table.report(leaving=leaving)
+        self._table.apply(report, self._link.exchange(report))

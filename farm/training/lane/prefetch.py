@@ -1,7 +1,7 @@
-"""The threads that make leases ready for slots while the lane trains.
+"""The threads that prepare leased jobs for slots while the lane trains.
 
-Owns prefetching: photos are decoded and encoded, prior sets and checkpoints fetched, so that a
-freed slot is filled at once. Nothing here touches the denoiser or the text encoder.
+Owns prefetching: photos are decoded and encoded, prior sets and checkpoints are read, so that a
+freed slot is filled at once. Uses neither the denoiser nor the text encoder.
 """
 
 from __future__ import annotations
@@ -11,55 +11,37 @@ from collections import OrderedDict, deque
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
 from farm.errors import StoreError, UserError
-from farm.intake.job import JobSpec
 from farm.storage import Store
 from farm.training.dispatch.messages import JobResult
-from farm.training.lane.encode import PreparedPhotos, prepare_photos
-from farm.training.lane.job_table import JobTable, LeasedJob
+from farm.training.lane.encode import prepare_photos
+from farm.training.lane.job_table import JobTable, LaneJob
 from farm.training.lane.publisher import load_checkpoint
 from farm.training.lane.settings import Link
 from farm.training.priors.storage import as_prior_set
-from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.job import PriorSet
 
-__all__ = ["Prefetcher", "ReadyJob"]
+__all__ = ["Prefetcher"]
 
 KEPT_PRIORS = 8
-"""Prior sets kept at hand; further ones are asked for again. Views of shared memory under Ray."""
-
-
-@dataclass(frozen=True)
-class ReadyJob:
-    """A lease that only waits for a slot."""
-
-    held: LeasedJob
-    photos: PreparedPhotos
-    prior: PriorSet | None
-    state: SlotState | None
-    """Where a killed lane left it."""
-
-    @property
-    def spec(self) -> JobSpec:
-        """Of the job."""
-        return self.held.lease.assignment.spec
+"""Prior sets kept in memory; others are requested again. Under Ray they are views of shared
+memory."""
 
 
 class Prefetcher:
-    """Turns fresh leases of the book into ready jobs, or into results."""
+    """Turns new leases of the table into ready jobs, or into results."""
 
     def __init__(
-        self, base: Base, store: Store, held: JobTable, link: Link, *, num_threads: int
+        self, base: Base, store: Store, table: JobTable, link: Link, *, num_threads: int
     ) -> None:
-        self._base, self._store, self._held, self._link = base, store, held, link
+        self._base, self._store, self._table, self._link = base, store, table, link
         self._registry = Registry(store)
-        self._ready: deque[ReadyJob] = deque()
+        self._ready: deque[LaneJob] = deque()
         self._lock = threading.Lock()
         self._priors: OrderedDict[str, PriorSet] = OrderedDict()
         self._priors_lock = threading.Lock()
@@ -68,14 +50,13 @@ class Prefetcher:
         self._feeder = threading.Thread(target=self._feed, name="feeder", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch for leases."""
+        """Start to watch for leases."""
         self._feeder.start()
 
     def end(self) -> None:
-        """Finish what is under way and end the threads."""
+        """Finish the jobs in preparation and end the threads."""
         self._ended.set()
-        with self._held.changed:
-            self._held.changed.notify_all()
+        self._table.notify()
         self._feeder.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -84,62 +65,63 @@ class Prefetcher:
         """Jobs that wait for a slot."""
         return len(self._ready)
 
-    def take(self) -> ReadyJob | None:
+    def take(self) -> LaneJob | None:
         """The next ready job; None if there is none."""
         with self._lock:
             return self._ready.popleft() if self._ready else None
 
     def drop(self, keys: Collection[str]) -> None:
-        """Forget ready jobs that are wanted no more."""
+        """Discard ready jobs that are no longer wanted."""
         with self._lock:
-            gone = [job.spec.key for job in self._ready if job.spec.key in keys]
-            self._ready = deque(job for job in self._ready if job.spec.key not in keys)
+            gone = [job.key for job in self._ready if job.key in keys]
+            self._ready = deque(job for job in self._ready if job.key not in keys)
         for key in gone:
-            self._held.end(JobResult(key, "released"))
+            self._table.end(JobResult(key, "released"))
 
     def _feed(self) -> None:
         while not self._ended.is_set():
-            job = self._held.take_fresh()
+            job = self._table.take_unprepared()
             if job is None:
-                with self._held.changed:
-                    self._held.changed.wait(timeout=0.5)
+                self._table.wait(0.5)
                 continue
             with suppress(RuntimeError):  # the pool is shutting down
                 self._pool.submit(self._prepare, job)
 
-    def _prepare(self, job: LeasedJob) -> None:
-        spec = job.lease.assignment.spec
+    def _prepare(self, job: LaneJob) -> None:
+        table = self._table
         try:
-            if self._registry.is_committed(spec.key):
+            if self._registry.is_committed(job.key):
                 self._reuse(job)
                 return
-            prior = self._prior_set(spec.prior_key) if spec.prior_key is not None else None
-            photos = prepare_photos(self._base, spec)
-            state = load_checkpoint(self._store, spec.key) if job.lease.may_resume else None
+            self._load_inputs(job)
         except StoreError as error:
-            self._held.end(JobResult.of_error(spec.key, "released", error))
+            table.end(JobResult.of_error(job.key, "released", error))
         except UserError as error:
-            self._held.end(JobResult.of_error(spec.key, "rejected", error))
+            table.end(JobResult.of_error(job.key, "rejected", error))
         except torch.OutOfMemoryError:
-            is_shared = self._held.num_slots > 1
-            self._held.end(self._held.too_large(spec.key))
-            if is_shared:  # a single slot's job is not to blame, and cannot get out of the way
-                self._held.is_short = True
+            is_shared = table.num_slots > 1
+            table.end(table.too_large(job.key))
+            if is_shared:  # the job in a single slot did not cause this, and could not shrink
+                table.out_of_memory = True
         except Exception as error:  # one job's photos must not end the lane
-            self._held.end(JobResult.of_error(spec.key, "failed", error, "could not be prepared"))
+            table.end(JobResult.of_error(job.key, "failed", error, "could not be prepared"))
         else:
             with self._lock:
-                self._ready.append(ReadyJob(job, photos, prior, state))
-            with self._held.changed:
-                self._held.changed.notify_all()
+                self._ready.append(job)
+            table.notify()
 
-    def _reuse(self, job: LeasedJob) -> None:
-        """Another run committed this job meanwhile: only its names are missing."""
-        assignment = job.lease.assignment
-        record = self._registry.record(assignment.spec.key)
-        for (namespace, name), prompts in assignment.views:
+    def _load_inputs(self, job: LaneJob) -> None:
+        spec = job.spec
+        job.prior = self._prior_set(spec.prior_key) if spec.prior_key is not None else None
+        job.photos = prepare_photos(self._base, spec)
+        job.state = load_checkpoint(self._store, spec.key) if job.may_resume else None
+
+    def _reuse(self, job: LaneJob) -> None:
+        """Another run has committed this job: only its names are missing."""
+        record = self._registry.record(job.key)
+        for (namespace, name), prompts in job.assignment.views:
             self._registry.point(namespace, name, record, prompts=prompts)
-        self._held.end(JobResult(assignment.spec.key, "reused"))
+        self._table.end(JobResult(job.key, "reused"))
 
     def _prior_set(self, prior_key: str) -> PriorSet:
         with self._priors_lock:

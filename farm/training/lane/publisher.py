@@ -1,8 +1,8 @@
-"""What a lane sends to the store: checkpoints of running jobs, adapters of finished ones.
+"""What a lane writes to the store: checkpoints of running jobs, adapters of finished ones.
 
-Owns ``checkpoints/`` of the store and the threads that write there and publish. The training
-thread hands copies over and goes on; a job's writes happen in the order in which they were handed
-over, and a job's checkpoints go when its adapter is committed.
+Owns the store's ``checkpoints/`` and the threads that write there and publish adapters. The
+training thread hands over copies and continues. A job's writes are done in the order in which they
+were handed over, and its checkpoints are deleted once its adapter is committed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,36 +25,37 @@ from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import StoreError
 from farm.storage import Store
-from farm.training.dispatch.messages import JobResult
+from farm.training.dispatch.messages import Assignment, JobResult
 from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
 
 __all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
 
 PATIENCE_S = 600.0
-"""How long a finished adapter waits for a store that does not answer; then its job is
-given back."""
+"""How long a finished adapter waits for a store that does not answer, before its job is given
+back."""
 
 UNPUBLISHED = "could not be published"
-
-AdapterNames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A trained adapter, copied off the device."""
+    """A trained adapter, copied off the device, and the names it is published under."""
 
+    assignment: Assignment
     record: AdapterRecord
     weights: AdapterWeights
     samples: tuple[Image.Image, ...]
-    names: AdapterNames
-    prompts: tuple[tuple[str, ...], ...] = ()
-    """The sample prompts of each name."""
     samples_of_others: tuple[Image.Image, ...] = ()
-    """For prompts that other names than the job's own brought."""
+    """Of prompts that only the job's other names have."""
+
+    @property
+    def key(self) -> str:
+        """The job's key."""
+        return self.assignment.key
 
 
 class Publisher:
-    """Writes in the background. Close it to wait for all that was handed over."""
+    """Writes in the background. ``close`` waits for everything that was handed over."""
 
     def __init__(
         self,
@@ -64,14 +66,12 @@ class Publisher:
         *,
         num_threads: int = 2,
     ) -> None:
-        """``done`` is told of every job that was handed to ``publish``, from another thread."""
+        """``done`` is called with the result of every published job, from another thread."""
         self._store, self._registry = store, Registry(store)
         self._base, self._forms, self._done = base, forms, done
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="publish")
         self._last: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
-        self.num_checkpoint_failures = 0
-        """Checkpoints that could not be written; the job goes on, and would lose more steps."""
 
     def checkpoint(self, state: SlotState) -> None:
         """Save a running job's state in the background."""
@@ -79,10 +79,10 @@ class Publisher:
 
     def publish(self, job: FinishedJob) -> None:
         """Commit a finished job's adapter in the background."""
-        self._submit(job.record.job_key, lambda: self._publish(job))
+        self._submit(job.key, lambda: self._publish(job))
 
     def wait(self) -> None:
-        """Until all that was handed over is written or given up."""
+        """Wait until everything that was handed over is written or has failed."""
         with self._lock:
             pending = list(self._last.values())
         for future in pending:
@@ -99,7 +99,7 @@ class Publisher:
 
             def in_turn() -> None:
                 if before is not None:
-                    before.exception()  # waits; what it raised was dealt with
+                    before.exception()  # waits; its errors are handled already
                 write()
 
             future = self._pool.submit(in_turn)
@@ -113,18 +113,16 @@ class Publisher:
 
     def _save_checkpoint(self, state: SlotState) -> None:
         folder = f"checkpoints/{state.key}"
-        try:
+        with suppress(StoreError):  # the job continues; after a failure it repeats more steps
             files = state.to_files()
-            for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they make it whole
+            for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they mark it complete
                 self._store.write(f"{folder}/{state.step:07d}/{name}", files[name])
             for older in self._store.list(folder):
                 if older < f"{state.step:07d}":
                     self._store.delete(f"{folder}/{older}")
-        except StoreError:
-            self.num_checkpoint_failures += 1
 
     def _publish(self, job: FinishedJob) -> None:
-        key = job.record.job_key
+        key = job.key
         try:
             for attempt in Retrying(
                 stop=stop_after_delay(PATIENCE_S),
@@ -133,11 +131,11 @@ class Publisher:
                 reraise=True,
             ):
                 with attempt:
-                    fresh = self._save_and_commit(job)
+                    is_new = self._save_and_commit(job)
             self._drop_checkpoints(key)
             result = JobResult(
                 key,
-                "committed" if fresh else "reused",
+                "committed" if is_new else "reused",
                 step=job.record.steps_trained,
                 seconds=job.record.gpu_seconds,
             )
@@ -158,19 +156,19 @@ class Publisher:
                 samples=list(job.samples),
                 samples_of_others=list(job.samples_of_others),
             )
-            return self._registry.publish(record, folder, names=job.names, prompts=job.prompts)
+            return self._registry.publish(
+                record, folder, names=job.assignment.names, prompts=job.assignment.prompts
+            )
 
     def _drop_checkpoints(self, key: str) -> None:
-        try:
+        with suppress(StoreError):  # leftovers do no harm: a committed job never reads them
             self._store.delete(f"checkpoints/{key}")
-        except StoreError:  # litter, not harm: a committed job never reads them
-            self.num_checkpoint_failures += 1
 
 
 def load_checkpoint(store: Store, key: str) -> SlotState | None:
-    """The latest whole state of a job; None if there is none.
+    """The latest complete state of a job; None if there is none.
 
-    A torn or unreadable checkpoint is passed over for the one before it.
+    An incomplete or unreadable checkpoint is skipped in favour of the one before it.
     """
     folder = f"checkpoints/{key}"
     for step in reversed(store.list(folder)):

@@ -1,7 +1,7 @@
-"""What a lane is given: its settings, its line to the dispatcher, its judge.
+"""What a lane is made from: its settings, its link to the dispatcher, its judge.
 
-Owns the two seams of a lane (each with two real implementations) and the plain settings. The judge
-comes from above, from ``farm.quality``; training never imports it.
+Owns the two interfaces of a lane (each with two implementations) and the plain settings. The judge
+is passed in from ``farm.quality``, which training never imports.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ __all__ = ["Judge", "JudgeMaker", "Judged", "LaneSettings", "Link", "Pictures", 
 
 
 class Link(Protocol):
-    """The lane's line to the dispatcher: a call in this process, or a Ray actor."""
+    """The lane's link to the dispatcher: a call in this process, or a Ray actor."""
 
     def exchange(self, report: LaneReport) -> LaneOrders:
-        """Report and be told. Raises LaneLost where the dispatcher is gone for good."""
+        """Send a report and return the orders. Raises LaneLost if the dispatcher is gone."""
 
     def prior(self, prior_key: str) -> PriorArrays:
-        """A prior set; one read-only copy per node where that can be. Raises StoreError."""
+        """A prior set; a read-only copy, shared per node if possible. Raises StoreError."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge made of one adapter."""
+    """A judge's result for one adapter."""
 
     card: dict[str, Any] | None
-    """Goes into ``adapter.json``."""
+    """Written to ``adapter.json``."""
     pictures: tuple[Image.Image, ...] = ()
-    """Goes beside the samples."""
+    """Stored beside the samples."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What generating pictures costs."""
+    """How many images are generated, and what they cost."""
 
     num: int
     rows: int
@@ -53,7 +53,7 @@ class Pictures:
 
 
 class Judge(Protocol):
-    """Scores finishing adapters while they still sit in the bank (``farm.quality``)."""
+    """Scores finished adapters while they are still in the bank (``farm.quality``)."""
 
     def judge(
         self,
@@ -63,28 +63,28 @@ class Judge(Protocol):
         photos: Mapping[int, Sequence[Image.Image]],
         curves: Mapping[int, Any],
     ) -> dict[int, Judged]:
-        """By slot. Any error is written on the card and stops nothing.
+        """Results by slot. An error is written to the card; it does not stop the run.
 
         Args:
-            photos: as they were prepared for training: of the checked digests, turned upright.
+            photos: as prepared for training: with the checked digests, turned upright.
         """
 
     def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
-        """What the cards of these jobs will cost, for the plan; loads nothing."""
+        """What the cards of these jobs will cost, for the plan; loads no model."""
 
 
 JudgeMaker = Callable[[ScoringSettings], Judge]
-"""Makes a lane's judge. A function or class of a module, so that it travels to the lanes."""
+"""Makes a lane's judge. A module-level function or class, so that it can be pickled."""
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How sample pictures are drawn."""
+    """How sample images are generated."""
 
     steps: int = 25
     guidance: float = 5.0
     per_prompt: int = 1
-    """Pictures of each sample prompt; 0 draws none."""
+    """Images of each sample prompt; 0 generates none."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,6 @@ class LaneSettings:
     samples: SampleSettings = field(default_factory=SampleSettings)
     forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
     beat_s: float = 1.0
-    """Seconds between two words to the dispatcher when nothing happens."""
+    """Seconds between two reports to the dispatcher when nothing happens."""
     prepare_threads: int = 1
     publish_threads: int = 2

@@ -1,6 +1,6 @@
-"""What a lane costs: bytes of memory and seconds of work, as formulas of a base's plain facts.
+"""What a lane costs: memory and speed, as formulas of a base's plain facts.
 
-Owns the two models and their constants, each with its source. ``plan`` chooses with them.
+Owns both models and their constants, each with its source. The planner chooses with them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 CONTEXT_BYTES = 600 * 2**20
 """CUDA context, cuBLAS and cuDNN workspaces of one process: 400 to 600 MiB on A100 and H100."""
 STATE_BYTES_PER_WEIGHT = 16
-"""Of an adapter in training: float32 weight, gradient and two Adam moments."""
+"""Per adapter weight in training: float32 weight, gradient and two Adam moments."""
 ADAPTER_SHARE_PER_RANK = 2.32e-4
 """Adapter parameters per rank over denoiser parameters. Stable Diffusion v1-5, q, k, v and out of
 all attentions: 199,296 over 859.5 M (counted)."""
@@ -36,11 +36,11 @@ flash attention. Counted with saved-tensor hooks on the v1-5 denoiser: 256 MiB a
 SAVED_PER_CELL_CHECKPOINTED = 0.62
 """The same with gradient checkpointing: 142 MiB at 64×64 cells."""
 RECOMPUTED_SHARE = 0.25
-"""Of the unchecked values that stand at once while a checkpointed block is recomputed."""
+"""Share of the unchecked values that exist at once while a checkpointed block is recomputed."""
 TRANSIENT_FACTOR = 1.3
-"""Gradients in flight, workspaces and fragmentation over what is saved."""
+"""Memory in use over what is saved: gradients in flight, workspaces, fragmentation."""
 FILL = 0.92
-"""Of a lane's share that the plan fills."""
+"""Share of a lane's memory that the plan fills."""
 
 # -- the speed model ------------------------------------------------------------------------------
 
@@ -51,34 +51,37 @@ TRAINING_FACTOR = 2.13
 CHECKPOINT_FACTOR = 1.34
 """Recomputing the checkpointed blocks: 2.302 TFLOP over 1.714 (counted)."""
 PEAK_SHARE = 0.40
-"""Of a GPU's dense half-precision peak that a large batch reaches; half of it at
-``HALF_FLOPS`` of work in one pass."""
+"""Share of a GPU's dense half-precision peak that a large batch reaches; see
+``HALF_FLOPS_PER_PEAK`` for smaller ones."""
 HALF_FLOPS_PER_PEAK = 0.008
-"""Seconds of peak work at which a pass runs at half that share (small passes wait for launches)."""
+"""Seconds of peak work at which a pass runs at half that share: small passes are bound by kernel
+launches."""
 CPU_FLOPS = 45e9
 """Useful float32 FLOP/s of one CPU core: the embedded base's 0.51 GFLOP rows at 94 a CPU second
 with 16 slots (benchmarks/slots-*cpu-*.md)."""
 CPU_HALF_ROWS = 4.5
-"""Rows of a pass at which a core trains half as many rows a second as it does at most: 30 with 2
-rows, 62 with 8, 81 with 16, 95 with 48 (benchmarks/slots-*cpu-*.md)."""
+"""Rows of a pass at which a core reaches half of its largest rate. Rows a second: 30 with 2 rows,
+62 with 8, 81 with 16, 95 with 48 (benchmarks/slots-*cpu-*.md)."""
 CPU_FULL_SHARE = 1.13
-"""What ``CPU_FLOPS`` is multiplied by for passes without end."""
+"""Factor on ``CPU_FLOPS`` in the limit of large passes."""
 SMALL_BASE_THREADS = 1.3
-"""Passes of a small base on all cores of two, over those on one core."""
+"""Speed of a small base's passes on two cores over one core."""
 SHARING_LOSS = 0.03
-"""Of the time, lost to switching where several lanes share a GPU."""
+"""Share of the time lost to context switches if several lanes share a GPU."""
 
 
 def lane_bytes(facts: MemoryFacts, shape: LaneShape, slots: int, *, checkpointing: bool) -> int:
-    """Bytes of GPU memory that a lane with full slots takes, the CUDA context included."""
+    """GPU memory of a lane with full slots, CUDA context included."""
     return fixed_bytes(facts) + slots * slot_bytes(facts, shape, checkpointing)
 
 
 def fixed_bytes(facts: MemoryFacts) -> int:
+    """GPU memory of a lane without slots: CUDA context and base."""
     return CONTEXT_BYTES + facts.weight_bytes
 
 
 def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int:
+    """GPU memory of one slot: adapter, optimizer state and saved activations."""
     value_bytes = max(1, round(facts.weight_bytes / facts.num_parameters))
     adapter = facts.denoiser_parameters * ADAPTER_SHARE_PER_RANK * shape.max_rank
     whole = SAVED_PER_CELL * math.sqrt(facts.denoiser_parameters) * cells(facts, shape)
@@ -91,21 +94,23 @@ def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int
 
 
 def cells(facts: MemoryFacts, shape: LaneShape) -> int:
+    """Latent cells of one row."""
     return (shape.resolution_px // facts.latent_factor) ** 2
 
 
 def row_flops(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> float:
+    """FLOP of one row's forward and backward pass."""
     forward = FLOP_PER_CELL_PARAMETER * facts.denoiser_parameters * cells(facts, shape)
     return forward * (TRAINING_FACTOR * (CHECKPOINT_FACTOR if checkpointing else 1.0))
 
 
 def rows_per_s(flops: float, rows: int, peak_flops: float) -> float:
-    """Rows a second of one busy GPU: a pass is long enough to saturate it or it is not."""
+    """Training rows a second of one busy GPU with this many rows in a pass."""
     work = flops * rows
     half = HALF_FLOPS_PER_PEAK * peak_flops
     return PEAK_SHARE * peak_flops * work / (work + half) / flops
 
 
 def cpu_rows_per_s(flops: float, rows: int, core_flops: float) -> float:
-    """Training rows a second of a small base's lane on one core with this many rows in a pass."""
+    """Training rows a second of a small base's lane on one core, with this many rows in a pass."""
     return core_flops * CPU_FULL_SHARE * rows / (rows + CPU_HALF_ROWS) / flops

@@ -1,7 +1,7 @@
-"""How long a run takes, part by part: start-up, class images, photos, training, pictures, the end.
+"""How long a run takes, by part: start-up, class images, photos, training, samples, publishing.
 
-Owns the time model; ``costs`` owns the speed of one pass, ``plan`` the choice of lanes. Pure. The
-constants are measured on two cores with the embedded base (benchmarks/plan-*.md).
+Owns the time model; ``costs`` owns the speed of one pass, ``planner`` the choice of lanes. Pure.
+The constants are measured on two cores with the embedded base (benchmarks/plan-*.md).
 """
 
 from __future__ import annotations
@@ -13,59 +13,59 @@ from farm.training.plan.shape import Workload
 __all__ = ["Estimate", "Speed", "estimate"]
 
 DECODE_ROWS = 2.0
-"""Forward rows of the denoiser that decoding one picture costs: 2 on the embedded base, 3 on Stable
+"""Cost of decoding one image, in forward rows of the denoiser: 2 on the embedded base, 3 on Stable
 Diffusion v1-5 (2.5 TFLOP against 0.8)."""
 ENCODE_ROWS = 1.0
-"""The same for encoding one crop or class image: 0.5 and 1.4."""
+"""Cost of encoding one crop or class image, in the same unit: 0.5 and 1.4."""
 RAY_START_S = 10.0
-"""Ray itself, its dispatcher and the first lane's process; and their end."""
+"""Starting and stopping Ray, the dispatcher and the first lane's process."""
 PROCESS_CPU_S = 6.0
-"""CPU seconds in which a lane or a drawer imports torch, diffusers and Ray."""
+"""CPU seconds in which a lane or a prior worker imports torch, diffusers and Ray."""
 LOAD_BYTES_PER_S = 0.5e9
 """Reading a base's weights onto its device."""
 IN_PROCESS_START_S = 1.0
-"""Without Ray everything is imported already."""
+"""Without Ray, everything is already imported."""
 JOB_CPU_S = 0.15
 """Publishing one adapter in three forms, its names and ledger, and its part of the report."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast the planned processes work."""
+    """The speed of the planned processes."""
 
     rows_per_s: float
     """Training rows of all lanes together."""
     forward_s: float
-    """One forward row of the denoiser, on one lane or drawer alone."""
+    """One forward row of the denoiser, in one lane or prior worker."""
     lanes: int
-    """That work at a time."""
-    drawers: int
-    """Processes that generate class images at a time."""
+    """Lanes that run at the same time."""
+    prior_workers: int
+    """Processes that generate class images at the same time."""
     cores: float
-    """Of all nodes, on which processes start."""
+    """Of all nodes; processes start on them."""
     weight_bytes: int
     uses_ray: bool = True
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected wall seconds of each part of a run, on hardware that does nothing else."""
+    """Expected wall seconds of each part of a run, on otherwise idle hardware."""
 
     start_s: float = 0.0
-    """Ray, the lanes' processes, loading the base."""
+    """Starting Ray and the lanes' processes, loading the base."""
     class_images_s: float = 0.0
-    """Generating the class images that are missing, and encoding them."""
+    """Generating and encoding the missing class images."""
     photos_s: float = 0.0
     """Encoding the subjects' crops."""
     training_s: float = 0.0
     pictures_s: float = 0.0
-    """Samples, and the pictures from which quality cards are made."""
+    """Generating samples and the images that quality cards score."""
     end_s: float = 0.0
     """Publishing adapters, the report."""
 
     @property
     def total_s(self) -> float:
-        """Of the whole run."""
+        """The whole run."""
         return (
             self.start_s
             + self.class_images_s
@@ -77,13 +77,13 @@ class Estimate:
 
 
 def estimate(workload: Workload, speed: Speed) -> Estimate:
-    """Add up a run. Parts that overlap share the same devices, so their times add up too."""
+    """Estimate a run. Overlapping parts share the same devices, so their times are added."""
     each = workload.prior_steps * 2 + DECODE_ROWS + ENCODE_ROWS
     lane_row_s = speed.forward_s / speed.lanes
     pictures = workload.picture_rows + workload.num_pictures * DECODE_ROWS
     return Estimate(
         start_s=_start_s(workload, speed),
-        class_images_s=workload.num_prior_images * each * speed.forward_s / speed.drawers,
+        class_images_s=workload.num_prior_images * each * speed.forward_s / speed.prior_workers,
         photos_s=workload.num_crops * ENCODE_ROWS * lane_row_s,
         training_s=workload.row_steps / speed.rows_per_s,
         pictures_s=pictures * lane_row_s,
@@ -95,5 +95,5 @@ def _start_s(workload: Workload, speed: Speed) -> float:
     load_s = speed.weight_bytes / LOAD_BYTES_PER_S
     if not speed.uses_ray:
         return IN_PROCESS_START_S + load_s
-    processes = speed.lanes + (speed.drawers if workload.num_prior_images else 0)
+    processes = speed.lanes + (speed.prior_workers if workload.num_prior_images else 0)
     return RAY_START_S + load_s + PROCESS_CPU_S * max(1.0, processes / speed.cores)

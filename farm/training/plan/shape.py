@@ -1,18 +1,19 @@
-"""The shape of a lane and the size of the work: what jobs must share to train side by side.
+"""The shape of a lane, and the size of a workload.
 
-Owns the rule by which jobs are grouped. Pure, and knows neither memory nor hardware.
+Owns what jobs must have in common to train side by side, and so the rule that groups them. Pure;
+knows neither memory nor hardware.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from farm.errors import PlanError
 from farm.recipe import Recipe
 
-__all__ = ["LaneShape", "Workload", "lane_shape", "run_shapes", "workload_of"]
+__all__ = ["LaneShape", "Workload", "common_shape", "lane_shape", "run_shapes", "workload_of"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class LaneShape:
 
 
 RANK_BOUNDS = (16, 64, 256)
-"""Ranks within one bound share lanes; a single rank of 256 must not fatten all the others."""
+"""Ranks within one bound share lanes; a single rank of 256 must not widen every other slot."""
 
 
 def lane_shape(recipe: Recipe, resolution_px: int) -> LaneShape:
-    """The shape of the lane that can train a recipe; equal shapes train side by side.
+    """The shape of the lane that can train a recipe; jobs of equal shape train side by side.
 
     Args:
-        resolution_px: of the base, where the recipe leaves it open.
+        resolution_px: the base's own, used if the recipe names none.
     """
     bound = next(bound for bound in RANK_BOUNDS if recipe.rank <= bound)
     return LaneShape(
@@ -54,8 +55,30 @@ def lane_shape(recipe: Recipe, resolution_px: int) -> LaneShape:
     )
 
 
+def common_shape(recipes: Sequence[Recipe], resolution_px: int) -> LaneShape:
+    """The smallest shape that holds all of the given recipes.
+
+    Raises:
+        ValueError: if they adapt different modules or differ in resolution.
+    """
+    shapes = [lane_shape(recipe, resolution_px) for recipe in recipes]
+    common = replace(
+        shapes[0],
+        instance_rows=max(shape.instance_rows for shape in shapes),
+        prior_rows=max(shape.prior_rows for shape in shapes),
+        max_rank=max(recipe.rank for recipe in recipes),
+    )
+    for shape in shapes:
+        modules = (shape.target_modules, shape.text_encoder_modules)
+        if modules != (common.target_modules, common.text_encoder_modules):
+            raise ValueError("the recipes adapt different modules")
+        if shape.resolution_px != common.resolution_px:
+            raise ValueError("the recipes differ in resolution")
+    return common
+
+
 def run_shapes(recipes: Mapping[str, Recipe], resolution_px: int) -> dict[str, LaneShape]:
-    """Each job's lane shape, its rank bound tightened to the largest rank that really occurs."""
+    """Each job's lane shape, with the rank bound lowered to the largest rank of its group."""
     loose = {key: lane_shape(recipe, resolution_px) for key, recipe in recipes.items()}
     ranks: dict[LaneShape, int] = defaultdict(int)
     for key, shape in loose.items():
@@ -65,33 +88,31 @@ def run_shapes(recipes: Mapping[str, Recipe], resolution_px: int) -> dict[str, L
 
 @dataclass(frozen=True)
 class Workload:
-    """How much there is to train."""
+    """How much work a run has."""
 
     shape: LaneShape
-    """The heaviest shape among the jobs."""
+    """The heaviest shape among the jobs, with the largest rank of all jobs."""
     num_jobs: int
     row_steps: int
     """Rows times steps over all jobs: passes of one row."""
-    num_shapes: int = 1
     num_prior_images: int = 0
-    """Class images that are missing and must be drawn first."""
+    """Class images that are missing and must be generated first."""
     prior_steps: int = 25
-    """Denoising steps of each, two rows a step with guidance."""
+    """Denoising steps of each, with two rows a step for guidance."""
     num_crops: int = 0
-    """Crops of the subjects' photos, which are encoded once."""
+    """Crops of the subjects' photos; each is encoded once."""
     picture_rows: int = 0
-    """Forward rows of the sample pictures and of the quality cards' pictures."""
+    """Forward rows of the sample images and of the images that quality cards score."""
     num_pictures: int = 0
-    """How many pictures these are."""
+    """The number of these images."""
     uses_ray: bool = True
-    """Whether lanes are processes of their own, which have to start."""
-    max_rank: int = 4
+    """Whether lanes run in processes of their own, which have to start."""
 
 
 def workload_of(
     recipes: Iterable[Recipe], resolution_px: int, *, num_prior_images: int = 0
 ) -> Workload:
-    """The workload of the jobs that are still to be trained.
+    """The workload of the jobs that still have to be trained.
 
     Raises:
         PlanError: if there are none.
@@ -99,13 +120,13 @@ def workload_of(
     recipes = list(recipes)
     if not recipes:
         raise PlanError("there is nothing to train", "all jobs are committed already")
-    shapes = {lane_shape(recipe, resolution_px) for recipe in recipes}
+    shapes = [lane_shape(recipe, resolution_px) for recipe in recipes]
     heaviest = max(shapes, key=lambda shape: (shape.resolution_px**2 * shape.rows, shape.max_rank))
     return Workload(
-        shape=heaviest,
+        shape=replace(heaviest, max_rank=max(recipe.rank for recipe in recipes)),
         num_jobs=len(recipes),
-        row_steps=sum(recipe.steps * lane_shape(recipe, resolution_px).rows for recipe in recipes),
-        num_shapes=len(shapes),
+        row_steps=sum(
+            recipe.steps * shape.rows for recipe, shape in zip(recipes, shapes, strict=True)
+        ),
         num_prior_images=num_prior_images,
-        max_rank=max(recipe.rank for recipe in recipes),
     )

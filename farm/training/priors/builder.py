@@ -1,8 +1,8 @@
-"""Which prior sets this driver draws, which it waits for, and when each is ready.
+"""Which prior sets this driver generates, which it waits for, and when each is ready.
 
-Owns the single flight: a set is drawn by whoever holds its claim, everybody else waits for its
-marker, and takes over where the holder died. How parts are drawn comes in as a function: with Ray
-Data (``priors``) or in this process (``local``).
+Owns the single flight: the driver that holds a set's lock generates it. Other drivers wait for its
+marker, and take over if the holder dies. How parts are generated is a function argument: with Ray
+Data (``ray_data``) or in this process (``run.in_process``).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from farm.training.priors.storage import PartRecord, commit_prior_set, is_ready,
 
 __all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]
 
-CLAIM_TTL_S = 120.0
+LOCK_TTL_S = 120.0
 WAIT_S = 2.0
-"""Seconds between two looks at sets that somebody else draws."""
+"""Seconds between two checks of sets that another driver generates."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartFailure:
-    """A part that cannot be made; its set fails, others go on."""
+    """A part that could not be generated; its set fails, others continue."""
 
     prior_key: str
     reason: str
@@ -38,124 +38,124 @@ class PartFailure:
 
 
 GenerateParts = Callable[[Sequence[PriorSpec], str], Generator[PartRecord | PartFailure]]
-"""Draws all parts of sets into the given attempt's folders, in any order."""
+"""Generates all parts of sets into the given attempt's folders, in any order."""
 
 
 def missing_priors(store: Store, specs: Iterable[PriorSpec]) -> list[PriorSpec]:
-    """The distinct sets that are not whole in the store, in the order of their first need."""
+    """The distinct sets that the store does not hold, in the order in which jobs need them."""
     distinct = {spec.key: spec for spec in reversed(list(specs))}
     ordered = [distinct[key] for key in reversed(distinct)]
     with ThreadPoolExecutor(16) as pool:
         ready = pool.map(lambda spec: is_ready(store, spec.key), ordered)
-        return [spec for spec, there in zip(ordered, ready, strict=True) if not there]
+        return [spec for spec, found in zip(ordered, ready, strict=True) if not found]
 
 
 class PriorBuilder:
-    """Has every missing prior set drawn, once, and tells as each is ready."""
+    """Generates every missing prior set once, and reports each as it becomes ready."""
 
     def __init__(
         self,
         store: Store,
         specs: Sequence[PriorSpec],
-        draw: GenerateParts,
+        generate: GenerateParts,
         *,
         ready: Callable[[str], None],
         failed: Callable[[str, str, str], None],
     ) -> None:
         """``ready`` (with the key) and ``failed`` (with key, reason and remedy) are called from the
         thread that runs ``run``."""
-        self._store, self._draw = store, draw
+        self._store, self._generate = store, generate
         self._pending = {spec.key: spec for spec in specs}
         self._ready, self._failed = ready, failed
-        self._claims: dict[str, StoreLock] = {}
-        self._claims_lock = threading.Lock()
+        self._locks: dict[str, StoreLock] = {}
+        self._locks_mutex = threading.Lock()
+        self._ended = threading.Event()
         self.stopped = threading.Event()
-        """Set it to give up between two parts."""
+        """Set it to stop after the current part."""
 
     def run(self) -> None:
-        """Until every set is ready or has failed, or ``stopped`` is set."""
-        renewing = threading.Thread(target=self._renew_forever, name="prior-claims", daemon=True)
-        ended = self._ended = threading.Event()
+        """Return when every set is ready or has failed, or ``stopped`` is set."""
+        renewing = threading.Thread(target=self._renew_forever, name="prior-locks", daemon=True)
         renewing.start()
         try:
             while self._pending and not self.stopped.is_set():
-                self._note_ready()
-                mine = [spec for spec in self._pending.values() if self._claim(spec.key)]
+                self._report_ready()
+                mine = [spec for spec in self._pending.values() if self._lock(spec.key)]
                 if mine:
-                    self._draw_all({spec.key: spec for spec in mine})
+                    self._generate_all({spec.key: spec for spec in mine})
                 elif self._pending:
                     self.stopped.wait(WAIT_S)
-        except Exception as error:  # the cause concerns all that are left
+        except Exception as error:  # the cause affects every set that is left
             for key in list(self._pending):
                 self._fail(PartFailure(key, *explain(error)))
         finally:
-            ended.set()
+            self._ended.set()
             renewing.join()
-            for key in list(self._claims):
-                self._release(key)
+            for key in list(self._locks):
+                self._unlock(key)
 
-    def _note_ready(self) -> None:
+    def _report_ready(self) -> None:
         for key in list(self._pending):
             if is_ready(self._store, key):
                 del self._pending[key]
                 self._ready(key)
 
-    def _claim(self, key: str) -> bool:
-        claim = StoreLock.take(self._store, f"priors/{key}/claims", ttl_s=CLAIM_TTL_S)
-        if claim is None:
+    def _lock(self, key: str) -> bool:
+        lock = StoreLock.take(self._store, f"priors/{key}/claims", ttl_s=LOCK_TTL_S)
+        if lock is None:
             return False
-        if is_ready(self._store, key):  # drawn between the look and the claim
-            claim.release()
+        if is_ready(self._store, key):  # committed between the check and the lock
+            lock.release()
             return False
-        with self._claims_lock:
-            self._claims[key] = claim
+        with self._locks_mutex:
+            self._locks[key] = lock
         return True
 
-    def _draw_all(self, specs: Mapping[str, PriorSpec]) -> None:
+    def _generate_all(self, specs: Mapping[str, PriorSpec]) -> None:
         attempt = uuid.uuid4().hex[:12]
-        receipts: dict[str, list[PartRecord]] = defaultdict(list)
-        with closing(self._draw(list(specs.values()), attempt)) as outcomes:
+        parts: dict[str, list[PartRecord]] = defaultdict(list)
+        with closing(self._generate(list(specs.values()), attempt)) as outcomes:
             for outcome in outcomes:
-                self._take(outcome, specs[outcome.prior_key], attempt, receipts)
+                self._add_part(outcome, specs[outcome.prior_key], attempt, parts)
                 if self.stopped.is_set():
                     return
 
-    def _take(
+    def _add_part(
         self,
         outcome: PartRecord | PartFailure,
         spec: PriorSpec,
         attempt: str,
-        receipts: dict[str, list[PartRecord]],
+        parts: dict[str, list[PartRecord]],
     ) -> None:
-        """Note a part; commit its set with the last one."""
+        """Record a part; the last one commits its set."""
         key = spec.key
-        if key not in self._pending:  # its set has failed already
+        if key not in self._pending:  # another part of its set has failed
             return
         if isinstance(outcome, PartFailure):
             self._fail(outcome)
             return
-        receipts[key].append(outcome)
-        if len(receipts[key]) == len(parts_of(spec)) + 1:
-            commit_prior_set(self._store, spec, attempt, receipts.pop(key))
+        parts[key].append(outcome)
+        if len(parts[key]) == len(parts_of(spec)) + 1:
+            commit_prior_set(self._store, spec, attempt, parts.pop(key))
             del self._pending[key]
-            self._release(key)
+            self._unlock(key)
             self._ready(key)
 
     def _fail(self, failure: PartFailure) -> None:
         key = failure.prior_key
         del self._pending[key]
-        self._release(key)
-        reason = f"its prior set could not be drawn: {failure.reason}"
+        self._unlock(key)
+        reason = f"its prior set could not be generated: {failure.reason}"
         self._failed(key, reason, failure.remedy)
 
-    def _release(self, key: str) -> None:
-        with self._claims_lock:
-            claim = self._claims.pop(key, None)
-        if claim is not None:
-            claim.release()
+    def _unlock(self, key: str) -> None:
+        with self._locks_mutex:
+            lock = self._locks.pop(key, None)
+        if lock is not None:
+            lock.release()
 
     def _renew_forever(self) -> None:
-        while not self._ended.wait(CLAIM_TTL_S / 4):
-            with self._claims_lock:
-                for claim in self._claims.values():
-                    claim.renew()
+        while not self._ended.wait(LOCK_TTL_S / 4):
+            with self._locks_mutex:
+                for lock in self._locks.values():
+                    lock.renew()

@@ -1,9 +1,9 @@
-"""Prior sets through Ray Data: prompts and seeds in, an actor pool that draws, Parquet out.
+"""Prior sets through Ray Data: prompts and seeds in, an actor pool that generates, Parquet out.
 
-Owns the pipeline. One pipeline draws all sets that are missing at a moment (a Ray Data job costs
-seconds to start), part after part in the order in which jobs need them, and gives back a receipt
-for each part, so that the first class is ready long before the last. Pictures never pass through
-the driver: the actor that draws a part writes it.
+Owns the pipeline. One pipeline generates all sets that are missing (a Ray Data job takes seconds to
+start), part by part in the order in which jobs need them, and yields a record of each part, so
+that the first class is ready long before the last. Images do not pass through the driver: the
+actor that generates a part writes it.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from farm.training.priors.storage import (
     write_prompt,
 )
 
-__all__ = ["DRAWING_CPUS", "PriorWorkerSettings", "PriorWorker", "generate_with_ray"]
+__all__ = ["PRIOR_WORKER_CPUS", "PriorWorkerSettings", "PriorWorker", "generate_with_ray"]
 
 Batch = dict[str, NDArray[Any]]
 
-DRAWING_CPUS = 0.25
-"""Logical cores of one node's drawers, which really share all cores with its lanes until all is
-drawn."""
+PRIOR_WORKER_CPUS = 0.25
+"""Logical cores of one node's prior workers; in practice they share all cores with its lanes until
+every set is generated."""
 
 
 @dataclass(frozen=True)
 class PriorWorkerSettings:
-    """How the drawing actors are made."""
+    """How the actors are created."""
 
     base: str
     revision: str | None = None
     device: str = "cpu"
     gpu_fraction: float = 0.0
     memory_fraction: float | None = None
-    """Cap of this process's share of the GPU's memory."""
-    num_cpus: float = DRAWING_CPUS
+    """Upper bound of the actor's share of the GPU's memory."""
+    num_cpus: float = PRIOR_WORKER_CPUS
     threads: int = 1
     max_actors: int = 1
 
 
 class PriorWorker:
-    """One actor of the pool: holds the untouched base and draws part after part."""
+    """One actor of the pool: holds the untouched base and generates parts."""
 
     def __init__(
         self, settings: PriorWorkerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
@@ -76,36 +76,36 @@ class PriorWorker:
         self._specs = {spec.key: spec for spec in specs}
 
     def __call__(self, batch: Batch) -> Batch:
-        """Draw the parts of a batch of rows; returns a row of receipt for each."""
+        """Generate the parts of a batch of rows; returns one row for each outcome."""
         outcomes: list[PartRecord | PartFailure] = []
         for key, number, first, stop in zip(
             batch["prior_key"], batch["number"], batch["first"], batch["stop"], strict=True
         ):
             part = Part(str(key), int(number), int(first), int(stop))
-            outcomes += self._draw(part)
+            outcomes += self._generate(part)
         return _as_rows(outcomes)
 
-    def _draw(self, part: Part) -> list[PartRecord | PartFailure]:
+    def _generate(self, part: Part) -> list[PartRecord | PartFailure]:
         spec = self._specs[part.prior_key]
         try:
-            made = [
+            records = [
                 write_part(self._store, self._attempt, part, generate_part(self._base, spec, part))
             ]
             if part.number == 0:
-                made.append(write_prompt(self._store, self._attempt, self._base, spec))
-            return list(made)
+                records.append(write_prompt(self._store, self._attempt, self._base, spec))
+            return list(records)
         except FarmError as error:
             return [PartFailure(part.prior_key, *explain(error))]
 
 
 def _as_rows(outcomes: Sequence[PartRecord | PartFailure]) -> Batch:
-    receipts = [one if isinstance(one, PartRecord) else None for one in outcomes]
+    records = [one if isinstance(one, PartRecord) else None for one in outcomes]
     failures = [one if isinstance(one, PartFailure) else None for one in outcomes]
     return {
         "prior_key": np.array([one.prior_key for one in outcomes]),
-        "file": np.array([one.file if one else "" for one in receipts]),
-        "num_images": np.array([one.num_images if one else 0 for one in receipts]),
-        "sha256": np.array([one.sha256 if one else "" for one in receipts]),
+        "file": np.array([one.file if one else "" for one in records]),
+        "num_images": np.array([one.num_images if one else 0 for one in records]),
+        "sha256": np.array([one.sha256 if one else "" for one in records]),
         "error": np.array([one.reason if one else "" for one in failures]),
         "remedy": np.array([one.remedy if one else "" for one in failures]),
     }
@@ -120,7 +120,7 @@ def _as_outcome(row: dict[str, Any]) -> PartRecord | PartFailure:
 def generate_with_ray(
     settings: PriorWorkerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
 ) -> Generator[PartRecord | PartFailure]:
-    """Run the pipeline; yields as parts are written. Needs an initialised Ray."""
+    """Run the pipeline; yields as parts are written. Ray must be initialised."""
     import ray.data
 
     if not os.environ.get("FARM_DEBUG"):
@@ -137,7 +137,7 @@ def generate_with_ray(
         else {"num_cpus": settings.num_cpus}
     )
     most = max(1, min(settings.max_actors, len(rows)))
-    # cores that are there may be used at once; nodes with GPUs may still have to be found
+    # cores exist already and can be used at once; nodes with GPUs may still have to be added
     fewest = 1 if settings.gpu_fraction else most
     pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         PriorWorker,
@@ -147,7 +147,7 @@ def generate_with_ray(
         **resources,
     )
     # closed with this generator, so that the pipeline's own threads end before Ray does
-    rows_made: Any = iter(pipeline.iter_rows())
-    with closing(rows_made):
-        for row in rows_made:
+    outcomes: Any = iter(pipeline.iter_rows())
+    with closing(outcomes):
+        for row in outcomes:
             yield _as_outcome(row)

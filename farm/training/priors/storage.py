@@ -1,15 +1,15 @@
-"""Prior sets in the store: drawn in parts, written as Parquet with tensor columns, marked last.
+"""Prior sets in the store: generated in parts, written as Parquet with tensor columns.
 
-Owns what a prior set is on disk, how one part of it is made, and how it is read. Which sets are
-missing, and who draws them, is ``priors``'s business. No Ray here.
+Owns the files of a prior set, how one part is generated, and how a set is read. ``builder`` decides
+which sets are generated. Uses no Ray.
 
     priors/<key>/<attempt>/part-000000.parquet   id, seed, image [P, P, 3], moments [2, C, H, W]
     priors/<key>/<attempt>/prompt.parquet        one row: the class prompt's embedding and tokens
     priors/<key>/prior.json                      the parts with their digests, written last
 
-Every attempt writes into a folder of its own, so a part of a killed attempt is never mistaken for
-one of this. Images are cut into parts by number, and an image depends on its own seed alone, so a
-rerun gives the same set.
+Every attempt writes to its own folder, so that parts of a killed attempt are never mixed in. Parts
+are ranges of image numbers and an image depends on its own seed alone, so a rerun gives the same
+set.
 
 Legend: M images, C channels, H W latent, P pixels, T tokens, D width.
 """
@@ -54,15 +54,15 @@ __all__ = [
 ]
 
 PART_IMAGES = 32
-"""Images of one part: drawn in one or two batches, and lost at the most when a drawer dies."""
-DRAW_BATCH = 16
-"""Images drawn together; fixed, so that a rerun repeats the very same passes."""
+"""Images of one part: generated in two batches. At most one part is lost if a worker dies."""
+GENERATION_BATCH = 16
+"""Images generated together; fixed, so that a rerun repeats exactly the same passes."""
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 PriorArrays = dict[str, Array]
-"""``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D], and ``extra.*`` of some
-families: plain arrays, so that Ray shares one copy among all lanes of a node."""
+"""``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D], and ``extra.*`` in some
+model families: plain arrays, so that Ray shares one copy among all lanes of a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """A part that lies in the store."""
+    """A part that the store holds."""
 
     prior_key: str
     file: str
@@ -99,37 +99,37 @@ def parts_of(spec: PriorSpec, part_images: int = PART_IMAGES) -> list[Part]:
     ]
 
 
-# -- making ---------------------------------------------------------------------------------------
+# -- generating ---------------------------------------------------------------------------------
 
 
 def generate_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
-    """Draw (or open) the images of one part and encode them.
+    """Generate the images of one part, or read the user's own, and encode them.
 
     Returns:
         ``id`` and ``seed`` int64 [M], ``image`` uint8 [M, P, P, 3], ``moments`` [M, 2, C, H, W] in
         float32, or float16 where the base's own precision is half.
 
     Raises:
-        UserError: if an image that the user brought is not what was checked.
+        UserError: if one of the user's own images is not the one that was checked.
     """
     ids = range(part.first, part.stop)
     seeds = [derive_seed(spec.seed, "prior", number) for number in ids]
     if spec.is_brought:
-        images_MPP3 = torch.from_numpy(np.stack([_brought(spec, number) for number in ids]))
+        images_MPP3 = torch.from_numpy(np.stack([_user_image(spec, number) for number in ids]))
     else:
         images_MPP3 = generate_images(
             base,
             [spec.class_prompt] * len(seeds),
             seeds,
-            batch=DRAW_BATCH,
+            batch=GENERATION_BATCH,
             steps=spec.steps,
             guidance=spec.guidance,
             width_px=spec.resolution_px,
             height_px=spec.resolution_px,
             scheduler=spec.scheduler,
         )
-    starts = range(0, len(images_MPP3), DRAW_BATCH)
-    moments = [_encode(base, images_MPP3[start : start + DRAW_BATCH]) for start in starts]
+    starts = range(0, len(images_MPP3), GENERATION_BATCH)
+    moments = [_encode(base, images_MPP3[start : start + GENERATION_BATCH]) for start in starts]
     return {
         "id": np.arange(part.first, part.stop, dtype=np.int64),
         "seed": np.asarray(seeds, dtype=np.int64),
@@ -144,7 +144,7 @@ def _encode(base: Base, images_MPP3: torch.Tensor) -> torch.Tensor:
     return base.encode_photos(pixels_M3PP).to("cpu", kept)
 
 
-def _brought(spec: PriorSpec, number: int) -> Array:
+def _user_image(spec: PriorSpec, number: int) -> Array:
     """The centre crop of one of the user's own class images, uint8 [P, P, 3]."""
     uri = spec.image_uris[number]
     try:
@@ -158,14 +158,14 @@ def _brought(spec: PriorSpec, number: int) -> Array:
 
 
 def write_part(store: Store, attempt: str, part: Part, arrays: Arrays) -> PartRecord:
-    """Write one part into its attempt's folder."""
+    """Write one part to its attempt's folder."""
     data = _parquet(arrays)
     store.write(f"priors/{part.prior_key}/{attempt}/{part.file}", data)
     return PartRecord(part.prior_key, part.file, len(arrays["id"]), bytes_digest(data))
 
 
 def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> PartRecord:
-    """Write the class prompt's embedding and tokens into the attempt's folder."""
+    """Write the class prompt's embedding and tokens to the attempt's folder."""
     tokens_1T = base.tokenize([spec.class_prompt])
     with torch.no_grad():
         conditioning = base.encode_tokens(tokens_1T.to(base.device))
@@ -181,23 +181,23 @@ def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> Par
 
 
 def commit_prior_set(
-    store: Store, spec: PriorSpec, attempt: str, receipts: Sequence[PartRecord]
+    store: Store, spec: PriorSpec, attempt: str, records: Sequence[PartRecord]
 ) -> bool:
-    """Write the marker of a whole set; False if another attempt was committed before.
+    """Write the marker of a complete set; False if another attempt was committed first.
 
     Raises:
-        StoreError: if the parts are not the whole set.
+        StoreError: if parts are missing.
     """
-    parts = sorted(receipts, key=lambda receipt: receipt.file)
+    parts = sorted(records, key=lambda record: record.file)
     expected = [part.file for part in parts_of(spec)] + ["prompt.parquet"]
-    if [receipt.file for receipt in parts] != expected:
+    if [record.file for record in parts] != expected:
         raise StoreError(f"prior set {spec.key}: {len(parts)} of {len(expected)} parts are there")
     body = {
         "prior_key": spec.key,
         "spec": spec.model_dump(mode="json"),
         "attempt": attempt,
-        "num_images": sum(receipt.num_images for receipt in parts),
-        "parts": [asdict(receipt) for receipt in parts],
+        "num_images": sum(record.num_images for record in parts),
+        "parts": [asdict(record) for record in parts],
         "created": datetime.now(UTC).isoformat(),
     }
     if is_ready(store, spec.key):
@@ -222,7 +222,7 @@ def _parquet(arrays: Arrays) -> bytes:
 
 
 def is_ready(store: Store, prior_key: str) -> bool:
-    """Whether a prior set is whole in the store."""
+    """Whether the store holds the complete set."""
     return store.exists(_marker(prior_key))
 
 
@@ -234,7 +234,7 @@ def read_prior_set(store: Store, prior_key: str) -> PriorArrays:
     """What training needs of a prior set; the images themselves are not read.
 
     Raises:
-        StoreError: if it is not whole.
+        StoreError: if the set is incomplete or damaged.
     """
     try:
         body = store.read_json(_marker(prior_key))
@@ -248,7 +248,7 @@ def read_prior_set(store: Store, prior_key: str) -> PriorArrays:
         arrays = _read(store, f"{folder}/{prompt['file']}", prompt["sha256"], None)
     except FileNotFoundError as error:
         raise StoreError(
-            f"prior set {prior_key} is not whole: {error}", f"remove priors/{prior_key} and rerun"
+            f"prior set {prior_key} is incomplete: {error}", f"remove priors/{prior_key} and rerun"
         ) from error
     order = np.argsort(np.concatenate([part["id"] for part in parts]))
     arrays["moments"] = np.concatenate([part["moments"] for part in parts])[order]

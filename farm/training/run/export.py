@@ -1,29 +1,40 @@
-"""Adapters out of the store into a folder, whole or in the one form that a tool wants.
+"""Export of adapters from the store to a folder, complete or in one format.
 
-Owns which adapters are meant and how their files are named outside.
+Owns the selection of adapters and the names of the exported files.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER
 from farm.adapters.registry import NamedAdapter, Registry
-from farm.errors import UserError
+from farm.errors import AdapterFileError, FarmError, StoreError, UserError
 from farm.storage import Store
 from farm.training.run.files import read_assignments
 
-__all__ = ["export_adapters"]
+__all__ = ["Exported", "export_adapters"]
 
 FORM_FILES = {
     "diffusers": DIFFUSERS_FILE,
     "peft": PEFT_FOLDER,
     "kohya": KOHYA_ENDING,
 }
-"""A file, a folder, or the ending of a file."""
+"""A file name, a folder name, or a file suffix."""
+
+
+@dataclass
+class Exported:
+    """The result of an export."""
+
+    written: list[tuple[str, Path]] = field(default_factory=list)
+    """(namespace/name, path) of each exported adapter."""
+    failed: list[tuple[str, FarmError]] = field(default_factory=list)
+    """(namespace/name, error) of each adapter that could not be exported."""
 
 
 def export_adapters(
@@ -33,58 +44,62 @@ def export_adapters(
     names: Sequence[str] | None = None,
     run_id: str | None = None,
     form: str | None = None,
-) -> list[tuple[str, Path]]:
-    """Copy committed adapters; neither names nor run means all that have a name.
+) -> Exported:
+    """Copy committed adapters; without names or a run, all adapters that have a name.
+
+    An adapter that cannot be read does not stop the others.
 
     Args:
         names: ``name`` or ``namespace/name``.
-        form: ``diffusers``, ``peft`` or ``kohya``: that form alone, named after the adapter.
-
-    Returns:
-        (namespace/name, where it lies) of each.
+        form: ``diffusers``, ``peft`` or ``kohya``: export this format only, named by adapter.
 
     Raises:
-        UserError: if a name or form is not known, or an adapter is revoked.
+        UserError: if a name or format is unknown, or a named adapter is revoked.
     """
     if form is not None and form not in FORM_FILES:
         raise UserError(f"there is no form {form!r}", f"use one of {', '.join(FORM_FILES)}")
-    registry = Registry(store)
-    written = []
-    for named in _chosen(registry, names, run_id):
-        if registry.is_revoked(named.job_key, named.namespace):
-            if names:
-                raise UserError(
-                    f"{named.namespace}/{named.name} is revoked", "leave it out, or train anew"
-                )
-            continue
-        label = f"{named.namespace}/{named.name}"
-        target = out / named.namespace / named.name
-        if form is None:
-            registry.fetch(named.job_key, target)
-            written.append((label, target))
-        else:
-            written.append((label, _export_form(registry, named, target, form)))
-    return written
+    registry, result = Registry(store), Exported()
+    for namespace, name in _chosen(registry, names, run_id):
+        label, target = f"{namespace}/{name}", out / namespace / name
+        try:
+            named = registry.resolve(namespace, name)
+            if named is None:
+                continue
+            if registry.is_revoked(named.job_key, namespace):
+                if names:
+                    raise UserError(f"{label} is revoked", "leave it out, or train it again")
+                continue
+            if form is None:
+                registry.fetch(named.job_key, target)
+                result.written.append((label, target))
+            else:
+                result.written.append((label, _export_form(registry, named, target, form)))
+        except (AdapterFileError, StoreError) as error:
+            result.failed.append((label, error))
+    return result
 
 
 def _chosen(
     registry: Registry, names: Sequence[str] | None, run_id: str | None
-) -> list[NamedAdapter]:
+) -> Iterator[tuple[str, str]]:
+    """(namespace, name) of each adapter to export."""
     if names:
-        return [_named(registry, name) for name in names]
-    if run_id is not None:
-        pairs = [pair for item in read_assignments(registry.store, run_id) for pair in item.names]
-        found = (registry.resolve(namespace, name) for namespace, name in pairs)
-        return [named for named in found if named is not None]
-    return list(registry.names())
+        yield from [_named(registry, name) for name in names]
+    elif run_id is not None:
+        for item in read_assignments(registry.store, run_id):
+            yield from item.names
+    else:
+        for namespace in registry.store.list("names"):
+            for name in registry.listing(namespace):
+                yield namespace, name
 
 
-def _named(registry: Registry, text: str) -> NamedAdapter:
-    namespace, slash, name = text.rpartition("/")
-    found = registry.resolve(namespace if slash else "default", name)
-    if found is None:
-        raise UserError(f"no adapter is named {text!r}", "see names/ in the store")
-    return found
+def _named(registry: Registry, text: str) -> tuple[str, str]:
+    namespace, _, name = text.rpartition("/")
+    namespace = namespace or "default"
+    if name not in registry.listing(namespace):
+        raise UserError(f"no adapter is named {text!r}", "list the names with `farm status`")
+    return namespace, name
 
 
 def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: str) -> Path:
@@ -99,9 +114,9 @@ def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: st
             shutil.copytree(Path(folder) / wanted, target, dirs_exist_ok=True)
             return target
         if file is None:
-            raise UserError(
-                f"{named.namespace}/{named.name} was saved without its {form} form",
-                "export another form; `farm run` writes all of them by default",
+            raise AdapterFileError(
+                f"{named.namespace}/{named.name} was saved without the {form} format",
+                "export another format; `farm run` writes all of them by default",
             )
         placed = target.with_name(f"{named.name}.safetensors")
         shutil.copyfile(Path(folder) / file, placed)

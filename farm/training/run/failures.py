@@ -1,20 +1,20 @@
-"""Which jobs of a run have no adapter, and why: for the summary, `farm status` and the report.
+"""Jobs of a run that have no adapter, with the reason: for the summary, `farm status`, the report.
 
-Owns the one list of failures. Reason and remedy are the ledger's, word for word.
+Owns the one list of failures. Reason and remedy are quoted from the ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from farm.training.dispatch.ledger import Job, Status
 from farm.training.dispatch.messages import Assignment
 
-__all__ = ["WITHOUT_ADAPTER", "JobFailure", "failures_of"]
+__all__ = ["WITHOUT_ADAPTER", "JobFailure", "failures_among", "failures_of"]
 
 WITHOUT_ADAPTER = frozenset({Status.FAILED, Status.QUARANTINED, Status.REJECTED, Status.CANCELLED})
-"""Statuses of jobs that were given up, or whose last attempt failed."""
+"""Statuses of jobs that ended without an adapter, or whose last attempt failed."""
 
 
 class JobFailure(NamedTuple):
@@ -28,9 +28,13 @@ class JobFailure(NamedTuple):
 
 def failures_of(assignments: Sequence[Assignment], jobs: Iterable[Job]) -> tuple[JobFailure, ...]:
     """The failures among a run's jobs, in the order of ``jobs``."""
-    subjects = {item.spec.key: item.spec.subject.id for item in assignments}
+    return failures_among({item.spec.key: item.spec.subject.id for item in assignments}, jobs)
+
+
+def failures_among(subjects: Mapping[str, str], jobs: Iterable[Job]) -> tuple[JobFailure, ...]:
+    """The same where only the subject's id of each job key is known."""
     return tuple(
         JobFailure(subjects[job.key], str(job.status), job.reason, job.remedy)
         for job in jobs
-        if job.key in subjects and job.status in WITHOUT_ADAPTER
+        if job.status in WITHOUT_ADAPTER and job.key in subjects
     )

@@ -1,29 +1,27 @@
 """What a run keeps in the store beside its ledger: its jobs, its settings, requests to it.
 
-Owns ``runs/<run_id>/`` but for ``ledger/``, ``report.html`` and ``served/``, and the rule that
-names a run. Anybody with the store can look at a run, ask it to cancel or retry jobs, and start its
-driver again.
+Owns ``runs/<run_id>/`` except ``ledger/``, ``report.html`` and ``served/``, and the rule that names
+a run. Anyone with access to the store can read a run, request the cancellation or retry of jobs,
+and restart its driver.
 
-    runs/<run_id>/manifest.parquet   the resolved manifest
-    runs/<run_id>/jobs.jsonl.gz      its jobs and the names of their adapters
-    runs/<run_id>/run.json           settings and plan of the last start
-    runs/<run_id>/drivers/           claims: who drives it
-    runs/<run_id>/requests/          asked for by `farm cancel` and `farm retry`
+    runs/<run_id>/manifest.parquet    the resolved manifest
+    runs/<run_id>/jobs.jsonl.gz       its jobs and the names of their adapters (``job_files``)
+    runs/<run_id>/jobs.index.json.gz  an index of the jobs
+    runs/<run_id>/run.json            settings and plan of the last start
+    runs/<run_id>/drivers/            locks: which process drives it
+    runs/<run_id>/requests/           requests of `farm cancel` and `farm retry`
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from farm.errors import UserError
-from farm.intake.job import JobSpec
 from farm.keys import key_of
 from farm.storage import Store
 from farm.training.dispatch.messages import Assignment
+from farm.training.run.job_files import read_assignments, write_assignments
 
 __all__ = [
     "ask",
@@ -40,51 +38,10 @@ RUN_ID_LENGTH = 12
 
 
 def name_run(assignments: Iterable[Assignment]) -> str:
-    """The run of these jobs: the same manifest on the same base is the same run, whenever."""
+    """The id of the run of these jobs: the same manifest on the same base is the same run."""
     named = {item.spec.key: [list(pair) for pair in sorted(item.names)] for item in assignments}
     jobs = [[key, names] for key, names in sorted(named.items())]
     return key_of("run", jobs=jobs)[:RUN_ID_LENGTH]
-
-
-def write_assignments(store: Store, run_id: str, assignments: Sequence[Assignment]) -> None:
-    """Keep the run's jobs. Keys and names are always the same ones; sample prompts, priorities and
-    places of photos are those of the last start."""
-    path = f"runs/{run_id}/jobs.jsonl.gz"
-    lines = [
-        json.dumps(
-            {
-                "spec": item.spec.model_dump(mode="json"),
-                "names": item.names,
-                "prompts": item.prompts,
-            }
-        )
-        for item in assignments
-    ]
-    store.write(path, gzip.compress("\n".join(lines).encode(), mtime=0))
-
-
-def read_assignments(store: Store, run_id: str) -> list[Assignment]:
-    """The run's jobs in the manifest's order.
-
-    Raises:
-        UserError: if there is no such run.
-    """
-    try:
-        data = store.read(f"runs/{run_id}/jobs.jsonl.gz")
-    except FileNotFoundError as error:
-        known = ", ".join(list_runs(store)) or "none"
-        raise UserError(
-            f"no run {run_id} in {store.url}", f"runs in this store: {known}"
-        ) from error
-    rows = [json.loads(line) for line in gzip.decompress(data).decode().splitlines()]
-    return [
-        Assignment(
-            JobSpec.model_validate(row["spec"]),
-            tuple((str(space), str(name)) for space, name in row["names"]),
-            tuple(tuple(map(str, prompts)) for prompts in row.get("prompts", ())),
-        )
-        for row in rows
-    ]
 
 
 def list_runs(store: Store) -> list[str]:
@@ -93,7 +50,7 @@ def list_runs(store: Store) -> list[str]:
 
 
 def write_settings(store: Store, run_id: str, settings: dict[str, Any]) -> None:
-    """Keep how the run was last started."""
+    """Store how the run was last started."""
     store.write_json(f"runs/{run_id}/run.json", settings)
 
 
@@ -106,19 +63,19 @@ def read_settings(store: Store, run_id: str) -> dict[str, Any]:
     return settings
 
 
-# -- requests to a driver that may or may not live ------------------------------------------------
+# -- requests to a driver, whether or not one is alive --------------------------------------------
 
 Request = Literal["cancel", "retry"]
 
 
 def ask(store: Store, run_id: str, what: Request, keys: Sequence[str] | None) -> None:
-    """Leave a request for the run's driver: the one that lives, or the next one."""
+    """Leave a request for the run's driver: the current one, or the next one."""
     body = {"what": what, "keys": None if keys is None else list(keys)}
     store.write_json(f"runs/{run_id}/requests/{uuid.uuid4().hex}.json", body)
 
 
 def take_requests(store: Store, run_id: str) -> list[tuple[Request, list[str] | None]]:
-    """Take out what was asked since the last look."""
+    """Remove and return the requests since the last call."""
     taken: list[tuple[Request, list[str] | None]] = []
     for name in store.list(f"runs/{run_id}/requests"):
         path = f"runs/{run_id}/requests/{name}"

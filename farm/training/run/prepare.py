@@ -25,7 +25,9 @@ from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.dispatch.messages import Assignment
 from farm.training.lane.settings import Pictures
-from farm.training.plan.planner import Hardware, Plan, make_plan
+from farm.training.plan.hardware import Hardware
+from farm.training.plan.plan import Plan
+from farm.training.plan.planner import make_plan
 from farm.training.plan.shape import Workload, workload_of
 from farm.training.priors.builder import missing_priors
 from farm.training.run.files import name_run, read_assignments, read_settings

@@ -18,7 +18,8 @@ from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.dispatch.messages import Assignment, DispatchSettings, Notice, Snapshot
 from farm.training.lane.settings import JudgeMaker, SampleSettings
-from farm.training.plan.planner import Hardware, Plan
+from farm.training.plan.hardware import Hardware
+from farm.training.plan.plan import Plan
 from farm.training.run.failures import JobFailure
 
 __all__ = ["RunBase", "PreparedRun", "RunRequest", "RunSummary", "RunView"]

@@ -27,7 +27,7 @@ PARTS = ("weights", "first", "second", "best")
 
 @dataclass(frozen=True)
 class SlotState:
-    """One job's training, stopped between two steps; restored, it goes on bit for bit."""
+    """One job's training between two steps; resumed from it, training is bit-identical."""
 
     key: str
     step: int
@@ -39,12 +39,12 @@ class SlotState:
     loss_curve: tuple[float, ...] = ()
     evaluation_curve: tuple[tuple[int, float], ...] = ()
     best: AdapterWeights | None = None
-    """Weights at the best evaluation so far, where the recipe keeps them."""
+    """Weights at the best evaluation so far, if the recipe keeps them."""
     best_step: int = 0
     seconds: float = 0.0
     """This job's share of its lanes' time."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Free room for the caller."""
+    """Free-form values of the caller."""
 
     def to_files(self) -> dict[str, bytes]:
         """The state as file names and bytes: tensors in safetensors, the rest in JSON."""
@@ -71,10 +71,10 @@ class SlotState:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> SlotState:
-        """The state that ``to_files`` wrote.
+        """Read the state that ``to_files`` wrote.
 
         Raises:
-            StoreError: if a file is missing or torn; an older checkpoint may be whole.
+            StoreError: if a file is missing or damaged; an older checkpoint may be intact.
         """
         try:
             facts = json.loads(files[FACTS_NAME])
@@ -99,7 +99,7 @@ class SlotState:
             raise StoreError(f"a checkpoint cannot be read: {error!r}") from error
 
     def save(self, folder: str | Path) -> None:
-        """Write the files into a local folder, the JSON last."""
+        """Write the files to a local folder, the JSON last."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, data in self.to_files().items():
             (Path(folder) / name).write_bytes(data)
@@ -109,7 +109,7 @@ class SlotState:
         """Read what ``save`` wrote.
 
         Raises:
-            StoreError: as ``from_files``.
+            StoreError: as for ``from_files``.
         """
         try:
             return cls.from_files(

@@ -1,7 +1,7 @@
-"""The evaluation loss of slots on fixed noise, and what follows from its curve.
+"""The evaluation loss of slots on fixed noise, and the decisions made from its curve.
 
-A training loss jumps with its timesteps; the loss on the same noise at the same, evenly spread
-timesteps falls smoothly and tells when a subject is learned (DVAR, Voronov et al. 2023). All slots
+The training loss fluctuates with its timesteps. The loss on fixed noise at fixed, evenly spaced
+timesteps falls smoothly and shows when a subject is learned (DVAR, Voronov et al. 2023). All slots
 that are due share one forward pass.
 
 Legend: R rows, E evaluation rows per job.
@@ -29,9 +29,9 @@ NUM_EVALUATION_ROWS = 8
 
 
 KEEP_TOLERANCE = 0.02
-"""Relative difference of two evaluation losses that says nothing: of equally good steps the latest
-is kept. On 50 drawn subjects the very lowest lay 80 steps before the stop on average, and cost 3 %
-of fidelity, which goes on rising while the loss stands still."""
+"""Relative difference below which two evaluation losses count as equal; of equal steps the latest
+is kept. On 50 rendered subjects the lowest loss came 80 steps before the stop on average, and
+keeping it cost 3 % of fidelity, which still rises after the loss has levelled off."""
 
 
 def is_best(curve: Sequence[tuple[int, float]]) -> bool:
@@ -41,16 +41,16 @@ def is_best(curve: Sequence[tuple[int, float]]) -> bool:
 
 
 def should_stop(curve: Sequence[tuple[int, float]], rule: EarlyStop) -> bool:
-    """Whether the loss has stopped falling: ``patience`` evaluations without a fall worth it."""
+    """Whether the loss has stopped falling: ``patience`` evaluations without enough improvement."""
     if not curve or curve[-1][0] < rule.min_steps:
         return False
-    best, stale = float("inf"), 0
+    best, num_stale = float("inf"), 0
     for _, loss in curve:
         if loss < best * (1 - rule.min_delta):
-            best, stale = loss, 0
+            best, num_stale = loss, 0
         else:
-            stale += 1
-    return stale >= rule.patience
+            num_stale += 1
+    return num_stale >= rule.patience
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def evaluation_losses(
     Args:
         jobs: by slot.
         schedule: with its tables on the CPU.
-        max_rows: the most rows of one pass, as memory allows.
+        max_rows: largest number of rows in one pass, as memory allows.
     """
     jobs_per_pass = max(1, max_rows // NUM_EVALUATION_ROWS)
     slots = list(jobs)
@@ -102,7 +102,7 @@ def _one_pass(
 
 
 def _prompts(base: Base, jobs: Sequence[TrainingJob], rows: Sequence[JobRows]) -> Conditioning:
-    """Each evaluation row's prompt; under the caller's routing where tokens are encoded anew."""
+    """Each evaluation row's prompt; tokens are encoded here, under the caller's routing."""
     if jobs[0].recipe.text_encoder_modules:
         chosen = []
         for job, part in zip(jobs, rows, strict=True):

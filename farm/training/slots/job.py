@@ -1,6 +1,6 @@
 """One job's data as the slot trainer takes it: cached latents, cached prompts, a recipe.
 
-Owns the values and their checks. Making them from photos and prior sets is ``prepare``'s part.
+Owns the values and their checks. ``farm.training.lane.encode`` makes them from photos.
 
 Legend: N cached crops, M prior images, C H W latent, T tokens; the axis of length 2 holds a
 latent's mean and standard deviation.
@@ -8,7 +8,6 @@ latent's mean and standard deviation.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from farm.base.interface import Conditioning
 from farm.recipe import Recipe
+from farm.training.plan.shape import LaneShape
 
 __all__ = ["Moments", "PriorSet", "TrainingJob", "moment_rows"]
 
@@ -38,12 +38,12 @@ class PriorSet:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that one slot needs to train one subject."""
+    """Everything one slot needs to train one subject."""
 
     key: str
     recipe: Recipe
     seed: int
-    """Root of the job's random streams; the recipe's seed, as a rule."""
+    """Root of the job's random streams; usually the recipe's seed."""
     instance_moments: Moments
     """[N, 2, C, H, W]: several crops per photo, in any order."""
     instance_conditioning: Conditioning
@@ -68,32 +68,23 @@ class TrainingJob:
         if self.recipe.uses_prior and (self.prior is None or self.prior.tokens is None):
             raise ValueError(f"job {self.key} adapts the text encoder; its prior has no tokens")
 
-    def check_fits(
-        self,
-        *,
-        max_rank: int,
-        instance_rows: int,
-        prior_rows: int,
-        latent_shape: tuple[int, int, int],
-        target_modules: Collection[str],
-        text_encoder_modules: Collection[str],
-    ) -> None:
-        """Refuse a trainer of another shape.
+    def check_fits(self, shape: LaneShape, latent_shape: tuple[int, int, int]) -> None:
+        """Check that a trainer of this shape can train the job.
 
         Raises:
             ValueError: naming what differs.
         """
         limits = (
-            ("rank", self.recipe.rank, max_rank),
-            ("instance_rows", self.instance_rows, instance_rows),
-            ("prior_rows", self.prior_rows, prior_rows),
+            ("rank", self.recipe.rank, shape.max_rank),
+            ("instance_rows", self.instance_rows, shape.instance_rows),
+            ("prior_rows", self.prior_rows, shape.prior_rows),
         )
         for name, wanted, most in limits:
             if wanted > most:
-                raise ValueError(f"job {self.key} wants {name} {wanted}; the trainer has {most}")
-        if set(self.recipe.target_modules) != set(target_modules) or set(
+                raise ValueError(f"job {self.key} needs {name} {wanted}; the trainer has {most}")
+        if set(self.recipe.target_modules) != set(shape.target_modules) or set(
             self.recipe.text_encoder_modules
-        ) != set(text_encoder_modules):
+        ) != set(shape.text_encoder_modules):
             raise ValueError(f"job {self.key} adapts other modules than the trainer")
         moments = [self.instance_moments]
         if self.prior is not None and self.prior_rows:
@@ -112,22 +103,22 @@ class TrainingJob:
 
     @property
     def num_priors(self) -> int:
-        """M; 0 where the recipe uses none."""
+        """M; 0 if the recipe uses no prior."""
         return len(self.prior.moments) if self.prior is not None and self.recipe.uses_prior else 0
 
     @property
     def instance_rows(self) -> int:
-        """Photo samples per step."""
+        """Photo rows per step."""
         return self.recipe.instance_rows
 
     @property
     def prior_rows(self) -> int:
-        """Class samples per step; 0 where the recipe uses no prior."""
+        """Class rows per step; 0 if the recipe uses no prior."""
         return self.recipe.prior_rows if self.recipe.uses_prior else 0
 
 
 def moment_rows(moments: Moments, indices: list[int]) -> Tensor:
-    """The chosen latents' moments, a float32 copy [rows, 2, C, H, W] on the CPU."""
+    """The chosen latents' moments: a float32 copy [rows, 2, C, H, W] on the CPU."""
     if isinstance(moments, np.ndarray):
         return torch.from_numpy(moments[indices].astype(np.float32))
     return moments[indices].float()

@@ -2,7 +2,7 @@
 
 A slot's loss is the mean over its instance rows plus λ times the mean over its prior rows
 (Ruiz et al. 2023, eq. 2) of the squared error of the denoiser's prediction. Every row has its own
-noise and timestep. Everything random comes in as an argument.
+noise and timestep. All random values are arguments.
 
 Legend: S slots, G rows per slot, R rows, C H W latent.
 """
@@ -21,7 +21,7 @@ __all__ = ["min_snr_weights", "row_weights", "slot_losses"]
 def min_snr_weights(schedule: NoiseSchedule, timesteps_R: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights (Hang et al. 2023): ``min(SNR, γ)`` on the error of the clean latent.
 
-    Turned into a weight on the prediction's own error: ``min(SNR, γ) / SNR`` for epsilon,
+    Converted to a weight on the prediction's own error: ``min(SNR, γ) / SNR`` for epsilon,
     ``min(SNR, γ) / (SNR + 1)`` for velocity, ``min(SNR, γ) · sigma²`` for flow. At zero
     signal-to-noise ratio the first is 1, its limit.
     """
@@ -36,11 +36,11 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps_R: Tensor, gamma: float) 
 def row_weights(
     schedule: NoiseSchedule, recipe: Recipe, timesteps_R: Tensor, instance_rows: int
 ) -> Tensor:
-    """Each row's factor on its mean squared error, so that a slot's loss is a plain sum.
+    """Each row's factor on its mean squared error; a slot's loss is then a plain sum.
 
     Args:
         timesteps_R: of one job's rows, instance rows first.
-        instance_rows: how many of them are instance rows.
+        instance_rows: number of instance rows among them.
     """
     weights_R = torch.full((len(timesteps_R),), 1 / instance_rows)
     prior_rows = len(timesteps_R) - instance_rows
@@ -54,10 +54,10 @@ def row_weights(
 def slot_losses(
     prediction_RCHW: Tensor, target_RCHW: Tensor, weights_R: Tensor, num_slots: int
 ) -> Tensor:
-    """Loss of each slot [S], float32 or wider; rows come as S equal groups in slot order.
+    """Loss of each slot [S], float32 or wider; rows are S equal groups in slot order.
 
-    Rows of weight 0 are left out by choice, never by multiplication, so a blank row's NaN would
-    not reach its slot's loss.
+    Rows of weight 0 are selected away, not multiplied by 0, so that a NaN in a blank row cannot
+    reach its slot's loss.
     """
     wide = torch.promote_types(prediction_RCHW.dtype, torch.float32)
     error_RCHW = prediction_RCHW.to(wide) - target_RCHW

@@ -1,7 +1,7 @@
 """AdamW for all slots at once, each with its own rate, moments, clip and bias correction.
 
-Owns the moments [S, P] and the update; the weights are the bank's. One call is a fixed handful of
-tensor operations whatever the number of layers, and reads nothing back from the device.
+Owns the moments [S, P] and the update; the weights belong to the bank. One call runs a few tensor
+operations, independent of the number of layers, and never waits for the device.
 
 Legend: S slots, P parameters per slot.
 """
@@ -25,7 +25,7 @@ CLIP_EPSILON = 1e-6
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of an update, counted from 0; equal to diffusers' ``get_scheduler``."""
+    """The learning rate of an update, counted from 0; equals diffusers' ``get_scheduler``."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * step / recipe.warmup_steps
     progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
@@ -38,7 +38,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 @dataclass(frozen=True)
 class SlotUpdate:
-    """One slot's numbers for one update; all neutral where the slot does not train."""
+    """One slot's numbers for one update; neutral if the slot does not train."""
 
     active: float = 0.0
     learning_rate: float = 0.0
@@ -54,7 +54,7 @@ class SlotUpdate:
 
     @classmethod
     def of(cls, recipe: Recipe, step: int) -> SlotUpdate:
-        """The numbers of the update that follows ``step`` earlier ones."""
+        """The numbers of the update after ``step`` earlier ones."""
         rate = learning_rate(recipe, step)
         return cls(
             active=1.0,
@@ -69,7 +69,7 @@ class SlotUpdate:
         )
 
     def row(self) -> tuple[float, ...]:
-        """As one row of the table that travels to the device."""
+        """One row of the table that is sent to the device."""
         return (
             self.active,
             self.decay,
@@ -84,7 +84,7 @@ class SlotUpdate:
 
 
 class SlotAdamW:
-    """Adam's moments of every slot, and the update (Loshchilov & Hutter 2019, as torch's)."""
+    """Adam's moments of every slot, and the update (Loshchilov & Hutter 2019, as in torch)."""
 
     def __init__(self, bank: Bank) -> None:
         assert bank.grad_SP is not None, "the bank does not train"
@@ -95,12 +95,12 @@ class SlotAdamW:
         self.second_SP = torch.zeros(shape, dtype=bank.dtype, device=device)
 
     def clear_slot(self, slot: int) -> None:
-        """Forget a slot's moments."""
+        """Zero a slot's moments."""
         self.first_SP[slot].zero_()
         self.second_SP[slot].zero_()
 
     def drop_gradients(self) -> None:
-        """Forget what an interrupted backward pass left behind."""
+        """Zero the gradients that an interrupted backward pass left behind."""
         assert self.bank.grad_SP is not None
         self.bank.grad_SP.zero_()
 
@@ -114,10 +114,10 @@ class SlotAdamW:
         Args:
             table_SK: ``SlotUpdate.row`` of every slot, on the device.
             losses_S: this step's losses on the device.
-            loss_scale: factor that the gradients carry.
+            loss_scale: factor by which the gradients are scaled.
 
         Returns:
-            Gradient norms [S] before clipping, on the device; not finite where a gradient is not.
+            Gradient norms [S] before clipping, on the device; not finite if a gradient is not.
         """
         gradients = self.bank.grad_SP
         assert gradients is not None
@@ -155,7 +155,7 @@ class SlotAdamW:
 def _update(
     weights: Tensor, first: Tensor, second: Tensor, grad: Tensor, rates: Sequence[Tensor]
 ) -> None:
-    """AdamW without a temporary: each would cost a pass over memory. The gradient is used up."""
+    """AdamW without temporaries: each costs a pass over memory. Overwrites the gradient."""
     rest1, beta2, rest2, root2, epsilon, decay, negative_step = rates
     first.lerp_(grad, rest1)
     second.mul_(beta2)

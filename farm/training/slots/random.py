@@ -1,19 +1,19 @@
 """Every random choice of a job's training, keyed by (job seed, step) and by nothing else.
 
-Neither the slot, nor the neighbours, nor the trainer's shape, nor the device enters a stream, so a
-job draws the same numbers wherever and beside whomever it trains, and a resumed job goes on as if
-it had never stopped. Other loops can reproduce the streams; this is the whole of them:
+Slot, neighbours, the trainer's shape and the device do not enter a stream. A job therefore uses
+the same numbers in any slot and beside any other job, and a resumed job continues as if it had
+never stopped. Other training loops can reproduce the streams, which are defined as follows:
 
 - A generator is ``torch.Generator("cpu").manual_seed(derive_seed(seed, name, number))``.
 - ``(seed, "photos", epoch)``: one ``randperm(N)``, the order in which the N cached crops are
   visited in that epoch. Sample number ``step · I + i`` belongs to row i of the step's I instance
-  rows; epoch and place in it are its quotient and remainder by N. ``(seed, "priors", epoch)`` is
+  rows; its epoch and position are the quotient and remainder by N. ``(seed, "priors", epoch)`` is
   the same for the M prior images and the step's P prior rows.
-- ``(seed, "step", step)``, steps counted from 0, draws in this order, for the job's own
+- ``(seed, "step", step)``, steps counted from 0, gives in this order, for the job's own
   R = I + P rows, instance rows first: ``randint(num_timesteps, (R,))``, the noise
   ``randn(R, C, H, W)``, the noise of the latents' own distribution ``randn(R, C, H, W)``, and
-  where the recipe offsets noise ``randn(R, C, 1, 1)``.
-- ``(seed, "evaluation", 0)``: noise and the latents' noise in one order for the E evaluation rows.
+  if the recipe offsets noise ``randn(R, C, 1, 1)``.
+- ``(seed, "evaluation", 0)``: noise, then the latents' noise, for the E evaluation rows.
 
 Legend: N crops, M priors, I instance rows, P prior rows, R rows, C H W latent.
 """
@@ -28,12 +28,12 @@ from torch import Tensor
 
 from farm.keys import derive_seed
 
-__all__ = ["StepDraw", "draw_evaluation", "draw_step", "visit_order"]
+__all__ = ["RowNoise", "evaluation_noise", "step_noise", "visit_order"]
 
 
 @dataclass(frozen=True)
-class StepDraw:
-    """The random numbers of one pass over one job's rows, on the CPU in float32."""
+class RowNoise:
+    """Timesteps and noise of one job's rows in one pass, on the CPU in float32."""
 
     timesteps_R: Tensor
     noise_RCHW: Tensor
@@ -45,7 +45,7 @@ def _generator(seed: int, name: str, number: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(derive_seed(seed, name, number))
 
 
-def draw_step(
+def step_noise(
     seed: int,
     step: int,
     *,
@@ -53,8 +53,8 @@ def draw_step(
     latent_shape: tuple[int, int, int],
     num_timesteps: int,
     noise_offset: float = 0.0,
-) -> StepDraw:
-    """The numbers of one training step, in the order that the module's head gives."""
+) -> RowNoise:
+    """Timesteps and noise of one training step, in the order given in the module docstring."""
     generator = _generator(seed, "step", step)
     shape = (rows, *latent_shape)
     timesteps_R = torch.randint(num_timesteps, (rows,), generator=generator)
@@ -63,30 +63,30 @@ def draw_step(
     if noise_offset:
         offset = torch.randn((rows, latent_shape[0], 1, 1), generator=generator)
         noise_RCHW += noise_offset * offset
-    return StepDraw(timesteps_R, noise_RCHW, latent_noise_RCHW)
+    return RowNoise(timesteps_R, noise_RCHW, latent_noise_RCHW)
 
 
-def draw_evaluation(
+def evaluation_noise(
     seed: int, *, rows: int, latent_shape: tuple[int, int, int], num_timesteps: int
-) -> StepDraw:
-    """The same numbers at every evaluation: fixed noise, timesteps spread evenly (DVAR)."""
+) -> RowNoise:
+    """Fixed noise and evenly spaced timesteps, the same at every evaluation (DVAR)."""
     generator = _generator(seed, "evaluation", 0)
     shape = (rows, *latent_shape)
     timesteps_R = ((torch.arange(rows) + 0.5) * num_timesteps / rows).long()
     noise_RCHW = torch.randn(shape, generator=generator)
-    return StepDraw(timesteps_R, noise_RCHW, torch.randn(shape, generator=generator))
+    return RowNoise(timesteps_R, noise_RCHW, torch.randn(shape, generator=generator))
 
 
 def visit_order(seed: int, name: str, step: int, rows: int, count: int) -> list[int]:
-    """Which of ``count`` samples a step's rows visit: shuffled anew each epoch, none skipped.
+    """Which of ``count`` samples a step's rows visit: reshuffled each epoch, none skipped.
 
     Args:
         name: ``photos`` or ``priors``.
     """
     order = []
     for number in range(step * rows, (step + 1) * rows):
-        epoch, place = divmod(number, count)
-        order.append(_permutation(seed, name, epoch, count)[place])
+        epoch, position = divmod(number, count)
+        order.append(_permutation(seed, name, epoch, count)[position])
     return order
 
 

@@ -1,6 +1,7 @@
 """What the host knows of each slot's job between steps, and what it reports of a step.
 
-Owns the bookkeeping of one admitted job. The numbers that train are the bank's and the optimiser's.
+Owns the bookkeeping of one admitted job. The tensors that train belong to the bank and the
+optimizer.
 
 Legend: P parameters per slot.
 """
@@ -13,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from farm.adapters.bank.bank import Bank
-from farm.recipe import EarlyStop
+from farm.recipe import EarlyStop, Recipe
 from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.optimizer import SlotAdamW
@@ -27,27 +28,27 @@ NOT_FINITE_REMEDY = "lower `learning_rate` to a third, or add `warmup_steps`, an
 
 @dataclass(frozen=True)
 class StepReport:
-    """What became known with one step. Failures and ends show at the next sync with the device."""
+    """The outcome of one step. Failures and ends appear at the next sync with the device."""
 
     finished: tuple[tuple[int, str], ...] = ()
     """(slot, job key): read its results, then release the slot."""
     failed: tuple[tuple[int, str, str], ...] = ()
     """(slot, job key, reason): the loss, a gradient or the weights are not finite."""
     due_checkpoint: tuple[int, ...] = ()
-    """Slots whose recipe wants a checkpoint now."""
+    """Slots whose recipe asks for a checkpoint now."""
     due_sample: tuple[int, ...] = ()
-    """Slots whose recipe wants sample pictures now."""
+    """Slots whose recipe asks for sample images now."""
     num_active: int = 0
     """Slots that trained in this step."""
 
 
 @dataclass
 class SlotJob:
-    """One admitted job and what the host knows of it."""
+    """One admitted job and its progress."""
 
     job: TrainingJob
     step: int = 0
-    """Steps done, or under way on the device."""
+    """Steps done, or queued on the device."""
     status: Literal["training", "finished", "failed"] = "training"
     stopped_because: str = "steps"
     loss_curve: list[float] = field(default_factory=list)
@@ -57,56 +58,67 @@ class SlotJob:
     seconds: float = 0.0
 
     @property
+    def key(self) -> str:
+        """The job's key."""
+        return self.job.key
+
+    @property
+    def recipe(self) -> Recipe:
+        """The job's recipe."""
+        return self.job.recipe
+
+    @property
     def evaluation_every(self) -> int:
-        """Steps between evaluations; 0 where the recipe wants none."""
-        recipe = self.job.recipe
-        if recipe.early_stop is not None:
-            return recipe.early_stop.every_steps
-        return EarlyStop().every_steps if recipe.keep_best else 0
+        """Steps between evaluations; 0 if the recipe asks for none."""
+        if self.recipe.early_stop is not None:
+            return self.recipe.early_stop.every_steps
+        return EarlyStop().every_steps if self.recipe.keep_best else 0
 
     def is_due(self, every: int) -> bool:
-        """Whether something of this period falls on the present step."""
+        """Whether the current step is a multiple of a period."""
         return every > 0 and self.step > 0 and self.step % every == 0
 
     @property
     def is_done(self) -> bool:
         """Whether all steps are done."""
-        return self.step >= self.job.recipe.steps
+        return self.step >= self.recipe.steps
 
     @property
-    def wants_host(self) -> bool:
-        """Whether the host must look at this step's results at once."""
-        recipe = self.job.recipe
+    def needs_sync(self) -> bool:
+        """Whether the host must read this step's results at once."""
+        recipe = self.recipe
         return self.is_done or any(
             self.is_due(every)
             for every in (self.evaluation_every, recipe.checkpoint_every, recipe.sample_every)
         )
 
 
-def snapshot(slot: int, seat: SlotJob, bank: Bank, optimizer: SlotAdamW) -> SlotState:
-    """All that the rest of a job's training depends on, copied to the host."""
-    best = seat.best_row_P
+def snapshot(slot: int, slot_job: SlotJob, bank: Bank, optimizer: SlotAdamW) -> SlotState:
+    """Everything that the job's remaining training depends on, copied to the host."""
+    best = slot_job.best_row_P
     return SlotState(
-        key=seat.job.key,
-        step=seat.step,
+        key=slot_job.key,
+        step=slot_job.step,
         weights=bank.slot_weights(slot),
         first=bank.unpack(slot, optimizer.first_SP[slot]),
         second=bank.unpack(slot, optimizer.second_SP[slot]),
-        loss_curve=tuple(seat.loss_curve),
-        evaluation_curve=tuple(seat.evaluation_curve),
+        loss_curve=tuple(slot_job.loss_curve),
+        evaluation_curve=tuple(slot_job.evaluation_curve),
         best=None if best is None else bank.unpack(slot, best),
-        best_step=seat.best_step,
-        seconds=seat.seconds,
+        best_step=slot_job.best_step,
+        seconds=slot_job.seconds,
     )
 
 
-def restore(slot: int, seat: SlotJob, state: SlotState, bank: Bank, optimizer: SlotAdamW) -> None:
-    """Put a job where its checkpoint left it, in any slot of any bank wide enough."""
+def restore(
+    slot: int, slot_job: SlotJob, state: SlotState, bank: Bank, optimizer: SlotAdamW
+) -> None:
+    """Load a checkpoint into any slot of any bank that is wide enough."""
     bank.set_slot(slot, state.weights)
     optimizer.first_SP[slot].copy_(bank.pack(state.first))
     optimizer.second_SP[slot].copy_(bank.pack(state.second))
-    seat.step, seat.seconds = state.step, state.seconds
-    seat.loss_curve = list(state.loss_curve)
-    seat.evaluation_curve = list(state.evaluation_curve)
-    seat.best_row_P = None if state.best is None else bank.pack(state.best)
-    seat.best_step = state.best_step
+    slot_job.step, slot_job.seconds = state.step, state.seconds
+    slot_job.loss_curve = list(state.loss_curve)
+    slot_job.evaluation_curve = list(state.evaluation_curve)
+    slot_job.best_row_P = None if state.best is None else bank.pack(state.best)
+    slot_job.best_step = state.best_step

@@ -258,13 +258,13 @@ def test_a_compiled_pass_sees_a_slot_that_changed_later(base: Base) -> None:
     assert torch.equal(cleared_RCHW, bare_RCHW)
 
 
-def test_drawing_routes_each_picture_to_its_slot_whoever_shares_the_batch(base: Base) -> None:
+def test_each_image_is_routed_to_its_slot_in_any_batch(base: Base) -> None:
     bank = Bank(base, num_slots=3, max_rank=4, target_modules=ATTENTION)
     for slot, weights in enumerate([random_adapter_for(bank, seed) for seed in (1, 2)]):
         bank.set_slot(1 + slot, weights)
     prompts, seeds, slots = ["a sks cat", "a dog", "a cat"], [5, 6, 7], [2, 0, 1]
     together = generate_images(
-        base, prompts, seeds, steps=3, routing=bank.draw_routing(slots), batch=2
+        base, prompts, seeds, steps=3, routing=bank.image_routing(slots), batch=2
     )
     for number in range(3):
         alone = generate_images(
@@ -272,7 +272,7 @@ def test_drawing_routes_each_picture_to_its_slot_whoever_shares_the_batch(base: 
             prompts[number : number + 1],
             seeds[number : number + 1],
             steps=3,
-            routing=bank.draw_routing(slots[number : number + 1]),
+            routing=bank.image_routing(slots[number : number + 1]),
         )
         difference = together[number].int() - alone[0].int()
         assert difference.abs().max() <= 1

@@ -134,7 +134,7 @@ def test_prompts_that_come_again_are_remembered_and_never_taken_for_others(base,
     prompts, others = (base.encode_prompts([text, text]) for text in ("a cat", "a dog"))
     rows = RowWeights(bank.mixed)
 
-    def draw(conditioning):
+    def generated(conditioning):
         with rows.active():
             return base.denoise(latents, timesteps, conditioning)
 
@@ -144,14 +144,14 @@ def test_prompts_that_come_again_are_remembered_and_never_taken_for_others(base,
 
     rows.assign([[1], [2]])
     for _ in range(3):
-        assert torch.allclose(draw(prompts), expected(prompts, [1, 2]), atol=1e-6)
-    assert torch.allclose(draw(others), expected(others, [1, 2]), atol=1e-6)
+        assert torch.allclose(generated(prompts), expected(prompts, [1, 2]), atol=1e-6)
+    assert torch.allclose(generated(others), expected(others, [1, 2]), atol=1e-6)
     rows.assign([[3], [2]])  # other adapters, the same prompts
     for _ in range(3):
-        assert torch.allclose(draw(others), expected(others, [3, 2]), atol=1e-6)
+        assert torch.allclose(generated(others), expected(others, [3, 2]), atol=1e-6)
     others.hidden_RTD.mul_(0.5)  # other prompts in the same place
     for _ in range(3):
-        assert torch.allclose(draw(others), expected(others, [3, 2]), atol=1e-6)
+        assert torch.allclose(generated(others), expected(others, [3, 2]), atol=1e-6)
     bare = base.denoise(latents, timesteps, others)
     assert torch.allclose(bare, expected(others, [-1, -1]), atol=1e-6)
 

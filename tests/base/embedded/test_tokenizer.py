@@ -1,4 +1,4 @@
-"""The tokenizer: small, real, and at a loss for no text."""
+"""The tokenizer: small, real, and able to encode any text."""
 
 import pytest
 from hypothesis import given

@@ -16,7 +16,7 @@ from farm.base.embedded.denoiser import (
     DenoiserPlan,
     LatentSet,
     build_schedule,
-    draw_timesteps,
+    sample_timesteps,
 )
 from farm.base.embedded.folder import text_tower
 from farm.base.embedded.scorer import build_scorer, contrastive_loss
@@ -36,7 +36,7 @@ SMALL = TrainingPlan(
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_and_ends_like_an_uninterrupted_one(tmp_path):
+def test_an_interrupted_training_resumes_and_ends_like_an_uninterrupted_one(tmp_path):
     whole = train_embedded(tmp_path / "whole", plan=SMALL)
     halted = tmp_path / "halted"
     train_embedded(halted, plan=SMALL)
@@ -71,7 +71,7 @@ def test_a_checkpoint_gives_weights_moments_average_and_step_back(tmp_path):
     assert not path.with_suffix(".partial").exists()
 
 
-def test_a_batch_is_told_by_its_seed_and_step_alone():
+def test_a_batch_depends_only_on_its_seed_and_step():
     album = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     assert np.array_equal(batch_at(album, 1, 5, 4), batch_at(album, 1, 5, 4))
     assert not np.array_equal(batch_at(album, 1, 5, 4), batch_at(album, 1, 6, 4))
@@ -119,12 +119,12 @@ def test_the_end_of_the_noise_schedule_is_noise():
 
 
 def test_half_of_the_rows_learn_in_the_middle_and_half_cover_the_schedule():
-    timesteps = draw_timesteps(32, torch.Generator().manual_seed(1))
+    timesteps = sample_timesteps(32, torch.Generator().manual_seed(1))
     start, end = MIDDLE_TIMESTEPS
     for part, low, high in ((timesteps[:16], 0, NUM_TRAIN_TIMESTEPS), (timesteps[16:], start, end)):
         edges = torch.linspace(low, high, 17)
         assert all(edges[i] - 1 <= part[i] < edges[i + 1] for i in range(16))
-    (alone,) = draw_timesteps(1, torch.Generator().manual_seed(1)).tolist()
+    (alone,) = sample_timesteps(1, torch.Generator().manual_seed(1)).tolist()
     assert 0 <= alone < NUM_TRAIN_TIMESTEPS
 
 

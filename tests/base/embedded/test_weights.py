@@ -1,4 +1,4 @@
-"""The shipped folders: plain, small, and good to draw with."""
+"""The shipped folders: plain, small, and usable for generation."""
 
 import importlib
 
@@ -48,7 +48,7 @@ def test_there_are_no_pickles_and_no_code_of_ours_is_needed():
     assert importlib.util.find_spec("diffusers") is not None
 
 
-def test_plain_diffusers_draws_a_64_px_picture(pipeline):
+def test_plain_diffusers_generates_a_64_px_image(pipeline):
     picture = pipeline(
         "a red cat in the snow", num_inference_steps=4, generator=torch.Generator().manual_seed(0)
     ).images[0]
@@ -79,7 +79,7 @@ def test_the_autoencoder_gives_back_what_it_was_given(pipeline):
     assert measure_psnr(pipeline.vae.float(), render_dataset(HELD_OUT_SEED, 48)) > 28
 
 
-def test_the_scorer_loads_as_any_clip_and_tells_held_out_pictures_apart():
+def test_the_scorer_loads_as_any_clip_and_classifies_held_out_images():
     folder = scorer_folder()
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = CLIPProcessor.from_pretrained(folder)
@@ -93,7 +93,7 @@ def test_the_scorer_loads_as_any_clip_and_tells_held_out_pictures_apart():
     assert min(shares["class_noun"], shares["colour"], shares["place"]) > 0.93
 
 
-def test_what_is_drawn_is_what_was_asked(pipeline):
+def test_generated_images_follow_their_prompts(pipeline):
     asked = measured_prompts(24)
     pictures = generate_prompts(pipeline, [a.prompt for a in asked], batch_size=24)
     scorer, tokenizer = load_scorer()

@@ -1,4 +1,4 @@
-"""The drawn world: endless, seeded, and true to its captions."""
+"""The synthetic world: endless, seeded, and consistent with its captions."""
 
 import random
 
@@ -20,7 +20,7 @@ from farm.base.embedded.world import (
     write_caption,
     write_short_caption,
 )
-from farm.base.embedded.world.captions import FACTS, claim_vector, fact_vector
+from farm.base.embedded.world.captions import FACTS, fact_vector, stated_vector
 from farm.base.embedded.world.words import ACCESSORIES, MARKS, STYLES
 
 
@@ -33,12 +33,12 @@ def test_the_world_has_the_promised_variety():
     assert len(STYLES) >= 2
 
 
-def test_the_same_seed_and_index_draw_the_same_picture():
+def test_the_same_seed_and_index_render_the_same_image():
     first, again = (np.asarray(render_scene(sample_scene(7, 3))) for _ in range(2))
     assert np.array_equal(first, again)
 
 
-def test_another_index_and_another_seed_draw_other_pictures():
+def test_another_index_and_another_seed_render_other_images():
     pictures = [np.asarray(render_scene(sample_scene(s, i))) for s, i in ((7, 3), (7, 4), (8, 3))]
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
@@ -66,19 +66,19 @@ def test_a_picture_is_64_px_of_rgb_in_every_place(place):
     assert photo.scene.place == place
 
 
-def test_a_caption_claims_only_what_the_picture_shows():
+def test_a_caption_states_only_what_the_image_shows():
     rng = random.Random(0)
     for index in range(400):
         scene = sample_scene(0, index)
         for write in (write_caption, write_short_caption):
             caption = write(scene, rng)
-            claimed, facts = claim_vector(scene, caption), fact_vector(scene)
-            assert all(c in (-1, f) for c, f in zip(claimed, facts, strict=True))
-            for fact in caption.claims - {"style"}:
+            stated, facts = stated_vector(scene, caption), fact_vector(scene)
+            assert all(c in (-1, f) for c, f in zip(stated, facts, strict=True))
+            for fact in caption.stated - {"style"}:
                 assert getattr(scene, fact) in caption.text
-            for fact in set(FACTS) - caption.claims - {"style", "colour", "class_noun"}:
+            for fact in set(FACTS) - caption.stated - {"style", "colour", "class_noun"}:
                 value = getattr(scene, fact)
-                shown = {getattr(scene, other) for other in caption.claims} | {scene.place}
+                shown = {getattr(scene, other) for other in caption.stated} | {scene.place}
                 if value and value not in shown and not fact.endswith("colour"):
                     assert f" {value}" not in caption.text
 

@@ -13,15 +13,11 @@ from support.factories import Draw
 from support.photos import encoded, picture
 
 from farm.intake.errors import PhotoFault
+from farm.intake.photos import archives, files
 from farm.intake.photos import bytes as reading
-from farm.intake.photos.bytes import (
-    archive_members,
-    is_remote,
-    member_uri,
-    open_archive,
-    read_photo_bytes,
-    split_member_uri,
-)
+from farm.intake.photos.archives import archive_members, open_archive
+from farm.intake.photos.bytes import is_remote, member_uri, read_photo_bytes, split_member_uri
+from farm.intake.photos.uris import ALLOW_PRIVATE_HOSTS
 
 
 def archive_of(path: Path, **members: bytes) -> str:
@@ -39,8 +35,9 @@ def refused(uri: str) -> PhotoFault:
 
 
 @pytest.fixture
-def website(tmp_path: Path) -> Iterator[str]:
-    """A web server over the test's folder."""
+def website(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A web server over the test's folder, on a private address that is allowed."""
+    monkeypatch.setenv(ALLOW_PRIVATE_HOSTS, "1")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: object) -> None:
@@ -84,7 +81,8 @@ def test_a_device_is_no_photo():
 
 
 def test_reading_stops_at_the_limit(tmp_path: Path, website: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "MAX_PHOTO_BYTES", 1000)
+    for module in (reading, files, archives):
+        monkeypatch.setattr(module, "MAX_PHOTO_BYTES", 1000)
     (tmp_path / "big.png").write_bytes(bytes(1001))
     (tmp_path / "fits.png").write_bytes(bytes(1000))
     with fsspec.open("memory://photos/big.png", "wb") as file:
@@ -99,15 +97,15 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
 ):
     path = draw("a.png")
     calls = []
-    bounded = reading._read_bounded
+    bounded = reading.read_bounded
 
-    def flaky(file: io.BufferedReader) -> bytes:
+    def flaky(file: io.BufferedReader, *reserve: object) -> bytes:
         calls.append(file)
         if len(calls) < 3:
             raise ConnectionResetError("reset by peer")
         return bounded(file)
 
-    monkeypatch.setattr(reading, "_read_bounded", flaky)
+    monkeypatch.setattr(reading, "read_bounded", flaky)
     assert read_photo_bytes(f"{website}/a.png") == path.read_bytes()
     assert len(calls) == 3
 
@@ -136,7 +134,8 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path):
 def test_a_member_larger_than_a_photo_may_be_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(reading, "MAX_PHOTO_BYTES", 1000)
+    for module in (reading, files, archives):
+        monkeypatch.setattr(module, "MAX_PHOTO_BYTES", 1000)
     archive = archive_of(tmp_path / "a.zip", **{"0.png": bytes(range(256)) * 8})
     assert "larger than" in refused(member_uri("0.png", archive)).message
 
@@ -151,7 +150,7 @@ def test_members_that_point_out_of_the_archive_are_refused(tmp_path: Path, name:
 
 
 def test_an_archive_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "MAX_ARCHIVE_MEMBERS", 3)
+    monkeypatch.setattr(archives, "MAX_ARCHIVE_MEMBERS", 3)
     archive = archive_of(tmp_path / "a.zip", **{f"{n}.png": b"x" for n in range(4)})
     with open_archive(archive) as opened, pytest.raises(PhotoFault, match="4 files"):
         archive_members(opened)

@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 
 from farm.adapters.bank.bank import Bank
+from farm.adapters.files.importing import ImportRequest, import_adapter
+from farm.adapters.registry import Registry
 from farm.base.embedded.world import render_subject
 from farm.base.loading import load_base
 from farm.errors import FarmError, UserError
@@ -117,7 +119,7 @@ def test_the_page_is_written_into_the_store_and_aside(
     assert any(logs.iterdir())
 
 
-def test_photos_that_are_gone_are_told_not_fatal(run: tuple[Store, str]) -> None:
+def test_missing_photos_are_reported_and_not_fatal(run: tuple[Store, str]) -> None:
     store, run_id = run
     photo = Path(store.full_path("")).parent / "cat1" / "0.png"
     kept = photo.read_bytes()
@@ -125,9 +127,30 @@ def test_photos_that_are_gone_are_told_not_fatal(run: tuple[Store, str]) -> None
     try:
         view = collect(store, run_id)
         assert len(view.subjects[1].photos) == 1
-        assert any("photos could not be read" in note for note in view.notes)
+        assert any("photos could no longer be read" in note for note in view.notes)
     finally:
         photo.write_bytes(kept)
+
+
+def test_an_imported_adapter_in_the_store_changes_no_report(
+    run: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, run_id = run
+    before = collect(store, run_id)
+    registry = Registry(store)
+    named = registry.resolve("default", "cat0")
+    assert named is not None
+    registry.fetch(named.job_key, tmp_path / "cat0")
+    file = tmp_path / "cat0" / "pytorch_lora_weights.safetensors"
+    request = ImportRequest(file, "brought", "cat")
+    imported = import_adapter(store, load_base("tiny"), request)
+    try:
+        assert collect(store, run_id).subjects == before.subjects
+        with pytest.raises(UserError, match="was imported"):
+            score_named(store, ["brought"], base_name="tiny", scorer_name="embedded")
+    finally:
+        store.delete("names/default/brought.json")
+        store.delete(f"adapters/{imported.record.job_key}")
 
 
 def test_a_run_that_is_not_there_is_named(run: tuple[Store, str]) -> None:
@@ -203,7 +226,7 @@ def test_thumbnails_are_small_pictures(run: tuple[Store, str]) -> None:
         assert picture.size == (64, 64)
 
 
-def test_committed_adapters_are_scored_anew(run: tuple[Store, str], clip_folder: Path) -> None:
+def test_committed_adapters_are_scored_again(run: tuple[Store, str], clip_folder: Path) -> None:
     store, run_id = run
     small = ScoringBudget(4, 4, 4, steps=2)
     with pytest.MonkeyPatch.context() as patch:

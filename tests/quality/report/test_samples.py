@@ -1,4 +1,4 @@
-"""Each saved picture is told apart by its place."""
+"""Each saved image gets its purpose from its position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PROMPTS = ["a photo of sks cat", "a sks cat in space"]
 CARD = {"gallery": ["a sks cat in the snow", "a sks cat on the beach"], "num_class_pictures": 3}
 
 
-def test_progress_final_gallery_and_class_pictures_are_told_apart() -> None:
+def test_progress_final_gallery_and_class_images_are_distinguished() -> None:
     plan = sample_plan(4 * 2 + 2 + 3, PROMPTS, 50, CARD)
     assert [(s.index, s.step) for s in plan.progress] == [(0, 50), (2, 100), (4, 150), (6, 200)]
     assert {s.text for s in plan.progress} == {PROMPTS[0]}

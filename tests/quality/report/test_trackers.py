@@ -50,7 +50,7 @@ def test_tensorboard_gets_curves_scores_and_pictures(tmp_path: Path) -> None:
 
 
 def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no tracker is called neptune"):
+    with pytest.raises(UserError, match="there is no tracker neptune"):
         track_run(RunView("r", "b", "", 1.0, []), ["neptune"], folder=tmp_path)
 
 

@@ -11,7 +11,7 @@ from farm.quality.scorer import ClipScorer
 from farm.quality.study.article import NOUNS, ArticleStudy, run_article_study
 
 
-def test_the_articles_run_tells_every_step(tmp_path: Path, clip_folder: Path) -> None:
+def test_the_articles_run_reports_every_step(tmp_path: Path, clip_folder: Path) -> None:
     study = ArticleStudy(
         steps=4,
         every=2,

@@ -41,14 +41,14 @@ def test_the_probe_does_better_than_chance_on_pictures_it_never_saw(reader: Pose
 def test_pictures_of_one_pose_have_few_poses(reader: PoseReader) -> None:
     from dataclasses import replace
 
-    def draw(poses: Sequence[str]) -> Tensor:
+    def rendered(poses: Sequence[str]) -> Tensor:
         scenes = [
             replace(sample_scene(77, n), class_noun="dog", pose=poses[n % len(poses)])
             for n in range(24)
         ]
         return torch.stack([torch.from_numpy(np.array(render_scene(scene))) for scene in scenes])
 
-    one = reader.read("dog", draw(["sleeping"]))
-    many = reader.read("dog", draw(POSES_OF["dog"]))
+    one = reader.read("dog", rendered(["sleeping"]))
+    many = reader.read("dog", rendered(POSES_OF["dog"]))
     assert one.num == many.num == 24
     assert one.effective < many.effective

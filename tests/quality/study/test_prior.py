@@ -1,4 +1,4 @@
-"""The prior study runs whole, on a tiny base with random weights, and tells what it measured."""
+"""The prior study runs whole, on a tiny base with random weights, and reports its measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ClipScorer
 from farm.quality.study.prior import ARMS, METRICS, PriorStudy, run_prior_study
-from farm.quality.study.rendered_subjects import photograph, sitters
+from farm.quality.study.rendered_subjects import render_photos, sample_subjects
 
 STUDY = PriorStudy(
     num_subjects=2,
@@ -76,13 +76,13 @@ def test_the_page_shows_tables_plots_and_grids(study: tuple[Path, dict[str, Any]
 
 
 def test_photos_are_taken_in_one_pose_and_many_places() -> None:
-    person = sitters(1, ["dog"])[0]
-    photos = photograph(person, 4, poses=["sitting"])
-    assert photos == photograph(person, 4, poses=["sitting"])
+    person = sample_subjects(1, ["dog"])[0]
+    photos = render_photos(person, 4, poses=["sitting"])
+    assert photos == render_photos(person, 4, poses=["sitting"])
     corners = {photo.getpixel((2, 2)) for photo in photos}
     assert len(corners) > 1
 
 
 def test_individuals_have_names_of_their_own() -> None:
-    names = [person.name for person in sitters(32, ["dog", "cat", "robot", "bird"])]
+    names = [person.name for person in sample_subjects(32, ["dog", "cat", "robot", "bird"])]
     assert len(set(names)) == 32

@@ -16,8 +16,8 @@ from farm.base.loading import load_base
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.keys import file_digest
 from farm.serving.adapters.cache import AdapterCache
-from farm.serving.adapters.cache_tiers import CacheLimits
 from farm.serving.adapters.revocations import Revocations
+from farm.serving.config import CacheLimits
 from farm.serving.request import AdapterRef
 from farm.storage import Store
 
@@ -240,7 +240,7 @@ def reshape(tensors):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(poison, "finite"), (drop_half, "half"), (reshape, "inputs")],
+    [(poison, "finite"), (drop_half, "half"), (reshape, "shape 16 x 15")],
 )
 def test_a_bad_adapter_is_refused_with_its_name_and_without_a_path(
     tmp_path, base, make_cache, change, reason

@@ -1,6 +1,6 @@
 """Tests of the engine: every picture is its own, whoever shares the batch.
 
-Tolerance: the same request drawn alone, in a full batch, and by plain diffusers with the adapter
+Tolerance: the same request alone, in a full batch, and by plain diffusers with the adapter
 loaded gives the same uint8 picture but for single levels (matrix products of other shapes round
 differently): no value differs by more than 2 of 255, and the mean difference is under 0.05.
 """
@@ -85,7 +85,7 @@ def ask(number, *adapters, **fields):
     )
 
 
-def draw(engine, *requests):
+def generate(engine, *requests):
     tickets = [engine.submit(request) for request in requests]
     return [ticket.result(WAIT_S).pixels for ticket in tickets]
 
@@ -127,15 +127,15 @@ def test_a_picture_is_the_same_alone_and_in_a_full_batch(make_engine, committed)
     registry, refs = committed
     requests = various(refs)
     engine = make_engine(registry, text_encoder_modules=TEXT)
-    together = draw(engine, *requests)
+    together = generate(engine, *requests)
     assert engine.stats().rows / engine.stats().passes > 4  # they did share passes
     for request, picture in zip(requests, together, strict=True):
-        (alone,) = draw(engine, request)
+        (alone,) = generate(engine, request)
         assert_same(alone, picture)
 
 
 def plain_diffusers(registry, request, tmp_path):
-    """The picture that a plain pipeline draws with the adapters loaded."""
+    """The picture that a plain pipeline generates with the adapters loaded."""
     base = load_base("tiny")
     pipeline = base.pipeline()
     names, weights = [], []
@@ -161,19 +161,21 @@ def plain_diffusers(registry, request, tmp_path):
 
 
 @pytest.mark.parametrize("number", range(14))
-def test_a_picture_is_what_plain_diffusers_draws(make_engine, committed, tmp_path, number):
+def test_a_picture_is_what_plain_diffusers_generates(make_engine, committed, tmp_path, number):
     registry, refs = committed
     request = various(refs)[number]
-    (picture,) = draw(make_engine(registry, text_encoder_modules=TEXT), request)
+    (picture,) = generate(make_engine(registry, text_encoder_modules=TEXT), request)
     assert_same(picture, plain_diffusers(registry, request, tmp_path))
 
 
-def test_two_adapters_with_weights_are_what_plain_diffusers_draws(make_engine, committed, tmp_path):
+def test_two_adapters_with_weights_are_what_plain_diffusers_generates(
+    make_engine, committed, tmp_path
+):
     registry, refs = committed
     pairs = ((refs[0], 0.6), (refs[4], 0.8))
     request = GenerationRequest("two", "a cat", seed=5, steps=4, adapters=pairs)
     engine = make_engine(registry, text_encoder_modules=TEXT)
-    picture, one, _ = draw(engine, request, ask(5, refs[0]), ask(6))
+    picture, one, _ = generate(engine, request, ask(5, refs[0]), ask(6))
     expected = plain_diffusers(registry, request, tmp_path)
     assert_same(picture, expected)
     assert np.abs(one.astype(int) - expected.astype(int)).max() > 5
@@ -183,14 +185,14 @@ def test_a_weight_of_zero_is_the_bare_base(make_engine, committed):
     registry, refs = committed
     request = GenerationRequest("zero", "a cat", seed=5, steps=4, adapters=((refs[0], 0.0),))
     engine = make_engine(registry)
-    without, bare = draw(engine, request, GenerationRequest("bare", "a cat", seed=5, steps=4))
+    without, bare = generate(engine, request, GenerationRequest("bare", "a cat", seed=5, steps=4))
     assert_same(without, bare)
 
 
 def test_another_adapter_prompt_or_seed_gives_another_picture(make_engine, committed):
     registry, refs = committed
     engine = make_engine(registry)
-    pictures = draw(
+    pictures = generate(
         engine,
         ask(1, refs[0]),
         ask(1, refs[1]),
@@ -208,13 +210,13 @@ def test_another_adapter_prompt_or_seed_gives_another_picture(make_engine, commi
 def test_text_layers_change_how_the_prompt_is_read_and_are_remembered(make_engine, committed):
     registry, refs = committed
     engine = make_engine(registry, text_encoder_modules=TEXT)
-    draw(engine, ask(1, refs[4]), ask(2, refs[4]), ask(1, refs[5]), ask(1, refs[0]))
+    generate(engine, ask(1, refs[4]), ask(2, refs[4]), ask(1, refs[5]), ask(1, refs[0]))
     # two texts (prompt, negative) for each of two text adapters and for all the others together
     assert engine.stats().prompts_encoded == 6
     assert engine.stats().prompt_hits == 2
 
 
-def test_an_adapter_that_draws_infinities_spoils_its_own_pictures_only(
+def test_an_adapter_that_generates_infinities_spoils_its_own_pictures_only(
     make_engine, base, committed, tmp_path
 ):
     _, refs = committed
@@ -224,7 +226,7 @@ def test_an_adapter_that_draws_infinities_spoils_its_own_pictures_only(
     )
     good = publish(registry, base, random_weights(base, 1), tmp_path / "local", "good")
     engine = make_engine(registry)
-    (alone,) = draw(engine, ask(1, good))
+    (alone,) = generate(engine, ask(1, good))
     tickets = [engine.submit(ask(1, ref)) for ref in (wild, good, wild)]
     assert_same(tickets[1].result(WAIT_S).pixels, alone)
     for ticket in (tickets[0], tickets[2]):
@@ -240,10 +242,10 @@ def test_sizes_share_the_machine_and_keep_their_shapes(make_engine, committed):
         ask(i, refs[i % 4], width_px=width, height_px=height)
         for i, (width, height) in enumerate(sizes)
     ]
-    pictures = draw(engine, *requests)
+    pictures = generate(engine, *requests)
     assert [picture.shape for picture in pictures] == [(h, w, 3) for w, h in sizes]
     for request, picture in zip(requests, pictures, strict=True):
-        assert_same(draw(engine, request)[0], picture)
+        assert_same(generate(engine, request)[0], picture)
 
 
 # -- the running batch -------------------------------------------------------------------------
@@ -253,23 +255,23 @@ def test_requests_join_and_leave_while_others_run(make_engine):
     engine = make_engine()
     long = engine.submit(ask(0, steps=150))
     wait_for(lambda: long.progress.step > 0)
-    draw(engine, ask(1, steps=2))
+    generate(engine, ask(1, steps=2))
     assert not long.ended
-    receipt = long.result(WAIT_S).receipt
-    assert receipt["batch"]["largest"] == 4
-    assert 2 < receipt["batch"]["mean_rows"] < 4
+    metadata = long.result(WAIT_S).metadata
+    assert metadata["batch"]["largest"] == 4
+    assert 2 < metadata["batch"]["mean_rows"] < 4
 
 
 def test_no_pass_is_larger_than_the_limit(make_engine):
     engine = make_engine(batch_rows=4)
     tickets = [engine.submit(ask(i, guidance=[1.0, 5.0][i % 2])) for i in range(9)]
-    assert max(t.result(WAIT_S).receipt["batch"]["largest"] for t in tickets) <= 4
+    assert max(t.result(WAIT_S).metadata["batch"]["largest"] for t in tickets) <= 4
 
 
 def test_guidance_of_one_costs_no_unconditional_row(make_engine):
     engine = make_engine()
     ticket = engine.submit(ask(0, guidance=1.0))
-    assert ticket.result(WAIT_S).receipt["batch"]["largest"] == 1
+    assert ticket.result(WAIT_S).metadata["batch"]["largest"] == 1
     assert engine.stats().prompts_encoded == 1
 
 
@@ -285,7 +287,7 @@ def test_a_cancelled_request_leaves_within_a_step_and_others_go_on(make_engine):
     other.result(WAIT_S)
     wait_for(lambda: engine.stats().cancelled == 1)
     assert row.sampler.step <= step + 1
-    wait_for(lambda: engine.stats().drawn == 1)
+    wait_for(lambda: engine.stats().generated == 1)
 
 
 def test_a_request_cancelled_while_it_waits_never_begins(make_engine):
@@ -296,7 +298,7 @@ def test_a_request_cancelled_while_it_waits_never_begins(make_engine):
         ticket.cancel()
     running.result(WAIT_S)
     wait_for(lambda: engine.stats().cancelled == 7)
-    wait_for(lambda: engine.stats().drawn == 1)
+    wait_for(lambda: engine.stats().generated == 1)
 
 
 def test_progress_and_previews_are_told(make_engine):
@@ -305,14 +307,16 @@ def test_progress_and_previews_are_told(make_engine):
     ticket.listen(heard.append)
     picture = ticket.result(WAIT_S).pixels
     stages = [progress.stage for progress in heard]
-    assert stages.index("decoding") > stages.index("drawing")
+    assert stages.index("decoding") > stages.index("denoising")
     assert stages[-1] == "done"
     previews = [progress.preview for progress in heard if progress.preview is not None]
     assert previews
     assert all(preview.shape == picture.shape for preview in previews)
 
 
-def test_a_base_with_stable_diffusion_1_s_own_scheduler_draws_what_diffusers_draws(tmp_path):
+def test_a_base_with_stable_diffusion_1_s_own_scheduler_generates_what_diffusers_generates(
+    tmp_path,
+):
     pipeline = build_pipeline("tiny", seed=3)
     pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
     pipeline.save_pretrained(tmp_path / "base")
@@ -341,7 +345,7 @@ def test_the_receipt_notes_the_end_of_a_prompt_that_is_not_read(make_engine, bas
     receipts = [
         engine.submit(ask(1, prompt=prompt, steps=1, negative_prompt="blurry"))
         .result(WAIT_S)
-        .receipt
+        .metadata
         for prompt in ("a cat", long)
     ]
     assert receipts[0]["notes"] == []
@@ -355,14 +359,14 @@ def test_the_receipt_says_what_made_the_picture(make_engine, committed, base):
     registry, refs = committed
     engine = make_engine(registry)
     for tier in ("store", "model"):
-        receipt = engine.submit(ask(7, refs[2], steps=3)).result(WAIT_S).receipt
-        (adapter,) = receipt["adapters"]
+        metadata = engine.submit(ask(7, refs[2], steps=3)).result(WAIT_S).metadata
+        (adapter,) = metadata["adapters"]
         assert adapter["found_in"] == tier
     assert adapter["key"] == refs[2].key
     assert adapter["sha256"] == refs[2].sha256
-    assert receipt["base_fingerprint"] == base.fingerprint
-    assert (receipt["seed"], receipt["steps"], receipt["width_px"]) == (7, 3, 64)
-    assert receipt["seconds"]["total"] >= receipt["seconds"]["denoise"] > 0
+    assert metadata["base_fingerprint"] == base.fingerprint
+    assert (metadata["seed"], metadata["steps"], metadata["width_px"]) == (7, 3, 64)
+    assert metadata["seconds"]["total"] >= metadata["seconds"]["denoise"] > 0
 
 
 # -- slots and loads ---------------------------------------------------------------------------
@@ -372,16 +376,18 @@ def test_more_adapters_than_slots_are_served_in_turn(make_engine, committed):
     registry, refs = committed
     engine = make_engine(registry, num_slots=3)
     requests = [ask(i, refs[i % 4], steps=2 + i % 3) for i in range(16)]
-    pictures = draw(engine, *requests)
+    pictures = generate(engine, *requests)
     assert engine.stats().slots_filled == 2
     for request, picture in list(zip(requests, pictures, strict=True))[::3]:
-        assert_same(draw(engine, request)[0], picture)
+        assert_same(generate(engine, request)[0], picture)
 
 
 def test_a_request_for_many_slots_is_not_starved_by_small_ones(make_engine, committed):
     registry, refs = committed
     engine = make_engine(registry, num_slots=3, batch_rows=4)
-    draw(engine, *(ask(i, ref, steps=1) for i, ref in enumerate(refs[:4])))  # no load from here on
+    generate(
+        engine, *(ask(i, ref, steps=1) for i, ref in enumerate(refs[:4]))
+    )  # no load from here on
     tickets = [engine.submit(ask(i, refs[i % 2])) for i in range(4)]
     large = engine.submit(ask(9, refs[2], refs[3], steps=1))
     tickets += [engine.submit(ask(i, refs[i % 2])) for i in range(4, 28)]
@@ -414,7 +420,7 @@ def test_nobody_waits_for_another_one_s_load(make_engine, committed):
     engine = make_engine(source, lookahead=1)
     slow = [engine.submit(ask(i, refs[i % 3])) for i in range(6)]
     assert source.waiting.wait(WAIT_S)
-    draw(engine, ask(11), ask(12, guidance=1.0))
+    generate(engine, ask(11), ask(12, guidance=1.0))
     assert {ticket.progress.stage for ticket in slow} <= {"queued", "loading"}
     source.gate.set()
     for ticket in slow:
@@ -438,7 +444,7 @@ def test_adapters_of_any_rank_up_to_the_limit_are_served(make_engine, base, tmp_
     registry = Registry(Store(tmp_path / "store"))
     weights = random_weights(base, 0, rank=rank, alpha=3.0, strength=0.3)
     ref = publish(registry, base, weights, tmp_path / "local", "cat")
-    (picture,) = draw(make_engine(registry), ask(0, ref))
+    (picture,) = generate(make_engine(registry), ask(0, ref))
     assert_same(picture, plain_diffusers(registry, ask(0, ref), tmp_path))
 
 
@@ -464,25 +470,25 @@ def test_an_unknown_adapter_is_not_found(make_engine, committed):
         ticket.result(WAIT_S)
 
 
-def test_an_adapter_committed_while_the_engine_runs_is_drawn_with(make_engine, spare, tmp_path):
+def test_an_adapter_committed_while_the_engine_runs_is_generated_with(make_engine, spare, tmp_path):
     registry, _ = published(tmp_path, spare, 0)
     engine = make_engine(registry)
-    draw(engine, ask(0))
+    generate(engine, ask(0))
     ref = publish(registry, spare, random_weights(spare, 1), tmp_path / "local", "new")
-    picture, bare = draw(engine, ask(1, ref), ask(1))
+    picture, bare = generate(engine, ask(1, ref), ask(1))
     assert np.abs(picture.astype(int) - bare.astype(int)).max() > 2
 
 
-def test_a_revoked_adapter_is_refused_even_in_mid_drawing(make_engine, base, tmp_path):
+def test_a_revoked_adapter_is_refused_even_in_mid_generation(make_engine, base, tmp_path):
     registry, (gone, other) = published(tmp_path, base, 2)
     engine = make_engine(registry)
-    drawing = engine.submit(ask(0, gone, steps=150))
+    generating = engine.submit(ask(0, gone, steps=150))
     neighbour = engine.submit(ask(1, other, steps=20))
-    wait_for(lambda: drawing.progress.step > 0)
+    wait_for(lambda: generating.progress.step > 0)
     registry.revoke(job_key=gone.key)
     engine.cache.revocations.refresh()
     with pytest.raises(AdapterNotFound):
-        drawing.result(WAIT_S)
+        generating.result(WAIT_S)
     with pytest.raises(AdapterNotFound):
         engine.submit(ask(2, gone)).result(WAIT_S)
     neighbour.result(WAIT_S)
@@ -491,10 +497,10 @@ def test_a_revoked_adapter_is_refused_even_in_mid_drawing(make_engine, base, tmp
     wait_for(lambda: sum(bank.held(slot) is not None for slot in range(9)) == 1)
 
 
-def test_an_engine_without_a_store_draws_the_bare_base_only(make_engine):
+def test_an_engine_without_a_store_generates_the_bare_base_only(make_engine):
     engine = make_engine()
-    draw(engine, ask(0))
-    with pytest.raises(AdapterFileError, match="bare base"):
+    generate(engine, ask(0))
+    with pytest.raises(AdapterFileError, match="only its base model"):
         engine.submit(ask(1, AdapterRef("f" * 32))).result(WAIT_S)
 
 
@@ -502,7 +508,7 @@ def test_an_engine_without_a_store_draws_the_bare_base_only(make_engine):
 
 
 @pytest.mark.parametrize("fields", [{"width_px": 65}, {"steps": 0}, {"guidance": float("nan")}])
-def test_what_cannot_be_drawn_is_refused_before_it_queues(make_engine, fields):
+def test_what_cannot_be_generated_is_refused_before_it_queues(make_engine, fields):
     engine = make_engine()
     with pytest.raises(RequestRefused):
         engine.submit(ask(0, **fields))
@@ -528,7 +534,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(make_engine):
         engine.submit(ask(0, steps=100, deadline_s=0.001))
 
 
-def test_a_deadline_that_passes_in_the_queue_costs_no_drawing(make_engine, monkeypatch):
+def test_a_deadline_that_passes_in_the_queue_costs_no_generation(make_engine, monkeypatch):
     engine = make_engine(batch_rows=2, lookahead=1)
     running = [engine.submit(ask(i, steps=150)) for i in range(3)]
     wait_for(lambda: running[0].progress.step > 0)
@@ -573,7 +579,7 @@ def test_the_backlog_is_told_in_seconds_and_empties(make_engine):
 def test_the_knee_is_measured_while_it_serves_and_remembered(make_engine, committed):
     registry, _ = committed
     engine = make_engine(registry, batch_rows=None, max_batch_rows=8)
-    draw(engine, ask(0))
+    generate(engine, ask(0))
     assert engine.wait_until_measured(WAIT_S)
     wait_for(lambda: len(engine.capacity.seconds_by_rows) > 1)
     assert 2 <= engine.capacity.rows <= 8
@@ -583,7 +589,7 @@ def test_the_knee_is_measured_while_it_serves_and_remembered(make_engine, commit
     again = make_engine(registry, batch_rows=None, max_batch_rows=8)
     assert again.wait_until_measured(0)
     assert again.capacity.seconds_by_rows == measured
-    draw(again, ask(0))
+    generate(again, ask(0))
 
 
 def test_draining_finishes_what_was_taken_on_and_refuses_the_rest(make_engine):
@@ -615,7 +621,7 @@ def test_after_it_stops_the_base_is_as_it_was(make_engine, committed, base):
     registry, refs = committed
     before = [type(module) for module in base.components["unet"].modules()]
     engine = make_engine(registry, text_encoder_modules=TEXT)
-    draw(engine, ask(0, refs[4]))
+    generate(engine, ask(0, refs[4]))
     engine.stop()
     assert [type(module) for module in base.components["unet"].modules()] == before
     with pytest.raises(Draining):
@@ -634,7 +640,7 @@ def test_a_source_without_a_cache_folder_is_refused(base, committed):
 
 def test_running_out_of_memory_halves_the_pass_and_loses_no_picture(make_engine, monkeypatch):
     engine = make_engine(batch_rows=16)
-    (expected,) = draw(engine, ask(3))
+    (expected,) = generate(engine, ask(3))
     original = engine.base.denoise
 
     def small_device(latents, timesteps, conditioning):
@@ -643,7 +649,7 @@ def test_running_out_of_memory_halves_the_pass_and_loses_no_picture(make_engine,
         return original(latents, timesteps, conditioning)
 
     monkeypatch.setattr(engine.base, "denoise", small_device)
-    pictures = draw(engine, *(ask(i, steps=10 if i != 3 else 4) for i in range(8)))
+    pictures = generate(engine, *(ask(i, steps=10 if i != 3 else 4) for i in range(8)))
     assert_same(pictures[3], expected)
     assert engine.stats().out_of_memory >= 1
 
@@ -670,21 +676,21 @@ def test_a_pass_that_fails_takes_down_only_the_row_at_fault(make_engine, monkeyp
 
     monkeypatch.setattr(engine.base, "denoise", picky)
     odd, even = engine.submit(ask(0, guidance=1.0, steps=12)), engine.submit(ask(1, steps=12))
-    with pytest.raises(FarmError, match="could not be drawn"):
+    with pytest.raises(FarmError, match="could not be generated"):
         odd.result(WAIT_S)
     assert even.result(WAIT_S).pixels.shape == (64, 64, 3)
 
 
 def test_a_lost_device_is_told_so_that_another_engine_is_started(make_engine, monkeypatch):
     engine = make_engine()
-    draw(engine, ask(0))
+    generate(engine, ask(0))
     assert engine.healthy
 
     def lost(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(engine.base, "denoise", lost)
-    with pytest.raises(FarmError, match="could not be drawn"):
+    with pytest.raises(FarmError, match="could not be generated"):
         engine.submit(ask(1)).result(WAIT_S)
     assert not engine.healthy
 
@@ -701,23 +707,23 @@ def test_a_device_lost_while_prompts_are_encoded_is_told_too(make_engine, monkey
     wait_for(lambda: not engine.healthy)
 
 
-def test_a_picture_that_cannot_be_handed_over_fails_alone(make_engine, monkeypatch):
+def test_a_picture_that_cannot_be_delivered_fails_alone(make_engine, monkeypatch):
     engine = make_engine()
-    whole = Row.receipt
+    whole = Row.metadata
 
     def broken(row, *arguments):
         if row.request.seed == 13:
             raise KeyError("a fault of ours")
         return whole(row, *arguments)
 
-    monkeypatch.setattr(Row, "receipt", broken)
+    monkeypatch.setattr(Row, "metadata", broken)
     tickets = [
         engine.submit(GenerationRequest(id=str(seed), prompt="a cat", steps=2, seed=seed))
         for seed in (12, 13, 14)
     ]
     for ticket in (tickets[0], tickets[2]):
         assert ticket.result(WAIT_S).pixels.shape == (64, 64, 3)
-    with pytest.raises(FarmError, match="handed over"):
+    with pytest.raises(FarmError, match="could not be delivered"):
         tickets[1].result(WAIT_S)
     assert engine.healthy
-    wait_for(lambda: engine.stats().drawn == 2 and engine.stats().failed == 1)
+    wait_for(lambda: engine.stats().generated == 2 and engine.stats().failed == 1)

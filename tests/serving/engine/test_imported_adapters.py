@@ -176,12 +176,12 @@ def test_an_imported_adapter_is_exported_in_every_form(
     path = kohya_file(tmp_path, pipeline)
     wanted = plain_picture(pipeline)
     import_adapter(store, base, ImportRequest(path, "tom", "cat"))
-    ((_, folder),) = export_adapters(store, tmp_path / "out")
+    ((_, folder),) = export_adapters(store, tmp_path / "out").written
     fresh = load_base("tiny").pipeline()
     fresh.load_lora_weights(folder)
     assert np.abs(plain_picture(fresh) - wanted).max() <= 1
     for form in ("kohya", "peft"):
-        ((_, place),) = export_adapters(store, tmp_path / form, form=form)
+        ((_, place),) = export_adapters(store, tmp_path / form, form=form).written
         assert place.exists()
     card = (folder / "README.md").read_text()
     assert "tom.safetensors" in card
@@ -197,7 +197,7 @@ def test_a_file_imported_twice_is_one_adapter_and_a_taken_name_is_kept(
     assert (first.is_new, again.is_new) == (True, False)
     assert again.record == first.record
     other = ImportRequest(path, "tom", "cat", identifier="zwx")
-    with pytest.raises(UserError, match="the name of another adapter"):
+    with pytest.raises(UserError, match="belongs to another adapter"):
         import_adapter(store, base, other)
     assert Registry(store).committed_keys() == [first.record.job_key]
     replaced = import_adapter(
@@ -223,16 +223,43 @@ def test_what_cannot_be_read_commits_nothing(base: Base, store: Store, tmp_path:
     assert list(store.walk()) == []
 
 
-def test_the_command_imports_and_says_how_to_prompt(tmp_path: Path) -> None:
-    path = kohya_file(tmp_path, load_base("tiny").pipeline())
-    arguments = [
-        "import", str(path), "--name", "tom", "--class", "cat",
-        "--store", str(tmp_path / "store"), "--base", "tiny",
-    ]  # fmt: skip
+@pytest.mark.parametrize("form", MAKERS)
+def test_the_commands_import_and_export_every_form(tmp_path: Path, form: str) -> None:
+    path = MAKERS[form](tmp_path, load_base("tiny").pipeline())
+    store = ["--store", str(tmp_path / "store")]
+    arguments = ["import", str(path), "--name", "tom", "--class", "cat", *store, "--base", "tiny"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert 'Prompt it with "a photo of tmx cat".' in done.output
+    word = "tmx" if form == "kohya" else "sks"
+    assert f'Prompt it with "a photo of {word} cat".' in done.output
     facts = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output.splitlines()[-1])
     assert facts["new"] is False
     assert facts["name"] == "default/tom"
-    assert facts["imported"]["form"] == "kohya"
+    assert facts["imported"]["form"] == form
+
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "out"), *store])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out/default/tom/adapter.json").is_file()
+    for wanted in ("diffusers", "peft", "kohya"):
+        done = CliRunner().invoke(app, ["export", str(tmp_path / wanted), "--form", wanted, *store])
+        assert done.exit_code == 0, done.output
+        assert list((tmp_path / wanted / "default").iterdir())
+
+
+def test_the_export_command_reports_what_it_cannot_read(tmp_path: Path) -> None:
+    path = kohya_file(tmp_path, load_base("tiny").pipeline())
+    store = Store(tmp_path / "store")
+    imported = import_adapter(store, load_base("tiny"), ImportRequest(path, "tom", "cat"))
+    store.write("names/default/rex.json", b"[]")
+    arguments = ["export", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == AdapterFileError.exit_code
+    assert "default/rex was not exported" in done.stderr
+    assert "remedy: " in done.stderr
+    assert "default/tom" in done.stdout
+    assert (tmp_path / "out/default/tom/adapter.json").is_file()
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout.splitlines()[-1])
+    assert [("path" in one, "error" in one) for one in found] == [(True, False), (False, True)]
+    store.delete(f"adapters/{imported.record.job_key}/adapter.json")
+    done = CliRunner().invoke(app, [*arguments, "--name", "tom"])
+    assert done.exit_code == AdapterFileError.exit_code

@@ -92,7 +92,7 @@ def ask(number, *refs, **fields):
     return GenerationRequest(id=str(number), adapters=tuple((ref, 1.0) for ref in refs), **fields)
 
 
-def draw(engine, *requests):
+def generate(engine, *requests):
     tickets = [engine.submit(request) for request in requests]
     return [ticket.result(WAIT_S).pixels for ticket in tickets]
 
@@ -129,12 +129,12 @@ def test_adapters_of_any_kind_in_one_batch_are_each_what_plain_diffusers_generat
     refs = [commit(name) for name in KINDS]
     engine = make_engine()
     requests = [ask(i, ref, guidance=[5.0, 1.0][i % 2]) for i, ref in enumerate(refs)]
-    together = draw(engine, *requests, ask(9))
+    together = generate(engine, *requests, ask(9))
     assert engine.stats().rows / engine.stats().passes > 4  # they did share passes
     for request, picture in zip(requests, together, strict=False):
-        assert_same(draw(engine, request)[0], picture)
+        assert_same(generate(engine, request)[0], picture)
         bare = GenerationRequest("bare", request.prompt, seed=request.seed, steps=4)
-        assert differs(draw(engine, bare)[0], picture)
+        assert differs(generate(engine, bare)[0], picture)
     for request, picture in zip(requests, together, strict=False):
         assert_same(plain_diffusers(registry, request, tmp_path / "plain"), picture)
 
@@ -142,7 +142,7 @@ def test_adapters_of_any_kind_in_one_batch_are_each_what_plain_diffusers_generat
 def test_two_adapters_of_different_layers_on_one_picture_equal_their_sum(make_engine, commit):
     one, other = commit("attention"), commit("wide")
     engine = make_engine()
-    both, alone, swapped = draw(engine, ask(1, one, other), ask(1, one), ask(1, other, one))
+    both, alone, swapped = generate(engine, ask(1, one, other), ask(1, one), ask(1, other, one))
     assert differs(both, alone)
     assert_same(both, swapped)
 
@@ -152,15 +152,15 @@ def test_layers_and_ranks_seen_first_while_pictures_run_are_served_and_no_pictur
 ):
     first = commit("attention")
     engine = make_engine()
-    (expected,) = draw(engine, ask(1, first, steps=60))
+    (expected,) = generate(engine, ask(1, first, steps=60))
     running = [engine.submit(ask(1, first, steps=60)), engine.submit(ask(2, first, steps=150))]
     until_s = time.monotonic() + WAIT_S
     while not running[1].progress.step and time.monotonic() < until_s:
         time.sleep(0.002)
     late = [commit(name) for name in KINDS if name != "attention"]
-    pictures = draw(engine, *(ask(3, ref, steps=2) for ref in late))
+    pictures = generate(engine, *(ask(3, ref, steps=2) for ref in late))
     assert not running[1].ended
-    (bare,) = draw(engine, ask(3, steps=2))
+    (bare,) = generate(engine, ask(3, steps=2))
     assert all(differs(picture, bare) for picture in pictures)
     assert_same(running[0].result(WAIT_S).pixels, expected)
     running[1].result(WAIT_S)
@@ -170,7 +170,7 @@ def test_layers_and_ranks_seen_first_while_pictures_run_are_served_and_no_pictur
 def test_after_it_stops_the_base_is_as_it_was(make_engine, commit, base):
     before = [type(module) for module in base.components["unet"].modules()]
     engine = make_engine()
-    draw(engine, *(ask(i, commit(name)) for i, name in enumerate(KINDS)))
+    generate(engine, *(ask(i, commit(name)) for i, name in enumerate(KINDS)))
     engine.stop()
     assert [type(module) for module in base.components["unet"].modules()] == before
 
@@ -181,12 +181,12 @@ def test_after_it_stops_the_base_is_as_it_was(make_engine, commit, base):
 def test_adapters_never_take_more_memory_than_their_budget(make_engine, commit):
     refs = [commit("attention", seed) for seed in range(4)]
     engine = make_engine()
-    draw(engine, ask(0, refs[0]))
+    generate(engine, ask(0, refs[0]))
     each = engine.stats().slot_bytes
     engine.stop()
     mib = max(1, int(1.5 * each / 2**20) + 1)
     engine = make_engine(adapter_mib=mib)
-    draw(engine, *(ask(i, refs[i % 4], steps=1 + i % 3) for i in range(12)))
+    generate(engine, *(ask(i, refs[i % 4], steps=1 + i % 3) for i in range(12)))
     assert 0 < engine.stats().slot_bytes <= mib * 2**20
 
 
@@ -194,14 +194,14 @@ def test_what_is_over_the_budget_is_refused_with_the_option(make_engine, commit,
     big, small = commit("high"), commit("attention")
     engine = make_engine()
     slots = engine._adapters.slots
-    draw(engine, ask(0, small))
+    generate(engine, ask(0, small))
     slots.max_bytes = 1.2 * slots.num_bytes
     with pytest.raises(AdapterFileError, match=r"high-0.*MiB.*engine\.adapter_mib"):
-        draw(engine, ask(1, big))
+        generate(engine, ask(1, big))
     other = commit("attention", 1)
     with pytest.raises(RequestRefused, match=r"together.*MiB"):
-        draw(engine, ask(2, small, other))
-    draw(engine, ask(3, other))
+        generate(engine, ask(2, small, other))
+    generate(engine, ask(3, other))
 
 
 def test_an_operator_s_limit_refuses_with_the_option_s_name(make_engine, commit):
@@ -209,23 +209,23 @@ def test_an_operator_s_limit_refuses_with_the_option_s_name(make_engine, commit)
     engine = make_engine(
         max_rank=16, target_modules=("to_q", "to_k", "to_v", "to_out.0"), text_encoder_modules=()
     )
-    draw(engine, ask(0, refs["attention"]))
+    generate(engine, ask(0, refs["attention"]))
     for name, option in (
         ("wide", r"engine\.target_modules"),
         ("high", "--max-rank"),
         ("text", "rank 20 .*--max-rank"),
     ):
         with pytest.raises(AdapterFileError, match=option):
-            draw(engine, ask(1, refs[name]))
+            generate(engine, ask(1, refs[name]))
     engine.stop()
     engine = make_engine(text_encoder_modules=())
     with pytest.raises(AdapterFileError, match=r"text-encoder layers.*text_encoder_modules"):
-        draw(engine, ask(2, refs["text"]))
+        generate(engine, ask(2, refs["text"]))
 
 
 def test_more_adapters_on_a_picture_than_the_endpoint_holds_are_refused(make_engine, commit):
     refs = [commit("attention", seed) for seed in range(2)]
     engine = make_engine(num_slots=2)
     with pytest.raises(RequestRefused, match="has room for 1"):
-        draw(engine, ask(0, *refs))
-    draw(engine, ask(1, refs[1]))
+        generate(engine, ask(0, *refs))
+    generate(engine, ask(1, refs[1]))

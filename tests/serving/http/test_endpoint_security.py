@@ -20,7 +20,7 @@ from farm.serving.access.catalog import Catalog
 from farm.serving.access.limits import Limits
 from farm.storage import Store
 
-DRAW = "/v1/images/generations"
+GENERATE = "/v1/images/generations"
 FEW = {"num_inference_steps": 1, "size": "64x64"}
 
 
@@ -59,7 +59,7 @@ def test_a_shared_subject_is_called_by_the_callers_own_name_alone(
     shared: LiveEndpoint, keys: dict[str, dict[str, str]], name: str, status: int
 ) -> None:
     body = {"model": "mine", "prompt": f"a [V:{name}]", **FEW}
-    answer = httpx2.post(f"{shared.url}{DRAW}", json=body, headers=keys["acme"], timeout=60)
+    answer = httpx2.post(f"{shared.url}{GENERATE}", json=body, headers=keys["acme"], timeout=60)
     assert answer.status_code == status
     assert "beta" not in answer.text
     assert status == 200 or "hush" not in answer.text.replace("[V:hush]", "")
@@ -87,7 +87,7 @@ def test_a_shared_job_withdrawn_by_one_tenant_is_served_to_the_other(
 
     def status(name: str, whose: str) -> int:
         body = {"model": name, "prompt": "a photo", **FEW}
-        url = f"{shared.url}{DRAW}"
+        url = f"{shared.url}{GENERATE}"
         return httpx2.post(url, json=body, headers=keys[whose], timeout=60).status_code
 
     assert (status("ours", "beta"), status("theirs", "acme")) == (200, 200)
@@ -159,7 +159,7 @@ def test_a_form_of_another_page_starts_nothing(unlocked: LiveEndpoint, kind: str
     before = unlocked.engine.stats().submitted
     body = json.dumps({"model": "rex", "prompt": "x", **FEW}).encode()
     headers = {"content-type": kind} if kind else {}
-    answer = httpx2.post(unlocked.url + DRAW, content=body, headers=headers)
+    answer = httpx2.post(unlocked.url + GENERATE, content=body, headers=headers)
     assert answer.status_code == 415
     assert unlocked.engine.stats().submitted == before
 

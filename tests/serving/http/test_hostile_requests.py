@@ -131,7 +131,7 @@ def hostile_requests(dice: random.Random, key: str) -> Iterator[dict[str, Any]]:
     """Bodies mostly; bent paths, headers, methods and forged keys between them."""
     good = {"authorization": f"Bearer {key}", "content-type": "application/json"}
     bodies = hostile_bodies(dice)
-    draw = {"method": "POST", "path": "/v1/images/generations"}
+    generate = {"method": "POST", "path": "/v1/images/generations"}
     kinds = [
         "application/json", "text/plain", "application/xml", "multipart/form-data",
         "application/json; charset=utf-16", "", "application/x-www-form-urlencoded",
@@ -139,7 +139,7 @@ def hostile_requests(dice: random.Random, key: str) -> Iterator[dict[str, Any]]:
     methods = ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"]
     while True:
         for _ in range(6):
-            yield {**draw, "headers": good, "content": next(bodies)}
+            yield {**generate, "headers": good, "content": next(bodies)}
         name = dice.choice(NAMES)
         quoted = "".join(f"%{byte:02x}" for byte in name.encode("utf-8", "surrogatepass"))
         for path in (f"/v1/models/{quoted}", f"/v1/models/{quoted}/samples/0", f"/v1/{quoted}"):
@@ -149,9 +149,9 @@ def hostile_requests(dice: random.Random, key: str) -> Iterator[dict[str, Any]]:
         yield {"method": "GET", "path": f"/v1/models?{query}", "headers": good}
         link = f"{quoted}?expires={dice.choice(['9' * 40, '-1', 'x', '0'])}&signature={quoted}"
         yield {"method": "GET", "path": f"/v1/pictures/{link}", "headers": {}}
-        yield {**draw, "method": dice.choice(methods), "headers": good}
+        yield {**generate, "method": dice.choice(methods), "headers": good}
         yield {
-            **draw,
+            **generate,
             "headers": {**good, "content-type": dice.choice(kinds)},
             "content": next(bodies),
         }
@@ -165,7 +165,7 @@ def hostile_requests(dice: random.Random, key: str) -> Iterator[dict[str, Any]]:
             "",
         ):
             yield {
-                **draw,
+                **generate,
                 "headers": {**good, "authorization": bad_key},
                 "content": b'{"prompt": "x"}',
                 "expect": 401,
@@ -209,12 +209,12 @@ def test_two_thousand_hostile_requests_find_nothing_and_break_nothing(
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, told
     assert sum(statuses.values()) >= NUM_REQUESTS * 0.98
     assert statuses[200] < NUM_REQUESTS * 0.4, statuses
-    # and it draws for honest callers as before
+    # and it generates for honest callers as before
     honest = endpoint.openai(key)
-    drawn = honest.images.generate(
+    generated = honest.images.generate(
         model="rex", prompt="a photo of [V]", extra_body={"num_inference_steps": 2}
     )
-    assert drawn.data[0].b64_json
+    assert generated.data[0].b64_json
 
 
 def test_prompts_of_ten_megabytes_are_refused_unread(endpoint: LiveEndpoint) -> None:

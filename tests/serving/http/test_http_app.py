@@ -36,18 +36,18 @@ def client(endpoint: LiveEndpoint) -> openai.OpenAI:
     return endpoint.openai()
 
 
-def draw(client: openai.OpenAI, model: str | None, prompt: str, **extra: Any) -> Any:
+def generate(client: openai.OpenAI, model: str | None, prompt: str, **extra: Any) -> Any:
     named = {"model": model} if model is not None else {}
     return client.images.generate(prompt=prompt, extra_body={**FEW, **extra}, **named)
 
 
-# -- drawing -----------------------------------------------------------------------------------
+# -- generating -----------------------------------------------------------------------------------
 
 
-def test_the_bare_base_draws_what_the_base_alone_draws(
+def test_the_bare_base_generates_what_the_base_alone_generates(
     endpoint: LiveEndpoint, client: openai.OpenAI
 ) -> None:
-    answer = draw(client, "tiny", "a red fox")
+    answer = generate(client, "tiny", "a red fox")
     alone = generate_images(endpoint.base, ["a red fox"], [5], steps=3, guidance=5.0)
     assert np.abs(pixels_of(answer.data[0].b64_json) - alone[0].numpy()).max() <= 1
     assert answer.size == "64x64"
@@ -55,7 +55,7 @@ def test_the_bare_base_draws_what_the_base_alone_draws(
 
 def test_an_adapter_changes_the_picture_and_each_its_own_way(client: openai.OpenAI) -> None:
     base, rex, tom = (
-        pixels_of(draw(client, model, "a photo").data[0].b64_json)
+        pixels_of(generate(client, model, "a photo").data[0].b64_json)
         for model in ("tiny", "rex", "tom")
     )
     assert np.abs(base - rex).mean() > 1
@@ -64,12 +64,12 @@ def test_an_adapter_changes_the_picture_and_each_its_own_way(client: openai.Open
 
 
 def test_the_same_request_gives_the_same_picture_beside_others(client: openai.OpenAI) -> None:
-    alone = pixels_of(draw(client, "rex", "a photo").data[0].b64_json)
+    alone = pixels_of(generate(client, "rex", "a photo").data[0].b64_json)
     results: dict[int, np.ndarray] = {}
 
     def ask(index: int) -> None:
         model, seed = ("rex", 5) if index == 0 else (("tom", "tiny")[index % 2], index)
-        answer = draw(client, model, "a photo", seed=seed)
+        answer = generate(client, model, "a photo", seed=seed)
         results[index] = pixels_of(answer.data[0].b64_json)
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
@@ -83,35 +83,35 @@ def test_the_same_request_gives_the_same_picture_beside_others(client: openai.Op
 def test_several_pictures_count_their_seeds_up(client: openai.OpenAI) -> None:
     three = client.images.generate(model="rex", prompt="a photo", n=3, extra_body=FEW)
     assert [item.seed for item in three.data] == [5, 6, 7]
-    third = draw(client, "rex", "a photo", seed=7)
+    third = generate(client, "rex", "a photo", seed=7)
     assert are_same(pixels_of(three.data[2].b64_json), pixels_of(third.data[0].b64_json))
 
 
 def test_v_stands_for_the_subject_of_the_model(client: openai.OpenAI) -> None:
-    answer = draw(client, "rex", "a photo of [V] dog and [V:rex]")
+    answer = generate(client, "rex", "a photo of [V] dog and [V:rex]")
     assert answer.data[0].revised_prompt == "a photo of zwx dog and zwx"
 
 
 def test_two_adapters_on_one_picture_each_by_its_own_name(client: openai.OpenAI) -> None:
     uses = [{"model": "tom", "weight": 0.7}]
-    both = draw(client, "rex", "[V] dog beside [V:tom] cat", adapters=uses)
+    both = generate(client, "rex", "[V] dog beside [V:tom] cat", adapters=uses)
     assert both.data[0].revised_prompt == "zwx dog beside qtr cat"
     assert [use["weight"] for use in both.data[0].receipt["adapters"]] == [1.0, 0.7]
-    one = draw(client, "rex", "zwx dog beside qtr cat")
+    one = generate(client, "rex", "zwx dog beside qtr cat")
     difference = pixels_of(both.data[0].b64_json) - pixels_of(one.data[0].b64_json)
     assert np.abs(difference).mean() > 0.5
 
 
 def test_a_weight_of_nothing_is_the_bare_base(client: openai.OpenAI) -> None:
-    none = pixels_of(draw(client, "rex", "a photo", adapter_weight=0.0).data[0].b64_json)
-    base = pixels_of(draw(client, "tiny", "a photo").data[0].b64_json)
+    none = pixels_of(generate(client, "rex", "a photo", adapter_weight=0.0).data[0].b64_json)
+    base = pixels_of(generate(client, "tiny", "a photo").data[0].b64_json)
     assert are_same(none, base)
 
 
 def test_v_without_a_subject_is_refused(client: openai.OpenAI) -> None:
     for prompt in ("a photo of [V] dog", "[V:tom]"):
         with pytest.raises(openai.BadRequestError, match="no adapter of this request"):
-            draw(client, "tiny", prompt)
+            generate(client, "tiny", prompt)
 
 
 def test_size_and_format_are_what_was_asked(client: openai.OpenAI) -> None:
@@ -125,7 +125,7 @@ def test_size_and_format_are_what_was_asked(client: openai.OpenAI) -> None:
 
 def test_guidance_steps_scheduler_and_negative_prompt_count(client: openai.OpenAI) -> None:
     pictures = [
-        pixels_of(draw(client, "tiny", "a photo", **change).data[0].b64_json)
+        pixels_of(generate(client, "tiny", "a photo", **change).data[0].b64_json)
         for change in (
             {},
             {"guidance_scale": 1.0},
@@ -142,7 +142,7 @@ def test_every_picture_carries_its_receipt_in_the_answer_and_in_the_file(
     endpoint: LiveEndpoint, client: openai.OpenAI
 ) -> None:
     record = endpoint.registry.record(endpoint.registry.resolve("default", "rex").job_key)
-    answer = draw(client, "rex", "a photo of [V] dog")
+    answer = generate(client, "rex", "a photo of [V] dog")
     receipt = answer.data[0].receipt
     assert read_image_metadata(base64.b64decode(answer.data[0].b64_json)) == receipt
     assert receipt["base"] == "tiny"
@@ -156,7 +156,7 @@ def test_every_picture_carries_its_receipt_in_the_answer_and_in_the_file(
 
 
 def test_a_link_gives_the_same_bytes_without_a_key(client: openai.OpenAI) -> None:
-    inline = draw(client, "rex", "a photo").data[0]
+    inline = generate(client, "rex", "a photo").data[0]
     linked = client.images.generate(
         model="rex", prompt="a photo", response_format="url", extra_body=FEW
     ).data[0]
@@ -258,14 +258,14 @@ def test_an_adapter_shows_its_sample_pictures(endpoint: LiveEndpoint) -> None:
 # -- adapters that come and go -----------------------------------------------------------------
 
 
-def test_a_new_adapter_is_drawn_with_at_the_next_request(
+def test_a_new_adapter_is_generated_with_at_the_next_request(
     endpoint: LiveEndpoint, client: openai.OpenAI
 ) -> None:
     with pytest.raises(openai.NotFoundError):
-        draw(client, "newcomer", "a photo")
+        generate(client, "newcomer", "a photo")
     endpoint.publish("newcomer", seed=11)
-    picture = pixels_of(draw(client, "newcomer", "a photo").data[0].b64_json)
-    base = pixels_of(draw(client, "tiny", "a photo").data[0].b64_json)
+    picture = pixels_of(generate(client, "newcomer", "a photo").data[0].b64_json)
+    base = pixels_of(generate(client, "tiny", "a photo").data[0].b64_json)
     assert np.abs(picture - base).mean() > 1
 
 
@@ -273,17 +273,17 @@ def test_a_retrained_name_is_picked_up_and_the_old_version_can_be_pinned(
     endpoint: LiveEndpoint, client: openai.OpenAI
 ) -> None:
     old = endpoint.publish("again", seed=20)
-    before = pixels_of(draw(client, "again", "a photo").data[0].b64_json)
+    before = pixels_of(generate(client, "again", "a photo").data[0].b64_json)
     new = endpoint.publish("again", seed=21)
 
     def is_new() -> bool:
-        used = draw(client, "again", "a photo").data[0].receipt["adapters"][0]["key"]
+        used = generate(client, "again", "a photo").data[0].receipt["adapters"][0]["key"]
         return bool(used == new.job_key)
 
     eventually(is_new)
-    after = pixels_of(draw(client, "again", "a photo").data[0].b64_json)
+    after = pixels_of(generate(client, "again", "a photo").data[0].b64_json)
     assert np.abs(before - after).mean() > 1
-    pinned = pixels_of(draw(client, f"again@{old.job_key}", "a photo").data[0].b64_json)
+    pinned = pixels_of(generate(client, f"again@{old.job_key}", "a photo").data[0].b64_json)
     assert are_same(before, pinned)
 
 
@@ -291,12 +291,12 @@ def test_a_revoked_adapter_is_refused_within_seconds_by_any_name(
     endpoint: LiveEndpoint, client: openai.OpenAI
 ) -> None:
     record = endpoint.publish("gone", seed=30)
-    draw(client, "gone", "a photo")
+    generate(client, "gone", "a photo")
     endpoint.registry.revoke("default", "gone", reason="asked to")
 
     def is_refused(model: str) -> bool:
         try:
-            draw(client, model, "a photo")
+            generate(client, model, "a photo")
         except openai.NotFoundError:
             return True
         return False
@@ -304,7 +304,7 @@ def test_a_revoked_adapter_is_refused_within_seconds_by_any_name(
     eventually(lambda: is_refused("gone"))
     assert is_refused(f"gone@{record.job_key}")
     eventually(lambda: "gone" not in {model.id for model in client.models.list()})
-    draw(client, "rex", "a photo")
+    generate(client, "rex", "a photo")
 
 
 def test_an_adapter_with_damaged_files_fails_its_own_requests_clearly(
@@ -315,10 +315,10 @@ def test_an_adapter_with_damaged_files_fails_its_own_requests_clearly(
         if name.endswith(".safetensors"):
             endpoint.store.write(f"adapters/{record.job_key}/{name}", b"\0" * 100)
     with pytest.raises(openai.UnprocessableEntityError) as caught:
-        draw(client, "damaged", "a photo")
+        generate(client, "damaged", "a photo")
     assert caught.value.body["code"] == "adapter_invalid"
     assert "/" not in caught.value.body["message"].replace("/v1/", "")
-    draw(client, "rex", "a photo")
+    generate(client, "rex", "a photo")
 
 
 def test_an_adapter_of_another_base_is_refused(
@@ -326,7 +326,7 @@ def test_an_adapter_of_another_base_is_refused(
 ) -> None:
     endpoint.publish("stranger", seed=50, base_fingerprint="ab" * 32)
     with pytest.raises(openai.BadRequestError, match="another base"):
-        draw(client, "stranger", "a photo")
+        generate(client, "stranger", "a photo")
 
 
 # -- errors ------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_a_page_that_bends_its_own_name_to_localhost_is_refused(endpoint: LiveEn
 # -- load --------------------------------------------------------------------------------------
 
 
-def test_a_caller_who_leaves_stops_the_drawing(endpoint: LiveEndpoint) -> None:
+def test_a_caller_who_leaves_stops_the_generation(endpoint: LiveEndpoint) -> None:
     for extra in ({}, {"stream": True}):
         cancelled = endpoint.engine.stats().cancelled
         body = json.dumps(
@@ -437,19 +437,19 @@ def test_too_much_at_once_is_429_with_the_time_to_come_again(tmp_path: Path) -> 
         for _ in range(2):
             impatient.images.generate(prompt="a photo", n=3, extra_body=FEW)
         with pytest.raises(openai.RateLimitError) as caught:
-            draw(impatient, "tiny", "a photo")
+            generate(impatient, "tiny", "a photo")
         assert 0 < float(caught.value.response.headers["retry-after"]) <= 11
         assert caught.value.response.headers["x-should-retry"] == "true"
-        drawn = live.engine.stats().submitted
+        generated = live.engine.stats().submitted
         with pytest.raises(openai.RateLimitError):
-            draw(impatient, "nobody", "a photo")  # guessing names costs the guesser
-        assert live.engine.stats().submitted == drawn
+            generate(impatient, "nobody", "a photo")  # guessing names costs the guesser
+        assert live.engine.stats().submitted == generated
 
 
-def test_a_backlog_beyond_the_deadline_is_429_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_a_backlog_beyond_the_deadline_is_429_before_anything_is_generated(tmp_path: Path) -> None:
     with live_endpoint(tmp_path, limits=Limits(deadline_s=4.0)) as live:
         client = live.openai()
-        draw(client, "tiny", "a photo")  # now the engine knows its own speed
+        generate(client, "tiny", "a photo")  # now the engine knows its own speed
         with pytest.raises(openai.RateLimitError) as caught:
             client.images.generate(
                 prompt="a photo", size="2048x2048", extra_body={"num_inference_steps": 100}
@@ -482,13 +482,13 @@ def test_without_a_key_nothing_is_told(locked: LiveEndpoint) -> None:
 
 def test_another_tenants_adapter_is_told_as_one_that_does_not_exist(locked: LiveEndpoint) -> None:
     acme = locked.openai(locked.key("acme"))
-    draw(acme, "secret-pet", "a photo")
+    generate(acme, "secret-pet", "a photo")
     assert "other-pet" not in {model.id for model in acme.models.list()}
     other = locked.registry.resolve("globex", "other-pet").job_key
     messages = set()
     for model in ("other-pet", "never-was", f"other-pet@{other}", f"secret-pet@{other}"):
         with pytest.raises(openai.NotFoundError) as caught:
-            draw(acme, model, "a photo")
+            generate(acme, model, "a photo")
         messages.add(caught.value.body["message"].replace(model, "…"))
         with pytest.raises(openai.NotFoundError):
             acme.models.retrieve(model)
@@ -503,10 +503,10 @@ def test_a_links_signature_is_enough_where_keys_are_asked_for(locked: LiveEndpoi
 
 def test_a_key_has_its_own_rate(locked: LiveEndpoint) -> None:
     slow = locked.openai(locked.key("acme", pictures_per_minute=1))
-    draw(slow, "tiny", "a photo")
+    generate(slow, "tiny", "a photo")
     with pytest.raises(openai.RateLimitError):
-        draw(slow, "tiny", "a photo")
-    draw(locked.openai(locked.key("acme")), "tiny", "a photo")
+        generate(slow, "tiny", "a photo")
+    generate(locked.openai(locked.key("acme")), "tiny", "a photo")
 
 
 # -- health ------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def test_metrics_tell_of_requests_pictures_and_the_engine(endpoint: LiveEndpoint
     text = httpx2.get(f"{endpoint.url}/metrics").text
     for name in (
         'farm_http_requests_total{route="/v1/images/generations",status="200"}',
-        'farm_pictures_total{outcome="drawn"}',
+        'farm_pictures_total{outcome="generated"}',
         'farm_engine{fact="waiting"}',
         'farm_engine{fact="batch_fill"}',
         'farm_engine{fact="step_s"}',
@@ -546,7 +546,7 @@ def test_an_endpoint_that_drains_finishes_what_it_has_and_takes_no_more(tmp_path
         live.client.drain()
         assert httpx2.get(f"{live.url}/ready").status_code == 503
         with pytest.raises(openai.InternalServerError) as caught:
-            draw(client, "tiny", "a photo")
+            generate(client, "tiny", "a photo")
         assert caught.value.status_code == 503
         assert caught.value.response.headers["x-should-retry"] == "true"
         asking.join(60)

@@ -12,7 +12,7 @@ import pytest
 from support.endpoint import LiveEndpoint, eventually, live_endpoint
 
 BODY = {"model": "rex", "prompt": "a photo", "num_inference_steps": 3}
-"""Without a seed: each drawing of it would be another picture."""
+"""Without a seed: each generating of it would be another picture."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def submitted(endpoint: LiveEndpoint) -> int:
     return endpoint.engine.stats().submitted
 
 
-def test_a_repeated_request_gets_the_same_bytes_and_is_not_drawn(
+def test_a_repeated_request_gets_the_same_bytes_and_is_not_generated(
     endpoint: LiveEndpoint, keys: tuple[str, str]
 ) -> None:
     first = ask(endpoint, keys[0], "again", n=2)
@@ -101,7 +101,7 @@ def test_two_callers_may_use_the_same_key(endpoint: LiveEndpoint, keys: tuple[st
     assert namespaces == ["default", "globex"]
 
 
-def test_twice_at_once_is_drawn_once(endpoint: LiveEndpoint, keys: tuple[str, str]) -> None:
+def test_twice_at_once_is_generated_once(endpoint: LiveEndpoint, keys: tuple[str, str]) -> None:
     before = submitted(endpoint)
     answers: list[httpx2.Response] = []
     asking = [

@@ -10,7 +10,7 @@ from PIL import Image
 
 from farm.serving.http.image_metadata import OutputFormat, encode_picture, read_image_metadata
 
-RECEIPT = {"base": "tiny", "prompt": "a „sks“ cat 🐈\nat night", "seed": 2**63 - 1, "steps": 25}
+METADATA = {"base": "tiny", "prompt": "a „sks“ cat 🐈\nat night", "seed": 2**63 - 1, "steps": 25}
 
 
 def picture(side_px: int = 32) -> np.ndarray:
@@ -18,9 +18,9 @@ def picture(side_px: int = 32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-def test_the_receipt_survives_the_file(output_format: OutputFormat) -> None:
-    data = encode_picture(picture(), RECEIPT, output_format)
-    assert read_image_metadata(data) == RECEIPT
+def test_the_metadata_survives_the_file(output_format: OutputFormat) -> None:
+    data = encode_picture(picture(), METADATA, output_format)
+    assert read_image_metadata(data) == METADATA
     with Image.open(io.BytesIO(data)) as image:
         assert image.format == output_format.upper()
 
@@ -28,13 +28,13 @@ def test_the_receipt_survives_the_file(output_format: OutputFormat) -> None:
 def test_a_png_holds_the_exact_pixels() -> None:
     pixels = picture()
     for fast in (False, True):
-        with Image.open(io.BytesIO(encode_picture(pixels, RECEIPT, fast=fast))) as image:
+        with Image.open(io.BytesIO(encode_picture(pixels, METADATA, fast=fast))) as image:
             assert np.array_equal(np.asarray(image), pixels)
 
 
 def test_other_tools_find_their_parameters_line() -> None:
-    receipt = {**RECEIPT, "negative_prompt": "blur", "width_px": 32, "height_px": 32}
-    with Image.open(io.BytesIO(encode_picture(picture(), receipt))) as image:
+    metadata = {**METADATA, "negative_prompt": "blur", "width_px": 32, "height_px": 32}
+    with Image.open(io.BytesIO(encode_picture(picture(), metadata))) as image:
         lines = image.text["parameters"].splitlines()
     assert lines[2] == "Negative prompt: blur"
     assert "Steps: 25" in lines[3]
@@ -47,6 +47,6 @@ def test_a_picture_without_a_receipt_has_none(output_format: OutputFormat) -> No
 
 
 def test_quality_makes_smaller_files() -> None:
-    small = encode_picture(picture(), RECEIPT, "jpeg", quality=0)
-    large = encode_picture(picture(), RECEIPT, "jpeg", quality=95)
+    small = encode_picture(picture(), METADATA, "jpeg", quality=0)
+    large = encode_picture(picture(), METADATA, "jpeg", quality=95)
     assert len(small) < len(large)

@@ -1,4 +1,4 @@
-"""The built-in page in a real browser: enter a key, choose an adapter, draw, search."""
+"""The built-in page in a real browser: enter a key, choose an adapter, generate, search."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_page_and_its_parts_come_from_the_endpoint_alone(endpoint: LiveEndpo
 
 
 @pytest.mark.browser
-def test_a_visitor_enters_a_key_chooses_an_adapter_and_draws(
+def test_a_visitor_enters_a_key_chooses_an_adapter_and_generates(
     endpoint: LiveEndpoint, browser: Chrome
 ) -> None:
     browser.get(endpoint.url)
@@ -82,7 +82,7 @@ def test_a_visitor_enters_a_key_chooses_an_adapter_and_draws(
         entry = browser.find_element(By.ID, field)
         entry.clear()
         entry.send_keys(value)
-    browser.find_element(By.ID, "draw").click()
+    browser.find_element(By.ID, "generate").click()
     eventually(lambda: len(text_of(browser, "figure:not(.waiting)")) == 2, within_s=60)
     captions = text_of(browser, "figcaption div:first-child")
     assert captions == ["a photo of sks dog"] * 2
@@ -97,7 +97,7 @@ def test_a_visitor_enters_a_key_chooses_an_adapter_and_draws(
     eventually(lambda: text_of(browser, ".card b") == ["rolf"])
     prompt.clear()
     prompt.send_keys("[V:nobody]")
-    browser.find_element(By.ID, "draw").click()
+    browser.find_element(By.ID, "generate").click()
     eventually(lambda: "no adapter of this request" in text_of(browser, "#error")[0])
 
     asked = [

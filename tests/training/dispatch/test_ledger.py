@@ -45,8 +45,10 @@ events = st.builds(
     at=st.floats(1, 1e6),
     lane=st.sampled_from(["0#x", "1#y", ""]),
     step=st.integers(0, 9),
-    reason=st.sampled_from(["", "because"]),
+    reason=st.sampled_from(["", "because", "zwölf\u2028"]),
     expires=st.floats(0, 10),
+    seconds=st.floats(0, 10),
+    remedy=st.sampled_from(["", "restart it"]),
 )
 
 

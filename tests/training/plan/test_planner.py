@@ -1,4 +1,4 @@
-"""The plan: what fits is used, what does not is refused with numbers, and the reason is told."""
+"""The plan: what fits is used, what does not is refused with numbers, and the reason is given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from farm.base.interface import MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.plan.costs import CONTEXT_BYTES, lane_bytes, row_flops
-from farm.training.plan.planner import Hardware, make_plan, prior_worker_fraction
+from farm.training.plan.gpu_lanes import prior_worker_fraction
+from farm.training.plan.hardware import Hardware
+from farm.training.plan.planner import make_plan
 from farm.training.plan.shape import lane_shape, workload_of
 
 GIB = 2**30
@@ -35,7 +37,7 @@ def test_a_thousand_subjects_on_an_a100_take_the_whole_gpu_and_the_plan_says_why
     assert plan.slots > 8
     assert "as fast as 1/8" in plan.reason
     assert plan.lane_bytes <= plan.share_bytes
-    # the physical floor is 22 s a subject at 40 % of an A100's peak (DESIGN §7)
+    # the physical floor is 22 s a subject at 40 % of an A100's peak (1.71 TFLOP a row)
     assert 22 <= plan.hours * 3600 / 1000 <= 40
     assert plan.dollars == pytest.approx(plan.gpu_hours * 1.8)
 
@@ -59,7 +61,7 @@ def test_a_small_card_gets_a_whole_lane_or_a_refusal_with_numbers() -> None:
         make_plan(SD15, workload_of([RECIPE], 512), tiny)
 
 
-def test_what_the_user_fixed_is_obeyed_or_refused() -> None:
+def test_what_the_user_fixed_is_used_or_refused() -> None:
     work = workload_of([RECIPE] * 1000, 512)
     plan = make_plan(SD15, work, A100, slots=3, fraction=0.25, checkpointing=True)
     assert (plan.slots, plan.gpu_fraction, plan.checkpointing) == (3, 0.25, True)
@@ -72,7 +74,7 @@ def test_few_subjects_do_not_get_empty_slots() -> None:
     assert plan.num_lanes * plan.slots <= 4
 
 
-def test_without_a_gpu_one_lane_takes_the_cores_and_leaves_some() -> None:
+def test_without_a_gpu_one_lane_uses_the_cores_and_leaves_a_part() -> None:
     plan = make_plan(SD15, workload_of([RECIPE] * 100, 64), LAPTOP)
     assert (plan.device, plan.num_lanes) == ("cpu", 1)
     assert 1 <= plan.cpus_per_lane < 2
@@ -88,7 +90,7 @@ def test_a_small_base_gets_a_lane_on_each_core_if_there_are_subjects_for_them() 
     assert many.cpus_per_lane <= 1
     few = make_plan(small, workload_of([RECIPE] * 5, 64), LAPTOP)
     assert (few.num_lanes, few.slots) == (1, 5)
-    # threads that wait for each other cost more than they give
+    # threads that wait for each other cost more than they gain
     assert {many.threads, few.threads} == {1}
 
 
@@ -101,12 +103,12 @@ def test_the_expected_time_counts_start_class_images_photos_samples_and_cards() 
     assert plan.hours * 3600 == pytest.approx(parts.total_s)
     assert min(parts.start_s, parts.class_images_s, parts.photos_s, parts.pictures_s) > 0
     assert make_plan(small, bare, LAPTOP).estimate.class_images_s == 0
-    assert plan.drawers_per_node == min(4, LAPTOP.cpus_per_node)
+    assert plan.prior_workers_per_node == min(4, LAPTOP.cpus_per_node)
     here = make_plan(small, replace(whole, uses_ray=False), LAPTOP, lanes=1)
     assert here.estimate.start_s < parts.start_s
 
 
-def test_checkpointing_is_judged_by_speed_and_the_verdict_is_told() -> None:
+def test_checkpointing_is_chosen_by_speed_and_the_plan_says_whether_it_pays() -> None:
     plan = make_plan(SD15, workload_of([RECIPE] * 1000, 512), A100)
     assert not plan.checkpointing  # eighty gigabytes saturate without it
     assert "does not pay" in plan.notes[0]
@@ -117,12 +119,12 @@ def test_checkpointing_is_judged_by_speed_and_the_verdict_is_told() -> None:
         make_plan(SD15, work, narrow, checkpointing=False)
 
 
-def test_drawing_missing_priors_costs_time_and_keeps_a_share_free() -> None:
+def test_generating_missing_priors_costs_time_and_reserves_a_share_of_the_gpu() -> None:
     without = make_plan(SD15, workload_of([RECIPE], 512), A100)
-    drawing = make_plan(SD15, workload_of([RECIPE], 512, num_prior_images=200), A100)
+    generating = make_plan(SD15, workload_of([RECIPE], 512, num_prior_images=200), A100)
     # 200 class images at 50 steps cost six times one training; at 25 steps three times
-    assert drawing.hours / without.hours == pytest.approx(4, rel=0.5)
-    assert drawing.prior_fraction > 0 == without.prior_fraction
+    assert generating.hours / without.hours == pytest.approx(4, rel=0.5)
+    assert generating.prior_fraction > 0 == without.prior_fraction
     whole = make_plan(SD15, workload_of([RECIPE] * 1000, 512, num_prior_images=200), A100)
     assert whole.gpu_fraction == 0.875
     eighths = make_plan(
@@ -131,7 +133,7 @@ def test_drawing_missing_priors_costs_time_and_keeps_a_share_free() -> None:
     assert eighths.lanes_per_node == 7
 
 
-def test_a_drawer_gets_what_the_base_needs_and_lanes_make_room_for_it() -> None:
+def test_a_prior_worker_gets_the_memory_the_base_needs_and_lanes_make_room_for_it() -> None:
     work = workload_of([RECIPE] * 1000, 512, num_prior_images=200)
     small = Hardware("NVIDIA A10G", round(22.5 * GIB), 1, 8)
     assert prior_worker_fraction(SD15, A100) == 0.125
@@ -148,7 +150,7 @@ def test_lanes_that_leave_no_room_for_missing_priors_are_refused(
     lanes: int | None, fraction: float
 ) -> None:
     jobs = [RECIPE] * 100
-    with pytest.raises(PlanError, match="free for drawing the class images"):
+    with pytest.raises(PlanError, match="free for generating the class images"):
         make_plan(
             SD15, workload_of(jobs, 512, num_prior_images=9), A100, lanes=lanes, fraction=fraction
         )
@@ -161,7 +163,7 @@ def test_a_base_takes_half_of_its_bytes_in_half_precision() -> None:
     assert replace(SD15, weight_bytes=2 * SD15.weight_bytes).halved() == SD15
 
 
-def test_nothing_to_train_is_no_plan() -> None:
+def test_an_empty_workload_is_refused() -> None:
     with pytest.raises(PlanError, match="nothing to train"):
         workload_of([], 512)
 

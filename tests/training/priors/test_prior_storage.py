@@ -1,4 +1,4 @@
-"""Prior sets: drawn once, the same again, whole or not at all."""
+"""Prior sets: generated once, reproducible, complete or absent."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def spec_of(base: Base, noun: str = "cat", num_images: int = 5) -> PriorSpec:
     )
 
 
-def draw(base: Base, store: Store, spec: PriorSpec, attempt: str = "a1") -> list[PartRecord]:
+def generate(base: Base, store: Store, spec: PriorSpec, attempt: str = "a1") -> list[PartRecord]:
     outcomes = list(generate_here(base, store, [spec], attempt))
     assert not any(isinstance(outcome, PartFailure) for outcome in outcomes)
     return [outcome for outcome in outcomes if isinstance(outcome, PartRecord)]
 
 
-def test_a_set_is_read_as_it_was_drawn(base: Base, store: Store) -> None:
+def test_a_set_is_read_as_it_was_generated(base: Base, store: Store) -> None:
     spec = spec_of(base)
     (part,) = parts_of(spec)
     arrays = generate_part(base, spec, part)
-    assert commit_prior_set(store, spec, "a1", draw(base, store, spec))
+    assert commit_prior_set(store, spec, "a1", generate(base, store, spec))
     found = read_prior_set(store, spec.key)
     np.testing.assert_array_equal(found["moments"], arrays["moments"])
     prior = as_prior_set(found, base)
@@ -70,17 +70,17 @@ def test_a_set_is_read_as_it_was_drawn(base: Base, store: Store) -> None:
     torch.testing.assert_close(prior.conditioning.hidden_RTD, expected.hidden_RTD)
     assert prior.tokens is not None
     assert len(prior.moments) == 5
-    # moments are those of the very picture that is kept beside them
+    # the moments belong to the image that is kept beside them
     pixels = torch.from_numpy(arrays["image"]).permute(0, 3, 1, 2).float() / 127.5 - 1
     torch.testing.assert_close(
         base.encode_photos(pixels), torch.from_numpy(arrays["moments"]), atol=1e-5, rtol=1e-4
     )
 
 
-def test_drawn_again_it_is_the_same_byte_for_byte(base: Base, store: Store) -> None:
+def test_a_set_generated_again_is_the_same_byte_for_byte(base: Base, store: Store) -> None:
     spec = spec_of(base)
-    first, second = draw(base, store, spec, "a1"), draw(base, store, spec, "a2")
-    assert [receipt.sha256 for receipt in first] == [receipt.sha256 for receipt in second]
+    first, second = generate(base, store, spec, "a1"), generate(base, store, spec, "a2")
+    assert [record.sha256 for record in first] == [record.sha256 for record in second]
 
 
 def test_an_image_depends_on_its_own_number_alone(base: Base) -> None:
@@ -93,13 +93,13 @@ def test_an_image_depends_on_its_own_number_alone(base: Base) -> None:
     assert len(np.unique(images, axis=0)) == 5
 
 
-def test_without_the_marker_there_is_no_set(base: Base, store: Store) -> None:
+def test_a_set_without_its_marker_does_not_exist(base: Base, store: Store) -> None:
     spec = spec_of(base)
-    receipts = draw(base, store, spec)
+    records = generate(base, store, spec)
     assert not is_ready(store, spec.key)
     assert missing_priors(store, [spec, spec]) == [spec]
     with pytest.raises(StoreError, match="parts are there"):
-        commit_prior_set(store, spec, "a1", receipts[1:])
+        commit_prior_set(store, spec, "a1", records[1:])
     assert not is_ready(store, spec.key)
 
 
@@ -108,7 +108,7 @@ def test_parts_of_a_killed_attempt_are_never_mixed_in(base: Base, store: Store) 
     (part,) = parts_of(spec)
     wrong = generate_part(base, spec_of(base, "dog", 3), part)
     write_part(store, "killed", part, wrong)
-    commit_prior_set(store, spec, "a1", draw(base, store, spec))
+    commit_prior_set(store, spec, "a1", generate(base, store, spec))
     moments = read_prior_set(store, spec.key)["moments"]
     assert len(moments) == 3
     assert not np.array_equal(moments, wrong["moments"])
@@ -116,21 +116,21 @@ def test_parts_of_a_killed_attempt_are_never_mixed_in(base: Base, store: Store) 
 
 def test_the_first_commit_stays(base: Base, store: Store) -> None:
     spec = spec_of(base)
-    receipts = draw(base, store, spec, "a1")
-    assert commit_prior_set(store, spec, "a1", receipts)
-    assert not commit_prior_set(store, spec, "a2", draw(base, store, spec, "a2"))
+    records = generate(base, store, spec, "a1")
+    assert commit_prior_set(store, spec, "a1", records)
+    assert not commit_prior_set(store, spec, "a2", generate(base, store, spec, "a2"))
     assert store.read_json(f"priors/{spec.key}/prior.json")["attempt"] == "a1"
 
 
-def test_a_damaged_part_is_noticed(base: Base, store: Store) -> None:
+def test_a_damaged_part_is_detected(base: Base, store: Store) -> None:
     spec = spec_of(base)
-    commit_prior_set(store, spec, "a1", draw(base, store, spec))
+    commit_prior_set(store, spec, "a1", generate(base, store, spec))
     store.write(f"priors/{spec.key}/a1/part-000000.parquet", b"rotten")
     with pytest.raises(StoreError, match="not the file that was committed"):
         read_prior_set(store, spec.key)
 
 
-def test_the_users_own_class_images_are_taken_instead(
+def test_the_users_own_class_images_are_used_instead(
     base: Base, store: Store, tmp_path: Path
 ) -> None:
     files = sorted(write_photo(tmp_path / f"{n}.png", n) for n in range(3))
@@ -141,64 +141,66 @@ def test_the_users_own_class_images_are_taken_instead(
             "image_digests": tuple(map(file_digest, files)),
         }
     )
-    commit_prior_set(store, brought, "a1", draw(base, store, brought))
+    commit_prior_set(store, brought, "a1", generate(base, store, brought))
     assert read_prior_set(store, brought.key)["moments"].shape[0] == 3
     write_photo(files[0], 99)
     with pytest.raises(UserError, match="changed since it was checked"):
         generate_part(base, brought, parts_of(brought)[0])
 
 
-class Told:
-    """Draws like ``generate_here`` and remembers who drew what and who was told what."""
+class Recorder:
+    """Generates like ``generate_here`` and records every call and callback."""
 
     def __init__(self, base: Base, store: Store) -> None:
         self.base, self.store = base, store
-        self.drawn: list[str] = []
+        self.generated: list[str] = []
         self.ready: list[str] = []
         self.failed: dict[str, str] = {}
         self.remedies: dict[str, str] = {}
 
-    def draw(self, specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartRecord | PartFailure]:
-        self.drawn += [spec.key for spec in specs]
+    def generate(
+        self, specs: Sequence[PriorSpec], attempt: str
+    ) -> Iterator[PartRecord | PartFailure]:
+        self.generated += [spec.key for spec in specs]
         yield from generate_here(self.base, self.store, specs, attempt)
 
-    def work(self, specs: Sequence[PriorSpec]) -> PriorBuilder:
+    def builder(self, specs: Sequence[PriorSpec]) -> PriorBuilder:
         return PriorBuilder(
-            self.store, specs, self.draw, ready=self.ready.append, failed=self.take_failure
+            self.store, specs, self.generate, ready=self.ready.append, failed=self.take_failure
         )
 
     def take_failure(self, key: str, reason: str, remedy: str) -> None:
         self.failed[key], self.remedies[key] = reason, remedy
 
 
-def test_two_runs_never_draw_the_same_set_twice(
+def test_two_runs_never_generate_the_same_set_twice(
     base: Base, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farm.training.priors.builder.WAIT_S", 0.05)
     specs = [spec_of(base, noun, 3) for noun in ("cat", "dog", "bird")]
-    runs = [Told(base, store), Told(base, store)]
+    runs = [Recorder(base, store), Recorder(base, store)]
     orders = [specs, specs[::-1]]
     threads = [
-        threading.Thread(target=run.work(order).run)
+        threading.Thread(target=run.builder(order).run)
         for run, order in zip(runs, orders, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(runs[0].drawn + runs[1].drawn) == sorted(spec.key for spec in specs)
+    assert sorted(runs[0].generated + runs[1].generated) == sorted(spec.key for spec in specs)
     for run in runs:
         assert sorted(run.ready) == sorted(spec.key for spec in specs)
         assert not run.failed
 
 
-def test_a_set_whose_drawer_died_is_drawn_by_the_next(base: Base, store: Store) -> None:
+def test_a_set_whose_builder_died_is_generated_by_the_next(base: Base, store: Store) -> None:
     spec = spec_of(base, num_images=3)
     dead = StoreLock.take(store, f"priors/{spec.key}/claims", ttl_s=0.0)
     assert dead is not None
-    told = Told(base, store)
-    told.work([spec]).run()
-    assert told.ready == [spec.key]
+    seen = Recorder(base, store)
+    seen.builder([spec]).run()
+    assert seen.ready == [spec.key]
 
 
 def test_one_bad_set_fails_alone(base: Base, store: Store, tmp_path: Path) -> None:
@@ -206,20 +208,20 @@ def test_one_bad_set_fails_alone(base: Base, store: Store, tmp_path: Path) -> No
         update={"num_images": 1, "image_uris": ("/nowhere.png",), "image_digests": ("0" * 64,)}
     )
     good = spec_of(base, "dog", 3)
-    told = Told(base, store)
-    told.work([bad, good]).run()
-    assert told.ready == [good.key]
-    assert "there is no such file" in told.failed[bad.key]
-    assert told.remedies[bad.key]
+    seen = Recorder(base, store)
+    seen.builder([bad, good]).run()
+    assert seen.ready == [good.key]
+    assert "there is no such file" in seen.failed[bad.key]
+    assert seen.remedies[bad.key]
 
 
-def test_a_drawer_that_breaks_fails_what_is_left(base: Base, store: Store) -> None:
+def test_a_generator_that_breaks_fails_the_sets_that_are_left(base: Base, store: Store) -> None:
     def broken(specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartRecord | PartFailure]:
         raise StoreError("the bucket is gone", "make it again")
 
-    told = Told(base, store)
+    seen = Recorder(base, store)
     spec = spec_of(base)
-    PriorBuilder(store, [spec], broken, ready=told.ready.append, failed=told.take_failure).run()
-    assert "the bucket is gone" in told.failed[spec.key]
-    assert told.remedies[spec.key] == "make it again"
+    PriorBuilder(store, [spec], broken, ready=seen.ready.append, failed=seen.take_failure).run()
+    assert "the bucket is gone" in seen.failed[spec.key]
+    assert seen.remedies[spec.key] == "make it again"
     assert StoreLock.take(store, f"priors/{spec.key}/claims", ttl_s=1) is not None

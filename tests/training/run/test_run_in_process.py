@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,11 +35,12 @@ from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import prepare_run, resume_run, run_manifest
 from farm.training.lane.encode import PreparedPhotos, prepare_photos
 from farm.training.plan.costs import lane_bytes
-from farm.training.plan.planner import Hardware
+from farm.training.plan.hardware import Hardware
 from farm.training.plan.shape import workload_of
 from farm.training.run.files import ask, list_runs
 from farm.training.run.status import run_status, settle_requests
 from farm.training.slots.trainer import SlotTrainer
+from farm.training.slots.training_pass import TrainingPass
 
 MAIN = "from farm.cli import main; main()"
 LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
@@ -256,8 +256,9 @@ def test_a_run_planned_for_a_gpu_counts_half_precision(tmp_path: Path) -> None:
     assert plan is not None
     assert facts.weight_bytes == 4 * facts.num_parameters
     work = workload_of([Recipe(**QUICK)], 64)
-    shape = replace(work.shape, max_rank=work.max_rank)
-    bytes_of = partial(lane_bytes, shape=shape, slots=plan.slots, checkpointing=plan.checkpointing)
+    bytes_of = partial(
+        lane_bytes, shape=work.shape, slots=plan.slots, checkpointing=plan.checkpointing
+    )
     assert plan.lane_bytes == bytes_of(facts.halved()) < bytes_of(facts)
 
 
@@ -304,20 +305,20 @@ def test_photos_that_do_not_fit_beside_one_slot_fail_their_own_job_alone(
     assert failed == refused
 
 
-@pytest.mark.parametrize("where", ["step", "make_room"])
+@pytest.mark.parametrize("where", ["step", "allocate"])
 def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_slots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    name = {"step": "step", "make_room": "_make_room"}[where]
-    original, refused = getattr(SlotTrainer, name), []
+    owner, name = {"step": (SlotTrainer, "step"), "allocate": (TrainingPass, "_allocate")}[where]
+    original, refused = getattr(owner, name), []
 
-    def small_memory(trainer: SlotTrainer, *given: object) -> object:
+    def small_memory(trainer: SlotTrainer | TrainingPass, *given: object) -> object:
         if trainer.num_slots > 1:
             refused.append(trainer.num_slots)
             raise torch.OutOfMemoryError("pretend")
         return original(trainer, *given)
 
-    monkeypatch.setattr(SlotTrainer, name, small_memory)
+    monkeypatch.setattr(owner, name, small_memory)
     manifest = write_manifest(tmp_path / "m", 3)
     store = Store(tmp_path / "store")
     summary = run_manifest(request(manifest, store.url, slots=4))

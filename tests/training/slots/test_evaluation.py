@@ -17,7 +17,7 @@ def kept_step(values: list[float]) -> int:
 
 
 @given(losses)
-def test_the_kept_step_is_as_good_as_any_and_the_latest_that_is(values: list[float]) -> None:
+def test_the_kept_step_is_the_latest_of_the_equally_good_ones(values: list[float]) -> None:
     kept = kept_step(values)
     bound = min(values) * (1 + KEEP_TOLERANCE)
     assert values[kept] <= bound

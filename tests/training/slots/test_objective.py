@@ -18,6 +18,7 @@ from diffusers.training_utils import compute_snr
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
+from support.jobs import open_trainer
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -30,7 +31,6 @@ from farm.training.slots.job import TrainingJob
 from farm.training.slots.objective import min_snr_weights, row_weights, slot_losses
 from farm.training.slots.optimizer import learning_rate
 from farm.training.slots.random import visit_order
-from farm.training.slots.trainer import SlotTrainer
 
 MakeJob = Callable[..., TrainingJob]
 
@@ -68,16 +68,17 @@ def add_peft(module: Any, component: str, endings: tuple[str, ...], job: Trainin
             down.data = (noise / recipe.rank).to(down.dtype)
 
 
-def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float]]:
-    recipe, pipeline = job.recipe, base.pipeline()
-    unet, text_encoder = pipeline.unet, pipeline.text_encoder
-    adapted = {"unet": unet}
-    add_peft(unet, "unet", recipe.target_modules, job)
+def adapted_modules(pipeline: Any, job: TrainingJob) -> dict[str, torch.nn.Module]:
+    recipe = job.recipe
+    adapted = {"unet": pipeline.unet}
+    add_peft(pipeline.unet, "unet", recipe.target_modules, job)
     if recipe.text_encoder_modules:
-        adapted["text_encoder"] = text_encoder
-        add_peft(text_encoder, "text_encoder", recipe.text_encoder_modules, job)
-    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    parameters = [p for module in adapted.values() for p in module.parameters() if p.requires_grad]
+        adapted["text_encoder"] = pipeline.text_encoder
+        add_peft(pipeline.text_encoder, "text_encoder", recipe.text_encoder_modules, job)
+    return adapted
+
+
+def optimizer_of(parameters: list[Any], recipe: Recipe) -> tuple[torch.optim.Optimizer, Any]:
     optimizer = torch.optim.AdamW(
         parameters,
         lr=recipe.learning_rate,
@@ -92,44 +93,64 @@ def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float
         num_warmup_steps=recipe.warmup_steps,
         num_training_steps=recipe.steps,
     )
-    with_prior = job.prior is not None
+    return optimizer, rates
+
+
+def latents_and_noise(job: TrainingJob, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    recipe = job.recipe
+    moments = job.instance_moments[
+        visited(job.seed, "photos", step, recipe.instance_rows, len(job.instance_moments))
+    ]
+    if job.prior is not None:
+        chosen = visited(job.seed, "priors", step, recipe.prior_rows, len(job.prior.moments))
+        moments = torch.cat([moments, job.prior.moments[chosen]])
+    generator = stream(job.seed, "step", step)
+    timesteps = torch.randint(1000, (len(moments),), generator=generator)
+    noise = torch.randn(moments[:, 0].shape, generator=generator)
+    latents = moments[:, 0] + moments[:, 1] * torch.randn(noise.shape, generator=generator)
+    if recipe.noise_offset:
+        shape = (*noise.shape[:2], 1, 1)
+        noise = noise + recipe.noise_offset * torch.randn(shape, generator=generator)
+    return latents, noise, timesteps
+
+
+def loss_of(error: Tensor, timesteps: Tensor, scheduler: Any, job: TrainingJob) -> Tensor:
+    recipe = job.recipe
+    if recipe.snr_gamma is not None:
+        snr = compute_snr(scheduler, timesteps)
+        capped = torch.minimum(snr, torch.full_like(snr, recipe.snr_gamma))
+        velocity = scheduler.config.prediction_type == "v_prediction"
+        error = error * capped / (snr + 1 if velocity else snr)
+    loss = error[: recipe.instance_rows].mean()
+    if job.prior is not None:
+        loss = loss + recipe.prior_weight * error[recipe.instance_rows :].mean()
+    return loss
+
+
+def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float]]:
+    recipe, pipeline = job.recipe, base.pipeline()
+    adapted = adapted_modules(pipeline, job)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    parameters = [p for module in adapted.values() for p in module.parameters() if p.requires_grad]
+    optimizer, rates = optimizer_of(parameters, recipe)
     losses = []
     for step in range(recipe.steps):
-        moments = job.instance_moments[
-            visited(job.seed, "photos", step, recipe.instance_rows, len(job.instance_moments))
-        ]
-        if with_prior:
-            chosen = visited(job.seed, "priors", step, recipe.prior_rows, len(job.prior.moments))
-            moments = torch.cat([moments, job.prior.moments[chosen]])
-        generator = stream(job.seed, "step", step)
-        timesteps = torch.randint(1000, (len(moments),), generator=generator)
-        noise = torch.randn(moments[:, 0].shape, generator=generator)
-        latents = moments[:, 0] + moments[:, 1] * torch.randn(noise.shape, generator=generator)
-        if recipe.noise_offset:
-            shape = (*noise.shape[:2], 1, 1)
-            noise = noise + recipe.noise_offset * torch.randn(shape, generator=generator)
+        latents, noise, timesteps = latents_and_noise(job, step)
         latents, noise = latents.to(base.dtype), noise.to(base.dtype)
-
         prompts = [job.instance_tokens.expand(recipe.instance_rows, -1)]
-        if with_prior:
+        if job.prior is not None:
             prompts.append(job.prior.tokens.expand(recipe.prior_rows, -1))
-        hidden = text_encoder(torch.cat(prompts))[0]
+        hidden = pipeline.text_encoder(torch.cat(prompts))[0]
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        prediction = unet(noisy, timesteps, encoder_hidden_states=hidden, return_dict=False)[0]
+        prediction = pipeline.unet(
+            noisy, timesteps, encoder_hidden_states=hidden, return_dict=False
+        )[0]
         if scheduler.config.prediction_type == "epsilon":
             target = noise
         else:
             target = scheduler.get_velocity(latents, noise, timesteps)
-
         error = mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
-        if recipe.snr_gamma is not None:
-            snr = compute_snr(scheduler, timesteps)
-            capped = torch.minimum(snr, torch.full_like(snr, recipe.snr_gamma))
-            velocity = scheduler.config.prediction_type == "v_prediction"
-            error = error * capped / (snr + 1 if velocity else snr)
-        loss = error[: recipe.instance_rows].mean()
-        if with_prior:
-            loss = loss + recipe.prior_weight * error[recipe.instance_rows :].mean()
+        loss = loss_of(error, timesteps, scheduler, job)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
         optimizer.step()
@@ -174,7 +195,7 @@ def test_training_equals_an_independent_diffusers_and_peft_loop(
     base = load_base(name, dtype=torch.float64)
     job = make_job(base, 4, steps=10, alpha=6.0, weight_decay=0.1, **CASES[case])
     neighbour = make_job(base, 5, steps=40, **CASES[case])
-    trainer = SlotTrainer(
+    trainer = open_trainer(
         base,
         num_slots=2,
         max_rank=5,

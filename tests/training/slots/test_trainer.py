@@ -1,72 +1,22 @@
-"""Slots train apart: beside others as alone, through failures, refills and restarts."""
+"""Slots train independently: beside others as alone, through failures and refills."""
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.jobs import assert_close, assert_same_bits, open_trainer, train_all, train_alone
 
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base, Conditioning
 from farm.base.loading import load_base
 from farm.recipe import EarlyStop, Recipe
-from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.evaluation import KEEP_TOLERANCE
 from farm.training.slots.job import TrainingJob
-from farm.training.slots.random import draw_step
-from farm.training.slots.trainer import SlotTrainer
 
 MakeJob = Callable[..., TrainingJob]
 WIDE = ("to_q", "to_v", "conv1", "proj_in")
-
-
-def train_alone(base: Base, job: TrainingJob, **shape: object) -> AdapterWeights:
-    options = {
-        "num_slots": 1,
-        "max_rank": job.recipe.rank,
-        "instance_rows": job.instance_rows,
-        "prior_rows": job.prior_rows,
-        "target_modules": job.recipe.target_modules,
-        "text_encoder_modules": job.recipe.text_encoder_modules,
-    } | shape
-    trainer = SlotTrainer(base, **options)
-    slot = trainer.admit(job)
-    while trainer.active_slots:
-        trainer.step()
-    weights = trainer.weights(slot)
-    trainer.close()
-    return weights
-
-
-def train_all(trainer: SlotTrainer, jobs: list[TrainingJob]) -> dict[str, AdapterWeights]:
-    """Keep the slots full until every job is done, as a lane does."""
-    waiting, done = list(jobs), {}
-    while waiting or trainer.active_slots:
-        while waiting and trainer.free_slots:
-            trainer.admit(waiting.pop(0))
-        for slot, key in trainer.step().finished:
-            done[key] = trainer.weights(slot)
-            trainer.release(slot)
-    return done
-
-
-def assert_close(found: AdapterWeights, wanted: AdapterWeights, tolerance: float) -> None:
-    assert found.alphas == wanted.alphas
-    for name, layer in wanted.layers.items():
-        for ours, theirs in (
-            (found.layers[name].down, layer.down),
-            (found.layers[name].up, layer.up),
-        ):
-            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-def assert_same_bits(found: AdapterWeights, wanted: AdapterWeights) -> None:
-    assert found.alphas == wanted.alphas
-    for name, layer in wanted.layers.items():
-        assert torch.equal(found.layers[name].down, layer.down), name
-        assert torch.equal(found.layers[name].up, layer.up), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -91,7 +41,7 @@ def test_a_job_among_seven_others_ends_as_it_does_alone_in_any_slot_and_through_
     shape = {"num_slots": 8, "max_rank": 6, "instance_rows": 2, "prior_rows": 1}
     tolerance = 1e-5 if dtype == torch.float64 else 5e-3
     for order in (jobs, jobs[::-1]):
-        trainer = SlotTrainer(base, **shape)
+        trainer = open_trainer(base, **shape)
         together = train_all(trainer, order)
         trainer.close()
         assert together.keys() == alone.keys()
@@ -109,12 +59,12 @@ def test_a_job_that_turns_nan_fails_alone_and_its_neighbours_end_bit_equal(
     for poison in (float("nan"), float("inf")):
         ends = []
         for sick in (False, True):
-            trainer = SlotTrainer(base, num_slots=5, max_rank=4)
+            trainer = open_trainer(base, num_slots=5, max_rank=4)
             for job in healthy[:2]:
                 trainer.admit(job)
             if sick:
                 bad = make_job(base, 9, steps=8)
-                bad.instance_moments[2, 0, 0, 0, 0] = poison  # met at some step, not the first
+                bad.instance_moments[2, 0, 0, 0, 0] = poison  # first used after some steps
                 trainer.admit(bad, slot=2)
             for slot, job in ((3, healthy[2]), (4, healthy[3])):
                 trainer.admit(job, slot=slot)
@@ -140,10 +90,10 @@ def test_a_job_that_turns_nan_fails_alone_and_its_neighbours_end_bit_equal(
         assert ends[0][4] == ends[1][4]
 
 
-def test_a_failed_slot_trains_its_next_job_as_if_nothing_had_been(
+def test_a_failed_slot_trains_its_next_job_as_if_nothing_had_happened(
     base: Base, make_job: MakeJob
 ) -> None:
-    trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+    trainer = open_trainer(base, num_slots=2, max_rank=4)
     bad = make_job(base, 9)
     bad.instance_moments[:] = float("nan")
     slot = trainer.admit(bad)
@@ -160,77 +110,10 @@ def test_a_failed_slot_trains_its_next_job_as_if_nothing_had_been(
     assert_close(after, train_alone(base, job), 5e-3)
 
 
-@pytest.mark.parametrize("keep_best", [False, True])
-def test_a_job_resumed_from_its_checkpoint_ends_bit_equal_to_one_never_stopped(
-    base: Base, make_job: MakeJob, tmp_path: Path, keep_best: bool
-) -> None:
-    options = {"keep_best": keep_best, "early_stop": EarlyStop(every_steps=3, patience=90)}
-    job = make_job(base, 3, steps=12, alpha=2.0, learning_rate_schedule="cosine", **options)
-    neighbours = [make_job(base, number, steps=40) for number in (5, 6)]
-
-    def trainer_with(state: SlotState | None) -> SlotTrainer:
-        trainer = SlotTrainer(base, num_slots=3, max_rank=4)
-        trainer.admit(neighbours[0])
-        assert trainer.admit(job, state) == 1
-        trainer.admit(neighbours[1])
-        return trainer
-
-    whole = trainer_with(None)
-    for step in range(12):
-        if step == 5:
-            whole.state(1).save(tmp_path)
-        whole.step()
-    expected, curve = whole.weights(1), whole.loss_curve(1)
-    evaluations, trained = whole.evaluation_curve(1), whole.steps_trained(1)
-    whole.close()
-
-    resumed = trainer_with(SlotState.load(tmp_path))
-    assert resumed.steps_done(1) == 5
-    while 1 in resumed.active_slots:
-        resumed.step()
-    assert_same_bits(resumed.weights(1), expected)
-    assert resumed.loss_curve(1) == curve
-    assert resumed.evaluation_curve(1) == evaluations
-    assert resumed.steps_trained(1) == trained
-    resumed.close()
-
-
-def test_a_state_restores_into_a_bank_of_another_rank_and_another_slot(
+def test_slots_end_at_their_own_step_counts_and_report_what_is_due(
     base: Base, make_job: MakeJob
 ) -> None:
-    job = make_job(base, 3, steps=10, rank=3)
-    trainer = SlotTrainer(base, num_slots=2, max_rank=3)
-    trainer.admit(job)
-    for _ in range(4):
-        trainer.step()
-    state = SlotState.from_files(trainer.state(0).to_files())
-    trainer.close()
-    other = SlotTrainer(base, num_slots=4, max_rank=8, instance_rows=2)
-    other.admit(job, state, slot=3)
-    while other.active_slots:
-        other.step()
-    found = other.weights(3)
-    other.close()
-    assert_close(found, train_alone(base, job), 5e-3)
-
-
-def test_a_finished_checkpoint_trains_no_further(base: Base, make_job: MakeJob) -> None:
-    job = make_job(base, 3, steps=4)
-    trainer = SlotTrainer(base, num_slots=1, max_rank=4)
-    trainer.admit(job)
-    for _ in range(4):
-        trainer.step()
-    state = trainer.state(0)
-    trainer.release(0)
-    trainer.admit(job, state)
-    assert trainer.step().finished == ((0, job.key),)
-    assert_same_bits(trainer.weights(0), state.weights)
-
-
-def test_slots_end_at_their_own_step_counts_and_tell_what_is_due(
-    base: Base, make_job: MakeJob
-) -> None:
-    trainer = SlotTrainer(base, num_slots=3, max_rank=4)
+    trainer = open_trainer(base, num_slots=3, max_rank=4)
     trainer.admit(make_job(base, 0, steps=3, checkpoint_every=2))
     trainer.admit(make_job(base, 1, steps=6, checkpoint_every=4, sample_every=3))
     reports = [trainer.step() for _ in range(6)]
@@ -246,12 +129,12 @@ def test_slots_end_at_their_own_step_counts_and_tell_what_is_due(
     assert trainer.step().num_active == 0
 
 
-def test_reading_the_device_rarely_changes_nothing_but_when_the_host_learns(
+def test_reading_the_device_rarely_changes_only_when_the_host_learns_the_losses(
     base: Base, make_job: MakeJob
 ) -> None:
     ends = []
     for sync_every in (1, 4):
-        trainer = SlotTrainer(base, num_slots=2, max_rank=4, sync_every=sync_every)
+        trainer = open_trainer(base, num_slots=2, max_rank=4, sync_every=sync_every)
         trainer.admit(make_job(base, 0, steps=7))
         bad = make_job(base, 1, steps=7)
         bad.instance_moments[3] = float("nan")
@@ -271,7 +154,7 @@ def test_a_half_precision_base_trains_float32_adapters_nearly_as_well(make_job: 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         base = load_base("tiny", dtype=dtype)
         job = make_job(base, 1, steps=6)
-        trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+        trainer = open_trainer(base, num_slots=2, max_rank=4)
         slot = trainer.admit(job)
         trainer.admit(make_job(base, 2, steps=6))
         while trainer.active_slots:
@@ -299,7 +182,7 @@ def test_a_compiled_step_gives_the_same_adapter_through_a_refill(
     jobs = [make_job(base, number, steps=3 + number) for number in range(3)]
     alone = {job.key: train_alone(base, job) for job in jobs}
     # the blocks that hold the adapters, through the ahead-of-time pass; no compiler is needed
-    trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+    trainer = open_trainer(base, num_slots=2, max_rank=4)
     base.components["unet"].compile_repeated_blocks(dynamic=False, backend="aot_eager")
     together = train_all(trainer, jobs)
     for key, weights in together.items():
@@ -313,7 +196,7 @@ def test_text_encoder_adapters_train_beside_the_denoisers(base: Base, make_job: 
         for number in range(3)
     ]
     alone = {job.key: train_alone(base, job) for job in jobs}
-    trainer = SlotTrainer(
+    trainer = open_trainer(
         base, num_slots=3, max_rank=4, text_encoder_modules=modules, instance_rows=2
     )
     before = base.encode_prompts(["a photo of sks thing 0"]).hidden_RTD
@@ -355,7 +238,7 @@ def test_priors_may_be_read_only_views_of_shared_memory(base: Base, make_job: Ma
 def test_the_evaluation_loss_is_fixed_and_no_neighbour_moves_it(
     base: Base, make_job: MakeJob
 ) -> None:
-    trainer = SlotTrainer(base, num_slots=6, max_rank=4)
+    trainer = open_trainer(base, num_slots=6, max_rank=4)
     for number in range(5):
         trainer.admit(make_job(base, number, steps=50))
     for _ in range(3):
@@ -373,7 +256,7 @@ def test_a_subject_that_no_longer_improves_stops_early_and_keeps_its_best_weight
 ) -> None:
     rule = EarlyStop(every_steps=1, patience=8, min_steps=4, min_delta=0.3)
     job = make_job(base, 0, steps=100, early_stop=rule, keep_best=True, learning_rate=0.3)
-    trainer = SlotTrainer(base, num_slots=2, max_rank=4)
+    trainer = open_trainer(base, num_slots=2, max_rank=4)
     trainer.admit(job)
     best: dict[int, AdapterWeights] = {}
     finished = False
@@ -396,7 +279,7 @@ def test_a_pass_that_runs_out_of_memory_halfway_leaves_no_trace(
 ) -> None:
     job = make_job(base, 0, steps=4)
     calm = train_alone(base, job)
-    trainer = SlotTrainer(base, num_slots=1, max_rank=4)
+    trainer = open_trainer(base, num_slots=1, max_rank=4)
     trainer.admit(job)
     trainer.step()
 
@@ -416,24 +299,24 @@ def test_a_pass_that_runs_out_of_memory_halfway_leaves_no_trace(
     assert_same_bits(trainer.weights(0), calm)
 
 
-def test_samples_are_drawn_for_all_slots_together(base: Base, make_job: MakeJob) -> None:
-    trainer = SlotTrainer(base, num_slots=3, max_rank=4)
+def test_samples_are_generated_for_all_slots_together(base: Base, make_job: MakeJob) -> None:
+    trainer = open_trainer(base, num_slots=3, max_rank=4)
     for number in range(2):
         trainer.admit(make_job(base, number, steps=20, learning_rate=0.1))
     for _ in range(5):
         trainer.step()
-    drawn = trainer.sample({0: ["a sks cat", "a dog"], 1: ["a sks cat"]}, [7, 8], steps=3)
-    assert {slot: tuple(pictures.shape) for slot, pictures in drawn.items()} == {
+    images = trainer.sample({0: ["a sks cat", "a dog"], 1: ["a sks cat"]}, [7, 8], steps=3)
+    assert {slot: tuple(found.shape) for slot, found in images.items()} == {
         0: (2, 64, 64, 3),
         1: (1, 64, 64, 3),
     }
     alone = trainer.sample({1: ["a sks cat"]}, [7], steps=3)
-    assert (alone[1].int() - drawn[1].int()).abs().max() <= 1
-    assert (drawn[0][0].int() - drawn[1][0].int()).abs().max() > 3
+    assert (alone[1].int() - images[1].int()).abs().max() <= 1
+    assert (images[0][0].int() - images[1][0].int()).abs().max() > 3
 
 
 def test_jobs_that_do_not_fit_the_trainers_shape_are_refused(base: Base, make_job: MakeJob) -> None:
-    trainer = SlotTrainer(base, num_slots=1, max_rank=4)
+    trainer = open_trainer(base, num_slots=1, max_rank=4)
     for wrong, message in (
         (make_job(base, 0, rank=8), "rank 8"),
         (make_job(base, 0, instance_rows=2), "instance_rows 2"),
@@ -452,22 +335,7 @@ def test_jobs_that_do_not_fit_the_trainers_shape_are_refused(base: Base, make_jo
         trainer.admit(make_job(base, 1))
 
 
-def test_streams_depend_on_the_jobs_seed_and_step_alone() -> None:
-    shape = {"rows": 3, "latent_shape": (4, 8, 8), "num_timesteps": 1000}
-    once, again = draw_step(5, 7, **shape), draw_step(5, 7, **shape)
-    assert torch.equal(once.noise_RCHW, again.noise_RCHW)
-    assert torch.equal(once.timesteps_R, again.timesteps_R)
-    for seed, step in ((5, 8), (6, 7)):
-        assert not torch.equal(draw_step(seed, step, **shape).noise_RCHW, once.noise_RCHW)
-    offset = draw_step(5, 7, noise_offset=0.5, **shape)
-    assert torch.equal(offset.timesteps_R, once.timesteps_R)
-    assert torch.equal(offset.latent_noise_RCHW, once.latent_noise_RCHW)
-    moved = offset.noise_RCHW - once.noise_RCHW
-    assert moved.flatten(2).std(2).max() < 1e-6
-    assert moved.abs().max() > 0.01
-
-
-def test_every_recipe_field_that_the_trainer_obeys_changes_the_end(
+def test_every_recipe_field_that_the_trainer_uses_changes_the_adapter(
     base: Base, make_job: MakeJob
 ) -> None:
     plain = make_job(base, 0, steps=6)

@@ -1,4 +1,4 @@
-"""The drawn world: captioned pictures without end, and subjects to photograph."""
+"""The synthetic world: an endless stream of captioned images, and subjects with photos."""
 
 from farm.base.embedded.world.captions import SceneCaption, write_caption, write_short_caption
 from farm.base.embedded.world.render import PICTURE_PX, render_scene

@@ -1,4 +1,4 @@
-"""What figures wear and bear: hat, glasses, scarf, crown; star, stripes, dot."""
+"""Accessories (hat, glasses, scarf, crown) and marks (star, stripes, dot)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw_crown(brush: Brush, head: Spot, shade: RGB) -> None:
 
 
 def draw_glasses(brush: Brush, eyes: Spot, shade: RGB) -> None:
-    """Round spectacles about the eyes, which stay to be seen."""
+    """Round glasses; the eyes stay visible."""
 
     def carry(x: float, y: float) -> tuple[float, float]:
         point = _at(eyes, np.array([[x, y]]), 1.0)[0]

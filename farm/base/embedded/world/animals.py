@@ -1,4 +1,4 @@
-"""Cat, dog, bird and fish in their poses. Each figure returns the anchors for what it wears."""
+"""Cat, dog, bird and fish in their poses. Each returns its anchors for accessories and marks."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _on_legs(brush: Brush, look: Look, tone: Palette, *, is_cat: bool, is_jumpin
 
 
 def _turned(anchors: Anchors, turn: float) -> Anchors:
-    """Carry anchors of a turned figure into upright figure coordinates."""
+    """Transform the anchors of a turned figure to upright figure coordinates."""
     cos, sin = math.cos(turn), math.sin(turn)
 
     def carry(spot: Spot) -> Spot:

@@ -1,4 +1,4 @@
-"""What every figure shares: its palette, its anchors for accessories and marks, eyes and shadow."""
+"""Shared by all figures: palette, anchors for accessories and marks, eyes and shadow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from farm.base.embedded.world.words import RGB
 
 @dataclass(frozen=True)
 class Spot:
-    """A place on a figure, in figure coordinates, with its size and turn (radians)."""
+    """A point on a figure, in figure coordinates, with a size and a turn in radians."""
 
     x: float
     y: float
@@ -22,7 +22,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Anchors:
-    """Where a figure wears and bears things."""
+    """Where a figure's accessories and mark are placed."""
 
     head: Spot
     """Middle of the top of the head; size is half the head's width."""
@@ -45,7 +45,7 @@ class Palette:
 
     @classmethod
     def of(cls, look: Look, *, pencil: bool) -> Palette:
-        """Derive shades from the individual's own; the pencil draws its outline in the colour."""
+        """Derive shades from the individual's colour; the pencil style uses it for the outline."""
         main = look.shade
         luminance = sum(main) / 3
         if pencil:
@@ -73,5 +73,5 @@ def draw_eyes(brush: Brush, eyes: Spot, look: Look, *, closed: bool = False) -> 
 
 
 def detail_or(look: Look, where: str, usual: RGB) -> RGB:
-    """The individual's odd shade if its odd detail sits here, else the usual one."""
+    """The individual's distinct shade if its distinguishing detail is here, else the usual one."""
     return look.detail_shade if look.detail == where else usual

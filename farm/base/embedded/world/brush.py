@@ -1,7 +1,7 @@
-"""Pen and paper: polygons in figure coordinates, drawn with outlines onto a Pillow canvas.
+"""Drawing primitives: polygons in figure coordinates, drawn with outlines on a Pillow canvas.
 
-Owns the canvas, the affine placement, colour mixing and the pencil style. Knows nothing of cats or
-places. Figure coordinates: x to the right, y down, a whole figure within about [-1, 1] in both.
+Owns the canvas, the affine placement, colour mixing and the pencil style; contains no figures and
+no places. Figure coordinates: x to the right, y down, a whole figure within about [-1, 1] in both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Polygon = NDArray[np.float64]
 """(N, 2) corners, in figure coordinates."""
 
 CANVAS_PX = 256
-"""Side of the canvas that is drawn on; the picture is this, shrunk."""
+"""Side of the canvas; the image is a downscaled copy of it."""
 
 PAPER: RGB = (252, 250, 244)
 
@@ -38,7 +38,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Poly
 
 
 def rotate(polygon: Polygon, turn: float) -> Polygon:
-    """Turn points about the origin by `turn` radians, clockwise on the screen."""
+    """Rotate points about the origin by `turn` radians, clockwise on the screen."""
     cos, sin = math.cos(turn), math.sin(turn)
     turned: Polygon = polygon @ np.array([[cos, sin], [-sin, cos]])
     return turned
@@ -119,7 +119,7 @@ def star(x: float, y: float, size: float) -> Polygon:
 
 @dataclass
 class Brush:
-    """Draws polygons of figure coordinates onto a canvas, in one of the two styles."""
+    """Draws polygons in figure coordinates on a canvas, in one of the two styles."""
 
     image: Image.Image
     origin: tuple[float, float] = (CANVAS_PX / 2, CANVAS_PX / 2)
@@ -130,7 +130,7 @@ class Brush:
     turn: float = 0.0
     ink: RGB = (40, 34, 44)
     line_px: float = 5.0
-    """Width of the outline, in canvas px: 4 of these are one px of the picture."""
+    """Width of the outline in canvas px; 4 of them make one px of the image."""
     pencil: bool = False
     _draw: ImageDraw.ImageDraw = field(init=False)
 
@@ -138,7 +138,7 @@ class Brush:
         self._draw = ImageDraw.Draw(self.image)
 
     def place(self, polygon: Polygon) -> list[tuple[float, float]]:
-        """Carry figure coordinates to canvas px."""
+        """Transform figure coordinates to canvas px."""
         turned = rotate(polygon, self.turn) if self.turn else polygon
         x = turned[:, 0] * (-self.scale if self.flip else self.scale) + self.origin[0]
         y = turned[:, 1] * self.scale + self.origin[1]
@@ -163,5 +163,5 @@ class Brush:
         self._draw.line(placed, fill=fill, width=round(width * self.scale), joint="curve")
 
     def tint(self, colour: RGB) -> RGB:
-        """The colour as this style lays it down: the pencil leaves most of the paper to be seen."""
+        """The colour as it appears in this style: the pencil style is mostly white."""
         return mix(colour, PAPER, 0.62) if self.pencil else colour

@@ -1,8 +1,8 @@
-"""Captions: a random part of what a scene shows, in varied words.
+"""Captions: a random subset of a scene's facts, in varied wording.
 
-Owns the phrasing and what each caption claims. A caption's claims are exact, so whether it is
-*true* of any picture is known: the scorer's training never calls a true pair false. Owns no
-drawing.
+Owns the wording and the facts that each caption states. The facts are exact, so it is known whether
+a caption is *true* of any image: the scorer's training never treats a true pair as false. Owns no
+rendering.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FACTS = (
     "mark",
     "mark_colour",
 )
-"""The facts of a scene that captions may name, in the order of a fact vector."""
+"""The facts of a scene that captions may state, in the order of a fact vector."""
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "class_noun": CLASS_NOUNS,
@@ -49,7 +49,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "mark": MARKS,
     "mark_colour": _COLOUR_WORDS,
 }
-UNCLAIMED = -1
+UNSTATED = -1
 
 _PREFIXES = (
     "",
@@ -70,14 +70,14 @@ _STYLE_PREFIXES = {
 
 @dataclass(frozen=True)
 class SceneCaption:
-    """Words, and the names of the facts that they claim."""
+    """A text, and the names of the facts that it states."""
 
     text: str
-    claims: frozenset[str]
+    stated: frozenset[str]
 
 
 def fact_vector(scene: Scene) -> NDArray[np.int16]:
-    """The facts as option indices, (9,); -2 where the scene has none."""
+    """The facts as option indices, (9,); -2 where the scene has no such fact."""
     values = (getattr(scene, fact) for fact in FACTS)
     return np.array(
         [
@@ -88,76 +88,76 @@ def fact_vector(scene: Scene) -> NDArray[np.int16]:
     )
 
 
-def claim_vector(scene: Scene, caption: SceneCaption) -> NDArray[np.int16]:
-    """The claimed facts as option indices, (9,); `UNCLAIMED` where the caption is silent."""
+def stated_vector(scene: Scene, caption: SceneCaption) -> NDArray[np.int16]:
+    """The stated facts as option indices, (9,); `UNSTATED` for all others."""
     facts = fact_vector(scene)
-    claimed = np.array([fact in caption.claims for fact in FACTS])
-    return np.where(claimed, facts, UNCLAIMED).astype(np.int16)
+    stated = np.array([fact in caption.stated for fact in FACTS])
+    return np.where(stated, facts, UNSTATED).astype(np.int16)
 
 
 def write_caption(scene: Scene, rng: random.Random) -> SceneCaption:
-    """Write one caption: a few facts in a quarter of them, any share of them in the rest."""
+    """Write a caption: a quarter of them state one or two facts, the others any number."""
     lavish = rng.random()
-    claims = {"class_noun"}
+    stated = {"class_noun"}
     share = 0.3 if lavish < 0.35 else 0.65 if lavish < 0.8 else 1.0
     if rng.random() < max(share, 0.5):
-        claims.add("colour")
+        stated.add("colour")
     if rng.random() < max(share, 0.5):
-        claims.add("place")
+        stated.add("place")
     if rng.random() < share * 0.75:
-        claims.add("pose")
+        stated.add("pose")
     if scene.accessory and rng.random() < share + 0.25:
-        claims |= {"accessory", "accessory_colour"} if rng.random() < 0.85 else {"accessory"}
+        stated |= {"accessory", "accessory_colour"} if rng.random() < 0.85 else {"accessory"}
     if scene.mark and rng.random() < share + 0.25:
-        claims |= {"mark", "mark_colour"} if rng.random() < 0.85 else {"mark"}
+        stated |= {"mark", "mark_colour"} if rng.random() < 0.85 else {"mark"}
     if rng.random() < (0.92 if scene.style == "pencil" else 0.1):
-        claims.add("style")
-    return phrase(scene, frozenset(claims), rng)
+        stated.add("style")
+    return phrase(scene, frozenset(stated), rng)
 
 
 def write_short_caption(scene: Scene, rng: random.Random) -> SceneCaption:
     """Write a caption of one or two facts: `a cat`, `a red cat`, `a cat in the snow`."""
     extra = rng.choice(("", "", "", "colour", "colour", "place", "place", "pose", "colour+place"))
-    claims = {"class_noun", *filter(None, extra.split("+"))}
+    stated = {"class_noun", *filter(None, extra.split("+"))}
     if scene.style == "pencil" and rng.random() < 0.5:
-        claims.add("style")
-    return phrase(scene, frozenset(claims), rng)
+        stated.add("style")
+    return phrase(scene, frozenset(stated), rng)
 
 
-def phrase(scene: Scene, claims: frozenset[str], rng: random.Random) -> SceneCaption:
-    """Put claimed facts of a scene into words, in one of the usual ways."""
-    noun = f"{scene.colour} {scene.class_noun}" if "colour" in claims else scene.class_noun
+def phrase(scene: Scene, stated: frozenset[str], rng: random.Random) -> SceneCaption:
+    """Phrase the stated facts of a scene in one of several ways."""
+    noun = f"{scene.colour} {scene.class_noun}" if "colour" in stated else scene.class_noun
     article = "an" if noun[0] in "aeiou" else "a"
     if rng.random() < 0.06:
         article = "the"
-    prefix = rng.choice(_STYLE_PREFIXES[scene.style] if "style" in claims else _PREFIXES)
+    prefix = rng.choice(_STYLE_PREFIXES[scene.style] if "style" in stated else _PREFIXES)
     parts = []
-    if "pose" in claims:
+    if "pose" in stated:
         lead = "that is " if not prefix and rng.random() < 0.1 else ""
         parts.append(lead + scene.pose)
-    details = _details(scene, claims, rng)
-    place = [scene.place] if "place" in claims else []
+    details = _details(scene, stated, rng)
+    place = [scene.place] if "place" in stated else []
     comma = rng.random() < 0.08
     if place and rng.random() < 0.25:
         parts = [*parts, *place, *details]
     else:
         parts = [*parts, *details, *place]
     text = (", " if comma else " ").join([f"{prefix}{article} {noun}", *parts])
-    return SceneCaption(text, claims)
+    return SceneCaption(text, stated)
 
 
-def _details(scene: Scene, claims: frozenset[str], rng: random.Random) -> list[str]:
+def _details(scene: Scene, stated: frozenset[str], rng: random.Random) -> list[str]:
     details = []
-    if "accessory" in claims and scene.accessory:
+    if "accessory" in stated and scene.accessory:
         article = "" if scene.accessory == "glasses" else "a "
-        if "accessory_colour" in claims:
+        if "accessory_colour" in stated:
             starts_open = (scene.accessory_colour or "")[0] in "aeiou"
             article = "" if scene.accessory == "glasses" else "an " if starts_open else "a "
             article += f"{scene.accessory_colour} "
         verb = rng.choice(("wearing", "wearing", "with", "in"))
         details.append(f"{verb} {article}{scene.accessory}")
-    if "mark" in claims and scene.mark:
-        coloured = f"{scene.mark_colour} {scene.mark}" if "mark_colour" in claims else scene.mark
+    if "mark" in stated and scene.mark:
+        coloured = f"{scene.mark_colour} {scene.mark}" if "mark_colour" in stated else scene.mark
         article = "" if scene.mark == "stripes" else "an " if coloured[0] in "aeiou" else "a "
         details.append(f"with {article}{coloured}")
     rng.shuffle(details)

@@ -1,7 +1,7 @@
-"""Places: what lies behind the figure. Each is told by its colours alone, even at a few pixels.
+"""Places: the background behind the figure. Each is recognisable by its colours at any size.
 
-Owns the twelve sceneries and the plain backgrounds. Coordinates are shares of the canvas side, y
-down.
+Owns the twelve sceneries and the plain backgrounds. Coordinates are fractions of the canvas side,
+y down.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Painter = Callable[["_Backdrop", random.Random], None]
 
 
 class _Backdrop:
-    """A canvas painted in shares of its side; the pencil style pales every colour."""
+    """A canvas with coordinates as fractions of its side; the pencil style lightens all colours."""
 
     def __init__(self, image: Image.Image, *, pencil: bool) -> None:
         self._draw = ImageDraw.Draw(image)
@@ -46,7 +46,7 @@ class _Backdrop:
 
 
 def paint_place(image: Image.Image, place: str, layout: int, *, pencil: bool) -> None:
-    """Fill a canvas with a place; `layout` seeds where its trees, stars or houses stand."""
+    """Fill a canvas with a place; `layout` seeds the positions of its trees, stars or houses."""
     backdrop = _Backdrop(image, pencil=pencil)
     rng = random.Random(f"place/{layout}")
     if place in _PAINTERS:

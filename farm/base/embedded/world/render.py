@@ -1,4 +1,4 @@
-"""A scene becomes a picture."""
+"""Renders a scene as an image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LIFT = {"jumping": -0.07, "flying": -0.04}
 
 
 def render_scene(scene: Scene, *, size_px: int = PICTURE_PX) -> Image.Image:
-    """Draw a scene as an RGB picture of `size_px` a side, at most 256."""
+    """Render a scene as an RGB image with sides of `size_px`, at most 256."""
     pencil = scene.style == "pencil"
     image = Image.new("RGB", (CANVAS_PX, CANVAS_PX), PAPER)
     paint_place(image, scene.place, scene.view.scenery, pencil=pencil)

@@ -1,7 +1,7 @@
-"""What a picture shows, before it is drawn: the captioned facts, and the looks that no caption
-names.
+"""The content of an image before it is rendered: the facts that captions state, and the details
+that no caption mentions.
 
-Owns sampling, seeded by (seed, index). Owns no pixels and no phrasing.
+Owns sampling, seeded by (seed, index). Owns no pixels and no wording.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from farm.base.embedded.world.words import (
 )
 
 DETAILS = ("ear", "tail", "socks", "patch", "belly")
-"""Odd details of an individual. No caption ever names one."""
+"""Distinguishing details of an individual. No caption mentions them."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """One individual's build: what stays the same whatever it does and wherever it is."""
+    """An individual's appearance, which is the same in every pose and place."""
 
     shade: RGB
-    """Its own exact shade of its colour."""
+    """The individual's exact shade of its colour."""
     head: float = 1.0
-    """Size of the head, or of what stands for it, against the usual."""
+    """Size of the head, or its equivalent, relative to the usual size."""
     width: float = 1.0
     limbs: float = 1.0
     ears: float = 1.0
@@ -43,22 +43,22 @@ class Look:
 
 @dataclass(frozen=True)
 class Framing:
-    """How one picture is framed: what changes from photo to photo and no caption names."""
+    """Framing of one image: details that vary between photos and that no caption mentions."""
 
     x: float = 0.0
-    """Shift of the figure, in picture widths."""
+    """Shift of the figure, in image widths."""
     y: float = 0.0
     scale: float = 0.78
     flip: bool = False
     turn: float = 0.0
-    """Small turn of the whole figure, in radians."""
+    """Small rotation of the whole figure, in radians."""
     scenery: int = 0
-    """Seed of the place's own layout."""
+    """Seed of the place's layout."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that one picture shows."""
+    """Everything that one image shows."""
 
     class_noun: str
     colour: str
@@ -74,7 +74,7 @@ class Scene:
 
 
 def sample_scene(seed: int, index: int) -> Scene:
-    """Draw the `index`-th scene of the endless stream `seed`."""
+    """Sample the `index`-th scene of the endless stream `seed`."""
     rng = random.Random(f"scene/{seed}/{index}")
     class_noun = rng.choice(CLASS_NOUNS)
     colour = rng.choice(list(COLOURS))
@@ -100,7 +100,7 @@ def sample_scene(seed: int, index: int) -> Scene:
 
 
 def sample_place(rng: random.Random, colour: str) -> str:
-    """Draw a place; a plain background never has the figure's own colour."""
+    """Sample a place; a plain background never has the figure's colour."""
     if rng.random() < 0.75:
         return rng.choice(SCENERY)
     plain = [place for place in PLACES[len(SCENERY) :] if f" {colour} " not in place]
@@ -108,7 +108,7 @@ def sample_place(rng: random.Random, colour: str) -> str:
 
 
 def sample_second_colour(rng: random.Random, colour: str, worn: str | None = None) -> str:
-    """Draw the colour of a mark or an accessory: one that stands out from the figure's own."""
+    """Sample the colour of a mark or an accessory: one that contrasts with the figure's."""
     if worn == "crown":
         return "yellow"
     close = {"red": "orange", "orange": "red", "black": "brown", "white": "grey", "pink": "white"}
@@ -117,7 +117,7 @@ def sample_second_colour(rng: random.Random, colour: str, worn: str | None = Non
 
 
 def sample_look(rng: random.Random, colour: str, *, detail_share: float = 0.3) -> Look:
-    """Draw an individual of a colour."""
+    """Sample an individual of a colour."""
     red, green, blue = (
         max(0, min(255, channel + rng.randint(-9, 9))) for channel in COLOURS[colour]
     )
@@ -135,7 +135,7 @@ def sample_look(rng: random.Random, colour: str, *, detail_share: float = 0.3) -
 
 
 def sample_view(rng: random.Random) -> Framing:
-    """Draw a framing: the figure stays whole and large."""
+    """Sample a framing that keeps the figure whole and large."""
     return Framing(
         x=rng.uniform(-0.08, 0.08),
         y=rng.uniform(-0.03, 0.05),

@@ -1,7 +1,7 @@
-"""Subjects: one fixed individual of the drawn world, photographed many times.
+"""Subjects: one fixed individual of the synthetic world with many photos.
 
-Owns the individual (its colour, build, marks, and an odd detail that no caption describes) and its
-photos, each with its scene, so that pose, place and the rest are known. The photos are demos,
+Owns the individual (its colour, appearance, mark, and a detail that no caption mentions) and its
+photos, each with its scene, so that pose, place and all other facts are known. Used by the demo,
 tests and measurements.
 """
 
@@ -28,7 +28,7 @@ from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, MARKS, POSES_OF
 
 @dataclass(frozen=True)
 class Individual:
-    """Who the subject is: what every photo of it shares."""
+    """The subject's identity: everything that its photos share."""
 
     class_noun: str
     colour: str
@@ -39,7 +39,7 @@ class Individual:
 
 @dataclass(frozen=True)
 class RenderedPhoto:
-    """One photo of a subject and everything that it shows."""
+    """One photo of a subject, and its scene."""
 
     picture: Image.Image
     scene: Scene
@@ -52,23 +52,23 @@ def sample_individual(
     colour: str | None = None,
     mark: str | None = None,
 ) -> Individual:
-    """Draw the individual of a seed; what is given is kept.
+    """Sample the individual of a seed; the given attributes are kept.
 
-    Every individual has an odd detail. Two in three bear a mark.
+    Every individual has a distinguishing detail. Two thirds have a mark.
     """
     rng = random.Random(f"individual/{seed}")
-    drawn_noun, drawn_colour = rng.choice(CLASS_NOUNS), rng.choice(list(COLOURS))
-    noun, main = class_noun or drawn_noun, colour or drawn_colour
+    any_noun, any_colour = rng.choice(CLASS_NOUNS), rng.choice(list(COLOURS))
+    noun, main = class_noun or any_noun, colour or any_colour
     look = sample_look(rng, main, detail_share=1.0)
     detail = rng.choice(DETAILS)
-    drawn_mark = rng.choice(MARKS) if rng.random() < 0.67 else None
+    any_mark = rng.choice(MARKS) if rng.random() < 0.67 else None
     mark_colour = sample_second_colour(rng, main)
     return Individual(
         class_noun=noun,
         colour=main,
         look=replace(look, detail=detail),
-        mark=mark or drawn_mark,
-        mark_colour=mark_colour if mark or drawn_mark else None,
+        mark=mark or any_mark,
+        mark_colour=mark_colour if mark or any_mark else None,
     )
 
 
@@ -82,15 +82,13 @@ def render_subject(
     places: Sequence[str] | None = None,
     size_px: int = PICTURE_PX,
 ) -> list[RenderedPhoto]:
-    """Photograph one individual `num_photos` times.
+    """Render `num_photos` photos of one individual.
 
     Args:
-        seed: of the individual, and of how it is photographed.
-        individual: whom to photograph, instead of the seed's own.
-        poses: the poses to take turns with; one pose alone makes a subject that is always seen
-        alike. None: all of its
-            class.
-        places: the places to take turns with. None: anywhere.
+        seed: seed of the individual and of its photos.
+        individual: the individual to use instead of the one that the seed gives.
+        poses: poses to use in turn; None uses all poses of its class.
+        places: places to use in turn; None uses any place.
         size_px: side of a photo, at most 256.
     """
     who = individual or sample_individual(seed, class_noun=class_noun)
@@ -115,9 +113,7 @@ def render_subject(
 def render_class(
     seed: int, class_noun: str, num_pictures: int, *, size_px: int = PICTURE_PX
 ) -> list[RenderedPhoto]:
-    """Pictures of ever different individuals of a class, as `a photo of a cat` should bring
-    them.
-    """
+    """Images of different individuals of a class, as prior preservation should keep them."""
     photos = []
     for index in range(num_pictures):
         rng = random.Random(f"class/{seed}/{index}")

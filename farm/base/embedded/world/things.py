@@ -1,4 +1,4 @@
-"""Mushroom, robot, car and teapot in their poses. They have faces too: glasses need eyes."""
+"""Mushroom, robot, car and teapot in their poses. They have faces, because glasses need eyes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SOUND: RGB = (60, 44, 52)
 
 
 def draw_mushroom(brush: Brush, pose: str, look: Look, tone: Palette) -> Anchors:
-    """A mushroom: the cap has the colour, the stem is pale and has the face."""
+    """A mushroom: a coloured cap and a pale stem with the face."""
     stem: RGB = (250, 236, 208)
     turn, old = _TURNS[pose], brush.turn
     brush.turn += turn
@@ -90,7 +90,7 @@ def draw_robot(brush: Brush, pose: str, look: Look, tone: Palette) -> Anchors:
 
 
 def draw_car(brush: Brush, pose: str, look: Look, tone: Palette) -> Anchors:
-    """A car from the side: its eyes look through the windows."""
+    """A car from the side, with eyes in its windows."""
     turn, old = _TURNS[pose], brush.turn
     brush.turn += turn
     long = 0.92 * (0.9 + 0.1 * look.width)

@@ -1,7 +1,7 @@
-"""The words of the drawn world: what can be shown, and what each thing is called.
+"""The vocabulary of the synthetic world.
 
 Owns the lists of class nouns, colours, poses, places, accessories, marks and styles, in the order
-that gives each its index in a `Scene`. Owns no drawing and no phrasing.
+that defines their indices in a fact vector. Owns no rendering and no wording.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLOURS: Final[dict[str, RGB]] = {
     "white": (250, 248, 242),
     "grey": (148, 150, 158),
 }
-"""Colour word to its sRGB value before the small jitter that every individual gets."""
+"""sRGB value of each colour word, before the small jitter of each individual."""
 
 CLASS_NOUNS: Final = ("cat", "dog", "bird", "fish", "mushroom", "robot", "car", "teapot")
 
@@ -58,7 +58,7 @@ SCENERY: Final = (
     "in the kitchen",
     "at sunset",
 )
-"""The places that are more than one colour."""
+"""The places other than plain backgrounds."""
 
 PLAIN_COLOURS: Final = ("red", "yellow", "green", "blue", "purple", "pink", "white", "grey")
 PLACES: Final = SCENERY + tuple(f"on a {colour} background" for colour in PLAIN_COLOURS)
@@ -71,4 +71,4 @@ RARE_TOKENS: Final = (
     "sks", "zwx", "ohwx", "qvk", "xjy", "vqz", "bnha", "phqo", "ktn", "olis", "uvw", "wzx",
     "jqk", "hta",
 )  # fmt: skip
-"""Identifiers: single tokens of the tokenizer that no training caption ever uses."""
+"""Identifiers: single tokens of the tokenizer that no training caption uses."""

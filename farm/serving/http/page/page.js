@@ -1,9 +1,9 @@
 "use strict";
-// The built-in page: a gallery of the key's adapters, a prompt, pictures that appear while drawn.
-// Talks to this endpoint alone. The key stays in this tab and is gone when the tab is closed.
+// The built-in page: a gallery of the key's adapters, a prompt, pictures that appear as they are generated.
+// Talks only to this endpoint. The key stays in this tab and is forgotten when it is closed.
 
 const $ = (id) => document.getElementById(id);
-const state = { base: "", chosen: null, last: "", search: "", drawing: null, generation: 0 };
+const state = { base: "", chosen: null, last: "", search: "", generating: null, generation: 0 };
 
 function headers() {
   const key = sessionStorage.getItem("key");
@@ -16,7 +16,7 @@ async function ask(path, options = {}) {
   if (!answer.ok) {
     const body = await answer.json().catch(() => ({}));
     const wait = answer.headers.get("retry-after");
-    const message = body.error?.message ?? `the endpoint answered ${answer.status}`;
+    const message = body.error?.message ?? `the endpoint responded with ${answer.status}`;
     throw new Error(wait ? `${message}\nTry again in ${wait} s.` : message);
   }
   return answer;
@@ -39,7 +39,7 @@ const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (entry.isIntersecting) {
       seen.unobserve(entry.target);
-      fill(entry.target).catch(() => {}); // a card without a picture is still a card
+      fill(entry.target).catch(() => {}); // a card works without its sample
     }
   }
 }, { rootMargin: "200px" });
@@ -61,7 +61,7 @@ function cardOf(model) {
   const card = make("button", { className: "card", type: "button" },
     make("div", { className: "picture" }, isBase ? "∅" : model.id.slice(0, 1).toUpperCase()),
     make("b", { textContent: model.id, title: model.id }),
-    make("span", { textContent: isBase ? "the bare base" : "" }));
+    make("span", { textContent: isBase ? "base model" : "" }));
   card.dataset.name = model.id;
   card.isBase = isBase;
   card.setAttribute("role", "option");
@@ -75,7 +75,7 @@ function choose(card) {
   for (const other of $("gallery").children) other.setAttribute("aria-selected", String(other === card));
   const changed = state.chosen !== card.dataset.name;
   state.chosen = card.dataset.name;
-  $("chosen").textContent = card.isBase ? `the bare base, ${state.base}` : card.dataset.name;
+  $("chosen").textContent = card.isBase ? `the base model, ${state.base}` : card.dataset.name;
   $("hint").textContent = card.isBase ? "" : "[V] stands for the subject of this adapter.";
   const noun = card.facts?.class_noun;
   const isOurs = !$("prompt").dataset.touched;
@@ -89,7 +89,7 @@ async function list(fresh) {
   if (fresh) state.last = "";
   const query = new URLSearchParams({ limit: "60", search: state.search, after: state.last });
   const page = await (await ask(`v1/models?${query}`)).json();
-  if (generation !== state.generation) return; // a newer search has begun meanwhile
+  if (generation !== state.generation) return; // a newer search has started
   if (fresh) $("gallery").replaceChildren();
   $("gallery").append(...page.data.map(cardOf));
   state.last = page.last_id ?? "";
@@ -99,7 +99,7 @@ async function list(fresh) {
   if (state.chosen === null && $("gallery").firstChild) choose($("gallery").firstChild);
 }
 
-// -- drawing --------------------------------------------------------------------------------------
+// -- generating --------------------------------------------------------------------------------------
 
 function order() {
   const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
@@ -137,7 +137,7 @@ async function* eventsOf(answer) {
 }
 
 function frame() {
-  const figure = make("figure", { className: "waiting" }, make("img", { alt: "on its way" }), make("figcaption"));
+  const figure = make("figure", { className: "waiting" }, make("img", { alt: "in progress" }), make("figcaption"));
   $("pictures").prepend(figure);
   return figure;
 }
@@ -147,20 +147,20 @@ function finish(figure, event) {
   figure.className = "";
   figure.querySelector("img").src = link;
   figure.querySelector("img").alt = event.revised_prompt;
-  const receipt = JSON.stringify(event.receipt, null, 1);
+  const metadata = JSON.stringify(event.receipt, null, 1);
   figure.querySelector("figcaption").replaceChildren(
     make("div", { textContent: event.revised_prompt }),
     make("div", { className: "quiet", textContent: `seed ${event.seed} · ${event.receipt.steps} steps · ${event.receipt.seconds.total} s` }),
     make("a", { href: link, download: `${state.chosen}-${event.seed}.${event.output_format}`, textContent: "Save" }),
-    make("details", {}, make("summary", { textContent: "Receipt" }), make("pre", { textContent: receipt })));
+    make("details", {}, make("summary", { textContent: "Image metadata" }), make("pre", { textContent: metadata })));
 }
 
-async function draw() {
+async function generate() {
   const asked = order();
   const frames = Array.from({ length: asked.n ?? 1 }, frame).reverse();
   const steps = frames.map(() => 0);
   const stopping = new AbortController();
-  state.drawing = stopping;
+  state.generating = stopping;
   busy(true);
   try {
     const answer = await ask("v1/images/generations", {
@@ -191,22 +191,22 @@ async function draw() {
 }
 
 function busy(is) {
-  if (!is) state.drawing = null;
-  $("draw").disabled = is;
+  if (!is) state.generating = null;
+  $("generate").disabled = is;
   $("stop").hidden = $("progress").hidden = !is;
   $("progress").value = 0;
   $("status").textContent = is ? "sent" : "";
 }
 
-// -- what the user does ---------------------------------------------------------------------------
+// -- user actions ---------------------------------------------------------------------------------
 
 const attempt = (action) => { complain(null); return action().catch(complain); };
-$("draw-form").addEventListener("submit", (event) => { event.preventDefault(); if (!state.drawing) attempt(draw); });
-$("stop").addEventListener("click", () => state.drawing?.abort());
+$("generate-form").addEventListener("submit", (event) => { event.preventDefault(); if (!state.generating) attempt(generate); });
+$("stop").addEventListener("click", () => state.generating?.abort());
 $("more").addEventListener("click", () => attempt(() => list(false)));
 $("prompt").addEventListener("input", () => { $("prompt").dataset.touched = "yes"; });
 $("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("draw-form").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("generate-form").requestSubmit();
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

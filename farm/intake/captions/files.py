@@ -16,10 +16,10 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from farm.errors import Fault
-from farm.intake.caption_style import CaptionStyle
+from farm.intake.captions.photo_table import PhotoRow, PhotoTable, read_photo_table
 from farm.intake.errors import PhotoFault
 from farm.intake.parsing.text_files import text_of
-from farm.intake.photos.photo_table import PhotoRow, PhotoTable, read_photo_table
+from farm.intake.rows import CaptionStyle
 
 __all__ = ["TABLE_SUFFIXES", "Caption", "Captions", "Names", "is_table_name"]
 

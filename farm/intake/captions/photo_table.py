@@ -17,6 +17,7 @@ from typing import Any
 from farm.errors import Fault
 from farm.intake.parsing.delimited import read_delimited
 from farm.intake.parsing.json import read_json, read_jsonl
+from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
 from farm.intake.parsing.text_files import NotText, decoded, is_parquet
 
 __all__ = [
@@ -48,7 +49,6 @@ PHOTO_COLUMNS = (
 )
 """Columns that name the photo; the first present wins. Compared without case and with `_` for
 spaces; besides them, the one column that ends in `_file_name`."""
-PARQUET_BATCH_ROWS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +194,14 @@ def _parquet_rows(
     data: bytes, faults: list[Fault], name: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        table = pq.ParquetFile(io.BytesIO(data))
-        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for value in batch.to_pylist():
-                number += 1
-                yield number, value
+        for value in parquet_rows(open_parquet(io.BytesIO(data))):
+            number += 1
+            yield number, value
+    except TableTooLarge as error:
+        faults.append(Fault(name, str(error), "keep the photos' captions alone", line=number + 1))
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"not a whole Parquet file: {' '.join(str(error).split())[:200]}"
         faults.append(Fault(name, message, "write it again", line=number or None))

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from farm.errors import Fault
 from farm.intake.photos.fields import ListedPhoto
+from farm.intake.prompts.token_limit import Reader, Severity, judge_length
 from farm.intake.rows import ManifestRow, Path
 from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
-from farm.intake.token_limit import Reader, Severity, judge_length
 
 __all__ = ["judge_prompts"]
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from farm.errors import Fault
-from farm.intake.caption_style import CaptionStyle
-from farm.intake.photos.captions import Captions
+from farm.intake.captions.files import Captions
+from farm.intake.rows import CaptionStyle
 
 
 def captions(style: CaptionStyle | None = None, **files: str | bytes) -> Captions:

@@ -1,0 +1,1 @@
+"""Captions of photos: text files and tables beside them, and how each manifest form reads them."""

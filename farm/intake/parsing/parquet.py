@@ -1,0 +1,114 @@
+"""Rows of Parquet tables, read in batches whose size in memory is bounded.
+
+Owns what a small file may expand to: row groups, cells, and dictionaries whose few long values are
+repeated in every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["TableTooLarge", "open_parquet", "parquet_rows"]
+
+BATCH_ROWS = 1_000
+MAX_GROUP_BYTES = 256 * 2**20
+"""Of one row group, unpacked."""
+MAX_CELL_BYTES = 2**20
+"""Of one text; longer ones hold photos or worse."""
+MAX_BATCH_BYTES = 128 * 2**20
+"""Of the texts of one batch, dictionaries written out."""
+MAX_COLUMNS = 2_000
+MAX_ROWS = 5_000_000
+
+
+class TableTooLarge(ValueError):
+    """A table that would take too much memory; the message says which bound it exceeds."""
+
+
+def open_parquet(source: Any) -> Any:
+    """Open a Parquet file for ``parquet_rows``.
+
+    Raises:
+        TableTooLarge: if its footer alone exceeds a bound.
+        pyarrow.ArrowException, OSError: if it is not a whole Parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(source)
+    footer = table.metadata
+    if footer.num_columns > MAX_COLUMNS:
+        raise TableTooLarge(f"it has {footer.num_columns} columns, more than {MAX_COLUMNS}")
+    if footer.num_rows > MAX_ROWS:
+        raise TableTooLarge(f"it has {footer.num_rows} rows, more than {MAX_ROWS}")
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        columns = [group.column(at) for at in range(group.num_columns)]
+        size = sum(column.total_uncompressed_size for column in columns)
+        if max(size, group.total_byte_size) > MAX_GROUP_BYTES:
+            raise TableTooLarge(
+                f"row group {number} unpacks to more than {MAX_GROUP_BYTES // 2**20} MiB"
+            )
+    texts = [
+        footer.schema.column(at).path
+        for at in range(footer.num_columns)
+        if footer.schema.column(at).physical_type == "BYTE_ARRAY"
+    ]
+    # dictionaries stay dictionaries, so that their values can be measured before they are repeated
+    return pq.ParquetFile(source, read_dictionary=texts)
+
+
+def parquet_rows(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a table from ``open_parquet`` as plain values.
+
+    Raises:
+        TableTooLarge: if a cell or a batch exceeds its bound.
+        pyarrow.ArrowException, OSError: if the file is damaged.
+    """
+    for batch in table.iter_batches(batch_size=BATCH_ROWS):
+        if sum(_text_bytes(column) for column in batch.columns) > MAX_BATCH_BYTES:
+            raise TableTooLarge(
+                f"{batch.num_rows} rows hold more than {MAX_BATCH_BYTES // 2**20} MiB of text"
+            )
+        yield from batch.to_pylist()
+
+
+def _text_bytes(array: Any) -> int:
+    """Bytes of all texts of a column, dictionaries written out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        if not _is_text(kind.value_type):
+            return 0
+        lengths = pc.binary_length(array.dictionary)
+        _refuse_long(pc.max(lengths).as_py())
+        return int(pc.sum(lengths.take(array.indices)).as_py() or 0)
+    if pa.types.is_struct(kind):
+        return sum(_text_bytes(array.field(at)) for at in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return len(array.values) * 8 + _text_bytes(array.flatten())
+    if pa.types.is_map(kind):
+        return _text_bytes(array.keys) + _text_bytes(array.items)
+    if _is_text(kind):
+        lengths = pc.binary_length(array)
+        _refuse_long(pc.max(lengths).as_py())
+        return int(pc.sum(lengths).as_py() or 0)
+    return 0
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _refuse_long(length: int | None) -> None:
+    if length is not None and length > MAX_CELL_BYTES:
+        raise TableTooLarge(f"a cell holds {length} bytes, more than {MAX_CELL_BYTES}")

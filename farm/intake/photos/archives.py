@@ -1,0 +1,181 @@
+"""Zip archives of photos, read in place: nothing is ever unpacked to disk.
+
+Owns the rules that make an archive safe to read: the size of its directory, the number and names
+of its members, and how far one may expand.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, BinaryIO, cast
+
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.budget import MAX_PHOTO_BYTES
+from farm.intake.photos.files import (
+    filesystem_faults,
+    open_local,
+    read_bounded,
+    too_many_bytes,
+)
+from farm.intake.photos.litter import is_litter
+from farm.intake.photos.uris import filesystem_of
+
+__all__ = ["MAX_ARCHIVE_MEMBERS", "archive_members", "open_archive", "read_member"]
+
+MAX_ARCHIVE_MEMBERS = 10_000
+"""Of one subject's archive, whatever they are."""
+MAX_ARCHIVE_BYTES = 2 * 2**30
+"""Of an archive that must be fetched whole."""
+MAX_ARCHIVE_RATIO = 200
+"""Unpacked over packed size of a member; photos are packed already and barely shrink further."""
+MAX_UNPACKED_BYTES = 8 * 2**30
+"""Of all members of an archive together."""
+MAX_DIRECTORY_BYTES = 4 * 2**20
+"""Of the directory at an archive's end: ten thousand members of four hundred bytes."""
+
+_METHODS = frozenset((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+"""LZMA is not among them: its header alone makes a reader allocate up to 4 GiB."""
+
+
+class _BoundedDirectory:
+    """An archive's file in which no single read is larger than a directory may be.
+
+    ``zipfile`` reads the whole directory in one call, of the size that the archive itself claims.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as the file does.
+
+        Raises:
+            PhotoFault: if the size is that of a directory over the limit.
+        """
+        if size > MAX_DIRECTORY_BYTES:
+            raise PhotoFault(
+                f"its directory is larger than {MAX_DIRECTORY_BYTES // 2**20} MiB",
+                "pack only the subject's photos",
+            )
+        return bytes(self._file.read(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@contextmanager
+def open_archive(uri: str) -> Iterator[zipfile.ZipFile]:
+    """A zip archive opened for reading, local or remote.
+
+    Remote ones are read by ranges; from web servers without ranges they are fetched whole, into a
+    temporary file that is removed with the archive.
+
+    Raises:
+        PhotoFault: if it is missing, too large to fetch, or not a zip archive.
+    """
+    with ExitStack() as stack:
+        try:
+            with filesystem_faults():
+                file = stack.enter_context(_seekable(uri))
+                archive = zipfile.ZipFile(cast("Any", _BoundedDirectory(file)))
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise PhotoFault(f"it is not a whole zip archive: {error}", "make it again") from error
+        yield stack.enter_context(archive)
+
+
+@contextmanager
+def _seekable(uri: str) -> Iterator[Any]:
+    local = uri.removeprefix("file://")
+    if "://" not in local:
+        with open_local(local, "name an archive") as file:
+            yield file
+        return
+    filesystem, path = filesystem_of(uri)
+    is_web = uri.startswith(("http://", "https://"))
+    if not is_web or filesystem.info(path).get("partial"):
+        with filesystem.open(path, "rb") as file:
+            yield file
+        return
+    with tempfile.SpooledTemporaryFile(max_size=2**23) as copy:
+        with filesystem.open(path, "rb", block_size=0) as file:
+            while part := file.read(2**22):
+                copy.write(part)
+                if copy.tell() > MAX_ARCHIVE_BYTES:
+                    message = f"it is larger than {MAX_ARCHIVE_BYTES // 2**30} GiB"
+                    raise PhotoFault(message, "pack only the subject's photos")
+        copy.seek(0)
+        yield copy
+
+
+def archive_members(archive: zipfile.ZipFile) -> list[str]:
+    """The names of an archive's files, sorted; folders and system litter left out.
+
+    Raises:
+        PhotoFault: if the archive holds too much, or a member's name leaves the archive.
+    """
+    entries = archive.infolist()
+    if len(entries) > MAX_ARCHIVE_MEMBERS:
+        raise PhotoFault(
+            f"it holds {len(entries)} files, more than {MAX_ARCHIVE_MEMBERS}",
+            "pack only the subject's photos",
+        )
+    if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+        raise PhotoFault(
+            f"it unpacks to more than {MAX_UNPACKED_BYTES // 2**30} GiB",
+            "pack only the subject's photos",
+        )
+    names = [entry.filename for entry in entries if not entry.is_dir()]
+    for name in names:
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0] or "\0" in name:
+            raise PhotoFault(
+                f"its member {name!r} points out of the archive", "pack the photos by plain names"
+            )
+    return sorted(name for name in names if not is_litter(name))
+
+
+def read_member(
+    archive: zipfile.ZipFile, member: str, reserve: Callable[[int], None] | None = None
+) -> bytes:
+    """The bytes of one member.
+
+    Args:
+        reserve: called with its size before it is unpacked.
+
+    Raises:
+        PhotoFault: if it is missing, encrypted, damaged, or expands too far.
+    """
+    try:
+        entry = archive.getinfo(member)
+    except KeyError as error:
+        raise PhotoFault("the archive has no such member", "correct the name") from error
+    if entry.flag_bits & 0x1:
+        raise PhotoFault("it is encrypted", "pack the photos without a password")
+    if entry.compress_type not in _METHODS:
+        raise PhotoFault("it is packed by a method that is not read", "pack it as a plain zip")
+    if entry.file_size > MAX_PHOTO_BYTES:
+        raise too_many_bytes()
+    if entry.file_size > MAX_ARCHIVE_RATIO * max(entry.compress_size, 1) + 2**20:
+        ratio = entry.file_size / max(entry.compress_size, 1)
+        raise PhotoFault(
+            f"it unpacks to {ratio:.0f} times its packed size", "pack the photos again"
+        )
+    if reserve is not None:
+        reserve(entry.file_size)
+    try:
+        with archive.open(entry) as file:
+            # the size in the directory may be wrong; the read is bounded anyway
+            return read_bounded(cast("BinaryIO", file))
+    except PhotoFault:
+        raise
+    except Exception as error:  # zlib, lzma and bz2 each raise an error class of their own
+        raise PhotoFault(f"it is damaged: {_words(error)}", "make the archive again") from error
+
+
+def _words(error: BaseException) -> str:
+    """What an archive's reader says; it never repeats members' bytes."""
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__

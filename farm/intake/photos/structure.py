@@ -1,0 +1,247 @@
+"""Structures inside photos that cost more to read than any photo needs.
+
+Owns the bounds on what a decoder does before and beside the pixels: tags of TIFF and EXIF that all
+point at the same bytes, tiles larger than the picture, thousands of scans, headers that disagree.
+The number of pixels is bounded in ``decode.py``, the size of texts and profiles in ``metadata.py``.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
+
+from PIL import Image
+
+from farm.intake.errors import PhotoFault
+
+__all__ = [
+    "check_container",
+    "check_cost",
+    "decoding_bytes",
+    "has_all_scans",
+    "is_sane_exif",
+    "jpeg_segments",
+]
+
+MAX_SIDE_PX = 65_535
+"""The limit of JPEG itself."""
+MAX_SCANS = 100
+"""Of one JPEG; each one passes over all pixels. Progressive encoders write ten."""
+MAX_SEGMENTS = 10_000
+"""Of one JPEG before its pixels."""
+MAX_TAGS = 65_536
+MAX_HEADS = 64
+MAX_STRIPS = 100_000
+"""Strips or tiles of one TIFF."""
+MAX_TAG_BYTES = 8 * 2**20
+"""Of all tags of an image directory together, unless the file itself is larger."""
+MAX_SLOW_BYTES = 16 * 2**20
+MAX_SLOW_PIXELS = 16_000_000
+"""Of files that Pillow decodes in Python: text PPM, run-length BMP."""
+MAX_JPEG2000_BYTES = 64 * 2**20
+MAX_PIXELS = {"WEBP": 50_000_000, "AVIF": 40_000_000, "JPEG2000": 25_000_000}
+"""Of formats whose decoders hold several copies of the picture."""
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 18, "JPEG2000": 26, "TIFF": 10, "GIF": 9}
+"""Bytes a pixel that decoders hold at once, the result included."""
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG2000_HEADS = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
+_TILE_WIDTH, _TILE_LENGTH, _STRIP_OFFSETS, _TILE_OFFSETS = 322, 323, 273, 324
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+"""Markers of baseline, extended and progressive frames; others are not decoded as photos."""
+_SLOW_DECODERS = frozenset(("ppm", "ppm_plain", "bmp_rle"))
+
+
+def check_container(data: bytes) -> None:
+    """Refuse a file whose structure would cost a decoder too much, before one sees it.
+
+    Raises:
+        PhotoFault: names what is wrong.
+    """
+    if data.startswith(_TIFF_HEADS):
+        _check_tiff(data)
+    elif data.startswith(b"\xff\xd8"):
+        if sum(1 for _ in islice(jpeg_scans(data), MAX_SCANS + 1)) > MAX_SCANS:
+            raise _refusal(f"it has more than {MAX_SCANS} scans")
+    elif data[:2] in {b"P1", b"P2", b"P3"} and len(data) > MAX_SLOW_BYTES:
+        raise _refusal(f"it is a text bitmap larger than {MAX_SLOW_BYTES // 2**20} MiB")
+    elif data[4:8] == b"ftyp" and not _is_sane_avif(data):
+        raise _refusal("its EXIF block is damaged")
+    elif data.startswith(_JPEG2000_HEADS) and len(data) > MAX_JPEG2000_BYTES:
+        raise _refusal(f"it is a JPEG 2000 larger than {MAX_JPEG2000_BYTES // 2**20} MiB")
+
+
+def check_cost(image: Image.Image, data: bytes) -> None:
+    """Refuse an opened photo whose pixels would cost its decoder too much.
+
+    Raises:
+        PhotoFault: names what is wrong.
+    """
+    if max(image.size) > MAX_SIDE_PX:
+        raise _refusal(f"it is {image.width} x {image.height} px, longer than {MAX_SIDE_PX} px")
+    pixels = image.width * image.height
+    if pixels > (limit := MAX_PIXELS.get(image.format or "", pixels)):
+        raise PhotoFault(
+            f"it is a {image.format} of more than {limit // 10**6} megapixels",
+            "save it smaller, or as JPEG or PNG",
+        )
+    decoders = {str(tile[0]) for tile in getattr(image, "tile", None) or ()}
+    if decoders & _SLOW_DECODERS and (len(data) > MAX_SLOW_BYTES or pixels > MAX_SLOW_PIXELS):
+        raise _refusal("it is large, and of a variant that is slow to decode")
+    if image.format == "JPEG2000" and _codestream_size(data) != image.size:
+        raise _refusal("its header and its codestream differ in size")
+
+
+def decoding_bytes(image: Image.Image, full_size: tuple[int, int]) -> int:
+    """An estimate, rather high than low, of the memory that decoding an opened photo takes.
+
+    Args:
+        full_size: of the photo in its file; the image itself may be a reduced draft of it.
+    """
+    shown, pixels = image.width * image.height, full_size[0] * full_size[1]
+    if image.format in {"JPEG", "MPO"}:
+        # a decoder of several scans holds the coefficients of the whole picture
+        held = 8 * pixels if "progressive" in image.info or "progression" in image.info else 0
+        return held + 8 * shown
+    deep = 12 if image.mode in {"I", "F"} or image.mode.startswith("I;") else 8
+    return pixels * _DECODER_BYTES.get(image.format or "", deep)
+
+
+def _refusal(message: str) -> PhotoFault:
+    return PhotoFault(message, "open it in an image editor and save it as PNG or JPEG")
+
+
+# -- TIFF and EXIF --------------------------------------------------------------------------------
+
+
+def _directory(data: bytes, base: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Tag, size in bytes and value field of every entry of the first directory; stops at the end.
+
+    Args:
+        base: where in the data the TIFF header is.
+
+    Raises:
+        struct.error: if the header itself is cut off.
+        PhotoFault: if there are more entries than tags.
+    """
+    order = "<" if data.startswith(b"II", base) else ">"
+    is_big = data[base + 2 : base + 4] in {b"+\0", b"\0+"}
+    where, kind_of_count = (8, "Q") if is_big else (4, "H")
+    start = base + int(struct.unpack_from(order + "LQ"[is_big], data, base + where)[0])
+    count: int = struct.unpack_from(order + kind_of_count, data, start)[0]
+    if count > MAX_TAGS:
+        raise _refusal("it has more tags than there are")
+    entry = struct.Struct(order + ("HHQ8s" if is_big else "HHL4s"))
+    at = start + (8 if is_big else 2)
+    while count > 0 and at + entry.size <= len(data):
+        tag, kind, length, value = entry.unpack_from(data, at)
+        yield tag, length * _TYPE_BYTES.get(kind, 1), value
+        at, count = at + entry.size, count - 1
+
+
+def is_sane_exif(exif: bytes, base: int = 0) -> bool:
+    """Whether the tags of an EXIF block take no more memory than a block of metadata may."""
+    base += 6 * exif.startswith(b"Exif\0\0", base)
+    try:
+        return sum(size for _, size, _ in _directory(exif, base)) <= max(MAX_TAG_BYTES, len(exif))
+    except struct.error:
+        return True  # there is no directory to read
+    except PhotoFault:
+        return False
+
+
+def _check_tiff(data: bytes) -> None:
+    total = 0
+    tile = {_TILE_WIDTH: 0, _TILE_LENGTH: 0}
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    try:
+        for tag, size, value in _directory(data):
+            total += size
+            if tag in {_STRIP_OFFSETS, _TILE_OFFSETS} and size > 8 * MAX_STRIPS:
+                raise _refusal(f"it has more than {MAX_STRIPS} strips or tiles")
+            if tag in tile:
+                field = value[:size] if size in {2, 4} else value[:4]
+                tile[tag] = int.from_bytes(field, order)
+    except struct.error:
+        return  # the decoder says what it lacks
+    if total > max(MAX_TAG_BYTES, len(data)):
+        raise _refusal("its tags are longer than the file")
+    if tile[_TILE_WIDTH] * tile[_TILE_LENGTH] > 2**24:
+        raise _refusal("its tiles are too large")
+
+
+def _is_sane_avif(data: bytes) -> bool:
+    """Whether nothing in an AVIF that may be the header of its EXIF block leads to a trap."""
+    heads = list(islice(re.finditer(rb"II\*\0|MM\0\*", data), MAX_HEADS + 1))
+    return len(heads) <= MAX_HEADS and all(is_sane_exif(data, one.start()) for one in heads)
+
+
+# -- JPEG -----------------------------------------------------------------------------------------
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of every segment before a JPEG's pixels, the first scan's header last.
+
+    Raises:
+        PhotoFault: if there are too many.
+    """
+    at, count = 2, 0
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        end = at + 2 + int(struct.unpack_from(">H", data, at + 2)[0])
+        yield marker, at, end
+        if marker == 0xDA:
+            return
+        at, count = end, count + 1
+        if count > MAX_SEGMENTS:
+            raise _refusal(f"it has more than {MAX_SEGMENTS} segments")
+
+
+def jpeg_scans(data: bytes) -> Iterator[int]:
+    """The place of every scan of a JPEG, embedded previews and further pictures left out."""
+    at = next((start for marker, start, _ in jpeg_segments(data) if marker == 0xDA), None)
+    while at is not None and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xDA:
+            yield at
+        end = at + 2 + int(struct.unpack_from(">H", data, at + 2)[0])
+        match = _MARKER.search(data, end)
+        if match is None or match.group()[-1] == 0xD9:
+            return
+        at = match.end() - 2
+
+
+def has_all_scans(data: bytes) -> bool:
+    """Whether the scans that a JPEG begins code every coefficient of every component in full."""
+    missing: dict[int, set[int]] = {}
+    for marker, start, _ in jpeg_segments(data):
+        if marker in _FRAMES and start + 10 <= len(data):
+            ids = data[start + 10 : start + 10 + 3 * data[start + 9] : 3]
+            is_sequential = marker in {0xC0, 0xC1}
+            missing = {one: {0} if is_sequential else set(range(64)) for one in ids}
+    if not missing:
+        return False
+    for at in jpeg_scans(data):
+        count = data[at + 4] if at + 4 < len(data) else 0
+        tail = data[at + 5 + 2 * count : at + 8 + 2 * count]
+        if len(tail) == 3 and tail[2] & 0x0F == 0:
+            for one in data[at + 5 : at + 5 + 2 * count : 2]:
+                missing.get(one, set()).difference_update(range(tail[0], tail[1] + 1))
+    return not any(missing.values())
+
+
+def _codestream_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a JPEG 2000 codestream itself has."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or at + 24 > len(data):
+        return None
+    right, bottom, left, top = struct.unpack_from(">4L", data, at + 8)
+    return right - left, bottom - top

@@ -1,0 +1,98 @@
+"""The ledger's segments in the store, as their readers see them.
+
+Owns their names and the reading of events. ``ledger`` is their only writer.
+
+Segments are named ``<epoch>-<number>.jsonl``, so that writers of different epochs (drivers that
+followed one another) never touch each other's, and the order of the names is the order of events.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from farm.errors import StoreError
+from farm.storage import Store
+from farm.training.dispatch.job_state import Event
+
+__all__ = [
+    "SUFFIX",
+    "ledger_folder",
+    "read_events",
+    "read_segments",
+    "segment_name",
+    "segment_names",
+]
+
+SUFFIX = ".jsonl"
+PARALLEL_READS = 16
+"""Segments fetched at once: object stores answer in tens of milliseconds each."""
+BATCH = 64
+"""Segments in memory at once."""
+
+
+def ledger_folder(run_id: str) -> str:
+    """Where a run's ledger is stored."""
+    return f"runs/{run_id}/ledger"
+
+
+def segment_name(epoch: int, number: int) -> str:
+    """The name of a segment, without its suffix."""
+    return f"{epoch:06d}-{number:06d}"
+
+
+def segment_names(store: Store, run_id: str) -> list[str]:
+    """The names of all segments of a run, without suffix, in the order of their events."""
+    names = store.list(ledger_folder(run_id))
+    return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+
+
+def read_events(store: Store, run_id: str) -> Iterator[Event]:
+    """All events of a run in the order in which they were written.
+
+    Raises:
+        StoreError: if a segment is not what a ledger writes.
+    """
+    return read_segments(store, run_id, segment_names(store, run_id))
+
+
+def read_segments(store: Store, run_id: str, names: Sequence[str]) -> Iterator[Event]:
+    """The events of some segments, in the order of ``names``.
+
+    Raises:
+        StoreError: if a segment is not what a ledger writes.
+    """
+    paths = [f"{ledger_folder(run_id)}/{name}{SUFFIX}" for name in names]
+    for path, data in _contents(store, paths):
+        yield from _decode(path, data)
+
+
+def _contents(store: Store, paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    if len(paths) <= 2:
+        for path in paths:
+            yield path, store.read(path)
+        return
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
+            yield from zip(batch, pool.map(store.read, batch), strict=True)
+
+
+def _decode(path: str, data: bytes) -> Iterable[Event]:
+    lines = data.decode(errors="replace").splitlines()
+    try:  # one call of the decoder for the whole segment is several times faster than one per line
+        bodies = json.loads(f"[{','.join(lines)}]")
+        if len(bodies) == len(lines):
+            return [Event.of(body) for body in bodies]
+    except (ValueError, TypeError):
+        pass
+    return _decode_lines(path, lines)
+
+
+def _decode_lines(path: str, lines: Sequence[str]) -> Iterator[Event]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield Event.decode(line)
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path}:{number} is not a ledger line: {error}") from error

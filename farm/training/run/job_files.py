@@ -1,0 +1,309 @@
+"""A run's jobs in the store: their full specifications in blocks, and an index over all of them.
+
+    runs/<run_id>/jobs.jsonl.gz      one line of JSON per job, compressed in blocks
+    runs/<run_id>/jobs.index.json.gz  keys, subjects and what else is needed of every job at once
+
+Owns both files. The index only saves time and memory: without one, as in runs of an older farm,
+and where it does not match, it is made from the jobs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import Any, TypeVar
+
+from farm.errors import StoreError, UserError
+from farm.gc_pause import gc_paused
+from farm.intake.job import JobSpec, PriorSpec
+from farm.keys import bytes_digest
+from farm.recipe import Recipe
+from farm.storage import Store
+from farm.training.dispatch.messages import Assignment
+from farm.training.dispatch.run_jobs import JobColumns, RunJobs
+
+__all__ = [
+    "read_assignments",
+    "read_keys",
+    "read_run_jobs",
+    "read_subjects",
+    "write_assignments",
+]
+
+BLOCK = 64
+"""Jobs compressed together: enough to share what jobs have in common, and few enough that reading
+one job unpacks no more than 200 KB."""
+OPEN_BLOCKS = 32
+"""Unpacked blocks in memory; jobs are mostly leased in the manifest's order."""
+VERSION = 1
+COLUMNS = ("sha256", "blocks", *(column.name for column in fields(JobColumns)))
+Item = TypeVar("Item")
+
+
+def _jobs_path(run_id: str) -> str:
+    return f"runs/{run_id}/jobs.jsonl.gz"
+
+
+def _index_path(run_id: str) -> str:
+    return f"runs/{run_id}/jobs.index.json.gz"
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def write_assignments(store: Store, run_id: str, assignments: Iterable[Assignment]) -> None:
+    """Store the run's jobs. Keys and names never change; sample prompts, priorities and the places
+    of photos are those of the last start."""
+    blocks = _Blocks()
+    columns = JobColumns.of(_packed(assignments, blocks))
+    data = blocks.join()
+    store.write(_jobs_path(run_id), data)
+    store.write(_index_path(run_id), _index_file(columns, blocks.sizes, bytes_digest(data)))
+
+
+def _packed(assignments: Iterable[Assignment], blocks: _Blocks) -> Iterator[Assignment]:
+    """The assignments, once each block of them is compressed."""
+    for batch in _batches(assignments):
+        blocks.add([_encode(item) for item in batch])
+        yield from batch
+
+
+def _encode(item: Assignment) -> str:
+    body = {
+        "spec": item.spec.model_dump(mode="json"),
+        "names": item.names,
+        "prompts": item.prompts,
+    }
+    return json.dumps(body)
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    source = iter(items)
+    while batch := list(islice(source, BLOCK)):
+        yield batch
+
+
+def _index_file(columns: JobColumns, sizes: Sequence[int], sha256: str) -> bytes:
+    """One line per column, so that a reader decodes only those that it needs."""
+    body = {
+        "version": VERSION,
+        "sha256": sha256,
+        "blocks": list(sizes),
+        "keys": columns.keys,
+        "subjects": columns.subjects,
+        "recipes": [recipe.model_dump(mode="json") for recipe in columns.recipes],
+        "recipe_of": columns.recipe_of.tolist(),
+        "priors": columns.priors,
+        "prior_of": columns.prior_of.tolist(),
+        "priorities": columns.priorities.tolist(),
+    }
+    lines = (f"{name}={json.dumps(values, separators=(',', ':'))}" for name, values in body.items())
+    return gzip.compress("\n".join(lines).encode(), compresslevel=1, mtime=0)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read_assignments(store: Store, run_id: str) -> list[Assignment]:
+    """The run's jobs in the manifest's order, all in memory.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    return [_decode(line) for line in _lines(_read_jobs(store, run_id))]
+
+
+def read_run_jobs(store: Store, run_id: str) -> RunJobs:
+    """The run's jobs in the manifest's order, in less than a kilobyte each.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    with gc_paused():
+        data = _read_jobs(store, run_id)
+        index = _read_index(store, run_id)
+        if index is not None and index["sha256"] == bytes_digest(data):
+            return RunJobs(_columns(index), _Blocks.cut(data, index["blocks"]).job)
+        columns, blocks = JobColumns(), _Blocks()
+        numbers = _Numbers(columns)
+        for lines in _batches(_lines(data)):
+            blocks.add(lines)
+            for line in lines:
+                numbers.add(json.loads(line)["spec"])
+        return RunJobs(columns, blocks.job)
+
+
+def read_keys(store: Store, run_id: str) -> list[str]:
+    """The keys of the run's jobs, in the manifest's order.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    index = _read_index(store, run_id, ("keys",))
+    return index["keys"] if index is not None else list(read_run_jobs(store, run_id))
+
+
+def read_subjects(store: Store, run_id: str) -> dict[str, str]:
+    """The subject's id of every job key, in the manifest's order.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    index = _read_index(store, run_id, ("keys", "subjects"))
+    if index is not None:
+        return dict(zip(index["keys"], index["subjects"], strict=True))
+    run = read_run_jobs(store, run_id)
+    return dict(zip(run, run.columns.subjects, strict=True))
+
+
+def _read_jobs(store: Store, run_id: str) -> bytes:
+    try:
+        return store.read(_jobs_path(run_id))
+    except FileNotFoundError as error:
+        known = ", ".join(name for name in store.list("runs") if name) or "none"
+        raise UserError(
+            f"no run {run_id} in {store.url}", f"runs in this store: {known}"
+        ) from error
+
+
+def _read_index(
+    store: Store, run_id: str, names: Collection[str] | None = None
+) -> dict[str, Any] | None:
+    """Columns of the index (None: all); None where there is none that this version reads."""
+    columns: dict[str, Any] = {}
+    try:
+        with gzip.open(io.BytesIO(store.read(_index_path(run_id)))) as file:
+            for line in file:
+                name, _, values = line.partition(b"=")
+                if names is None or name.decode() in names or name == b"version":
+                    columns[name.decode()] = json.loads(values)
+                if names is not None and len(columns) > len(names):
+                    break
+    except (FileNotFoundError, ValueError, TypeError, EOFError, OSError, zlib.error):
+        return None
+    is_whole = columns.keys() >= set(names or COLUMNS)
+    return columns if is_whole and columns.get("version") == VERSION else None
+
+
+def _columns(index: dict[str, Any]) -> JobColumns:
+    return JobColumns(
+        keys=index["keys"],
+        subjects=index["subjects"],
+        recipes=[Recipe.model_validate(recipe) for recipe in index["recipes"]],
+        recipe_of=array("I", index["recipe_of"]),
+        priors=index["priors"],
+        prior_of=array("i", index["prior_of"]),
+        priorities=array("q", index["priorities"]),
+    )
+
+
+def _lines(data: bytes) -> Iterator[str]:
+    """The lines of a compressed file, unpacked piece by piece."""
+    with gzip.open(io.BytesIO(data)) as file:
+        for line in file:
+            yield line.decode().rstrip("\n")
+
+
+def _decode(line: str) -> Assignment:
+    row = json.loads(line)
+    return Assignment(
+        JobSpec.model_validate(row["spec"]),
+        tuple((str(space), str(name)) for space, name in row["names"]),
+        tuple(tuple(map(str, prompts)) for prompts in row.get("prompts", ())),
+    )
+
+
+class _Numbers:
+    """Fills columns from specifications in JSON, without making objects of them."""
+
+    def __init__(self, columns: JobColumns) -> None:
+        self._columns = columns
+        self._recipes: dict[str, int] = {}
+        self._priors: dict[str, int] = {}
+
+    def add(self, spec: dict[str, Any]) -> None:
+        columns, subject = self._columns, spec["subject"]
+        columns.keys.append(spec["key"])
+        columns.subjects.append(subject["id"])
+        columns.priorities.append(subject["priority"])
+        columns.recipe_of.append(
+            self._number(self._recipes, subject["recipe"], columns.recipes, Recipe.model_validate)
+        )
+        prior = spec["prior"]
+        columns.prior_of.append(
+            -1 if prior is None else self._number(self._priors, prior, columns.priors, _prior_key)
+        )
+
+    @staticmethod
+    def _number(
+        known: dict[str, int], body: Any, values: list[Any], make: Callable[[Any], Any]
+    ) -> int:
+        text = json.dumps(body, sort_keys=True)
+        number = known.get(text)
+        if number is None:
+            value = make(body)
+            if value not in values:
+                values.append(value)
+            number = known[text] = values.index(value)
+        return number
+
+
+def _prior_key(body: Any) -> str:
+    return PriorSpec.model_validate(body).key
+
+
+@dataclass
+class _Blocks:
+    """The jobs' lines, compressed in blocks and unpacked on demand."""
+
+    packed: list[bytes] = field(default_factory=list)
+    _open: OrderedDict[int, list[str]] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def cut(cls, data: bytes, sizes: Iterable[int]) -> _Blocks:
+        """From a file and the sizes of its blocks."""
+        blocks, start = cls(), 0
+        for size in sizes:
+            blocks.packed.append(data[start : start + size])
+            start += size
+        return blocks
+
+    def add(self, lines: Sequence[str]) -> None:
+        """Compress the next block; every block but the last has the same number of lines."""
+        text = "".join(f"{line}\n" for line in lines)
+        self.packed.append(gzip.compress(text.encode(), compresslevel=6, mtime=0))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each block."""
+        return [len(block) for block in self.packed]
+
+    def join(self) -> bytes:
+        """The file: gzip members one after another, which any gzip reader takes as one."""
+        return b"".join(self.packed)
+
+    def job(self, number: int) -> Assignment:
+        """A job by its number.
+
+        Raises:
+            StoreError: if its block is damaged.
+        """
+        block, row = divmod(number, BLOCK)
+        lines = self._open.get(block)
+        if lines is None:
+            try:
+                lines = gzip.decompress(self.packed[block]).decode().splitlines()
+            except (OSError, EOFError, zlib.error) as error:
+                raise StoreError(f"the run's jobs are damaged: {error}") from error
+            self._open[block] = lines
+            while len(self._open) > OPEN_BLOCKS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(block)
+        return _decode(lines[row])

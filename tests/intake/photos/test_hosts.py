@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from support.photos import encoded, picture
+
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.bytes import member_uri, read_photo_bytes
+from farm.intake.photos.find import find_photos
+from farm.intake.photos.uris import ALLOW_PRIVATE_HOSTS, is_public
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    asked: list[str]
+    target: str
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/redirect.png":
+            self.send_response(302)
+            self.send_header("location", self.target)
+            self.end_headers()
+            return
+        data = encoded(picture())
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    Handler.asked = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Handler.target = f"http://127.0.0.1:{server.server_port}/secret.png"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0.0.0.0"]
+)
+def test_a_private_host_is_never_connected_to_however_it_is_spelt(
+    host: str, server: http.server.ThreadingHTTPServer
+):
+    for uri in (
+        f"http://{host}:{server.server_port}/a.png",
+        member_uri("a.png", f"http://{host}:{server.server_port}/a.zip"),
+    ):
+        with pytest.raises(PhotoFault) as told:
+            read_photo_bytes(uri)
+        if host in {"127.0.0.1", "localhost", "0.0.0.0"}:
+            assert "not a public address" in told.value.message
+            assert "--allow-private-hosts" in told.value.remedy
+    with pytest.raises(PhotoFault):
+        find_photos(f"http://{host}:{server.server_port}/a.zip", "/")
+    assert Handler.asked == []
+
+
+def test_a_redirect_to_a_private_host_is_not_followed(
+    server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+):
+    from farm.intake.photos import uris
+
+    # the first host counts as public here, the target of its redirect does not
+    Handler.target = f"http://127.0.0.2:{server.server_port}/secret.png"
+    monkeypatch.setattr(uris, "is_public", lambda address: address == "127.0.0.1")
+    with pytest.raises(PhotoFault, match=r"127\.0\.0\.2"):
+        read_photo_bytes(f"http://127.0.0.1:{server.server_port}/redirect.png")
+    assert set(Handler.asked) == {"/redirect.png"}
+
+
+def test_a_name_that_resolves_to_a_private_host_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def resolved(*arguments: object, **options: object) -> object:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.1.2.3", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    with pytest.raises(PhotoFault, match=r"10\.1\.2\.3"):
+        read_photo_bytes("http://photos.example.org/a.png")
+
+
+def test_private_hosts_are_read_where_the_operator_allows_them(
+    server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(ALLOW_PRIVATE_HOSTS, "1")
+    assert read_photo_bytes(f"http://127.0.0.1:{server.server_port}/redirect.png")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1"]
+    + ["fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"]
+    + ["::7f00:1", "224.0.0.1", "255.255.255.255", "::"],
+)
+def test_addresses_that_are_not_public(address: str):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8"])
+def test_addresses_that_are_public(address: str):
+    assert is_public(address)

@@ -1,0 +1,82 @@
+"""Checkpoints: a resumed job gives the adapter of a job that was never stopped."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.jobs import assert_close, assert_same_bits, open_trainer, train_alone
+
+from farm.base.interface import Base
+from farm.recipe import EarlyStop
+from farm.training.slots.checkpoint import SlotState
+from farm.training.slots.job import TrainingJob
+from farm.training.slots.trainer import SlotTrainer
+
+MakeJob = Callable[..., TrainingJob]
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_job_resumed_from_its_checkpoint_ends_bit_equal_to_one_never_stopped(
+    base: Base, make_job: MakeJob, tmp_path: Path, keep_best: bool
+) -> None:
+    options = {"keep_best": keep_best, "early_stop": EarlyStop(every_steps=3, patience=90)}
+    job = make_job(base, 3, steps=12, alpha=2.0, learning_rate_schedule="cosine", **options)
+    neighbours = [make_job(base, number, steps=40) for number in (5, 6)]
+
+    def trainer_with(state: SlotState | None) -> SlotTrainer:
+        trainer = open_trainer(base, num_slots=3, max_rank=4)
+        trainer.admit(neighbours[0])
+        assert trainer.admit(job, state) == 1
+        trainer.admit(neighbours[1])
+        return trainer
+
+    whole = trainer_with(None)
+    for step in range(12):
+        if step == 5:
+            whole.state(1).save(tmp_path)
+        whole.step()
+    expected, curve = whole.weights(1), whole.loss_curve(1)
+    evaluations, trained = whole.evaluation_curve(1), whole.steps_trained(1)
+    whole.close()
+
+    resumed = trainer_with(SlotState.load(tmp_path))
+    assert resumed.steps_done(1) == 5
+    while 1 in resumed.active_slots:
+        resumed.step()
+    assert_same_bits(resumed.weights(1), expected)
+    assert resumed.loss_curve(1) == curve
+    assert resumed.evaluation_curve(1) == evaluations
+    assert resumed.steps_trained(1) == trained
+    resumed.close()
+
+
+def test_a_state_restores_into_a_bank_of_another_rank_and_another_slot(
+    base: Base, make_job: MakeJob
+) -> None:
+    job = make_job(base, 3, steps=10, rank=3)
+    trainer = open_trainer(base, num_slots=2, max_rank=3)
+    trainer.admit(job)
+    for _ in range(4):
+        trainer.step()
+    state = SlotState.from_files(trainer.state(0).to_files())
+    trainer.close()
+    other = open_trainer(base, num_slots=4, max_rank=8, instance_rows=2)
+    other.admit(job, state, slot=3)
+    while other.active_slots:
+        other.step()
+    found = other.weights(3)
+    other.close()
+    assert_close(found, train_alone(base, job), 5e-3)
+
+
+def test_a_finished_checkpoint_trains_no_further(base: Base, make_job: MakeJob) -> None:
+    job = make_job(base, 3, steps=4)
+    trainer = open_trainer(base, num_slots=1, max_rank=4)
+    trainer.admit(job)
+    for _ in range(4):
+        trainer.step()
+    state = trainer.state(0)
+    trainer.release(0)
+    trainer.admit(job, state)
+    assert trainer.step().finished == ((0, job.key),)
+    assert_same_bits(trainer.weights(0), state.weights)
