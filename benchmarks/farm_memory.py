@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--in-process", action="store_true")
     arguments = parser.parse_args()
 
-    from farm.cli.demo import write_demo_manifest
+    from farm.cli.commands.demo import write_demo_manifest
     from farm.training.execute import execute_run, prepare_run
     from farm.training.lane.settings import SampleSettings
     from farm.training.run.request import RunRequest

@@ -46,7 +46,7 @@ def write_subjects(folder: Path, subjects: int, steps: int) -> Path:
     """Rendered subjects with five photos each, and their manifest."""
     import yaml
 
-    from farm.cli.demo import write_demo_manifest
+    from farm.cli.commands.demo import write_demo_manifest
 
     manifest = write_demo_manifest(folder, subjects, steps, nouns=NOUNS)
     body = yaml.safe_load(manifest.read_text())

@@ -1,10 +1,33 @@
-"""A distributed batch fine-tuning farm on Ray: one small LoRA adapter per subject."""
+"""A distributed batch fine-tuning farm on Ray: one small LoRA adapter per subject.
 
-from importlib.metadata import PackageNotFoundError, version
+The Python interface is as small as the command line::
 
-try:
-    __version__ = version("dreambooth-farm")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0.0.0"
+    import farm
 
-__all__ = ["__version__"]
+    report = farm.check("photos/")
+    summary = farm.run("photos/", store="work", recipe={"steps": 300})
+    image = farm.load("work", "my_cat").generate("a photo of [V] cat in space", seed=7)
+
+Importing the package imports neither torch nor Ray; the functions do when they are called.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from farm.version import __version__
+
+if TYPE_CHECKING:
+    from farm.api import Adapter, check, load, plan, run
+
+__all__ = ["Adapter", "__version__", "check", "load", "plan", "run"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the Python interface when it is first used."""
+    if name in __all__:
+        return getattr(import_module("farm.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,26 +1,27 @@
-"""Every error that the farm raises on purpose, in one tree.
+"""Every error that the farm raises deliberately, in one tree.
 
     FarmError                       exit 1
     ├── UserError                   exit 2: the command or its input is wrong; never retried
-    │   ├── ManifestError           exit 3: manifest or photos have faults, all told at once
+    │   ├── ManifestError           exit 3: manifest or photos have faults, all reported at once
     │   ├── BaseModelError          the base cannot be read, or is refused (pickled weights)
     │   ├── AdapterFileError        an adapter file is missing, corrupt, or does not fit the base
-    │   └── PlanError               the plan cannot fit the hardware; says by how much
-    ├── StoreError                  the store did not answer in time or lost a write; retried
-    ├── LaneLost                    a lane, node or driver vanished; not the job's fault
-    │   └── HeadLost                exit 6: the cluster's head is gone; all is safe in the store
+    │   ├── StoreUnusable           exit 7: the store is full, read-only, missing, or denies access
+    │   └── PlanError               the run does not fit the hardware; reports by how much
+    ├── StoreError                  the store did not respond or lost a write; retried
+    ├── LaneLost                    a lane, node or driver disappeared; not the fault of a job
+    │   └── HeadLost                exit 6: the head node is gone; all work is safe in the store
     ├── ServingError                a request that the endpoint answers with an HTTP error
-    │   ├── RequestRefused          400, the request itself is wrong
-    │   ├── NotAuthorized           401, no key or a wrong one
+    │   ├── RequestRefused          400, the request is invalid
+    │   ├── NotAuthorized           401, no API key or an invalid one
     │   ├── AdapterNotFound         404, unknown name, revoked, or another tenant's
-    │   ├── KeyReused               409, an idempotency key that stands for another request
-    │   ├── TooBusy                 429, carries ``retry_after_s`` from the real backlog
+    │   ├── KeyReused               409, an idempotency key of another request
+    │   ├── TooBusy                 429, with ``retry_after_s`` from the backlog
     │   └── Draining                503, the replica is restarting
-    └── Interrupted                 exit 130: the user stopped it; says how to go on
+    └── Interrupted                 exit 130: the user stopped it; says how to resume
 
-Each carries a message and a remedy. All of them take positional arguments only, so they survive
-pickling across processes. A job's own failure (it diverged, it does not fit) ends no process and is
-no exception: it is an event of the ledger, with the same two texts.
+Each has a message and a remedy. All take positional arguments only, so that they survive pickling
+between processes. The failure of a job (it diverged, it does not fit in memory) ends no process and
+is not an exception: it is an event in the ledger, with the same two texts.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = [
     "RequestRefused",
     "ServingError",
     "StoreError",
+    "StoreUnusable",
     "TooBusy",
     "UserError",
     "explain",
@@ -53,7 +55,7 @@ __all__ = [
 
 
 class FarmError(Exception):
-    """Base of all errors of the farm: a message for the user and a remedy."""
+    """Base class of the farm's errors: a message for the user and a remedy."""
 
     exit_code: ClassVar[int] = 1
 
@@ -67,20 +69,20 @@ class FarmError(Exception):
 
 
 class UserError(FarmError):
-    """The user's command or input is wrong."""
+    """The command or its input is wrong."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault of a manifest or a photo, with the place where it stands and what mends it."""
+    """One fault of a manifest or a photo, with its location and its remedy."""
 
     file: str
     message: str
     remedy: str
     line: int | None = None
-    """1-based line in ``file``; the row number for tables without lines."""
+    """1-based line in ``file``; the row number in tables without lines."""
     field: str = ""
     """Dotted path, such as ``subjects[3].recipe.rank``."""
     subject: str = ""
@@ -93,7 +95,7 @@ class Fault:
 
 
 class ManifestError(UserError):
-    """A manifest with faults; all of them are told at once."""
+    """A manifest with faults; all of them are reported at once."""
 
     exit_code = 3
 
@@ -115,7 +117,14 @@ class AdapterFileError(UserError):
 
 
 class PlanError(UserError):
-    """A plan that no hardware at hand can carry."""
+    """A run that does not fit the available hardware."""
+
+
+class StoreUnusable(UserError):
+    """The store is full, read-only, missing, or denies access. The same call fails again until
+    someone changes that."""
+
+    exit_code = 7
 
 
 class StoreError(FarmError):
@@ -123,17 +132,17 @@ class StoreError(FarmError):
 
 
 class LaneLost(FarmError):
-    """A lane, its node or the driver vanished. Not the job's fault."""
+    """A lane, its node or the driver disappeared; not the fault of a job."""
 
 
 class HeadLost(LaneLost):
-    """The head of the Ray cluster does not answer; the run resumes once there is one."""
+    """The head of the Ray cluster does not respond; the run can resume on a new one."""
 
     exit_code = 6
 
 
 class ServingError(FarmError):
-    """A request that is answered with an HTTP error."""
+    """A request that the endpoint answers with an HTTP error."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -145,14 +154,14 @@ class ServingError(FarmError):
 
 
 class RequestRefused(ServingError):
-    """The request itself is wrong."""
+    """The request is invalid."""
 
     status = 400
     code = "invalid_request"
 
 
 class NotAuthorized(ServingError):
-    """No key, or a key that is not known."""
+    """No API key, or an unknown one."""
 
     status = 401
     code = "invalid_api_key"
@@ -166,14 +175,14 @@ class AdapterNotFound(ServingError):
 
 
 class KeyReused(ServingError):
-    """An idempotency key that stands for another request."""
+    """An idempotency key that was used for a different request."""
 
     status = 409
     code = "idempotency_key_reused"
 
 
 class TooBusy(ServingError):
-    """The backlog or the key's rate is over its limit."""
+    """The backlog, or the rate of the API key, is over its limit."""
 
     status = 429
     code = "rate_limit_exceeded"
@@ -187,7 +196,7 @@ class TooBusy(ServingError):
 
 
 class Draining(ServingError):
-    """The replica is going away; another one will answer."""
+    """The replica is shutting down; another one will answer."""
 
     status = 503
     code = "service_unavailable"
@@ -199,11 +208,11 @@ class Interrupted(FarmError):
     exit_code = 130
 
 
-UNEXPECTED_REMEDY = "this is a fault of the farm: report it, with what `farm logs` shows"
+UNEXPECTED_REMEDY = "this is a bug in the farm: report it with the output of `farm logs`"
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Message and remedy of any error, also of one that the farm did not raise on purpose."""
+    """Message and remedy of any error, including unexpected ones."""
     if isinstance(error, FarmError):
         return error.message, error.remedy
     return repr(error), UNEXPECTED_REMEDY

@@ -1,7 +1,7 @@
-"""Names made from content: digests of values and files, keys of jobs and prior sets, seeds.
+"""Names derived from content: digests of values and files, keys of jobs and prior sets, seeds.
 
-A key hashes exactly the inputs that determine the result, so finished work is found and never
-redone. Everything here is pure; nothing touches a store.
+A key hashes exactly the inputs that determine the result, so that finished work is found and never
+repeated. All functions are pure, except that ``file_digest`` reads a file.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 __all__ = ["bytes_digest", "canonical_json", "derive_seed", "digest", "file_digest", "key_of"]
 
 KEY_LENGTH = 32
-"""Hex digits in a job or prior key: 128 bits, short enough for a path."""
+"""Hex digits of a job or prior key: 128 bits, short enough for a path."""
 
 
 def canonical_json(value: object) -> str:
-    """Serialise plain values in the one form that equal values share.
+    """Serialise plain values so that equal values give equal text.
 
     Raises:
-        ValueError: on NaN and infinity, which JSON cannot name and no key may hold.
-        TypeError: on anything but dict, list, tuple, str, int, float, bool and None.
+        ValueError: for NaN and infinity, which JSON cannot represent.
+        TypeError: for anything but dict, list, tuple, str, int, float, bool and None.
     """
     _refuse_non_finite(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -66,6 +66,6 @@ def key_of(kind: str, **inputs: object) -> str:
 def derive_seed(*parts: str | int) -> int:
     """A 63-bit seed from a path of names and numbers, such as ``(job seed, "noise", step)``.
 
-    Neighbouring parts give unrelated seeds, so streams never overlap by arithmetic accident.
+    Adjacent parts give unrelated seeds, so that random streams do not overlap.
     """
     return int.from_bytes(hashlib.sha256(canonical_json(list(parts)).encode()).digest()[:8]) >> 1

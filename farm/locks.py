@@ -1,12 +1,12 @@
-"""Claims: which process may do a thing that only one may do, with nothing but a store between them.
+"""Locks between processes that share only a store.
 
-Owns numbered claim files. A claim is taken by creating ``<folder>/<number>.json`` exclusively, the
-number one above the highest; it ends when it is released, when it expires unrenewed, or when its
-owner is seen to be dead on this very machine. The number is a fencing token: whoever holds a lower
-one than the highest is a process of the past, whatever it believes.
+Owns numbered lock files. A process takes a lock by exclusively creating ``<folder>/<number>.json``
+with the next number. The lock ends when it is released, when it expires without renewal, or when
+its owner is found dead on this machine. The number is a fencing token: a process whose number is
+not the highest has lost the lock, even if it has not noticed.
 
-Used for the driver of a run (so that there is one writer of its ledger) and for the drawing of a
-prior set (so that two runs never draw the same one).
+Used for the driver of a run (one writer of its ledger) and for the generation of a prior set (two
+runs never generate the same one).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process, told apart from every other one there ever was."""
+    """A process, distinct from every other process, past or present."""
 
     machine: str
-    """Boot and process-number space; empty where the system does not tell."""
+    """Boot id and PID namespace; empty where the system does not provide them."""
     pid: int
     started: str
-    """The process's start in clock ticks since boot, so that a reused pid is not mistaken."""
+    """Start of the process in clock ticks since boot, which detects a reused PID."""
     token: str
-    """Random: two owners in one process differ."""
+    """Random, so that two owners in one process differ."""
 
     def is_dead(self) -> bool:
-        """Whether the process is known to be gone; False where that cannot be known."""
+        """Whether the process is known to be gone; False if that cannot be determined."""
         if not self.machine or self.machine != _machine():
             return False
         return _start_ticks(self.pid) != self.started
@@ -62,9 +62,9 @@ def _machine() -> str:
 
 
 def _start_ticks(pid: int) -> str:
-    try:  # the 22nd field; the second one is the name in brackets and may hold spaces
+    try:  # field 22; field 2 is the name in parentheses and may contain spaces
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[-1].split()
-        # a zombie runs no more, whether its parent has noticed or not
+        # a zombie no longer runs, even if its parent has not collected it
         return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
@@ -89,7 +89,7 @@ class _Body:
 
 
 class StoreLock:
-    """A claim that this process holds. Renew it before it expires; release it at the end."""
+    """A lock held by this process. Renew it before it expires; release it at the end."""
 
     def __init__(
         self, store: Store, folder: str, number: int, body: _Body, ttl_s: float, clock: Clock
@@ -97,7 +97,7 @@ class StoreLock:
         self._store, self.folder = store, folder
         self._body, self._ttl_s, self._clock = body, ttl_s, clock
         self.number = number
-        """The fencing token, 1 for the first claim ever taken in this folder."""
+        """The fencing token, 1 for the first lock ever taken in this folder."""
 
     @classmethod
     def take(
@@ -110,11 +110,11 @@ class StoreLock:
         clock: Clock = time.time,
         force: bool = False,
     ) -> StoreLock | None:
-        """Take the claim, or return None while another process holds it.
+        """Take the lock, or return None while another process holds it.
 
         Args:
             ttl_s: seconds without renewal after which others may take it.
-            force: take it from a holder that seems alive; the holder finds out when it renews.
+            force: take it from a holder that seems alive, which notices when it renews.
         """
         body = _Body(owner or current_owner(), clock() + ttl_s)
         number = _highest(store, folder)
@@ -122,7 +122,7 @@ class StoreLock:
             return None
         number += 1
         if not store.create(_path(folder, number), body.encode()):
-            return None  # another process was faster by a moment
+            return None  # another process was faster
         return cls(store, folder, number, body, ttl_s, clock)
 
     @property
@@ -131,7 +131,7 @@ class StoreLock:
         return self._body.owner
 
     def renew(self) -> bool:
-        """Push the expiry out; False if another process took the claim meanwhile."""
+        """Extend the lock; False if another process has taken it."""
         if _highest(self._store, self.folder) != self.number:
             return False
         self._body = replace(self._body, expires=self._clock() + self._ttl_s)
@@ -139,13 +139,13 @@ class StoreLock:
         return True
 
     def release(self) -> None:
-        """Let the next one have it at once."""
+        """End the lock, so that another process can take it immediately."""
         self._body = replace(self._body, released=True)
         self._store.write(_path(self.folder, self.number), self._body.encode())
 
 
 def holder(store: Store, folder: str, now: float | None = None) -> Owner | None:
-    """Who holds the claim of a folder at this moment; None if nobody does."""
+    """The owner that currently holds the lock of a folder; None if it is free."""
     number = _highest(store, folder)
     if not number:
         return None
@@ -154,7 +154,7 @@ def holder(store: Store, folder: str, now: float | None = None) -> Owner | None:
 
 
 def release_dead(store: Store, folder: str, token: str) -> bool:
-    """Release the claim of an owner that is gone; says whether there was anything to release."""
+    """Release the lock of an owner that is gone; returns whether it was held."""
     number = _highest(store, folder)
     if not number:
         return False

@@ -1,6 +1,6 @@
-"""Which names may become a part of a path or a URL: ids, names, namespaces, keys.
+"""Which ids, names, namespaces and keys are safe in a path or a URL.
 
-Owns the patterns. Those without anchors are parts of larger ones; match them with ``fullmatch``.
+Owns the patterns. Those without anchors are meant as parts of larger patterns; use ``fullmatch``.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ __all__ = ["JOB_KEY", "MAX_NAME_LENGTH", "NAME_PATTERN", "SAFE_NAME", "is_job_ke
 MAX_NAME_LENGTH = 128
 
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]|\.[A-Za-z0-9_-])*$"
-"""What a manifest may name: ASCII letters, digits, ``_ - .``; the first is a letter or digit, no
-two dots together, no dot at the end; at most ``MAX_NAME_LENGTH``."""
+"""Names in manifests: ASCII letters, digits and ``_ - .``, starting with a letter or digit, without
+two adjacent dots or a dot at the end; at most ``MAX_NAME_LENGTH``."""
 
 SAFE_NAME = rf"[A-Za-z0-9_][A-Za-z0-9_.\-]{{0,{MAX_NAME_LENGTH - 1}}}"
-"""What is safe in a path of the store and in a request. Wider than ``NAME_PATTERN``: programs may
-publish under other names than manifests."""
+"""Names in paths of the store and in requests. Wider than ``NAME_PATTERN``, because programs may
+publish under names that manifests do not allow."""
 
 JOB_KEY = r"[0-9a-f]{32}"
 """A key of ``farm.keys.key_of``."""
 
 
 def is_safe_name(text: str) -> bool:
-    """Whether a text may be one part of a path in the store."""
+    """Whether a text may be one component of a path in the store."""
     return re.fullmatch(SAFE_NAME, text) is not None
 
 

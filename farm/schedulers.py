@@ -1,4 +1,4 @@
-"""The names of the schedulers that a base generates with: in manifests, in the API, on the page.
+"""Names of the schedulers that a base can use, as in manifests, the API and the page.
 
 Owns the names only; ``farm.base.stable_diffusion`` maps them to diffusers' classes.
 """
@@ -10,6 +10,6 @@ from typing import Literal, get_args
 __all__ = ["SCHEDULERS", "SchedulerName"]
 
 SchedulerName = Literal["base", "ddim", "euler", "euler_a", "dpm++2m", "unipc"]
-"""``base`` is the one that the base's own folder names."""
+"""``base`` is the scheduler configured in the folder of the base."""
 
 SCHEDULERS: tuple[SchedulerName, ...] = get_args(SchedulerName)

@@ -1,10 +1,11 @@
-"""The store: a folder or bucket, reached through fsspec, that holds the truth.
+"""The store: a folder or bucket, accessed through fsspec, that keeps all lasting state.
 
-Owns atomic writes, exclusive creation and retries of transient faults. Knows nothing of what the
-paths mean; see DESIGN §6 for the layout.
+Owns atomic writes and exclusive creation. Transient faults are retried (``farm.retries``). Does not
+know what the paths mean.
 
-A write is seen whole or not at all: local files are written aside and renamed, object stores put
-an object in one piece. Multi-file results write their marker last; that is the caller's part.
+Readers see a write completely or not at all: local files are written aside and renamed, object
+stores put an object in one piece. A result of several files needs a marker that its caller writes
+last.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from farm.errors import StoreError, UserError
+from farm.retries import with_retries
 
 __all__ = ["Store"]
 
 Result = TypeVar("Result")
-RETRY_ATTEMPTS = 5
-RETRY_MAX_WAIT_S = 8.0
+CLIENT_RETRIES = 2
+"""Attempts of the S3 client below each of ours; its own defaults multiply to 25."""
+S3_PREFIXES = ("s3://", "s3a://")
 
 
 class Store:
-    """A root URL and the fsspec filesystem behind it. Picklable: only the URL travels."""
+    """A root URL and its fsspec filesystem. Pickling keeps only the URL."""
 
     def __init__(self, url: str | Path) -> None:
-        """Open a store without touching it.
+        """Open a store without accessing it.
 
         Args:
             url: a local folder, or any fsspec URL such as ``s3://bucket/prefix``.
@@ -43,15 +45,19 @@ class Store:
         """
         self.url = _normal_url(str(url))
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except TypeError:  # a filesystem that takes no such option
+            self._fs, self._root = fsspec.core.url_to_fs(
+                self.url, use_listings_cache=False, **_client_options(self.url)
+            )
+        except TypeError:  # a filesystem without this option
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
             raise UserError(
                 f"cannot open the store {self.url}: {error}",
-                "use a folder, or install the fsspec package for this protocol",
+                "use a folder, or install the fsspec package of this protocol",
             ) from error
         self._root = self._root.rstrip("/")
+        if self.url.startswith(S3_PREFIXES):
+            self._fs.retries = CLIENT_RETRIES
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return type(self), (self.url,)
@@ -67,16 +73,16 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether the store is a folder of this machine."""
+        """Whether the store is a local folder."""
         return isinstance(self._fs, LocalFileSystem)
 
     @property
     def filesystem(self) -> Any:
-        """The fsspec filesystem, for readers that take one (pyarrow)."""
+        """The fsspec filesystem, for libraries that take one (pyarrow)."""
         return self._fs
 
     def full_path(self, path: str) -> str:
-        """The path inside ``filesystem`` of a path of this store."""
+        """The path in ``filesystem`` of a path in this store."""
         if path.startswith("/") or ".." in path.split("/"):
             raise ValueError(f"{path!r} leaves the store")
         return f"{self._root}/{path}" if path else self._root
@@ -84,24 +90,25 @@ class Store:
     # -- whole objects ----------------------------------------------------------------------
 
     def write(self, path: str, data: bytes) -> None:
-        """Write one object, whole or not at all; replaces what was there."""
+        """Write one object atomically; replaces an existing one."""
         full = self.full_path(path)
         if self.is_local:
             self._attempt(path, lambda: _write_local(full, data))
         else:
-            self._attempt(path, lambda: self._fs.pipe_file(full, data))
+            self._attempt(path, lambda: self._fs.pipe_file(full, data), is_write=True)
 
     def read(self, path: str) -> bytes:
-        """Read one object. Raises FileNotFoundError where there is none."""
+        """Read one object. Raises FileNotFoundError if there is none."""
         full = self.full_path(path)
         return bytes(self._attempt(path, lambda: self._fs.cat_file(full)))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write one object only if none is there; say whether this call made it.
+        """Write one object if it does not exist; return whether this call created it.
 
-        Atomic on local folders (``link``) and on stores whose fsspec driver has exclusive
-        creation (s3fs ``If-None-Match``); elsewhere the last of two racing writers wins. A retry
-        after a lost answer recognises its own data, so callers that race write distinct bytes.
+        Atomic in local folders (``link``) and on stores whose fsspec driver supports exclusive
+        creation (s3fs ``If-None-Match``); elsewhere the last of two concurrent writers wins. A
+        retry after a lost response recognises its own data, so concurrent callers must write
+        different bytes.
         """
         full = self.full_path(path)
         if self.is_local:
@@ -113,33 +120,33 @@ class Store:
             try:
                 self._fs.pipe_file(full, data, mode="create")
             except FileExistsError:
-                # ours, if the answer to an earlier try (ours or the driver's own) got lost
+                # it is ours if the response to an earlier attempt was lost
                 return bytes(self._fs.cat_file(full)) == data
             return True
 
-        return self._attempt(path, put)
+        return self._attempt(path, put, is_write=True)
 
     def write_json(self, path: str, value: object) -> None:
-        """Write a value as indented JSON, whole or not at all."""
+        """Write a value as indented JSON, atomically."""
         self.write(path, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
 
     def read_json(self, path: str) -> Any:
-        """Read a JSON object. Raises FileNotFoundError, or StoreError if it is not JSON."""
+        """Read JSON. Raises FileNotFoundError, or StoreError if it is not JSON."""
         try:
             return json.loads(self.read(path))
         except ValueError as error:
             raise StoreError(f"{self.url}/{path} is not JSON: {error}") from error
 
     def upload(self, local: str | Path, path: str) -> None:
-        """Copy a local file in, whole or not at all."""
+        """Copy a local file into the store, atomically."""
         full = self.full_path(path)
         if self.is_local:
             self._attempt(path, lambda: _write_local(full, Path(local).read_bytes()))
         else:
-            self._attempt(path, lambda: self._fs.put_file(str(local), full))
+            self._attempt(path, lambda: self._fs.put_file(str(local), full), is_write=True)
 
     def download(self, path: str, local: str | Path) -> None:
-        """Copy an object out to a local file, whole or not at all."""
+        """Copy an object to a local file, atomically."""
         target = Path(local)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -152,12 +159,12 @@ class Store:
     # -- names ------------------------------------------------------------------------------
 
     def exists(self, path: str) -> bool:
-        """Whether an object (or folder) is there."""
+        """Whether an object or folder exists."""
         full = self.full_path(path)
         return bool(self._attempt(path, lambda: self._fs.exists(full)))
 
     def list(self, path: str = "") -> list[str]:
-        """The names directly under a folder, sorted; empty where there is no such folder."""
+        """The sorted names directly in a folder; empty if there is no such folder."""
         full = self.full_path(path)
 
         def names() -> list[str]:
@@ -165,7 +172,7 @@ class Store:
                 found = self._fs.ls(full, detail=False)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            # local names beginning with a dot are writes that are not finished
+            # local names that begin with a dot are unfinished writes
             return sorted(
                 name
                 for name in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found)
@@ -175,7 +182,7 @@ class Store:
         return self._attempt(path, names)
 
     def walk(self, path: str = "") -> Iterator[str]:
-        """Every object below a folder, as paths of this store, sorted."""
+        """The paths of all objects below a folder, sorted."""
         full = self.full_path(path)
 
         def found() -> list[str]:
@@ -191,7 +198,7 @@ class Store:
                 yield relative
 
     def size(self, path: str) -> int:
-        """Bytes of one object. Raises FileNotFoundError."""
+        """Size of one object in bytes. Raises FileNotFoundError."""
         full = self.full_path(path)
         return int(self._attempt(path, lambda: self._fs.size(full)))
 
@@ -206,7 +213,7 @@ class Store:
         return self._attempt(path, facts)
 
     def delete(self, path: str) -> None:
-        """Remove an object or a folder with all below it; nothing there is no error."""
+        """Remove an object, or a folder with everything below it; a missing one is no error."""
         full = self.full_path(path)
 
         def remove() -> None:
@@ -217,59 +224,20 @@ class Store:
 
         self._attempt(path, remove)
 
-    # -- retries ----------------------------------------------------------------------------
-
-    def _attempt(self, path: str, call: Callable[[], Result]) -> Result:
-        try:
-            for attempt in Retrying(
-                stop=stop_after_attempt(RETRY_ATTEMPTS),
-                wait=wait_random_exponential(multiplier=0.1, max=RETRY_MAX_WAIT_S),
-                retry=retry_if_exception(_is_transient),
-                reraise=True,
-            ):
-                with attempt:
-                    return call()
-        except Exception as error:
-            if _is_refusal(error):
-                raise UserError(
-                    f"{self.url}/{path} may not be used: {error}",
-                    "check the credentials and rights for this store",
-                ) from error
-            if _is_transient(error):
-                raise StoreError(
-                    f"{self.url}/{path}: {error}", "the store did not answer; try again"
-                ) from error
-            raise
-        raise AssertionError("unreachable")
+    def _attempt(self, path: str, call: Callable[[], Result], *, is_write: bool = False) -> Result:
+        return with_retries(f"{self.url}/{path}", call, is_write=is_write)
 
 
-CLIENT_PACKAGES = frozenset({"botocore", "aiobotocore", "aiohttp", "urllib3", "requests"})
-"""Their own errors (lost connections, half answers) reach us where fsspec does not translate
-them."""
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later: any I/O fault but a statement about the path."""
-    final = (
-        FileNotFoundError,
-        FileExistsError,
-        PermissionError,
-        NotADirectoryError,
-        IsADirectoryError,
-    )
-    if isinstance(error, final) or _is_refusal(error):
-        return False
-    package = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError | TimeoutError) or package in CLIENT_PACKAGES
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the store says that this user may not."""
-    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+def _client_options(url: str) -> dict[str, Any]:
+    """Options of the client that leave the retries to us; the user's own fsspec settings win."""
+    if not url.startswith(S3_PREFIXES):
+        return {}
+    own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"retries": {"max_attempts": 0}, **own}}
 
 
 def _normal_url(url: str) -> str:
-    """Absolute for local paths, so that a store means the same in every process."""
+    """The URL, absolute for local paths, so that it means the same in every process."""
     if "://" in url and not url.startswith("file://"):
         return url.rstrip("/")
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
@@ -279,10 +247,14 @@ def _write_aside(full: str, data: bytes) -> Path:
     target = Path(full)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # on a full disk, half a file would take what space there is
+        aside.unlink(missing_ok=True)
+        raise
     return aside
 
 

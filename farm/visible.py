@@ -1,8 +1,8 @@
-"""Text of others made safe to show: control and bidirectional characters appear as escapes.
+"""Makes untrusted text safe to show: control and bidirectional characters appear as escapes.
 
-Owns the list of these characters. Names, paths and messages come from manifests and folders that
-strangers supply; printed raw, an escape sequence rewrites the terminal, a bidirectional override
-reverses what is read, and a line feed forges a line of output.
+Owns the list of these characters. Names, paths and messages come from untrusted manifests and
+folders. Printed raw, an escape sequence can rewrite the terminal, a bidirectional override can
+reverse text, and a line feed can forge a line of output.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ALL = re.compile(f"[\\t\\n{_HIDDEN}]")
 
 
 def visible(text: str) -> str:
-    """One line: a name, a path or a message, every hidden character as an escape."""
+    """One line, such as a name, a path or a message, with every hidden character escaped."""
     return _ALL.sub(_escape, text)
 
 
 def visible_lines(text: str) -> str:
-    """The same for text that may have several lines of its own: line feeds and tabs stay."""
+    """Text of several lines, with every hidden character escaped but line feeds and tabs."""
     return _LINES.sub(_escape, text)
 
 

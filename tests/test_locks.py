@@ -56,8 +56,8 @@ def test_an_expired_claim_can_be_taken_and_its_holder_finds_out(store: Store) ->
 
 def test_a_claim_of_a_killed_process_is_free_at_once(tmp_path: Path, store: Store) -> None:
     code = (
-        "import os, signal; from farm.storage import Store; from farm.locks import Claim;"
-        f"assert Claim.take(Store({str(tmp_path)!r}), 'c', ttl_s=1e6);"
+        "import os, signal; from farm.storage import Store; from farm.locks import StoreLock;"
+        f"assert StoreLock.take(Store({str(tmp_path)!r}), 'c', ttl_s=1e6);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.s3 import BUCKET, CREDENTIALS, flaky_proxy, s3_server
 
-from farm.errors import StoreError, UserError
+from farm.errors import StoreError, StoreUnusable, UserError
 from farm.storage import Store
 
 
@@ -167,7 +169,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
 def test_a_store_that_never_answers_is_a_store_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.storage.RETRY_MAX_WAIT_S", 0.01)
+    monkeypatch.setattr("farm.retries.CALL_BUDGET_S", 0.1)
     store = Store(tmp_path)
 
     def broken(*_: object) -> bytes:
@@ -187,5 +189,48 @@ def test_a_store_that_refuses_this_user_says_so(
         raise PermissionError("AccessDenied")
 
     monkeypatch.setattr(store.filesystem, "cat_file", refuse)
-    with pytest.raises(UserError, match="may not be used"):
+    with pytest.raises(StoreUnusable, match="access denied"):
         store.read("x")
+
+
+def test_a_bucket_that_does_not_exist_is_an_error_with_a_remedy(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    store = Store("s3://no-such-bucket-of-ours/x")
+    for call in (
+        lambda: store.write("a", b"x"),
+        lambda: store.create("a", b"x"),
+        lambda: store.read("a"),
+    ):
+        with pytest.raises(StoreUnusable, match="there is no such bucket") as caught:
+            call()
+        assert "create the bucket" in caught.value.remedy
+
+
+def test_missing_credentials_are_an_error_with_a_remedy(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    store = Store(f"s3://{BUCKET}/{tmp_path.name}-anonymous")
+    with pytest.raises(StoreUnusable, match="no credentials for the store") as caught:
+        store.write("a", b"x")
+    assert "AWS_ACCESS_KEY_ID" in caught.value.remedy
+
+
+def test_a_write_to_a_full_disk_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreUnusable, match="the store is full"):
+        Store(tmp_path).write("a/b", b"x")
+    assert list((tmp_path / "a").iterdir()) == []

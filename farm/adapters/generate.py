@@ -22,6 +22,7 @@ def generate_adapted(
     seeds: Sequence[int],
     slots: Sequence[int],
     *,
+    negative_prompt: str = "",
     batch: int = 16,
     **options: Unpack[SamplingOptions],
 ) -> Tensor:
@@ -31,7 +32,15 @@ def generate_adapted(
         uint8 [R, P, P, 3] on the CPU; an image does not depend on the others of the call.
     """
     routing = bank.image_routing(slots)
-    return generate_images(base, prompts, seeds, batch=batch, routing=routing, **options)
+    return generate_images(
+        base,
+        prompts,
+        seeds,
+        negative_prompt=negative_prompt,
+        batch=batch,
+        routing=routing,
+        **options,
+    )
 
 
 def generate_by_slot(

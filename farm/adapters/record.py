@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from farm import __version__
 from farm.adapters.file_names import RECORD_FILE
 from farm.errors import AdapterFileError
 from farm.recipe import Recipe
+from farm.version import __version__
 
 __all__ = ["AdapterRecord", "ImportedFile", "utc_now"]
 

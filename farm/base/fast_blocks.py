@@ -6,8 +6,10 @@ copies out of the channels-last layout, and without repeated look-ups of constan
 base a pass takes 8 % less time (one core). Block types not listed here, passes with masks, and
 passes that keep gradients run diffusers' own code.
 
-Read beside diffusers 0.42: ``ResnetBlock2D``, ``Transformer2DModel``, ``BasicTransformerBlock``,
-``AttnProcessor2_0``, ``GEGLU``.
+A row's result does not depend on the number of rows; see ``row_linear.py``.
+
+Read beside diffusers 0.42: ``TimestepEmbedding``, ``ResnetBlock2D``, ``Transformer2DModel``,
+``BasicTransformerBlock``, ``AttnProcessor2_0``, ``GEGLU``.
 
 Legend: R rows, C channels, H W picture, N positions, T tokens, D width, h heads, d width of a head.
 """
@@ -21,10 +23,13 @@ import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
+
+from farm.base.row_linear import row_linear
 
 __all__ = ["use_fast_blocks", "restore"]
 
@@ -72,6 +77,34 @@ def _plain(*values: Any) -> bool:
     return not torch.is_grad_enabled() and all(value is None for value in values)
 
 
+def _row_layer(layer: Any, x_RD: Tensor) -> Any:
+    """A layer on one vector per row; a wrapped layer computes it in the same way."""
+    if type(layer) is nn.Linear:
+        return row_linear(x_RD, layer.weight, layer.bias)
+    return layer(x_RD)
+
+
+# -- timesteps --------------------------------------------------------------------------------
+
+
+def _timestep_fits(module: Any) -> bool:
+    return (
+        isinstance(module.act, nn.SiLU)
+        and getattr(module, "cond_proj", None) is None
+        and module.post_act is None
+    )
+
+
+def _timestep(module: Any, full: Forward) -> Forward:
+    def forward(sample_RD: Tensor, condition: Tensor | None = None) -> Any:
+        if sample_RD.ndim != 2 or not _plain(condition):
+            return full(sample_RD, condition)
+        hidden_RD = functional.silu(_row_layer(module.linear_1, sample_RD))
+        return _row_layer(module.linear_2, hidden_RD)
+
+    return forward
+
+
 # -- residual blocks --------------------------------------------------------------------------
 
 
@@ -93,7 +126,7 @@ def _resnet(block: Any, full: Forward) -> Forward:
             return full(x_RCHW, temb_RD, *more, **named)
         hidden = functional.silu(block.norm1(x_RCHW), inplace=True)
         hidden = block.conv1(hidden)
-        hidden += block.time_emb_proj(functional.silu(temb_RD))[:, :, None, None]
+        hidden += _row_layer(block.time_emb_proj, functional.silu(temb_RD))[:, :, None, None]
         hidden = functional.silu(block.norm2(hidden), inplace=True)
         hidden = block.conv2(hidden)
         shortcut = block.conv_shortcut
@@ -208,6 +241,7 @@ def _feed_forward(layer: Any, full: Forward) -> Forward:
 
 _KINDS: tuple[tuple[type[nn.Module], Callable[[Any], bool], Callable[[Any, Forward], Forward]], ...]
 _KINDS = (
+    (TimestepEmbedding, _timestep_fits, _timestep),
     (ResnetBlock2D, _resnet_fits, _resnet),
     (Transformer2DModel, _transformer_fits, _transformer),
     (BasicTransformerBlock, _block_fits, _block),

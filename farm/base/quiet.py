@@ -1,7 +1,7 @@
 """Silence diffusers, transformers and huggingface_hub while they load.
 
 Owns the switches of these libraries' progress bars, logs and warnings. The farm shows its own
-progress while a base loads (``farm.cli.loading``).
+progress while a base loads (``farm.cli.views.progress``).
 """
 
 from __future__ import annotations

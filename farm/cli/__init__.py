@@ -1,9 +1,9 @@
 """The command line: the only place that prints.
 
 Owns the root application, how errors become messages and exit codes, and where output goes:
-results on stdout, progress and logs on stderr, one JSON document as the last line with ``--json``.
-Each command group lives in a module of its own and imports what is heavy when it runs, so that
-``farm --help`` is instant.
+results to stdout, progress and logs to stderr, one JSON document as the last line with ``--json``.
+Each command is a module of ``farm.cli.commands`` that imports heavy packages only when it runs, so
+that ``farm --help`` is instant.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from farm.errors import FarmError, Interrupted
 
 __all__ = ["app", "main"]
 
-GROUPS = ("check", "run", "importing", "serve", "quality", "base")
-"""Modules of this package that register commands, in the order of the help page."""
+COMMANDS = (
+    *("check", "run", "demo", "submit", "status", "requests", "export"),
+    *("import_", "serve", "keys", "quality", "base"),
+)
+"""Modules of ``farm.cli.commands``, in the order of the help page."""
 
 app = typer.Typer(
     name="farm",
@@ -36,7 +39,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from farm import __version__
+        from farm.version import __version__
 
         print(f"farm {__version__}")
         raise typer.Exit
@@ -48,16 +51,16 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Options of the farm itself."""
+    """Fine-tune one small LoRA adapter per subject, and serve them all."""
 
 
-for _group in GROUPS:
-    importlib.import_module(f"farm.cli.{_group}").register(app)
+for _name in COMMANDS:
+    importlib.import_module(f"farm.cli.commands.{_name}").register(app)
 
 
 def main() -> None:
-    """Run the command line; every error of the farm becomes a message and its exit code."""
-    faulthandler.enable()  # a crash below Python says where it happened
+    """Run the command line; turn every error of the farm into a message and an exit code."""
+    faulthandler.enable()  # a crash in native code prints the Python stack
     hush_libraries()
     try:
         app()
@@ -72,8 +75,8 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """Exit; at once where threads still wait for a Ray that does not answer, because Python's and
-    Ray's own exit would wait for them, or end with another code."""
+    """Exit. Do not wait for threads that still wait for a Ray that does not answer: the exit
+    handlers of Python and Ray would wait for them, or change the exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     waiting = ("lanes-", "priors", "cluster-watch")

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-__all__ = ["PrivateHostsOption"]
+__all__ = ["PrivateHostsOption", "private_hosts"]
+
+
+@contextmanager
+def private_hosts(allowed: bool) -> Iterator[None]:
+    """Allow photo URLs that lead to private addresses for as long as the block lasts."""
+    from farm.intake.photos.uris import ALLOW_PRIVATE_HOSTS
+
+    before = os.environ.get(ALLOW_PRIVATE_HOSTS)
+    _allow(allowed)
+    try:
+        yield
+    finally:
+        if allowed:
+            os.environ.pop(ALLOW_PRIVATE_HOSTS)
+            os.environ |= {ALLOW_PRIVATE_HOSTS: before} if before is not None else {}
 
 
 def _allow(value: bool) -> bool:

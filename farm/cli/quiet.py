@@ -1,7 +1,7 @@
-"""Keeps other libraries off the terminal: what a command prints is the farm's own.
+"""Keeps the output of other libraries off the terminal.
 
-Owns the process-wide switches, which are set before anything heavy is imported. ``FARM_DEBUG`` in
-the environment leaves everything on.
+Owns the process-wide switches, which are set before anything heavy is imported. Set ``FARM_DEBUG``
+in the environment to keep all output.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "PYTHONWARNINGS": "ignore",
 }
-"""Read by the libraries when they are imported, here and in every process started from here. What
-the user has set is left alone."""
+"""Read by the libraries when they are imported, in this process and in its children. Variables
+that the user has set keep their values."""
 
 
 def hush_libraries() -> None:
     """Silence warnings, log lines and progress bars of libraries in this process and its children.
 
-    Errors still arrive: as exceptions, which ``farm.cli.main`` turns into messages.
+    Errors still arrive as exceptions, which ``farm.cli.main`` turns into messages.
     """
     if os.environ.get("FARM_DEBUG"):
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
-    # without a handler, Python itself prints what libraries log at warning level and above
+    # without a handler, Python prints log records of level WARNING and above
     logging.getLogger().addHandler(logging.NullHandler())

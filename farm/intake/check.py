@@ -1,9 +1,9 @@
 """The check: every photo of a manifest decoded, measured and compared.
 
 Owns the flow, with a bounded number of photos in flight whatever the manifest's length, and the
-report. One photo is judged in ``inspect_photo.py``, a subject's photos together in ``judge.py``.
+report. Single photos are checked in ``photos/inspect.py``, a subject's photos in ``compare.py``.
 
-Threads do it, not processes: Pillow, zlib, hashing and the network all let go of the interpreter
+Threads suffice: Pillow, zlib, hashing and the network all release the interpreter lock
 (benchmarks/intake-*.md compares the two).
 """
 
@@ -56,12 +56,12 @@ class CheckReport:
 
     @property
     def errors(self) -> tuple[Fault, ...]:
-        """Faults that keep a subject from being trained."""
+        """Faults that prevent a subject from being trained."""
         return tuple(fault for fault in self.faults if fault.severity == "error")
 
     @property
     def warnings(self) -> tuple[Fault, ...]:
-        """Faults that a user should know of."""
+        """Faults that do not prevent training."""
         return tuple(fault for fault in self.faults if fault.severity == "warning")
 
     @property
@@ -99,11 +99,11 @@ def check_manifest(
     """Decode and judge every photo of a manifest.
 
     Args:
-        manifest: as read with ``strict=False``, so that all faults are told together.
+        manifest: as read with ``strict=False``, so that all faults are reported together.
         workers: threads for local photos; None means the CPU's cores.
         resolution_px: side of the training crops where a recipe names none; None judges photos of
             such recipes by the absolute limits alone.
-        progress: called now and then from this thread.
+        progress: called periodically from this thread.
     """
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1

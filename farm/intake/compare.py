@@ -1,7 +1,7 @@
-"""A subject's photos judged together: copies, look-alikes, sizes, shapes, another class's photos.
+"""Comparison of a subject's photos: copies, look-alikes, sizes, shapes, another class's photos.
 
-Owns every judgement that needs more than one photo or the recipe. Pure, but for remembering whose
-photo was seen first.
+Owns every check that needs more than one photo or the recipe. Pure, apart from remembering which
+subject a photo was first seen in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEAR_BITS = 4
 MAX_ENLARGEMENT = 4.0
 """A photo that must be enlarged further to fill a crop is refused: it has no detail to teach."""
 MAX_SHAPE = 3.0
-"""Longer side over shorter; beyond it a square crop sees a third of the photo at the most."""
+"""Longer side over shorter; beyond it a square crop sees at most a third of the photo."""
 HASH_BITS = 64
 BLOCK_ROWS = 512
 
@@ -76,7 +76,7 @@ class PhotoComparer:
             if noun != written.class_noun:
                 told.warning(
                     f"{told.name(uri)} is also a photo of `{other}`, which is a {noun}",
-                    "is it in the right folder?",
+                    "check that it is in the right folder",
                 )
 
 
@@ -94,13 +94,13 @@ class _Telling:
         return name.removeprefix(self._written.base.rstrip("/") + "/")
 
     def error(self, message: str, remedy: str, field: str = "photos") -> None:
-        """A fault that keeps the subject from being trained."""
+        """A fault that prevents the subject from being trained."""
         place = self._written
         field = place.field if field == "photos" else field
         self.faults.append(Fault(place.file, message, remedy, place.line, field, place.id))
 
     def warning(self, message: str, remedy: str) -> None:
-        """A fault that the user should know of."""
+        """A fault that does not prevent training."""
         place = self._written
         fault = Fault(place.file, message, remedy, place.line, place.field, place.id, "warning")
         self.faults.append(fault)
@@ -119,7 +119,7 @@ def _tell_copies(known: Sequence[tuple[str, PhotoFacts]], told: _Telling) -> Non
     for late, early in look_alikes([facts.look for _, facts in distinct]):
         told.warning(
             f"{told.name(distinct[late][0])} looks like {told.name(distinct[early][0])}",
-            "near-duplicates weigh double; keep one, unless you mean it",
+            "near-duplicates count twice; keep one, unless this is intended",
         )
 
 
@@ -160,7 +160,7 @@ def _tell_small(
         told.warning(
             f"{len(soft)} of {len(known)} photos are enlarged to {resolution_px} px; "
             f"the smallest, {told.name(uri)}, from {side} px",
-            "larger photos make sharper pictures",
+            "larger photos give sharper images",
         )
 
 

@@ -1,8 +1,8 @@
-"""The tables of `docs/manifest.md`, made from the models themselves.
+"""The tables of `docs/manifest.md`, generated from the models.
 
     python -m farm.intake.docs_tables docs/manifest.md
 
-rewrites the part of the page between its markers; a test tells when it is stale.
+rewrites the part of the page between its markers; a test fails when it is stale.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def render_tables() -> str:
         ("## The head", _table(Head, list(Head.model_fields))),
         ("## A subject", _table(SubjectEntry, own)),
         (
-            "## A subject, or `defaults`\n\nFields that stand on a subject, or once under "
-            "`defaults` for all that lack them.",
+            "## A subject, or `defaults`\n\nFields of a subject, or set once under "
+            "`defaults` for all subjects without them.",
             _table(Defaults, list(Defaults.model_fields)),
         ),
         (
@@ -117,14 +117,14 @@ def _presets() -> str:
         said = ", ".join(f"`{field}`: `{json.dumps(value)}`" for field, value in needs.items())
         lines += [
             "",
-            f"They are made for Stable Diffusion. On the `{base}` base, {said} stand above them, "
-            "and below whatever the manifest writes.",
+            f"They are made for Stable Diffusion. On the `{base}` base, {said} override them, "
+            "and are overridden by the manifest.",
         ]
     return "\n".join(lines)
 
 
 def refreshed(page: str) -> str:
-    """A page with the part between its markers made anew.
+    """A page with the part between its markers regenerated.
 
     Raises:
         ValueError: if the markers are missing.

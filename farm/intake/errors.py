@@ -1,4 +1,4 @@
-"""The one error that intake raises inside itself: a photo's fault, on its way to a report."""
+"""The error for a photo or archive that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""From what pydantic says to what a user can act on: line, field, and a remedy.
+"""Faults from pydantic's validation errors: line, field, and a remedy.
 
-Owns the words of every fault of a field. Ranges and choices in remedies are read from the models,
-so they cannot go stale.
+Owns the wording of every fault of a field. Ranges and choices in remedies come from the models.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def faults_of(
 def validated(
     model: type[Model], value: Mapping[str, Any], row: ManifestRow, prefix: Path = ()
 ) -> tuple[Model | None, list[Fault]]:
-    """Validate what can be validated: refused fields are told, left out, and the rest is kept.
+    """Validate a mapping field by field: refused fields become faults, the others are kept.
 
     Returns:
         The model without the refused fields, None where required ones are missing; and the faults.
@@ -67,7 +66,7 @@ def validated(
 
 
 def _drop(value: Any, path: Path) -> None:
-    """Remove what stands at a path; items of a list go with the whole list."""
+    """Remove the value at a path; an item of a list removes the whole list."""
     for part in path[:-1]:
         inner = value.get(part) if isinstance(value, dict) else None
         if not isinstance(inner, dict):

@@ -1,7 +1,7 @@
 """Recipes from layers: the preset, what the base needs, the defaults, the subject's own fields.
 
 Owns the order of the layers and which layer a fault belongs to. A layer wins over the one before
-it field by field; presets stand below everything that the manifest writes.
+it field by field; presets have the lowest priority.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Layers:
         self._made: dict[str, BaseModel] = {}
         self.faults: list[Fault] = []
         below = self._under(preset)
-        # a refused field is told once, here; the subjects are judged on what they add
+        # a refused field is reported once, here; subjects are validated without it
         self._refuse(Recipe, below, self._recipe, head, "recipe")
         self._refuse(PriorSettings, {}, self._prior, head, "prior")
 
     def _under(self, preset: PresetName | None) -> dict[str, Any]:
-        """What lies below all that a manifest says: a preset, and the base's own recipe on it."""
+        """The lowest layers: a preset, and the base's own recipe over it."""
         return _merged(PRESETS[preset] if preset else {}, self._base)
 
     def _refuse(
@@ -88,7 +88,7 @@ class Layers:
     def prior(
         self, row: ManifestRow, own: Fields | None, faults: list[Fault]
     ) -> PriorSettings | None:
-        """How a subject's class images are drawn; None as for ``recipe``."""
+        """How a subject's class images are generated; None as for ``recipe``."""
         try:
             return self._validated(PriorSettings, _merged(self._prior, own or {}))
         except ValidationError as error:
@@ -106,7 +106,7 @@ class Layers:
 
 
 def _merged(below: Fields, above: Fields) -> dict[str, Any]:
-    """Two layers as one; mappings inside merge too, null wipes."""
+    """Two layers merged, nested mappings included; null resets a field."""
     merged = dict(below)
     for field, value in above.items():
         under = merged.get(field)

@@ -1,4 +1,4 @@
-"""The manifest: every subject that a user submits, resolved, with all that is wrong told at once.
+"""The manifest: every subject that a user submits, resolved, with all its faults at once.
 
 Owns what concerns several subjects (ids and names given twice, the order of work) and the resolved
 form that a run keeps as Parquet.
@@ -70,7 +70,7 @@ class Manifest:
 
     @property
     def errors(self) -> tuple[Fault, ...]:
-        """The faults that keep a subject from being trained."""
+        """The faults that prevent a subject from being trained."""
         return tuple(fault for fault in self.faults if fault.severity == "error")
 
     def to_parquet(self) -> bytes:
@@ -98,7 +98,7 @@ def _as_row(subject: Subject) -> dict[str, object]:
     return row | {
         "recipe": subject.recipe.model_dump_json(),
         "prior": subject.prior.model_dump_json(),
-        # they are resolved: what lies beside the photos is not asked again
+        # captions are resolved; files beside the photos are not read again
         "captions": "none",
     }
 
@@ -142,7 +142,7 @@ def read_manifest(
 
 
 def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
-    """The error that says everything that is wrong with a manifest."""
+    """The error that lists every fault of a manifest."""
     count = sum(fault.severity == "error" for fault in faults)
     message = f"{source} has {count} fault{'s' if count > 1 else ''}"
     return ManifestError(message, "correct them all and try again", faults)
@@ -161,7 +161,7 @@ def _resolved(
 
 
 class _Register:
-    """Collects subjects and tells ids and names that are given twice; the first of them stays."""
+    """Collects subjects and reports duplicate ids and names; the first one is kept."""
 
     def __init__(self) -> None:
         self.written: list[Written] = []
@@ -174,7 +174,7 @@ class _Register:
         faults = resolved.faults
         subject = resolved.subject
         place = f"{row.file}:{row.line}" if row.line else row.file
-        # names become paths, and some file systems do not tell `Cat` from `cat`
+        # names become paths, and some file systems do not distinguish `Cat` from `cat`
         name = str(row.value.get("id", ""))
         first = self._ids.setdefault(name.casefold(), place)
         if name and first is not place:

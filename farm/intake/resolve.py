@@ -1,7 +1,7 @@
 """From a written row to a subject: defaults applied, photos found, prompts judged.
 
-Owns everything about one subject that can be told without decoding a photo. What concerns several
-subjects (ids given twice) is in ``manifest.py``; pixels are judged in ``check.py``.
+Owns everything about one subject that can be checked without decoding a photo. Duplicate ids and
+names are found in ``manifest.py``; pixels are checked in ``check.py``.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["Resolved", "Resolver"]
 
 _PLAIN = ("class_noun", "namespace", "identifier", "instance_prompt", "class_prompt")
 FEW_PHOTOS = 3
-"""Fewer show too little of a subject to tell it from its background."""
+"""Fewer show too little of a subject to distinguish it from its background."""
 
 
 @dataclass(slots=True)
 class Resolved:
-    """What one row came to."""
+    """The result of one row."""
 
     subject: Subject | None
     """None where an error leaves nothing to train."""
     listed: list[ListedPhoto]
-    """Its photos all the same, so that they are checked in the same pass."""
+    """Its photos, which are checked in any case."""
     class_images: tuple[str, ...]
     faults: list[Fault]
 
@@ -78,7 +78,7 @@ class Resolver:
         }
 
     def _checked(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """The caller's fields that a recipe can have; the others are told once, not per subject."""
+        """The caller's fields that a recipe can have; the others are reported once."""
         _, faults = validated(Recipe, recipe, ManifestRow({}, "the command line", ""), ("recipe",))
         # how fields fit together is judged with the subject's own, below
         told = [fault for fault in faults if fault.field != "recipe"]

@@ -1,7 +1,7 @@
-"""Raw rows of a manifest: plain values that know the file and line they were written in.
+"""Raw rows of a manifest: plain values with the file and line they were written in.
 
 Owns the one form that every format (YAML, JSON, JSONL, CSV, Parquet, importers) is read into, and
-how a fault finds its line. Means nothing by the values; that is ``resolve.py``'s part.
+how a fault finds its line. What the values mean is decided in ``resolve.py``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class CaptionStyle:
     """Of a text of several lines the first is the caption, as for kohya's scripts; otherwise they
     are joined."""
     prefix: str = ""
-    """Put before every caption."""
+    """Prepended to every caption."""
     suffix: str = ""
-    """Put behind every caption."""
+    """Appended to every caption."""
     fallback: str | None = None
     """Of photos without a caption, where that is not the subject's instance prompt."""
     unread_suffix: str = ""
-    """A warning is due if texts with this suffix lie beside the photos and no other ones do."""
+    """Warn if the only texts beside the photos have this suffix."""
     remedy: str = "put [V] into it, or set `captions: none`"
     """For a caption that does not name the subject, in words of the manifest's form."""
 
@@ -75,9 +75,9 @@ class ManifestRow:
     line: int | None = None
     """1-based line of the row; the row's number in a table that has no lines."""
     lines: Mapping[Path, int] = field(default_factory=dict)
-    """Lines of values inside the row, where the format tells them."""
+    """Lines of values inside the row, where the format has them."""
     prefix: Path = ()
-    """Where the row stands in its document: ``("subjects", 3)``."""
+    """Path of the row in its document: ``("subjects", 3)``."""
     styles: Mapping[Path, CaptionStyle] = field(default_factory=dict)
     """How captions are read, for places below which it is not the usual way."""
     terms: Mapping[Path, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a user writes in a manifest: the fields, before defaults are applied.
+"""Schema of a manifest: its fields before defaults are applied.
 
 Owns the form of the file; every docstring here is a line of ``docs/manifest.md``. What the fields
 resolve to is in ``subject.py``, how they resolve in ``resolve.py``.
@@ -37,17 +37,17 @@ class _Entry(BaseModel):
 
 
 class Defaults(_Entry):
-    """Fields that every subject takes over unless it has its own."""
+    """Fields that every subject inherits unless it has its own."""
 
     class_noun: ClassNoun | None = None
     """What the subject is: `cat`, `stuffed animal`. Required, here or on the subject."""
     namespace: NameEntry | None = None
-    """Whose adapter it will be; keys of the endpoint are bound to namespaces. Default `default`."""
+    """Owner of the adapter; the endpoint's keys are bound to namespaces. Default `default`."""
     identifier: Identifier | None = None
     """The rare token that `[V]` stands for. One token that means little to the base learns best.
     Default `sks`."""
     instance_prompt: Prompt | None = None
-    """What photos without a caption show. Must hold `[V]` (or the identifier). Default
+    """What photos without a caption show. Must contain `[V]` (or the identifier). Default
     `a photo of [V] {class_noun}`."""
     class_prompt: Prompt | None = None
     """What the prior set shows; must not name the identifier. Subjects with the same class prompt
@@ -64,7 +64,7 @@ class Defaults(_Entry):
     """How to train: any of the fields of the recipe. A subject's own win over the defaults', field
     by field."""
     prior: dict[str, Any] | None = None
-    """How the base draws class images: any of `scheduler`, `steps`, `guidance`, `seed`."""
+    """How the base generates class images: any of `scheduler`, `steps`, `guidance`, `seed`."""
 
 
 class RunDefaults(Defaults):
@@ -87,7 +87,7 @@ class PhotoEntry(_Entry):
     uri: Annotated[str, Field(min_length=1)]
     """A path from the manifest's folder, or a URL."""
     caption: Prompt | None = None
-    """Stands in for the instance prompt; must hold `[V]` (or the identifier)."""
+    """Replaces the instance prompt; must contain `[V]` (or the identifier)."""
 
 
 class SubjectEntry(Defaults):
@@ -107,7 +107,7 @@ class SubjectEntry(Defaults):
     beside `photo.jpg` and from tables such as `metadata.csv` beside the photos; `none` takes
     none."""
     class_images: Texts | None = None
-    """The user's own class images, in any form that `photos` takes; then the base draws none."""
+    """The user's own class images, in any form that `photos` accepts. Default: generated."""
 
 
 class Head(_Entry):
@@ -116,9 +116,9 @@ class Head(_Entry):
     version: Literal[1] = 1
     """Of this format."""
     defaults: RunDefaults = RunDefaults()
-    """Fields that every subject takes over unless it has its own."""
+    """Fields that every subject inherits unless it has its own."""
     class_images: dict[str, Texts] | None = None
-    """The user's own class images by class noun, in any form that `photos` takes."""
+    """The user's own class images by class noun, in any form that `photos` accepts."""
     subjects: str | None = None
     """The list of subjects; or a path from this file to a table of them (CSV, JSONL, Parquet) or to
     a folder of folders."""

@@ -60,7 +60,7 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f\[\]{}
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photo: where it lies, and the caption that stands in for the instance prompt."""
+    """One photo: its URI, and the caption that replaces the instance prompt."""
 
     uri: str
     """Absolute local path, fsspec URL, or ``zip://member::archive`` for a member of an archive."""
@@ -68,7 +68,7 @@ class Photo:
 
 
 class PriorSettings(BaseModel):
-    """How the untouched base draws the class images of a prior set."""
+    """How the base model generates the class images of a prior set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -78,7 +78,7 @@ class PriorSettings(BaseModel):
     """Denoising steps of each class image. The set is shared by all subjects of a class, and class
     images need to be typical, not flawless."""
     guidance: float = Field(5.0, ge=1, le=30)
-    """Classifier-free guidance scale; 1 draws unguided, at half the price."""
+    """Classifier-free guidance scale; 1 generates without guidance, at half the cost."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Root of the seeds of the class images; each image has its own."""
 
@@ -95,7 +95,7 @@ class Subject(BaseModel):
     photos: tuple[Photo, ...] = Field(min_length=1)
     """In the order of the manifest; an archive or folder in the order of its names."""
     namespace: Name = DEFAULT_NAMESPACE
-    """Whose adapter it will be; keys of the endpoint are bound to namespaces."""
+    """Owner of the adapter; the endpoint's keys are bound to namespaces."""
     name: Name
     """Under which the adapter is served; the id where the manifest gives none."""
     identifier: Identifier = DEFAULT_IDENTIFIER
@@ -105,15 +105,15 @@ class Subject(BaseModel):
     class_prompt: Prompt
     """Of the prior set; never names the identifier."""
     class_images: tuple[str, ...] = ()
-    """URIs of the user's own class images; empty where the base draws them."""
+    """URIs of the user's own class images; empty where the base generates them."""
     sample_prompts: tuple[Prompt, ...]
-    """Drawn with the trained adapter; they do not enter the job's key."""
+    """Generated with the trained adapter; they are not part of the job's key."""
     priority: int = 0
     """Higher trains earlier."""
     recipe: Recipe = Recipe()
     """How to train it."""
     prior: PriorSettings = PriorSettings()
-    """How its class images are drawn."""
+    """How its class images are generated."""
 
     @model_validator(mode="before")
     @classmethod
@@ -154,7 +154,7 @@ def _with_noun(value: object, noun: str) -> object:
 
 
 def names_identifier(prompt: str, identifier: str) -> bool:
-    """Whether a prompt speaks of the subject: by ``[V]``, or by the identifier as a whole word."""
+    """Whether a prompt names the subject: by ``[V]``, or by the identifier as a whole word."""
     if PLACEHOLDER in prompt:
         return True
     return re.search(rf"(?<!\w){re.escape(identifier)}(?!\w)", prompt) is not None

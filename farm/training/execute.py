@@ -1,8 +1,8 @@
 """A run from manifest to adapters.
 
-Owns the order of things and the summary. Survives being killed at any instant: started again with
-the same manifest it is the same run, finds what is committed, and goes on with the rest. Prints
-nothing; a ``RunView`` is told.
+Owns the sequence of steps and the summary. A run survives being killed at any moment: the same
+manifest is the same run, which finds what is committed and resumes with the rest. Prints nothing;
+progress goes to a ``RunView``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from farm.errors import Interrupted, StoreError
+from farm.errors import Interrupted, StoreError, StoreUnusable
+from farm.locks import StoreLock
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
@@ -34,11 +35,14 @@ __all__ = [
     "summarise",
 ]
 
+RELEASE_S = 5.0
+"""How long releasing the claim may delay the end."""
+
 
 def run_manifest(
     request: RunRequest, *, view: RunView | None = None, stop: threading.Event | None = None
 ) -> RunSummary:
-    """Prepare and execute; for programs. The command line asks between the two."""
+    """Prepare and execute a run, without confirmation in between."""
     return execute_run(prepare_run(request), view=view, stop=stop)
 
 
@@ -49,12 +53,12 @@ def execute_run(
     stop: threading.Event | None = None,
     arm: Callable[[], None] | None = None,
 ) -> RunSummary:
-    """Train what is not committed.
+    """Train the jobs that are not committed.
 
     Args:
-        stop: set it to stop cleanly: running jobs are saved and given back.
+        stop: set it to stop cleanly: running jobs are saved and returned to the queue.
         arm: installs signal handlers that set ``stop``; called again once Ray runs, which
-            installs its own.
+            replaces them with its own.
 
     Raises:
         Interrupted: after a clean stop.
@@ -71,19 +75,33 @@ def execute_run(
         point_names(prepared)
         jobs = _drive(driver)
     finally:
-        with suppress(StoreError):
-            claim.release()
+        _release(claim)
         guard.close()
     summary = summarise(prepared, jobs, time.monotonic() - began)
     left = sum(not job.is_final for job in jobs)
+    if driver.patience.error is not None and left:
+        raise driver.patience.error
     if driver.stop.is_set() and left:
         raise Interrupted(
             f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "
             f"committed and safe; {left} jobs are left and keep their last checkpoints "
             f"(run {prepared.run_id} in {prepared.store.url})",
-            "run the same command again to go on",
+            "run the same command again to resume",
         )
     return summary
+
+
+def _release(claim: StoreLock) -> None:
+    """Release the claim. A store that does not answer is left to the guard: a second Ctrl-C ends
+    the run at once."""
+
+    def release() -> None:
+        with suppress(StoreError, StoreUnusable):
+            claim.release()
+
+    releasing = threading.Thread(target=release, name="release", daemon=True)
+    releasing.start()
+    releasing.join(RELEASE_S)
 
 
 def _drive(driver: Driver) -> list[Job]:
@@ -100,7 +118,7 @@ def _drive(driver: Driver) -> list[Job]:
         committed=prepared.committed,
         settings=prepared.request.dispatch,
     )
-    if prepared.plan is None:  # nothing to train: no Ray, no lane, only the ledger's word
+    if prepared.plan is None:  # nothing to train: neither Ray nor lanes are needed
         driver.show(dispatcher.snapshot(), dispatcher.news())
         return dispatcher.jobs()
     from farm.training.run.in_process import run_in_process
@@ -109,10 +127,10 @@ def _drive(driver: Driver) -> list[Job]:
 
 
 def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> RunSummary:
-    """Count how the jobs ended."""
+    """Count the jobs by how they ended."""
     tally = counts(jobs)
     done = {job.key for job in jobs if job.status is Status.COMMITTED}
-    # one that somebody else committed meanwhile was not trained by this run
+    # a job that another process committed meanwhile was not trained by this run
     own = {job.key for job in jobs if job.key in done and not job.reused} - prepared.committed
     return RunSummary(
         run=prepared.run_id,

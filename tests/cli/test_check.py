@@ -11,8 +11,9 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from farm.cli import app, check
-from farm.cli.check_view import render_faults
+from farm.cli import app
+from farm.cli.views import progress
+from farm.cli.views.check import render_faults
 from farm.errors import Fault
 
 runner = CliRunner()
@@ -85,7 +86,7 @@ def test_json_is_the_last_line_and_tells_everything(manifest: Path):
 def test_progress_is_plain_lines_on_stderr_where_there_is_no_terminal(
     manifest: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(check, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     _, out, err = run(manifest, "--json")
     assert err == "checking photos: 4 of 4\n"
     assert "checking" not in out

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from farm.adapters.registry import Registry
 from farm.cli import app
-from farm.cli.run import hardware_of, recipe_fields
-from farm.cli.run_view import Pace
+from farm.cli.execute import hardware_of
+from farm.cli.options import PlanOptions, recipe_fields
+from farm.cli.views.run import Pace
 from farm.durations import duration
 from farm.errors import FarmError, ManifestError, PlanError, UserError
 from farm.intake.scoring import ScoringSettings
@@ -160,17 +161,17 @@ def test_what_cannot_be_planned_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "address", "message"),
     [
-        (("toy", None, 1, 1, None, None, None), "memory of 'toy' is not known"),
-        ((None, None, 1, 1, None, None, "127.0.0.1:1"), "no Ray cluster at 127.0.0.1:1"),
+        (PlanOptions(gpu="toy"), None, "memory of 'toy' is not known"),
+        (PlanOptions(), "127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
     ],
 )
-def test_hardware_that_cannot_be_known_has_to_be_told(
-    arguments: tuple[Any, ...], message: str
+def test_hardware_that_cannot_be_known_must_be_given(
+    options: PlanOptions, address: str | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        hardware_of(*arguments)
+        hardware_of(options, address)
 
 
 def test_recipe_fields_are_read_as_yaml() -> None:

@@ -119,16 +119,15 @@ def test_without_a_store_it_says_where_one_may_be_named(tmp_path: Path) -> None:
 
 
 def test_the_store_may_be_in_the_config_file_and_options_win(tmp_path: Path) -> None:
-    from farm.cli.serve import _settings
+    from farm.cli.commands.serve import ServeOptions, _settings
 
     config = tmp_path / "serve.yaml"
     config.write_text(f"store: {tmp_path}/of-the-file\nengine: {{max_rank: 8, num_slots: 5}}\n")
-    options = dict.fromkeys(("store", "base", "revision", "device", "max_rank"))
-    options |= {"namespace": "default", "slots": 0, "engines": 1, "with_ray": False}
-    told = _settings(str(config), **options)
-    assert (told.store, told.engine.max_rank) == (f"{tmp_path}/of-the-file", 8)
-    told = _settings(str(config), **{**options, "store": "./other", "max_rank": 32, "slots": 9})
-    assert (told.store, told.engine.max_rank, told.engine.num_slots) == ("./other", 32, 10)
+    made = _settings(ServeOptions(config=str(config)))
+    assert (made.store, made.engine.max_rank) == (f"{tmp_path}/of-the-file", 8)
+    options = ServeOptions(config=str(config), store="./other", max_rank=32, slots=9)
+    made = _settings(options)
+    assert (made.store, made.engine.max_rank, made.engine.num_slots) == ("./other", 32, 10)
 
 
 @pytest.fixture
@@ -213,7 +212,7 @@ def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
     [(0, 2, 0.0), (1, 1, 1.0), (1, 2, 0.5), (1, 3, 0.25), (2, 2, 1.0), (8, 9, 0.5)],
 )
 def test_engines_on_one_machine_share_its_gpus_equally(monkeypatch, gpus, engines, share):
-    from farm.cli.serve import _gpu_share
+    from farm.cli.commands.serve import _gpu_share
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert _gpu_share(engines) == share

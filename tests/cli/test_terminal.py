@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.manifests import write_manifest
 
-from farm.cli.progress import Stages
+from farm.cli.views.progress import Stages
 from farm.visible import visible, visible_lines
 
 FARM = "from farm.cli import main; main()"
@@ -25,7 +25,7 @@ OURS = (
     r"[│┌└├].*",
     r"s\d{3}: (committed|found.*)",
     r"\d+ of \d+ committed, .*",
-    r"drew \d+ subjects into .*",
+    r"rendered \d+ subjects into .*",
     r"serving .* at http://.*",
     r" *\d+\.\d s  .*",  # the endpoint's start, with its seconds
     r"warning: .*",

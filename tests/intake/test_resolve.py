@@ -33,7 +33,11 @@ def subject(fields: str) -> str:
         ("class_prompt: 'a photo of a [V] cat'", "class_prompt", "names the subject"),
         ("class_prompt: a photo of an sks cat", "class_prompt", "names the subject"),
         ("identifier: cat", "identifier", "a word of the class noun"),
-        ("instance_prompt: 'a [V] {class}'", "instance_prompt", "{class} stands for nothing"),
+        (
+            "instance_prompt: 'a [V] {class}'",
+            "instance_prompt",
+            "{class} is not a known placeholder",
+        ),
         ("photos: {tom/0.png: a cat}", "photos.tom/0.png", "caption of 0.png"),
         ("photos: [{uri: tom/0.png, caption: a cat}]", "photos[0]", "caption of 0.png"),
         ("captions: {0.png: a cat}", "captions.0.png", "caption of 0.png"),
@@ -155,7 +159,7 @@ def test_a_photo_named_twice_is_taken_once(faults_of: FaultsOf, manifest_of: Man
 
 def test_a_folder_that_is_missing_is_told_beside_what_was_left_out(faults_of: FaultsOf):
     (fault,) = faults_of("subjects:\n- {id: felix, class_noun: cat}\n")
-    assert "no folder `felix` lies beside the manifest" in fault.message
+    assert "no folder `felix` beside the manifest" in fault.message
 
 
 def test_too_few_photos_are_a_warning(faults_of: FaultsOf):

@@ -157,7 +157,7 @@ PARSERS: dict[str, Callable[[], Any]] = {"farm": _farm, "ray": _ray, "serve": _s
 
 def _check_recipe(values: dict[str, Any]) -> None:
     """Fields behind ``--set`` are fields of the recipe, with values that it takes."""
-    from farm.cli.run import recipe_fields
+    from farm.cli.options import recipe_fields
     from farm.recipe import Recipe
 
     Recipe.model_validate(recipe_fields(values.get("recipe")))

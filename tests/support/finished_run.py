@@ -1,4 +1,4 @@
-"""Runs made up for the page's tests: drawn pictures, scores from real formulas on made vectors."""
+"""Runs made for the tests of the report: rendered images, scores from real formulas."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
                 colour=scene.colour, pose=scene.pose)
         for n in range(min(4, budget.num_photos))
     ]  # fmt: skip
-    drawn = [replace(scene, place=place) for place in SCENERY[: budget.num_gallery]]
-    pictures = [render_scene(one, size_px=64) for one in drawn]
+    scenes = [replace(scene, place=place) for place in SCENERY[: budget.num_gallery]]
+    pictures = [render_scene(one, size_px=64) for one in scenes]
     shots = [render_scene(one, size_px=64) for one in photos]
     losses = [0.45 * math.exp(-step / 120) + 0.2 + rng.gauss(0, 0.09) for step in range(400)]
     return SubjectView(
@@ -100,11 +100,11 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
         photos=[ReportImage(thumb(shot), f"photo {n + 1}") for n, shot in enumerate(shots)],
         progress=[
             ReportImage(thumb(stage), f"a sks {scene.class_noun} in space", step=50 * n)
-            for n, stage in enumerate(stages(drawn[2], min(9, budget.num_progress)))
+            for n, stage in enumerate(stages(scenes[2], min(9, budget.num_progress)))
         ],
         gallery=[
             ReportImage(thumb(picture), f"a sks {one.class_noun} {one.place}")
-            for picture, one in zip(pictures, drawn, strict=True)
+            for picture, one in zip(pictures, scenes, strict=True)
         ],
         class_pictures=[
             ReportImage(thumb(render_scene(replace(sample_scene(5, n), class_noun=scene.class_noun,

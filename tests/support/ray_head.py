@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
+END_S = 15.0
+"""For a head to end by itself; one whose server was killed does not."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,14 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
             for worker in head.workers:
                 if worker.poll() is None:
                     head.kill_worker(worker)
+            family = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
+            for left in (process, *family):
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+            process.wait()
 
 
 def _await_dashboard(head: Head, log: Path) -> None:

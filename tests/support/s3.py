@@ -61,10 +61,10 @@ def s3_server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def flaky_proxy(endpoint: str, every: int) -> Iterator[str]:
+def flaky_proxy(endpoint: str, every: int, *, port: int | None = None) -> Iterator[str]:
     """Passes requests on, but fails every so-many-th: by turns it refuses, and it loses the answer
     of a request that was carried out."""
-    port = free_port()
+    port = port or free_port()
     arguments = [str(Path(__file__)), str(port), endpoint.rsplit(":", 1)[1], str(every)]
     with _process(arguments, port) as proxy:
         yield proxy

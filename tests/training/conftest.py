@@ -23,7 +23,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    from farm.training.cluster.ray_train import start_ray
+    from farm.training.cluster.start import start_ray
 
     start_ray(
         num_cpus=2,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from farm.adapters.bank.layers import AdaptedConv2d, AdaptedLayer
+from farm.base.row_linear import row_linear
 
 __all__ = ["MixedConv2d", "MixedLayer", "MixedLinear", "MixedRoute", "RowPart"]
 
@@ -93,7 +94,10 @@ class MixedLinear(MixedLayer):
         return self._computed(x, parts)
 
     def _computed(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
-        y = functional.linear(x, self.weight, self.bias)
+        if x.ndim == 2 and x.device.type == "cpu":
+            y = row_linear(x, self.weight, self.bias)
+        else:
+            y = functional.linear(x, self.weight, self.bias)
         for part in parts:
             pair = part.layers.get(self.name)
             if pair is None:

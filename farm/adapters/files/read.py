@@ -218,7 +218,8 @@ def _refuse_unknown(contents: _Contents, unknown: Iterable[str], path: Path) -> 
     layers = [name for name in unknown if name in contents.parts]
     if layers:
         raise AdapterFileError(
-            f"{path} has {len(layers)} layers that the base lacks, such as {layers[0]}",
+            f"{path} has {len(layers)} layer{'s' if len(layers) > 1 else ''} that the base lacks, "
+            f"such as {layers[0]}",
             "use it with the family of base models that it was trained on",
         )
     if alone := [name for name in unknown if name in contents.alphas]:

@@ -32,7 +32,7 @@ MAX_CAPTION_BYTES = 64 * 2**10
 MAX_TABLE_BYTES = 64 * 2**20
 """Of a table of captions: ten thousand photos with a page of text each."""
 MAX_TOLD_ROWS = 50
-"""Rows without a photo that are told one by one, of one table."""
+"""Rows of one table without a photo that are reported one by one."""
 FEW_ORPHANS = 2
 """Texts without a photo from which on they are taken for captions, not for a note of the user's."""
 
@@ -90,7 +90,7 @@ class Captions:
 
         Args:
             names: paths from the folder, photos and all.
-            read: gives the bytes behind a name.
+            read: returns the bytes of a name.
             style: which files are captions, and how they are read.
             place: a file's name in faults, from its path.
         """
@@ -181,7 +181,7 @@ class Captions:
             _TableMatch(self, table, name).take()
 
     def _is_fit(self, table: PhotoTable, name: str) -> bool:
-        """Whether a table names photos and holds captions; tells what it lacks."""
+        """Whether a table names photos and holds captions; reports what it lacks."""
         if not table.rows:
             if not table.faults:
                 self._tell(name, None, "it holds no rows", "remove it", is_warning=True)
@@ -241,7 +241,7 @@ class _TableMatch:
         self._told_shared = False
 
     def take(self) -> None:
-        """Take every row; tell of those that caption no photo."""
+        """Apply every row; report those that caption no photo."""
         lost = [
             (row, file)
             for row in self._table.rows

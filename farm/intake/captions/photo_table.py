@@ -1,7 +1,7 @@
 """Tables with one photo a row: `metadata.csv`, `.jsonl`, `.parquet` and their like.
 
 Owns which columns name photos and captions, and how such a table is read in any of its forms; the
-form is decided by the content. What the rows are for is decided by ``captions.py`` (captions beside
+form is decided by the content. What the rows are for is decided by ``files.py`` (captions beside
 photos) and ``imagefolder.py`` (a manifest).
 """
 

@@ -1,7 +1,6 @@
-"""The shorthand of a folder: one folder per subject, and at best a `subjects.csv`.
+"""Folders as manifests: one folder per subject, ideally with a `subjects.csv`.
 
-Owns what a folder stands for when it is given as a manifest. The table itself is read by
-``table_rows.py``.
+Owns what a folder means when it is given as a manifest. The table itself is read by ``tables.py``.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ TABLE_NAMES = (
     *("subjects.csv", "subjects.jsonl", "subjects.parquet"),
     *("metadata.jsonl", "metadata.csv", "metadata.parquet"),
 )
-"""Tables that speak for a folder; the first present wins."""
+"""Tables that represent a folder; the first present wins."""
 MANIFEST_NAMES = (
     *(f"manifest.{suffix}" for suffix in ("yaml", "yml", "json", "jsonl", "csv", "parquet")),
     *TABLE_NAMES,
 )
-"""Everything that speaks for a folder; the first present wins."""
+"""All files that represent a folder; the first present wins."""
 
 _KOHYA_NAME = re.compile(r"(\d+)_(\S+)\s+(.+)")
 """``10_sks cat``: repeats, identifier, class noun, as kohya's scripts name folders."""
@@ -102,6 +101,13 @@ def unused_class_images(folder: str) -> Fault | None:
     )
 
 
+def _class_remedy(name: str) -> str:
+    """How the class noun of a folder is given, in the words of the tool its name comes from."""
+    if re.fullmatch(r"[^\s\d]\S*\s+\S.*", name):
+        return f"rename it `1_{name}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
+    return f"{_SUBJECTS_REMEDY}; photos of different subjects belong in different folders"
+
+
 def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[ManifestRow]:
     base = folder.rstrip("/")
     for name in names:
@@ -119,5 +125,5 @@ def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[Mani
             f"{base}/{name}",
             base,
             styles=styles,
-            hints={("class_noun",): _SUBJECTS_REMEDY},
+            hints={("class_noun",): _class_remedy(name)},
         )

@@ -35,7 +35,7 @@ def read_imagefolder(
     """Group rows of photos; one row per subject comes out.
 
     Args:
-        rows: as they stand in the table, one photo each.
+        rows: of the table, one photo each.
         head: of the table, for its file and base.
         faults: of the table so far; grows while the subjects are consumed.
     """

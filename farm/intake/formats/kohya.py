@@ -95,7 +95,7 @@ def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> Fault
 
 
 def _lines(text: str) -> dict[Path, int]:
-    """The line of every table and key; the TOML reader tells none."""
+    """The line of every table and key, which the TOML reader does not report."""
     lines: dict[Path, int] = {}
     dataset, subset = -1, -1
     place: Path = ()
@@ -151,7 +151,7 @@ class _Reader:
             names = ", ".join(f"`{name}`" for name in self._dropped)
             where = next(iter(self._dropped.values()))
             remedy = "nothing to do, unless you rely on them"
-            self._tell(where, f"not taken over: {names}", remedy, is_warning=True)
+            self._tell(where, f"not used: {names}", remedy, is_warning=True)
 
     def _note(self, options: Options, place: Path) -> None:
         for name in unused_options(options):
@@ -268,7 +268,7 @@ class _Reader:
         return name
 
     def _line(self, path: Path) -> int | None:
-        """The line of an option where it stands: here, in its dataset, or in `[general]`."""
+        """The line of an option: in its subset, its dataset, or `[general]`."""
         for place in (path, (*path[:2], path[-1]), ("general", path[-1]), path[:-1]):
             if place in self._lines:
                 return self._lines[place]

@@ -1,6 +1,6 @@
 """What the options of kohya-ss `dataset_config` files mean here.
 
-Owns which options are taken over, which need nothing, and which are told. How datasets become
+Owns which options are used, which need nothing, and which cause a warning. How datasets become
 subjects is in ``kohya.py``.
 """
 

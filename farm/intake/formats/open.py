@@ -1,4 +1,4 @@
-"""Which reader a manifest goes to: by its suffix, or by what a folder holds.
+"""Selects the reader of a manifest: by its suffix, or by the contents of a folder.
 
 Owns opening the file and the head-plus-table form, in which a YAML or JSON head names a table of
 subjects.
@@ -37,6 +37,7 @@ from farm.intake.photos.files import open_local, words_of
 from farm.intake.photos.listings import list_folder, subfolders
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
+from farm.retries import remedy_of_reading
 
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 
@@ -120,7 +121,7 @@ def _open_folder(
 
 
 def _unread(present: Sequence[str], head: ManifestRow) -> Iterator[Fault]:
-    """Warnings of tables of photos beside the one that speaks for the folder."""
+    """Warnings about tables of photos beside the one that represents the folder."""
     for name in present[1:]:
         if name.startswith("metadata."):
             message = f"{name} beside it is not read"
@@ -138,7 +139,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
     suffix = _suffix(url)
     if suffix in WORKBOOK_SUFFIXES:
         raise ManifestError(
-            f"{url} is a spreadsheet's own file, which is not read",
+            f"{url} is a spreadsheet file, which is not supported",
             "export it from the spreadsheet program as `CSV UTF-8`",
         )
     if suffix not in TEXT_READERS and suffix != ".parquet":
@@ -146,7 +147,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
             f"{url} has an unknown manifest extension",
             f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet",
         )
-    # the name says which form is meant, the content which one it is
+    # the suffix says which form is meant; the content decides
     file = _binary(url, trusted=trusted)
     head = file.read(4)
     file.seek(0)
@@ -187,7 +188,7 @@ def _grouped(rows: ManifestRows) -> ManifestRows:
 
 
 def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
-    """The subjects of a head that lie in a table or folder of their own."""
+    """The subjects of a head that are in a table or folder of their own."""
     try:
         check_reference(table)
         # a folder's own manifest may be this very head
@@ -209,18 +210,18 @@ def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
 
 @contextmanager
 def _reachable(url: str) -> Iterator[None]:
-    """What a filesystem may raise, as the error of a manifest."""
+    """Convert any error of a filesystem to a ``ManifestError``."""
     try:
         yield
     except FarmError:
         raise
-    except Exception as error:  # filesystems of a dozen packages raise what they like
+    except Exception as error:  # each filesystem raises errors of its own
         if (fault := private_host_fault(error)) is not None:
             raise ManifestError(f"{url}: {fault.message}", fault.remedy) from error
         if isinstance(error, FileNotFoundError):
             raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
         message = f"{url} cannot be read: {words_of(error)}"
-        raise ManifestError(message, "correct the address") from error
+        raise ManifestError(message, remedy_of_reading(error)) from error
 
 
 def _file_names(folder: str) -> set[str]:

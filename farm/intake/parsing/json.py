@@ -1,6 +1,6 @@
 """JSON and JSONL manifests, read with the line of every value.
 
-Owns a small JSON reader, because Python's own tells no lines and lets a key be given twice.
+Owns a small JSON reader, because Python's own reports no lines and accepts duplicate keys.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_json(text: str, file: str, base: str) -> ManifestRows:
         document = {"subjects": document}
         reader.lines = {("subjects", *path): line for path, line in reader.lines.items()}
     if not isinstance(document, dict):
-        faults.append(Fault(file, "this is no manifest", 'write {"subjects": [ … ]}', line=1))
+        faults.append(Fault(file, "this is not a manifest", 'write {"subjects": [ … ]}', line=1))
         return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
     subjects = document.get("subjects")
     if not isinstance(subjects, list):

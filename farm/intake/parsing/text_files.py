@@ -1,4 +1,4 @@
-"""Text of files that other programs wrote: encodings, and what a file is that is no text at all.
+"""Text of files that other programs wrote: encodings, and names for files that are not text.
 
 Owns how bytes become text: UTF-8 with or without a mark, and UTF-16, as spreadsheets and editors
 save them. What is in no such encoding is refused with its true form.
@@ -49,7 +49,7 @@ _INSIDE = (
 
 
 class NotText(ValueError):
-    """Bytes that are no text that can be read: what they are, and what to do."""
+    """Bytes that are not readable text: what they are, and the remedy."""
 
     def __init__(self, message: str, remedy: str, line: int | None = None) -> None:
         super().__init__(message, remedy, line)
@@ -112,7 +112,7 @@ def is_parquet(data: bytes) -> bool:
 
 
 def foreign_form(data: bytes) -> tuple[str, str] | None:
-    """What a file is that is no text, and the remedy; None where nothing speaks against text."""
+    """What a file is, if it is not text, and the remedy; None if it may be text."""
     for signature, what, remedy in _FORMS:
         if data.startswith(signature):
             return what, remedy

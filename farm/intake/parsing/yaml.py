@@ -49,7 +49,7 @@ def parse_scalar(text: str) -> Any:
 def read_yaml(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest with ``version``, ``defaults`` and ``subjects``, or a bare list of subjects.
 
-    Syntax faults end the reading; what stands before them is kept.
+    A syntax fault ends the reading; everything before it is kept.
     """
     faults: list[Fault] = []
     reader = _Reader(text, file, faults)
@@ -120,7 +120,10 @@ class _Reader:
             yield from self._top()
         else:
             self._fault(
-                _line(event), (), "this is no manifest", "write `subjects:` and a list of subjects"
+                _line(event),
+                (),
+                "this is not a manifest",
+                "write `subjects:` and a list of subjects",
             )
 
     def _top(self) -> Iterator[tuple[Path, int, Any, dict[Path, int]]]:

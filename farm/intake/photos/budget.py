@@ -6,6 +6,7 @@ are decoded. A photo that is larger than a whole budget has it to itself.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, Lock
@@ -14,6 +15,17 @@ __all__ = ["DECODING", "MAX_PHOTO_BYTES", "READING", "SMALL_BYTES", "MemoryBudge
 
 MAX_PHOTO_BYTES = 256 * 2**20
 """Of one photo. A 100-megapixel raw TIFF fits; more is a mistake or an attack."""
+
+
+TRIMMED_BYTES = 64 * 2**20
+"""A reservation above this gives freed memory back to the system when it ends."""
+
+
+def _give_back() -> None:
+    # glibc keeps what a thread freed in that thread's own arena: gigabytes, over many threads
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class MemoryBudget:
@@ -39,6 +51,8 @@ class MemoryBudget:
         try:
             yield
         finally:
+            if amount > TRIMMED_BYTES:
+                _give_back()
             with self._freed:
                 self._used -= amount
                 self._freed.notify_all()

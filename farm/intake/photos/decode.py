@@ -1,6 +1,6 @@
-"""Photos as pixels: one way to open any of them, and the crops that training sees.
+"""Decoding of photos, and the crops that training uses.
 
-Owns decoding, its limits and its colour rules. Where the bytes come from is in ``reading.py``.
+Owns decoding, its limits and its colour rules. Where the bytes come from is in ``bytes.py``.
 
 Legend: N crops, P pixels of a side.
 """
@@ -50,7 +50,7 @@ PHOTO_SUFFIXES = frozenset(
     + (".avif", ".jp2", ".ppm", ".pgm", ".tga", ".heic", ".heif")
 )
 """File names that a folder, glob or archive offers as photos. HEIC is among them so that it is
-told to be unreadable rather than passed over in silence."""
+reported as unreadable rather than skipped silently."""
 
 _SIGNATURES = (
     (4, b"ftyphei", "a HEIC photo", "convert it to JPEG; phones: camera `most compatible`"),
@@ -107,10 +107,10 @@ def open_photo(photo: bytes | str) -> Image.Image:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Whatever a decoder raises inside, as a ``PhotoFault``."""
+    """Convert any error of a decoder to a ``PhotoFault``."""
     try:
         yield
-    except Exception as error:  # decoders of eleven formats raise what they like
+    except Exception as error:  # each decoder raises errors of its own
         raise _decode_fault(error) from error
 
 
@@ -130,7 +130,7 @@ def open_header(data: bytes) -> Image.Image:
         raise PhotoFault(
             f"it is larger than {MAX_PHOTO_PIXELS // 10**6} megapixels", "save it smaller"
         ) from error
-    except Exception as error:  # decoders of eleven formats raise what they like
+    except Exception as error:  # each decoder raises errors of its own
         image = _identified_bare(data, error)
     if photo.profile is not None:
         image.info["icc_profile"] = photo.profile
@@ -165,7 +165,7 @@ def _identified_bare(data: bytes, error: Exception) -> Image.Image:
 
 
 def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
-    """An opened photo with its pixels decoded; what is cut off behind the pixels does not matter.
+    """An opened photo with its pixels decoded; what is missing after the pixels does not matter.
 
     Args:
         data: the file that it was opened from.

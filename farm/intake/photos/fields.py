@@ -1,7 +1,7 @@
 """A subject's `photos` and `captions` fields, from what is written to photos with captions.
 
 Owns the forms that the two fields take and the faults of each. Finding what one reference names is
-in ``gather.py``.
+in ``find.py``.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def list_photos(
     """All photos of a subject, each once, in the order they are written.
 
     Args:
-        value: what stands under `photos`.
-        rule: what stands under `captions`.
+        value: of the field `photos`.
+        rule: of the field `captions`.
         faults: where to put what is wrong.
         beside: captions of folders whose photos are named one by one, kept between subjects.
     """
@@ -81,7 +81,7 @@ def list_uris(value: object, row: ManifestRow, path: Path, faults: list[Fault]) 
 def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]:
     """The distinct captions of class images, where the row's form reads them; faults stay silent.
 
-    The class images themselves are listed by ``list_uris``, which tells the faults.
+    The class images themselves are listed by ``list_uris``, which reports the faults.
     """
     texts: dict[str, None] = {}
     for index, reference in enumerate(value if isinstance(value, list) else [value]):
@@ -131,8 +131,8 @@ def _beside_the_manifest(
     faults.append(
         row.fault(
             ("photos",),
-            f"`photos` is missing, and no folder `{name}` lies beside the manifest",
-            "say where the photos are: a folder, a glob, a zip archive, or a list",
+            f"`photos` is missing, and there is no folder `{name}` beside the manifest",
+            "give a folder, a glob, a zip archive, or a list",
         )
     )
 
@@ -199,7 +199,7 @@ def _near(key: str, found: Mapping[str, ListedPhoto]) -> list[str]:
 
 
 def _name(uri: str) -> str:
-    """The path of a photo without what stands around a member of an archive."""
+    """The path of a photo, without the archive around a member."""
     name = uri.removeprefix("zip://").split("::", 1)[0]
     # elsewhere a question mark is part of the name
     return name.split("?", 1)[0] if name.startswith(("http://", "https://")) else name

@@ -49,12 +49,12 @@ def split_member_uri(uri: str) -> tuple[str, str]:
 
 @contextmanager
 def filesystem_faults() -> Iterator[None]:
-    """Whatever a filesystem raises inside, as a ``PhotoFault``."""
+    """Convert any error of a filesystem to a ``PhotoFault``."""
     try:
         yield
     except (PhotoFault, zipfile.BadZipFile, EOFError):
         raise
-    except Exception as error:  # filesystems of a dozen packages raise what they like
+    except Exception as error:  # each filesystem raises errors of its own
         raise (private_host_fault(error) or _read_fault(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""From what `photos` says to the photos: folders, globs, archives, lists, URLs.
+"""Find the photos that `photos` names: folders, globs, archives, lists, URLs.
 
 Owns what one reference of a manifest means, and the captions beside its photos. Names are listed in
 ``listings.py``; nothing is decoded here.
@@ -95,7 +95,7 @@ def find_photos(
         base: folder or URL that relative paths start from.
         with_captions: also read the caption files beside them.
         style: which files are captions, and how they are read.
-        beside: what is known already of folders whose photos are named one by one.
+        beside: captions already read from folders whose photos are named one by one.
 
     Raises:
         PhotoFault: if there is nothing, nothing that is a photo, or an archive that is not safe.
@@ -228,7 +228,7 @@ def _find_remote(url: str, base: str, reference: str) -> Listing:
 
 
 def _nearest_path(path: str) -> str:
-    """What stands nearest to a path that is not there."""
+    """A remedy that names the existing path nearest to a missing one."""
     folder, name = os.path.split(path)
     is_inside = False
     while folder != "/" and not os.path.isdir(folder):
@@ -245,12 +245,12 @@ def _nearest_path(path: str) -> str:
 
 @contextmanager
 def _told(url: str) -> Iterator[None]:
-    """What a filesystem may raise, as a fault."""
+    """Convert any error of a filesystem to a ``PhotoFault``."""
     try:
         yield
     except PhotoFault:
         raise
-    except Exception as error:  # filesystems of a dozen packages raise what they like
+    except Exception as error:  # each filesystem raises errors of its own
         if (fault := private_host_fault(error)) is not None:
             raise fault from error
         if isinstance(error, FileNotFoundError):

@@ -1,12 +1,13 @@
 """One photo judged: readable, whole, large enough; its digest and its look.
 
-Owns the judgement of a single photo, so that it can run in any process. What several photos have
-in common is in ``check.py``.
+Owns the judgement of a single photo, so that it can run in any process. Comparisons between
+photos are in ``compare.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from PIL import Image
@@ -22,7 +23,7 @@ from farm.intake.photos.decode import (
     open_header,
     seen_size,
 )
-from farm.intake.photos.structure import decoding_bytes
+from farm.intake.photos.structure import decoding_bytes, opening_bytes
 from farm.keys import bytes_digest
 
 __all__ = ["PhotoFacts", "PhotoRefusal", "inspect_photo", "inspect_photos"]
@@ -57,13 +58,13 @@ class PhotoRefusal:
 
 
 def inspect_photos(uris: Sequence[str]) -> list[PhotoFacts | PhotoRefusal]:
-    """Read, decode and judge photos one after the other; what a thread is asked."""
+    """Read, decode and check photos one after the other, in one thread."""
     with PhotoReader() as reader:
         return [inspect_photo(uri, reader) for uri in uris]
 
 
 def inspect_photo(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
-    """Read, decode and judge one photo. Raises for nothing that a photo may be."""
+    """Read, decode and check one photo; never raises, whatever the photo holds."""
     try:
         return _facts(reader.read(uri))
     except PhotoFault as fault:
@@ -71,6 +72,13 @@ def inspect_photo(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
 
 
 def _facts(data: bytes) -> PhotoFacts:
+    with ExitStack() as memory:
+        if (num_bytes := opening_bytes(data)) > 0:
+            memory.enter_context(DECODING.reserve(num_bytes))
+        return _decoded_facts(data, memory, is_reserved=num_bytes > 0)
+
+
+def _decoded_facts(data: bytes, memory: ExitStack, *, is_reserved: bool) -> PhotoFacts:
     image = open_header(data)
     width_px, height_px = seen_size(image)
     if min(width_px, height_px) < MIN_SIDE_PX:
@@ -81,11 +89,12 @@ def _facts(data: bytes) -> PhotoFacts:
     full_size = image.size
     with decoding():
         image.draft("RGB", (LOOK_SIDE_PX, LOOK_SIDE_PX))
-        with DECODING.reserve(decoding_bytes(image, full_size)):
-            image = load_pixels(image, data)
-            if max(image.size) > 4 * LOOK_SIDE_PX:
-                image = _shrunk(image)
-            small = as_rgb(image)
+        if not is_reserved:
+            memory.enter_context(DECODING.reserve(decoding_bytes(image, full_size)))
+        image = load_pixels(image, data)
+        if max(image.size) > 4 * LOOK_SIDE_PX:
+            image = _shrunk(image)
+        small = as_rgb(image)
     return PhotoFacts(bytes_digest(data), width_px, height_px, len(data), _look(small))
 
 

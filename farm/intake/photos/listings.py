@@ -1,7 +1,7 @@
-"""Names of photos and of what lies beside them: in folders, globs, archives and object stores.
+"""Names of photos and of the files beside them: in folders, globs, archives and object stores.
 
 Owns which names are offered as photos, and which are passed over. Nothing is decoded here; what one
-reference of a manifest means is decided in ``gather.py``.
+reference of a manifest means is decided in ``find.py``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _QUIET_SUFFIXES = frozenset(
     (".txt", ".caption", ".json", ".jsonl", ".csv", ".md", ".db", ".ini", ".npz", ".toml", ".yaml")
     + (".tsv", ".parquet", ".ndjson", ".yml", ".safetensors", ".xmp", ".aae")
 )
-"""Files that lie beside photos everywhere; passing over them is worth no word."""
+"""Files that are usual beside photos; they are skipped without a warning."""
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
 
 
 def list_folder(url: str) -> Listing:
-    """What lies directly in a folder, local or remote."""
+    """The files directly in a folder, local or remote."""
     return _list_remote(url) if "://" in url else _list_local(url)
 
 
@@ -270,7 +270,7 @@ def _shown_member(entry: zipfile.ZipInfo) -> str:
     name = entry.filename
     if not entry.flag_bits & 0x800:
         try:
-            # macOS writes UTF-8 without setting the flag that tells of it
+            # macOS writes UTF-8 without setting its flag
             name = name.encode("cp437").decode("utf-8")
         except UnicodeError:
             name = entry.filename

@@ -144,7 +144,7 @@ def _png(data: bytes, keeps: Callable[[bytes, memoryview], bool]) -> list[memory
 
 
 def _unpacked_size(name: bytes, body: memoryview) -> int:
-    """The size of a text once unpacked, or over the limit where it cannot be told."""
+    """The size of a text once unpacked, or the limit where it is unknown."""
     if name == b"tEXt" or (name == b"iTXt" and not _is_packed(body)):
         return len(body)
     start = _after_names(body, 1, 1) if name == b"zTXt" else _after_names(body, 1, 2, 2)

@@ -24,6 +24,7 @@ __all__ = [
     "has_all_scans",
     "is_sane_exif",
     "jpeg_segments",
+    "opening_bytes",
 ]
 
 MAX_SIDE_PX = 65_535
@@ -110,6 +111,27 @@ def decoding_bytes(image: Image.Image, full_size: tuple[int, int]) -> int:
         return held + 8 * shown
     deep = 12 if image.mode in {"I", "F"} or image.mode.startswith("I;") else 8
     return pixels * _DECODER_BYTES.get(image.format or "", deep)
+
+
+def opening_bytes(data: bytes) -> int:
+    """The memory that a file takes as soon as it is opened, for decoders that allocate at once."""
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        kind, body = data[12:16], data[20:30]
+        if kind == b"VP8X":
+            width = 1 + int.from_bytes(body[4:7], "little")
+            height = 1 + int.from_bytes(body[7:10], "little")
+        elif kind == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        else:
+            width = int.from_bytes(body[6:8], "little") & 0x3FFF
+            height = int.from_bytes(body[8:10], "little") & 0x3FFF
+        return width * height * _DECODER_BYTES["WEBP"]
+    if data[4:8] == b"ftyp":
+        sizes = islice(re.finditer(rb"ispe\0{4}(.{4})(.{4})", data, re.DOTALL), MAX_HEADS)
+        areas = [int.from_bytes(one[1], "big") * int.from_bytes(one[2], "big") for one in sizes]
+        return max(areas, default=0) * _DECODER_BYTES["AVIF"]
+    return 0
 
 
 def _refusal(message: str) -> PhotoFault:

@@ -54,7 +54,7 @@ def check_reference(reference: str, *, is_remote: bool = False) -> None:
     if reference.startswith(_ZIP):
         member, mark, inner = reference.removeprefix(_ZIP).rpartition("::")
         if not mark or "://" in member or "::" in member:
-            raise _refusal(reference, "it is no member of an archive")
+            raise _refusal(reference, "it is not a member of an archive")
     elif "::" in reference and (is_remote or "://" in reference):
         raise _refusal(
             reference,
@@ -74,7 +74,7 @@ def _refusal(reference: str, why: str) -> PhotoFault:
     protocols = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "https", "file"))
     shown = reference[:200].encode("unicode_escape").decode()
     return PhotoFault(
-        f"{shown} is no address of photos: {why}",
+        f"{shown} is not an address of photos: {why}",
         f"give a path, an address that begins with one of {protocols}, or "
         "`zip://member::archive` with one of these",
     )

@@ -1,6 +1,6 @@
-"""Whether prompts can teach: the subject's must name it, the class's must not.
+"""Whether prompts can teach the subject: its own must name it, the class prompt must not.
 
-Owns every judgement on the words of prompts and captions.
+Owns every check of the wording of prompts and captions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from farm.errors import Fault
 from farm.intake.photos.fields import ListedPhoto
 from farm.intake.prompts.token_limit import Reader, Severity, judge_length
-from farm.intake.rows import ManifestRow, Path
+from farm.intake.rows import ManifestRow
 from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
 
 __all__ = ["judge_prompts"]
 
+_CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/-]+__")
+"""Wildcards of prompt generators: `{sitting|standing}`, `__place__`."""
 _BRACES = re.compile(r"\{[^{}]*\}")
 
 
@@ -39,7 +41,7 @@ def judge_prompts(
         value = getattr(subject, field)
         for text in (value,) if isinstance(value, str) else value:
             if unknown := _BRACES.search(text):
-                message = f"{unknown.group()} stands for nothing"
+                message = f"{unknown.group()} is not a known placeholder"
                 faults.append(place.fault(field, message, _brace_remedy()))
     if reader is not None:
         faults += judge_length(subject, photos, row, reader, place.fault_of)
@@ -47,7 +49,7 @@ def judge_prompts(
 
 
 class _Places:
-    """Where a prompt was written: on the subject, among the defaults, or nowhere."""
+    """Where a prompt was written: on the subject, in the defaults, or nowhere."""
 
     def __init__(self, row: ManifestRow, head: ManifestRow) -> None:
         self._row, self._head = row, head
@@ -59,7 +61,7 @@ class _Places:
         defaults = self._head.value.get("defaults")
         if field in self._row.value or not isinstance(defaults, dict) or field not in defaults:
             return self._row.fault((field,), message, remedy, severity=severity)
-        # one wrong default is one fault, however many subjects take it over
+        # one wrong default is one fault, however many subjects inherit it
         return self._head.fault(("defaults", field), message, remedy, severity=severity)
 
 
@@ -79,7 +81,7 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
         yield place.fault(
             "identifier",
             f"the identifier `{identifier}` is a word of the class noun",
-            "choose a token that means nothing, such as `sks`",
+            "choose a token without a meaning, such as `sks`",
         )
     elif subject.recipe.uses_prior and names_identifier(subject.class_prompt, identifier):
         yield place.fault(
@@ -88,7 +90,7 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
             f"write it without {PLACEHOLDER} and without `{identifier}`",
         )
     samples = subject.sample_prompts
-    # one that shows the class alone is a fine way to watch for drift; all of them show nothing
+    # one prompt of the class alone helps to watch for drift, but not all of them
     if samples and not any(names_identifier(prompt, identifier) for prompt in samples):
         message = "no sample prompt names the subject, so all of them show the class"
         yield place.fault("sample_prompts", message, f"put {PLACEHOLDER} into one", is_warning=True)
@@ -99,20 +101,34 @@ def _caption_faults(
 ) -> Iterator[Fault]:
     for listed in photos:
         caption = listed.photo.caption
+        if caption is not None and (choice := _CHOICE.search(caption)):
+            message = f"the wildcard `{choice.group()[:60]}` in its caption is trained literally"
+            yield _caption_fault(
+                subject, listed, row, message, "write plain words", is_warning=True
+            )
         if caption is None or names_identifier(caption, subject.identifier):
             continue
         name = listed.photo.uri.rsplit("/", 1)[-1]
         message = f"the caption of {name} does not name the subject: `{caption[:80]}`"
-        if (written := listed.caption_file) is not None:
-            remedy = row.style(listed.path).remedy
-            yield Fault(
-                written.file,
-                message,
-                remedy,
-                line=written.line,
-                field="caption",
-                subject=subject.id,
-            )
-        else:
-            path: Path = listed.path
-            yield row.fault(path, message, f"put {PLACEHOLDER} into it")
+        is_own = listed.caption_file is None
+        remedy = f"put {PLACEHOLDER} into it" if is_own else row.style(listed.path).remedy
+        yield _caption_fault(subject, listed, row, message, remedy)
+
+
+def _caption_fault(
+    subject: Subject,
+    listed: ListedPhoto,
+    row: ManifestRow,
+    message: str,
+    remedy: str,
+    *,
+    is_warning: bool = False,
+) -> Fault:
+    """A fault of a caption, in the file that holds it."""
+    severity: Severity = "warning" if is_warning else "error"
+    written = listed.caption_file
+    if written is None:
+        return row.fault(listed.path, message, remedy, severity=severity)
+    return Fault(
+        written.file, message, remedy, written.line, "caption", subject.id, severity=severity
+    )

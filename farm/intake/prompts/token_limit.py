@@ -1,7 +1,7 @@
-"""Whether a base's text encoder reads prompts and captions as far as they must be read.
+"""Whether prompts and captions fit into the token limit of a base's text encoder.
 
-Owns the judgement: a subject whose identifier stands behind the limit is never learned, which is an
-error; any other end that is cut off is a warning. How a base reads is ``farm.base.tokens``' part.
+A subject whose identifier is beyond the limit is never learned, which is an error; any other
+truncation is a warning. How a base tokenizes prompts is in ``farm.base.tokens``.
 """
 
 from __future__ import annotations

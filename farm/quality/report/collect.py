@@ -15,7 +15,6 @@ from typing import Any
 
 from PIL import Image
 
-from farm import __version__
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.errors import FarmError
@@ -34,6 +33,7 @@ from farm.training.dispatch.ledger import Job, Status
 from farm.training.dispatch.messages import Assignment
 from farm.training.run.failures import failures_of
 from farm.training.run.files import read_assignments, read_settings
+from farm.version import __version__
 
 __all__ = ["collect", "report_run"]
 

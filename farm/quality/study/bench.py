@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from farm import __version__
 from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.keys import derive_seed
@@ -31,6 +30,7 @@ from farm.recipe import Recipe
 from farm.training.plan.shape import common_shape
 from farm.training.slots.job import PriorSet, TrainingJob
 from farm.training.slots.trainer import SlotTrainer
+from farm.version import __version__
 
 __all__ = [
     "Bench",

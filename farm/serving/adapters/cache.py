@@ -91,7 +91,6 @@ class AdapterCache:
         *,
         folder: Path,
         base_fingerprint: str,
-        check: Callable[[AdapterWeights], None] = lambda weights: None,
         prepare: Callable[[AdapterWeights], AdapterWeights] = lambda weights: weights,
         limits: CacheLimits | None = None,
         revocations: Revocations | None = None,
@@ -105,13 +104,12 @@ class AdapterCache:
                 values that are not finite.
             folder: of the disk tier; processes of one machine may share it.
             base_fingerprint: adapters of another base are refused.
-            check: raises AdapterFileError if the weights do not fit the bank.
-            prepare: last change before host memory, such as the bank's dtype and page-locking.
+            prepare: checks weights and converts them for host memory, such as to the base's dtype;
+                raises AdapterFileError if they do not fit.
         """
         self._source = source
         self._read = read
         self._base_fingerprint = base_fingerprint
-        self._check = check
         self._prepare = prepare
         self._limits = limits or CacheLimits()
         self._clock = clock
@@ -287,13 +285,11 @@ class AdapterCache:
             target, names = _served_form(record)
             for name in names:
                 self._check_file(folder / name, record.files[name])
-            weights = self._read(folder / target)
-            self._check(weights)
+            prepared = self._prepare(self._read(folder / target))
         except AdapterFileError as error:
             raise _Unusable(_without_path(error.message, folder), error.remedy) from error
         except (OSError, ValueError) as error:
             raise _Unusable(_without_path(str(error), folder)) from error
-        prepared = self._prepare(weights)
         sha256 = record.files[names[0]]
         return HostedAdapter(ref.key, prepared, sha256, tier, self._clock() - started_s)
 

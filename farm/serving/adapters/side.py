@@ -65,10 +65,13 @@ class AdapterSide:
             lambda path: load_adapter(path, layers),
             folder=folder,
             base_fingerprint=self._base.fingerprint,
-            check=self.check_fits,
-            prepare=lambda weights: weights.to(self._base.dtype),
+            prepare=self._prepared,
             limits=config.cache,
         )
+
+    def _prepared(self, weights: AdapterWeights) -> AdapterWeights:
+        self.check_fits(weights)
+        return weights.to(self._base.dtype)
 
     def check_fits(self, weights: AdapterWeights) -> None:
         """Refuse what does not fit the base, and what the operator's limits exclude.

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import farm
 from farm.base.interface import Base, Conditioning
 from farm.errors import RequestRefused, UserError
 from farm.serving.adapters.cache_tiers import Tier
@@ -19,6 +18,7 @@ from farm.serving.adapters.prompts import cut_notes
 from farm.serving.adapters.slots import Reservation
 from farm.serving.engine.sampler import Sampler
 from farm.serving.request import GenerationRequest, Ticket
+from farm.version import __version__
 
 __all__ = ["LoadedAdapter", "Row", "Size", "Waiting", "size_of"]
 
@@ -154,7 +154,7 @@ class Row:
                 "mean_rows": round(self.rows_seen / max(1, self.sampler.step), 2),
                 "largest": self.largest_pass,
             },
-            "farm_version": farm.__version__,
+            "farm_version": __version__,
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
 

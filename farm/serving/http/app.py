@@ -19,7 +19,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
 
-import farm
 from farm.errors import AdapterNotFound, NotAuthorized, ServingError
 from farm.schedulers import SCHEDULERS
 from farm.serving.access.api_keys import Tenant
@@ -39,6 +38,7 @@ from farm.serving.http.schemas import (
 )
 from farm.serving.http.services import Services
 from farm.serving.request import MAX_WEIGHT
+from farm.version import __version__
 
 __all__ = ["create_app"]
 
@@ -80,7 +80,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
     app = FastAPI(
         title="Farm endpoint",
         summary="One base model, thousands of adapters, a different one in every request.",
-        version=farm.__version__,
+        version=__version__,
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from another network; /openapi.json has it all
         redoc_url=None,
@@ -186,28 +186,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         search: Annotated[str, Query(max_length=200)] = "",
     ) -> ModelPage:
         """The base, then this key's adapters in order of their names, page by page."""
-        base = await services.client.facts()
-        page = await services.catalog.page(
-            tenant.namespace, search=search, after="" if after == base.id else after, limit=limit
-        )
-        data = [
-            ModelAnswer(
-                id=named.name,
-                created=unix_seconds(named.created),
-                owned_by=named.namespace,
-                job_key=named.job_key,
-            )
-            for named in page.adapters
-        ]
-        if not after and search.casefold() in base.id.casefold():
-            data.insert(0, _base_model(base))
-        return ModelPage(
-            data=data,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-            has_more=page.has_more,
-            total=page.total,
-        )
+        return await _model_page(services, tenant, limit, after, search)
 
     @app.get(
         "/v1/models/{model_id}",
@@ -238,6 +217,33 @@ def _add_models(app: FastAPI, services: Services) -> None:
         kind = facts.samples[index].rsplit(".", 1)[-1].replace("jpg", "jpeg")
         headers = {"cache-control": "private, max-age=3600"}
         return Response(data, media_type=f"image/{kind}", headers=headers)
+
+
+async def _model_page(
+    services: Services, tenant: Tenant, limit: int, after: str, search: str
+) -> ModelPage:
+    base = await services.client.facts()
+    page = await services.catalog.page(
+        tenant.namespace, search=search, after="" if after == base.id else after, limit=limit
+    )
+    data = [
+        ModelAnswer(
+            id=named.name,
+            created=unix_seconds(named.created),
+            owned_by=named.namespace,
+            job_key=named.job_key,
+        )
+        for named in page.adapters
+    ]
+    if not after and search.casefold() in base.id.casefold():
+        data.insert(0, _base_model(base))
+    return ModelPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=page.has_more,
+        total=page.total,
+    )
 
 
 def _base_model(base: ServedBase) -> ModelAnswer:

@@ -20,6 +20,7 @@ from farm.errors import RequestRefused
 from farm.safe_names import SAFE_NAME
 from farm.serving.access.api_keys import Tenant
 from farm.serving.access.catalog import AdapterFacts
+from farm.serving.access.limits import Limits
 from farm.serving.client import ServedBase
 from farm.serving.http.image_metadata import OutputFormat
 from farm.serving.http.schemas import ANY_SEED, GenerateRequest
@@ -91,26 +92,14 @@ async def validate_request(
     limits = services.limits
     base = await services.client.facts()
     width_px, height_px = asked.side_px(base.resolution_px)
-    _check_side(width_px, height_px, base.side_multiple_px)
     num_pictures = asked.n or 1
-    limits.check_cost(width_px, height_px, asked.steps, num_pictures)
-    limits.check_texts(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
-    _check_most("guidance_scale", asked.guidance_scale or 0, limits.max_guidance)
-    _check_most("adapters", len(asked.adapters or ()), limits.max_adapters)
+    _check_limits(limits, asked, base, (width_px, height_px), num_pictures)
     # counted before the names are looked up, so that guessing names costs the guesser
     per_minute = tenant.pictures_per_minute or limits.pictures_per_minute
     services.rates.take(tenant.key_id, num_pictures, per_minute)
     used = await _find_adapters(services, tenant, asked, base)
     prompt = _fill(asked.prompt, [facts for facts, _, _ in used])
-    first_seed = seed if asked.seed in (None, ANY_SEED) else asked.seed
-    if first_seed is None:
-        first_seed = secrets.randbelow(2**32)
-    if first_seed > MAX_SEED - num_pictures:
-        raise RequestRefused(
-            f"seed: too large for {num_pictures} pictures that count up from it",
-            f"write {MAX_SEED - num_pictures} or less",
-            "seed",
-        )
+    first_seed = _first_seed(asked.seed, seed, num_pictures)
     template = GenerationRequest(
         id="",
         prompt=prompt,
@@ -134,6 +123,34 @@ async def validate_request(
     )
     root = services.public_url or str(request.base_url).rstrip("/")
     return Order(asked, tenant, pictures, width_px, height_px, root), base
+
+
+def _check_limits(
+    limits: Limits,
+    asked: GenerateRequest,
+    base: ServedBase,
+    size: tuple[int, int],
+    num_pictures: int,
+) -> None:
+    _check_side(*size, base.side_multiple_px)
+    limits.check_cost(*size, asked.steps, num_pictures)
+    limits.check_texts(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
+    _check_most("guidance_scale", asked.guidance_scale or 0, limits.max_guidance)
+    _check_most("adapters", len(asked.adapters or ()), limits.max_adapters)
+
+
+def _first_seed(asked: int | None, default: int | None, num_pictures: int) -> int:
+    """The seed of the first picture; random where neither the request nor the default has one."""
+    seed = default if asked in (None, ANY_SEED) else asked
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+    if seed > MAX_SEED - num_pictures:
+        raise RequestRefused(
+            f"seed: too large for {num_pictures} pictures that count up from it",
+            f"write {MAX_SEED - num_pictures} or less",
+            "seed",
+        )
+    return seed
 
 
 async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequest) -> None:

@@ -1,9 +1,9 @@
-"""Ray's token authentication, switched on wherever the farm starts Ray or connects to it.
+"""Ray's token authentication, enabled wherever the farm starts Ray or connects to it.
 
-Ray 2.60 switches it on by itself only for Ray that ``ray.init`` starts; clients and drivers of a
-named cluster are left without, and a cluster with tokens then refuses them after a long wait. The
-rule here is the one of ``ray start --head``: a token that exists is used. ``RAY_AUTH_MODE`` that is
-set already always wins. The token itself is Ray's: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or
+Ray 2.60 enables it by itself only for a Ray that ``ray.init`` starts, not for clients and drivers
+of a named cluster, which a cluster with tokens then refuses after a long wait. The rule here is
+that of ``ray start --head``: a token that exists is used. A ``RAY_AUTH_MODE`` that is already set
+wins. The token itself is Ray's: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or
 ``~/.ray/auth_token``.
 """
 
@@ -33,7 +33,7 @@ def has_token() -> bool:
 
 
 def require_token() -> None:
-    """Authenticate with a token; Ray generates one if it starts here and there is none."""
+    """Authenticate with a token; a Ray that starts here generates one if there is none."""
     if MODE not in os.environ:
         os.environ[MODE] = "token"
         _reload()

@@ -1,8 +1,8 @@
-"""What a cluster's nodes have, read from the cluster itself.
+"""The hardware of a cluster's nodes, read from the cluster itself.
 
-Owns the way from Ray's node table, and from the node types of an autoscaling cluster whose nodes
-may not run yet, to the ``Hardware`` that a plan is made for. Connects to Ray only in
-``read_hardware``; the choice is a pure function.
+Owns the conversion of Ray's node table, and of the node types of an autoscaling cluster whose nodes
+may not run yet, into the ``Hardware`` that a plan is made for. Only ``read_hardware`` connects to
+Ray; the choice is a pure function.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ REMEDY = "describe the nodes: --gpu A100 --gpus 8 --nodes 4, or --cpus 16 --node
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """Nodes that are alike."""
+    """Nodes with the same resources."""
 
     cpus: float
     gpus: int
     gpu_name: str | None
     num_nodes: int
-    """Running, or for a node type at most."""
+    """Running now; for a node type, the maximum."""
 
 
 def kinds_of_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[NodeKind]:
@@ -70,7 +70,7 @@ def _shape(resources: Mapping[str, float]) -> tuple[float, int, str | None]:
 
 
 def _merged(kinds: Iterable[NodeKind], limit: int) -> list[NodeKind]:
-    """Spot and on-demand nodes of one shape are one kind."""
+    """Merge spot and on-demand nodes of the same shape."""
     counts: dict[tuple[float, int, str | None], int] = defaultdict(int)
     for kind in kinds:
         counts[kind.cpus, kind.gpus, kind.gpu_name] += kind.num_nodes
@@ -84,10 +84,10 @@ def choose_hardware(
     nodes: int | None = None,
     price: float | None = None,
 ) -> Hardware:
-    """The nodes that lanes are planned for: those with the most GPUs, else the most cores.
+    """Choose the nodes for lanes: those with the most GPUs, else the most cores.
 
     Args:
-        nodes: as the user says; None plans for as many as the work fills.
+        nodes: as the user asks; None plans as many as the work fills.
 
     Raises:
         UserError: if there are none, or their GPU is not known.
@@ -135,7 +135,7 @@ def read_hardware(
 
 
 def _bootstrap_kinds() -> list[NodeKind]:
-    """The node types of the cluster that ``ray up`` made of this machine; empty elsewhere."""
+    """The node types of a cluster that ``ray up`` started, where this is its head; else empty."""
     import yaml
 
     try:

@@ -1,7 +1,7 @@
-"""The lane runs of a driver: each is watched and started again alone, with growing pauses.
+"""The lane runs of a driver: each is watched and restarted alone, with growing pauses.
 
 Owns when a lane run is started, restarted and given up. A lane run is one Ray Train run on one
-node; what it is comes in as a function that makes one. Knows no Ray.
+node; a function that starts one comes in as an argument. Does not import Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from farm.training.dispatch.messages import Snapshot
 __all__ = ["LaneRuns", "Run"]
 
 MAX_BARREN_STARTS = 3
-"""Starts in a row of every lane run that end in an error while no job of the run is finished."""
+"""Consecutive starts of a lane run that may end in an error while no job of the run is finished."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 READY_S = 1.0
@@ -42,14 +42,14 @@ class Run(Protocol):
 
 @dataclass
 class _Place:
-    """One node's worth of lanes, whichever node that is."""
+    """The lanes of one node, on whichever node they run."""
 
     number: int
     run: Run
     jobs_ended: int
     """Of the whole run, when this one was started."""
     is_noted: bool = False
-    """Whether its end was seen."""
+    """Whether its end was handled."""
     barren: int = 0
     not_before: float = 0.0
 
@@ -70,7 +70,7 @@ class LaneRuns:
 
         Args:
             make: starts a run under a name that no other run has.
-            ended: is told the name of every run that ended; its lanes are gone.
+            ended: called with the name of every run that ended; its lanes are gone.
         """
         self._make, self._prefix, self._ended, self._clock = make, prefix, ended, clock
         self._num_starts = 0
@@ -92,10 +92,10 @@ class LaneRuns:
         return [run.name for run in self.alive if run.name not in lanes]
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Note runs that ended, and start again those for which there is work.
+        """Handle runs that ended, and restart those for which there is work.
 
         Raises:
-            LaneLost: if every run fails again and again while no job is finished.
+            LaneLost: if every run fails repeatedly while no job is finished.
         """
         tally = snapshot.counts
         jobs_ended = sum(tally[name] for name in ("committed", "quarantined", "rejected"))
@@ -129,12 +129,12 @@ class LaneRuns:
         place.not_before = now + pause_s
 
     def _give_up_if_hopeless(self, num_open: int) -> None:
-        """While one run lives or may be started, the others' jobs are in good hands."""
+        """Give up only when no run lives or may be restarted: one can train the others' jobs."""
         if num_open <= 0 or any(place.run.is_alive for place in self._places):
             return
         errors = [place.run.error for place in self._places if place.barren >= MAX_BARREN_STARTS]
         if len(errors) == len(self._places):
             raise LaneLost(
                 f"the lanes ended {MAX_BARREN_STARTS} times without finishing a job: {errors[-1]}",
-                "see `farm logs`; nothing is lost, run the same command again to resume",
+                "see `farm logs`; nothing is lost, and the same command resumes",
             )

@@ -1,9 +1,8 @@
-"""Where a Ray that is started on this machine keeps its sockets.
+"""Where a Ray that starts on this machine keeps its sockets.
 
-Owns one limit: the path of a Unix socket holds 107 bytes (103 on macOS), and Ray puts its own 64
-bytes deep below the temporary folder. Below a long ``TMPDIR``, as batch schedulers and macOS give,
-no Ray starts; then the sockets go into a short folder of our own, and what is large stays where it
-was.
+Owns one limit: the path of a Unix socket holds 107 bytes (103 on macOS), and Ray adds 64 bytes to
+the temporary folder. Below a long ``TMPDIR``, as batch schedulers and macOS set, Ray does not
+start; the sockets then go into a short folder of our own, and large files stay in ``TMPDIR``.
 """
 
 from __future__ import annotations

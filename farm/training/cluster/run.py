@@ -1,14 +1,13 @@
-"""A run on Ray: the dispatcher's actor, lanes on Ray Train, priors on Ray Data, and their watch.
+"""A run on Ray: the dispatcher's actor, lanes on Ray Train, prior sets on Ray Data.
 
-Owns the driver's loop. It starts lane runs while there is work, and lets them end; whatever dies is
-started again (``lane_runs``), and what cannot be kept alive ends the run with a reason and nothing
-lost. What happens to nodes and to the head comes from ``cluster_watch``.
+Owns the driver's loop. It keeps lane runs alive while there is work (``lane_runs``), and ends the
+run with a reason, and nothing lost, when they cannot be kept alive. News of nodes and of the head
+comes from ``watch``.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,16 +17,19 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from farm.errors import FarmError, HeadLost, LaneLost, StoreError
-from farm.training.cluster.lane_runs import LaneRuns
-from farm.training.cluster.ray_train import (
+from farm.errors import HeadLost, LaneLost, StoreError, StoreUnusable
+from farm.retries import OUTAGE_BUDGET_S
+from farm.store_trouble import TroubleNote, worst_of
+from farm.training.cluster.dispatch_actor import (
     DispatchSpec,
-    LaneRun,
-    LaneSpec,
+    ask,
     dispatcher_name,
     start_dispatcher,
-    start_ray,
 )
+from farm.training.cluster.lane_runs import LaneRuns
+from farm.training.cluster.prior_thread import PriorThread
+from farm.training.cluster.ray_train import LaneRun, LaneSpec
+from farm.training.cluster.start import start_ray
 from farm.training.cluster.watch import (
     SILENCE_S,
     ClusterWatch,
@@ -40,8 +42,6 @@ from farm.training.cluster.watch import (
 )
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
-from farm.training.priors.builder import PriorBuilder
-from farm.training.priors.ray_data import PRIOR_WORKER_CPUS, PriorWorkerSettings, generate_with_ray
 from farm.training.run.driver import Driver
 from farm.training.run.files import take_requests
 
@@ -51,15 +51,13 @@ LOOK_S = 0.5
 STOP_PATIENCE_S = 120.0
 """How long lanes get to save their jobs after a stop."""
 LANES_PATIENCE_S = 30.0
-"""How long Ray Train may take to tidy up after lanes that have returned."""
-PRIORS_PATIENCE_S = 60.0
-"""How long the part of a prior set that is being drawn may take to its end."""
+"""How long Ray Train may take to clean up after lanes that have returned."""
 IDLE_STOP_S = 4.0
 """How long a stop waits where no lane trains."""
 STUCK_PATIENCE_S = 2.0
 """How long lane runs may take to end once their controllers are killed."""
-STOPPED_PRIORS_PATIENCE_S = 6.0
-"""How long a stop waits for the part of a prior set that is being generated."""
+ASK_S = 2.0
+"""Between two looks at the head while the dispatcher does not answer."""
 TELL_S = 60.0
 """Between two lines about nodes that are missing."""
 NODE_TIMEOUT_S, AUTOSCALING_TIMEOUT_S = 60.0, 600.0
@@ -70,7 +68,8 @@ def run_on_ray(driver: Driver) -> list[Job]:
     """Train everything that is not committed; returns all jobs as they ended.
 
     Raises:
-        LaneLost: if lanes die again and again, or the dispatcher is gone.
+        LaneLost: if lanes die repeatedly, or the dispatcher is gone.
+        HeadLost: if the cluster's head does not answer for too long.
     """
     with _connected(driver):
         return _RayRun(driver).drive()
@@ -78,8 +77,8 @@ def run_on_ray(driver: Driver) -> list[Job]:
 
 @contextmanager
 def _connected(driver: Driver) -> Iterator[None]:
-    """Ray, started here or found; what this run started is gone afterwards."""
-    if ray.is_initialized():  # somebody else's, such as a test's or a notebook's
+    """Connect to a cluster, or start Ray here and shut it down afterwards."""
+    if ray.is_initialized():  # the caller's own, such as a notebook's
         yield
         return
     address = driver.prepared.request.address
@@ -94,7 +93,7 @@ def _connected(driver: Driver) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, HeadLost):
-        # an orderly end would wait for what does not answer; the process ends without one
+        # a clean shutdown would wait for what does not answer
         if address is None:
             _kill_own_ray()
         raise
@@ -116,13 +115,14 @@ def _num_cpus() -> int:
 
 
 class _RayRun:
-    """One driver's run: its actor, its lane runs, its prior drawing."""
+    """One driver's run: its actor, its lane runs, its prior sets."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver, self._prepared = driver, driver.prepared
         plan = self._prepared.plan
         assert plan is not None
         self._plan = plan
+        self._watch = ClusterWatch()
         spec = DispatchSpec(
             store_url=self._prepared.store.url,
             run_id=self._prepared.run_id,
@@ -133,9 +133,7 @@ class _RayRun:
         self._dispatcher = start_dispatcher(spec)
         self._lane_spec = self._make_lane_spec(dispatcher_name(spec))
         self._runs: LaneRuns | None = None
-        self._watch = ClusterWatch()
-        self._priors: PriorBuilder | None = None
-        self._priors_thread: threading.Thread | None = None
+        self._priors: PriorThread | None = None
         self._began = time.monotonic()
         self._stopped_at: float | None = None
         self._told_missing = self._told_silence = 0.0
@@ -177,7 +175,8 @@ class _RayRun:
                     if self._has_stopped(snapshot, time.monotonic() - self._stopped_at):
                         break
                 else:
-                    self._answer_requests()
+                    if snapshot.trouble is None:
+                        self._answer_requests()
                     self._runs.keep(snapshot)
                     self._tell_missing(snapshot)
                 time.sleep(LOOK_S)
@@ -193,22 +192,40 @@ class _RayRun:
                 f"the dispatcher's process died: {error}", "run the same command again"
             ) from error
         finally:
-            if not is_at_once:
-                self._end_priors()
+            if self._priors is not None and not is_at_once:
+                self._priors.end(self._stopped_at)
             self._watch.end()
 
+    def _ask(self, reference: Any) -> Any:
+        """The dispatcher's answer; see ``ask``. Gives up when the head is lost."""
+        while True:
+            try:
+                return ask(reference, timeout_s=ASK_S)
+            except ray.exceptions.GetTimeoutError:
+                self._watch.require_head()
+
+    def _start_priors(self) -> None:
+        if not self._prepared.priors:
+            return
+        self._priors = PriorThread(
+            self._prepared,
+            ready=lambda key: ask(self._dispatcher.prior_is_ready.remote(key)),
+            failed=lambda *why: ask(self._dispatcher.prior_failed.remote(*why)),
+        )
+        self._priors.start()
+
     def _heed_cluster(self, snapshot: Snapshot) -> None:
-        """Pass on which nodes are gone or going, and see whether the head answers.
+        """Report lost and draining nodes to the dispatcher, and check that the head answers.
 
         Raises:
             HeadLost: if it has not for too long.
         """
         if lost := self._watch.take("lost"):
-            ray.get(self._dispatcher.nodes_lost.remote(lost))
+            self._ask(self._dispatcher.nodes_lost.remote(lost))
         if draining := self._watch.take("draining"):
-            ray.get(self._dispatcher.nodes_draining.remote(draining))
+            self._ask(self._dispatcher.nodes_draining.remote(draining))
             self._driver.tell(
-                snapshot, f"{len(draining)} node(s) will be taken away: their jobs move to others"
+                snapshot, f"{len(draining)} node(s) are draining: their jobs move to other nodes"
             )
         if self._watch.silent_s < SILENCE_S:
             self._told_silence = 0.0
@@ -221,12 +238,12 @@ class _RayRun:
         self._watch.require_head()
 
     def _tell_missing(self, snapshot: Snapshot) -> None:
-        """After a while without the nodes that were asked for: what, what there is, and why."""
+        """Show, once a minute, which nodes have not come, what the cluster has, and why."""
         assert self._runs is not None
         now = time.monotonic()
         missing = self._runs.names_without_lanes(snapshot)
         if not missing:
-            self._began = now  # of the wait for whatever goes missing next
+            self._began = now  # the next wait begins here
         if now - max(self._began + self._node_timeout_s - TELL_S, self._told_missing) < TELL_S:
             return
         self._told_missing = now
@@ -234,14 +251,14 @@ class _RayRun:
         share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
         words = [
             f"{len(missing)} of {plan.num_nodes} nodes have not come in {now - self._began:.0f} s: "
-            f"each is to hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
+            f"each must hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
             f"the cluster has {nodes_words(self._watch.nodes)}",
             autoscaler_words(self._watch.address),
         ]
         self._driver.tell(snapshot, "; ".join(word for word in words if word))
 
     def _has_stopped(self, snapshot: Snapshot, waited_s: float) -> bool:
-        """Whether a stop need not wait any longer: all lanes returned, or none has anything."""
+        """Whether a stop may end: all lanes returned, or none holds a job."""
         assert self._runs is not None
         if not self._runs.alive or waited_s > STOP_PATIENCE_S:
             return True
@@ -249,31 +266,42 @@ class _RayRun:
         return not trains and waited_s > (IDLE_STOP_S if snapshot.lanes else 0.0)
 
     def _look(self) -> tuple[Snapshot, list[Notice]]:
-        """Ask the dispatcher; a store that fails now and then is asked again."""
-        for _ in range(20):
+        """The dispatcher's snapshot, with the prior thread's store trouble.
+
+        Raises:
+            StoreError: if a dispatcher that was restarted cannot read the store for too long.
+        """
+        note = TroubleNote()
+        while True:
             try:
-                seen: tuple[Snapshot, list[Notice]] = ray.get(
-                    self._dispatcher.look.remote(self._driver.heard)
-                )
-                return seen
-            except StoreError:
+                snapshot, news = self._ask(self._dispatcher.look.remote(self._driver.heard))
+                break
+            except StoreError as error:
+                note.failed(error)
+                trouble = note.current()
+                is_over = trouble is not None and trouble.lasted_s > OUTAGE_BUDGET_S
+                if is_over or self._driver.stop.is_set():
+                    raise
                 time.sleep(LOOK_S)
-        raise StoreError("the ledger could not be written", "see whether the store answers")
+        if self._priors is not None:
+            worst = worst_of([snapshot.trouble, self._priors.trouble])
+            snapshot = replace(snapshot, trouble=worst)
+        return snapshot, news
 
     def _stop(self) -> float:
         if self._priors is not None:
-            self._priors.stopped.set()
-        ray.get(self._dispatcher.stop.remote())
+            self._priors.stop()
+        self._ask(self._dispatcher.stop.remote())
         return time.monotonic()
 
     def _end(self) -> list[Job]:
-        """Let the lanes go home, and read how the jobs ended."""
+        """Wait until the lanes have returned, and read how the jobs ended."""
         assert self._runs is not None
         snapshot, _ = self._look()
         waiting = set(self._runs.names_without_lanes(snapshot))
         deadline = time.monotonic() + LANES_PATIENCE_S
         for run in self._runs.alive:
-            # also for Ray's own tidying up: the process dies where Ray ends under a thread's call
+            # Ray Train's cleanup too: a thread that calls Ray after its end kills the process
             if run.name not in waiting:
                 run.join(max(0.0, deadline - time.monotonic()))
         if stuck := self._runs.alive:
@@ -283,14 +311,14 @@ class _RayRun:
                 run.join(max(0.0, deadline - time.monotonic()))
         snapshot, news = self._look()
         self._driver.show(snapshot, news)
-        jobs: list[Job] = ray.get(self._dispatcher.jobs.remote())
+        jobs: list[Job] = self._ask(self._dispatcher.jobs.remote())
         return jobs
 
     def _answer_requests(self) -> None:
-        with suppress(StoreError):
+        with suppress(StoreError, StoreUnusable):
             for what, keys in take_requests(self._prepared.store, self._prepared.run_id):
                 method = self._dispatcher.cancel if what == "cancel" else self._dispatcher.retry
-                ray.get(method.remote(keys))
+                self._ask(method.remote(keys))
 
     # -- lanes --------------------------------------------------------------------------------
 
@@ -317,54 +345,6 @@ class _RayRun:
         )
 
     def _lanes_ended(self, name: str) -> None:
-        """Give the jobs and the places of lanes that are gone to others."""
-        ray.get(self._dispatcher.lanes_ended.remote(name))
+        """Release the jobs and the resources of lanes that are gone."""
+        self._ask(self._dispatcher.lanes_ended.remote(name))
         free_places_of_dead_controllers()
-
-    # -- priors -------------------------------------------------------------------------------
-
-    def _start_priors(self) -> None:
-        if not self._prepared.priors:
-            return
-        request, plan = self._prepared.request, self._plan
-        # class images that the user brought are only encoded, on the cores that lanes leave
-        on_gpu = plan.prior_fraction > 0
-        per_node = plan.prior_workers_per_node
-        settings = PriorWorkerSettings(
-            base=self._prepared.base.name,
-            revision=request.revision,
-            device="cuda" if on_gpu else "cpu",
-            gpu_fraction=plan.prior_fraction,
-            memory_fraction=plan.prior_worker_memory_fraction,
-            num_cpus=round(PRIOR_WORKER_CPUS / per_node, 3),
-            threads=plan.threads,
-            max_actors=plan.num_nodes * per_node,
-        )
-        store = self._prepared.store
-        self._priors = PriorBuilder(
-            store,
-            self._prepared.priors,
-            lambda specs, attempt: generate_with_ray(settings, store, specs, attempt),
-            ready=lambda key: ray.get(self._dispatcher.prior_is_ready.remote(key)),
-            failed=lambda *why: ray.get(self._dispatcher.prior_failed.remote(*why)),
-        )
-        self._priors_thread = threading.Thread(target=self._draw_priors, name="priors", daemon=True)
-        self._priors_thread.start()
-
-    def _draw_priors(self) -> None:
-        assert self._priors is not None
-        # a driver that goes away takes Ray with it; then there is nobody to tell
-        with suppress(ray.exceptions.RayError, FarmError):
-            self._priors.run()
-
-    def _end_priors(self) -> None:
-        """Wait until the part that is being drawn is written; what uses Ray after its end would
-        start it anew."""
-        if self._priors is None or self._priors_thread is None:
-            return
-        self._priors.stopped.set()
-        patience_s = PRIORS_PATIENCE_S
-        if self._stopped_at is not None:
-            waited_s = time.monotonic() - self._stopped_at
-            patience_s = max(0.0, STOPPED_PRIORS_PATIENCE_S - waited_s)
-        self._priors_thread.join(patience_s)

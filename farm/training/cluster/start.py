@@ -1,4 +1,4 @@
-"""Starting Ray here, or connecting to a cluster: quietly, with a token, and with errors in words.
+"""Starts Ray here or connects to a cluster: without chatter, with a token, with clear errors.
 
 Owns the environment that Ray reads when it starts.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from farm.errors import LaneLost, UserError
+from farm.errors import HeadLost, LaneLost, UserError
 from farm.training.cluster.auth import TOKEN_REMEDY, require_token, use_token_if_there_is_one
 from farm.training.cluster.ray_folder import ray_folder_options
 
@@ -23,16 +23,17 @@ RAY_STARTS = 4
 
 
 def start_ray(**options: Any) -> None:
-    """``ray.init`` that tries again where a busy machine made Ray give up on itself.
+    """``ray.init``, retried where a busy machine made Ray's own start time out.
 
     Raises:
-        UserError: if a cluster was named and cannot be reached.
+        UserError: if the named cluster cannot be reached.
+        HeadLost: if the cluster's head goes while this process connects.
         LaneLost: if Ray does not start here.
     """
     quiet_ray()
     if options.get("address"):
         use_token_if_there_is_one()
-    else:  # a cluster that happens to run on this machine is not meant
+    else:  # not a cluster that happens to run on this machine
         options = {**ray_folder_options(), **options, "address": "local"}
         require_token()
     for attempt in range(1, RAY_STARTS + 1):
@@ -49,8 +50,13 @@ def start_ray(**options: Any) -> None:
                 f"no Ray cluster at {options['address']}: {error}",
                 f"check --address and RAY_ADDRESS; for a cluster with tokens, {TOKEN_REMEDY}",
             ) from error
-        except Exception as error:  # Ray says so with no class of its own
+        except Exception as error:  # Ray has no class of its own for it
             ray.shutdown()
+            if options["address"] != "local":
+                raise HeadLost(
+                    f"the Ray cluster at {options['address']} stopped answering: {error}",
+                    "once its head (or a new one) runs, the same command resumes",
+                ) from error
             if attempt == RAY_STARTS:
                 raise LaneLost(
                     f"Ray did not start within 30 s, {attempt} times: {error}",
@@ -60,7 +66,7 @@ def start_ray(**options: Any) -> None:
 
 @contextmanager
 def _hushed_stderr() -> Iterator[None]:
-    """Ray's core announces its log level on the bare file descriptor; errors come as exceptions."""
+    """Silence file descriptor 2: Ray's core writes its log level there; errors are exceptions."""
     if os.environ.get("FARM_DEBUG"):
         yield
         return
@@ -76,7 +82,8 @@ def _hushed_stderr() -> Iterator[None]:
 
 
 def quiet_ray() -> None:
-    """Environment that Ray reads when it starts: faster notice of dead lanes, no chatter."""
+    """Set the environment that Ray reads when it starts, for early notice of dead lanes and a quiet
+    terminal."""
     defaults = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
@@ -87,7 +94,7 @@ def quiet_ray() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_DEDUP_LOGS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Ray's own 15 starves lanes, and even the dispatcher, beside any other busy process
+        # Ray's default of 15 starves lanes, even the dispatcher, beside any other busy process
         "RAY_worker_niceness": "5",
     }
     if not os.environ.get("FARM_DEBUG"):

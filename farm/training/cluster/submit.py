@@ -35,14 +35,14 @@ __all__ = [
 
 OWN_OPTIONS = ("--store", "--base", "--address", "--in-process", "--json", "--yes", "-y", "--plain")
 STOP_WAIT_S = 60
-"""How long ``ray job stop`` lets a driver save its jobs; Ray's own is 3."""
+"""How long ``ray job stop`` lets a driver save its jobs; Ray's default is 3."""
 START_S = 180.0
 """How long to wait for the run to begin: the driver reads the photos first."""
 AGENT_S = 60.0
 """How long after its start a head may take to accept jobs."""
 LOOK_S = 0.5
 BEGUN = re.compile(r"^\s*run ([0-9a-f]{12})\b", re.MULTILINE)
-"""The head line of the plan, which the driver shows when it has read everything."""
+"""The first line of the plan, which the driver shows once it has read everything."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Submission:
 
 
 def split_options(options: Sequence[str]) -> list[str]:
-    """The words of ``--with``, quotes respected.
+    """Split the values of ``--with`` as a shell does.
 
     Raises:
-        UserError: for a quote that is not closed, or an option that ``farm submit`` has itself.
+        UserError: for an unclosed quote, or an option that ``farm submit`` sets itself.
     """
     words: list[str] = []
     for text in options:
@@ -98,7 +98,7 @@ def scoring_arguments(scoring: ScoringSettings) -> list[str]:
 
 
 def connect(address: str) -> Any:
-    """A client of the cluster's jobs; its token is tried at once.
+    """Connect to the cluster's jobs, and try the token at once.
 
     Args:
         address: of the cluster's dashboard, such as ``http://head:8265``.
@@ -124,13 +124,13 @@ def submit_run(
     follow: Callable[[str], None] | None = None,
     start_s: float = START_S,
 ) -> Submission:
-    """Send a run, or find the one that is under way already, and wait until it has begun.
+    """Send a run, or find the same one that is already running, and wait until it has begun.
 
     Args:
         client: as ``connect`` gives it.
         arguments: of ``farm run``.
-        retries: how many times in a row a driver that died is started again.
-        follow: is given the job's log as it grows; the call then lasts as long as the job.
+        retries: how many times in a row a driver that died is restarted.
+        follow: receives the job's log as it grows; the call then lasts as long as the job.
 
     Raises:
         UserError: if the cluster refuses, or the run ends before it begins.
@@ -146,7 +146,7 @@ def submit_run(
 
 
 def _authenticate(address: str) -> None:
-    """Find out whether the cluster asks for a token, and whether there is one here."""
+    """Check whether the cluster requires a token, and whether there is one here."""
     try:
         with urllib.request.urlopen(
             f"{address.rstrip('/')}/api/authentication_mode", timeout=10
@@ -164,14 +164,14 @@ def _authenticate(address: str) -> None:
         return
     if not has_token():
         raise UserError(
-            f"the cluster at {address} asks for a token, and there is none here", TOKEN_REMEDY
+            f"the cluster at {address} asks for a token, and this machine has none", TOKEN_REMEDY
         )
     require_token()
 
 
 @contextmanager
 def _refusals(address: str) -> Iterator[None]:
-    """What Ray's client raises, as one error of ours."""
+    """Turn the errors of Ray's client into one of ours."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -183,7 +183,7 @@ def _refusals(address: str) -> Iterator[None]:
             raise UserError(f"the cluster at {address} refuses this token", TOKEN_REMEDY) from error
         raise UserError(
             f"no run could be sent to {address}: {error}",
-            "see whether its dashboard answers, and whether its Ray is the one installed here",
+            "check that its dashboard answers, and that its Ray version is the one installed here",
         ) from error
 
 
@@ -214,7 +214,7 @@ def _wait_for_start(
     """Until the driver has shown its plan, or has ended.
 
     Raises:
-        UserError: if it ended in a failure; with its own words.
+        UserError: if it failed; with its own message.
     """
     until = time.monotonic() + patience_s
     settled: float | None = None
@@ -237,7 +237,7 @@ def _wait_for_start(
 
 
 def _words_of(log: str) -> str:
-    """The error of a failed driver: from its message on, else its last line."""
+    """The error message in a failed driver's log, else its last line."""
     found = re.search(r"^error: (.*?)(?=^remedy: |\Z)", log, re.MULTILINE | re.DOTALL)
     if found:
         return " ".join(found.group(1).split())
@@ -260,7 +260,7 @@ def _running(client: Any, name: str, statuses: Any) -> str:
     alive = (statuses.PENDING, statuses.RUNNING)
     found = [job for job, status in _attempts(client, name).items() if status in alive]
     if not found:
-        raise StoreError(f"job {name} ended in this very moment", "send it again")
+        raise StoreError(f"job {name} ended just now", "send it again")
     return found[0]
 
 
@@ -272,6 +272,6 @@ def _free_or_running(client: Any, name: str, statuses: Any) -> str | None:
     return f"{name}-{len(attempts) + 1}"
 
 
-async def _follow(client: Any, job_id: str, told: Callable[[str], None]) -> None:
+async def _follow(client: Any, job_id: str, show: Callable[[str], None]) -> None:
     async for text in client.tail_job_logs(job_id):
-        told(text)
+        show(text)

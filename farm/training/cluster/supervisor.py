@@ -1,7 +1,7 @@
-"""Starts a driver again that died, with growing pauses: the job of ``farm submit --retry``.
+"""Restarts a driver that died, with growing pauses: the job of ``farm submit --retry``.
 
-Owns the decision which exit codes are an end and which a death. Ray does not restart a job's
-driver; this process, which is small and does nothing else, does.
+Owns the decision which exit codes are final. Ray does not restart a job's driver; this small
+process does, and does nothing else.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["FINAL_CODES", "supervise"]
 
-FINAL_CODES = frozenset({0, 2, 3, 4, 5, 130})
-"""Of ``farm run``: its work is done, refused, or was stopped. Anything else is a death."""
+FINAL_CODES = frozenset({0, 2, 3, 4, 5, 7, 130})
+"""Of ``farm run``: its work is done, refused, or was stopped. Any other code is a death."""
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 60.0
 LONG_LIFE_S = 600.0
-"""A driver that lived this long died of something new: its retries start afresh."""
+"""A driver that lived this long died of a new cause: its retries are counted from zero."""
 
 
 def supervise(

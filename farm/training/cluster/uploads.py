@@ -1,13 +1,13 @@
-"""The local part of a manifest, copied into the store so that every node of a cluster reads it.
+"""Copies a local manifest and its local photos into the store, where every node can read them.
 
-Owns ``submissions/`` of a store: photos by their content, and manifests that name them there.
+Owns ``submissions/`` of a store: photos named by their content, and manifests that refer to them.
 
     submissions/photos/<sha256>.<suffix>    photos that were on the submitting machine
     submissions/<key>.parquet               the resolved manifest, its local photos replaced
 
-Local photos are decoded before they are copied: a manifest cannot make this machine hand out a
-file that is not a photo. The same manifest gives the same key, and its jobs are those that
-``farm run`` makes of it, because keys hash the photos' bytes.
+Local photos are decoded before they are copied, so a manifest cannot upload a file that is not a
+photo. The same manifest gives the same key, and the same jobs as with ``farm run``, because keys
+hash the photos' bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Upload:
     url: str
     num_subjects: int
     num_photos: int
-    """Of this machine, in the store now."""
+    """Of this machine, copied into the store."""
     warnings: tuple[Fault, ...] = ()
 
 
@@ -93,7 +93,7 @@ def upload_manifest(
 
 
 def _checked(manifest: Manifest, progress: Progress | None) -> CheckReport:
-    """The check of what only this machine can read; the cluster checks the rest."""
+    """Check what only this machine can read; the cluster checks the rest."""
     local = tuple(
         replace(
             written,
@@ -107,7 +107,7 @@ def _checked(manifest: Manifest, progress: Progress | None) -> CheckReport:
 
 
 def _whole_subjects(manifest: Manifest, check: CheckReport) -> list[Subject]:
-    """Subjects without an error in what was checked here."""
+    """Subjects without an error among the files checked here."""
     faulty = {fault.subject for fault in check.errors}
     return [
         subject

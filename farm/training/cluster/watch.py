@@ -1,13 +1,14 @@
-"""What the driver knows of its cluster: nodes that died, that drain, and whether the head answers.
+"""Watches the cluster for the driver: dead nodes, draining nodes, and a head that does not answer.
 
-Owns a thread that asks once a second; the driver reads what it found, and is never blocked by a
-head that does not answer. Also puts into words what the cluster has and what its autoscaler does.
+Owns a thread that asks once a second, so that the driver is never blocked by a silent head. Also
+describes what the cluster has and what its autoscaler does.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -32,12 +33,14 @@ __all__ = [
 
 ASK_S = 1.0
 SILENCE_S = 5.0
-"""Of the head, before the user is told."""
+"""Silence of the head after which the user is informed."""
 RAY_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAY_PATIENCE_S = 60.0
-"""Ray's own: after so long without the head, it ends every process of the cluster."""
+"""Ray's default: after this long without the head, it ends every process of the cluster."""
 MARGIN_S = 15.0
-"""So much earlier the driver ends by itself, and says why."""
+"""How much earlier the driver ends by itself, with a reason."""
+LAST_RESORT_S = 8.0
+"""After the driver should have ended: it is blocked in a call of Ray, and is ended from here."""
 
 
 def head_patience_s() -> float:
@@ -89,19 +92,32 @@ class ClusterWatch:
             raise self.head_lost()
 
     def head_lost(self) -> HeadLost:
-        """What the user is told."""
+        """The error that ends the run."""
         return HeadLost(
             f"the cluster's head at {self.address} has not answered for {self.silent_s:.0f} s; "
             "this run's driver ends. Committed adapters and checkpoints are safe in the store",
             "once the head (or a new one) runs, the same command resumes from the checkpoints",
         )
 
+    def _end_blocked_driver(self) -> None:
+        """End the process of a driver that is blocked in a call of Ray while the head is gone.
+
+        Ray would end it a few seconds later, with exit code 1 and no message. The guard of the
+        run's claim releases the claim.
+        """
+        if self.silent_s < head_patience_s() + LAST_RESORT_S or self._ended.is_set():
+            return
+        error = self.head_lost()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
     def _run(self) -> None:
         while not self._ended.is_set():
+            self._end_blocked_driver()
             if _answers(self.address):
                 try:
                     self._note(ray.nodes(), ray._private.state.state.get_draining_nodes())
-                except Exception:  # whatever Ray raises while its head goes; it is asked again
+                except Exception:  # Ray raises many kinds while its head goes; asked again
                     time.sleep(ASK_S)
             self._ended.wait(ASK_S)
 
@@ -142,8 +158,8 @@ def nodes_words(nodes: Iterable[Mapping[str, Any]]) -> str:
 
 
 def is_autoscaling() -> bool:
-    """Whether this driver's head was made by ``ray up`` or KubeRay. Ray itself does not tell: every
-    head runs an autoscaler's monitor, and that of a fixed cluster only looks on."""
+    """Whether this driver's head was started by ``ray up`` or KubeRay. Ray itself does not say: the
+    head of a fixed cluster runs an autoscaler's monitor too."""
     is_kuberay = bool(os.environ.get("RAY_CLUSTER_NAME"))
     return is_kuberay or os.path.exists(os.path.expanduser(BOOTSTRAP_CONFIG))
 
@@ -156,9 +172,9 @@ def autoscaler_words(address: str) -> str:
         return ""
     try:
         status = get_cluster_status(address, timeout=5)
-    except Exception as error:  # it is an internal service of Ray; any failure is worth a line only
+    except Exception as error:  # an internal service of Ray; a failure is worth one line
         return f"the autoscaler does not answer ({type(error).__name__})"
-    parts = [f"{len(status.pending_nodes) + len(status.pending_launches)} nodes on their way"]
+    parts = [f"{len(status.pending_nodes) + len(status.pending_launches)} nodes starting"]
     for launch in status.failed_launches[-3:]:
         details = " ".join(str(launch.details or "no reason given").split())[:200]
         parts.append(f"{launch.ray_node_type_name} could not be launched: {details}")
@@ -166,7 +182,7 @@ def autoscaler_words(address: str) -> str:
 
 
 def end_controllers() -> None:
-    """Kill this driver's Ray Train controllers: those that wait for nodes cannot be asked."""
+    """Kill this driver's Ray Train controllers: one that waits for nodes answers no request."""
     core_worker = ray._private.worker.global_worker.core_worker
     for actor_id in _controllers(is_dead=False):
         core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
@@ -176,8 +192,8 @@ def end_controllers() -> None:
 def free_places_of_dead_controllers() -> None:
     """Remove the placement groups that killed controllers left behind, pending ones included.
 
-    Ray keeps a placement group until its job ends, and the actor of Ray Train that would remove it
-    needs the dashboard. What replaces the dead lanes would find their places taken.
+    Ray keeps a placement group until its job ends, and the Ray Train actor that would remove it
+    needs the dashboard. Lanes that replace the dead ones would find no free resources.
     """
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
     from ray.util.placement_group import PlacementGroup, remove_placement_group

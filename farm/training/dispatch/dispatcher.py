@@ -17,6 +17,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from farm.errors import StoreError, StoreUnusable
+from farm.store_trouble import TroubleNote, worst_of
 from farm.training.dispatch.lanes import LaneEntry, LaneTable, group_of
 from farm.training.dispatch.ledger import Job, Ledger, Status
 from farm.training.dispatch.messages import (
@@ -73,12 +75,19 @@ class Dispatcher:
         )
         self._queues = self._state.queues
         self._lanes = LaneTable()
+        self.trouble = TroubleNote()
+        """What writing the ledger comes to."""
         self._slot_limits: dict[str, int] = {}
         self._first_lane_at: float | None = None
         self._most_lanes = 0
         self._stop = False
         self._state.take_over(frozenset(committed))
-        self._state.flush()
+        try:
+            self._state.flush()
+        except (StoreError, StoreUnusable) as error:
+            self.trouble.failed(error)
+            raise
+        self.trouble.succeeded()
 
     # -- the lanes' side ----------------------------------------------------------------------
 
@@ -214,7 +223,8 @@ class Dispatcher:
         """Declare silent lanes dead and write the ledger. Call about once a second.
 
         Raises:
-            StoreError: if the ledger cannot be written; nothing is lost, call again.
+            StoreError, StoreUnusable: if the ledger cannot be written; nothing is lost, call
+                again.
         """
         oldest = self._clock() - self._settings.lease_s
         for place, lane in self._lanes:
@@ -258,4 +268,5 @@ class Dispatcher:
             waiting_for_priors=self._queues.num_waiting(),
             is_done=self.is_done,
             is_starved=bool(self._queues.num_ready()) and not self._lanes,
+            trouble=worst_of([self.trouble.current(), *(lane.trouble for _, lane in self._lanes)]),
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+from farm.store_trouble import StoreTrouble
 from farm.training.dispatch.messages import LaneReport, LaneView, Notice
 from farm.training.dispatch.queues import Group
 
@@ -32,6 +33,8 @@ class LaneEntry:
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
+    trouble: StoreTrouble | None = None
+    """With the store."""
     busy: float = 0.0
     """Last time that it held or received a job."""
     journaled: float = 0.0
@@ -98,7 +101,7 @@ class LaneTable:
         lane.held = dict(report.held)
         lane.num_training = sum(step >= 0 for step in lane.held.values())
         lane.rows_per_s, lane.rss_bytes = report.rows_per_s, report.rss_bytes
-        lane.pid = report.pid
+        lane.pid, lane.trouble = report.pid, report.trouble
         self._count(lane, 1)
         if lane.slots <= lane.num_training < len(lane.held):
             self._overfull[report.lane] = None

@@ -12,6 +12,7 @@ from typing import Literal
 
 from farm.errors import explain
 from farm.intake.job import JobSpec
+from farm.store_trouble import StoreTrouble
 from farm.training.dispatch.ledger import Why
 from farm.training.plan.shape import LaneShape
 
@@ -145,7 +146,9 @@ class LaneReport:
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
-    """Its process id on its node."""
+    """Its process, on whatever node."""
+    trouble: StoreTrouble | None = None
+    """Its writes to the store fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,3 +214,5 @@ class Snapshot:
     is_done: bool
     is_starved: bool
     """Jobs are ready and no lane is alive to take them."""
+    trouble: StoreTrouble | None = None
+    """The worst that the dispatcher or a lane has with the store."""

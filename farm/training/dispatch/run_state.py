@@ -123,7 +123,7 @@ class RunState:
         if not self.is_held_by(key, lane):
             return
         if result.kind == "released":
-            self.record("released", key, lane=lane, **result.why)
+            self.record("released", key, lane=lane, step=result.step, **result.why)
             self.enqueue(key)
         elif result.kind == "failed":
             self._fail(key, lane, result)

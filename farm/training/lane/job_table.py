@@ -17,6 +17,7 @@ from typing import Literal
 from PIL import Image
 
 from farm.intake.job import JobSpec
+from farm.store_trouble import TroubleNote
 from farm.training.dispatch.messages import Assignment, JobResult, LaneOrders, LaneReport
 from farm.training.lane.encode import PreparedPhotos
 from farm.training.plan.shape import LaneShape
@@ -91,6 +92,8 @@ class JobTable:
         self.slot_limit: int | None = None
         self.out_of_memory = False
         """A thread ran out of memory, and the lane has not reduced its slots yet."""
+        self.trouble = TroubleNote()
+        """What the lane's writes to the store come to."""
         self._jobs: dict[str, LaneJob] = {}
         self._results: dict[str, JobResult] = {}
         self._unprepared: deque[LaneJob] = deque()
@@ -201,6 +204,7 @@ class JobTable:
                 rows_per_s=self.rows_per_s,
                 rss_bytes=self.rss_bytes,
                 pid=os.getpid(),
+                trouble=self.trouble.current(),
             )
 
     def _num_wanted(self) -> int:

@@ -57,7 +57,12 @@ class Lane:
             base, store, table, link, num_threads=settings.prepare_threads
         )
         self._publisher = Publisher(
-            store, base, settings.forms, table.end, num_threads=settings.publish_threads
+            store,
+            base,
+            settings.forms,
+            table.end,
+            num_threads=settings.publish_threads,
+            trouble=table.trouble,
         )
         self._finalizer = Finalizer(base, settings.samples, judge)
         self._is_judging = judge is not None
@@ -79,6 +84,8 @@ class Lane:
                 if self._table.may_leave and not self._table.num_held:
                     break
                 self._iterate()
+            if self._table.is_stopping:
+                self._publisher.hurry()
             if self._heartbeat.lost is None:
                 self._save_and_release_all()
         finally:
@@ -88,6 +95,11 @@ class Lane:
             self._pool.close()
         if self._heartbeat.lost is not None:
             raise self._heartbeat.lost
+
+    def stop(self) -> None:
+        """Make ``run`` save every job, give all back and return. From any thread."""
+        self._table.is_stopping = True
+        self._table.notify()
 
     # -- one iteration ------------------------------------------------------------------------
 

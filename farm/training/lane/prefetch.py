@@ -16,7 +16,7 @@ import torch
 
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
-from farm.errors import StoreError, UserError
+from farm.errors import StoreError, StoreUnusable, UserError
 from farm.storage import Store
 from farm.training.dispatch.messages import JobResult
 from farm.training.lane.encode import prepare_photos
@@ -95,6 +95,9 @@ class Prefetcher:
                 return
             self._load_inputs(job)
         except StoreError as error:
+            table.end(JobResult.of_error(job.key, "released", error))
+        except StoreUnusable as error:  # not the job's fault
+            table.trouble.failed(error)
             table.end(JobResult.of_error(job.key, "released", error))
         except UserError as error:
             table.end(JobResult.of_error(job.key, "rejected", error))

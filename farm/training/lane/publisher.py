@@ -9,30 +9,36 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    wait_random_exponential,
+)
 
 from farm.adapters.files.folder import Form, save_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
-from farm.errors import StoreError
+from farm.errors import StoreError, StoreUnusable
+from farm.retries import OUTAGE_BUDGET_S
 from farm.storage import Store
+from farm.store_trouble import TroubleNote
 from farm.training.dispatch.messages import Assignment, JobResult
 from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
 
 __all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
 
-PATIENCE_S = 600.0
-"""How long a finished adapter waits for a store that does not answer, before its job is given
-back."""
+HURRIED_S = 15.0
+"""How long writes are still tried once the lane has to return."""
 
 UNPUBLISHED = "could not be published"
 
@@ -65,8 +71,16 @@ class Publisher:
         done: Callable[[JobResult], None],
         *,
         num_threads: int = 2,
+        trouble: TroubleNote | None = None,
     ) -> None:
-        """``done`` is called with the result of every published job, from another thread."""
+        """``done`` is called with the result of every published job, from another thread.
+
+        Args:
+            trouble: where failures and successes of writes are noted.
+        """
+        self._trouble = trouble or TroubleNote()
+        self._hurried = threading.Event()
+        self._hurried_at = 0.0
         self._store, self._registry = store, Registry(store)
         self._base, self._forms, self._done = base, forms, done
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="publish")
@@ -80,6 +94,12 @@ class Publisher:
     def publish(self, job: FinishedJob) -> None:
         """Commit a finished job's adapter in the background."""
         self._submit(job.key, lambda: self._publish(job))
+
+    def hurry(self) -> None:
+        """The lane has to return: from now on, a store that fails is tried for ``HURRIED_S``."""
+        if not self._hurried.is_set():
+            self._hurried_at = time.monotonic()
+            self._hurried.set()
 
     def wait(self) -> None:
         """Wait until everything that was handed over is written or has failed."""
@@ -113,25 +133,33 @@ class Publisher:
 
     def _save_checkpoint(self, state: SlotState) -> None:
         folder = f"checkpoints/{state.key}"
-        with suppress(StoreError):  # the job continues; after a failure it repeats more steps
+        if self._is_hopeless:
+            return
+        try:
             files = state.to_files()
             for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they mark it complete
                 self._store.write(f"{folder}/{state.step:07d}/{name}", files[name])
             for older in self._store.list(folder):
                 if older < f"{state.step:07d}":
                     self._store.delete(f"{folder}/{older}")
+            self._trouble.succeeded()
+        except (StoreError, StoreUnusable) as error:
+            # the job continues; after a failure it repeats more steps
+            self._trouble.failed(error)
 
     def _publish(self, job: FinishedJob) -> None:
         key = job.key
         try:
             for attempt in Retrying(
-                stop=stop_after_delay(PATIENCE_S),
-                wait=wait_random_exponential(multiplier=1, max=60),
-                retry=retry_if_exception_type(StoreError),
+                stop=self._is_out_of_patience,
+                wait=wait_random_exponential(multiplier=1, max=20),
+                retry=retry_if_exception_type((StoreError, StoreUnusable)),
+                sleep=self._pause,
                 reraise=True,
             ):
                 with attempt:
                     is_new = self._save_and_commit(job)
+            self._trouble.succeeded()
             self._drop_checkpoints(key)
             result = JobResult(
                 key,
@@ -139,11 +167,34 @@ class Publisher:
                 step=job.record.steps_trained,
                 seconds=job.record.gpu_seconds,
             )
-        except StoreError as error:
+        except (StoreError, StoreUnusable) as error:
             result = JobResult.of_error(key, "released", error, UNPUBLISHED)
         except Exception as error:  # a bug in one adapter's files must not end the run
             result = JobResult.of_error(key, "failed", error, UNPUBLISHED)
         self._done(result)
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether a lane that has to return need not try to write any more."""
+        return self._hurried.is_set() and self._trouble.current() is not None
+
+    def _is_out_of_patience(self, state: RetryCallState) -> bool:
+        """Tenacity's stop condition; notes the failure on the way."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, StoreError | StoreUnusable):
+            self._trouble.failed(error)
+        if self._hurried.is_set():
+            if isinstance(error, StoreUnusable):
+                return True
+            return time.monotonic() - self._hurried_at > HURRIED_S
+        return (state.seconds_since_start or 0.0) > OUTAGE_BUDGET_S
+
+    def _pause(self, seconds: float) -> None:
+        """Between two tries; a lane that has to return tries at once."""
+        if self._hurried.is_set():
+            time.sleep(min(seconds, 1.0))
+        else:
+            self._hurried.wait(seconds)
 
     def _save_and_commit(self, job: FinishedJob) -> bool:
         with tempfile.TemporaryDirectory(prefix="farm-adapter-") as folder:
@@ -161,8 +212,11 @@ class Publisher:
             )
 
     def _drop_checkpoints(self, key: str) -> None:
-        with suppress(StoreError):  # leftovers do no harm: a committed job never reads them
+        try:
             self._store.delete(f"checkpoints/{key}")
+        except (StoreError, StoreUnusable) as error:
+            # leftovers do no harm: a committed job never reads them
+            self._trouble.failed(error)
 
 
 def load_checkpoint(store: Store, key: str) -> SlotState | None:

@@ -12,18 +12,22 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Literal, Self
 
-from farm.errors import explain
+from farm.errors import StoreError, StoreUnusable, explain
 from farm.intake.job import PriorSpec
 from farm.locks import StoreLock
 from farm.storage import Store
+from farm.store_trouble import TroubleNote
 from farm.training.priors.storage import PartRecord, commit_prior_set, is_ready, parts_of
 
 __all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]
 
 LOCK_TTL_S = 120.0
+STORE_PAUSE_S = 5.0
+"""Between two tries while the store fails."""
 WAIT_S = 2.0
 """Seconds between two checks of sets that another driver generates."""
 
@@ -35,6 +39,15 @@ class PartFailure:
     prior_key: str
     reason: str
     remedy: str = ""
+    store: Literal["", "silent", "unusable"] = ""
+    """The store's fault and not the set's: the set is generated again once the store works."""
+
+    @classmethod
+    def of_error(cls, prior_key: str, error: Exception) -> Self:
+        """What an error leads to."""
+        is_unusable = isinstance(error, StoreUnusable)
+        silent: Literal["", "silent"] = "silent" if isinstance(error, StoreError) else ""
+        return cls(prior_key, *explain(error), "unusable" if is_unusable else silent)
 
 
 GenerateParts = Callable[[Sequence[PriorSpec], str], Generator[PartRecord | PartFailure]]
@@ -72,6 +85,8 @@ class PriorBuilder:
         self._ended = threading.Event()
         self.stopped = threading.Event()
         """Set it to stop after the current part."""
+        self.trouble = TroubleNote()
+        """What writes to the store come to; the run decides how long to wait."""
 
     def run(self) -> None:
         """Return when every set is ready or has failed, or ``stopped`` is set."""
@@ -79,20 +94,33 @@ class PriorBuilder:
         renewing.start()
         try:
             while self._pending and not self.stopped.is_set():
-                self._report_ready()
-                mine = [spec for spec in self._pending.values() if self._lock(spec.key)]
-                if mine:
-                    self._generate_all({spec.key: spec for spec in mine})
-                elif self._pending:
-                    self.stopped.wait(WAIT_S)
+                try:
+                    self._take_turn()
+                except (StoreError, StoreUnusable) as error:
+                    self.trouble.failed(error)
+                    self.stopped.wait(STORE_PAUSE_S)
         except Exception as error:  # the cause affects every set that is left
             for key in list(self._pending):
                 self._fail(PartFailure(key, *explain(error)))
         finally:
             self._ended.set()
             renewing.join()
-            for key in list(self._locks):
-                self._unlock(key)
+            with suppress(StoreError, StoreUnusable):  # the locks expire
+                for key in list(self._locks):
+                    self._unlock(key)
+
+    def _take_turn(self) -> None:
+        """Generate the sets that no other driver generates, else wait a moment for those."""
+        self._report_ready()
+        mine = [
+            spec
+            for spec in self._pending.values()
+            if spec.key in self._locks or self._lock(spec.key)
+        ]
+        if mine:
+            self._generate_all({spec.key: spec for spec in mine})
+        elif self._pending:
+            self.stopped.wait(WAIT_S)
 
     def _report_ready(self) -> None:
         for key in list(self._pending):
@@ -132,21 +160,25 @@ class PriorBuilder:
         if key not in self._pending:  # another part of its set has failed
             return
         if isinstance(outcome, PartFailure):
+            if outcome.store:
+                kind = StoreUnusable if outcome.store == "unusable" else StoreError
+                raise kind(outcome.reason, outcome.remedy)
             self._fail(outcome)
             return
+        self.trouble.succeeded()
         parts[key].append(outcome)
         if len(parts[key]) == len(parts_of(spec)) + 1:
             commit_prior_set(self._store, spec, attempt, parts.pop(key))
             del self._pending[key]
-            self._unlock(key)
             self._ready(key)
+            self._unlock(key)
 
     def _fail(self, failure: PartFailure) -> None:
         key = failure.prior_key
         del self._pending[key]
-        self._unlock(key)
         reason = f"its prior set could not be generated: {failure.reason}"
         self._failed(key, reason, failure.remedy)
+        self._unlock(key)
 
     def _unlock(self, key: str) -> None:
         with self._locks_mutex:
@@ -156,6 +188,6 @@ class PriorBuilder:
 
     def _renew_forever(self) -> None:
         while not self._ended.wait(LOCK_TTL_S / 4):
-            with self._locks_mutex:
+            with self._locks_mutex, suppress(StoreError, StoreUnusable):
                 for lock in self._locks.values():
                     lock.renew()

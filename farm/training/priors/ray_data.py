@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farm.errors import FarmError, explain
+from farm.errors import FarmError
 from farm.intake.job import PriorSpec
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure
@@ -95,7 +95,7 @@ class PriorWorker:
                 records.append(write_prompt(self._store, self._attempt, self._base, spec))
             return list(records)
         except FarmError as error:
-            return [PartFailure(part.prior_key, *explain(error))]
+            return [PartFailure.of_error(part.prior_key, error)]
 
 
 def _as_rows(outcomes: Sequence[PartRecord | PartFailure]) -> Batch:
@@ -108,12 +108,13 @@ def _as_rows(outcomes: Sequence[PartRecord | PartFailure]) -> Batch:
         "sha256": np.array([one.sha256 if one else "" for one in records]),
         "error": np.array([one.reason if one else "" for one in failures]),
         "remedy": np.array([one.remedy if one else "" for one in failures]),
+        "store": np.array([one.store if one else "" for one in failures]),
     }
 
 
 def _as_outcome(row: dict[str, Any]) -> PartRecord | PartFailure:
     if row["error"]:
-        return PartFailure(row["prior_key"], row["error"], row["remedy"])
+        return PartFailure(row["prior_key"], row["error"], row["remedy"], row["store"])
     return PartRecord(row["prior_key"], row["file"], int(row["num_images"]), row["sha256"])
 
 

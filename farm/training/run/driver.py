@@ -1,6 +1,6 @@
-"""The driver's own part: its claim on the run, what it keeps in the store, what it tells.
+"""The driver of a run: its claim, the files that it keeps in the store, and what it shows.
 
-Owns the driver's identity. ``local_run`` and ``ray_run`` drive lanes with it.
+Owns the driver's identity. ``in_process`` and ``cluster.run`` drive lanes with it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from farm.adapters.registry import Registry
-from farm.errors import LaneLost, StoreError, UserError
+from farm.errors import LaneLost, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock, holder
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
 from farm.training.run.files import write_assignments, write_settings
+from farm.training.run.patience import StorePatience
 from farm.training.run.request import PreparedRun, RunView
 
 __all__ = ["Driver", "lock_run", "point_names", "write_run_files"]
 
 DRIVER_TTL_S = 60.0
-"""Without a word for so long, a driver on another machine counts as dead. One that died on this
-machine is seen to be dead at once."""
+"""A driver on another machine that has not renewed its claim for this long counts as dead. A death
+on this machine is noticed at once."""
 
 
 @dataclass
@@ -36,22 +37,27 @@ class Driver:
     stop: threading.Event
     arm: Callable[[], None] | None = None
     """Installs the signal handlers that set ``stop``."""
+    patience: StorePatience = field(default_factory=StorePatience)
     _renewed: float = 0.0
     _heard: int = 0
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
-        """Tell the view what is new; prove that this driver lives.
+        """Show what is new, renew the claim, and stop the run if the store fails for too long.
 
         Raises:
-            LaneLost: if another driver took the run over.
+            LaneLost: if another driver has taken the run over.
         """
         if news:
             self._heard = news[-1].number + 1
         if self.view is not None:
             self.view.show(snapshot, news)
+        if line := self.patience.heed(snapshot.trouble):
+            self.tell(snapshot, line)
+        if self.patience.error is not None:
+            self.stop.set()
         if time.monotonic() - self._renewed > DRIVER_TTL_S / 6:
             self._renewed = time.monotonic()
-            with suppress(StoreError):
+            with suppress(StoreError, StoreUnusable):
                 if not self.claim.renew():
                     raise LaneLost(
                         "another driver took this run over", "let that one finish the run"
@@ -68,7 +74,7 @@ class Driver:
         return self._heard
 
     def lane_settings(self) -> LaneSettings:
-        """As planned and asked."""
+        """From the plan and the request."""
         plan, request = self.prepared.plan, self.prepared.request
         assert plan is not None
         return LaneSettings(
@@ -83,7 +89,7 @@ class Driver:
 
     @property
     def ready_priors(self) -> set[str]:
-        """Prior sets that were whole in the store before this start."""
+        """Keys of the prior sets that were complete in the store before this start."""
         missing = {spec.key for spec in self.prepared.priors}
         specs = (item.spec for item in self.prepared.assignments)
         return {spec.prior_key for spec in specs if spec.prior_key} - missing
@@ -102,14 +108,14 @@ def lock_run(prepared: PreparedRun) -> StoreLock:
         owner = holder(prepared.store, folder)
         who = f"process {owner.pid}" if owner is not None else "another driver"
         raise UserError(
-            f"run {prepared.run_id} is driven by {who} already",
+            f"run {prepared.run_id} is already driven by {who}",
             "wait for it, stop it, or take the run over with --take-over",
         )
     return claim
 
 
 def write_run_files(prepared: PreparedRun, claim: StoreLock) -> None:
-    """Keep in the store what the run is made of."""
+    """Write the run's jobs, manifest and settings to the store."""
     store, run_id, request = prepared.store, prepared.run_id, prepared.request
     write_assignments(store, run_id, prepared.assignments)
     if prepared.manifest is not None:
@@ -130,7 +136,7 @@ def write_run_files(prepared: PreparedRun, claim: StoreLock) -> None:
 
 
 def point_names(prepared: PreparedRun) -> None:
-    """Make the names of committed jobs point to them, whoever trained them."""
+    """Point the names of committed jobs to their adapters, including those of other runs."""
     registry = Registry(prepared.store)
     for item in prepared.assignments:
         if item.spec.key in prepared.committed:

@@ -17,7 +17,7 @@ from farm.errors import AdapterFileError, FarmError, StoreError, UserError
 from farm.storage import Store
 from farm.training.run.files import read_assignments
 
-__all__ = ["Exported", "export_adapters"]
+__all__ = ["Exported", "export_adapter", "export_adapters"]
 
 FORM_FILES = {
     "diffusers": DIFFUSERS_FILE,
@@ -56,11 +56,10 @@ def export_adapters(
     Raises:
         UserError: if a name or format is unknown, or a named adapter is revoked.
     """
-    if form is not None and form not in FORM_FILES:
-        raise UserError(f"there is no form {form!r}", f"use one of {', '.join(FORM_FILES)}")
+    _check_form(form)
     registry, result = Registry(store), Exported()
     for namespace, name in _chosen(registry, names, run_id):
-        label, target = f"{namespace}/{name}", out / namespace / name
+        label = f"{namespace}/{name}"
         try:
             named = registry.resolve(namespace, name)
             if named is None:
@@ -69,14 +68,34 @@ def export_adapters(
                 if names:
                     raise UserError(f"{label} is revoked", "leave it out, or train it again")
                 continue
-            if form is None:
-                registry.fetch(named.job_key, target)
-                result.written.append((label, target))
-            else:
-                result.written.append((label, _export_form(registry, named, target, form)))
+            result.written.append((label, export_adapter(registry, named, out, form=form)))
         except (AdapterFileError, StoreError) as error:
             result.failed.append((label, error))
     return result
+
+
+def export_adapter(
+    registry: Registry, named: NamedAdapter, out: Path, *, form: str | None = None
+) -> Path:
+    """Copy one version of one adapter; see ``export_adapters``.
+
+    Returns:
+        The folder or file that was written.
+
+    Raises:
+        UserError: if the form is unknown, or the adapter was saved without it.
+    """
+    _check_form(form)
+    target = out / named.namespace / named.name
+    if form is not None:
+        return _export_form(registry, named, target, form)
+    registry.fetch(named.job_key, target)
+    return target
+
+
+def _check_form(form: str | None) -> None:
+    if form is not None and form not in FORM_FILES:
+        raise UserError(f"there is no form {form!r}", f"use one of {', '.join(FORM_FILES)}")
 
 
 def _chosen(

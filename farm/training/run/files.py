@@ -1,4 +1,4 @@
-"""What a run keeps in the store beside its ledger: its jobs, its settings, requests to it.
+"""A run's files in the store beside its ledger: jobs, settings, and requests to its driver.
 
 Owns ``runs/<run_id>/`` except ``ledger/``, ``report.html`` and ``served/``, and the rule that names
 a run. Anyone with access to the store can read a run, request the cancellation or retry of jobs,
@@ -24,6 +24,7 @@ from farm.training.dispatch.messages import Assignment
 from farm.training.run.job_files import read_assignments, write_assignments
 
 __all__ = [
+    "Request",
     "ask",
     "list_runs",
     "name_run",
@@ -55,7 +56,7 @@ def write_settings(store: Store, run_id: str, settings: dict[str, Any]) -> None:
 
 
 def read_settings(store: Store, run_id: str) -> dict[str, Any]:
-    """How the run was last started; empty if it never was."""
+    """How the run was last started; empty if it was never started."""
     try:
         settings: dict[str, Any] = store.read_json(f"runs/{run_id}/run.json")
     except FileNotFoundError:

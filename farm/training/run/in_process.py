@@ -1,7 +1,7 @@
-"""A run in this very process: the dispatcher, one lane and the drawing of priors, without Ray.
+"""A run in this process: the dispatcher, one lane and the prior sets, without Ray.
 
-Owns the wiring only. For tests, for a look with a debugger, and for machines where Ray cannot be;
-the same dispatcher and the same lane as on a cluster.
+Owns the wiring only. For tests, debuggers, and machines without Ray; the dispatcher and the lane
+are the same as on a cluster.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from farm.base.interface import Base
 from farm.base.loading import load_base, training_dtype
-from farm.errors import FarmError, StoreError, explain
+from farm.errors import FarmError, StoreError, StoreUnusable
 from farm.intake.job import PriorSpec
 from farm.storage import Store
+from farm.store_trouble import worst_of
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import LaneOrders, LaneReport
@@ -31,7 +33,7 @@ from farm.training.priors.storage import (
     write_prompt,
 )
 from farm.training.run.driver import Driver
-from farm.training.run.files import take_requests
+from farm.training.run.files import Request, take_requests
 
 __all__ = ["LocalLink", "generate_here", "run_in_process"]
 
@@ -39,7 +41,7 @@ LOOK_S = 0.5
 
 
 class LocalLink:
-    """A lane's line to a dispatcher in the same process."""
+    """A lane's connection to a dispatcher in the same process."""
 
     def __init__(self, dispatcher: Dispatcher, store: Store) -> None:
         self.dispatcher, self._store = dispatcher, store
@@ -47,30 +49,30 @@ class LocalLink:
         """Held around every call of the dispatcher."""
 
     def exchange(self, report: LaneReport) -> LaneOrders:
-        """Report and be told."""
+        """Report; returns the dispatcher's orders."""
         with self.lock:
             return self.dispatcher.exchange(report)
 
     def prior(self, prior_key: str) -> PriorArrays:
-        """The set as it lies in the store."""
+        """The set, read from the store."""
         return read_prior_set(self._store, prior_key)
 
 
 def generate_here(
     base: Base, store: Store, specs: Sequence[PriorSpec], attempt: str
 ) -> Generator[PartRecord | PartFailure]:
-    """Draw prior sets with a base that is loaded already; see ``PriorBuilder``."""
+    """Generate prior sets with a loaded base; see ``PriorBuilder``."""
     for spec in specs:
         try:
             yield write_prompt(store, attempt, base, spec)
             for part in parts_of(spec):
                 yield write_part(store, attempt, part, generate_part(base, spec, part))
         except FarmError as error:
-            yield PartFailure(spec.key, *explain(error))
+            yield PartFailure.of_error(spec.key, error)
 
 
 def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
-    """Draw what is missing, then train, in this thread; a helper thread keeps the ledger."""
+    """Generate missing prior sets, then train, in this thread; another thread writes the ledger."""
     prepared = driver.prepared
     request, store = prepared.request, prepared.store
     plan = prepared.plan
@@ -94,6 +96,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
                 failed=keeper.prior_failed,
             )
             work.stopped = driver.stop
+            keeper.priors = work
             work.run()
         judge = request.make_judge(request.scoring) if request.make_judge else None
         Lane("here.0", base, store, link, driver.lane_settings(), judge=judge).run()
@@ -105,13 +108,14 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
 
 
 class _Keeper:
-    """Ticks the dispatcher, renews the driver's claim and tells the view, beside the training."""
+    """Ticks the dispatcher, renews the driver's claim and updates the view, beside the training."""
 
     def __init__(self, driver: Driver, link: LocalLink) -> None:
         self._driver, self._link = driver, link
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self.error: BaseException | None = None
+        self.priors: PriorBuilder | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -119,7 +123,7 @@ class _Keeper:
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
-        with suppress(StoreError):
+        with suppress(StoreError, StoreUnusable):
             self._look()
 
     def prior_is_ready(self, prior_key: str) -> None:
@@ -134,7 +138,7 @@ class _Keeper:
         while not self._ended.wait(LOOK_S):
             try:
                 self._look()
-            except StoreError:  # the events stay for the next try
+            except (StoreError, StoreUnusable):  # the events stay for the next try
                 time.sleep(LOOK_S)
             except BaseException as error:  # raised in the training thread, after a clean stop
                 self.error = error
@@ -143,13 +147,27 @@ class _Keeper:
                 return
 
     def _look(self) -> None:
-        prepared, dispatcher = self._driver.prepared, self._link.dispatcher
-        requests = take_requests(prepared.store, prepared.run_id)
+        dispatcher = self._link.dispatcher
+        requests = self._requests()
         with self._link.lock:
             for what, keys in requests:
                 dispatcher.cancel(keys) if what == "cancel" else dispatcher.retry(keys)
             if self._driver.stop.is_set():
                 dispatcher.stop()
-            dispatcher.tick()
-            snapshot, news = dispatcher.snapshot(), dispatcher.news(self._driver.heard)
-        self._driver.show(snapshot, news)
+        try:
+            with self._link.lock:
+                dispatcher.tick()
+        finally:
+            with self._link.lock:
+                snapshot, news = dispatcher.snapshot(), dispatcher.news(self._driver.heard)
+            if self.priors is not None:
+                worst = worst_of([snapshot.trouble, self.priors.trouble.current()])
+                snapshot = replace(snapshot, trouble=worst)
+            self._driver.show(snapshot, news)
+
+    def _requests(self) -> list[tuple[Request, list[str] | None]]:
+        if self._link.dispatcher.trouble.current() is not None:
+            return []
+        with suppress(StoreError, StoreUnusable):
+            return take_requests(self._driver.prepared.store, self._driver.prepared.run_id)
+        return []

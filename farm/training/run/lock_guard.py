@@ -1,12 +1,12 @@
 """A small process that releases the claim of a driver that died without releasing it.
 
-A driver that is killed (``kill -9``, ``ray job stop`` after its patience, SIGTERM to a process
-group that takes Ray with it) cannot release its claim, and another machine would have to wait
-until the claim expires. The guard runs in a session of its own, holds the reading end of a pipe
-from the driver, and acts when the pipe closes: it releases the claim if the driver still owns it,
-and removes the driver's temporary folders.
+A killed driver (``kill -9``, ``ray job stop`` after its timeout, SIGTERM to a process group that
+includes Ray) cannot release its claim, and another machine would have to wait until the claim
+expires. The guard runs in its own session, holds the reading end of a pipe from the driver, and
+acts when the pipe closes: it releases the claim if the driver still owns it, and removes the
+driver's temporary folders.
 
-Owns the guard's process. It dies with the machine; then the claim expires as before.
+Owns the guard's process. It dies with the machine; the claim then expires.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class LockGuard:
     """Starts the guard of a claim; ``close`` ends it once the claim is released."""
 
     def __init__(self, store: Store, claim: StoreLock) -> None:
-        """The guard runs from here on. A machine on which it cannot be started does without."""
+        """Start the guard. If it cannot be started, the run continues without one."""
         self._pipe: int | None = None
         order = {"store": store.url, "folder": claim.folder, "owner": asdict(claim.owner)}
         reading, writing = os.pipe()
         try:
-            # twice removed: what stops a job kills the descendants that it can find
+            # a grandchild in its own session: stopping a job kills the descendants it finds
             starter = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(order)],
                 stdin=reading,
@@ -55,7 +55,7 @@ class LockGuard:
             os.close(reading)
 
     def close(self) -> None:
-        """End the guard; it finds the claim released, and does nothing."""
+        """End the guard; it finds the claim released and does nothing."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
@@ -70,7 +70,7 @@ _START = (
 
 
 def watch(order: str) -> None:
-    """Wait until the driver is gone, then release what it left behind."""
+    """Wait until the driver is gone, then release its claim and remove its folders."""
     facts = json.loads(order)
     os.chdir("/")
     with suppress(OSError):
@@ -81,5 +81,5 @@ def watch(order: str) -> None:
         release_dead(Store(facts["store"]), facts["folder"], owner.token)
     until = time.monotonic() + EXIT_S
     while not owner.is_dead() and time.monotonic() < until:
-        time.sleep(0.1)  # its files were closed; it takes a moment to be gone
+        time.sleep(0.1)  # its files are closed, but it may not have ended yet
     sweep_folders()

@@ -1,7 +1,7 @@
-"""Everything that is known before anything is spent: jobs, what is committed, priors, the plan.
+"""Prepares a run before anything is spent: its jobs, committed adapters, prior sets and plan.
 
 Owns the way from a manifest (or from a run in the store) to a ``PreparedRun``. Reads photos once,
-for their digests; starts nothing.
+for their digests; starts no process.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ __all__ = ["assignments_of", "base_facts", "prepare_run", "resume_run", "this_ma
 def prepare_run(
     request: RunRequest, *, progress: Progress | None = None, fetched: Fetched | None = None
 ) -> PreparedRun:
-    """Check the manifest, name the jobs, look what is committed, and plan the rest.
+    """Check the manifest, name the jobs, find the committed ones, and plan the rest.
 
     Args:
-        progress: told of photos read.
-        fetched: told of a base's download.
+        progress: called as photos are read.
+        fetched: called as a base is downloaded.
 
     Raises:
         ManifestError: if the manifest has faults (unless ``skip_faulty``).
@@ -72,7 +72,7 @@ def prepare_run(
 
 
 def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
-    """Prepare a run from what the store keeps of it; the manifest is not read again."""
+    """Prepare a run from its files in the store; the manifest is not read again."""
     store = Store(request.store)
     assignments = tuple(read_assignments(store, run_id))
     asked = read_settings(store, run_id).get("request") or {}
@@ -82,7 +82,7 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
 
 
 def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> RunBase:
-    """Load a base, keep its facts, let it go."""
+    """Load a base, and keep only its facts."""
     from farm.base.loading import load_base
 
     base = load_base(name, revision=revision, fetched=fetched)
@@ -158,7 +158,7 @@ def _plan(
 def _workload(
     request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
 ) -> Workload:
-    """All that the run has to do, samples and quality cards included."""
+    """The run's whole work, samples and quality cards included."""
     drawn = [spec for spec in priors if not spec.is_brought]
     training = workload_of(
         [spec.subject.recipe for spec in rest],

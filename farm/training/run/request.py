@@ -1,6 +1,6 @@
-"""What a run is asked for, what is known before it starts, and how it ended: plain values.
+"""The request, the preparation and the summary of a run: plain values.
 
-Owns no behaviour: ``prepare_run`` fills in, ``run`` executes.
+Owns no behaviour: ``prepare_run`` prepares, ``execute_run`` executes.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ __all__ = ["RunBase", "PreparedRun", "RunRequest", "RunSummary", "RunView"]
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the user asked for."""
+    """The run that the user requests."""
 
     manifest: str
     store: str
     base: str = "embedded"
     revision: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Recipe fields that win over the manifest's, for every subject."""
+    """Recipe fields for every subject; they override the manifest."""
     executor: Literal["ray", "local"] = "ray"
     """``ray``, or ``local`` for one lane in this process."""
     address: str | None = None
-    """Of an existing Ray cluster; None starts one on this machine."""
+    """Address of an existing Ray cluster; None starts Ray on this machine."""
     hardware: Hardware | None = None
-    """None looks at this machine, or at the cluster."""
+    """None means the hardware of the cluster, or of this machine."""
     slots: int | None = None
     lanes: int | None = None
     """Per node."""
@@ -51,23 +51,23 @@ class RunRequest:
     forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
     dispatch: DispatchSettings = field(default_factory=DispatchSettings)
     make_judge: JudgeMaker | None = None
-    """Makes each lane's judge, such as ``farm.quality.judge.QualityJudge``; None: no quality
-    cards."""
+    """Makes the judge of each lane, such as ``farm.quality.judge.QualityJudge``; None makes no
+    quality cards."""
     scoring: ScoringSettings = ScoringSettings()
-    """What the judge is made with; the manifest's defaults stand in for fields that are None."""
+    """Settings of the judge; fields that are None take the defaults of the manifest."""
     skip_faulty: bool = False
-    """Train the good subjects of a manifest that has bad ones."""
+    """Train the valid subjects of a manifest with faults."""
     take_over: bool = False
-    """Take the run from a driver that seems alive."""
+    """Take the run over from a driver that seems alive."""
     beat_s: float = 1.0
     node_timeout_s: float | None = None
-    """How long nodes may take to come before the user is told what is missing; None takes 10 min
-    on an autoscaling cluster, 1 min on a fixed one."""
+    """How long to wait for nodes before they are reported missing; None means 10 min on an
+    autoscaling cluster, 1 min on a fixed one."""
 
 
 @dataclass(frozen=True)
 class RunBase:
-    """What the driver keeps of the base: it never trains."""
+    """Facts about the base that the driver keeps; it never trains."""
 
     name: str
     fingerprint: str
@@ -77,7 +77,7 @@ class RunBase:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that could start: everything is known and nothing is spent."""
+    """A run that is ready to start: everything is known and nothing is spent."""
 
     request: RunRequest
     run_id: str
@@ -85,57 +85,57 @@ class PreparedRun:
     base: RunBase
     assignments: tuple[Assignment, ...]
     committed: frozenset[str]
-    """Keys found in the store."""
+    """Keys of the jobs that the store has committed."""
     priors: tuple[PriorSpec, ...]
-    """Missing prior sets, in the order of their first need."""
+    """Missing prior sets, in the order in which they are needed."""
     plan: Plan | None
-    """None where nothing is left to train."""
+    """None if nothing is left to train."""
     num_rejected: int = 0
-    """Subjects left out for their faults."""
+    """Subjects excluded for their faults."""
     manifest: Manifest | None = None
     check: CheckReport | None = field(default=None, repr=False)
 
     @property
     def num_to_train(self) -> int:
-        """Jobs that are not committed."""
+        """Number of jobs that are not committed."""
         return len(self.assignments) - len(self.committed)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended."""
+    """The result of a run."""
 
     run: str
     jobs: int
     committed: int
-    """By this start of the run."""
+    """Trained and committed by this start of the run."""
     reused: int
-    """Found in the store."""
+    """Already committed, found in the store."""
     failed: int
-    """Without an adapter, whatever the reason."""
+    """Without an adapter, for any reason."""
     quarantined: int
-    """Of those, given up after several attempts."""
+    """Failed jobs that were given up after several attempts."""
     cancelled: int
     seconds: float
     failures: tuple[JobFailure, ...] = ()
-    """Each job without an adapter, with reason and remedy."""
+    """Every failed job, with reason and remedy."""
 
     @property
     def exit_code(self) -> int:
-        """0 all good, 4 some failed, 5 all failed."""
+        """0 if all succeeded, 4 if some failed, 5 if all failed."""
         if not self.failed:
             return 0
         return 4 if self.committed + self.reused else 5
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ``failures`` left out."""
+        """Plain values, without ``failures``."""
         facts = asdict(self)
         del facts["failures"]
         return facts | {"seconds": round(self.seconds, 3)}
 
 
 class RunView(Protocol):
-    """Where a run shows itself: the live table, or plain lines."""
+    """Shows the progress of a run: the live table, plain lines, or a log."""
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Called about once a second."""

@@ -1,4 +1,4 @@
-"""Temporary folders that name their owner, so that those of killed processes can be removed.
+"""Temporary folders named after their owner, so that those of killed processes can be removed.
 
 Owns the naming rule ``farm-<use>-<machine>-<pid>-<start>-<random>`` and the sweep.
 """

@@ -3,13 +3,16 @@ from __future__ import annotations
 import io
 import unicodedata
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.factories import Draw
 
 from farm.errors import Fault
 from farm.intake.captions.files import Captions
+from farm.intake.manifest import read_manifest
 from farm.intake.rows import CaptionStyle
 
 
@@ -261,3 +264,14 @@ def test_the_style_says_which_texts_are_captions():
     )
     assert text(found) == "a [V] !"
     assert not found.faults
+
+
+def test_wildcards_in_captions_are_told(tmp_path: Path, draw: Draw):
+    for number in range(3):
+        draw(f"a/{number}.jpg")
+    (tmp_path / "a/0.txt").write_text("sks cat, {sitting|standing} in __place__")
+    (tmp_path / "m.yaml").write_text("subjects:\n  - {id: a, class_noun: cat}\n")
+    [fault] = read_manifest(str(tmp_path / "m.yaml"), strict=False).faults
+    assert "{sitting|standing}" in fault.message
+    assert fault.severity == "warning"
+    assert fault.file.endswith("a/0.txt")

@@ -106,3 +106,13 @@ def test_a_workbook_named_csv_is_refused_as_a_workbook(tmp_path: Path):
         read_manifest(str(tmp_path))
     (fault,) = told.value.faults
     assert "Excel workbook" in fault.message
+
+
+def test_class_label_folders_are_told_how_subjects_are_given(tmp_path: Path, draw: Draw):
+    for name in ("cat", "sks dog"):
+        draw(f"{name}/0.jpg")
+    manifest = read_manifest(str(tmp_path), strict=False)
+    cat, dog = (fault.remedy for fault in manifest.errors)
+    assert "subjects.csv" in cat
+    assert "different subjects belong in different folders" in cat
+    assert "`1_sks dog`" in dog

@@ -64,7 +64,7 @@ def test_a_bare_array_is_a_list_of_subjects():
         ('{"subjects": [\n3]}', 2, "must be an object"),
         ('{"subjects": []} x', 1, "follows"),
         ("[" * 100, 1, "nested"),
-        ("3", 1, "no manifest"),
+        ("3", 1, "not a manifest"),
         ("", 1, "not valid JSON"),
         ('{"a": 0123}', 1, "not valid JSON"),
     ],

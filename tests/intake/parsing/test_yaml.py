@@ -113,7 +113,7 @@ def test_deep_nesting_is_refused():
         ("subjects:\n- {[a]: b}\n", 2, "key must be a word"),
         ("subjects:\n- id: !!python/object:os.system x\n", 2, "tag"),
         ("", 1, "empty"),
-        ("just words\n", 1, "no manifest"),
+        ("just words\n", 1, "not a manifest"),
     ],
 )
 def test_faults_of_form_have_lines(text: str, line: int, words: str):

@@ -247,7 +247,7 @@ def test_a_bad_adapter_is_refused_with_its_name_and_without_a_path(
 ):
     registry, (ref,) = published(tmp_path, base, 1)
     tamper(registry, ref, change)
-    cache = make_cache(registry, check=_bank_check(base))
+    cache = make_cache(registry, prepare=_bank_check(base))
     with pytest.raises(AdapterFileError, match=reason) as refusal:
         bring(cache, ref)
     assert ref.name in refusal.value.message
@@ -262,6 +262,7 @@ def _bank_check(base):
             bank.check_fits(weights)
         finally:
             bank.close()
+        return weights
 
     return check
 

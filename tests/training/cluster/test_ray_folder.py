@@ -52,7 +52,7 @@ def test_ray_starts_below_a_long_temporary_folder(tmp_path: Path) -> None:
     folder = tmp_path / ("long-" * 20)
     folder.mkdir()
     script = (
-        "import ray\nfrom farm.training.cluster.ray_train import start_ray\n"
+        "import ray\nfrom farm.training.cluster.start import start_ray\n"
         "start_ray(num_cpus=1, include_dashboard=False)\n"
         "print(ray.get(ray.remote(lambda: 17).remote()))\nray.shutdown()\n"
     )

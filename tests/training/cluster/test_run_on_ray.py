@@ -134,7 +134,7 @@ def test_a_lane_in_another_process_receives_the_scorer_settings(
 
 
 def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: Path) -> None:
-    from farm.training.cluster.ray_train import (
+    from farm.training.cluster.dispatch_actor import (
         DispatchSpec,
         RayLink,
         dispatcher_name,

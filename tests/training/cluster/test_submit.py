@@ -50,6 +50,7 @@ def submit(head: Head, manifest: Path, store: Store, *more: str) -> dict[str, An
     done = farm(
         head.environment(),
         *("submit", manifest, "--store", store.url, "--address", head.dashboard, "--json"),
+        *("--base", "tiny"),
         *OPTIONS,
         *more,
     )
@@ -94,11 +95,11 @@ def test_a_local_manifest_travels_trains_and_is_found_again(head: Head, tmp_path
     assert await_end(head, sent["job"]) == "SUCCEEDED", client_of(head).get_job_logs(sent["job"])
     assert len(list(Registry(store).names())) == 2
     # the very run that the same manifest is at home
-    options = {"base": "embedded", "recipe": {"flip": False}}
+    options = {"base": "tiny", "recipe": {"flip": False}}
     at_home = prepare_run(RunRequest(str(manifest), store.url, **options))
     assert sent["run"] == at_home.run_id
     assert len(at_home.committed) == 2
-    # photos lie in the store, by their content; nothing refers to this machine's files
+    # photos are in the store, named by their content; nothing refers to this machine's files
     (name,) = [one for one in store.list("submissions") if one.endswith(".parquet")]
     assert str(tmp_path / "m").encode() not in store.read(f"submissions/{name}")
     again = submit(head, manifest, store)
@@ -180,7 +181,7 @@ def test_a_stopped_job_releases_its_run_at_once(head: Head, tmp_path: Path) -> N
 
 
 def test_a_dead_driver_is_started_again(head: Head, tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"steps": 600})
+    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"steps": 2_000})
     store = Store(tmp_path / "store")
     sent = submit(head, manifest, store, "--retry", "2")
     owner = holder(store, f"runs/{sent['run']}/drivers")

@@ -13,7 +13,7 @@ from support.manifests import write_photo
 
 from farm.base.interface import Base
 from farm.base.loading import load_base
-from farm.errors import StoreError, UserError
+from farm.errors import BaseModelError, StoreError, StoreUnusable, UserError
 from farm.intake.job import PriorSpec
 from farm.keys import file_digest
 from farm.locks import StoreLock
@@ -217,11 +217,46 @@ def test_one_bad_set_fails_alone(base: Base, store: Store, tmp_path: Path) -> No
 
 def test_a_generator_that_breaks_fails_the_sets_that_are_left(base: Base, store: Store) -> None:
     def broken(specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartRecord | PartFailure]:
-        raise StoreError("the bucket is gone", "make it again")
+        raise BaseModelError("the base is gone", "fetch it again")
 
     seen = Recorder(base, store)
     spec = spec_of(base)
     PriorBuilder(store, [spec], broken, ready=seen.ready.append, failed=seen.take_failure).run()
-    assert "the bucket is gone" in seen.failed[spec.key]
-    assert seen.remedies[spec.key] == "make it again"
+    assert "the base is gone" in seen.failed[spec.key]
+    assert seen.remedies[spec.key] == "fetch it again"
     assert StoreLock.take(store, f"priors/{spec.key}/claims", ttl_s=1) is not None
+
+
+def test_a_store_that_fails_costs_no_set(
+    base: Base, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.training.priors.builder.STORE_PAUSE_S", 0.01)
+    spec = spec_of(base, num_images=3)
+    faults: list[Exception | PartFailure] = [
+        StoreError("no answer", "wait"),
+        StoreUnusable("the store is full", "free space"),
+        PartFailure.of_error(spec.key, StoreError("no answer", "wait")),
+        PartFailure.of_error(spec.key, StoreUnusable("the store is full", "free space")),
+    ]
+    recorder = Recorder(base, store)
+    seen: list[bool] = []
+
+    def draw(specs: Sequence[PriorSpec], attempt: str) -> Iterator[PartRecord | PartFailure]:
+        trouble = work.trouble.current()
+        seen.append(trouble is not None and trouble.is_permanent)
+        if not faults:
+            yield from recorder.generate(specs, attempt)
+            return
+        fault = faults.pop(0)
+        if isinstance(fault, Exception):
+            raise fault
+        yield fault
+
+    work = PriorBuilder(
+        store, [spec], draw, ready=recorder.ready.append, failed=recorder.take_failure
+    )
+    work.run()
+    assert recorder.ready == [spec.key]
+    assert recorder.failed == {}
+    assert seen == [False, False, True, False, True]
+    assert work.trouble.current() is None

@@ -367,7 +367,7 @@ def test_a_run_has_one_driver(tmp_path: Path) -> None:
     prepared = prepare_run(request(manifest, tmp_path / "store"))
     other = StoreLock.take(prepared.store, f"runs/{prepared.run_id}/drivers", ttl_s=60)
     assert other is not None
-    with pytest.raises(UserError, match="is driven by process"):
+    with pytest.raises(UserError, match="is already driven by process"):
         run_manifest(request(manifest, tmp_path / "store"))
     summary = run_manifest(request(manifest, tmp_path / "store", take_over=True))
     assert summary.committed == 1

@@ -1,8 +1,8 @@
-"""``farm demo``: rendered subjects, trained through the whole path, served and shown.
+"""``farm demo``: train rendered subjects end to end, serve their adapters and show the images.
 
-Owns the demo's manifest: its subjects are rendered by the embedded base's own world, the article's
-pair first (one particular cat and one decorative mushroom); and which pictures its endpoint is
-asked for. Everything else is ``farm run`` and ``farm serve``.
+Owns the manifest of the demo, whose subjects are rendered in the world of the embedded base, the
+article's pair first (one particular cat and one decorative mushroom), and the choice of the images
+that its endpoint generates. Everything else is ``farm run`` and ``farm serve``.
 """
 
 from __future__ import annotations
@@ -17,103 +17,107 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.execute import finish, prepare, run_prepared, run_request, show_plan
+from farm.cli.options import BaseOption, InProcessOption, JsonOption, RunOptions
+from farm.cli.views.output import note, say
 from farm.errors import FarmError
 
 if TYPE_CHECKING:
     from farm.training.run.request import PreparedRun
 
-__all__ = ["demo", "write_demo_manifest"]
+__all__ = ["register", "write_demo_manifest"]
 
 STEPS = 400
 RECIPE = {
     "num_prior_images": 32,
     "crops_per_photo": 2,
-    # 1 holds subjects back on so small a base; the less, the more their classes drift
+    # 1 slows learning on a base this small; lower values let the classes drift more
     "prior_weight": 0.5,
     "checkpoint_every": 100,
 }
-"""Short, for minutes on two cores; ``jobs/`` holds recipes for real work."""
+"""Short enough for minutes on two cores; ``jobs/`` has recipes for real work."""
 SAMPLE_PROMPTS = ("a photo of [V] {class_noun}", "a photo of [V] {class_noun} {place}")
 SEED = 7
-"""Of the pictures that the endpoint generates."""
+"""Seed of the images that the endpoint generates."""
 PLACES = ("in space", "in the snow", "on the beach", "in the forest")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(demo)
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for photos, store and report.")] = Path(
         "demo"
     ),
-    subjects: Annotated[int, typer.Option(min=2, max=200, help="Subjects to draw.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each.")] = STEPS,
-    base: Annotated[str, typer.Option("--base", help="Base to train on.")] = "embedded",
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="One lane in this process, without Ray.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document at the end.")] = False,
+    subjects: Annotated[
+        int, typer.Option("--subjects", min=2, max=200, help="Number of subjects to render.")
+    ] = 16,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Training steps per subject.")
+    ] = STEPS,
+    base: BaseOption = "embedded",
+    in_process: InProcessOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Render subjects, train an adapter for each, serve them all, and show the pictures.
+    """Render subjects, train an adapter for each, serve them all, and show the images.
 
-    Needs nothing, and minutes on two cores. Run again, it finds everything done.
+    Needs no photos, GPU or network, and takes minutes on two cores. Run again, it reuses what is
+    done.
     """
-    from farm.cli.run import finish, prepare, run_prepared, show_plan
+    from dataclasses import replace
+
     from farm.intake.scoring import WHOLE_CARD, ScoringSettings
-    from farm.quality.judge import QualityJudge
-    from farm.training.run.request import RunRequest
 
     began = time.monotonic()
     manifest = write_demo_manifest(out, subjects, steps)
-    print(f"drew {subjects} subjects into {out / 'photos'}", file=sys.stderr)
-    request = RunRequest(
-        str(manifest),
-        str(out / "store"),
-        base=base,
-        executor="local" if in_process else "ray",
-        make_judge=QualityJudge,
-        scoring=ScoringSettings(share=WHOLE_CARD),
-    )
-    prepared = prepare(request)
+    note(f"rendered {subjects} subjects into {out / 'photos'}")
+    options = RunOptions(store=out / "store", base=base, in_process=in_process)
+    request = run_request(str(manifest), options)
+    prepared = prepare(replace(request, scoring=ScoringSettings(share=WHOLE_CARD)))
     show_plan(prepared)
     summary = run_prepared(prepared, plain=json)
     failure = _serve_and_keep(prepared)
-    page = finish(prepared, summary, write_report=True, json=json)
+    page = finish(prepared, summary, report=True, json=json)
     if not json:
-        typer.echo(f"photos: {out / 'photos'}")
+        say(f"photos: {out / 'photos'}")
         if page:
-            typer.echo(f"open {page} in a browser to see what was learned")
-        typer.echo(f"took {time.monotonic() - began:.0f} s")
-    if failure is not None:  # the adapters are there, and so is the report without these pictures
+            say(f"open {page} in a browser to see the results")
+        say(f"took {time.monotonic() - began:.0f} s")
+    if failure is not None:  # the adapters and the report exist, only these images are missing
         raise failure
     if not json:
-        typer.echo("generate more pictures in a browser at http://127.0.0.1:8000 with:")
-        typer.echo(_serve_line(request.store, base))
+        say("generate more images in a browser at http://127.0.0.1:8000 with:")
+        say(_serve_line(request.store, base))
     raise typer.Exit(summary.exit_code)
 
 
 def _serve_and_keep(prepared: PreparedRun) -> FarmError | None:
-    """Generate one picture per class through an endpoint, and keep them for the report.
+    """Generate one image per class through an endpoint, and keep them for the report.
 
     Returns:
-        Why it could not be done; None if it was, or if there is no adapter to do it with.
+        The error that prevented it; None if it succeeded or no adapter was committed.
     """
-    from farm.cli.endpoint import own_endpoint
+    from farm.cli.temporary_endpoint import temporary_endpoint
     from farm.quality.report.served import keep_served
 
     prompts = _prompts_by_class(prepared)
     if not prompts:
         return None
-    print("starting the endpoint on the demo's store …", file=sys.stderr)
+    note("starting the endpoint on the store of the demo …")
     try:
-        with own_endpoint(prepared.store.url, ("--base", prepared.request.base)) as endpoint:
+        with temporary_endpoint(prepared.store.url, ("--base", prepared.request.base)) as endpoint:
             pictures = endpoint.generate_all(prompts, seed=SEED)
         keep_served(prepared.store, prepared.run_id, pictures)
     except FarmError as error:
         return error
-    print(f"the endpoint generated {len(pictures)} pictures, one per class", file=sys.stderr)
+    note(f"the endpoint generated {len(pictures)} images, one per class")
     return None
 
 
 def _prompts_by_class(prepared: PreparedRun) -> Mapping[str, str]:
-    """For the first committed subject of each class: its adapter's name and its last prompt."""
+    """The adapter name and last prompt of the first committed subject of each class."""
     from farm.adapters.registry import Registry
 
     registry = Registry(prepared.store)
@@ -127,7 +131,7 @@ def _prompts_by_class(prepared: PreparedRun) -> Mapping[str, str]:
 
 
 def _serve_line(store: str, base: str) -> str:
-    """The command that serves the demo's store, as it works in the caller's own shell."""
+    """The command that serves the store of the demo, as it works in the caller's shell."""
     called = Path(sys.argv[0])
     found = shutil.which("farm")
     is_on_path = found is not None and Path(found).resolve() == called.resolve()
@@ -139,9 +143,9 @@ def _serve_line(store: str, base: str) -> str:
 def write_demo_manifest(
     out: Path, num_subjects: int, steps: int, *, nouns: Sequence[str] | None = None
 ) -> Path:
-    """Draw the photos of the subjects, of all classes or of some, and write a manifest for them.
+    """Render photos of subjects of all classes, or of some, and write a manifest for them.
 
-    Drawn again they are the same, byte for byte, so that a second demo finds all adapters.
+    Rendering is reproducible byte for byte, so a second demo finds all adapters committed.
     """
     import yaml
 

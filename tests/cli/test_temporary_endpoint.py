@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from farm.cli.demo import _serve_line
-from farm.cli.endpoint import EndpointFailed, own_endpoint
+from farm.cli.commands.demo import _serve_line
+from farm.cli.temporary_endpoint import EndpointFailed, temporary_endpoint
 from farm.serving.http.image_metadata import read_image_metadata
 
 TINY = ("--base", "tiny")
@@ -18,12 +18,12 @@ TINY = ("--base", "tiny")
 
 @pytest.mark.slow
 def test_it_generates_explains_a_refusal_and_is_gone_afterwards(tmp_path: Path) -> None:
-    with own_endpoint(str(tmp_path), TINY) as endpoint:
+    with temporary_endpoint(str(tmp_path), TINY) as endpoint:
         made = endpoint.generate_all({"tiny": "a photo of a cat"}, seed=3)
         receipt = read_image_metadata(made["tiny"])
         assert receipt is not None
         assert (receipt["prompt"], receipt["seed"]) == ("a photo of a cat", 3)
-        with pytest.raises(EndpointFailed, match="generated no picture of rex: .*rex"):
+        with pytest.raises(EndpointFailed, match="generated no image with rex: .*rex"):
             endpoint.generate("rex", "a photo of [V] dog", seed=3)
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{endpoint.url}/health", timeout=10)
@@ -32,8 +32,8 @@ def test_it_generates_explains_a_refusal_and_is_gone_afterwards(tmp_path: Path) 
 def test_one_that_cannot_start_shows_its_own_message(tmp_path: Path) -> None:
     missing = str(tmp_path / "no-base")
     with (
-        pytest.raises(EndpointFailed, match=r"ended by itself with exit code 2: (.|\n)*no-base"),
-        own_endpoint(str(tmp_path), ("--base", missing)),
+        pytest.raises(EndpointFailed, match=r"exited with code 2: (.|\n)*no-base"),
+        temporary_endpoint(str(tmp_path), ("--base", missing)),
     ):
         pytest.fail("it cannot have started")
 
@@ -41,7 +41,7 @@ def test_one_that_cannot_start_shows_its_own_message(tmp_path: Path) -> None:
 def test_one_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     with (
         pytest.raises(EndpointFailed, match="did not listen within 0 s"),
-        own_endpoint(str(tmp_path), TINY, deadline_s=0),
+        temporary_endpoint(str(tmp_path), TINY, deadline_s=0),
     ):
         pytest.fail("it cannot have started")
 

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 __all__ = ["note", "print_facts", "print_json", "print_rich", "print_table", "say"]
 
 PIPE_WIDTH = 200
-"""Columns of what is not a terminal, so that a row stays on one line for `grep`."""
+"""Columns where the output is not a terminal, so that a row stays on one line for `grep`."""
 
 
 def say(text: str) -> None:
-    """A line of results, on stdout."""
+    """Print a line of results on stdout."""
     print(visible_lines(text), flush=True)
 
 
 def note(text: str) -> None:
-    """A line about what happens, on stderr."""
+    """Print a line about the progress of a command on stderr."""
     print(visible_lines(text), file=sys.stderr, flush=True)
 
 
 def print_rich(what: RenderableType, *, stderr: bool = False) -> None:
-    """A table on a terminal as wide as it is; elsewhere wide enough for `grep`, without padding."""
+    """Print in the terminal's width; elsewhere wide enough for `grep` and without padding."""
     from rich.console import Console
 
     console = Console(stderr=stderr)
@@ -46,20 +46,20 @@ def print_rich(what: RenderableType, *, stderr: bool = False) -> None:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on one line of stdout."""
+    """Print one JSON document on one line of stdout."""
     sys.stdout.write(json.dumps(value, sort_keys=True, default=str) + "\n")
     sys.stdout.flush()
 
 
 def print_facts(facts: Mapping[str, object], *, title: str = "") -> None:
-    """Names and values, one a line, aligned."""
+    """Print names and values, one pair per line, aligned."""
     print_table(("", title), facts.items())
 
 
 def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
 ) -> None:
-    """A table on stdout; numbers are right-aligned."""
+    """Print a table on stdout; numbers are right-aligned."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,21 +1,21 @@
-"""``farm check``: every fault of a manifest and its photos, at once."""
+"""``farm check``: report every fault of a manifest and its photos at once."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.options import BaseOption, JsonOption, ManifestArgument
 from farm.cli.private_hosts import PrivateHostsOption
-from farm.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from farm.intake.check import CheckReport
 
-__all__ = ["progress_bar", "register", "report_document"]
+__all__ = ["register", "report_document"]
 
 SHOWN_PER_KIND = 5
-"""Faults of one kind that are shown before the rest is counted."""
+"""Faults shown of each kind; the others are counted."""
 
 
 def register(app: typer.Typer) -> None:
@@ -24,25 +24,27 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    manifest: str = typer.Argument(
-        help="A manifest (YAML, JSON, JSONL, CSV, Parquet, kohya TOML, metadata.jsonl) or a "
-        "folder of folders; a path or a URL."
-    ),
-    resolution: int = typer.Option(
-        None, min=32, help="Side of the training crops in pixels, where the recipe names none."
-    ),
-    base: str = typer.Option(
-        "embedded", "--base", help="Base model whose tokenizer reads the prompts."
-    ),
-    workers: int = typer.Option(None, min=1, help="Threads; the default is one a core."),
-    every: bool = typer.Option(False, "--all", help="Show every fault, not five of a kind."),
-    strict: bool = typer.Option(False, "--strict", help="Count warnings as errors."),
-    json: bool = typer.Option(False, "--json", help="Print one JSON document on the last line."),
+    manifest: ManifestArgument,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="Side of the training crops in pixels, for recipes that set none."
+        ),
+    ] = None,
+    base: BaseOption = "embedded",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; one per CPU core by default.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show every fault, not only five of each kind.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    json: JsonOption = False,
     allow_private_hosts: PrivateHostsOption = False,
 ) -> None:
     """Find every fault of a manifest and its photos, each with its line and remedy.
 
-    Costs no GPU and writes nothing. Exit code 0: all subjects can be trained; 3: some cannot.
+    Needs no GPU and writes nothing. Exit code 0: all subjects can be trained; 3: some cannot.
 
     Examples:
 
@@ -51,8 +53,9 @@ def check(
       farm check photos/ --resolution 512 --json
     """
     from farm.base.tokens import prompt_reader
-    from farm.cli.check_view import render_report
-    from farm.cli.output import print_json, print_rich
+    from farm.cli.views.check import render_report
+    from farm.cli.views.output import print_json, print_rich
+    from farm.cli.views.progress import progress_bar
     from farm.errors import ManifestError
     from farm.intake.check import check_manifest
     from farm.intake.manifest import read_manifest
@@ -70,7 +73,7 @@ def check(
 
 
 def report_document(report: CheckReport) -> dict[str, object]:
-    """The report as plain values, every fault included."""
+    """The report as plain values, with every fault."""
     from dataclasses import asdict
 
     manifest = report.manifest

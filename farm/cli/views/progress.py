@@ -1,7 +1,7 @@
-"""Progress on stderr: a bar where that is a terminal, a line now and then where it is not.
+"""Progress on stderr: a bar on a terminal, occasional lines elsewhere.
 
-Owns the two stages that come before a run: loading the base and reading photos. A running run has
-its own view (``farm.cli.run_view``).
+Owns the two stages before a run: loading the base and reading photos. A running run has its own
+view (``farm.cli.views.run``).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 __all__ = ["Stages", "counting", "fetching", "loading_base", "progress_bar", "stages"]
 
 LINE_EVERY_S = 10.0
-"""Between two lines of progress where stderr is no terminal."""
+"""Between two lines of progress where stderr is not a terminal."""
 MIB = 2**20
 
 
 class Stages:
-    """Progress by stage; each stage appears when it is first mentioned."""
+    """Progress by stage; each stage appears when it begins."""
 
     def __init__(self, bar: Bar | None) -> None:
-        """``bar`` is the display of a terminal; None prints lines."""
+        """``bar`` is the display on a terminal; None prints lines."""
         self._bar = bar
         self._tasks: dict[str, TaskID] = {}
         self._printed_at = time.monotonic()
 
     def begin(self, what: str) -> None:
-        """Show a stage of which no length is known yet; the stages before it disappear."""
+        """Show a stage of unknown length; earlier stages disappear."""
         if what in self._tasks:
             return
         if self._bar is None:
@@ -47,7 +47,7 @@ class Stages:
         self._tasks[what] = self._bar.add_task(what, total=None, counted="")
 
     def show(self, what: str, done: int, total: int, counted: str) -> None:
-        """Show how far a stage is."""
+        """Show the progress of a stage."""
         if self._bar is not None:
             self.begin(what)
             self._bar.update(
@@ -60,7 +60,7 @@ class Stages:
 
 @contextmanager
 def stages() -> Iterator[Stages]:
-    """One display for all stages of a command; gone when the command goes on."""
+    """One display for all stages of a command; removed when the block ends."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -82,27 +82,27 @@ def stages() -> Iterator[Stages]:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show callbacks of (done, total)."""
+    """One stage of its own, as a callback of (done, total)."""
     with stages() as shown:
         yield counting(shown, what)
 
 
 def counting(shown: Stages, what: str) -> Callable[[int, int], None]:
-    """Callbacks of (done, total) as one stage."""
+    """A stage as a callback of (done, total)."""
     return lambda done, total: shown.show(what, done, total, f"{done:,} of {total:,}")
 
 
 @contextmanager
 def loading_base(name: str) -> Iterator[Fetched]:
-    """Show that a base loads, and how much of it is fetched."""
+    """Show that a base is loading, and how much of it is downloaded."""
     with stages() as shown:
         yield fetching(shown, name)
 
 
 def fetching(shown: Stages, name: str) -> Fetched:
-    """Begin the stage of a base; the callback counts bytes that are fetched."""
+    """Begin the stage of a base; the callback counts downloaded bytes."""
     what = f"loading the base {name}"
     shown.begin(what)
     return lambda done, total: shown.show(
-        what, done, total, f"{done / MIB:,.0f} of {total / MIB:,.0f} MiB fetched"
+        what, done, total, f"{done / MIB:,.0f} of {total / MIB:,.0f} MiB downloaded"
     )

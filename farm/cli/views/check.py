@@ -1,6 +1,6 @@
-"""How a check's report looks in a terminal: faults by file and line, then what can be trained.
+"""How the report of a check looks in a terminal: faults by file and line, then a summary.
 
-Owns the layout only; nothing is judged here.
+Owns the layout only.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["render_faults", "render_report"]
 
 MARKS = {"error": ("✗", "bold red"), "warning": ("!", "bold yellow")}
 MAX_RECIPES = 6
-"""Lines of recipes in the summary; more is counted."""
+"""Recipes listed in the summary; the others are counted."""
 MAX_NOUNS = 3
-"""Class nouns named in one of them."""
+"""Class nouns listed per recipe."""
 
 
 def render_report(report: CheckReport, shown_per_kind: int | None = None) -> RenderableType:
-    """The whole report: faults first, the verdict last, where the eye is when it is printed.
+    """The whole report: faults first, the verdict last, next to the prompt.
 
     Args:
-        shown_per_kind: faults of one kind that are shown; None shows all.
+        shown_per_kind: faults shown of each kind; None shows all.
     """
     parts: list[RenderableType] = []
     if report.faults:
@@ -47,7 +47,7 @@ def render_report(report: CheckReport, shown_per_kind: int | None = None) -> Ren
 
 
 def render_faults(faults: Sequence[Fault], shown_per_kind: int | None = None) -> RenderableType:
-    """Faults grouped by file, in the order of lines, each with its remedy below it."""
+    """Faults grouped by file and sorted by line, each followed by its remedy."""
     parts: list[RenderableType] = []
     ordered = sorted(faults, key=lambda fault: (fault.file, fault.line or 0))
     for file, group in groupby(ordered, key=lambda fault: fault.file):
@@ -80,12 +80,12 @@ def _words(fault: Fault) -> Text:
 
 
 def _short_field(field: str) -> str:
-    """A field without the number of its subject: the line and the id say which one it is."""
+    """A field without the index of its subject, which line and id already identify."""
     return re.sub(r"^subjects\[\d+\]\.", "", field)
 
 
 def _limited(faults: list[Fault], limit: int | None) -> tuple[list[Fault], dict[int, int]]:
-    """The faults to show, and how many more of its kind stand behind the last shown of each."""
+    """The faults to show and, by the last one shown of each kind, how many more there are."""
     if limit is None:
         return faults, {}
     kinds: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
@@ -99,14 +99,14 @@ def _limited(faults: list[Fault], limit: int | None) -> tuple[list[Fault], dict[
 
 
 def _kind(fault: Fault) -> tuple[str, str]:
-    """What makes faults alike: severity, field and words, names and numbers aside."""
+    """What faults of one kind share: severity, field, and the text without names and numbers."""
     field = re.sub(r"\[\d+\]", "[]", fault.field)
     words = fault.message.rsplit(": ", 1)[-1] if fault.field.endswith("photos") else fault.message
     return fault.severity + field, re.sub(r"`[^`]*`|\S*[\d/.]\S*", "_", words)
 
 
 def _recipes(subjects: Iterable[Subject]) -> RenderableType:
-    """What will be trained: one line per recipe, and the prior sets it needs."""
+    """What would be trained: one row per recipe, with the prior sets it needs."""
     groups: defaultdict[tuple[object, ...], list[Subject]] = defaultdict(list)
     for subject in subjects:
         recipe = subject.recipe
@@ -129,7 +129,7 @@ def _recipes(subjects: Iterable[Subject]) -> RenderableType:
 
 
 def _classes(subjects: Iterable[Subject]) -> Text:
-    """The most frequent classes that a prior set is needed for."""
+    """The most frequent classes among those that need a prior set."""
     counts = Counter(subject.class_noun for subject in subjects if subject.recipe.uses_prior)
     if not counts:
         return Text("none", style="dim")

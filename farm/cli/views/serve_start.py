@@ -1,4 +1,4 @@
-"""Start-up messages of ``farm serve``: its steps, and which adapters it serves."""
+"""What ``farm serve`` prints while it starts: its steps, and the adapters that it serves."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from farm.serving.engine.engine import Engine
     from farm.serving.settings import EndpointConfig
 
-__all__ = ["StartLines", "inventory_beside", "report_limit", "what_is_served"]
+__all__ = ["StartLines", "inventory_beside", "print_batch_limit", "what_is_served"]
 
 INVENTORY_S = 10.0
-"""How long the start waits for the store's inventory, once the base is loaded."""
+"""How long the start waits for the inventory of the store, once the base is loaded."""
 
 
 class StartLines:
-    """Start-up lines on stderr, each with the seconds since the command began."""
+    """Lines on stderr, each with the seconds since the command started."""
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()
@@ -30,7 +30,7 @@ class StartLines:
 
 
 def inventory_beside(store: str) -> Future[Inventory]:
-    """The store's inventory, read while the base is loaded."""
+    """Read the inventory of the store while the base is loading."""
     from concurrent.futures import ThreadPoolExecutor
 
     from farm.adapters.registry import Registry
@@ -46,19 +46,19 @@ def inventory_beside(store: str) -> Future[Inventory]:
 def what_is_served(
     inventory: Future[Inventory], settings: EndpointConfig, fingerprint: str
 ) -> list[str]:
-    """The store's adapters, and which of them cannot be served and why."""
+    """The adapters of the store, and why some of them cannot be served."""
     from farm.errors import FarmError
     from farm.serving.access.inventory import summary
 
     try:
         return summary(inventory.result(INVENTORY_S), settings.engine, fingerprint)
     except TimeoutError:
-        return [f"the store's adapters are not listed: it took longer than {INVENTORY_S:g} s"]
+        return [f"the store's adapters are not listed: that took longer than {INVENTORY_S:g} s"]
     except FarmError as error:
         return [f"the store's adapters are not listed: {error.message}"]
 
 
-def report_limit(engine: Engine, report: StartLines) -> None:
-    """Report the batch limit once it is measured."""
+def print_batch_limit(engine: Engine, report: StartLines) -> None:
+    """Print the batch limit once it is measured."""
     if engine.wait_until_measured() and len(engine.capacity.seconds_by_rows) > 1:
         report(f"batch limit: {engine.capacity.reason}")

@@ -1,7 +1,6 @@
-"""An endpoint of one command's own: `farm serve` as a child process, asked over HTTP, stopped.
+"""A temporary endpoint: ``farm serve`` as a child process that lasts as long as a block.
 
-Owns the child's life and its deadline, and the one request that generates a picture. What is
-generated, and what becomes of it, is the caller's part.
+Owns the child process, its deadlines, and the request that generates an image.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from typing import Any
 
 from farm.errors import FarmError
 
-__all__ = ["EndpointFailed", "Endpoint", "own_endpoint"]
+__all__ = ["EndpointFailed", "Endpoint", "temporary_endpoint"]
 
 START_DEADLINE_S = 300.0
-"""It answers within seconds on an idle machine; a busy one may need minutes."""
+"""Seconds are enough on an idle machine; a busy one may need minutes."""
 REQUEST_DEADLINE_S = 300.0
 STOP_DEADLINE_S = 60.0
 REQUESTS_AT_ONCE = 8
@@ -36,7 +35,7 @@ SERVE = (sys.executable, "-c", "from farm.cli import main; main()", "serve")
 
 
 class EndpointFailed(FarmError):
-    """The endpoint did not start in time, ended by itself, or refused a request."""
+    """The endpoint did not start in time, exited, or refused a request."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class Endpoint:
     url: str
 
     def generate(self, model: str, prompt: str, *, seed: int) -> bytes:
-        """One picture by an adapter, as a PNG file that holds its receipt.
+        """One image by an adapter, as a PNG file with its metadata.
 
         Raises:
-            EndpointFailed: if the endpoint answers with an error, or not in time.
+            EndpointFailed: if the endpoint answers with an error or too late.
         """
         request = urllib.request.Request(
             f"{self.url}/v1/images/generations",
@@ -61,20 +60,20 @@ class Endpoint:
                 return base64.b64decode(json.load(answer)["data"][0]["b64_json"])
         except urllib.error.HTTPError as error:
             raise EndpointFailed(
-                f"the endpoint generated no picture of {model}: {_message_of(error)}",
-                "read the message; `farm serve` on the same store gives the same answer",
+                f"the endpoint generated no image with {model}: {_message_of(error)}",
+                "fix the cause, then run the command again",
             ) from error
-        except OSError as error:  # URLError and timeouts are among them
+        except OSError as error:  # includes URLError and timeouts
             raise EndpointFailed(
                 f"the endpoint did not answer within {REQUEST_DEADLINE_S:.0f} s: {error}",
                 "run the command again when the machine is less busy",
             ) from error
 
     def generate_all(self, prompts: Mapping[str, str], *, seed: int) -> dict[str, bytes]:
-        """One picture for each adapter's prompt; several requests at once share its passes.
+        """One image for each adapter's prompt; concurrent requests share batches.
 
         Raises:
-            EndpointFailed: as ``generate``.
+            EndpointFailed: as in ``generate``.
         """
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             made = pool.map(lambda item: self.generate(*item, seed=seed), prompts.items())
@@ -82,17 +81,17 @@ class Endpoint:
 
 
 @contextmanager
-def own_endpoint(
+def temporary_endpoint(
     store: str, options: Sequence[str] = (), *, deadline_s: float = START_DEADLINE_S
 ) -> Iterator[Endpoint]:
-    """Serve a store on a free port of this machine for as long as the block lasts.
+    """Serve a store on a free local port for as long as the block lasts.
 
     Args:
         options: further options of ``farm serve``.
-        deadline_s: within which it has to listen.
+        deadline_s: how long it may take until it listens.
 
     Raises:
-        EndpointFailed: if it does not start; the message ends with what it printed last.
+        EndpointFailed: if it does not start; the message ends with its last lines of output.
     """
     with tempfile.TemporaryDirectory(prefix="farm-endpoint-") as folder:
         log = Path(folder) / "log"
@@ -115,8 +114,8 @@ def _wait_for_address(process: subprocess.Popen[bytes], log: Path, deadline_s: f
         has_ended = process.poll() is not None
         printed = log.read_text(errors="replace")
         if has_ended:
-            what = f"the endpoint ended by itself with exit code {process.returncode}"
-            raise EndpointFailed(f"{what}: {_last_lines(printed)}", "see its message")
+            what = f"the endpoint exited with code {process.returncode}"
+            raise EndpointFailed(f"{what}: {_last_lines(printed)}", "fix the cause that it names")
         if found := ADDRESS.search(printed):
             return found.group(1)
         if time.monotonic() > until_s:
@@ -129,7 +128,7 @@ def _wait_for_address(process: subprocess.Popen[bytes], log: Path, deadline_s: f
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Let it finish what it has begun; end it if it does not."""
+    """Let it finish running requests; kill it if that takes too long."""
     process.terminate()
     try:
         process.wait(STOP_DEADLINE_S)
@@ -144,7 +143,7 @@ def _last_lines(printed: str, num: int = 5) -> str:
 
 
 def _message_of(error: urllib.error.HTTPError) -> str:
-    """The message of an answer in OpenAI's error form, or its status line."""
+    """The message of an error response in OpenAI's format, or its status line."""
     try:
         body: dict[str, Any] = json.load(error)
         return str(body["error"]["message"])

@@ -1,0 +1,215 @@
+"""``farm.load``: an adapter from a store, ready to generate images and to be exported.
+
+Owns the loaded adapter and the bases that loaded adapters share. For many users at once there is
+the endpoint, ``farm serve``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from farm.adapters.bank.bank import Bank
+from farm.adapters.file_names import DIFFUSERS_FILE
+from farm.adapters.files.folder import load_adapter
+from farm.adapters.generate import generate_adapted
+from farm.adapters.record import AdapterRecord
+from farm.adapters.registry import NamedAdapter, Registry
+from farm.adapters.weights import AdapterWeights
+from farm.api.keywords import Location
+from farm.base.interface import Base
+from farm.base.loading import load_base
+from farm.errors import UserError
+from farm.intake.subject import PLACEHOLDER
+from farm.schedulers import SCHEDULERS, SchedulerName
+from farm.storage import Store
+from farm.training.run.export import export_adapter
+
+__all__ = ["Adapter", "load"]
+
+MAX_BASES = 2
+"""Bases kept in memory for the adapters that were loaded last."""
+
+
+@dataclass(frozen=True)
+class _SharedBase:
+    """A base that several loaded adapters use in turn; it carries one bank at a time."""
+
+    base: Base
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One committed adapter with its base: the version that its name had when it was loaded."""
+
+    namespace: str
+    name: str
+    record: AdapterRecord
+    """Recipe, prompts, digests, losses and quality card."""
+    weights: AdapterWeights = field(repr=False)
+    _named: NamedAdapter = field(repr=False)
+    _registry: Registry = field(repr=False)
+    _shared: _SharedBase = field(repr=False)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        steps: int = 25,
+        guidance: float = 5.0,
+        negative_prompt: str = "",
+        size_px: tuple[int, int] | None = None,
+        scheduler: SchedulerName = "base",
+    ) -> Image.Image:
+        """Generate one image, the same that the endpoint generates for these values.
+
+        Args:
+            prompt: ``[V]`` stands for the subject.
+            seed: of the initial noise; equal seeds give equal images.
+            steps: denoising steps.
+            guidance: classifier-free guidance scale; 1 or less turns guidance off.
+            size_px: width and height; None takes the resolution of the base.
+            scheduler: ``base`` takes the scheduler of the base.
+
+        Raises:
+            UserError: if a value is out of range.
+        """
+        base = self._shared.base
+        width, height = size_px or (base.resolution_px, base.resolution_px)
+        _check_request(base, steps, (width, height), scheduler)
+        with self._shared.lock:
+            bank = self._bank()
+            try:
+                (pixels_PP3,) = generate_adapted(
+                    base,
+                    bank,
+                    [prompt.replace(PLACEHOLDER, self.record.identifier)],
+                    [seed],
+                    [0],
+                    negative_prompt=negative_prompt,
+                    steps=steps,
+                    guidance=guidance,
+                    width_px=width,
+                    height_px=height,
+                    scheduler=scheduler,
+                )
+            finally:
+                bank.close()
+        return Image.fromarray(pixels_PP3.numpy())
+
+    def export(self, out: Location, form: str | None = None) -> Path:
+        """Copy the adapter into a folder, as ``farm export`` does.
+
+        Args:
+            out: the folder to write to.
+            form: ``diffusers``, ``peft`` or ``kohya`` writes that form alone; None writes all.
+
+        Returns:
+            The folder or file that was written, named after the adapter.
+
+        Raises:
+            UserError: if the form is unknown, or the adapter was saved without it.
+            AdapterFileError: if a file in the store is missing or damaged.
+        """
+        return export_adapter(self._registry, self._named, Path(out), form=form)
+
+    def _bank(self) -> Bank:
+        """A bank with this adapter in its only slot."""
+        base = self._shared.base
+        layers = [name.partition(".") for name in self.weights.layers]
+        denoiser = [path for component, _, path in layers if component == base.denoiser_name]
+        encoder = [path for component, _, path in layers if component == "text_encoder"]
+        bank = Bank(
+            base,
+            num_slots=1,
+            max_rank=self.weights.rank,
+            target_modules=denoiser,
+            text_encoder_modules=encoder,
+        )
+        bank.set_slot(0, self.weights)
+        return bank
+
+
+def load(
+    store: Location | Store,
+    name: str,
+    *,
+    base: Location | None = None,
+    device: str = "cpu",
+) -> Adapter:
+    """Load a committed adapter and its base.
+
+    Adapters on the same base and device share it in memory.
+
+    Args:
+        store: folder or fsspec URL of the store.
+        name: ``name`` (of the default namespace) or ``namespace/name``.
+        base: where the base is; None takes the one that the adapter was trained on.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: if no adapter has this name, it is revoked, or it belongs to another base.
+        AdapterFileError: if its files are missing or damaged.
+        BaseModelError: if the base cannot be loaded.
+    """
+    registry = Registry(store if isinstance(store, Store) else Store(os.fspath(store)))
+    named = _find(registry, name)
+    record = registry.record(named.job_key)
+    shared = _shared_base(os.fspath(base) if base is not None else record.base_id, device)
+    if record.base_fingerprint != shared.base.fingerprint:
+        raise UserError(
+            f"{name} was trained on {record.base_id}, not on {shared.base.name}",
+            f"give base={record.base_id!r}, in the revision it was trained on",
+        )
+    files = [DIFFUSERS_FILE] if DIFFUSERS_FILE in record.files else None
+    with tempfile.TemporaryDirectory(prefix="farm-load-") as folder:
+        registry.fetch(named.job_key, folder, names=files)
+        weights = load_adapter(folder, shared.base)
+    return Adapter(named.namespace, named.name, record, weights, named, registry, shared)
+
+
+def _find(registry: Registry, text: str) -> NamedAdapter:
+    namespace, slash, name = text.rpartition("/")
+    named = registry.resolve(namespace if slash else "default", name)
+    if named is None:
+        raise UserError(
+            f"{registry.store.url} has no adapter named {text!r}",
+            "give name or namespace/name of a committed adapter",
+        )
+    if registry.is_revoked(named.job_key, named.namespace):
+        raise UserError(f"{text} is revoked", "train it again")
+    return named
+
+
+@functools.lru_cache(MAX_BASES)
+def _shared_base(name: str, device: str) -> _SharedBase:
+    return _SharedBase(load_base(name, device=device))
+
+
+def _check_request(
+    base: Base, steps: int, size_px: tuple[int, int], scheduler: SchedulerName
+) -> None:
+    """Refuse what the base cannot generate.
+
+    Raises:
+        UserError: for the first such value.
+    """
+    factor = base.memory.latent_factor
+    if steps < 1:
+        raise UserError(f"steps is {steps}", "give at least 1")
+    if any(side < factor or side % factor for side in size_px):
+        raise UserError(
+            f"size_px is {size_px[0]} x {size_px[1]}", f"give positive multiples of {factor}"
+        )
+    if scheduler not in SCHEDULERS:
+        raise UserError(
+            f"there is no scheduler {scheduler!r}", f"use one of {', '.join(SCHEDULERS)}"
+        )

@@ -1,0 +1,114 @@
+"""``farm.check``, ``farm.plan`` and ``farm.run``: manifests from Python.
+
+Owns what differs from the commands of the same names: results are returned instead of printed, and
+events of a run go to the ``farm`` logger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from farm.api.keywords import Location, with_keywords
+from farm.base.tokens import prompt_reader
+from farm.cli.execute import run_request, stop_on_signals, write_report
+from farm.cli.options import RunOptions
+from farm.cli.private_hosts import private_hosts
+from farm.intake.check import CheckReport, check_manifest
+from farm.intake.manifest import read_manifest
+from farm.training.dispatch.messages import Notice, Snapshot
+from farm.training.execute import execute_run
+from farm.training.run.prepare import prepare_run
+from farm.training.run.request import PreparedRun, RunSummary
+
+__all__ = ["check", "plan", "run"]
+
+_log = logging.getLogger("farm")
+
+
+def check(
+    manifest: Location,
+    *,
+    resolution: int | None = None,
+    base: Location = "embedded",
+    workers: int | None = None,
+    allow_private_hosts: bool = False,
+) -> CheckReport:
+    """Find every fault of a manifest and its photos, as ``farm check`` does.
+
+    Needs no GPU and writes nothing.
+
+    Args:
+        manifest: a manifest or a folder of photo folders; a path or a URL.
+        resolution: side of the training crops in pixels, for recipes that set none.
+        base: base model whose tokenizer reads the prompts.
+        workers: threads; one per CPU core by default.
+        allow_private_hosts: let photo URLs lead to private, loopback and link-local addresses.
+
+    Returns:
+        The report: ``errors``, ``warnings``, ``good_subjects``, ``num_photos``. Faults do not
+        raise; ``report.raise_for_errors()`` does.
+
+    Raises:
+        ManifestError: if the manifest cannot be read at all.
+        BaseModelError: if the base does not exist.
+    """
+    with private_hosts(allow_private_hosts):
+        reader = prompt_reader(os.fspath(base))
+        read = read_manifest(os.fspath(manifest), strict=False, reader=reader)
+        return check_manifest(read, workers=workers, resolution_px=resolution)
+
+
+@with_keywords(RunOptions)
+def plan(manifest: Location, options: RunOptions) -> PreparedRun:
+    """Show how a manifest would be trained. Spends nothing and writes nothing.
+
+    Takes the options of ``farm.run``, so that the same keywords can be planned first.
+
+    Returns:
+        The prepared run: ``run_id``, ``num_to_train``, ``committed``, and ``plan`` with lanes,
+        slots, expected time and cost; ``plan`` is None if nothing is left to train.
+
+    Raises:
+        ManifestError: if the manifest has faults, unless ``skip_faulty`` is set.
+        PlanError: if the hardware cannot run it.
+        UserError: if an option or the base is invalid.
+    """
+    with private_hosts(options.allow_private_hosts):
+        return prepare_run(run_request(os.fspath(manifest), options))
+
+
+@with_keywords(RunOptions)
+def run(manifest: Location, options: RunOptions) -> RunSummary:
+    """Train every subject of a manifest that has no adapter yet.
+
+    Call it again to resume an interrupted run; it returns at once if all adapters are committed.
+    The events of the run are logged to the ``farm`` logger at level INFO.
+
+    Returns:
+        The summary: ``run``, ``committed``, ``reused``, ``failed``, ``failures``. Failed subjects
+        do not raise.
+
+    Raises:
+        ManifestError: if the manifest has faults, unless ``skip_faulty`` is set.
+        PlanError: if the hardware cannot run it.
+        UserError: if an option or the base is invalid, or another driver has this run.
+        LaneLost: if the lanes cannot be kept alive.
+        Interrupted: after Ctrl-C, once the running jobs are saved.
+    """
+    with private_hosts(options.allow_private_hosts):
+        prepared = prepare_run(run_request(os.fspath(manifest), options))
+        with stop_on_signals() as (stop, arm):
+            summary = execute_run(prepared, view=_LogView(), stop=stop, arm=arm)
+    if options.report:
+        write_report(prepared, _log.warning)
+    return summary
+
+
+class _LogView:
+    """A run's events as log records."""
+
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
+        for notice in news:
+            _log.log(logging.WARNING if notice.is_bad else logging.INFO, "%s", notice.text)

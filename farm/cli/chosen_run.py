@@ -1,0 +1,31 @@
+"""Which run of a store a command is about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from farm.storage import Store
+
+__all__ = ["chosen_run"]
+
+
+def chosen_run(store: Store, run: str | None) -> str:
+    """The run whose id begins with ``run``, or the latest run if it is None.
+
+    Raises:
+        UserError: if there is no such run, or more than one.
+    """
+    from farm.errors import UserError
+    from farm.training.run.files import list_runs, read_settings
+
+    known = list_runs(store)
+    if not known:
+        raise UserError(f"{store.url} holds no runs", "start one with `farm run`")
+    if run is None:
+        return max(known, key=lambda name: float(read_settings(store, name).get("started") or 0))
+    matching = [name for name in known if name.startswith(run)]
+    if len(matching) != 1:
+        what = f"{len(matching)} runs begin with" if matching else "there is no run"
+        raise UserError(f"{what} {run!r}", f"runs in this store: {', '.join(known)}")
+    return matching[0]

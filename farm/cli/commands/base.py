@@ -1,0 +1,104 @@
+"""``farm base``: show, measure and train base models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.cli.options import DeviceOption, JsonOption, RevisionOption
+
+__all__ = ["register"]
+
+NameArgument = Annotated[
+    str, typer.Argument(help="embedded, tiny, tiny-v, sd15, a folder, a URL or a hub id.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``base`` group to the command line."""
+    group = typer.Typer(help="Show, measure and train base models.", no_args_is_help=True)
+    group.command()(show)
+    group.command()(measure)
+    group.command()(train)
+    app.add_typer(group, name="base")
+
+
+def show(name: NameArgument, revision: RevisionOption = None, json: JsonOption = False) -> None:
+    """Show folder, fingerprint, size, parameters and prediction type of a base."""
+    from typing import get_args
+
+    from farm.base.loading import load_base, resolve_folder
+    from farm.base.names import BuiltName
+    from farm.cli.views.output import print_facts, print_json
+    from farm.cli.views.progress import loading_base
+
+    built = name in get_args(BuiltName)
+    with loading_base(name) as fetched:
+        folder = None if built else resolve_folder(name, revision=revision, fetched=fetched)
+        base = load_base(name, revision=revision, fetched=fetched)
+    memory = base.memory
+    facts = {
+        "name": name,
+        "folder": str(folder) if folder else None,
+        "fingerprint": base.fingerprint,
+        "bytes": _folder_bytes(folder) if folder else memory.weight_bytes,
+        "parameters": memory.num_parameters,
+        "denoiser_parameters": memory.denoiser_parameters,
+        "prediction_type": base.prediction_type,
+        "resolution_px": base.resolution_px,
+        "latent_channels": memory.latent_channels,
+    }
+    print_json(facts) if json else print_facts(facts)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def measure(
+    name: NameArgument,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "--count", min=1, help="Images per measurement; the documented protocol by default."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the report (Markdown and JSON) to this folder."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure the images of a base with the scorer of the rendered world."""
+    from farm.base.embedded.measure import measure_base
+    from farm.cli.views.output import print_facts, print_json
+
+    facts = measure_base(name, count=count, out=out)
+    print_json(facts) if json else print_facts(facts)
+
+
+def train(
+    name: Annotated[
+        str, typer.Argument(help="Base to train; only embedded can be trained.")
+    ] = "embedded",
+    out: Annotated[
+        Path, typer.Option("--out", help="Working folder; run again to resume there.")
+    ] = Path("embedded-base"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of every random stream.")] = 0,
+    device: DeviceOption = "cpu",
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", min=0.1, help="Wall-clock limit; the documented steps by default."
+        ),
+    ] = None,
+) -> None:
+    """Train the embedded base from scratch: scorer, VAE and denoiser."""
+    from farm.base.embedded.train import train_embedded
+    from farm.errors import UserError
+
+    if name != "embedded":
+        raise UserError(f"{name!r} cannot be trained here", "use `embedded`")
+    train_embedded(out, seed=seed, device=device, minutes=minutes)

@@ -1,0 +1,63 @@
+"""``farm export``: copy adapters out of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.cli.options import JsonOption, StoreOption
+from farm.cli.views.output import note, print_json, say
+from farm.visible import visible
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(export)
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Adapter: name or namespace/name; may repeat."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Export all adapters of this run.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--form", help="Only diffusers, peft or kohya; all files by default."),
+    ] = None,
+    store: StoreOption = "work",
+    json: JsonOption = False,
+) -> None:
+    """Copy adapters out of the store, one folder each, and verify their digests.
+
+    With --form only that file is written, named after the adapter. An adapter that cannot be read
+    is reported, and the others are exported.
+    """
+    from farm.storage import Store
+    from farm.training.run.export import export_adapters
+
+    result = export_adapters(Store(store), out, names=names, run_id=run, form=form)
+    if json:
+        failed = [
+            {"name": name, "error": error.message, "remedy": error.remedy}
+            for name, error in result.failed
+        ]
+        print_json([{"name": name, "path": str(path)} for name, path in result.written] + failed)
+    else:
+        for name, path in result.written:
+            say(f"{visible(name)}\t{visible(str(path))}")
+    for name, error in result.failed:
+        note(visible(f"{name} was not exported: {error.message}"))
+        if error.remedy:
+            note(f"  remedy: {visible(error.remedy)}")
+    if result.failed:
+        raise typer.Exit(result.failed[0][1].exit_code)
+    if not result.written:
+        note("no committed adapters match")

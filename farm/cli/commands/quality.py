@@ -1,0 +1,143 @@
+"""``farm report``, ``farm score`` and ``farm study``: measure and show what was learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.cli.chosen_run import chosen_run
+from farm.cli.options import BaseOption, DeviceOption, JsonOption, OptionalRun, StoreOption
+from farm.cli.views.output import note, print_json, print_table, say
+
+__all__ = ["register"]
+
+StudyFolder = Annotated[Path, typer.Option("--out", help="Folder for images, plots and tables.")]
+
+study = typer.Typer(no_args_is_help=True, help="Measure the claims of the article.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("report")(report)
+    app.command("score")(score)
+    app.add_typer(study, name="study")
+
+
+def report(
+    run: OptionalRun = None,
+    store: StoreOption = "work",
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", help="Price of one device hour in dollars.")
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track", help="Log to tensorboard (default), wandb, mlflow or none; may repeat."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the report of a run: one HTML page with images, verdicts, costs and failures."""
+    from farm.quality.report.collect import report_run
+    from farm.storage import Store
+
+    opened = Store(store)
+    trackers = None if track is None else tuple(name for name in track if name != "none")
+    summary = report_run(opened, chosen_run(opened, run), out=out, price=price, trackers=trackers)
+    if json:
+        print_json(summary)
+    else:
+        say(str(summary["report"]))
+
+
+def score(
+    names: Annotated[list[str], typer.Argument(help="Adapters: name, namespace/name or job key.")],
+    store: StoreOption = "work",
+    base: BaseOption = "embedded",
+    scorer: Annotated[
+        str | None,
+        typer.Option("--scorer", help="CLIP folder or hub id; the embedded scorer by default."),
+    ] = None,
+    dino: Annotated[
+        str | None,
+        typer.Option("--dino", help="DINO or DINOv2 that also scores them: a folder or a hub id."),
+    ] = None,
+    photos: Annotated[
+        Path | None, typer.Option("--photos", help="Folder with a folder of photos per name.")
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Use the paper's complete protocol, 232 images per adapter."),
+    ] = False,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Score committed adapters with more images than the budget of training allows."""
+    from farm.quality.rescore import score_named
+    from farm.storage import Store
+
+    cards = score_named(
+        Store(store), names, base_name=base, scorer_name=scorer, dino_name=dino,
+        photos_folder=photos, full=full, device=device,
+    )  # fmt: skip
+    if json:
+        print_json(cards)
+        return
+    rows = [
+        (name, card["verdict"]["label"], *(_shown(card["scores"].get(key)) for key in _COLUMNS))
+        for name, card in cards.items()
+    ]
+    print_table(("adapter", "verdict", *_COLUMNS), rows)
+
+
+_COLUMNS = ("clip_i", "dino", "clip_t", "pres", "div", "drift", "copying")
+
+
+def _shown(value: dict[str, object] | None) -> str:
+    if not value:
+        return "–"
+    if "mean" not in value:
+        return str(value.get("missing", "–"))
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+@study.command("prior")
+def study_prior(
+    out: StudyFolder = Path("docs/study/prior"),
+    base: BaseOption = "embedded",
+    subjects: Annotated[
+        int, typer.Option("--subjects", help="Rendered individuals, each in one pose.")
+    ] = 12,
+    seeds: Annotated[int, typer.Option("--seeds", help="Trainings per subject and variant.")] = 2,
+    steps: Annotated[int, typer.Option("--steps", help="Training steps.")] = 300,
+    json: JsonOption = False,
+) -> None:
+    """Compare training with and without prior preservation: how far the class drifts."""
+    from farm.quality.study.prior import PriorStudy, run_prior_study
+
+    plan = PriorStudy(num_subjects=subjects, num_seeds=seeds, steps=steps)
+    result = run_prior_study(base, plan, out, say=note)
+    if json:
+        print_json(result)
+    else:
+        say(str(out / "README.md"))
+
+
+@study.command("article")
+def study_article(
+    out: StudyFolder = Path("docs/study/article"),
+    base: BaseOption = "embedded",
+    steps: Annotated[int, typer.Option("--steps", help="Training steps.")] = 500,
+    json: JsonOption = False,
+) -> None:
+    """Repeat the run of the article: one particular cat and one decorative mushroom."""
+    from farm.quality.study.article import ArticleStudy, run_article_study
+
+    result = run_article_study(base, ArticleStudy(steps=steps), out, say=note)
+    if json:
+        print_json(result)
+    else:
+        say(str(out / "README.md"))

@@ -1,0 +1,81 @@
+"""``farm retry`` and ``farm cancel``: requests to the driver of a run, sent through its store.
+
+Without a driver the command settles the request itself. Needs neither Ray nor a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli.chosen_run import chosen_run
+from farm.cli.options import JsonOption, OptionalRun, StoreOption
+from farm.cli.views.output import print_json, say
+
+if TYPE_CHECKING:
+    from farm.training.run.files import Request
+
+__all__ = ["register"]
+
+SubjectsOption = Annotated[
+    list[str] | None, typer.Option("--subject", help="Only this subject; may repeat.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(retry)
+    app.command()(cancel)
+
+
+def retry(
+    run: OptionalRun = None,
+    subject: SubjectsOption = None,
+    store: StoreOption = "work",
+    json: JsonOption = False,
+) -> None:
+    """Queue quarantined, rejected and cancelled jobs again.
+
+    A running driver starts them within seconds; otherwise repeat the `farm run` command.
+    """
+    _request("retry", run, subject, store, json)
+
+
+def cancel(
+    run: OptionalRun = None,
+    subject: SubjectsOption = None,
+    store: StoreOption = "work",
+    json: JsonOption = False,
+) -> None:
+    """Cancel the unfinished jobs of a run, or some of them. Committed adapters stay."""
+    _request("cancel", run, subject, store, json)
+
+
+def _request(
+    what: Request, run: str | None, subjects: list[str] | None, store: str, json: bool
+) -> None:
+    from farm.errors import UserError
+    from farm.storage import Store
+    from farm.training.run.files import ask, read_assignments
+    from farm.training.run.status import settle_requests
+
+    opened = Store(store)
+    run_id = chosen_run(opened, run)
+    keys = None
+    if subjects:
+        by_id = {a.spec.subject.id: a.spec.key for a in read_assignments(opened, run_id)}
+        unknown = [name for name in subjects if name not in by_id]
+        if unknown:
+            raise UserError(f"run {run_id} has no subject {unknown[0]!r}", "see `farm status`")
+        keys = [by_id[name] for name in subjects]
+    ask(opened, run_id, what, keys)
+    settled = settle_requests(opened, run_id)
+    facts = {"run": run_id, "asked": what, "subjects": subjects, "settled": settled is not None}
+    if json:
+        print_json(facts | {"jobs": settled})
+    elif settled is None:
+        say(f"run {run_id}: the driver will {what} the jobs within seconds")
+    else:
+        done = "queued again; `farm run` trains them" if what == "retry" else "cancelled"
+        say(f"run {run_id}: {settled} jobs {done}")

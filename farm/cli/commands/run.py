@@ -1,0 +1,69 @@
+"""``farm plan`` and ``farm run``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from farm.cli.execute import (
+    confirm,
+    finish,
+    plan_request,
+    prepare,
+    run_prepared,
+    run_request,
+    show_plan,
+)
+from farm.cli.options import JsonOption, ManifestArgument, PlanOptions, RunOptions, with_options
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(plan)
+    app.command()(run)
+
+
+@with_options
+def plan(manifest: ManifestArgument, options: PlanOptions, json: JsonOption = False) -> None:
+    """Show how a manifest would be trained, how long it takes and what it costs. Spends nothing."""
+    from farm.cli.views.output import print_json, print_rich
+    from farm.cli.views.plan import plan_facts, plan_table
+
+    prepared = prepare(plan_request(manifest, options))
+    if json:
+        print_json(plan_facts(prepared))
+    else:
+        print_rich(plan_table(prepared))
+
+
+@with_options
+def run(
+    manifest: ManifestArgument,
+    options: RunOptions,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip confirmation.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print lines instead of a live table.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train every subject of a manifest that has no adapter yet.
+
+    Run the same command again to resume an interrupted run. It costs nothing once all adapters are
+    committed.
+
+    Examples:
+
+      farm run jobs/article.yaml
+
+      farm run s3://bucket/manifest.jsonl --store s3://bucket/farm --address auto --nodes 4 --yes
+    """
+    prepared = prepare(run_request(manifest, options))
+    show_plan(prepared)
+    if not (yes or json):
+        confirm(prepared)
+    summary = run_prepared(prepared, plain=plain or json)
+    finish(prepared, summary, report=options.report, json=json)
+    raise typer.Exit(summary.exit_code)

@@ -1,0 +1,102 @@
+"""``farm status`` and ``farm logs``: what the store knows of a run. Needs neither Ray nor a GPU."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from farm.cli.chosen_run import chosen_run
+from farm.cli.options import JsonOption, OptionalRun, StoreOption
+from farm.cli.views.output import say
+from farm.visible import visible
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(status)
+    app.command()(logs)
+
+
+def status(
+    run: OptionalRun = None,
+    store: StoreOption = "work",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh every two seconds until the run is done.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show the progress of a run: counts, rate, remaining time and failures.
+
+    Reads only the store.
+    """
+    from farm.cli.views.output import print_json
+    from farm.storage import Store
+    from farm.training.run.status import run_status
+
+    opened = Store(store)
+    run_id = chosen_run(opened, run)
+    while True:
+        facts = run_status(opened, run_id)
+        print_json(facts) if json else _print_status(run_id, facts)
+        if not watch or facts["left"] == 0:
+            return
+        time.sleep(2)
+
+
+def _print_status(run_id: str, facts: dict[str, Any]) -> None:
+    from farm.cli.views.output import print_table
+    from farm.cli.views.run import failure_lines
+    from farm.durations import duration
+
+    rows = [(name, count) for name, count in facts["counts"].items() if count]
+    rows.append(("driver", facts["driver"] or "none"))
+    if facts["jobs_per_hour"]:
+        rows.append(("rate", f"{facts['jobs_per_hour']:.0f} adapters per hour"))
+    if facts["eta_s"] is not None:
+        rows.append(("remaining", duration(facts["eta_s"])))
+    print_table(("", f"run {run_id}"), rows)
+    for failure in facts["failures"]:
+        say("\n".join(failure_lines(**failure)))
+
+
+def logs(
+    run: OptionalRun = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="Show only this subject.")
+    ] = None,
+    store: StoreOption = "work",
+    json: JsonOption = False,
+) -> None:
+    """Show the events of a run's jobs in chronological order."""
+    from datetime import UTC, datetime
+
+    from farm.cli.views.output import print_json
+    from farm.storage import Store
+    from farm.training.dispatch.ledger import read_events
+    from farm.training.run.files import read_assignments
+
+    opened = Store(store)
+    run_id = chosen_run(opened, run)
+    subjects = {a.spec.key: a.spec.subject.id for a in read_assignments(opened, run_id)}
+    chosen = [
+        event
+        for event in read_events(opened, run_id)
+        if subject is None or subjects.get(event.job) == subject
+    ]
+    if json:
+        print_json([event._asdict() | {"subject": subjects.get(event.job)} for event in chosen])
+        return
+    for event in chosen:
+        when = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        details = [
+            f"step {event.step}" if event.step else "",
+            f"lane {event.lane}" if event.lane else "",
+            event.reason,
+            f"remedy: {event.remedy}" if event.remedy else "",
+        ]
+        what = f"{when}  {visible(subjects.get(event.job, event.job)):<24} {event.kind:<12}"
+        say(f"{what} {', '.join(visible(part) for part in details if part)}".rstrip())

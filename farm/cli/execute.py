@@ -1,0 +1,261 @@
+"""Preparing and executing a run for the commands that train: ``plan``, ``run`` and ``demo``.
+
+Owns the way from options to a request, the display meanwhile, Ctrl-C, and what is printed at the
+end. Everything heavy is imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from farm.cli.options import PlanOptions, RunOptions
+from farm.cli.views.output import note, print_json, print_rich, say
+
+if TYPE_CHECKING:
+    from farm.training.plan.hardware import Hardware
+    from farm.training.run.request import PreparedRun, RunRequest, RunSummary
+
+__all__ = [
+    "confirm",
+    "finish",
+    "hardware_of",
+    "plan_request",
+    "prepare",
+    "run_prepared",
+    "run_request",
+    "show_plan",
+    "stop_on_signals",
+    "write_report",
+]
+
+SHOWN_WARNINGS = 10
+SIGTERM_ECHO_S = 5.0
+"""How long a second SIGTERM counts as an echo of the first one."""
+
+
+# -- from options to a request -------------------------------------------------------------------
+
+
+def plan_request(manifest: str, options: PlanOptions, *, address: str | None = None) -> RunRequest:
+    """The request of a run with the default settings of execution.
+
+    Raises:
+        UserError: as ``hardware_of``.
+    """
+    from farm.quality.judge import QualityJudge
+    from farm.training.run.request import RunRequest
+
+    return RunRequest(
+        manifest,
+        os.fspath(options.store),
+        base=os.fspath(options.base),
+        revision=options.revision,
+        recipe=options.recipe,
+        hardware=hardware_of(options, address),
+        slots=options.slots,
+        lanes=options.lanes,
+        gpu_fraction=options.gpu_fraction,
+        checkpointing=options.checkpointing,
+        make_judge=QualityJudge,
+        skip_faulty=options.skip_faulty,
+    )
+
+
+def run_request(manifest: str, options: RunOptions) -> RunRequest:
+    """The request of a run with all its options.
+
+    Raises:
+        UserError: as ``hardware_of``.
+    """
+    from dataclasses import replace
+
+    from farm.intake.scoring import ScoringSettings
+    from farm.training.dispatch.messages import DispatchSettings
+    from farm.training.lane.settings import SampleSettings
+
+    request = plan_request(manifest, options, address=options.address)
+    return replace(
+        request,
+        executor="local" if options.in_process else "ray",
+        address=options.address,
+        compile=options.compile,
+        samples=SampleSettings(steps=options.sample_steps, per_prompt=options.samples),
+        dispatch=DispatchSettings(max_failures=options.max_failures),
+        make_judge=request.make_judge if options.cards else None,
+        scoring=ScoringSettings(options.scorer, options.dino, options.scoring_share),
+        take_over=options.take_over,
+        node_timeout_s=options.node_timeout,
+    )
+
+
+def hardware_of(options: PlanOptions, address: str | None = None) -> Hardware:
+    """The hardware that the options describe; otherwise the cluster's, or this machine's.
+
+    Raises:
+        UserError: if the memory of an unknown GPU is not given, or the cluster cannot be reached
+            or has no nodes for lanes.
+    """
+    from dataclasses import replace
+
+    from farm.errors import UserError
+    from farm.training.plan.hardware import Hardware, memory_of
+    from farm.training.run.prepare import this_machine
+
+    gpus, nodes = options.gpus, options.nodes or 1
+    if address is not None and options.gpu is None and options.cpus is None:
+        from farm.training.cluster.hardware import read_hardware
+
+        return read_hardware(
+            address,
+            gpu_memory_gib=options.gpu_memory,
+            nodes=options.nodes,
+            price=options.price,
+        )
+    if options.gpu is None:
+        machine = this_machine()
+        return replace(
+            machine,
+            num_nodes=nodes,
+            gpus_per_node=machine.gpus_per_node if gpus == 1 else gpus,
+            cpus_per_node=options.cpus or machine.cpus_per_node,
+            dollars_per_gpu_hour=options.price,
+        )
+    gib = options.gpu_memory or memory_of(options.gpu)
+    if gib is None:
+        raise UserError(f"the memory of {options.gpu!r} is not known", "give it with --gpu-memory")
+    cpus = options.cpus or 8.0 * gpus
+    return Hardware(options.gpu, int(gib * 2**30), gpus, cpus, nodes, options.price)
+
+
+# -- before the run ------------------------------------------------------------------------------
+
+
+def prepare(request: RunRequest) -> PreparedRun:
+    """Load the base and read the photos, with progress on stderr."""
+    from farm.cli.views.progress import counting, fetching, stages
+    from farm.training.run.prepare import prepare_run
+
+    with stages() as shown:
+        photos, fetched = counting(shown, "reading photos"), fetching(shown, request.base)
+        return prepare_run(request, progress=photos, fetched=fetched)
+
+
+def show_plan(prepared: PreparedRun) -> None:
+    """Show warnings and the plan on stderr."""
+    from farm.cli.views.plan import plan_table
+    from farm.visible import visible
+
+    if prepared.check is not None:
+        for fault in prepared.check.warnings[:SHOWN_WARNINGS]:
+            note(f"warning: {visible(str(fault))}")
+        more = len(prepared.check.warnings) - SHOWN_WARNINGS
+        if more > 0:
+            note(f"… and {more:,} more warnings: farm check shows them")
+    if prepared.plan is not None:
+        print_rich(plan_table(prepared), stderr=True)
+
+
+def confirm(prepared: PreparedRun) -> None:
+    """Ask on a terminal whether to start a run that has work to do; "no" exits with 0."""
+    if prepared.plan is None or not sys.stdin.isatty():
+        return
+    if not typer.confirm("Start?", default=True, err=True):
+        raise typer.Exit(0)
+
+
+# -- the run -------------------------------------------------------------------------------------
+
+
+def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
+    """Execute with a display; Ctrl-C stops cleanly, a second Ctrl-C at once."""
+    from farm.cli.views.run import run_view
+    from farm.training.execute import execute_run
+
+    expected_s = prepared.plan.hours * 3600 if prepared.plan is not None else None
+    with stop_on_signals() as (stop, arm), run_view(plain=plain, expected_s=expected_s) as view:
+        return execute_run(prepared, view=view, stop=stop, arm=arm)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | None]]:
+    """Turn SIGINT and SIGTERM into an event for as long as the block lasts.
+
+    Yields:
+        The event, and a function that installs the handlers again after another library replaced
+        them. Outside the main thread, which alone receives signals, there is none to install.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop, None
+        return
+    first_at = 0.0
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal first_at
+        if stop.is_set():
+            # a supervisor forwards the SIGTERM that its whole process group has also received
+            if number == signal.SIGTERM and time.monotonic() - first_at < SIGTERM_ECHO_S:
+                return
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        first_at = time.monotonic()
+        stop.set()
+        print("stopping: running jobs are being saved …", file=sys.stderr, flush=True)
+
+    def arm() -> None:
+        signal.signal(signal.SIGINT, on_signal)
+        signal.signal(signal.SIGTERM, on_signal)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        arm()
+        yield stop, arm
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+# -- after the run -------------------------------------------------------------------------------
+
+
+def finish(prepared: PreparedRun, summary: RunSummary, *, report: bool, json: bool) -> str | None:
+    """Print the summary, as text or as one JSON line.
+
+    Returns:
+        The path of the report page, if one was written.
+    """
+    from farm.cli.views.run import summary_lines
+
+    page = None
+    if report:
+        page = write_report(prepared, lambda text: note(f"warning: {text}"))
+    if json:
+        print_json(summary.to_json())
+        return page
+    for line in summary_lines(summary, prepared.store.url):
+        say(line)
+    if page is not None:
+        say(f"report: {page}")
+    return page
+
+
+def write_report(prepared: PreparedRun, warn: Callable[[str], None]) -> str | None:
+    """Write the report page; a page that cannot be written is a warning and fails no run."""
+    from farm.errors import FarmError
+
+    try:
+        from farm.quality.report.collect import report_run
+
+        return str(report_run(prepared.store, prepared.run_id)["report"])
+    except (FarmError, OSError, ImportError) as error:
+        warn(f"no report could be written: {error}")
+        return None

@@ -1,0 +1,98 @@
+"""The thread of the driver that has missing prior sets generated through Ray Data.
+
+Owns its start, its end, and what it reports to the dispatcher.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import ray.exceptions
+
+from farm.errors import FarmError
+from farm.store_trouble import StoreTrouble
+from farm.training.plan.plan import Plan
+from farm.training.priors.builder import PriorBuilder
+from farm.training.priors.ray_data import PRIOR_WORKER_CPUS, PriorWorkerSettings, generate_with_ray
+from farm.training.run.request import PreparedRun
+
+__all__ = ["PriorThread"]
+
+END_S = 60.0
+"""How long the part of a prior set that is being generated may take to its end."""
+STOP_S = 6.0
+"""The same after the user stopped the run."""
+
+
+class PriorThread:
+    """Generates what is missing; nothing starts before ``start``."""
+
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        *,
+        ready: Callable[[str], Any],
+        failed: Callable[[str, str, str], Any],
+    ) -> None:
+        """``ready`` and ``failed`` are called from the thread, as ``PriorBuilder`` calls them."""
+        assert prepared.plan is not None
+        settings, store = _settings(prepared, prepared.plan), prepared.store
+        self._builder = PriorBuilder(
+            store,
+            prepared.priors,
+            lambda specs, attempt: generate_with_ray(settings, store, specs, attempt),
+            ready=ready,
+            failed=failed,
+        )
+        self._thread = threading.Thread(target=self._run, name="priors", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    @property
+    def trouble(self) -> StoreTrouble | None:
+        """What it has with the store."""
+        return self._builder.trouble.current()
+
+    def stop(self) -> None:
+        """End it after the part that is being generated; does not wait."""
+        self._builder.stopped.set()
+
+    def end(self, stopped_at: float | None) -> None:
+        """Stop, and wait until the part is written: a call of Ray after its end would start a new
+        Ray.
+
+        Args:
+            stopped_at: monotonic time at which the user stopped the run.
+        """
+        self.stop()
+        patience_s = END_S
+        if stopped_at is not None:
+            patience_s = max(0.0, STOP_S - (time.monotonic() - stopped_at))
+        self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        # a driver that ends takes Ray with it; then no one is left to report to
+        with suppress(ray.exceptions.RayError, FarmError):
+            self._builder.run()
+
+
+def _settings(prepared: PreparedRun, plan: Plan) -> PriorWorkerSettings:
+    # class images that the user supplied are only encoded, on the cores that lanes leave
+    on_gpu = plan.prior_fraction > 0
+    per_node = plan.prior_workers_per_node
+    return PriorWorkerSettings(
+        base=prepared.base.name,
+        revision=prepared.request.revision,
+        device="cuda" if on_gpu else "cpu",
+        gpu_fraction=plan.prior_fraction,
+        memory_fraction=plan.prior_worker_memory_fraction,
+        num_cpus=round(PRIOR_WORKER_CPUS / per_node, 3),
+        threads=plan.threads,
+        max_actors=plan.num_nodes * per_node,
+    )
