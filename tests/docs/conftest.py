@@ -17,7 +17,7 @@ ACTIVATE = ". .venv/bin/activate"
 
 
 class Documentation:
-    """Runs pages block by block, each block once and after those that stand before it."""
+    """Runs pages block by block, each block once and after the earlier ones of its page."""
 
     def __init__(self, folder: Path, ray_folder: Path) -> None:
         self.clone = Clone(folder / "clone", ray_folder)
@@ -72,7 +72,9 @@ class Documentation:
 
 def _run_blocks(page: str) -> list[Block]:
     """A page's blocks that are run or written, in their order."""
-    return [block for block in blocks_of(ROOT / page) if block.kind not in ("parsed", "dockerfile")]
+    return [
+        block for block in blocks_of(ROOT / page) if block.kind not in ("parsed", "nginx", "text")
+    ]
 
 
 @pytest.fixture(scope="session")

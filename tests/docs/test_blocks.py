@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.doc_commands import PARSERS, WrongCommand, check_line, has_option
-from support.doc_pages import ROOT, Block, all_blocks, blocks_in, command_lines, inline_code
-from support.doc_workplace import SMALL, BlockFailed, PageRun
+from support.doc_pages import Block, all_blocks, blocks_in, command_lines, inline_code
+from support.doc_workplace import SMALL, SMALL_STUDY, BlockFailed, PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation
@@ -38,27 +37,30 @@ def test_every_command_is_one_that_its_program_takes(block: Block) -> None:
 def test_every_block_works(block: Block, documentation: Documentation) -> None:
     if block.kind == "parsed":
         pytest.skip(f"needs a {block.needs}; its commands are checked against their parsers")
-    if block.kind == "dockerfile":
-        check_dockerfile(block.text)
+    if block.kind == "text":
+        pytest.skip("is a listing or a formula")
+    if block.kind == "nginx":
+        check_nginx(block.text)
     else:
         documentation.reach(block)
 
 
-def check_dockerfile(text: str) -> None:
-    """The image's Ray is one that the package takes, and the extras exist."""
-    from packaging.requirements import Requirement
+def check_nginx(text: str) -> None:
+    """Directives end with a semicolon, and the proxy's limits admit what the endpoint admits."""
+    from farm.serving.access.limits import Limits
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {one.name: one for one in map(Requirement, project["dependencies"])}
-    image = re.search(r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-gpu$", text, re.MULTILINE)
-    assert image is not None
-    assert image[1] in needed["ray"].specifier
-    assert f"Programming Language :: Python :: {image[2]}.{image[3]}" in project["classifiers"]
-    installed = re.search(r'pip install "(.+)"', text)
-    assert installed is not None
-    wanted = Requirement(installed[1])
-    assert wanted.name == project["name"]
-    assert wanted.extras <= set(project["optional-dependencies"])
+    uncommented = re.sub(r"#.*", "", text)
+    *directives, rest = uncommented.split(";")
+    assert not rest.strip(), f"no semicolon after {rest.strip()}"
+    values = {}
+    for directive in directives:
+        name, value = directive.split(None, 1)
+        assert re.fullmatch(r"[a-z_]+", name), directive
+        values[name] = value.strip()
+    limits = Limits()
+    assert values["client_max_body_size"] == f"{limits.max_body_bytes // 1024}k"
+    assert values["client_body_timeout"] == f"{limits.body_timeout_s:g}s"
+    assert float(values["proxy_read_timeout"].removesuffix("s")) > limits.deadline_s
 
 
 # -- code in sentences ---------------------------------------------------------------------------
@@ -148,3 +150,11 @@ def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
                 assert name in {parameter.name for parameter in command.params}
 
     check(PARSERS["farm"](), SMALL)
+
+
+def test_the_smaller_study_sets_real_fields() -> None:
+    from dataclasses import fields
+
+    from farm.quality.study.prior import PriorStudy
+
+    assert set(SMALL_STUDY) <= {field.name for field in fields(PriorStudy)}

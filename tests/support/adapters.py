@@ -86,7 +86,7 @@ def publish(
 def published(
     folder: Path, base: Base, count: int, *, rank: int = 4, text: bool = False
 ) -> tuple[Registry, list[AdapterRef]]:
-    """A store with so many adapters, ``cat-0`` and on."""
+    """A store with this many adapters, ``cat-0`` and up."""
     registry = Registry(Store(folder / "store"))
     refs = [
         publish(

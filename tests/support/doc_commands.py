@@ -15,6 +15,7 @@ import typer.main
 import yaml
 
 from support.doc_pages import ROOT
+from support.dockerfile import instructions, stages
 
 OPERATORS = {"&&", "||", "|", ";", "&"}
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
@@ -58,6 +59,10 @@ def check_command(words: list[str]) -> None:
     if program == "export":
         if not all(ASSIGNMENT.match(word) for word in arguments):
             raise WrongCommand(f"{shlex.join(words)}: export takes NAME=value")
+        return
+    if program in OTHERS:
+        if not OTHERS[program](arguments):
+            raise WrongCommand(f"{shlex.join(words)}: not a command that is checked here")
         return
     if program not in PARSERS:
         raise WrongCommand(f"{shlex.join(words)}: no parser of {program!r} is known here")
@@ -124,6 +129,26 @@ def _serve() -> Any:
     return cli
 
 
+def _applies_a_checked_file(arguments: list[str]) -> bool:
+    """Whether `kubectl` applies a file that ``tests/test_deployment.py`` checks."""
+    known = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy").rglob("*.yaml")}
+    return arguments[:2] == ["apply", "-f"] and set(arguments[2:]) <= known
+
+
+def _builds_a_known_target(arguments: list[str]) -> bool:
+    """Whether `docker` builds a stage of the Dockerfile."""
+    found = stages(instructions((ROOT / "Dockerfile").read_text(encoding="utf-8")))
+    if len(arguments) != 6 or arguments[0] != "build" or arguments[5] != ".":
+        return False
+    options = dict(zip(arguments[1:5:2], arguments[2:5:2], strict=True))
+    return set(options) == {"--target", "--tag"} and options["--target"] in found
+
+
+OTHERS: dict[str, Callable[[list[str]], bool]] = {
+    "docker": _builds_a_known_target,
+    "kubectl": _applies_a_checked_file,
+}
+"""Programs that are not Python: only the forms that the pages use are accepted."""
 PARSERS: dict[str, Callable[[], Any]] = {"farm": _farm, "ray": _ray, "serve": _serve}
 
 

@@ -1,15 +1,16 @@
 """The code blocks of the documentation, in the order of their pages.
 
-Owns what a block is and how it says what it is: the words after its opening fence, which rendered
-Markdown does not show. A block without a language, and one that is indented instead of fenced,
-has no kind, and a test refuses it.
+Owns what a block is and how its kind is selected: by the words after its opening fence, which
+rendered Markdown does not show. A block without a language, and one that is indented instead of
+fenced, has no kind, and a test refuses it.
 
     ```sh                        run by a shell, line by line
     ```sh needs=cluster          checked against the real parsers; see NEEDS
     ```console                   lines that begin with `$ ` are run, the others are their output
     ```python                    run, with the names of the page's earlier Python blocks
     ```csv title=photos/x.csv    written to that file, which later blocks use
-    ```dockerfile                checked against the package's own metadata
+    ```nginx                     its syntax is checked, and its limits against the endpoint's own
+    ```text                      a listing or a formula; not tested
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Block:
         """How it is tested.
 
         Raises:
-            ValueError: if it does not say so.
+            ValueError: if it has none.
         """
         if self.language == "sh" and self.needs:
             if self.needs not in NEEDS:
@@ -66,14 +67,17 @@ class Block:
             if not self.title:
                 raise ValueError(f"{self.place}: a {self.language} block needs title=FILE")
             return "file"
-        if self.language in ("sh", "console", "python", "dockerfile"):
+        if self.language in ("sh", "console", "python", "nginx", "text"):
             return self.language
-        raise ValueError(f"{self.place}: {self.language or 'no language'} is no kind of block")
+        raise ValueError(f"{self.place}: {self.language or 'no language'} is not a kind of block")
 
 
 def page_paths() -> list[Path]:
-    """README first: it makes what the other pages use."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README first, which makes what the other pages use; then the tutorial, before a page that
+    protects README's store with keys."""
+    tutorial = ROOT / "docs/tutorial.md"
+    others = sorted(set((ROOT / "docs").rglob("*.md")) - {tutorial})
+    return [ROOT / "README.md", tutorial, *others]
 
 
 def all_blocks() -> list[Block]:

@@ -1,9 +1,9 @@
 """Where the documentation's blocks run: a clone with a virtual environment, photos, and no more.
 
 Owns how a block runs: a shell for each line, as a reader types them one after another, with what
-`cd`, `export` and `.` have changed; a server that goes on while later blocks use it; one Python
-for all Python blocks of a page. Options of a block are never changed. Where the defaults would
-take minutes, ``SMALL`` sets smaller ones, below whatever a block says itself.
+`cd`, `export` and `.` have changed; a server that keeps running while later blocks use it; one
+Python for all Python blocks of a page. Options of a block are never changed. Where the defaults
+would take minutes, ``SMALL`` sets smaller ones, which a block's own options override.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ SMALL = {
     "study": {"prior": {"subjects": 2, "seeds": 1, "steps": 8}},
 }
 """Defaults of commands that would otherwise train for minutes."""
+SMALL_STUDY = {"num_checks": 1, "num_photos": 3, "num_prior_images": 4, "nouns": ["cat"]}
+SMALL_BUDGET = {
+    "num_prompt_pictures": 4,
+    "num_class_pictures": 4,
+    "num_drift_pictures": 4,
+    "steps": 2,
+}
+"""Fields of the prior-preservation study and of its scores that no option sets."""
 CLONED = ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", "jobs")
 TESTS = ("conftest.py", "test_errors.py")
 """What `make test` runs in the clone: the suite itself would run this again."""
@@ -52,10 +60,17 @@ PLACEHOLDER = re.compile(r"[A-Za-z0-9]*…")
 ELAPSED = re.compile(r"^ *[\d.]+ s  ")
 """In front of a console's line: the seconds it took on the writer's machine."""
 FARM = """#!{python}
+import functools
 import json
 import os
+import sys
 from farm.cli import app, main
 app.info.context_settings["default_map"] = json.loads(os.environ["SMALL"])
+if sys.argv[1:3] == ["study", "prior"]:
+    from farm.quality.study import prior
+    fields, budget = json.loads(os.environ["SMALL_STUDY"])
+    budget = prior.ScoringBudget(**budget)
+    prior.PriorStudy = functools.partial(prior.PriorStudy, **fields, budget=budget)
 main()
 """
 PYTHON_BLOCKS = """
@@ -269,6 +284,7 @@ class PageRun:
             "PATH": os.pathsep.join(without_farm),
             "RAY_TMPDIR": str(self.clone.ray_folder),
             "SMALL": json.dumps({**SMALL, "serve": {"port": self.port}}),
+            "SMALL_STUDY": json.dumps([SMALL_STUDY, SMALL_BUDGET]),
         }
 
 

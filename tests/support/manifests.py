@@ -1,4 +1,4 @@
-"""Small real manifests: drawn photos, a JSONL file, nothing else."""
+"""Small real manifests: synthetic photos and a JSONL file."""
 
 from __future__ import annotations
 

@@ -1,0 +1,235 @@
+"""The container image, the KubeRay manifests, and the project's files for GitHub."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from support import kuberay
+from support.doc_commands import WrongCommand, check_command, check_line
+from support.dockerfile import Instruction, instructions, stages
+
+ROOT = Path(__file__).parent.parent
+KUBERAY = sorted((ROOT / "deploy/kuberay").glob("*.yaml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+)
+
+
+def cluster_of(path: Path) -> kuberay.ClusterSpec:
+    found = kuberay.read(path)
+    if isinstance(found, kuberay.RayJob):
+        return found.spec.rayClusterSpec
+    return found.spec.rayClusterConfig
+
+
+# -- KubeRay --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_kuberay_accepts_the_manifest(path: Path) -> None:
+    assert kuberay.read(path)
+
+
+def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "deploy/kuberay/run.yaml").read_text()
+    broken = tmp_path / "run.yaml"
+    broken.write_text(text.replace("enableInTreeAutoscaling", "enableAutoscaling"))
+    with pytest.raises(ValidationError, match="enableAutoscaling"):
+        kuberay.read(broken)
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_clusters_autoscale_and_require_a_token(path: Path) -> None:
+    cluster = cluster_of(path)
+    assert cluster.enableInTreeAutoscaling
+    assert cluster.authOptions.mode == "token"
+    assert cluster.rayVersion == PINS["ray"]
+    for group in cluster.workerGroupSpecs:
+        assert group.minReplicas <= group.replicas <= group.maxReplicas
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_the_head_runs_no_lanes_and_no_container_runs_as_root(path: Path) -> None:
+    cluster = cluster_of(path)
+    assert cluster.headGroupSpec.rayStartParams == {"num-cpus": "0", "num-gpus": "0"}
+    for group in (cluster.headGroupSpec, *cluster.workerGroupSpecs):
+        for container in group.template.spec.containers:
+            assert container.securityContext.runAsNonRoot
+            assert not container.securityContext.allowPrivilegeEscalation
+            assert container.resources.requests == container.resources.limits
+
+
+def test_the_run_is_a_command_that_farm_accepts_and_fits_its_workers() -> None:
+    job = kuberay.read(ROOT / "deploy/kuberay/run.yaml")
+    assert isinstance(job, kuberay.RayJob)
+    words = shlex.split(job.spec.entrypoint)
+    check_command(words)
+    options = dict(zip(words, words[1:], strict=False))
+    (group,) = job.spec.rayClusterSpec.workerGroupSpecs
+    limits = group.template.spec.containers[0].resources.limits
+    assert options["--gpus"] == limits["nvidia.com/gpu"]
+    assert options["--cpus"] == limits["cpu"]
+    assert int(options["--nodes"]) == group.maxReplicas
+    assert "--yes" in words
+    assert options["--address"] == "auto"
+
+
+def test_a_stopping_worker_is_drained_in_time() -> None:
+    job = kuberay.read(ROOT / "deploy/kuberay/run.yaml")
+    assert isinstance(job, kuberay.RayJob)
+    pod = job.spec.rayClusterSpec.workerGroupSpecs[0].template.spec
+    lifecycle = pod.containers[0].lifecycle
+    assert lifecycle is not None
+    check_command(lifecycle.preStop.exec.command)
+    assert "--now" in lifecycle.preStop.exec.command
+    assert pod.terminationGracePeriodSeconds is not None
+    assert pod.terminationGracePeriodSeconds >= 120
+
+
+def test_the_endpoint_is_the_one_of_jobs_serve() -> None:
+    from farm.serving.settings import EndpointConfig
+
+    service = kuberay.read(ROOT / "deploy/kuberay/serve.yaml")
+    assert isinstance(service, kuberay.RayService)
+    config = yaml.safe_load(service.spec.serveConfigV2)
+    assert config == yaml.safe_load((ROOT / "jobs/serve.yaml").read_text())
+    endpoint = EndpointConfig.model_validate(config["applications"][0]["args"])
+    (group,) = service.spec.rayClusterConfig.workerGroupSpecs
+    assert group.template.spec.terminationGracePeriodSeconds is not None
+    assert group.template.spec.terminationGracePeriodSeconds > endpoint.replicas.drain_s
+    mounts = [mount.mountPath for mount in group.template.spec.containers[0].volumeMounts]
+    assert any(endpoint.cache_folder.startswith(path) for path in mounts)
+
+
+def test_kubectl_is_only_told_to_apply_files_that_are_checked() -> None:
+    check_line("kubectl apply -f deploy/kuberay/run.yaml")
+    with pytest.raises(WrongCommand):
+        check_line("kubectl apply -f deploy/kuberay/other.yaml")
+
+
+# -- the container image --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[Instruction]:
+    return instructions((ROOT / "Dockerfile").read_text())
+
+
+def test_the_image_has_a_target_for_cpu_and_one_for_cuda(dockerfile: list[Instruction]) -> None:
+    assert {"cpu", "cuda"} <= set(stages(dockerfile))
+    check_line("docker build --target cuda --tag x .")
+    with pytest.raises(WrongCommand):
+        check_line("docker build --target rocm --tag x .")
+
+
+def test_every_stage_builds_on_a_pinned_image_or_an_earlier_stage(
+    dockerfile: list[Instruction],
+) -> None:
+    known: set[str] = set()
+    for name, image in stages(dockerfile).items():
+        assert image in known or re.fullmatch(r"[\w/]+:[\w.${}-]*\d[\w.-]*|.*slim-bookworm", image)
+        assert not image.endswith(":latest")
+        known.add(name)
+
+
+def test_the_image_copies_only_what_the_build_context_holds(dockerfile: list[Instruction]) -> None:
+    allowed = {
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    for one in dockerfile:
+        if one.name == "COPY" and "--from" not in one.flags:
+            sources = [source.removeprefix("./") for source in one.words[:-1]]
+            assert set(sources) <= allowed
+            assert all((ROOT / source).exists() for source in sources)
+
+
+def test_the_image_runs_as_a_user_with_the_id_that_kuberay_uses(
+    dockerfile: list[Instruction],
+) -> None:
+    text = " ".join(one.text for one in dockerfile)
+    assert re.search(r"useradd .*--uid 1000 .*\bray\b", text)
+    assert [one.text for one in dockerfile if one.name == "USER"] == ["ray"]
+
+
+def test_the_clusters_token_is_put_where_the_images_user_reads_it() -> None:
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert list(cluster["file_mounts"]) == ["/home/ray/.ray/auth_token"]
+
+
+def test_login_shells_find_the_farm(dockerfile: list[Instruction]) -> None:
+    (path,) = [one.text for one in dockerfile if one.name == "ENV" and "PATH=" in one.text]
+    folder = path.split("PATH=")[1].split(":")[0]
+    assert any(f"PATH={folder}:$PATH' > /etc/profile.d" in one.text for one in dockerfile)
+
+
+def test_what_the_image_installs_is_pinned(dockerfile: list[Instruction]) -> None:
+    for one in dockerfile:
+        if one.name != "RUN":
+            continue
+        for command in re.split(r"&&|;", one.text):
+            if "pip install" in command:
+                assert "--constraint" in command or re.search(r"\w==[\d.]+", command), command
+                assert re.search(r"--no-cache(-dir)?\b", command), command
+            if "apt-get install" in command:
+                assert "--no-install-recommends" in command
+                assert "rm -rf /var/lib/apt/lists/*" in one.text
+    (extras,) = {tuple(found) for found in re.findall(r"\[(s3),(gcs)\]", str(dockerfile))}
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+    version = re.search(r"ARG PYTHON_VERSION=([\d.]+)", (ROOT / "Dockerfile").read_text())
+    assert version is not None
+    assert f"Programming Language :: Python :: {version[1]}" in PROJECT["classifiers"]
+
+
+# -- the project's files --------------------------------------------------------------------------
+
+
+def _yaml(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    (job,) = _yaml(".github/workflows/ci.yaml")["jobs"].values()
+    assert any(step.get("run") == ".ci/run" for step in job["steps"])
+    for step in job["steps"]:
+        assert ("uses" in step) != ("run" in step)
+        assert "uses" not in step or re.search(r"@v\d+$", step["uses"])
+    assert job["permissions"] == {"contents": "read"}
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = _yaml("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["title"] == PROJECT["name"]
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert {"message", "type", "authors", "abstract"} <= set(citation)
+
+
+def test_every_issue_form_asks_for_something_required() -> None:
+    forms = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yaml"))
+    assert len(forms) == 2
+    for path in forms:
+        form = _yaml(str(path.relative_to(ROOT)))
+        assert {"name", "description", "body"} <= set(form)
+        assert any(field.get("validations", {}).get("required") for field in form["body"])
+        ids = [field["id"] for field in form["body"] if "id" in field]
+        assert len(ids) == len(set(ids))
+
+
+def test_pre_commit_runs_commands_that_make_check_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for repo in _yaml(".pre-commit-config.yaml")["repos"]:
+        assert repo["repo"] == "local"
+        for hook in repo["hooks"]:
+            assert hook["language"] == "system"
+            assert hook["entry"].removeprefix(".venv/bin/").split()[0] in makefile
