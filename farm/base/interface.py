@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from farm.base.device.transfer import sent
 from farm.base.schedules import NoiseSchedule, PredictionType
-from farm.base.transfer import sent
 from farm.schedulers import SchedulerName
 
 __all__ = ["Base", "Conditioning", "MemoryFacts"]

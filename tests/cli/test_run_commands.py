@@ -20,7 +20,7 @@ from farm.durations import duration
 from farm.errors import FarmError, ManifestError, PlanError, UserError
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
-from farm.training.cluster.submit import entrypoint_of, scoring_arguments
+from farm.training.cluster.jobs.submit import entrypoint_of, scoring_arguments
 from farm.training.run.files import read_settings
 
 QUIET = ["--base", "tiny", "--in-process", "--no-cards", "--no-report", "--sample-steps", "2"]

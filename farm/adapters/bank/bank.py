@@ -31,9 +31,9 @@ from farm.adapters.bank.layers import (
 )
 from farm.adapters.bank.layout import LayerPlace, lay_out, matching_layers
 from farm.adapters.weights import AdapterWeights, LayerWeights
+from farm.base.device.transfer import sent
 from farm.base.generate import Routing
 from farm.base.interface import Base
-from farm.base.transfer import sent
 from farm.errors import AdapterFileError
 from farm.keys import derive_seed
 

@@ -24,8 +24,8 @@ from farm.adapters.bank.layers import AdaptedLayer
 from farm.adapters.bank.layout import adaptable_layers
 from farm.adapters.bank.mixed_layers import MixedConv2d, MixedLinear, MixedRoute, RowPart
 from farm.adapters.weights import AdapterWeights
+from farm.base.device.transfer import sent
 from farm.base.interface import Base
-from farm.base.transfer import sent
 from farm.errors import AdapterFileError
 
 __all__ = ["Held", "MixedBank", "Shape"]

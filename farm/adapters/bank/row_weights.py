@@ -23,7 +23,7 @@ from torch import Tensor
 
 from farm.adapters.bank.mixed import Held, MixedBank, Shape
 from farm.adapters.bank.mixed_layers import RowPart
-from farm.base.transfer import sent
+from farm.base.device.transfer import sent
 
 __all__ = ["RowWeights"]
 

@@ -78,7 +78,12 @@ def submit(
     """
     from farm.intake.scoring import ScoringSettings
     from farm.storage import Store
-    from farm.training.cluster.submit import connect, scoring_arguments, split_options, submit_run
+    from farm.training.cluster.jobs.submit import (
+        connect,
+        scoring_arguments,
+        split_options,
+        submit_run,
+    )
 
     settings = ScoringSettings(scoring.scorer, scoring.dino, scoring.scoring_share)
     private = ["--allow-private-hosts"] if allow_private_hosts else []
@@ -114,7 +119,7 @@ def supervise(
     ] = 3,
 ) -> None:
     """Run a farm command and restart it if it dies."""
-    from farm.training.cluster.supervisor import driver_command, supervise
+    from farm.training.cluster.jobs.supervisor import driver_command, supervise
 
     code = supervise(
         driver_command(arguments),
@@ -194,7 +199,7 @@ def _reachable(manifest: str, store_url: str, base: str, options: RunOptions) ->
     from farm.cli.views.progress import progress_bar
     from farm.intake.photos.bytes import is_remote
     from farm.storage import Store
-    from farm.training.cluster.uploads import upload_manifest
+    from farm.training.cluster.jobs.uploads import upload_manifest
 
     if is_remote(manifest):
         return manifest

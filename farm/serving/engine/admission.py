@@ -11,9 +11,9 @@ import time
 
 from farm.errors import TooBusy
 from farm.serving.config import EngineConfig, EngineStats
-from farm.serving.engine.capacity import Capacity
 from farm.serving.engine.fairness import FairQueue
 from farm.serving.engine.row import Waiting
+from farm.serving.engine.sizing.capacity import Capacity
 
 __all__ = ["Admission"]
 

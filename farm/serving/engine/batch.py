@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from farm.serving.engine.capacity import Capacity
 from farm.serving.engine.row import Row, Size
+from farm.serving.engine.sizing.capacity import Capacity
 
 __all__ = ["Batch"]
 

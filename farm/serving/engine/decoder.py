@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from farm.base.cuda_errors import caused_by, without_frames
+from farm.base.device.cuda_errors import caused_by, without_frames
 from farm.base.generate import to_uint8
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, FarmError

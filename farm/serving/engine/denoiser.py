@@ -19,9 +19,9 @@ from torch import Tensor
 
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
+from farm.base.device.transfer import sent
 from farm.base.fast_blocks import restore, use_fast_blocks
 from farm.base.interface import Base, Conditioning
-from farm.base.transfer import sent
 from farm.serving.engine.row import Row, Size
 
 __all__ = ["Denoiser", "arranged"]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from farm.base.cuda_errors import caused_by, device_is_lost, without_frames
+from farm.base.device.cuda_errors import caused_by, device_is_lost, without_frames
 from farm.base.interface import Base
 from farm.errors import AdapterNotFound, FarmError, TooBusy
 from farm.serving.adapters.cache import AdapterSource
@@ -26,14 +26,14 @@ from farm.serving.adapters.side import AdapterSide
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.engine.admission import Admission
 from farm.serving.engine.batch import Batch
-from farm.serving.engine.capacity import Capacity
 from farm.serving.engine.counts import Counts, Outcome
 from farm.serving.engine.decoder import Decoder
 from farm.serving.engine.denoiser import Denoiser
 from farm.serving.engine.loop_calls import LoopCalls, stopping
-from farm.serving.engine.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.engine.preparer import RowPreparer
 from farm.serving.engine.row import Row, Waiting, size_of
+from farm.serving.engine.sizing.capacity import Capacity
+from farm.serving.engine.sizing.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.request import GenerationRequest, Progress, Ticket
 
 __all__ = ["Engine"]

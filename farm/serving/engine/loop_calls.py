@@ -6,7 +6,7 @@ import queue
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from farm.base.cuda_errors import without_frames
+from farm.base.device.cuda_errors import without_frames
 from farm.errors import Draining
 
 __all__ = ["LoopCalls", "stopping"]

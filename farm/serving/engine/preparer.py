@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 
 from farm.adapters.weights import AdapterWeights
-from farm.base.cuda_errors import caused_by
+from farm.base.device.cuda_errors import caused_by
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, FarmError, RequestRefused
 from farm.serving.adapters.cache import HostedAdapter

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from farm.base.device.transfer import sent
 from farm.base.generate import initial_noise
 from farm.base.interface import Base
-from farm.base.transfer import sent
 from farm.keys import derive_seed
 from farm.schedulers import SchedulerName
 

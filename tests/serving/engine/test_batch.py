@@ -3,9 +3,9 @@
 import pytest
 
 from farm.serving.engine.batch import Batch
-from farm.serving.engine.batch_size_search import BatchSizeCurve
-from farm.serving.engine.capacity import Capacity
 from farm.serving.engine.row import Row, Waiting
+from farm.serving.engine.sizing.batch_size_search import BatchSizeCurve
+from farm.serving.engine.sizing.capacity import Capacity
 from farm.serving.request import GenerationRequest, Ticket
 
 SMALL, LARGE = (64, 64), (128, 128)

@@ -2,7 +2,7 @@
 
 import math
 
-from farm.serving.engine.batch_size_search import find_batch_size
+from farm.serving.engine.sizing.batch_size_search import find_batch_size
 
 
 def test_it_doubles_while_that_pays():

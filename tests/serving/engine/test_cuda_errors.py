@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from farm.base.cuda_errors import device_is_lost, without_frames
+from farm.base.device.cuda_errors import device_is_lost, without_frames
 from farm.errors import FarmError
 
 

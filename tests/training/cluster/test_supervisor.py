@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.training.cluster.supervisor import supervise
+from farm.training.cluster.jobs.supervisor import supervise
 
 
 def script(folder: Path, text: str) -> list[str]:
@@ -58,7 +58,7 @@ def test_a_stop_reaches_the_driver_and_ends_the_supervision(tmp_path: Path) -> N
         f"open({str(tmp_path / 'ready')!r}, 'w').close()\ntime.sleep(60)\n",
     )
     code = (
-        "import sys; from farm.training.cluster.supervisor import supervise;"
+        "import sys; from farm.training.cluster.jobs.supervisor import supervise;"
         f"sys.exit(supervise({driver!r}, retries=5, report=print))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])

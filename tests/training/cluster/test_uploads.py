@@ -12,8 +12,8 @@ from support.manifests import request, write_manifest, write_photo
 
 from farm.errors import ManifestError, UserError
 from farm.storage import Store
-from farm.training.cluster.submit import split_options
-from farm.training.cluster.uploads import upload_manifest
+from farm.training.cluster.jobs.submit import split_options
+from farm.training.cluster.jobs.uploads import upload_manifest
 from farm.training.execute import prepare_run
 
 

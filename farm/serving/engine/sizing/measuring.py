@@ -30,8 +30,8 @@ from farm.base.interface import Base, Conditioning
 from farm.errors import Draining
 from farm.keys import digest
 from farm.serving.config import EngineConfig
-from farm.serving.engine.batch_size_search import BatchSizeCurve, find_batch_size
-from farm.serving.engine.capacity import Capacity
+from farm.serving.engine.sizing.batch_size_search import BatchSizeCurve, find_batch_size
+from farm.serving.engine.sizing.capacity import Capacity
 from farm.serving.memory import device_memory
 
 __all__ = ["CapacityMeter"]

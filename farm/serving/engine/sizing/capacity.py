@@ -11,8 +11,8 @@ from collections import deque
 import torch
 
 from farm.base.interface import Base
-from farm.serving.engine.batch_size_search import BatchSizeCurve
 from farm.serving.engine.row import Size
+from farm.serving.engine.sizing.batch_size_search import BatchSizeCurve
 from farm.serving.memory import device_memory, host_memory
 from farm.serving.request import GenerationRequest
 

@@ -1,0 +1,1 @@
+"""Devices: copies that no thread waits for, and what CUDA errors mean."""

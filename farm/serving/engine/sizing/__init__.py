@@ -1,0 +1,1 @@
+"""How many rows a pass may hold: measured, remembered, bounded by memory."""

@@ -1,0 +1,1 @@
+"""Runs as Ray Jobs: submission, uploads, supervision."""
