@@ -30,6 +30,7 @@ __all__ = [
     "as_rgb",
     "crops",
     "decoding",
+    "is_turned",
     "load_pixels",
     "open_header",
     "open_photo",
@@ -252,10 +253,14 @@ def _orientation(image: Image.Image) -> object:
         return None
 
 
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF rotation swaps width and height. A PNG without EXIF is decoded to find out."""
+    return _orientation(image) in {5, 6, 7, 8}
+
+
 def seen_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened photo as it will be seen, EXIF rotation applied."""
-    is_turned = _orientation(image) in {5, 6, 7, 8}
-    return (image.height, image.width) if is_turned else (image.width, image.height)
+    return (image.height, image.width) if is_turned(image) else image.size
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -19,9 +19,9 @@ from farm.intake.photos.decode import (
     MIN_SIDE_PX,
     as_rgb,
     decoding,
+    is_turned,
     load_pixels,
     open_header,
-    seen_size,
 )
 from farm.intake.photos.structure import decoding_bytes, opening_bytes
 from farm.keys import bytes_digest
@@ -80,7 +80,7 @@ def _facts(data: bytes) -> PhotoFacts:
 
 def _decoded_facts(data: bytes, memory: ExitStack, *, is_reserved: bool) -> PhotoFacts:
     image = open_header(data)
-    width_px, height_px = seen_size(image)
+    width_px, height_px = image.size
     if min(width_px, height_px) < MIN_SIDE_PX:
         raise PhotoFault(
             f"it is {width_px} x {height_px} px, too small to learn from",
@@ -92,6 +92,9 @@ def _decoded_facts(data: bytes, memory: ExitStack, *, is_reserved: bool) -> Phot
         if not is_reserved:
             memory.enter_context(DECODING.reserve(decoding_bytes(image, full_size)))
         image = load_pixels(image, data)
+        # asked only now: the EXIF block of a PNG may follow its pixels, so that asking decodes it
+        if is_turned(image):
+            width_px, height_px = height_px, width_px
         if max(image.size) > 4 * LOOK_SIDE_PX:
             image = _shrunk(image)
         small = as_rgb(image)
