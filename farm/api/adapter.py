@@ -18,11 +18,11 @@ from PIL import Image
 from farm.adapters.bank.bank import Bank
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.files.folder import load_adapter
-from farm.adapters.generate import generate_adapted
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.adapters.weights import AdapterWeights
 from farm.api.keywords import Location
+from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.errors import UserError
@@ -88,13 +88,12 @@ class Adapter:
         with self._shared.lock:
             bank = self._bank()
             try:
-                (pixels_PP3,) = generate_adapted(
+                (pixels_PP3,) = generate_images(
                     base,
-                    bank,
                     [prompt.replace(PLACEHOLDER, self.record.identifier)],
                     [seed],
-                    [0],
                     negative_prompt=negative_prompt,
+                    routing=bank.image_routing([0]),
                     steps=steps,
                     guidance=guidance,
                     width_px=width,
