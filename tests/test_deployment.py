@@ -82,7 +82,8 @@ def test_the_run_is_a_command_that_farm_accepts_and_fits_its_workers() -> None:
     assert options["--address"] == "auto"
 
 
-def test_a_stopping_worker_is_drained_in_time() -> None:
+def test_a_stopping_worker_is_drained_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # KubeRay sets it in every Ray container
     job = kuberay.read(ROOT / "deploy/kuberay/run.yaml")
     assert isinstance(job, kuberay.RayJob)
     pod = job.spec.rayClusterSpec.workerGroupSpecs[0].template.spec
