@@ -18,6 +18,14 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 settings.register_profile("farm", deadline=None)
 settings.load_profile("farm")
 
+LONGEST_FILES = ("test_blocks", "test_cluster_runs", "test_submit", "test_journey", "test_terminal")
+"""Files that take minutes. They start first, so that no process ends long after the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(autouse=True)
 def _private_cache(
