@@ -3,8 +3,8 @@
 Ray 2.60 enables it by default only for clusters that ``ray.init`` starts. Clients and drivers of a
 named cluster do not send their token, and a cluster that requires one refuses them after a long
 wait. The rule here is that of ``ray start --head``: if there is a token, it is used. A
-``RAY_AUTH_MODE`` that is already set takes precedence. The token is read where Ray reads it: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or
-``~/.ray/auth_token``.
+``RAY_AUTH_MODE`` that is already set takes precedence. The token is read where Ray reads it:
+``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``.
 """
 
 from __future__ import annotations

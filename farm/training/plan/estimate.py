@@ -27,7 +27,7 @@ LOAD_BYTES_PER_S = 0.5e9
 IN_PROCESS_START_S = 1.0
 """Seconds without Ray, where everything is already imported."""
 JOB_CPU_S = 0.15
-"""Seconds to publish one adapter in three formats, with its names, ledger and part of the report."""
+"""CPU seconds to publish one adapter: three formats, names, ledger, its part of the report."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The planner: how to split the hardware into lanes and slots, how long a run takes, what it costs.
 
 Owns the choice among the candidates. The memory and speed models are in ``costs`` and ``estimate``.
-Measures nothing and starts nothing. The reference is a lane on 1/8 of a GPU (the article's run); a
+Measures nothing and starts nothing. The yardstick is a lane on 1/8 of a GPU (the article's run); a
 larger share is chosen only if the model expects it to be clearly faster.
 """
 
@@ -21,7 +21,7 @@ from farm.training.plan.shape import Workload
 __all__ = ["make_plan"]
 
 CLEARLY_FASTER = 1.10
-"""How much faster than the reference a larger share must be to be chosen."""
+"""How much faster than the yardstick a larger share must be to be chosen."""
 
 
 def make_plan(
@@ -50,7 +50,7 @@ def make_plan(
 
 
 def _choose(candidates: Sequence[Plan], inputs: PlanInputs) -> Plan:
-    """The reference split if it is nearly as fast as the best one, else the best one."""
+    """The yardstick if it is nearly as fast as the best one, else the best one."""
     fastest = max(candidates, key=lambda plan: (plan.rows_per_s, -plan.gpu_fraction))
     usual = [plan for plan in candidates if plan.gpu_fraction == YARDSTICK]
     chosen, reason = fastest, "as requested"

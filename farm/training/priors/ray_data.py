@@ -1,9 +1,9 @@
 """Generates prior sets with Ray Data: from prompts and seeds, through an actor pool, to Parquet.
 
-Owns the pipeline. One pipeline generates all missing sets, because a Ray Data job takes seconds to start.
-It generates part by part in the order in which jobs need them and yields a record of each part, so
-that the first class is ready long before the last. Images do not pass through the driver: the actor
-that generates a part writes it.
+Owns the pipeline. One pipeline generates all missing sets, because a Ray Data job takes seconds to
+start. It generates part by part in the order in which jobs need them and yields a record of each
+part, so that the first class is ready long before the last. Images do not pass through the driver:
+the actor that generates a part writes it.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def read_settings(store: Store, run_id: str) -> dict[str, Any]:
     return settings
 
 
-# -- requests to a driver, running or not -----------------------------------------------------------
+# -- requests to a driver, running or not ---------------------------------------------------------
 
 Request = Literal["cancel", "retry"]
 

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 BLOCK = 64
-"""Jobs compressed together: enough for a good compression ratio, and few enough that reading one job
-decompresses at most 200 KB."""
+"""Jobs compressed together: enough for a good compression ratio, and few enough that reading one
+job decompresses at most 200 KB."""
 OPEN_BLOCKS = 32
 """Decompressed blocks in memory; jobs are mostly leased in the manifest's order."""
 VERSION = 1
