@@ -1,4 +1,4 @@
-"""A driver that is killed in any way leaves neither its claim nor its folders behind."""
+"""A driver that is killed in any way leaves no claim and no folders behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ time.sleep(120)
 
 
 def released(store: Store) -> bool:
-    """As another machine sees it, which cannot know that the process is dead."""
+    """As seen from another machine, which cannot check whether the process is dead."""
     number = max(int(name.removesuffix(".json")) for name in store.list("c"))
     return bool(store.read_json(f"c/{number:06d}.json")["released"])
 
@@ -85,7 +85,7 @@ def test_folders_of_living_processes_are_left_alone() -> None:
     with scratch_folder() as folder:
         sweep_folders()
         assert Path(folder).is_dir()
-    # one of a process with this number that started at another time
+    # a folder of another process with the same id, started at another time
     pid, ticks = os.getpid(), replace(claims.current_owner()).started
     name = Path(folder).name.replace(f"-{pid}-{ticks}-", f"-{pid}-1-")
     dead = Path(tempfile.gettempdir()) / name
