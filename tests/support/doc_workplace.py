@@ -2,8 +2,8 @@
 
 Owns how a block runs: a shell for each line, keeping the effects of `cd`, `export` and `.`, as when
 a reader types them one after another; a server that keeps running while later blocks use it; one
-Python process for all Python blocks of a page. Options of a block are never changed. Where the defaults
-would take minutes, ``SMALL`` sets smaller ones, which a block's own options override.
+Python process for all Python blocks of a page. Options of a block are never changed. Where the
+defaults would take minutes, ``SMALL`` sets smaller ones, which a block's own options override.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Owns the Ray Train side: the backend that replaces only a dead lane, a lane's re
 worker's setup before its lane runs. The lane itself is in ``lane``; which lane gets which job is
 decided in ``dispatch``.
 
-``has_replica_groups`` makes Ray Train treat every worker as a group of its own, so that it replaces
-only the dead one (seconds) instead of restarting all. It is internal to Ray 2.60 and covered by a
+``has_replica_groups`` makes Ray Train treat every worker as its own group, so that it replaces only
+the dead one (in seconds) instead of restarting all. It is internal to Ray 2.60 and covered by a
 contract test; an older Ray ignores it and restarts all lanes of the node, which costs time but
 loses no job.
 """

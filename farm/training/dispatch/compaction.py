@@ -175,7 +175,7 @@ def _decode(columns: dict[str, Any]) -> Iterable[Job]:
 
 
 class Compactor:
-    """Writes state files in a thread of its own, so that no lane waits for one."""
+    """Writes state files in a separate thread, so that no lane waits for one."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store, self._run_id = store, run_id

@@ -20,7 +20,7 @@ class Group(NamedTuple):
 
     shape: LaneShape
     alone: bool = False
-    """Whether its jobs are suspected of killing lanes and each gets a lane of its own."""
+    """Whether its jobs are suspected of killing lanes, so that each gets its own lane."""
 
 
 class JobQueues:
