@@ -22,12 +22,12 @@ from farm.training.run.scratch import scratch_folder, sweep_folders
 DRIVER = """
 import sys, time
 from farm.storage import Store
-from farm.training.run.lock_guard import ClaimGuard
-from farm.locks import Claim
+from farm.training.run.lock_guard import LockGuard
+from farm.locks import StoreLock
 from farm.training.run.scratch import scratch_folder
 store = Store(sys.argv[1])
-claim = Claim.take(store, "c", ttl_s=3600)
-guard = ClaimGuard(store, claim)
+claim = StoreLock.take(store, "c", ttl_s=3600)
+guard = LockGuard(store, claim)
 folder = scratch_folder()
 print(folder.name, flush=True)
 time.sleep(120)
