@@ -1,15 +1,15 @@
-"""Serve a Zipf trace over many adapters in six ways on one machine, and say how they compare.
+"""Serve a Zipf trace over many adapters in six ways on one machine, and compare them.
 
     python benchmarks/serve_engine.py                                   # the embedded base, CPU
     python benchmarks/serve_engine.py --base sd15 --device cuda --only engine --steps 25 \\
         --requests 512 --slots 129                                      # a GPU
 
-Without an installed farm: ``PYTHONPATH=.`` before it; tenacity is needed, Ray and matplotlib not.
+Without an installed farm, set ``PYTHONPATH=.``; tenacity is required, Ray and matplotlib are not.
 
-Writes ``serving-<hardware>-<date>.{md,csv,png}``. Methods take turns in rounds, each on the same
-slice of the trace; the table gives the median over the rounds. Beside the time on the clock it
-counts CPU seconds (all threads), which other programs on a busy machine do not change much. Every
-base is loaded anew, every picture is decoded.
+Writes ``serving-<hardware>-<date>.{md,csv,png}``. Methods alternate in rounds, each on the same
+slice of the trace; the table gives the median over the rounds. Both wall time and CPU seconds (all
+threads) are measured, because other programs on a busy machine hardly change the latter. Each
+method loads its own base, and every image is decoded.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Everything that is measured, as plain values."""
+    """All measurements, as plain values."""
     base = _base(options)
     workload = make_workload(
         base,
@@ -137,10 +137,10 @@ def _ours(
 def _race(
     methods: list[Any], workload: Workload, options: argparse.Namespace
 ) -> tuple[dict[str, list[Speed]], dict[str, Generated]]:
-    """Pictures per second of each method in each round, and the pictures of the last one."""
+    """Images per second of each method in each round, and the images of the last round."""
     speeds: dict[str, list[Speed]] = {method.name: [] for method in methods}
     generated: dict[str, Generated] = {}
-    for method in methods:  # warm up, outside the clock
+    for method in methods:  # warm up, not timed
         method.generate(workload.requests[:2])
     for number in range(options.rounds):
         part = workload.requests[number * options.requests : (number + 1) * options.requests]
@@ -172,7 +172,7 @@ def _latencies(
 
 
 def _differences(generated: dict[str, Generated], ours: str) -> dict[str, int]:
-    """The largest difference in any value of any picture between ours and each other method."""
+    """The largest difference in any value of any image between ours and each other method."""
     found = {}
     for name, pictures in generated.items():
         if name != ours and "bare" not in name:
@@ -220,7 +220,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--decode-batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", default=str(Path(__file__).parent))
-    parser.add_argument("--hardware", help="in the file's name; the device's unless given")
+    parser.add_argument("--hardware", help="name for the file; default: the device's")
     parser.add_argument("--date", default=datetime.date.today().isoformat())
     options = parser.parse_args()
     if options.hardware is None:

@@ -1,7 +1,7 @@
-"""The ways to serve many adapters that the benchmark compares, each with a base of its own.
+"""The methods of serving many adapters that the benchmark compares, each with its own base.
 
-All of them serve the same requests, decode them, and see at most ``waiting`` requests at a time,
-as from that many clients who each wait for their picture before they send the next.
+All of them serve the same requests, decode the images, and see at most ``waiting`` requests at a
+time, as from that many clients that each wait for their image before sending the next request.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from farm.serving.engine.engine import Engine
 from farm.serving.request import GenerationRequest, Picture
 
 Generated = dict[str, np.ndarray]
-"""Pictures by request."""
+"""Images by request."""
 
 
 class PlainDiffusers:
-    """``load_lora_weights`` for each request, one picture at a time, ``unload_lora_weights``."""
+    """``load_lora_weights`` for each request, one image at a time, ``unload_lora_weights``."""
 
     name = "diffusers, load per request"
     is_slow = True
-    """It generates the same however many ask, and needs no long run to be measured."""
+    """Its speed does not depend on the load, so a short run measures it."""
 
     def __init__(self, base: Base, workload: Workload) -> None:
         self._base, self._pipeline = base, base.pipeline()
@@ -53,7 +53,7 @@ class PlainDiffusers:
         return generated
 
     def generate_together(self, requests: Sequence[GenerationRequest]) -> Generated:
-        """One call of the pipeline for requests of one adapter, alike in their settings."""
+        """One pipeline call for requests with the same adapter and settings."""
         first = requests[0]
         ((ref, _),) = first.adapters
         self._pipeline.load_lora_weights(
@@ -75,7 +75,7 @@ class PlainDiffusers:
 def _batches_of_one_adapter(
     requests: Sequence[GenerationRequest], waiting: int, pictures: int
 ) -> Iterator[list[GenerationRequest]]:
-    """Batches as servers form them that batch by adapter: the oldest request chooses which."""
+    """Batches of servers that batch by adapter: the oldest request determines the adapter."""
     coming = list(requests)
     while coming:
         seen = coming[:waiting]
@@ -86,7 +86,7 @@ def _batches_of_one_adapter(
 
 
 class GroupingDiffusers(PlainDiffusers):
-    """Waiting requests of one adapter share a call of the pipeline and a load."""
+    """Waiting requests of one adapter share a pipeline call and a load."""
 
     name = "diffusers, one adapter per batch"
     is_slow = False
@@ -105,7 +105,7 @@ class GroupingDiffusers(PlainDiffusers):
 def _batch(
     base: Base, requests: Sequence[GenerationRequest], routing: Callable[[Tensor], Any]
 ) -> Generated:
-    """Generate equal requests together from start to end."""
+    """Generate requests with the same settings together from start to end."""
     first = requests[0]
     latents = generate_latents(
         base,
@@ -123,7 +123,7 @@ def _batch(
 class PeftMixed:
     """peft's mixed-adapter batch: ``adapter_names`` in every LoRA layer, full batches in order.
 
-    All adapters of the trace are in memory before the clock starts.
+    All adapters of the trace are in memory before timing starts.
     """
 
     name = "peft, adapter_names"
@@ -135,7 +135,7 @@ class PeftMixed:
         self._names: list[str] = []
         folder = Path(workload.registry.store.url) / "adapters"
         keys = {ref.key for request in workload.requests for ref, _ in request.adapters}
-        known = layer_names(base)  # before peft wraps some of them
+        known = layer_names(base)  # before peft wraps layers
         for key in sorted(keys):
             weights = load_adapter(folder / key / "pytorch_lora_weights.safetensors", known)
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
@@ -171,7 +171,7 @@ class PeftMixed:
 class OneAdapterBatches:
     """Only rows of one adapter share a batch, with this engine's bank, passes and decoding.
 
-    What is compared is the rule alone. All adapters of the trace are in memory before the clock
+    Only the batching rule differs. All adapters of the trace are in memory before timing
     starts.
     """
 
@@ -205,7 +205,7 @@ class OneAdapterBatches:
 
 
 class Ours:
-    """This project's engine, adapters from the store on."""
+    """This project's engine, including loading adapters from the store."""
 
     is_slow = False
 
@@ -236,7 +236,7 @@ class Ours:
     def generate_at(
         self, requests: Sequence[GenerationRequest], rate: float, seed: int
     ) -> list[float]:
-        """Poisson arrivals at so many pictures a second; each one's seconds to its picture."""
+        """Poisson arrivals at ``rate`` images per second; returns the latencies in seconds."""
         gaps = np.random.default_rng(seed).exponential(1 / rate, len(requests))
         latencies: list[float] = []
         tickets = []

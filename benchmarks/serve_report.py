@@ -1,4 +1,4 @@
-"""The serving benchmark's note, table and plot."""
+"""The serving benchmark's page, table and plot."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 
 class Speed(NamedTuple):
-    """Of one method in one round."""
+    """The speed of one method in one round."""
 
     wall: float
-    """Pictures per second on the clock."""
+    """Images per second of wall time."""
     cpu: float
-    """Pictures per second of CPU time, all threads together."""
+    """Images per CPU second, over all threads."""
 
 
 INK, OURS, OTHER = "#222222", "#1f6f5c", "#b9c4c9"
 
 
 def write_report(report: dict[str, Any], folder: Path, name: str) -> None:
-    """Write the note, the CSV and the plot."""
+    """Write the page, the CSV and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(report, folder / f"{name}.csv")
     try:
@@ -76,13 +76,13 @@ def _plot(report: dict[str, Any], path: Path) -> None:
         left.plot(values, [i] * len(values), "|", color=INK, markersize=9)
         left.text(max(values), i, f"  {medians[name]:.2f}", va="center", ha="left", color=INK)
     left.set_xlim(0, max(s.cpu for speeds in report["speeds"].values() for s in speeds) * 1.18)
-    left.set_xlabel("pictures per CPU second (bar: median, marks: rounds)")
+    left.set_xlabel("images per CPU second (bar: median, marks: rounds)")
     rates = [numbers["rate"] for numbers in report["latencies"].values()]
     for what, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
         values = [numbers[what] for numbers in report["latencies"].values()]
         right.plot(rates, values, style, marker="o", color=OURS, markersize=4, label=what)
-    right.set_xlabel("pictures asked for per second (Poisson)")
-    right.set_ylabel("seconds to the picture")
+    right.set_xlabel("requested images per second (Poisson)")
+    right.set_ylabel("seconds per image")
     right.set_ylim(bottom=0)
     right.legend(frameon=False)
     for axes in (left, right):
@@ -99,19 +99,19 @@ def _note(report: dict[str, Any], name: str) -> str:
         "",
         f"Written by `benchmarks/serve_engine.py` on {options['date']}. Base `{options['base']}`, "
         f"{options['adapters']} adapters of rank {options['rank']} in a store, a Zipf trace "
-        f"(exponent {options['zipf']}; {report['num_asked']} of them are asked for), "
+        f"(exponent {options['zipf']}; {report['num_asked']} of them are requested), "
         f"{options['steps']} steps of DPM++ 2M, guidance {options['guidance']}, every prompt "
-        f"different, {report['waiting']} clients that each wait for their picture. "
-        f"{options['rounds']} rounds of {options['requests']} pictures in which the methods take "
-        f"turns on the same slice of the trace ({options['slow']} for one picture at a time); "
-        f"medians. The machine's load was {report['load']:.1f} (5-minute mean, at the end): where "
-        "that is above its cores, other programs ran beside, and CPU seconds tell more than the "
-        f"clock. {report['versions']}.",
+        f"different, {report['waiting']} clients that each wait for their image. "
+        f"{options['rounds']} rounds of {options['requests']} images in which the methods "
+        f"alternate on the same slice of the trace ({options['slow']} for one image at a time); "
+        f"medians. The load average was {report['load']:.1f} (5-minute mean, at the end): if it is "
+        "above the number of cores, other programs were running, and CPU seconds are the better "
+        f"measure. {report['versions']}.",
         "",
         f"![]({name}.png)",
         "",
-        "| method | pictures/s | the engine against it | pictures per CPU second "
-        "| the engine against it | largest difference of a value |",
+        "| method | images/s | the engine's speed-up | images per CPU second "
+        "| the engine's speed-up | largest difference of a value |",
         "|---|---|---|---|---|---|",
     ]
     for method, speed in sorted(medians.items(), key=lambda item: -item[1].cpu):
@@ -129,12 +129,12 @@ def _note(report: dict[str, Any], name: str) -> str:
     lines += [
         "",
         "*diffusers* loads adapters with `load_lora_weights` and unloads them: for each request, "
-        "or, as servers do that batch by adapter, once for all waiting requests of the oldest "
-        "one's adapter, which then share a call of the pipeline. *The engine's parts, one adapter "
-        "per batch* is the same rule with the engine's own bank, passes and decoding: what is left "
-        "between the two is the rule alone. *peft* passes `adapter_names` to every LoRA layer of "
-        "full batches. The last two have all adapters in memory before the clock starts; the "
-        "engine brings them in from the store.",
+        "or, like servers that batch by adapter, once for all waiting requests for the oldest "
+        "request's adapter, which then share a pipeline call. *The engine's parts, one adapter "
+        "per batch* is the same rule with the engine's own bank, passes and decoding: its "
+        "difference from the engine is due to the rule alone. *peft* passes `adapter_names` to "
+        "every LoRA layer of full batches. The last two have all adapters in memory before timing "
+        "starts; the engine loads them from the store.",
         "",
         *_bound_lines(report),
         "",
@@ -148,23 +148,23 @@ def _note(report: dict[str, Any], name: str) -> str:
 
 
 def _bound_lines(report: dict[str, Any]) -> list[str]:
-    """What batching can give at most on this machine, from the measured passes."""
+    """The largest possible gain from batching on this machine, from the measured passes."""
     knee, rows = report["knee"], report["rows"]
     if 2 not in knee or rows not in knee:
         return []
     bound = (knee[2] / 2) / (knee[rows] / rows)
     return [
-        f"A guided picture takes two rows. By the measured passes a row of a pass of two takes "
-        f"{bound:.1f} times the time of a row of a pass of {rows}: no rule of batching can be more "
-        "than so many times slower than full batches on this machine."
+        f"A guided image takes two rows. In the measured passes, a row in a pass of two takes "
+        f"{bound:.1f} times as long as a row in a pass of {rows}, so on this machine no batching "
+        "rule can be slower than full batches by more than this factor."
     ]
 
 
 def _latency_lines(report: dict[str, Any]) -> list[str]:
     lines = [
-        "## Seconds to the picture at several loads",
+        "## Latency at several loads",
         "",
-        "| share of its throughput | pictures/s asked for | p50 | p95 | p99 |",
+        "| share of its throughput | requested images/s | p50 | p95 | p99 |",
         "|---|---|---|---|---|",
     ]
     for load, n in report["latencies"].items():
@@ -172,18 +172,18 @@ def _latency_lines(report: dict[str, Any]) -> list[str]:
             f"| {load:.0%} | {n['rate']:.2f} | {n['p50']:.2f} s | {n['p95']:.2f} s "
             f"| {n['p99']:.2f} s |"
         )
-    return [*lines, "", f"{report['options']['open']} requests at each load, arrivals by Poisson."]
+    return [*lines, "", f"{report['options']['open']} requests at each load, Poisson arrivals."]
 
 
 def _swap_lines(report: dict[str, Any]) -> list[str]:
     lines = [
         "## Swapping in from host memory",
         "",
-        "The same pictures with a slot for every adapter, and with so few that the adapters are "
+        "The same images with a slot for every adapter, and with so few slots that adapters are "
         "copied in from host memory while the batch runs.",
         "",
-        "| | swaps | pictures/s | pictures per CPU second | a full pass | between passes "
-        "| 99th percentile of those |",
+        "| | swaps | images/s | images per CPU second | full pass | between passes "
+        "| 99th percentile between passes |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, n in report["swaps"].items():
@@ -201,9 +201,9 @@ def _knee_lines(report: dict[str, Any]) -> list[str]:
     return [
         "## The batch",
         "",
-        f"Batch limit {report['rows']} rows ({report['rows'] // 2} guided pictures), by the "
-        f"measured seconds of a pass by its rows: {points}. Mean fill of the passes "
+        f"Batch limit {report['rows']} rows ({report['rows'] // 2} guided images), from the "
+        f"measured time of a pass by its rows: {points}. Mean fill of the passes "
         f"{stats.batch_fill:.0%}. Adapters found: {stats.slot_hits} in a slot, "
-        f"{stats.cache.host_hits} in host memory, {stats.cache.disk_hits} on the disk, "
+        f"{stats.cache.host_hits} in host memory, {stats.cache.disk_hits} on disk, "
         f"{stats.cache.store_loads} in the store.",
     ]

@@ -3,9 +3,9 @@
     python benchmarks/serve_soak.py --minutes 10 --base embedded --out benchmarks
 
 This process serves (on Ray, or with ``--no-ray`` through ``farm serve``), publishes and revokes
-adapters, kills engines and watches memory; a second one asks (``soak_load.py``). Exits 1 if a
-picture was wrong, a request hung, an answer was a 5xx other than 503 after a kill, or a process
-that lived long did not stop growing. Writes ``serve-soak-<machine>-<date>.{md,csv,png}``.
+adapters, kills engines and records memory; a second process sends requests (``soak_load.py``).
+Exits 1 if an image was wrong, a request hung, a response was a 5xx other than 503 after a kill, or
+a long-lived process kept growing. Writes ``serve-soak-<machine>-<date>.{md,csv,png}``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SEEDS = (1, 2, 3)
 
 
 class Studio:
-    """Makes adapters, renders each alone, publishes and revokes them."""
+    """Makes adapters, generates each one's reference images, publishes and revokes them."""
 
     def __init__(self, store: Store, expected: Path, base_name: str) -> None:
         self._registry = Registry(store)
@@ -69,7 +69,7 @@ class Studio:
         self._render("tiny" if base_name == "tiny" else base_name, -1)
 
     def publish(self) -> str:
-        """One more adapter, as a run would commit it."""
+        """Publish another adapter, as a run commits it."""
         self._number += 1
         name, generator = f"pet-{self._number:03d}", torch.Generator().manual_seed(self._number)
         layers = {
@@ -96,7 +96,7 @@ class Studio:
         return name
 
     def revoke(self) -> None:
-        """Withdraw one of the adapters that are there."""
+        """Revoke one of the published adapters."""
         name = self.there.pop(random.randrange(len(self.there)))
         (self._expected / name / "revoked").touch()
         self._registry.revoke("default", name, reason="soak")
@@ -117,13 +117,13 @@ class Studio:
 
 @contextmanager
 def served_by_ray(store: Store, root: Path, options: argparse.Namespace) -> Iterator[str]:
-    """The Ray Serve application on a cluster of this machine's own; its address."""
+    """Run the Ray Serve application on a local cluster; yields its address."""
     import ray
     from ray import serve
 
     from farm.serving.app import build_app
 
-    os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: SIM112 — Ray spells it so
+    os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: SIM112 — Ray's spelling
     ray_folder = tempfile.mkdtemp(prefix="ray-")
     ray.init(
         address="local",
@@ -159,7 +159,7 @@ def served_by_ray(store: Store, root: Path, options: argparse.Namespace) -> Iter
 
 @contextmanager
 def served_here(store: Store, root: Path, options: argparse.Namespace) -> Iterator[str]:
-    """``farm serve`` as a process of its own; its address."""
+    """Run ``farm serve`` in its own process; yields its address."""
     config = root / "serve.yaml"
     config.write_text(
         "engine: {num_slots: 9, max_rank: 8, batch_rows: 16}\n"
@@ -187,7 +187,7 @@ def served_here(store: Store, root: Path, options: argparse.Namespace) -> Iterat
 
 
 def kill_an_engine() -> None:
-    """Kill one engine's process, whatever it is doing."""
+    """Kill one engine's process at any point of its work."""
     import ray
 
     names = [
@@ -200,7 +200,7 @@ def kill_an_engine() -> None:
 
 
 def memory_mib() -> dict[str, float]:
-    """Resident memory of each serving process below this one, MiB."""
+    """Resident memory in MiB of each serving process started by this one."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         try:
@@ -217,7 +217,7 @@ def memory_mib() -> dict[str, float]:
 
 
 def soak(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Run it; what happened."""
+    """Run the soak test; returns its log and measurements."""
     store, expected = Store(root / "store"), root / "expected"
     studio = Studio(store, expected, options.base)
     for _ in range(options.adapters):
@@ -264,8 +264,8 @@ def soak(options: argparse.Namespace, root: Path) -> dict[str, Any]:
 
 
 def nearest_pictures(expected: Path) -> float:
-    """The smallest mean difference between pictures of two adapters and one seed: what a picture
-    of the wrong adapter would show at the least."""
+    """The smallest mean difference between images of two adapters with one seed: the least that an
+    image of the wrong adapter would show."""
     pictures = [
         np.asarray(Image.open(file)).astype(float)
         for file in sorted(expected.glob(f"*/{SEEDS[0]}.png"))
@@ -290,7 +290,7 @@ def wait_until_ready(url: str) -> None:
 
 
 def main() -> None:
-    """Run the soak, keep its page, and say by the exit code whether all was well."""
+    """Run the soak test and write its page; the exit code is 1 if there were problems."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--base", default="embedded")

@@ -1,8 +1,8 @@
-"""Does an adapter on its way from host memory to a slot hold up the running batch?
+"""Does copying an adapter from host memory to a slot delay the running batch?
 
-Two engines generate the same pictures one after another. In one every adapter has a slot; in the
-other there are so few slots that nearly every request has its adapter copied in, from host memory,
-while the batch runs. The effect on the running batch is measured pass by pass.
+Two engines generate the same images, one after the other. In one, every adapter has a slot; the
+other has so few slots that nearly every request needs its adapter copied in from host memory while
+the batch runs. The effect on the running batch is measured per pass.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ROUNDS = 2
 def measure_swaps(
     base: Base, workload: Workload, options: argparse.Namespace, folder: Path, rows: int
 ) -> dict[str, Any]:
-    """Passes with and without swaps; the two take turns for ``ROUNDS`` rounds.
+    """Passes with and without swaps, alternating for ``ROUNDS`` rounds.
 
-    A full pass holds ``rows / 2`` guided pictures; three times as many adapters take turns in
-    slots for one and a half times as many.
+    A full pass holds ``rows / 2`` guided images; three times as many adapters share one and a half
+    times as many slots.
     """
     refs = workload.refs[: max(NUM_ADAPTERS, 3 * rows // 2)]
     requests = [
@@ -65,7 +65,8 @@ def _observed(
     )
     ours = Ours("swaps", base, workload, config, folder, rows)
     try:
-        ours.generate(requests)  # everything is in host memory now, and in slots where they suffice
+        # warm up: all adapters are then in host memory, and in slots if there are enough
+        ours.generate(requests)
         before = ours.engine.stats()
         passes = _watch(ours)
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
@@ -92,7 +93,7 @@ def _observed(
 
 
 def _watch(ours: Ours) -> list[tuple[Any, Any, int]]:
-    """Start, end and rows of every pass from now on, as ``_now`` tells them."""
+    """Start and end (as ``_now`` returns them) and rows of every pass from now on."""
     passes: list[tuple[Any, Any, int]] = []
     predict = ours.engine._denoiser.predict
     device = ours.engine.base.device
@@ -108,7 +109,7 @@ def _watch(ours: Ours) -> list[tuple[Any, Any, int]]:
 
 
 def _now(device: torch.device) -> Any:
-    """This moment, on a GPU as the GPU gets there: Python only queues a pass."""
+    """The current time; on a GPU an event in its stream, because Python only queues a pass."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)

@@ -1,7 +1,7 @@
-"""What the serving benchmark asks for: adapters in a store and a Zipf trace over them.
+"""The serving benchmark's workload: adapters in a store and a Zipf trace over them.
 
-The adapters are random (speed does not depend on what they learned) and small in effect, so that
-pictures stay pictures; the files, their checks and their loading are the real ones.
+The adapters are random (speed does not depend on training) with a small effect, so that images stay
+plausible; the files, their checks and their loading are the real ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLACES = ("in space", "on the moon", "in the snow", "at night", "by the sea", "i
 
 @dataclass(frozen=True)
 class Workload:
-    """The trace and what it is generated with."""
+    """The trace, and the adapters that it uses."""
 
     registry: Registry
     refs: list[AdapterRef]
@@ -48,8 +48,8 @@ def make_workload(
     zipf: float,
     seed: int = 0,
 ) -> Workload:
-    """Commit the adapters and generate a trace in which adapter number k is asked for as often as
-    1 / k^zipf says. Every request has a prompt of its own, so no method gains by remembering."""
+    """Commit the adapters and generate a trace in which adapter number k is requested in proportion
+    to 1 / k^zipf. Every request has its own prompt, so no method gains by caching."""
     registry, refs = _committed(base, folder, adapters, rank)
     random = np.random.default_rng(seed)
     popularity = 1.0 / np.arange(1, adapters + 1) ** zipf

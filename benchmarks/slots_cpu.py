@@ -2,10 +2,10 @@
 
     python benchmarks/slots_cpu.py
 
-The embedded base, one photo and one class row a step, the same rows for all. Cases take turns in
-short bursts over several rounds, and each keeps its fastest step, which is the one that other work
-on the machine disturbed least. Also: the memory that one more slot costs, from the peak of
-processes that hold few and many. Results: ``slots-<n>cpu-<date>.{md,json,png}``.
+The embedded base, one photo and one class row per step, the same rows for all. Cases alternate in
+short bursts over several rounds, and each keeps its fastest step, which other work on the machine
+disturbed least. Also measured: the memory of each further slot, from the peaks of processes with
+few and with many. Results: ``slots-<n>cpu-<date>.{md,json,png}``.
 
 Legend: S slots.
 """
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 def open_trainer(base: Base, slots: int) -> SlotTrainer:
-    """A trainer with every slot taken."""
+    """A trainer with all slots in use."""
     jobs = [synthetic_job(base, number) for number in range(slots)]
     shape = common_shape([job.recipe for job in jobs], base.resolution_px)
     trainer = SlotTrainer(base, shape, num_slots=slots)
@@ -47,7 +47,7 @@ def open_trainer(base: Base, slots: int) -> SlotTrainer:
 
 
 def measure(name: str, slots: list[int], rounds: int, rows_per_burst: int) -> dict[str, Any]:
-    """Rows a second, by wall and by CPU time, of the plain loop and of each S."""
+    """Rows per second, by wall and by CPU time, of the plain loop and of each S."""
     base, plain_base = load_base(name), load_base(name)
     plain = PlainLoop(plain_base, synthetic_job(plain_base, 0))
     best: dict[str, dict[str, float]] = {}
@@ -91,13 +91,13 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         f"# Slots against the plain loop: `{facts['base']}` base on {facts['hardware']}, {today()}",
         "",
         f"{facts['threads']} torch threads, float32, rank 4 on the attention projections, one "
-        f"photo and one class row a step. Fastest step of {facts['rounds']} interleaved rounds "
-        f"of {facts['burst']} rows a case. Load average {facts['load']} at the end: above the "
-        "number of cores other work ran beside, and CPU time is the fairer measure. "
+        f"photo and one class row per step. Fastest step of {facts['rounds']} interleaved rounds "
+        f"of {facts['burst']} rows per case. Load average {facts['load']} at the end: if it is "
+        "above the number of cores, other work was running, and CPU time is the better measure. "
         f"torch {torch.__version__}. Command: `python benchmarks/slots_cpu.py {facts['argv']}`",
         "",
         "`plain` is diffusers and peft, one subject after another, from the same cached latents "
-        "and prompts. CPU time counts what the process itself used, whoever else was running.",
+        "and prompts. CPU time is that of the process, unaffected by other processes.",
         "",
         "| S | rows/s | × plain | rows per CPU-second | × plain |",
         "|---|---|---|---|---|",
@@ -124,14 +124,14 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         verdict = "reached" if ratio >= 3.5 else "missed"
         lines += [
             "",
-            f"Wanted: 24 slots at 3.5 × the plain loop's rows a second. {verdict.capitalize()}: "
+            f"Wanted: 24 slots at 3.5 × the plain loop's rows per second. {verdict.capitalize()}: "
             f"{ratio:.2f} × by the clock, {used:.2f} × by CPU time.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def plot(results: dict[str, Any], path: Path, facts: dict[str, Any]) -> None:
-    """Rows a second over S, with the plain loop as the level to beat."""
+    """Rows per second over S, relative to the plain loop."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -159,7 +159,7 @@ def plot(results: dict[str, Any], path: Path, facts: dict[str, Any]) -> None:
 
 
 def hardware() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as the system reports it."""
     try:
         text = Path("/proc/cpuinfo").read_text()
         name = next(line for line in text.splitlines() if line.startswith("model name"))

@@ -151,7 +151,7 @@ class Caller:
     # -- requests and checks ------------------------------------------------------------------
 
     def _pick(self) -> tuple[str, int]:
-        """A model, a few of them far more often than the others, and a seed."""
+        """A model (a few are far more frequent than others) and a seed."""
         there = sorted(
             folder.name
             for folder in self._expected.iterdir()

@@ -8,10 +8,10 @@ passes that keep gradients run diffusers' own code.
 
 A row's result does not depend on the number of rows; see ``row_linear.py``.
 
-Read beside diffusers 0.42: ``TimestepEmbedding``, ``ResnetBlock2D``, ``Transformer2DModel``,
+Written against diffusers 0.42: ``TimestepEmbedding``, ``ResnetBlock2D``, ``Transformer2DModel``,
 ``BasicTransformerBlock``, ``AttnProcessor2_0``, ``GEGLU``.
 
-Legend: R rows, C channels, H W picture, N positions, T tokens, D width, h heads, d width of a head.
+Legend: R rows, C channels, H W image, N positions, T tokens, D width, h heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -226,11 +226,11 @@ def _feed_forward_fits(layer: Any) -> bool:
 
 def _feed_forward(layer: Any, full: Forward) -> Forward:
     def forward(x_RND: Tensor, *more: Any, **named: Any) -> Any:
-        proj = layer.net[0].proj  # which may have been wrapped meanwhile
+        proj = layer.net[0].proj  # which may have been wrapped since
         is_adapted = type(proj) is not nn.Linear and getattr(proj, "is_in_use", True)
         if more or is_adapted or not _plain(*named.values()):
             return full(x_RND, *more, **named)
-        # halves of one weight: two products into dense results instead of one that is cut in two
+        # halves of one weight: two products with dense results instead of one that has to be split
         value_weight, gate_weight = proj.weight.chunk(2)
         value_bias, gate_bias = proj.bias.chunk(2)
         gate = functional.gelu(functional.linear(x_RND, gate_weight, gate_bias))

@@ -1,8 +1,8 @@
-"""A linear layer on one vector per row, whose result for a row does not depend on the others.
+"""A linear layer on one vector per row, whose result for a row does not depend on other rows.
 
-A matrix product of R rows adds its terms in an order that depends on R, where R is small. On a CPU
-that is the only place in a denoiser's pass where rows influence each other's rounding: products
-with a picture's positions in them have many rows.
+For small R, a matrix product of R rows adds its terms in an order that depends on R. On a CPU these
+are the only products of a denoiser's pass where rows influence each other's rounding: products over
+an image's positions have many rows.
 
 Legend: R rows, I inputs, O outputs.
 """

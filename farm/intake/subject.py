@@ -1,8 +1,8 @@
 """A subject as the farm knows it: every default applied, every photo found.
 
 Owns the resolved values (``Subject``, ``Photo``, ``PriorSettings``), the charset of names and the
-rules of prompts. What a user writes, with its shorthands, is in ``entry.py``; bytes and pixels are
-in ``photos.py``.
+rules of prompts. The fields that a user writes are in ``schema.py``; bytes and pixels are in
+``photos/``.
 """
 
 from __future__ import annotations

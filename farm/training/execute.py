@@ -1,7 +1,7 @@
 """A run from manifest to adapters.
 
 Owns the sequence of steps and the summary. A run survives being killed at any moment: the same
-manifest is the same run, which finds what is committed and resumes with the rest. Prints nothing;
+manifest is the same run, which finds the committed jobs and resumes the others. Prints nothing;
 progress goes to a ``RunView``.
 """
 
@@ -53,7 +53,7 @@ def execute_run(
     stop: threading.Event | None = None,
     arm: Callable[[], None] | None = None,
 ) -> RunSummary:
-    """Train the jobs that are not committed.
+    """Train the jobs that are not committed yet.
 
     Args:
         stop: set it to stop cleanly: running jobs are saved and returned to the queue.
@@ -62,7 +62,7 @@ def execute_run(
 
     Raises:
         Interrupted: after a clean stop.
-        UserError: if another driver has this run.
+        UserError: if another driver owns this run.
         LaneLost: if the lanes cannot be kept alive, or another driver took the run over.
     """
     began = time.monotonic()
@@ -92,8 +92,8 @@ def execute_run(
 
 
 def _release(claim: StoreLock) -> None:
-    """Release the claim. A store that does not answer is left to the guard: a second Ctrl-C ends
-    the run at once."""
+    """Release the claim. If the store does not answer, the guard releases it later: a second
+    Ctrl-C ends the run at once."""
 
     def release() -> None:
         with suppress(StoreError, StoreUnusable):

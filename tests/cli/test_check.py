@@ -21,7 +21,7 @@ runner = CliRunner()
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """One good subject of four photos."""
+    """One valid subject with four photos."""
     (tmp_path / "tom").mkdir()
     for number in range(4):
         coarse = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The commands of ``farm report``, ``farm score`` and ``farm study``: options, errors, no work."""
+"""The commands of ``farm report``, ``farm score`` and ``farm study``: options and errors."""
 
 from __future__ import annotations
 

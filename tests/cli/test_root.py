@@ -1,4 +1,4 @@
-"""The command line starts at once, explains errors, and exits with the documented codes."""
+"""The command line starts quickly, explains errors, and exits with the documented codes."""
 
 from __future__ import annotations
 

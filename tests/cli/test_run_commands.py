@@ -27,7 +27,7 @@ QUIET = ["--base", "tiny", "--in-process", "--no-cards", "--no-report", "--sampl
 
 
 def farm(*arguments: str | Path, fails: bool = False) -> Any:
-    """Run a command; the JSON of its last line where it asked for that."""
+    """Run a command; returns its last line as JSON if it has ``--json``."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -39,7 +39,7 @@ def farm(*arguments: str | Path, fails: bool = False) -> Any:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A manifest of two, trained: manifest, store, run id."""
+    """A trained manifest of two subjects: manifest, store, run id."""
     folder = tmp_path_factory.mktemp("cli")
     manifest = write_manifest(folder / "m", 2)
     summary = farm("run", manifest, "--store", folder / "store", *QUIET, "--json")
@@ -125,7 +125,7 @@ def test_cancel_and_retry_answer_without_a_driver(trained: tuple[Path, Path, str
         "asked": "cancel",
         "subjects": None,
         "settled": True,
-        "jobs": 0,  # all were committed, and what is committed stays
+        "jobs": 0,  # all were committed, and committed jobs are not changed
     }
     assert farm("retry", run, "--subject", "s000", "--store", store, "--json")["jobs"] == 0
     with pytest.raises(UserError, match="has no subject"):

@@ -41,7 +41,7 @@ def farm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A served endpoint's address and process, once it says that it serves."""
+    """A served endpoint's address and process, once it reports that it is serving."""
     process = subprocess.Popen(
         [*FARM, "serve", "--base", "tiny", "--port", "0", *arguments],
         stderr=subprocess.PIPE,
@@ -132,8 +132,8 @@ def test_the_store_may_be_in_the_config_file_and_options_win(tmp_path: Path) -> 
 
 @pytest.fixture
 def ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Processes started here find no cluster, and start one in a folder that goes away."""
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets have short names
+    """Processes started here find no cluster, and start one in a temporary folder."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # short, because socket paths are limited
     monkeypatch.setenv("RAY_TMPDIR", folder)
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -199,7 +199,7 @@ def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
         assert "rex" in {model.id for model in client.models.list()}
         sample = httpx2.get(f"{url}/v1/models/rex/samples/0")
         assert sample.status_code == 200
-        # and it ends by itself when it is told to, with nothing under way
+        # SIGTERM ends it when no request is running
         process.send_signal(signal.SIGTERM)
         until_s = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < until_s:

@@ -1,4 +1,4 @@
-"""A command's own endpoint: it answers, it stops, and it says why it cannot start."""
+"""A command's own endpoint: it answers, it stops, and it reports why it cannot start."""
 
 from __future__ import annotations
 

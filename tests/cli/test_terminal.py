@@ -1,4 +1,4 @@
-"""What a command prints is the farm's own: no other library writes on the terminal."""
+"""Commands print only the farm's own lines: no other library writes to the terminal."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ OURS = (
 
 
 def environment() -> dict[str, str]:
-    """A user's own: without the switches that the tests set for themselves."""
+    """A user's environment: without the switches that tests set."""
     ours = ("TRANSFORMERS_", "DIFFUSERS_", "PYTHONWARNINGS", "FARM_DEBUG")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def run(*words: str | Path, ok: bool = True) -> tuple[str, str]:
-    """stdout and stderr of a command in a process of its own."""
+    """stdout and stderr of a command in its own process."""
     command = [sys.executable, "-c", FARM, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=500)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
@@ -49,14 +49,14 @@ def run(*words: str | Path, ok: bool = True) -> tuple[str, str]:
 
 
 def foreign_lines(stderr: str) -> list[str]:
-    """Lines that none of our commands writes; bars that redraw themselves count as lines."""
+    """Lines that none of our commands writes; each update of a progress bar counts as a line."""
     lines = [line for line in re.split(r"[\r\n]", stderr) if line.strip()]
     return [line for line in lines if not any(re.fullmatch(form, line) for form in OURS)]
 
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline as the hub holds it: config and safetensors in folders."""
+    """A pipeline as stored on the hub: config and safetensors in folders."""
     from farm.base.random_weights import build_pipeline
 
     folder = tmp_path_factory.mktemp("base") / "tiny-pipeline"

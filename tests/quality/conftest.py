@@ -1,4 +1,4 @@
-"""Tiny random scorers, saved as the folders that real ones come in."""
+"""Tiny random scorers, saved in the folder layout of real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quality cards of real adapters in a real bank: batched, independent, honest about too little."""
+"""Quality cards of real adapters in a real bank: batched, independent, no score from few images."""
 
 from __future__ import annotations
 

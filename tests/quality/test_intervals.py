@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they claim, and too few values make no score."""
+"""Intervals have their stated coverage, and too few values give no score."""
 
 from __future__ import annotations
 

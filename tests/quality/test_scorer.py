@@ -1,4 +1,4 @@
-"""Scorers read real folders of their families and agree with transformers' own preprocessing."""
+"""Scorers read real model folders and agree with transformers' own preprocessing."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_dino_folders_of_both_generations_embed_pictures(
         scorer = load_scorer(str(folder))
         assert isinstance(scorer, DinoScorer)
         assert isinstance(scorer, ImageScorer)
-        assert not isinstance(scorer, Scorer)  # it reads no texts
+        assert not isinstance(scorer, Scorer)  # it cannot embed texts
         vectors = scorer.embed_images(photos((40, 32), (32, 50)))
         assert vectors.shape == (2, 16)
         assert torch.allclose(vectors.norm(dim=1), torch.ones(2))

@@ -1,4 +1,4 @@
-"""The formulas, against hand-made vectors."""
+"""The formulas, checked on hand-made vectors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What tests make and start: photos, manifests, adapters, servers."""
+"""Photos, manifests, adapters and servers for tests."""

@@ -31,7 +31,7 @@ def random_weights(
     strength: float = 1.0,
     text: bool = False,
 ) -> AdapterWeights:
-    """An adapter that changes every picture visibly."""
+    """An adapter that changes every image visibly."""
     bank = Bank(
         base,
         num_slots=1,

@@ -1,4 +1,4 @@
-"""Job specs without photos, for tests of what only counts and orders them."""
+"""Job specs without photos, for tests that only count and order jobs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Commands of the documentation, checked against the parsers that would read them.
+"""Commands of the documentation, checked with their programs' parsers.
 
-Owns the splitting of a shell line into commands and which parser is whose: typer's own for `farm`,
-click's own for `ray` and `serve`. Nothing is run.
+Owns the splitting of a shell line into commands, and each program's parser: typer's for `farm`,
+click's for `ray` and `serve`. Runs no command.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def check_line(line: str) -> None:
     """Every command of a shell line.
 
     Raises:
-        WrongCommand: if a program would refuse it, or no parser of it is known.
+        WrongCommand: if a program would refuse it, or has no known parser.
     """
     for command in commands_of(line):
         check_command(command)
 
 
 def commands_of(line: str) -> Iterator[list[str]]:
-    """The words of each command of a line; variables set in front are left out."""
+    """The words of each command of a line, without leading variable assignments."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
@@ -72,7 +72,7 @@ def check_command(words: list[str]) -> None:
 
 
 def parse(command: Any, name: str, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The subcommand that is meant, and its parameters' values.
+    """The subcommand, and its parameters' values.
 
     Raises:
         WrongCommand: if the parser refuses.
@@ -152,11 +152,11 @@ OTHERS: dict[str, Callable[[list[str]], bool]] = {
 PARSERS: dict[str, Callable[[], Any]] = {"farm": _farm, "ray": _ray, "serve": _serve}
 
 
-# -- what a parser does not look at --------------------------------------------------------------
+# -- values that no parser checks ----------------------------------------------------------------
 
 
 def _check_recipe(values: dict[str, Any]) -> None:
-    """Fields behind ``--set`` are fields of the recipe, with values that it takes."""
+    """Check that ``--set`` has valid fields and values of the recipe."""
     from farm.cli.options import recipe_fields
     from farm.recipe import Recipe
 
@@ -164,7 +164,7 @@ def _check_recipe(values: dict[str, Any]) -> None:
 
 
 def _check_submission(values: dict[str, Any]) -> None:
-    """What is sent along is read by `farm run` at the other end."""
+    """Check the options that `farm submit` passes to `farm run`."""
     further = shlex.split(" ".join(values.get("options") or ()))
     check_command(["farm", "run", values["manifest"], *further])
 

@@ -1,8 +1,8 @@
 """The code blocks of the documentation, in the order of their pages.
 
 Owns what a block is and how its kind is selected: by the words after its opening fence, which
-rendered Markdown does not show. A block without a language, and one that is indented instead of
-fenced, has no kind, and a test refuses it.
+rendered Markdown does not show. A block without a language, or indented instead of fenced, has no
+kind, and a test refuses it.
 
     ```sh                        run by a shell, line by line
     ```sh needs=cluster          checked against the real parsers; see NEEDS
@@ -73,7 +73,7 @@ class Block:
 
 
 def page_paths() -> list[Path]:
-    """README first, which makes what the other pages use; then the tutorial, before a page that
+    """README first, because other pages use its results; then the tutorial, before a page that
     protects README's store with keys."""
     tutorial = ROOT / "docs/tutorial.md"
     others = sorted(set((ROOT / "docs").rglob("*.md")) - {tutorial})

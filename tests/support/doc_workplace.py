@@ -1,9 +1,9 @@
-"""Where the documentation's blocks run: a clone with a virtual environment, photos, and no more.
+"""Runs the documentation's blocks in a clone with a virtual environment and photos.
 
-Owns how a block runs: a shell for each line, as a reader types them one after another, with what
-`cd`, `export` and `.` have changed; a server that keeps running while later blocks use it; one
-Python for all Python blocks of a page. Options of a block are never changed. Where the defaults
-would take minutes, ``SMALL`` sets smaller ones, which a block's own options override.
+Owns how a block runs: a shell for each line, keeping the effects of `cd`, `export` and `.`, as when
+a reader types them one after another; a server that keeps running while later blocks use it; one
+Python process for all Python blocks of a page. Options of a block are never changed. Where the
+defaults would take minutes, ``SMALL`` sets smaller ones, which a block's own options override.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SMALL_BUDGET = {
 """Fields of the prior-preservation study and of its scores that no option sets."""
 CLONED = ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", "jobs")
 TESTS = ("conftest.py", "test_errors.py")
-"""What `make test` runs in the clone: the suite itself would run this again."""
+"""The command that `make test` runs in the clone: the whole suite would include this test."""
 PHOTOS = {
     "photos/my_cat": "cat",
     "photos/rex": "dog",
@@ -47,18 +47,18 @@ PHOTOS = {
     "jobs/photos/cat": "cat",
     "jobs/photos/mushroom": "mushroom",
 }
-"""Folders of photos that the pages speak of, and what they show."""
+"""Folders of photos that the pages mention, and their subjects."""
 ADDRESS = "127.0.0.1:8000"
-"""Of the pages' endpoints; here each page has a free port of its own."""
+"""The port of the pages' endpoints; here each page uses its own free port."""
 LINE_DEADLINE_S = 1500.0
 START_DEADLINE_S = 600.0
 REMEMBERED = re.compile(r"(cd|export|\.|source)\s")
-"""Lines that change what later lines find."""
+"""Lines whose effects later lines need."""
 SERVER = re.compile(r"(?:\w+=\S+\s+)*(?:\S*/)?farm serve\b")
 PLACEHOLDER = re.compile(r"[A-Za-z0-9]*…")
-"""In a console's output: what is different each time. Later commands may repeat it."""
+"""Variable parts of a console's output. Later commands may repeat them."""
 ELAPSED = re.compile(r"^ *[\d.]+ s  ")
-"""In front of a console's line: the seconds it took on the writer's machine."""
+"""Seconds at the start of a console line, as measured on the author's machine."""
 FARM = """#!{python}
 import functools
 import json
@@ -88,7 +88,7 @@ for line in sys.stdin:
 
 
 class BlockFailed(AssertionError):
-    """A block that does not do what its page says."""
+    """A block that does not behave as its page describes."""
 
 
 class Clone:
@@ -109,7 +109,7 @@ class Clone:
         self._photograph()
 
     def _install(self) -> None:
-        """What `make install` makes: here it finds the packages of the interpreter that tests."""
+        """The result of `make install`; here it uses the packages of the testing interpreter."""
         venv.create(self.folder / ".venv", symlinks=True)
         binaries = self.folder / ".venv/bin"
         packages = next((self.folder / ".venv/lib").glob("python*/site-packages"))
@@ -134,13 +134,13 @@ class Clone:
 
 
 class PageRun:
-    """One page's blocks, run in their order."""
+    """One page's blocks, run in order."""
 
     def __init__(self, clone: Clone, *, prelude: tuple[str, ...] = ()) -> None:
         self.clone = clone
         self.port = _free_port()
         self.output = ""
-        """Everything that was printed."""
+        """All output."""
         self._changes = list(prelude)
         self._servers: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._python: subprocess.Popen[str] | None = None
@@ -150,7 +150,7 @@ class PageRun:
         """Run one block.
 
         Raises:
-            BlockFailed: with what was printed.
+            BlockFailed: with the output.
         """
         if block.kind == "sh":
             for line in command_lines(block.text):
@@ -168,7 +168,7 @@ class PageRun:
         """Run one line of a shell and return what it printed on stdout.
 
         Raises:
-            BlockFailed: if it ends with an error, or not in time.
+            BlockFailed: if it fails or times out.
         """
         if SERVER.match(line):
             return self._serve(line, place)
@@ -190,7 +190,7 @@ class PageRun:
         return done.stdout
 
     def close(self) -> None:
-        """End what still runs."""
+        """End running processes."""
         for process, _ in self._servers:
             process.send_signal(signal.SIGTERM)
         for process, _ in self._servers:
@@ -238,7 +238,7 @@ class PageRun:
             printed = self.run_line(command, block.place) if command else ""
 
     def _compare(self, printed: str, expected: list[str], place: str) -> None:
-        """Each expected line is among the printed ones; what stands for `…` is noted."""
+        """Check that each expected line is in the output; records the text matched by `…`."""
         for line in expected:
             shown = ELAPSED.sub("", self._here(line))
             names = PLACEHOLDER.findall(shown)
@@ -275,7 +275,7 @@ class PageRun:
         return ["bash", "-c", "\n".join(["set -eo pipefail", *self._changes, self._here(line)])]
 
     def _environment(self) -> dict[str, str]:
-        """The reader's: no farm on the path, no cluster; with the small defaults."""
+        """The reader's environment: no farm on the path, no cluster; with the small defaults."""
         folders = os.environ["PATH"].split(os.pathsep)
         without_farm = [one for one in folders if not (Path(one) / "farm").exists()]
         dropped = ("RAY_ADDRESS", "VIRTUAL_ENV", "FARM_STORE", "PYTHONPATH")

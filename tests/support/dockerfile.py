@@ -1,4 +1,4 @@
-"""A Dockerfile's instructions: continued lines joined, comments left out."""
+"""A Dockerfile's instructions: continued lines joined, comments omitted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def instructions(text: str) -> list[Instruction]:
     """A file's instructions.
 
     Raises:
-        ValueError: if a line is no instruction.
+        ValueError: if a line is not an instruction.
     """
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))

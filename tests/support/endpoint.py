@@ -42,8 +42,8 @@ RANK = 4
 
 
 def make_weights(base: Base, seed: int, *, strength: float = 0.4) -> AdapterWeights:
-    """A random adapter for the tiny base: strong enough that pictures differ visibly, not so
-    strong that the denoiser becomes chaotic and carries the last bit of a float to a level.
+    """A random adapter for the tiny base: strong enough that images differ visibly, but not so
+    strong that the denoiser becomes chaotic and amplifies rounding errors to visible ones.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = {}
@@ -157,26 +157,26 @@ def live_endpoint(root: Path, **config: Any) -> Iterator[LiveEndpoint]:
 
 
 def pixels_of(b64_json: str | None) -> np.ndarray:
-    """A picture of an answer, int16 [H, W, 3] so that differences do not wrap."""
+    """An image of a response, int16 [H, W, 3] so that differences do not wrap."""
     assert b64_json is not None
     with Image.open(io.BytesIO(base64.b64decode(b64_json))) as image:
         return np.asarray(image.convert("RGB")).astype(np.int16)
 
 
 def are_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two pictures are one picture generated in different company.
+    """Whether two images are the same image, generated in different batches.
 
-    The batch a row shares changes the order of float sums: single values may round to the next
-    of 255 levels. Two different pictures differ by 40 in the mean.
+    The batch of a row changes the order of float sums, so single values may round to the next
+    of 255 levels. Two different images differ by 40 on average.
     """
     difference = np.abs(one - other)
     return bool(difference.max() <= 2 and difference.mean() < 0.05)
 
 
 def eventually(claim: Any, *, within_s: float = 10.0) -> None:
-    """Wait until a claim holds."""
+    """Wait until a condition holds."""
     until_s = time.monotonic() + within_s
     while not claim():
         if time.monotonic() > until_s:
-            raise AssertionError("it never came true")
+            raise AssertionError("the condition was never met")
         time.sleep(0.05)

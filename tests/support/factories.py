@@ -1,4 +1,4 @@
-"""The types of the fixtures that make files for a test."""
+"""Types of fixtures that create files for a test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pathlib import Path
 __all__ = ["Draw", "Write"]
 
 Draw = Callable[..., Path]
-"""Saves a picture under a name below the test's folder."""
+"""Saves an image under a name in the test's folder."""
 Write = Callable[..., Path]
-"""Saves a text under a name below the test's folder."""
+"""Saves a text under a name in the test's folder."""

@@ -64,7 +64,7 @@ def make_card(label: str, rng: random.Random) -> dict[str, Any]:
 
 
 def stages(scene: Scene, num: int) -> list[Image.Image]:
-    """A picture that comes clear, step by step."""
+    """An image that becomes clearer step by step."""
     clear = render_scene(scene, size_px=64)
     result = []
     for index in range(num):
@@ -127,7 +127,7 @@ def make_subject(index: int, budget: ThumbBudget, label: str) -> SubjectView:
 
 
 SPARE = ThumbBudget(64, 48, 60, 2, 3, 3, 2)
-"""Enough for tests; drawing is what takes time."""
+"""Enough for tests, because rendering takes most of the time."""
 
 
 def make_run(num: int, *, num_failed: int = 2, budget: ThumbBudget = SPARE) -> RunView:

@@ -1,4 +1,4 @@
-"""Tiny real training jobs, made from a number alone, and trainers for them."""
+"""Tiny real training jobs, each derived from a number, and trainers for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_trainer(
 
 
 def build_job(base: Base, number: int, *, photos: int = 5, **recipe: object) -> TrainingJob:
-    """A job whose latents, prompts and seed follow from its number."""
+    """A job whose latents, prompts and seed are derived from its number."""
     generator = torch.Generator().manual_seed(1000 + number)
     shape = base.latent_shape(base.resolution_px, base.resolution_px)
 

@@ -3,7 +3,7 @@
 Owns the names, types and allowed values of those fields, written from KubeRay's API reference:
 unknown fields are refused, as ``kubectl`` refuses them. Where the folder in ``KUBERAY_CRDS`` holds
 the published resource definitions (``ray.io_rayjobs.yaml``, ``ray.io_rayservices.yaml``), files are
-checked against those as well.
+also checked against those.
 """
 
 from __future__ import annotations

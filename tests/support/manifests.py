@@ -17,7 +17,7 @@ QUICK = {"steps": 6, "num_prior_images": 4, "crops_per_photo": 1, "checkpoint_ev
 
 
 def write_photo(path: Path, seed: int, side: int = 72) -> Path:
-    """A picture that no other seed gives."""
+    """An image that is unique to its seed."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_manifest(
 
 
 def request(manifest: Path, store: str | Path, **options: object) -> RunRequest:
-    """A run of the tiny base in this process, with one quick sample picture each."""
+    """A run of the tiny base in this process, with one quick sample image per subject."""
     defaults: dict[str, object] = {
         "base": TINY,
         "executor": "local",

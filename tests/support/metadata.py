@@ -1,4 +1,4 @@
-"""A metadata server as AWS, GCP and Azure run one on every machine, for preemption notices."""
+"""A metadata server like those of AWS, GCP and Azure, for preemption notices."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NEEDS = {
     "/computeMetadata": ("Metadata-Flavor", "Google"),
     "/metadata": ("Metadata", "true"),
 }
-"""Header that the clouds ask for, by path."""
+"""Header that each cloud requires, by path."""
 
 
 @dataclass
 class MetadataServer:
-    """A running server; change ``answers`` to give notice."""
+    """A running server; change ``answers`` to publish a notice."""
 
     endpoint: str
     answers: dict[str, str] = field(default_factory=lambda: {"/latest/api/token": "a-token"})

@@ -1,4 +1,4 @@
-"""Pictures made on the spot."""
+"""Generated images."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (96, 80), mode: str = "RGB") -> Image.Image:
-    """A smooth random picture; two seeds never look alike."""
+    """A smooth random image; different seeds look different."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
-    """A picture's file."""
+    """An image's file."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def png_bomb(side_px: int = 20_000) -> bytes:
-    """A PNG whose header promises a picture that its few bytes would swell to."""
+    """A small PNG whose header declares a huge image."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (

@@ -1,4 +1,4 @@
-"""A real ``ray start --head`` of the tests' own: private folder, own ports, a token."""
+"""A real ``ray start --head`` for tests: private folder, own ports, a token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import psutil
 
 BIN = Path(sys.executable).parent
 END_S = 15.0
-"""For a head to end by itself; one whose server was killed does not."""
+"""How long a head may take to end on request; one whose server was killed does not end."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Head:
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Of a client that holds the token."""
+        """Environment of a client with the token."""
         return clean_environment() | {"RAY_AUTH_TOKEN": self.token} | more
 
     def start_worker(self, name: str, num_cpus: int = 1) -> subprocess.Popen[bytes]:
-        """Another node on this machine, which has a resource of its name; killed with the head."""
+        """Start another node on this machine, with a resource of its name; killed with the head."""
         ports = free_ports(3, beyond=2000 + 10 * len(self.workers))
         worker = subprocess.Popen(
             [
@@ -59,7 +59,7 @@ class Head:
         return worker
 
     def node_ids(self) -> dict[str, str]:
-        """Id of each living worker by its name."""
+        """Id of each live worker by its name."""
         code = (
             "import json, ray; ray.init(address=%r, logging_level='error', log_to_driver=False);"
             "print(json.dumps([n for n in ray.nodes() if n['Alive']], default=str))"
@@ -86,7 +86,7 @@ class Head:
                 process.kill()
 
     def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
-        """Kill a node's processes with -9, all at once, as a lost machine."""
+        """Kill all processes of a node with -9 at once, as when a machine is lost."""
         family = psutil.Process(worker.pid).children(recursive=True)
         for process in family:
             with suppress(psutil.NoSuchProcess):
@@ -96,7 +96,7 @@ class Head:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what it says of Ray."""
+    """This process's environment without Ray's variables."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -104,7 +104,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_ports(count: int, *, beyond: int = 0) -> list[int]:
-    """Ports that nothing listens on, below those that Ray gives to workers."""
+    """Unused ports, below those that Ray assigns to workers."""
     ports: list[int] = []
     candidate = 20000 + beyond + os.getpid() % 7000
     while len(ports) < count:
@@ -120,7 +120,7 @@ def free_ports(count: int, *, beyond: int = 0) -> list[int]:
 
 @contextmanager
 def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """Start a head, wait for its dashboard, stop it and nothing else at the end."""
+    """Start a head, wait for its dashboard, and stop only this head at the end."""
     token = secrets.token_hex(16)
     # the paths of Ray's sockets may hold 107 bytes
     with tempfile.TemporaryDirectory(prefix="fr-", ignore_cleanup_errors=True) as folder:
@@ -139,7 +139,7 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
                     *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
                     *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
                     *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={others[0]}"),
-                    # another Ray on this machine has the defaults
+                    # another Ray on this machine uses the defaults
                     *(f"--dashboard-agent-listen-port={others[1]}",),
                     *(f"--dashboard-agent-grpc-port={others[2]}",),
                     *(f"--metrics-export-port={others[3]}",),
@@ -159,7 +159,8 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
                 if worker.poll() is None:
                     head.kill_worker(worker)
             family = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
+            # `ray start --block` ends the processes that it started
+            process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
             for left in (process, *family):

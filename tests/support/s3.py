@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own (moto's), and a proxy before it that fails now and then."""
+"""moto's S3 server in its own process, and a proxy in front of it that fails occasionally."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def s3_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def flaky_proxy(endpoint: str, every: int, *, port: int | None = None) -> Iterator[str]:
-    """Passes requests on, but fails every so-many-th: by turns it refuses, and it loses the answer
-    of a request that was carried out."""
+    """Forwards requests, but fails every n-th: alternately it refuses a request, and loses the
+    response of a completed one."""
     port = port or free_port()
     arguments = [str(Path(__file__)), str(port), endpoint.rsplit(":", 1)[1], str(every)]
     with _process(arguments, port) as proxy:

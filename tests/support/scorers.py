@@ -1,4 +1,4 @@
-"""A tiny random CLIP, saved as the folder that real ones come in."""
+"""A tiny random CLIP, saved in the folder layout of real ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = ("<|startoftext|>", "<|endoftext|>", "a", "photo", "of", "cat", "dog", "
 def save_clip(folder: Path, *, side_px: int = 32) -> Path:
     """A random CLIPModel with a word tokenizer."""
     torch.manual_seed(7)
-    # strong random weights, so that pictures differ as they do for a trained model
+    # large random weights, so that images differ as with a trained model
     common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     common |= {"initializer_factor": 12.0}
     config = CLIPConfig(

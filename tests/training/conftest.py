@@ -1,4 +1,4 @@
-"""What tests of this folder share: a tiny base and jobs, one Ray, a private S3 server."""
+"""Fixtures shared by the training tests: a tiny base and jobs, one Ray, a private S3 server."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The serving bank: slots over one frozen component, each with an adapter of any layers and rank.
+"""The serving bank: slots over one frozen component, each for an adapter of any layers and rank.
 
-Owns the slots' weights, what an adapter needs of memory, and the wrapping of layers. A slot uses
-only the memory of its own adapter. A layer is wrapped when the first adapter that changes it
-reaches a pass, so layers that no adapter changes stay as they are.
+Owns the slots' weights, the memory that an adapter needs, and the wrapping of layers. A slot uses
+only the memory of its own adapter. A layer is wrapped when the first adapter that changes it is
+used in a pass, so layers that no adapter changes stay unwrapped.
 
-``set_slot`` and ``clear_slot`` may be called from another thread than the one that runs passes;
-``open_layers`` and passes belong to one thread.
+``set_slot`` and ``clear_slot`` may be called from a thread other than the one that runs passes;
+``open_layers`` and passes must run in one thread.
 
 Legend: P parameters of an adapter's shape, L layers, I inputs, O outputs, r rank.
 """
@@ -32,9 +32,9 @@ __all__ = ["Held", "MixedBank", "Shape"]
 
 SMALLEST_ROOM = 16
 """Rank up to which all adapters share a shape; above it, ranks are padded to powers of two. Rows of
-one shape share their products, and none is computed at more than twice its own rank. Batched
-products of a smaller rank are no faster: on one CPU core those of rank 4 take 1.4 to 2.2 times
-those of 16.
+one shape share their products, and above this rank none is padded to more than twice its own rank.
+Batched products of a smaller rank are no faster: on one CPU core, products of rank 4 take 1.4 to
+2.2 times as long as those of rank 16.
 """
 
 
@@ -82,18 +82,18 @@ class Held:
     scale_L: Tensor
     """alpha / rank of each layer of the shape, float64 on the host."""
     serial: int
-    """Unique among all adapters that a bank ever held."""
+    """Unique among all adapters that a bank has ever held."""
 
 
 class MixedBank:
     """Adapters of any shapes on one component of a base."""
 
     def __init__(self, base: Base, component: str, *, num_slots: int, max_per_row: int = 1) -> None:
-        """Look at the component's layers; none is wrapped yet.
+        """Find the component's layers, without wrapping them yet.
 
         Args:
             component: ``unet`` or ``text_encoder``, by the base's own name.
-            max_per_row: the most adapters that one row may name at once.
+            max_per_row: maximum number of adapters that one row may use at once.
         """
         self._component = component
         self._root = base.components.get(component)
@@ -118,7 +118,7 @@ class MixedBank:
             AdapterFileError: if it has layers that the base lacks, or other shapes.
         """
         self.check_fits(weights)
-        self._slots[slot] = None  # its memory is free before more is taken
+        self._slots[slot] = None  # free its memory before allocating more
         shape = self._shape_of(weights)
         row_P = torch.zeros(shape.num_parameters, dtype=self.dtype)
         views = shape.views(row_P.unsqueeze(0))
@@ -143,19 +143,19 @@ class MixedBank:
         return self._slots[slot]
 
     def group_of(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """The group of a row: neighbouring rows of equal groups share their products."""
+        """The group of a row; adjacent rows of one group share their products."""
         held = [self._slots[slot] for slot in slots]
         return tuple(-1 if one is None else one.shape.number for one in held)
 
     def num_bytes(self, weights: AdapterWeights) -> int:
-        """Device memory that an adapter takes in a slot."""
+        """Device memory that an adapter uses in a slot."""
         sizes = (self.size_of(name) for name in weights.layers)
         rooms = (_room(layer.rank) for layer in weights.layers.values())
         parameters = sum((i + o) * room for (i, o, _), room in zip(sizes, rooms, strict=True))
         return parameters * self.dtype.itemsize
 
     def _shape_of(self, weights: AdapterWeights) -> Shape:
-        """One object for all adapters of the same layers and rooms."""
+        """The same object for all adapters with the same layers and padded ranks."""
         wanted = sorted((name, _room(layer.rank)) for name, layer in weights.layers.items())
         key = tuple(wanted)
         known = self._shapes.get(key)
@@ -176,7 +176,7 @@ class MixedBank:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """Every layer of the component that can carry an adapter."""
+        """All layers of the component that can have an adapter."""
         return tuple(self._layers)
 
     def size_of(self, name: str) -> tuple[int, int, tuple[int, ...]]:
@@ -189,7 +189,7 @@ class MixedBank:
         return layer.in_features, layer.out_features, ()
 
     def check_fits(self, weights: AdapterWeights) -> None:
-        """Refuse an adapter that does not fit this base.
+        """Reject an adapter that does not fit this base.
 
         Raises:
             AdapterFileError: if it has layers that the base lacks, or other shapes.
@@ -211,7 +211,7 @@ class MixedBank:
                 )
 
     def open_layers(self, names: Iterable[str]) -> None:
-        """Wrap the layers that are not wrapped yet; not while a pass runs."""
+        """Wrap the layers that are not wrapped yet. Must not be called during a pass."""
         for name in names:
             if name not in self._wrapped:
                 self._wrap(name)
@@ -230,7 +230,7 @@ class MixedBank:
         self._wrapped[name] = (parent, attribute)
 
     def close(self) -> None:
-        """Put the base's own layers back. May be called twice."""
+        """Restore the base's own layers. Idempotent."""
         for parent, attribute in self._wrapped.values():
             wrapper = getattr(parent, attribute)
             assert isinstance(wrapper, AdaptedLayer)
@@ -241,7 +241,7 @@ class MixedBank:
 
     @contextmanager
     def route_parts(self, parts: Sequence[RowPart]) -> Iterator[None]:
-        """The rows of the passes inside use these adapters."""
+        """Within the context, the rows of passes use these adapters."""
         before = self._route.parts
         self._route.parts = parts
         try:

@@ -1,12 +1,12 @@
 """The wrapped layers of the serving bank: a frozen layer plus the adapters of the pass's rows.
 
 Owns the arithmetic of one layer, and the reuse of its output for repeated inputs.
-``row_weights.py`` decides which rows have an adapter on a layer, and of what rank: a layer that no
-row adapts costs what the bare layer costs, and rows without an adapter take part only in the frozen
+``row_weights.py`` decides which rows have an adapter on a layer, and of what rank. A layer that no
+row adapts costs the same as the bare layer, and rows without an adapter are only part of the frozen
 product.
 
 Legend: R rows of a pass, G groups of a part's rows that share one adapter each, N positions of a
-group, I inputs, O outputs, r rank, H W picture, L layers.
+group, I inputs, O outputs, r rank, H W image, L layers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["MixedConv2d", "MixedLayer", "MixedLinear", "MixedRoute", "RowPart"]
 
 @dataclass(frozen=True)
 class RowPart:
-    """Neighbouring rows whose adapters have one shape; see ``farm.adapters.bank.row_weights``."""
+    """Adjacent rows whose adapters have one shape; see ``farm.adapters.bank.row_weights``."""
 
     start: int
-    """The first of the rows in the pass."""
+    """Index of the first row in the pass."""
     stop: int
     layers: Mapping[str, tuple[Tensor, Tensor]]
     """down [G, I, r] and up [G, r, O] of each layer that the adapters change."""
@@ -40,13 +40,13 @@ class RowPart:
 
 @dataclass
 class MixedRoute:
-    """The adapters of the present pass; one object shared by all layers of a bank."""
+    """The adapters of the current pass; one object shared by all layers of a bank."""
 
     parts: Sequence[RowPart] = field(default_factory=tuple)
 
 
 class MixedLayer(AdaptedLayer):
-    """A frozen layer that knows its name in the bank."""
+    """A frozen layer with its name in the bank."""
 
     def __init__(self, base_layer: nn.Module, name: str, route: MixedRoute) -> None:
         super().__init__(base_layer)
@@ -55,13 +55,13 @@ class MixedLayer(AdaptedLayer):
 
     @property
     def is_in_use(self) -> bool:
-        """Whether any row of the present pass has an adapter here."""
+        """Whether any row of the current pass has an adapter here."""
         return any(self.name in part.layers for part in self.route.parts)
 
 
 @dataclass
 class _Seen:
-    """The last input of a layer, and its output once the input was seen twice."""
+    """The last input of a layer, and its output once the input has been passed twice."""
 
     x: weakref.ref[Tensor]
     version: int
@@ -82,8 +82,8 @@ class MixedLinear(MixedLayer):
     def _remembered(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
         """The output, computed once for an input that is passed again as the same object.
 
-        Encoded prompts are: they stay the same while a picture is generated, and so do the keys
-        and values of cross-attention. Activations are new in every pass and are not kept.
+        Encoded prompts are such inputs: they, and the keys and values of cross-attention, stay the
+        same while an image is generated. Activations are new in every pass and are not cached.
         """
         seen, version = self._seen, x._version  # which changes when x is written in place
         if seen is not None and seen.x() is x and seen.version == version and seen.parts is parts:
@@ -120,14 +120,14 @@ class MixedLinear(MixedLayer):
 
 
 def _may_remember(x: Tensor) -> bool:
-    """Not where gradients flow, nor where a pass is captured to be replayed on other values."""
+    """Not with gradients, nor while a pass is captured to be replayed with other values."""
     if torch.is_grad_enabled() or x.is_inference() or torch.compiler.is_compiling():
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 class MixedConv2d(MixedLayer, AdaptedConv2d):
-    """A frozen convolution plus, per row, a like convolution to r channels and a 1×1 back up."""
+    """A frozen convolution plus, per row, the same convolution to r channels and a 1×1 up."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [R, I, H, W] → [R, O, H', W']."""
@@ -137,7 +137,7 @@ class MixedConv2d(MixedLayer, AdaptedConv2d):
             pair = part.layers.get(self.name)
             if pair is None:
                 continue
-            if y_RHWO is None:  # a view where the pass runs in the channels-last layout
+            if y_RHWO is None:  # a view if the pass runs in the channels-last layout
                 y_RHWO = y_ROHW.permute(0, 2, 3, 1).contiguous()
             down, up = pair
             hidden_GNr = self.hidden(x[part.start : part.stop], down, y_ROHW.shape[2:])

@@ -1,11 +1,11 @@
-"""Row weights: each row's own adapters, gathered once for as long as the rows stay together.
+"""Row weights: each row's adapters, gathered once and kept while the rows are batched together.
 
-Owns which rows of a pass share products, and a copy of their adapters in row order, kept up to
-date row by row. Between two denoising steps hardly any row changes, so hardly anything is copied.
+Owns which rows of a pass share products, and a copy of their adapters in row order, updated row by
+row. Between two denoising steps few rows change, so little is copied.
 
-Neighbouring rows whose adapters have one shape make a part, with one product per layer. Where the
-copies would take too much memory, the rows read the slots directly, one adapter at a time: that is
-no slower for large adapters, whose products use the whole processor.
+Adjacent rows whose adapters have one shape form a part, with one product per layer. If the copies
+would use too much memory, the rows read the slots directly, one adapter at a time: that is no
+slower for large adapters, whose products use the whole processor.
 
 Legend: R rows, K adapters per row, P parameters of a shape, L layers, G groups.
 """
@@ -28,12 +28,12 @@ from farm.base.device.transfer import sent
 __all__ = ["RowWeights"]
 
 MAX_COPIED_BYTES = 256 << 20
-"""Rows of one shape are copied side by side up to this size."""
+"""Rows of one shape are copied up to this total size."""
 
 
 @dataclass(frozen=True)
 class _Use:
-    """One row's adapter and the factor on it."""
+    """One row's adapter and its factor."""
 
     row: int
     held: Held
@@ -42,7 +42,7 @@ class _Use:
 
 @dataclass(eq=False)
 class _Copies:
-    """Adapters of one shape side by side."""
+    """Copies of adapters of one shape, in row order."""
 
     flat_RP: Tensor
     serials: list[int]
@@ -51,7 +51,7 @@ class _Copies:
     views: dict[tuple[int, int], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def layers(self, shape: Shape, start: int, stop: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Views of some places."""
+        """Views of a range of places."""
         if (start, stop) not in self.views:
             self.views[start, stop] = shape.views(self.flat_RP[start:stop])
         return self.views[start, stop]
@@ -61,7 +61,7 @@ class RowWeights:
     """The weights of the rows of one running batch."""
 
     def __init__(self, bank: MixedBank) -> None:
-        """Hold no rows yet; memory grows with the largest batch."""
+        """Start without rows; memory grows with the largest batch."""
         self._bank = bank
         self._copies: dict[tuple[int, Shape], _Copies] = {}
         self._parts: list[RowPart] = []
@@ -73,14 +73,14 @@ class RowWeights:
     ) -> int:
         """Set which slots each row uses; copies only what changed since the last time.
 
-        Rows share products where rows of one ``MixedBank.group_of`` are neighbours.
+        Adjacent rows with the same ``MixedBank.group_of`` share products.
 
         Args:
-            slots: for each row its slots, none to ``max_per_row`` of them.
+            slots: the slots of each row, at most ``max_per_row``.
             factors: on the adapters, the shape of ``slots``; None means 1.
 
         Returns:
-            Rows that were copied.
+            The number of rows copied.
 
         Raises:
             ValueError: if a row has more adapters than the bank allows.
@@ -90,7 +90,7 @@ class RowWeights:
             raise ValueError(f"{width} adapters a row; at most {self._bank.max_per_row}")
         before, self._copies = self._copies, {}
         self._num_copied = 0
-        # a new list invalidates the outputs that layers remember
+        # a new list invalidates the outputs that layers cache
         self._parts = []
         for k in range(width):
             uses = [
@@ -121,7 +121,7 @@ class RowWeights:
             self._add_copied(self._copies[k, shape], members)
 
     def _room(self, known: _Copies | None, shape: Shape, rows: int) -> _Copies:
-        """Copies with room for ``rows``; the known ones if they are large enough."""
+        """Copies with room for ``rows``; the existing ones if they are large enough."""
         if known is not None and len(known.serials) >= rows:
             known.num_used = 0
             return known
@@ -172,6 +172,6 @@ class RowWeights:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Passes inside have exactly the assigned rows, in their order."""
+        """Within the context, passes have exactly the assigned rows, in this order."""
         with self._bank.route_parts(self._parts):
             yield

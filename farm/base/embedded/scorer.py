@@ -3,7 +3,7 @@ encoder.
 
 Owns its architecture, contrastive training and held-out accuracy. Because the facts stated by each
 caption are known, every true pair of a batch counts as a positive and is never pushed apart.
-Legend: N pictures, M captions, T tokens, D width.
+Legend: N images, M captions, T tokens, D width.
 """
 
 from __future__ import annotations

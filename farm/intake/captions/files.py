@@ -1,7 +1,8 @@
 """Captions from files beside photos: ``photo.txt``, ``photo.caption``, ``metadata.csv``.
 
 Owns which file wins (the photo's own over the folder's), how names are matched, and what is said of
-captions that belong to no photo. Whether a caption names the subject is judged in ``prompts.py``.
+captions that belong to no photo. Whether a caption names the subject is judged in
+``prompts/judge.py``.
 """
 
 from __future__ import annotations

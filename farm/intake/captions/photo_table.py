@@ -2,7 +2,7 @@
 
 Owns which columns name photos and captions, and how such a table is read in any of its forms; the
 form is decided by the content. What the rows are for is decided by ``files.py`` (captions beside
-photos) and ``imagefolder.py`` (a manifest).
+photos) and ``formats/imagefolder.py`` (a manifest).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns how rows become subjects: `subject` or `id` names the subject, and else the first folder of the
 photo's path; `class_noun`, `class` or `label` its class. The train split alone is read. Which
-columns name photos and captions is in ``photo_table.py``; other columns are not ours.
+columns name photos and captions is in ``captions/photo_table.py``; other columns are ignored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tables of text as spreadsheets export them: one dialect for every CSV that intake reads.
 
 Owns the separator (commas, semicolons, tabs, bars, or what a `sep=` line says), quotes, header and
-line numbers. What the columns mean is for the readers: ``tables.py``, ``imagefolder.py`` and
-``captions/``.
+line numbers. What the columns mean is for the readers: ``formats/tables.py``,
+``formats/imagefolder.py`` and ``captions/``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One photo judged: readable, whole, large enough; its digest and its look.
 
 Owns the judgement of a single photo, so that it can run in any process. Comparisons between
-photos are in ``compare.py``.
+photos are in ``farm/intake/compare.py``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Ray's token authentication, enabled wherever the farm starts Ray or connects to it.
 
-Ray 2.60 enables it by itself only for a Ray that ``ray.init`` starts, not for clients and drivers
-of a named cluster, which a cluster with tokens then refuses after a long wait. The rule here is
-that of ``ray start --head``: a token that exists is used. A ``RAY_AUTH_MODE`` that is already set
-wins. The token itself is Ray's: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or
-``~/.ray/auth_token``.
+Ray 2.60 enables it by default only for clusters that ``ray.init`` starts. Clients and drivers of a
+named cluster do not send their token, and a cluster that requires one refuses them after a long
+wait. The rule here is that of ``ray start --head``: if there is a token, it is used. A
+``RAY_AUTH_MODE`` that is already set takes precedence. The token is read where Ray reads it:
+``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def has_token() -> bool:
 
 
 def require_token() -> None:
-    """Authenticate with a token; a Ray that starts here generates one if there is none."""
+    """Enable token authentication; if Ray starts here and there is no token, it generates one."""
     if MODE not in os.environ:
         os.environ[MODE] = "token"
         _reload()
 
 
 def use_token_if_there_is_one() -> None:
-    """Authenticate with the token that exists; without one, connect as to an open cluster."""
+    """Enable token authentication if there is a token; otherwise connect without one."""
     if MODE not in os.environ and has_token():
         require_token()
 
 
 def _reload() -> None:
-    """Ray read its environment when it was imported."""
+    """Make Ray read its environment again; it was read on import."""
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")

@@ -46,12 +46,12 @@ __all__ = [
 NAMESPACE = "farm"
 EXCHANGE_TIMEOUT_S = 120.0
 LEDGER_PAUSE_S = 5.0
-"""Between two tries to write a ledger that the store does not take."""
+"""Seconds between two attempts to write the ledger while the store fails."""
 
 
 @dataclass(frozen=True)
 class DispatchSpec:
-    """What the actor is made from, and made from again if its process dies."""
+    """The actor's arguments; Ray passes them again when it restarts the actor."""
 
     store_url: str
     run_id: str
@@ -61,7 +61,7 @@ class DispatchSpec:
 
 
 class DispatchActor:
-    """The dispatcher in a process of its own, on the driver's node."""
+    """The dispatcher in its own process, on the driver's node."""
 
     def __init__(self, spec: DispatchSpec) -> None:
         self._spec = spec
@@ -71,7 +71,7 @@ class DispatchActor:
         """Node by lane."""
         self._draining: set[str] = set()
 
-    # read on first use: an error in a constructor reaches the driver as Ray's traceback
+    # built on first use: an error in a constructor would reach the driver as Ray's traceback
 
     @cached_property
     def _dispatcher(self) -> Dispatcher:
@@ -85,12 +85,12 @@ class DispatchActor:
             committed=Registry(self._store).committed_among(jobs),
             settings=spec.settings,
         )
-        gc.freeze()  # a collection over a million jobs would hold up the lanes and free none
+        gc.freeze()  # collecting over a million jobs would delay the lanes and free nothing
         return dispatcher
 
     def exchange(self, report: LaneReport, node_id: str) -> LaneOrders:
-        """See ``Dispatcher.exchange``. A lane on a draining node gets no new job: it saves
-        those it holds, releases them and returns."""
+        """See ``Dispatcher.exchange``. A lane on a draining node gets no new jobs: it saves its
+        jobs, releases them and returns."""
         self._nodes[report.lane] = node_id
         if node_id not in self._draining:
             return self._dispatcher.exchange(report)
@@ -103,7 +103,7 @@ class DispatchActor:
             self._dispatcher.lane_died(lane)
 
     def nodes_draining(self, node_ids: list[str]) -> None:
-        """Note nodes that will be gone soon; their lanes learn it with their next report."""
+        """Note nodes that will be removed soon; their lanes are stopped at their next report."""
         self._draining |= set(node_ids)
 
     def lanes_ended(self, run: str) -> None:
@@ -115,15 +115,15 @@ class DispatchActor:
     @ray.method(concurrency_group="priors")  # type: ignore[untyped-decorator]
     def prior(self, prior_key: str) -> list[Any]:
         """A reference to a prior set in the object store, in a list so that Ray does not resolve
-        it. This process owns the set and is on a node that stays."""
+        it. This process owns the set, and its node outlives the lanes' nodes."""
         if prior_key not in self._priors:
             self._priors[prior_key] = ray.put(read_prior_set(self._store, prior_key))
         return [self._priors[prior_key]]
 
     def look(self, since: int) -> tuple[Snapshot, list[Notice]]:
-        """Tick, and report to the driver. A ledger that cannot be written is in the snapshot."""
+        """Tick, and report to the driver. The snapshot includes a failure to write the ledger."""
         dispatcher = self._dispatcher
-        # each try blocks the lanes' calls while the store does not answer
+        # while the store does not answer, each attempt blocks the lanes' calls
         if not dispatcher.trouble.failed_within(LEDGER_PAUSE_S):
             with suppress(StoreError, StoreUnusable):
                 dispatcher.tick()
@@ -131,7 +131,7 @@ class DispatchActor:
         return self._dispatcher.snapshot(), self._dispatcher.news(since)
 
     def _forget_priors(self) -> None:
-        """Drop sets that no open job needs: those of thousands of classes would fill the node."""
+        """Drop sets that no open job needs: the sets of thousands of classes would fill memory."""
         is_needed = self._dispatcher.is_prior_needed
         for key in [key for key in self._priors if not is_needed(key)]:
             del self._priors[key]
@@ -157,7 +157,7 @@ class DispatchActor:
         self._dispatcher.stop()
 
     def jobs(self) -> list[Job]:
-        """All jobs; the ledger is written first, if the store takes it."""
+        """All jobs; the ledger is written first unless the store is failing."""
         if self._dispatcher.trouble.current() is None:
             with suppress(StoreError, StoreUnusable):
                 self._dispatcher.tick()
@@ -165,7 +165,7 @@ class DispatchActor:
 
 
 def start_dispatcher(spec: DispatchSpec) -> Any:
-    """Start the actor on this node. Ray restarts it if its process dies; it reads the store."""
+    """Start the actor on this node. If its process dies, Ray restarts it from the store's state."""
     node_id = ray.get_runtime_context().get_node_id()
     actor = ray.remote(
         num_cpus=0,
@@ -181,7 +181,7 @@ def start_dispatcher(spec: DispatchSpec) -> Any:
 
 
 def ask(reference: Any, *, timeout_s: float | None = None) -> Any:
-    """The answer to a call of the dispatcher's actor; the farm's own errors without Ray's wrapper.
+    """The result of a call to the dispatcher's actor; farm errors are raised without Ray's wrapper.
 
     Raises:
         FarmError: as the actor raised it.
@@ -196,8 +196,8 @@ def ask(reference: Any, *, timeout_s: float | None = None) -> Any:
 
 
 def dispatcher_name(spec: DispatchSpec) -> str:
-    """The actor's name in Ray, which each epoch of a run has for itself: lanes of an older one find
-    nothing. The same manifest in two stores is two runs, and both may use one cluster."""
+    """The actor's name in Ray. It includes the epoch, so that lanes of an older epoch do not find
+    it, and the store, because the same manifest may run in two stores on one cluster."""
     store = bytes_digest(spec.store_url.encode())[:8]
     return f"dispatcher-{spec.run_id}-{store}-{spec.epoch}"
 
@@ -213,7 +213,7 @@ class RayLink:
     def exchange(self, report: LaneReport) -> LaneOrders:
         """Report to the dispatcher; returns its orders.
 
-        A dispatcher that was restarted reads the store first, and is asked again while it cannot.
+        A restarted dispatcher first reads the store; while that fails, the call is retried.
         """
         until = time.monotonic() + OUTAGE_BUDGET_S
         while True:

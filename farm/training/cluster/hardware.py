@@ -1,8 +1,8 @@
-"""The hardware of a cluster's nodes, read from the cluster itself.
+"""The hardware of a cluster's nodes, as Ray reports it.
 
-Owns the conversion of Ray's node table, and of the node types of an autoscaling cluster whose nodes
-may not run yet, into the ``Hardware`` that a plan is made for. Only ``read_hardware`` connects to
-Ray; the choice is a pure function.
+Owns the conversion of Ray's node table, and of an autoscaling cluster's node types (whose nodes may
+not be running yet), into the ``Hardware`` that a plan is made for. Only ``read_hardware`` connects
+to Ray; the choice is a pure function.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def choose_hardware(
     """Choose the nodes for lanes: those with the most GPUs, else the most cores.
 
     Args:
-        nodes: as the user asks; None plans as many as the work fills.
+        nodes: the user's choice; None plans as many as the work needs.
 
     Raises:
-        UserError: if there are none, or their GPU is not known.
+        UserError: if there are none, or their GPU is unknown.
     """
     usable = [kind for kind in kinds if kind.gpus or kind.cpus]
     if not usable:
@@ -118,7 +118,7 @@ def read_hardware(
     nodes: int | None = None,
     price: float | None = None,
 ) -> Hardware:
-    """Connect to a cluster and choose; see ``choose_hardware``."""
+    """Connect to a cluster and choose its nodes; see ``choose_hardware``."""
     import ray
 
     from farm.training.cluster.start import start_ray
@@ -135,7 +135,7 @@ def read_hardware(
 
 
 def _bootstrap_kinds() -> list[NodeKind]:
-    """The node types of a cluster that ``ray up`` started, where this is its head; else empty."""
+    """The cluster's node types, if this is the head of a cluster that ``ray up`` started."""
     import yaml
 
     try:

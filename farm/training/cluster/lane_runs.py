@@ -1,7 +1,7 @@
-"""The lane runs of a driver: each is watched and restarted alone, with growing pauses.
+"""The lane runs of a driver: each is watched and restarted independently, with backoff.
 
-Owns when a lane run is started, restarted and given up. A lane run is one Ray Train run on one
-node; a function that starts one comes in as an argument. Does not import Ray.
+Owns the decision when a lane run is started, restarted or abandoned. A lane run is one Ray Train
+run on one node; the function that starts one is an argument. Does not import Ray.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from farm.training.dispatch.messages import Snapshot
 __all__ = ["LaneRuns", "Run"]
 
 MAX_BARREN_STARTS = 3
-"""Consecutive starts of a lane run that may end in an error while no job of the run is finished."""
+"""Consecutive failed starts of a lane run that are allowed while no job of the run is finished."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 READY_S = 1.0
-"""How long jobs must have been ready before a run whose lanes returned is started for them."""
+"""How long jobs must have been ready before a run whose lanes have returned is started again."""
 
 
 class Run(Protocol):
@@ -32,7 +32,7 @@ class Run(Protocol):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         ...
 
     def join(self, timeout_s: float) -> None:
@@ -42,12 +42,12 @@ class Run(Protocol):
 
 @dataclass
 class _Place:
-    """The lanes of one node, on whichever node they run."""
+    """The lanes of one node; a restart may move them to another node."""
 
     number: int
     run: Run
     jobs_ended: int
-    """Of the whole run, when this one was started."""
+    """Finished jobs of the whole run when this lane run was started."""
     is_noted: bool = False
     """Whether its end was handled."""
     barren: int = 0
@@ -55,7 +55,7 @@ class _Place:
 
 
 class LaneRuns:
-    """Starts one run for each place, and keeps them alive while there is work."""
+    """Starts one lane run per place, and keeps them alive while there is work."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class LaneRuns:
         """Start them all.
 
         Args:
-            make: starts a run under a name that no other run has.
-            ended: called with the name of every run that ended; its lanes are gone.
+            make: starts a lane run under a unique name.
+            ended: called with the name of each run that has ended, with all its lanes.
         """
         self._make, self._prefix, self._ended, self._clock = make, prefix, ended, clock
         self._num_starts = 0
@@ -87,7 +87,7 @@ class LaneRuns:
         return [place.run for place in self._places if place.run.is_alive]
 
     def names_without_lanes(self, snapshot: Snapshot) -> list[str]:
-        """Living runs of which no lane has reported: their node has not come."""
+        """Live runs of which no lane has reported: their node is missing."""
         lanes = {lane.lane.rpartition(".")[0] for lane in snapshot.lanes}
         return [run.name for run in self.alive if run.name not in lanes]
 
@@ -129,7 +129,7 @@ class LaneRuns:
         place.not_before = now + pause_s
 
     def _give_up_if_hopeless(self, num_open: int) -> None:
-        """Give up only when no run lives or may be restarted: one can train the others' jobs."""
+        """Raise only if no run is alive or may be restarted: one can train the jobs of all."""
         if num_open <= 0 or any(place.run.is_alive for place in self._places):
             return
         errors = [place.run.error for place in self._places if place.barren >= MAX_BARREN_STARTS]

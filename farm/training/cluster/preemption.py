@@ -1,8 +1,8 @@
-"""Watches a cloud's preemption notice on a node, and drains the node when it comes.
+"""Watches a node for the cloud's preemption notice, and drains the node when it arrives.
 
-Owns what ``farm drain`` does, a small process on each spot node, started beside ``ray start``. It
-is a plain process because an actor would keep the node from being scaled down. Draining makes the
-node's lanes save their jobs and return (``dispatch_actor``). ``drain_now`` waits for that, because
+Owns ``farm drain``, a small process on each spot node, started beside ``ray start``. It is a plain
+process because an actor would keep the node from being scaled down. Draining makes the node's lanes
+save their jobs and return (``dispatch_actor``). ``drain_now`` waits for that, because
 Kubernetes sends SIGTERM as soon as a ``preStop`` hook has ended.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["CLOUDS", "Notice", "drain_node", "drain_now", "drain_on_notice", "fi
 
 TIMEOUT_S = 2.0
 POLL_S = 2.0
-"""Google gives 30 s from the notice to the end; polling may take little of it."""
+"""Google gives 30 s from the notice to the shutdown, so polling must be frequent."""
 TOKEN_TTL_S = 21600
 LANE_TITLE = "ray::RayTrainWorker"
 LINK_LOCAL = "http://169.254.169.254"
@@ -36,11 +36,11 @@ class Notice:
 
     cloud: str
     seconds: float
-    """Time that is left."""
+    """Seconds left until the shutdown."""
 
 
 Fetch = Callable[[str, str, Mapping[str, str]], str | None]
-"""Method, URL and headers of a request; None where the server answers 404."""
+"""Method, URL and headers of a request; returns the body, or None for a 404."""
 
 
 def fetch(method: str, url: str, headers: Mapping[str, str]) -> str | None:
@@ -99,11 +99,11 @@ CLOUDS: Mapping[str, tuple[str, Callable[[str, Fetch], float | None]]] = {
     "gcp": ("http://metadata.google.internal", _gcp),
     "azure": (LINK_LOCAL, _azure),
 }
-"""Address of the metadata server, and how to ask it."""
+"""Address of the metadata server, and the function that queries it."""
 
 
 def _seconds_until(moment: str) -> float:
-    """From ISO 8601 or RFC 1123; 30 s where the event has begun or names no time."""
+    """Parse ISO 8601 or RFC 1123; 30 s if the event has begun or has no time."""
     for read in (dt.datetime.fromisoformat, _from_rfc_1123):
         try:
             left_s = (read(moment) - dt.datetime.now(dt.UTC)).total_seconds()
@@ -119,11 +119,11 @@ def _from_rfc_1123(moment: str) -> dt.datetime:
 
 
 def find_notice(cloud: str, endpoint: str | None = None, fetch: Fetch = fetch) -> Notice | None:
-    """Ask the metadata server once.
+    """Query the metadata server once.
 
     Raises:
         OSError: if it does not answer.
-        ValueError: if its answer has another form.
+        ValueError: if its response has an unknown form.
     """
     address, ask = CLOUDS[cloud]
     try:
@@ -175,7 +175,7 @@ def drain_on_notice(
     """Wait for a cloud's notice, then drain the node; returns once the head has accepted.
 
     Raises:
-        LaneLost: if the head does not accept until the machine goes.
+        LaneLost: if the head does not accept before the machine is removed.
     """
     notice = _await_notice(cloud, endpoint)
     _say(f"{cloud}: this machine will be taken away in {notice.seconds:.0f} s")
@@ -183,7 +183,7 @@ def drain_on_notice(
 
 
 def drain_now(address: str, seconds: float, *, node_id: str | None = None) -> None:
-    """Drain the node at once, and wait until its lanes have returned.
+    """Drain the node now, and wait until its lanes have returned.
 
     Raises:
         LaneLost: if the head does not accept in this time.
@@ -199,7 +199,7 @@ def _drain_until(address: str, seconds: float, reason: str, node_id: str | None)
         try:
             drained = drain_node(address, seconds, reason, node_id=node_id)
             break
-        except Exception as error:  # Ray raises many kinds; tried again until the end
+        except Exception as error:  # Ray raises many kinds of errors; retry until the deadline
             if time.monotonic() - began > seconds:
                 raise LaneLost(
                     f"the node was not drained: {error}", "see whether the head answers"
@@ -209,7 +209,7 @@ def _drain_until(address: str, seconds: float, reason: str, node_id: str | None)
 
 
 def _await_lanes(until: float) -> None:
-    """Until no lane runs on this machine."""
+    """Wait until no lane runs on this machine."""
     import psutil
 
     while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""The thread of the driver that has missing prior sets generated through Ray Data.
+"""The driver's thread that generates missing prior sets through Ray Data.
 
 Owns its start, its end, and what it reports to the dispatcher.
 """
@@ -23,13 +23,13 @@ from farm.training.run.request import PreparedRun
 __all__ = ["PriorThread"]
 
 END_S = 60.0
-"""How long the part of a prior set that is being generated may take to its end."""
+"""How long the part of a prior set in progress may take to finish."""
 STOP_S = 6.0
-"""The same after the user stopped the run."""
+"""The same after the user has stopped the run."""
 
 
 class PriorThread:
-    """Generates what is missing; nothing starts before ``start``."""
+    """Generates the missing sets; nothing starts before ``start``."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class PriorThread:
 
     @property
     def trouble(self) -> StoreTrouble | None:
-        """What it has with the store."""
+        """Its trouble with the store."""
         return self._builder.trouble.current()
 
     def stop(self) -> None:
@@ -64,8 +64,8 @@ class PriorThread:
         self._builder.stopped.set()
 
     def end(self, stopped_at: float | None) -> None:
-        """Stop, and wait until the part is written: a call of Ray after its end would start a new
-        Ray.
+        """Stop, and wait until the current part is written: a Ray call after shutdown would start
+        Ray again.
 
         Args:
             stopped_at: monotonic time at which the user stopped the run.
@@ -77,7 +77,7 @@ class PriorThread:
         self._thread.join(patience_s)
 
     def _run(self) -> None:
-        # a driver that ends takes Ray with it; then no one is left to report to
+        # Ray ends with the driver; then there is no dispatcher left to report to
         with suppress(ray.exceptions.RayError, FarmError):
             self._builder.run()
 

@@ -1,8 +1,8 @@
-"""Where a Ray that starts on this machine keeps its sockets.
+"""The folder for the sockets of a Ray cluster that starts on this machine.
 
 Owns one limit: the path of a Unix socket holds 107 bytes (103 on macOS), and Ray adds 64 bytes to
-the temporary folder. Below a long ``TMPDIR``, as batch schedulers and macOS set, Ray does not
-start; the sockets then go into a short folder of our own, and large files stay in ``TMPDIR``.
+the temporary folder. With a long ``TMPDIR``, as batch schedulers and macOS set, Ray does not
+start. The sockets are then put in a short private folder, and large files stay in ``TMPDIR``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["ray_folder_options"]
 
 MAX_SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 SOCKET_BYTES = len("/ray/session_2026-11-27_13-39-35_123456_4194304/sockets/plasma_store")
-"""What Ray adds to the temporary folder; process ids have 7 digits at most."""
+"""Bytes that Ray adds to the temporary folder's path; process ids have at most 7 digits."""
 SHORT_ROOT = "/tmp"
 
 
 def ray_folder_options() -> dict[str, Any]:
-    """Options of ``ray.init`` for a Ray on this machine: empty where its own folder is short
-    enough, else a short private folder, removed when this process ends.
+    """Options of ``ray.init`` for Ray on this machine: empty if Ray's default folder is short
+    enough, else a short private folder that is removed when this process ends.
 
     Raises:
         UserError: if ``RAY_TMPDIR`` itself is too long, or no short folder can be made.

@@ -1,12 +1,13 @@
 """Lanes as workers of long-lived Ray Train runs: one run per node, one lane per worker.
 
-Owns the Ray Train side: the backend that lets a dead lane be replaced alone, a lane's resources,
-and what a worker does before its lane runs. What a lane does is ``lane``'s; who gets which job is
-``dispatch``'s.
+Owns the Ray Train side: the backend that replaces only a dead lane, a lane's resources, and a
+worker's setup before its lane runs. The lane itself is in ``lane``; which lane gets which job is
+decided in ``dispatch``.
 
-``has_replica_groups`` makes Ray Train treat every worker as a group of its own, so that it replaces
-only the dead one (seconds) instead of restarting all. It is internal to Ray 2.60 and covered by a
-contract test; an older Ray ignores it and restarts the node's lanes, which costs time and no job.
+``has_replica_groups`` makes Ray Train treat every worker as its own group, so that it replaces only
+the dead one (in seconds) instead of restarting all. It is internal to Ray 2.60 and covered by a
+contract test; an older Ray ignores it and restarts all lanes of the node, which costs time but
+loses no job.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ core."""
 
 
 class LaneBackend(Backend):  # type: ignore[misc]  # Ray has no types
-    """Every worker is a replica group of its own, without a process group."""
+    """Each worker is its own replica group, without a process group."""
 
     has_replica_groups: bool = True
     share_cuda_visible_devices: bool = False
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        """Make every worker that starts, replacements included, save its jobs on SIGTERM."""
+        """Make each started worker, including replacements, save its jobs on SIGTERM."""
         worker_group.execute(stop_lane_on_sigterm)
 
 
@@ -62,7 +63,7 @@ class LaneConfig(BackendConfig):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """What every lane of a run is made from."""
+    """The arguments of every lane of a run."""
 
     dispatcher: str
     store_url: str
@@ -71,17 +72,17 @@ class LaneSpec:
     device: str
     settings: LaneSettings
     threads: int
-    """Of PyTorch; 0 keeps its default."""
+    """PyTorch's threads; 0 keeps its default."""
     memory_fraction: float | None
     """Cap of this process's share of the GPU's memory."""
     make_judge: JudgeMaker | None = None
-    """Of finished adapters; None makes no quality cards."""
+    """Makes the judge of finished adapters; None makes no quality cards."""
     scoring: ScoringSettings = ScoringSettings()
     env: tuple[tuple[str, str], ...] = ()
 
 
 def lane_main(config: dict[str, Any]) -> None:
-    """What one Ray Train worker does: load the base once, then train until no job is left."""
+    """A Ray Train worker's function: load the base once, then train until no job is left."""
     import torch
 
     from farm.base.loading import load_base, training_dtype
@@ -93,7 +94,7 @@ def lane_main(config: dict[str, Any]) -> None:
     if spec.memory_fraction is not None and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(spec.memory_fraction)
     if spec.device == "cpu":
-        # workers that generate prior sets on the same cores go first: until then most slots are
+        # prior workers on the same cores have precedence: until they finish, most slots are
         # empty, and a step of few slots costs nearly as much as a full one
         os.nice(CPU_LANE_NICENESS)
     store = Store(spec.store_url)

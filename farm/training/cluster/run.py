@@ -1,8 +1,8 @@
 """A run on Ray: the dispatcher's actor, lanes on Ray Train, prior sets on Ray Data.
 
-Owns the driver's loop. It keeps lane runs alive while there is work (``lane_runs``), and ends the
-run with a reason, and nothing lost, when they cannot be kept alive. News of nodes and of the head
-comes from ``watch``.
+Owns the driver's loop. It keeps lane runs alive while there is work (``lane_runs``). If they cannot
+be kept alive, it ends the run with a reason and without losing anything. ``watch`` reports on nodes
+and the head.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ STOP_PATIENCE_S = 120.0
 LANES_PATIENCE_S = 30.0
 """How long Ray Train may take to clean up after lanes that have returned."""
 IDLE_STOP_S = 4.0
-"""How long a stop waits where no lane trains."""
+"""How long a stop waits if no lane is training."""
 STUCK_PATIENCE_S = 2.0
 """How long lane runs may take to end once their controllers are killed."""
 ASK_S = 2.0
-"""Between two looks at the head while the dispatcher does not answer."""
+"""Seconds between two checks of the head while the dispatcher does not answer."""
 TELL_S = 60.0
-"""Between two lines about nodes that are missing."""
+"""Seconds between two lines about missing nodes."""
 NODE_TIMEOUT_S, AUTOSCALING_TIMEOUT_S = 60.0, 600.0
-"""How long nodes may take to come."""
+"""How long nodes may take to join before they are reported missing."""
 
 
 def run_on_ray(driver: Driver) -> list[Job]:
@@ -78,7 +78,7 @@ def run_on_ray(driver: Driver) -> list[Job]:
 @contextmanager
 def _connected(driver: Driver) -> Iterator[None]:
     """Connect to a cluster, or start Ray here and shut it down afterwards."""
-    if ray.is_initialized():  # the caller's own, such as a notebook's
+    if ray.is_initialized():  # the caller's connection, such as a notebook's
         yield
         return
     address = driver.prepared.request.address
@@ -93,7 +93,7 @@ def _connected(driver: Driver) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, HeadLost):
-        # a clean shutdown would wait for what does not answer
+        # a clean shutdown would wait for processes that do not answer
         if address is None:
             _kill_own_ray()
         raise
@@ -104,7 +104,7 @@ def _connected(driver: Driver) -> Iterator[None]:
 
 
 def _kill_own_ray() -> None:
-    """End the processes of the Ray that this driver started."""
+    """End the Ray processes that this driver started."""
     node = ray._private.worker._global_node
     if node is not None:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
@@ -159,7 +159,7 @@ class _RayRun:
     # -- the loop -----------------------------------------------------------------------------
 
     def drive(self) -> list[Job]:
-        """Until every job has ended, or the user stops."""
+        """Loop until every job has ended or the user stops the run."""
         is_at_once = False
         try:
             self._start_priors()
@@ -185,7 +185,7 @@ class _RayRun:
             is_at_once = True
             raise
         except ray.exceptions.RayError as error:
-            if self._watch.silent_s > SILENCE_S:  # the head takes its node's processes with it
+            if self._watch.silent_s > SILENCE_S:  # a dead head ends the processes on its node
                 is_at_once = True
                 raise self._watch.head_lost() from error
             raise LaneLost(
@@ -197,7 +197,7 @@ class _RayRun:
             self._watch.end()
 
     def _ask(self, reference: Any) -> Any:
-        """The dispatcher's answer; see ``ask``. Gives up when the head is lost."""
+        """The dispatcher's answer; see ``ask``. Raises when the head is lost."""
         while True:
             try:
                 return ask(reference, timeout_s=ASK_S)
@@ -218,7 +218,7 @@ class _RayRun:
         """Report lost and draining nodes to the dispatcher, and check that the head answers.
 
         Raises:
-            HeadLost: if it has not for too long.
+            HeadLost: if it has not answered for too long.
         """
         if lost := self._watch.take("lost"):
             self._ask(self._dispatcher.nodes_lost.remote(lost))
@@ -238,12 +238,12 @@ class _RayRun:
         self._watch.require_head()
 
     def _tell_missing(self, snapshot: Snapshot) -> None:
-        """Show, once a minute, which nodes have not come, what the cluster has, and why."""
+        """Show, once a minute, how many nodes are missing, what the cluster has, and why."""
         assert self._runs is not None
         now = time.monotonic()
         missing = self._runs.names_without_lanes(snapshot)
         if not missing:
-            self._began = now  # the next wait begins here
+            self._began = now  # restart the wait
         if now - max(self._began + self._node_timeout_s - TELL_S, self._told_missing) < TELL_S:
             return
         self._told_missing = now
@@ -258,7 +258,7 @@ class _RayRun:
         self._driver.tell(snapshot, "; ".join(word for word in words if word))
 
     def _has_stopped(self, snapshot: Snapshot, waited_s: float) -> bool:
-        """Whether a stop may end: all lanes returned, or none holds a job."""
+        """Whether the stop is complete: all lanes returned, or none holds a job."""
         assert self._runs is not None
         if not self._runs.alive or waited_s > STOP_PATIENCE_S:
             return True
@@ -269,7 +269,7 @@ class _RayRun:
         """The dispatcher's snapshot, with the prior thread's store trouble.
 
         Raises:
-            StoreError: if a dispatcher that was restarted cannot read the store for too long.
+            StoreError: if a restarted dispatcher cannot read the store for too long.
         """
         note = TroubleNote()
         while True:
@@ -301,7 +301,7 @@ class _RayRun:
         waiting = set(self._runs.names_without_lanes(snapshot))
         deadline = time.monotonic() + LANES_PATIENCE_S
         for run in self._runs.alive:
-            # Ray Train's cleanup too: a thread that calls Ray after its end kills the process
+            # also for Ray Train's cleanup: a thread that calls Ray after shutdown kills the process
             if run.name not in waiting:
                 run.join(max(0.0, deadline - time.monotonic()))
         if stuck := self._runs.alive:
@@ -323,7 +323,7 @@ class _RayRun:
     # -- lanes --------------------------------------------------------------------------------
 
     def _start_lanes(self) -> LaneRuns:
-        """One Ray Train run for each node that the plan wants."""
+        """One Ray Train run for each planned node."""
         plan = self._plan
 
         def make(name: str) -> LaneRun:

@@ -1,4 +1,4 @@
-"""Starts Ray here or connects to a cluster: without chatter, with a token, with clear errors.
+"""Starts Ray here or connects to a cluster: with a token, clear errors and quiet logs.
 
 Owns the environment that Ray reads when it starts.
 """
@@ -23,11 +23,11 @@ RAY_STARTS = 4
 
 
 def start_ray(**options: Any) -> None:
-    """``ray.init``, retried where a busy machine made Ray's own start time out.
+    """``ray.init``, retried if starting Ray on a busy machine timed out.
 
     Raises:
         UserError: if the named cluster cannot be reached.
-        HeadLost: if the cluster's head goes while this process connects.
+        HeadLost: if the cluster's head dies while this process connects.
         LaneLost: if Ray does not start here.
     """
     quiet_ray()
@@ -50,7 +50,7 @@ def start_ray(**options: Any) -> None:
                 f"no Ray cluster at {options['address']}: {error}",
                 f"check --address and RAY_ADDRESS; for a cluster with tokens, {TOKEN_REMEDY}",
             ) from error
-        except Exception as error:  # Ray has no class of its own for it
+        except Exception as error:  # Ray has no exception class for it
             ray.shutdown()
             if options["address"] != "local":
                 raise HeadLost(
@@ -82,8 +82,8 @@ def _hushed_stderr() -> Iterator[None]:
 
 
 def quiet_ray() -> None:
-    """Set the environment that Ray reads when it starts, for early notice of dead lanes and a quiet
-    terminal."""
+    """Set the environment that Ray reads when it starts, so that dead lanes are noticed early and
+    the terminal stays quiet."""
     defaults = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
@@ -94,11 +94,11 @@ def quiet_ray() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_DEDUP_LOGS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Ray's default of 15 starves lanes, even the dispatcher, beside any other busy process
+        # Ray's default of 15 starves lanes, and even the dispatcher, next to any busy process
         "RAY_worker_niceness": "5",
     }
     if not os.environ.get("FARM_DEBUG"):
-        # below "fatal", Ray's core writes advice about Ray Data's own actors to our terminal
+        # below "fatal", Ray's core writes advice about Ray Data's actors to the terminal
         defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -1,7 +1,7 @@
 """Watches the cluster for the driver: dead nodes, draining nodes, and a head that does not answer.
 
-Owns a thread that asks once a second, so that the driver is never blocked by a silent head. Also
-describes what the cluster has and what its autoscaler does.
+Owns a thread that polls once a second, so that a silent head never blocks the driver. Also
+describes the cluster's resources and its autoscaler's state.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ SILENCE_S = 5.0
 """Silence of the head after which the user is informed."""
 RAY_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAY_PATIENCE_S = 60.0
-"""Ray's default: after this long without the head, it ends every process of the cluster."""
+"""Ray's default: after this long without a head, Ray ends every process of the cluster."""
 MARGIN_S = 15.0
-"""How much earlier the driver ends by itself, with a reason."""
+"""How much earlier than Ray the driver ends the run, with a reason."""
 LAST_RESORT_S = 8.0
-"""After the driver should have ended: it is blocked in a call of Ray, and is ended from here."""
+"""How long after that a driver that is blocked in a Ray call is ended from this thread."""
 
 
 def head_patience_s() -> float:
-    """How long a head may be silent. With an external Redis (fault tolerance of the GCS), Ray's own
-    patience is raised by ``RAY_gcs_rpc_server_reconnect_timeout_s``, and the driver's follows."""
+    """How long a head may be silent. With an external Redis (GCS fault tolerance), users raise
+    Ray's limit with ``RAY_gcs_rpc_server_reconnect_timeout_s``; the driver's limit follows it."""
     whole = float(os.environ.get(RAY_PATIENCE, RAY_PATIENCE_S))
     return max(SILENCE_S, whole - MARGIN_S)
 
 
 class ClusterWatch:
-    """Asks the head for its nodes until it is ended."""
+    """Polls the head for its nodes until ``end``."""
 
     def __init__(self) -> None:
         self.address = str(ray.get_runtime_context().gcs_address)
@@ -71,7 +71,7 @@ class ClusterWatch:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the head answered."""
+        """Seconds since the head last answered."""
         return time.monotonic() - self._answered
 
     @property
@@ -100,7 +100,7 @@ class ClusterWatch:
         )
 
     def _end_blocked_driver(self) -> None:
-        """End the process of a driver that is blocked in a call of Ray while the head is gone.
+        """End the process of a driver that is blocked in a Ray call while the head is gone.
 
         Ray would end it a few seconds later, with exit code 1 and no message. The guard of the
         run's claim releases the claim.
@@ -117,7 +117,7 @@ class ClusterWatch:
             if _answers(self.address):
                 try:
                     self._note(ray.nodes(), ray._private.state.state.get_draining_nodes())
-                except Exception:  # Ray raises many kinds while its head goes; asked again
+                except Exception:  # Ray raises many kinds of errors while its head dies; poll again
                     time.sleep(ASK_S)
             self._ended.wait(ASK_S)
 
@@ -158,21 +158,21 @@ def nodes_words(nodes: Iterable[Mapping[str, Any]]) -> str:
 
 
 def is_autoscaling() -> bool:
-    """Whether this driver's head was started by ``ray up`` or KubeRay. Ray itself does not say: the
-    head of a fixed cluster runs an autoscaler's monitor too."""
+    """Whether ``ray up`` or KubeRay started this driver's head. Ray does not report it: the head of
+    a fixed cluster runs an autoscaler's monitor too."""
     is_kuberay = bool(os.environ.get("RAY_CLUSTER_NAME"))
     return is_kuberay or os.path.exists(os.path.expanduser(BOOTSTRAP_CONFIG))
 
 
 def autoscaler_words(address: str) -> str:
-    """What the autoscaler does about missing nodes, in one line; empty where there is none."""
+    """The autoscaler's state in one line; empty if there is no autoscaler."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     if not is_autoscaling():
         return ""
     try:
         status = get_cluster_status(address, timeout=5)
-    except Exception as error:  # an internal service of Ray; a failure is worth one line
+    except Exception as error:  # an internal service of Ray; report its failure in one line
         return f"the autoscaler does not answer ({type(error).__name__})"
     parts = [f"{len(status.pending_nodes) + len(status.pending_launches)} nodes starting"]
     for launch in status.failed_launches[-3:]:
@@ -182,7 +182,7 @@ def autoscaler_words(address: str) -> str:
 
 
 def end_controllers() -> None:
-    """Kill this driver's Ray Train controllers: one that waits for nodes answers no request."""
+    """Kill this driver's Ray Train controllers; while waiting for nodes they answer no request."""
     core_worker = ray._private.worker.global_worker.core_worker
     for actor_id in _controllers(is_dead=False):
         core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
@@ -190,7 +190,7 @@ def end_controllers() -> None:
 
 
 def free_places_of_dead_controllers() -> None:
-    """Remove the placement groups that killed controllers left behind, pending ones included.
+    """Remove the placement groups, pending ones included, of killed controllers.
 
     Ray keeps a placement group until its job ends, and the Ray Train actor that would remove it
     needs the dashboard. Lanes that replace the dead ones would find no free resources.

@@ -1,12 +1,12 @@
 """Compacted ledgers: the state of all jobs after a segment, so that restarts replay only the rest.
 
-Owns ``runs/<run_id>/ledger/<segment>.state``. A state file only saves time: the segments stay, and
-a reader that finds no whole state file replays them from the start.
+Owns ``runs/<run_id>/ledger/<segment>.state``. A state file only saves time: the segments are kept,
+and a reader that finds no complete state file replays them from the start.
 
-A file is a header line of JSON, then zlib-compressed lines of JSON, each with the columns of some
-thousand jobs. The header names the last segment covered, the number of segments up to it and the
-digest of the rest, so that a torn file, and a ledger that has gained or lost a segment since, are
-recognised.
+A file is a JSON header line, then zlib-compressed JSON lines, each with the columns of several
+thousand jobs. The header contains the last segment covered, the number of segments up to it and the
+digest of the remaining lines, so that a torn file and a ledger with added or missing segments are
+detected.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ __all__ = ["Compactor", "LedgerState", "read_state"]
 SUFFIX = ".state"
 VERSION = 1
 CHUNK = 5_000
-"""Jobs in a line: encoding one holds the interpreter for a few milliseconds, which the lanes'
-exchanges meanwhile wait for."""
+"""Jobs per line: encoding a line holds the interpreter, and so delays the lanes' exchanges, for a
+few milliseconds."""
 KEPT_FILES = 2
 DEFAULTS = Job("")
 
 
 @dataclass
 class LedgerState:
-    """Where the events of a ledger lead."""
+    """The state that a ledger's events lead to."""
 
     jobs: dict[str, Job] = field(default_factory=dict)
     first_lease: float = 0.0
     """Time of the first lease; 0 before it."""
     num_replayed: int = 0
-    """Events that no state file covered."""
+    """Events after the last state file."""
     segments: tuple[str, ...] = ()
     """The names of all segments read or covered."""
 
     def apply(self, event: Event) -> tuple[Job | None, Job]:
-        """Take in one event; returns the job before and after it."""
+        """Apply one event; returns the job before and after it."""
         before = self.jobs.get(event.job)
         after = advance(before, event)
         if after is not before:
@@ -61,10 +61,10 @@ class LedgerState:
 
 
 def read_state(store: Store, run_id: str) -> LedgerState:
-    """The state of a run's ledger: the newest whole state file and the segments after it.
+    """The state of a run's ledger, from the newest complete state file and the segments after it.
 
     Raises:
-        StoreError: if a segment is not what a ledger writes.
+        StoreError: if a segment is damaged.
     """
     names = segment_names(store, run_id)
     with gc_paused():
@@ -77,7 +77,7 @@ def read_state(store: Store, run_id: str) -> LedgerState:
 
 
 def _newest(store: Store, run_id: str, names: Sequence[str]) -> tuple[LedgerState, int]:
-    """The newest whole state, and how many segments it covers."""
+    """The newest complete state, and how many segments it covers."""
     for path in reversed(_state_paths(store, run_id)):
         last = path.rsplit("/", 1)[-1].removesuffix(SUFFIX)
         covered = sum(name <= last for name in names)
@@ -138,9 +138,9 @@ def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 
 def _columns(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The fields of jobs by name; those that are at their default in all jobs are left out.
+    """The fields of jobs by name, without those that have their default value in all jobs.
 
-    Texts other than keys recur, so each is written once and referred to by its number.
+    Texts other than keys recur, so each is written once and referred to by its index.
     """
     columns: dict[str, Any] = {}
     for name, values in zip(Job._fields, zip(*jobs, strict=True), strict=True):
@@ -175,7 +175,7 @@ def _decode(columns: dict[str, Any]) -> Iterable[Job]:
 
 
 class Compactor:
-    """Writes state files in a thread of its own, so that no lane waits for one."""
+    """Writes state files in a separate thread, so that no lane waits for one."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store, self._run_id = store, run_id
@@ -189,7 +189,7 @@ class Compactor:
     def start(
         self, jobs: Sequence[Job], segment: str, *, num_segments: int, first_lease: float
     ) -> None:
-        """Write the state after a segment; ``jobs`` must not change any more."""
+        """Write the state after a segment; ``jobs`` must not be changed afterwards."""
 
         def work() -> None:
             data = _encode_file(jobs, num_segments=num_segments, first_lease=first_lease)
@@ -198,7 +198,7 @@ class Compactor:
                 for path in _state_paths(self._store, self._run_id)[:-KEPT_FILES]:
                     self._store.delete(path)
             except (FarmError, OSError):
-                return  # the next file will do; until then the segments are replayed
+                return  # the next file suffices; until then the segments are replayed
 
         self._thread = threading.Thread(target=work, name="ledger-compactor", daemon=True)
         self._thread.start()

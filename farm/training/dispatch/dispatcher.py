@@ -1,14 +1,14 @@
 """The dispatcher: which lane trains which job next.
 
-Owns the lanes, their leases and the sharing of jobs among them; what becomes of a job that fails
-is ``run_state``'s. Plain Python that runs anywhere: in the driver for a run in one process, in a
-Ray actor beside the driver for a run on a cluster. It keeps nothing that the store cannot restore,
-so it can be restarted at any time.
+Owns the lanes, their leases and the distribution of jobs among them; ``run_state`` decides what
+happens to a failed job. Plain Python: it runs in the driver for a run in one process, and in a Ray
+actor beside the driver for a run on a cluster. All its state can be restored from the store, so it
+can be restarted at any time.
 
-A lane makes one call, ``exchange``: it reports what it holds, how its other jobs ended and how many
-more it wants. The answer settles everything else, so losing an answer does no harm: jobs that were
-leased but that the lane does not know of return to the queue with its next report. What an exchange
-costs does not depend on the number of jobs or lanes.
+A lane makes one call, ``exchange``: it reports the jobs it holds, how its other jobs ended and how
+many more it wants. The response contains all its orders. A lost response does no harm: jobs that
+were leased but are unknown to the lane return to the queue with its next report. The cost of an
+exchange does not depend on the number of jobs or lanes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Clock = Callable[[], float]
 
 
 class Dispatcher:
-    """Gives jobs to lanes and records what becomes of them. Not thread-safe: one caller at a
-    time, as a Ray actor or a lock guarantees."""
+    """Leases jobs to lanes and records their outcomes. Not thread-safe: a Ray actor or a lock must
+    guarantee one caller at a time."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Dispatcher:
 
         Args:
             assignments: all jobs of the run, one per key, in the manifest's order.
-            ledger: replayed; its leases are of an earlier driver, and void.
+            ledger: replayed; its leases belong to an earlier driver and are void.
             resolution_px: the base's own.
             ready_priors: keys of the prior sets that are complete in the store.
             committed: keys of the jobs whose adapters are in the store.
@@ -76,7 +76,7 @@ class Dispatcher:
         self._queues = self._state.queues
         self._lanes = LaneTable()
         self.trouble = TroubleNote()
-        """What writing the ledger comes to."""
+        """Trouble with writing the ledger."""
         self._slot_limits: dict[str, int] = {}
         self._first_lane_at: float | None = None
         self._most_lanes = 0
@@ -92,7 +92,7 @@ class Dispatcher:
     # -- the lanes' side ----------------------------------------------------------------------
 
     def exchange(self, report: LaneReport) -> LaneOrders:
-        """Settle everything with one lane. Safe to repeat."""
+        """Process a lane's report and return its orders. Safe to repeat."""
         now = self._clock()
         lane = self._meet(report, now)
         name = lane.name(report.lane)
@@ -121,7 +121,7 @@ class Dispatcher:
         return LaneOrders(leases, shape, alone, drop, leave=leave, slots=limit)
 
     def _meet(self, report: LaneReport, now: float) -> LaneEntry:
-        """The lane that reports; a new process in its place means that the old one has died."""
+        """The reporting lane; a new process in its place means that the old one has died."""
         lane = self._lanes.get(report.lane)
         if lane is None or lane.incarnation != report.incarnation:
             if lane is not None:
@@ -138,7 +138,7 @@ class Dispatcher:
         return lane
 
     def _reconcile(self, report: LaneReport, lane: LaneEntry, name: str, now: float) -> None:
-        """Note progress; take back what was leased in an answer that the lane never received."""
+        """Note progress; take back jobs leased in a response that the lane never received."""
         state = self._state
         is_due = now - lane.journaled >= self._settings.journal_s
         expires = now + self._settings.lease_s
@@ -183,7 +183,7 @@ class Dispatcher:
         return Lease(self._run.assignment(key), may_resume)
 
     def _fair_share(self, group: Group, lane: LaneEntry, now: float) -> int:
-        """Jobs of a group that one lane may hold, so that its prefetching starves no other lane."""
+        """Jobs of a group that one lane may hold, so that prefetching starves no other lane."""
         if self._first_lane_at is None:
             self._first_lane_at = now
         awaited = 0
@@ -195,11 +195,11 @@ class Dispatcher:
     # -- the driver's side --------------------------------------------------------------------
 
     def prior_is_ready(self, prior_key: str) -> None:
-        """A prior set is complete in the store: the jobs that waited for it may start."""
+        """Note that a prior set is complete in the store, and queue the jobs that waited for it."""
         self._state.prior_is_ready(prior_key)
 
     def prior_failed(self, prior_key: str, reason: str, remedy: str = "") -> None:
-        """A prior set cannot be generated: its jobs cannot be trained in this run."""
+        """Note that a prior set cannot be generated; its jobs cannot be trained in this run."""
         self._state.prior_failed(prior_key, reason, remedy)
 
     def is_prior_needed(self, prior_key: str) -> bool:
@@ -216,7 +216,7 @@ class Dispatcher:
         return self._state.retry(keys)
 
     def stop(self) -> None:
-        """Tell every lane to save, release and return."""
+        """Order every lane to save its jobs, release them and return."""
         self._stop = True
 
     def tick(self) -> None:
@@ -233,7 +233,7 @@ class Dispatcher:
         self._state.flush()
 
     def lane_died(self, place: str) -> None:
-        """A lane is known to be dead; its jobs go to others at once."""
+        """Note that a lane is dead; its jobs are queued for others at once."""
         if place in self._lanes:
             self._bury(place, "its lane died")
 

@@ -1,8 +1,8 @@
-"""Jobs by status and by lane, with the sums that the live view shows: kept up to date, not counted.
+"""Jobs by status and by lane, and the live view's sums, updated with every change of a job.
 
-Owns the indexes. Every change of a job is passed to ``move`` once, so that what a beat of a lane
-costs does not depend on the number of jobs. Equal to a count over all jobs at any moment; a test
-compares the two.
+Owns the indexes. Every change of a job is passed to ``move`` once, so that the cost of a heartbeat
+does not depend on the number of jobs. The sums always equal a count over all jobs; a test compares
+the two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class JobIndex:
     """The indexes of one run's jobs."""
 
     def __init__(self, run: RunJobs, jobs: Mapping[str, Job]) -> None:
-        """Count once; ``jobs`` has all jobs of the run."""
+        """Count all jobs of the run once."""
         columns = run.columns
         self._number = run.number
         self._prior_of, self._recipe_of = columns.prior_of, columns.recipe_of
@@ -30,7 +30,7 @@ class JobIndex:
         self._held: dict[str, dict[str, None]] = {}
         self._steps_total = self._steps_done = self.num_open = 0
         self._ahead: dict[str, int] = {}
-        """Steps that a lane has trained and the ledger does not note yet."""
+        """Steps that a lane has trained and that are not in the ledger yet."""
         self._steps_ahead = 0
         for key in run:
             self._add(jobs[key])
@@ -50,7 +50,7 @@ class JobIndex:
             self._held.setdefault(job.lane, {})[job.key] = None
 
     def move(self, before: Job, after: Job) -> None:
-        """A job has changed."""
+        """Update the indexes for a changed job."""
         key = after.key
         number = self._number[key]
         if before.status is not after.status:
@@ -81,7 +81,7 @@ class JobIndex:
             self._open_by_prior[prior] += change
 
     def note_live(self, job: Job, step: int) -> None:
-        """The lane that holds a job has trained this many steps of it, whatever the ledger has."""
+        """Note how many steps of a job its lane has trained, in the ledger or not."""
         steps = self._steps[self._recipe_of[self._number[job.key]]]
         ahead = max(0, min(steps, step) - min(steps, job.step))
         self._steps_ahead += ahead - self._ahead.pop(job.key, 0)
@@ -95,13 +95,13 @@ class JobIndex:
 
     @property
     def done_share(self) -> float:
-        """Of the steps of all jobs, the share that is trained or no longer due."""
+        """The share of all jobs' steps that is trained or no longer needed."""
         if not self._steps_total:
             return 1.0
         return (self._steps_done + self._steps_ahead) / self._steps_total
 
     def held_by(self, lane: str) -> list[str]:
-        """The jobs that a lane holds by the ledger's account, in the order of their leases."""
+        """The jobs that a lane holds according to the ledger, in the order of their leases."""
         return list(self._held.get(lane, ()))
 
     def is_prior_needed(self, prior_key: str) -> bool:

@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Why(TypedDict):
-    """Why something happened and what to do about it; they are stored together."""
+    """Why something happened, and what to do about it."""
 
     reason: str
     remedy: str
@@ -50,17 +50,17 @@ class Status(StrEnum):
     LEASED = "leased"
     TRAINING = "training"
     FAILED = "failed"
-    """Its last attempt failed; another one is due."""
+    """The last attempt failed; another one follows."""
     COMMITTED = "committed"
     QUARANTINED = "quarantined"
-    """Failed as often as allowed; kept with its reason."""
+    """Failed the allowed number of times; kept with its reason."""
     REJECTED = "rejected"
     """The user's own fault, such as a photo that cannot be read."""
     CANCELLED = "cancelled"
 
 
 FINAL = frozenset({Status.COMMITTED, Status.QUARANTINED, Status.REJECTED, Status.CANCELLED})
-"""Statuses that a run leaves as they are."""
+"""Statuses that a run does not change."""
 HELD = frozenset({Status.LEASED, Status.TRAINING})
 
 EventKind = Literal[
@@ -104,7 +104,7 @@ class Event(NamedTuple):
     expires: float = 0.0
     """Of a lease: the Unix time after which it is void."""
     seconds: float = 0.0
-    """Of a commit: the lane's time that the job took."""
+    """Of a commit: the job's share of its lane's time."""
     remedy: str = ""
     """What to do about the reason."""
 
@@ -143,7 +143,7 @@ class Event(NamedTuple):
 
 
 _OLD_REMEDY = "\n  remedy: "
-"""Separates reason and remedy in ledgers of version 0.1, which wrote both as one text."""
+"""Separates reason and remedy in ledgers of version 0.1, which stored both in one text."""
 _EVENT_FIELDS = frozenset(Event._fields)
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -160,7 +160,7 @@ class Job(NamedTuple):
     failures: int = 0
     """Attempts that failed through the job's own fault."""
     losses: int = 0
-    """Times that its lane died since the job last made progress; not failures of its own."""
+    """Deaths of its lanes since the job last made progress; not its own failures."""
     lost_step: int = -1
     """Steps trained when its lane last died."""
     reason: str = ""
@@ -176,7 +176,7 @@ class Job(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether the run is done with it."""
+        """Whether the run has finished with it."""
         return self.status in FINAL
 
     @property

@@ -1,7 +1,7 @@
-"""What the dispatcher knows of the lanes, and the lines that it has for the user.
+"""The dispatcher's records of lanes, and its lines for the user.
 
-Owns both records and makes no decision; ``dispatcher`` does. Sums over lanes are kept up to date,
-because every exchange needs them and a run may have a thousand lanes.
+Owns both records; ``dispatcher`` makes the decisions. Sums over lanes are updated with every
+change, because every exchange needs them and a run may have a thousand lanes.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class LaneEntry:
     held: dict[str, int] = field(default_factory=dict)
     """Step by job; -1 while a job is being prepared."""
     num_training: int = 0
-    """Jobs that occupy its slots."""
+    """Number of jobs in its slots."""
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
     trouble: StoreTrouble | None = None
-    """With the store."""
+    """Its trouble with the store."""
     busy: float = 0.0
-    """Last time that it held or received a job."""
+    """When it last held or received a job."""
     journaled: float = 0.0
 
     def name(self, place: str) -> str:
-        """The lane in the ledger: its place and its process there."""
+        """The lane's name in the ledger: its place and its process."""
         return f"{place}#{self.incarnation}"
 
     def view(self, place: str, now: float) -> LaneView:
@@ -81,7 +81,7 @@ class LaneTable:
         return self._lanes.get(place)
 
     def add(self, place: str, lane: LaneEntry) -> None:
-        """A new lane that holds nothing."""
+        """Add a new lane without jobs."""
         self._lanes[place] = lane
         self._num_idle += 1
 
@@ -93,7 +93,7 @@ class LaneTable:
         return lane
 
     def update(self, lane: LaneEntry, report: LaneReport, now: float) -> None:
-        """Take in what a lane reports about itself."""
+        """Record what a lane reports about itself."""
         self._count(lane, -1)
         lane.slots = report.slots or lane.slots
         lane.seen = now
@@ -120,7 +120,7 @@ class LaneTable:
 
     @property
     def num_busy(self) -> Mapping[Group, int]:
-        """Lanes that hold jobs, by group."""
+        """Number of lanes that hold jobs, by group."""
         return self._num_busy
 
     def sharing(self, group: Group, lane: LaneEntry) -> tuple[int, int]:
@@ -165,5 +165,5 @@ class NoticeLog:
 
 
 def group_of(report: LaneReport) -> Group | None:
-    """What a lane trains at present."""
+    """The group of the jobs that a lane trains."""
     return None if report.shape is None else Group(report.shape, report.alone)

@@ -1,11 +1,11 @@
-"""The ledger: what happened to every job of a run, append-only, in the store.
+"""The ledger: an append-only record in the store of what happened to every job of a run.
 
-Owns the writing of events to segments under ``runs/<run_id>/ledger/`` and the state that they lead
-to. It decides nothing: which lane gets which job is the dispatcher's decision, and what an event
-changes is the state machine's (``job_state``).
+Owns the writing of events to segments under ``runs/<run_id>/ledger/``, and the resulting state. The
+dispatcher decides which lane gets which job, and the state machine (``job_state``) what an event
+changes.
 
-Events are hints about the store, never more: an adapter is committed because its marker exists, so
-losing the last segment costs at most a second look.
+Events are only hints about the store: an adapter is committed if its marker exists, so losing the
+last segment costs at most another check of the store.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ __all__ = [
 Clock = Callable[[], float]
 
 SEGMENT_BYTES = 64 * 1024
-"""A segment is rewritten whole, a superset each time, until it is this long; then the next begins.
-Object stores cannot append, and thousands of one-line objects would be slow to read back."""
+"""A segment is rewritten with more events each time until it is this long; then a new one begins.
+Object stores cannot append, and thousands of one-line objects would be slow to read."""
 COMPACT_EVENTS = 20_000
 """Fewest events between two state files: replaying them takes a tenth of a second."""
 COMPACT_SHARE = 8
@@ -63,7 +63,7 @@ costs a bounded share of writing the events."""
 
 
 class Ledger:
-    """The one writer of a run's ledger, with the state that its events lead to."""
+    """The only writer of a run's ledger, and the state that its events lead to."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Ledger:
         clock: Clock = time.time,
         compact_events: int = COMPACT_EVENTS,
     ) -> None:
-        """Replay what earlier epochs wrote.
+        """Replay the events of earlier epochs.
 
         Args:
             epoch: this writer's lock number, higher than that of every earlier writer.
@@ -83,7 +83,7 @@ class Ledger:
         self._store, self._run_id, self._epoch, self._clock = store, run_id, epoch, clock
         self._state = read_state(store, run_id)
         self.jobs: dict[str, Job] = self._state.jobs
-        """By key, in the order of their first mention; read-only for others."""
+        """By key, in the order of their first events; read-only for others."""
         self._segment = self._first_free_segment()
         self._num_segments = len(self._state.segments)
         self._lines: list[str] = []
@@ -94,14 +94,14 @@ class Ledger:
         self._num_uncompacted = self._state.num_replayed
 
     def _first_free_segment(self) -> int:
-        """After this epoch's own segments: a restarted writer continues behind them."""
+        """Starts after this epoch's existing segments, if the writer was restarted."""
         prefix = f"{self._epoch:06d}-"
         own = [name for name in self._state.segments if name.startswith(prefix)]
         numbers = [int(name.removeprefix(prefix)) for name in own]
         return max(numbers, default=-1) + 1
 
     def append(self, kind: EventKind, job: str, **details: Unpack[EventDetails]) -> Job:
-        """Record one event; it is in the store after the next ``flush``."""
+        """Record one event; the next ``flush`` writes it to the store."""
         event = Event(kind, job, self._clock(), **details)
         before, after = self._state.apply(event)
         if after is not before:
@@ -109,7 +109,7 @@ class Ledger:
         return after
 
     def queue(self, keys: Iterable[str]) -> None:
-        """Record as queued those jobs that the ledger does not know yet; fast for many."""
+        """Record jobs that are new to the ledger as queued; fast for many."""
         at = self._clock()
         for key in keys:
             if key not in self.jobs:

@@ -1,6 +1,6 @@
-"""Messages between lanes, dispatcher and driver: plain frozen values, all of them picklable.
+"""Messages between lanes, dispatcher and driver: frozen, picklable values.
 
-Owns the vocabulary only; the dispatcher decides and the lanes work.
+Owns only the types of messages.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Assignment:
     names: AdapterNames
     prompts: tuple[tuple[str, ...], ...] = ()
     """The sample prompts of each name, with the identifier in place: names of several namespaces
-    may share a job, and each is shown only the images of its own prompts. Empty in runs of an
-    older farm."""
+    may share a job, and each shows only the images of its own prompts. Empty in runs of older
+    versions."""
 
     @property
     def key(self) -> str:
@@ -71,12 +71,12 @@ class DispatchSettings:
     """Seconds of silence after which a lane counts as dead and its jobs are queued again."""
     lone_after_losses: int = 3
     """After this many lane deaths without progress a job is trained alone, so that a job that
-    kills lanes takes no other job down."""
+    kills lanes does not interrupt other jobs."""
     max_losses: int = 6
-    """Lane deaths without progress, the later ones alone in the lane, after which a job is
-    quarantined."""
+    """Lane deaths without progress after which a job is quarantined; in the later ones it was
+    alone in its lane."""
     idle_s: float = 15.0
-    """Seconds without work after which a lane is told to return, which frees its node."""
+    """Seconds without work after which a lane is ordered to return, which frees its node."""
     journal_s: float = 10.0
     """Seconds between two progress events of one lane in the ledger."""
     expected_lanes: int = 1
@@ -91,12 +91,12 @@ class JobResult:
 
     key: str
     kind: Literal["committed", "reused", "released", "failed", "rejected", "quarantined"]
-    """``quarantined`` is a failure that no retry can change."""
+    """``quarantined`` is a failure that a retry cannot fix."""
     reason: str = ""
     step: int = 0
     seconds: float = 0.0
     remedy: str = ""
-    """What to do about the reason; kept beside it in the ledger and the report."""
+    """What to do about the reason."""
 
     @classmethod
     def of_error(
@@ -106,13 +106,13 @@ class JobResult:
         error: Exception,
         what: str = "",
     ) -> JobResult:
-        """The result that an error leads to. ``what`` is put before its message."""
+        """The result for an error; ``what`` precedes its message."""
         message, remedy = explain(error)
         return cls(key, kind, f"{what}: {message}" if what else message, remedy=remedy)
 
     @property
     def why(self) -> Why:
-        """Reason and remedy, as the ledger takes them."""
+        """Reason and remedy, as the ledger stores them."""
         return {"reason": self.reason, "remedy": self.remedy}
 
     @property
@@ -123,10 +123,10 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class LaneReport:
-    """What a lane reports: everything that it holds, and how its other jobs ended."""
+    """A lane's report: the jobs that it holds, and how its other jobs ended."""
 
     lane: str
-    """Its place; a lane that replaces a dead one has the same."""
+    """Its place; a lane that replaces a dead one has the same place."""
     incarnation: str
     """Random per process."""
     slots: int
@@ -138,17 +138,17 @@ class LaneReport:
     want: int = 0
     """Jobs that it could take now."""
     shape: LaneShape | None = None
-    """The shape that it is built for; None before the first, when it may take any."""
+    """The shape of its trainer; None before the first one, when it can take any shape."""
     alone: bool = False
-    """Whether it is in the mode of one job at a time."""
+    """Whether it trains one job at a time."""
     leaving: bool = False
     """It returns after this report; jobs that it still holds are queued again."""
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
-    """Its process, on whatever node."""
+    """Its process id, on its node."""
     trouble: StoreTrouble | None = None
-    """Its writes to the store fail."""
+    """Its failing writes to the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +166,14 @@ class LaneOrders:
 
     leases: tuple[Lease, ...] = ()
     shape: LaneShape | None = None
-    """Of the leases; a lane with no slot in use rebuilds its trainer for it."""
+    """Shape of the leased jobs; a lane with no slot in use rebuilds its trainer for it."""
     alone: bool = False
     drop: tuple[str, ...] = ()
     """Held keys that it must drop without reporting them: cancelled, or held by another lane."""
     stop: bool = False
     """Save everything, release it and return: the user interrupted the run."""
     leave: bool = False
-    """No work is left for it: return once nothing is held."""
+    """No work is left for it: return once it holds no job."""
     slots: int | None = None
     """Upper bound of slots, from an earlier process in this place that ran out of memory."""
 
@@ -208,11 +208,11 @@ class Snapshot:
     counts: Mapping[str, int]
     num_jobs: int
     done_share: float
-    """Of the steps of all jobs, those trained; for the ETA."""
+    """The trained share of all jobs' steps, for the ETA."""
     lanes: tuple[LaneView, ...]
     waiting_for_priors: int
     is_done: bool
     is_starved: bool
     """Jobs are ready and no lane is alive to take them."""
     trouble: StoreTrouble | None = None
-    """The worst that the dispatcher or a lane has with the store."""
+    """The worst store trouble of the dispatcher or any lane."""

@@ -1,7 +1,7 @@
 """The queues of a run: jobs that could start now, by lane shape, and jobs that wait for priors.
 
-Owns order and fairness. Knows nothing of lanes or the ledger: the owner removes a job with
-``discard`` as soon as it is no longer queued, so that sizes are exact.
+Owns order and fairness, independent of lanes and ledger. The owner removes a job with ``discard``
+as soon as it is no longer queued, so that sizes are exact.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ __all__ = ["Group", "JobQueues"]
 
 
 class Group(NamedTuple):
-    """Jobs that one lane can train side by side, or one by one."""
+    """Jobs that one lane can train together, or one at a time."""
 
     shape: LaneShape
     alone: bool = False
-    """Whether its jobs are suspected of killing lanes and each gets a lane of its own."""
+    """Whether its jobs are suspected of killing lanes, so that each gets its own lane."""
 
 
 class JobQueues:
-    """Keys by group; in a group higher priority first, then the manifest's order."""
+    """Keys by group; within a group by priority, then in the manifest's order."""
 
     def __init__(self) -> None:
         self._heaps: dict[Group, list[tuple[int, int, str]]] = {}
-        """May hold entries of jobs that have left; ``_ready`` tells."""
+        """May contain entries of jobs that are no longer queued; those are not in ``_ready``."""
         self._sizes: dict[Group, int] = {}
         self._ready: dict[str, Group] = {}
         self._waiting: dict[str, dict[str, None]] = {}
@@ -43,7 +43,7 @@ class JobQueues:
         self._ready[key] = group
 
     def discard(self, key: str) -> None:
-        """Remove a job, wherever it is; a job that is not queued is ignored."""
+        """Remove a job from any queue; a job that is not queued is ignored."""
         group = self._ready.pop(key, None)
         if group is not None:
             self._shrink(group)
@@ -90,7 +90,7 @@ class JobQueues:
         return max(self._sizes, key=need, default=None)
 
     def _drop_stale(self, group: Group) -> None:
-        """Remove entries of jobs that have left from the front of a group that has others."""
+        """Remove entries of jobs that are no longer queued from the front of a group's heap."""
         heap = self._heaps[group]
         while self._ready.get(heap[0][2]) != group:
             heapq.heappop(heap)

@@ -1,7 +1,7 @@
-"""The jobs of a run in little memory: columns of what is decided by, the rest fetched on demand.
+"""The jobs of a run in little memory: columns for decisions, full specifications on demand.
 
-Owns that form. A job's full specification takes twenty kilobytes as an object; the dispatcher
-needs a few fields of each and the whole only when it leases the job.
+Owns both. A job's full specification takes twenty kilobytes as an object; the dispatcher needs a
+few fields of each job, and the full specification only to lease it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["JobColumns", "RunJobs"]
 
 @dataclass
 class JobColumns:
-    """One entry per job, in the manifest's order; recipes and prior sets by their number."""
+    """One entry per job, in the manifest's order; recipes and prior sets by index."""
 
     keys: list[str] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class JobColumns:
 
     @classmethod
     def of(cls, assignments: Iterable[Assignment]) -> JobColumns:
-        """The columns of assignments, which are read once and not kept."""
+        """The columns of assignments, which are iterated once and not kept."""
         columns = cls()
         recipes: dict[Recipe, int] = {}
         priors: dict[str, int] = {}
@@ -64,7 +64,7 @@ class RunJobs:
 
     @classmethod
     def of(cls, assignments: Sequence[Assignment]) -> RunJobs:
-        """From assignments that are in memory anyway; of equal keys the last one counts."""
+        """From assignments in memory; of equal keys the last one is used."""
         items = list({item.spec.key: item for item in assignments}.values())
         return cls(JobColumns.of(items), items.__getitem__)
 
@@ -86,7 +86,7 @@ class RunJobs:
         return self._load(self.number[key])
 
     def subject(self, key: str) -> str:
-        """The subject's id; the key itself for jobs of no run."""
+        """The subject's id, or the key itself for a job that is not in the run."""
         number = self.number.get(key)
         return key if number is None else self.columns.subjects[number]
 

@@ -1,7 +1,7 @@
 """All jobs of a run as the dispatcher sees them: ledger, indexes and queues, changed together.
 
-Owns what becomes of a job: queued, retried, handed back, quarantined, cancelled. Which lane gets
-which job is the dispatcher's decision.
+Owns what happens to a job: queued, retried, returned, quarantined, cancelled. The dispatcher
+decides which lane gets which job.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class RunState:
         self.queues = JobQueues()
         self.notices = NoticeLog()
         self.was_started = bool(ledger.jobs)
-        """Whether an earlier driver worked on this run; then any job may have a checkpoint."""
+        """Whether this run had an earlier driver; if so, any job may have a checkpoint."""
         with gc_paused():
             ledger.queue(run)
             self.index = JobIndex(run, ledger.jobs)
 
     def take_over(self, committed: Collection[str]) -> None:
-        """Void the leases of the driver before this one, believe the store, and fill the queues.
+        """Release the earlier driver's leases, trust the store, and fill the queues.
 
         Args:
             committed: keys of the jobs whose adapters are in the store.
@@ -96,7 +96,7 @@ class RunState:
         return after
 
     def enqueue(self, key: str) -> None:
-        """Queue a job, or keep it back until its prior set is complete."""
+        """Queue a job, or hold it until its prior set is complete."""
         prior_key = self.run.prior_key(key)
         if prior_key is not None and prior_key not in self._ready_priors:
             self.queues.hold(prior_key, key)
@@ -143,7 +143,7 @@ class RunState:
         self._notify(key, f"{what}: {result.told}", is_bad=True)
 
     def hand_back(self, key: str, lane: str, reason: str) -> None:
-        """Take a job from the lane that holds it and queue it; another lane's job is left alone."""
+        """Take a job from this lane and queue it, unless another lane holds it."""
         if self.is_held_by(key, lane):
             self.record("released", key, lane=lane, reason=reason)
             self.enqueue(key)
@@ -155,14 +155,14 @@ class RunState:
         keys = self.index.held_by(lane)
         any_begun = any(self.job(key).status is Status.TRAINING for key in keys)
         for key in keys:
-            # a job that had not begun cannot have killed the lane if others had
+            # if others had begun, a job that had not begun cannot have killed the lane
             is_innocent = any_begun and self.job(key).status is Status.LEASED
             self.record("released" if is_innocent else kind, key, lane=lane, reason=reason)
             self.enqueue(key)
         return keys
 
     def lane_lost(self, lane: str, reason: str) -> None:
-        """Queue the jobs of a lane that died; quarantine those under which lanes keep dying."""
+        """Queue the jobs of a lane that died; quarantine jobs that repeatedly kill lanes."""
         for key in self.free(lane, "lost", reason):
             losses = self.job(key).losses
             if losses >= self._settings.max_losses:

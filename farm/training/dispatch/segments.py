@@ -1,9 +1,9 @@
-"""The ledger's segments in the store, as their readers see them.
+"""Reads the ledger's segments from the store.
 
-Owns their names and the reading of events. ``ledger`` is their only writer.
+Owns the segments' names and the reading of events. ``ledger`` is their only writer.
 
-Segments are named ``<epoch>-<number>.jsonl``, so that writers of different epochs (drivers that
-followed one another) never touch each other's, and the order of the names is the order of events.
+Segments are named ``<epoch>-<number>.jsonl``, so that writers of different epochs (successive
+drivers) never write the same segment, and the order of names is the order of events.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 SUFFIX = ".jsonl"
 PARALLEL_READS = 16
-"""Segments fetched at once: object stores answer in tens of milliseconds each."""
+"""Segments fetched concurrently: an object store takes tens of milliseconds for each."""
 BATCH = 64
 """Segments in memory at once."""
 
@@ -81,7 +81,7 @@ def _contents(store: Store, paths: Sequence[str]) -> Iterator[tuple[str, bytes]]
 
 def _decode(path: str, data: bytes) -> Iterable[Event]:
     lines = data.decode(errors="replace").splitlines()
-    try:  # one call of the decoder for the whole segment is several times faster than one per line
+    try:  # decoding the whole segment in one call is several times faster than line by line
         bodies = json.loads(f"[{','.join(lines)}]")
         if len(bodies) == len(lines):
             return [Event.of(body) for body in bodies]

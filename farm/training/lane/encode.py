@@ -2,8 +2,8 @@
 
 Owns decoding, cropping and encoding, which are done once per job, not per step.
 ``prepare_photos`` runs in a thread beside the training, so it uses the VAE but not the denoiser.
-``assemble_job`` encodes the prompts and runs in the training thread, since a bank may have adapted
-the text encoder.
+``assemble_job`` encodes the prompts and runs in the training thread, because a bank may have
+adapted the text encoder.
 
 Legend: N crops, C channels, H W latent, P pixels, T tokens.
 """
@@ -32,12 +32,12 @@ from farm.training.slots.job import PriorSet, TrainingJob
 __all__ = ["EncodePrompts", "PreparedPhotos", "PromptCache", "assemble_job", "prepare_photos"]
 
 ENCODE_BATCH = 16
-"""Crops that the VAE encodes at once: large enough to be fast, small beside a training step."""
+"""Crops that the VAE encodes at once: enough to be fast, few beside a training step."""
 
 KEPT_PHOTOS = 12
-"""Photos of one subject that the judge compares with; more do not change the mean and cost time."""
+"""Photos of one subject for the judge; more of them cost time and do not change the mean."""
 KEPT_SIDE_PX = 336
-"""Shorter side of those photos: the input of the largest usual CLIP. 12 of them take about 5 MB."""
+"""Shorter side of those photos: the largest common CLIP input. 12 photos take about 5 MB."""
 
 EncodePrompts = Callable[[Sequence[str]], tuple[Tensor, Conditioning]]
 """Prompts to tokens [R, T] on the CPU and their conditioning."""
@@ -52,7 +52,7 @@ class PreparedPhotos:
     prompts: tuple[str, ...]
     """One for each crop, or one for all."""
     pictures: tuple[Image.Image, ...] = ()
-    """Some of the photos, uncropped, upright and reduced, for the judge."""
+    """Some of the photos for the judge, uncropped, upright and downscaled."""
 
 
 def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
@@ -90,7 +90,7 @@ def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
 
 
 def _small(photo: Image.Image) -> Image.Image:
-    """A photo at the size that scorers need: full-size photos would fill the host's memory."""
+    """A photo downscaled for scorers: full-size photos would fill the host's memory."""
     scale = KEPT_SIDE_PX / min(photo.size)
     if scale >= 1:
         return photo
@@ -116,7 +116,7 @@ def _checked_bytes(uri: str, sha256: str) -> bytes:
 
 
 def _is_transient(cause: BaseException | None) -> bool:
-    """Whether reading failed because of the network, not because of the file itself."""
+    """Whether reading failed because of the network, not because of the file."""
     final = (FileNotFoundError, PermissionError, IsADirectoryError)
     return isinstance(cause, OSError | TimeoutError) and not isinstance(cause, final)
 
@@ -129,7 +129,7 @@ def _as_pixels(crops_NPP3: Tensor) -> Tensor:
 def assemble_job(
     spec: JobSpec, photos: PreparedPhotos, prior: PriorSet | None, encode: EncodePrompts
 ) -> TrainingJob:
-    """Put the parts of a job together; each distinct prompt is encoded once."""
+    """Assemble a job from its parts; each distinct prompt is encoded once."""
     distinct = list(dict.fromkeys(photos.prompts))
     tokens_DT, conditioning = encode(distinct)
     rows = [distinct.index(prompt) for prompt in photos.prompts]
@@ -145,7 +145,7 @@ def assemble_job(
 
 
 class PromptCache:
-    """Encodes prompts and keeps the last ones: most subjects of a lane share theirs."""
+    """Encodes prompts and caches recent ones: most subjects of a lane share their prompts."""
 
     def __init__(self, base: Base, capacity: int = 512) -> None:
         self._base, self._capacity = base, capacity

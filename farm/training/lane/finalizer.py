@@ -1,6 +1,6 @@
-"""The last work on a trained slot: sample images, the quality card, the adapter's record.
+"""Finishes a trained slot: sample images, the quality card, the adapter's record.
 
-Owns what is made from a slot before it is freed. Slots that finish in the same step are sampled and
+Owns the outputs of a slot before it is freed. Slots that finish in the same step are sampled and
 judged together.
 """
 
@@ -69,7 +69,7 @@ class Finalizer:
         return finished
 
     def generate_progress_samples(self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]) -> None:
-        """Generate samples of running jobs; they are kept until the adapters are published."""
+        """Generate samples of running jobs, and keep them until the adapters are published."""
         prompts = {slot: _sample_prompts(spec) for slot, spec in specs.items()}
         for slot, images in self._generate_samples(trainer, prompts).items():
             self._progress.setdefault(specs[slot].key, []).extend(images)

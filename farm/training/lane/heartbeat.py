@@ -1,7 +1,6 @@
 """The thread that exchanges reports and orders with the dispatcher while the lane trains.
 
-Owns the timing: at once when something happened, otherwise once per beat. The content of a report
-comes from ``job_table``.
+Owns the timing: at once after an event, otherwise once per beat. ``job_table`` makes the reports.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ GATHER_S = 0.02
 
 
 class Heartbeat:
-    """Exchanges reports for orders until ``end``."""
+    """Exchanges reports and orders until ``end``."""
 
     def __init__(self, table: JobTable, link: Link, *, beat_s: float) -> None:
         self._table, self._link, self._beat_s = table, link, beat_s

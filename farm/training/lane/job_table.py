@@ -1,8 +1,7 @@
 """The jobs that a lane holds, and the reports and orders it exchanges with the dispatcher.
 
-Owns the lane's side of ``exchange``: which jobs it has, how far each has trained, the results of
-those that ended, and what the dispatcher's orders change. Thread-safe. Trains, prepares and
-publishes nothing.
+Owns the lane's side of ``exchange``: its jobs, their progress, the results of ended jobs, and the
+effect of the dispatcher's orders. Thread-safe. Does not train, prepare or publish jobs.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class LaneJob:
     reference_photos: tuple[Image.Image, ...] = ()
     """For the judge, while the job is in a slot."""
     is_dropped: bool = False
-    """The dispatcher no longer wants it from this lane."""
+    """The dispatcher has taken it from this lane."""
 
     @property
     def key(self) -> str:
@@ -59,11 +58,11 @@ class LaneJob:
 
     @property
     def spec(self) -> JobSpec:
-        """What the job is."""
+        """The job's specification."""
         return self.assignment.spec
 
     def release_inputs(self, *, keep_photos: bool) -> None:
-        """Free what only the admission to a slot needed.
+        """Free the data that only the admission to a slot needs.
 
         Args:
             keep_photos: whether a judge will compare the adapter with its photos.
@@ -93,7 +92,7 @@ class JobTable:
         self.out_of_memory = False
         """A thread ran out of memory, and the lane has not reduced its slots yet."""
         self.trouble = TroubleNote()
-        """What the lane's writes to the store come to."""
+        """Trouble with the lane's writes to the store."""
         self._jobs: dict[str, LaneJob] = {}
         self._results: dict[str, JobResult] = {}
         self._unprepared: deque[LaneJob] = deque()

@@ -1,9 +1,9 @@
-"""A lane: one base, many slots, and a loop that trains as long as there is work.
+"""A lane: one base, many slots, and a loop that trains while there is work.
 
 Owns the training thread: fill slots, step, and handle the results of each step. Other threads
-prepare jobs (``prefetch``), write to the store (``publisher``) and talk to the dispatcher
-(``heartbeat``). Knows no Ray: ``cluster.ray_train`` runs it in Ray Train workers, and
-``run.in_process`` runs it in the current process.
+prepare jobs (``prefetch``), write to the store (``publisher``) and communicate with the dispatcher
+(``heartbeat``). Independent of Ray: ``cluster.ray_train`` runs it in Ray Train workers, and
+``run.in_process`` in the current process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IDLE_S = 0.2
 
 
 class Lane:
-    """The whole life of one lane. Build it and ``run`` it once."""
+    """One lane. Create it and call ``run`` once."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Lane:
         self._throughput = _Throughput()
 
     def run(self) -> None:
-        """Work until the dispatcher has no more jobs, or orders a stop.
+        """Train until the dispatcher has no more jobs, or orders a stop.
 
         Raises:
             LaneLost: if the dispatcher cannot be reached.
@@ -97,7 +97,7 @@ class Lane:
             raise self._heartbeat.lost
 
     def stop(self) -> None:
-        """Make ``run`` save every job, give all back and return. From any thread."""
+        """Make ``run`` save all jobs, return them to the queue and end. Thread-safe."""
         self._table.is_stopping = True
         self._table.notify()
 
@@ -105,7 +105,7 @@ class Lane:
 
     def _iterate(self) -> None:
         """Apply orders, fill slots, then take one step or wait for something to do."""
-        if self._table.out_of_memory:  # not where it was raised: the failed pass still has memory
+        if self._table.out_of_memory:  # not where it is raised: the failed pass still holds memory
             self._table.out_of_memory = False
             self._halve_slots()
         self._release_dropped()
@@ -175,7 +175,7 @@ class Lane:
             table.out_of_memory = True
 
     def _admit(self, job: LaneJob) -> bool:
-        """Put one prepared job into a slot, or end it; whether it trains now."""
+        """Put one prepared job into a slot, or end it; returns whether it is training now."""
         table, shape = self._table, self._table.shape
         if not table.is_wanted(job.key):
             table.end(JobResult(job.key, "released"))
@@ -219,7 +219,7 @@ class Lane:
         self._table.slots = max(1, slots // 2)
 
     def _save_and_release_all(self) -> None:
-        """Checkpoint every running job, and give all jobs back."""
+        """Checkpoint every running job, and return all jobs to the queue."""
         trainer = self._pool.trainer
         if trainer is not None:
             for slot in trainer.active_slots:
@@ -235,7 +235,7 @@ class Lane:
 
 
 class _Throughput:
-    """Rows a second, averaged over about the last ten seconds."""
+    """Rows per second, averaged over about the last ten seconds."""
 
     def __init__(self, window_s: float = 10.0) -> None:
         self._window_s = window_s

@@ -1,6 +1,6 @@
 """The threads that prepare leased jobs for slots while the lane trains.
 
-Owns prefetching: photos are decoded and encoded, prior sets and checkpoints are read, so that a
+Owns prefetching: it decodes and encodes photos and reads prior sets and checkpoints, so that a
 freed slot is filled at once. Uses neither the denoiser nor the text encoder.
 """
 
@@ -29,8 +29,7 @@ from farm.training.slots.job import PriorSet
 __all__ = ["Prefetcher"]
 
 KEPT_PRIORS = 8
-"""Prior sets kept in memory; others are requested again. Under Ray they are views of shared
-memory."""
+"""Number of prior sets kept in memory. With Ray they are views of shared memory."""
 
 
 class Prefetcher:
@@ -50,7 +49,7 @@ class Prefetcher:
         self._feeder = threading.Thread(target=self._feed, name="feeder", daemon=True)
 
     def start(self) -> None:
-        """Start to watch for leases."""
+        """Start watching for leases."""
         self._feeder.start()
 
     def end(self) -> None:
@@ -104,9 +103,9 @@ class Prefetcher:
         except torch.OutOfMemoryError:
             is_shared = table.num_slots > 1
             table.end(table.too_large(job.key))
-            if is_shared:  # the job in a single slot did not cause this, and could not shrink
+            if is_shared:  # a job in a single slot is not the cause and cannot be reduced
                 table.out_of_memory = True
-        except Exception as error:  # one job's photos must not end the lane
+        except Exception as error:  # a bug with one job's photos must not end the lane
             table.end(JobResult.of_error(job.key, "failed", error, "could not be prepared"))
         else:
             with self._lock:
@@ -120,7 +119,7 @@ class Prefetcher:
         job.state = load_checkpoint(self._store, spec.key) if job.may_resume else None
 
     def _reuse(self, job: LaneJob) -> None:
-        """Another run has committed this job: only its names are missing."""
+        """Point this job's names to the adapter that another run has committed."""
         record = self._registry.record(job.key)
         for (namespace, name), prompts in job.assignment.views:
             self._registry.point(namespace, name, record, prompts=prompts)

@@ -1,8 +1,8 @@
-"""What a lane writes to the store: checkpoints of running jobs, adapters of finished ones.
+"""Writes a lane's output to the store: checkpoints of running jobs, adapters of finished ones.
 
 Owns the store's ``checkpoints/`` and the threads that write there and publish adapters. The
-training thread hands over copies and continues. A job's writes are done in the order in which they
-were handed over, and its checkpoints are deleted once its adapter is committed.
+training thread submits copies and continues. A job's writes are done in the order of submission,
+and its checkpoints are deleted once its adapter is committed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
 __all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
 
 HURRIED_S = 15.0
-"""How long writes are still tried once the lane has to return."""
+"""How long writes are retried once the lane has to return."""
 
 UNPUBLISHED = "could not be published"
 
@@ -52,7 +52,7 @@ class FinishedJob:
     weights: AdapterWeights
     samples: tuple[Image.Image, ...]
     samples_of_others: tuple[Image.Image, ...] = ()
-    """Of prompts that only the job's other names have."""
+    """Images of prompts that only the job's other names have."""
 
     @property
     def key(self) -> str:
@@ -61,7 +61,7 @@ class FinishedJob:
 
 
 class Publisher:
-    """Writes in the background. ``close`` waits for everything that was handed over."""
+    """Writes in the background. ``close`` waits for all submitted writes."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class Publisher:
         self._submit(job.key, lambda: self._publish(job))
 
     def hurry(self) -> None:
-        """The lane has to return: from now on, a store that fails is tried for ``HURRIED_S``."""
+        """The lane has to return: from now on, retry a failing store only for ``HURRIED_S``."""
         if not self._hurried.is_set():
             self._hurried_at = time.monotonic()
             self._hurried.set()
 
     def wait(self) -> None:
-        """Wait until everything that was handed over is written or has failed."""
+        """Wait until all submitted writes are done or have failed."""
         with self._lock:
             pending = list(self._last.values())
         for future in pending:
@@ -119,7 +119,7 @@ class Publisher:
 
             def in_turn() -> None:
                 if before is not None:
-                    before.exception()  # waits; its errors are handled already
+                    before.exception()  # waits; errors are already handled
                 write()
 
             future = self._pool.submit(in_turn)
@@ -137,14 +137,15 @@ class Publisher:
             return
         try:
             files = state.to_files()
-            for name in (TENSORS_NAME, FACTS_NAME):  # the facts last: they mark it complete
+            # the facts are written last: they mark the checkpoint as complete
+            for name in (TENSORS_NAME, FACTS_NAME):
                 self._store.write(f"{folder}/{state.step:07d}/{name}", files[name])
             for older in self._store.list(folder):
                 if older < f"{state.step:07d}":
                     self._store.delete(f"{folder}/{older}")
             self._trouble.succeeded()
         except (StoreError, StoreUnusable) as error:
-            # the job continues; after a failure it repeats more steps
+            # the job continues; after a lane's death it repeats more steps
             self._trouble.failed(error)
 
     def _publish(self, job: FinishedJob) -> None:
@@ -175,11 +176,11 @@ class Publisher:
 
     @property
     def _is_hopeless(self) -> bool:
-        """Whether a lane that has to return need not try to write any more."""
+        """Whether a lane that has to return should stop retrying writes."""
         return self._hurried.is_set() and self._trouble.current() is not None
 
     def _is_out_of_patience(self, state: RetryCallState) -> bool:
-        """Tenacity's stop condition; notes the failure on the way."""
+        """Tenacity's stop condition; also records the failure."""
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, StoreError | StoreUnusable):
             self._trouble.failed(error)
@@ -190,7 +191,7 @@ class Publisher:
         return (state.seconds_since_start or 0.0) > OUTAGE_BUDGET_S
 
     def _pause(self, seconds: float) -> None:
-        """Between two tries; a lane that has to return tries at once."""
+        """Seconds between two attempts; a lane that has to return retries at once."""
         if self._hurried.is_set():
             time.sleep(min(seconds, 1.0))
         else:
@@ -215,14 +216,14 @@ class Publisher:
         try:
             self._store.delete(f"checkpoints/{key}")
         except (StoreError, StoreUnusable) as error:
-            # leftovers do no harm: a committed job never reads them
+            # leftover files are harmless: a committed job never reads them
             self._trouble.failed(error)
 
 
 def load_checkpoint(store: Store, key: str) -> SlotState | None:
     """The latest complete state of a job; None if there is none.
 
-    An incomplete or unreadable checkpoint is skipped in favour of the one before it.
+    An incomplete or unreadable checkpoint is skipped; the one before it is used.
     """
     folder = f"checkpoints/{key}"
     for step in reversed(store.list(folder)):

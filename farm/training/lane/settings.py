@@ -1,4 +1,4 @@
-"""What a lane is made from: its settings, its link to the dispatcher, its judge.
+"""A lane's settings, its link to the dispatcher, and its judge.
 
 Owns the two interfaces of a lane (each with two implementations) and the plain settings. The judge
 is passed in from ``farm.quality``, which training never imports.
@@ -45,7 +45,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Pictures:
-    """How many images are generated, and what they cost."""
+    """The number of generated images, and their cost."""
 
     num: int
     rows: int
@@ -66,15 +66,15 @@ class Judge(Protocol):
         """Results by slot. An error is written to the card; it does not stop the run.
 
         Args:
-            photos: as prepared for training: with the checked digests, turned upright.
+            photos: as prepared for training: checked against their digests, upright.
         """
 
     def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
-        """What the cards of these jobs will cost, for the plan; loads no model."""
+        """The cost of these jobs' cards, for the plan; loads no model."""
 
 
 JudgeMaker = Callable[[ScoringSettings], Judge]
-"""Makes a lane's judge. A module-level function or class, so that it can be pickled."""
+"""Creates a lane's judge. A module-level function or class, so that it can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,6 @@ class LaneSettings:
     samples: SampleSettings = field(default_factory=SampleSettings)
     forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
     beat_s: float = 1.0
-    """Seconds between two reports to the dispatcher when nothing happens."""
+    """Seconds between two reports to the dispatcher without events."""
     prepare_threads: int = 1
     publish_threads: int = 2

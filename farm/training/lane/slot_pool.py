@@ -1,8 +1,8 @@
 """The lane's trainer and the jobs in its slots.
 
-Owns building the trainer for a shape, changing its width, and closing it. ``lane`` decides what is
-admitted and released. Out-of-memory errors are raised; the jobs in the slots stay listed, so that
-the lane can give them back.
+Owns building the trainer for a shape, changing its width, and closing it. ``lane`` decides which
+jobs are admitted and released. Out-of-memory errors are raised; the jobs in the slots stay listed,
+so that the lane can return them to the queue.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class SlotPool:
 
     @property
     def can_resize(self) -> bool:
-        """Whether the width may change: a compiled pass has one shape; otherwise each blank row
-        costs as much as any other."""
+        """Whether the width may change: not with a compiled pass, whose shape is fixed. Otherwise
+        narrowing pays, because a blank row costs as much as any other."""
         return not self._compile
 
     def has_room(self, *, num_slots: int, num_ready: int) -> bool:
@@ -93,7 +93,7 @@ class SlotPool:
         self._close_trainer()
 
     def _trainer_for(self, shape: LaneShape, num_slots: int) -> SlotTrainer:
-        """The trainer of this shape; an empty one of another shape or width is replaced."""
+        """The trainer of this shape; an empty trainer of another shape or width is replaced."""
         found = self.trainer
         if (
             found is not None
@@ -119,7 +119,7 @@ class SlotPool:
         )
 
     def _resize(self, trainer: SlotTrainer, num_slots: int) -> None:
-        """Move the jobs to a trainer of another width, through their checkpoints."""
+        """Move the jobs to a trainer of another width by means of checkpoints."""
         moved = [(trainer.job(slot), trainer.state(slot), job) for slot, job in self._jobs.items()]
         shape = trainer.shape
         self._close_trainer()

@@ -38,7 +38,7 @@ SAVED_PER_CELL_CHECKPOINTED = 0.62
 RECOMPUTED_SHARE = 0.25
 """Share of the unchecked values that exist at once while a checkpointed block is recomputed."""
 TRANSIENT_FACTOR = 1.3
-"""Memory in use over what is saved: gradients in flight, workspaces, fragmentation."""
+"""Memory in use relative to saved values: gradients in flight, workspaces, fragmentation."""
 FILL = 0.92
 """Share of a lane's memory that the plan fills."""
 
@@ -51,8 +51,8 @@ TRAINING_FACTOR = 2.13
 CHECKPOINT_FACTOR = 1.34
 """Recomputing the checkpointed blocks: 2.302 TFLOP over 1.714 (counted)."""
 PEAK_SHARE = 0.40
-"""Share of a GPU's dense half-precision peak that a large batch reaches; see
-``HALF_FLOPS_PER_PEAK`` for smaller ones."""
+"""Share of a GPU's dense half-precision peak that a large batch reaches; for smaller batches see
+``HALF_FLOPS_PER_PEAK``."""
 HALF_FLOPS_PER_PEAK = 0.008
 """Seconds of peak work at which a pass runs at half that share: small passes are bound by kernel
 launches."""

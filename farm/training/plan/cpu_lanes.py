@@ -25,12 +25,12 @@ __all__ = ["cpu_plan"]
 CPU_SLOTS = 24
 """Slots beyond which rows per CPU second no longer grow (benchmarks/slots-*cpu-*.md)."""
 CPU_LANE_JOBS = 3
-"""Fewest subjects for which another process on the same cores is worth its start: two lanes of 3
-slots train 120 rows a second, one of 6 slots 75 on its core."""
+"""Fewest subjects for which another process on the same cores is worth its start-up: two lanes of 3
+slots train 120 rows per second, one lane of 6 slots 75 on its core."""
 PRIOR_WORKER_IMAGES = 64
-"""Class images for which another process on the same cores is worth its start."""
+"""Fewest class images for which another process on the same cores is worth its start-up."""
 SMALL_BASE_BYTES = 2**28
-"""Passes of a base up to this size do not keep several cores busy; those of larger ones do."""
+"""Passes of a base up to this size do not keep several cores busy; passes of larger bases do."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def cpu_plan(inputs: PlanInputs) -> Plan:
 
     Measured with the embedded base on 2 cores: two lanes with 8 slots and one thread each train
     1.3 times the rows of one lane with 8 slots and two threads. The gain is larger if the lane does
-    other work too, since each wait of one thread for another then costs a wake-up. If other
+    other work too, because each wait of one thread for another then costs a wake-up. If other
     processes use the same cores, two threads of one lane take six times the CPU seconds of one.
     """
     facts, shape = inputs.facts, inputs.shape

@@ -1,6 +1,7 @@
 """How long a run takes, by part: start-up, class images, photos, training, samples, publishing.
 
-Owns the time model; ``costs`` owns the speed of one pass, ``planner`` the choice of lanes. Pure.
+Owns the time model; ``costs`` owns the speed of one pass, ``planner`` the choice of lanes. Pure
+functions.
 The constants are measured on two cores with the embedded base (benchmarks/plan-*.md).
 """
 
@@ -18,15 +19,15 @@ Diffusion v1-5 (2.5 TFLOP against 0.8)."""
 ENCODE_ROWS = 1.0
 """Cost of encoding one crop or class image, in the same unit: 0.5 and 1.4."""
 RAY_START_S = 10.0
-"""Starting and stopping Ray, the dispatcher and the first lane's process."""
+"""Seconds to start and stop Ray, the dispatcher and the first lane's process."""
 PROCESS_CPU_S = 6.0
-"""CPU seconds in which a lane or a prior worker imports torch, diffusers and Ray."""
+"""CPU seconds in which a lane or prior worker imports torch, diffusers and Ray."""
 LOAD_BYTES_PER_S = 0.5e9
-"""Reading a base's weights onto its device."""
+"""Seconds to read a base's weights onto its device."""
 IN_PROCESS_START_S = 1.0
-"""Without Ray, everything is already imported."""
+"""Seconds without Ray, where everything is already imported."""
 JOB_CPU_S = 0.15
-"""Publishing one adapter in three forms, its names and ledger, and its part of the report."""
+"""CPU seconds to publish one adapter: three formats, names, ledger, its part of the report."""
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from farm.training.plan.plan import GIB, Plan, PlanInputs
 __all__ = ["YARDSTICK", "gpu_candidates", "prior_worker_fraction"]
 
 YARDSTICK = 0.125
-"""The share of a GPU that the article's run uses."""
+"""The share of a GPU used in the article's run."""
 FRACTIONS = (YARDSTICK, 0.25, 0.5, 1.0)
-"""Exact in binary: other shares accumulate rounding errors in Ray's arithmetic."""
+"""Exact in binary: other fractions accumulate rounding errors in Ray's arithmetic."""
 MAX_SLOTS = 64
-"""More slots gain nothing: the GPU is saturated long before, and the first results come late."""
+"""More slots are not faster: the GPU is saturated long before, and the first results come late."""
 PRIOR_WORKER_BYTES = 3 * 2**29
 """Memory for generating class images, beside the base: a few guided rows at 512 px without
 gradients, and the VAE's 0.4 GiB. A prior worker with more memory generates more of them at once."""
@@ -133,7 +133,7 @@ def _split(inputs: PlanInputs, fraction: float) -> Split | None:
     """The split with lanes of this fraction; None if the prior worker has no room beside them.
 
     While prior sets are missing, one prior worker per node needs memory beside the lanes:
-    whole-GPU lanes give up a part of theirs; of smaller lanes, fewer are placed.
+    whole-GPU lanes get a smaller share; if lanes are smaller, fewer are placed.
     """
     hardware = inputs.hardware
     is_needed = inputs.workload.num_prior_images > 0

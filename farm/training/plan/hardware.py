@@ -1,4 +1,4 @@
-"""The hardware that a plan cuts into lanes: nodes, GPUs, cores, their speed and price.
+"""The hardware that a plan divides into lanes: nodes, GPUs, cores, their speed and price.
 
 Owns the table of known GPUs. Detects nothing; callers fill ``Hardware`` in.
 """
@@ -30,7 +30,7 @@ UNKNOWN_GPU = (100.0, 1.5, 0.0)
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the lanes run on: equal nodes. A head that only drives the run is not counted."""
+    """The lanes' hardware: identical nodes, not counting a head that only runs the driver."""
 
     gpu_name: str | None
     """None plans for CPUs."""
@@ -41,7 +41,7 @@ class Hardware:
     dollars_per_gpu_hour: float | None = None
     """None uses a rough market price for the GPU's name."""
     nodes_are_a_limit: bool = False
-    """Whether ``num_nodes`` is an upper bound; the plan then uses as many as the work fills."""
+    """Whether ``num_nodes`` is an upper bound; the plan then uses as many as the work needs."""
 
     @property
     def has_gpu(self) -> bool:

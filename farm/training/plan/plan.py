@@ -1,4 +1,4 @@
-"""What a plan is made from, and the plan itself: plain values.
+"""The plan and its inputs: plain values.
 
 Owns ``PlanInputs`` and ``Plan``. ``planner`` decides; ``gpu_lanes`` and ``cpu_lanes`` hold the
 rules for each kind of device.
@@ -22,7 +22,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """The base, the work, the hardware, and what the user fixed."""
+    """The base, the work, the hardware, and the user's choices."""
 
     facts: MemoryFacts
     workload: Workload
@@ -53,7 +53,7 @@ class PlanInputs:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run uses its hardware. Printed before anything is spent."""
+    """How a run uses its hardware. Printed before the run starts."""
 
     device: str
     """``cuda`` or ``cpu``."""

@@ -21,7 +21,7 @@ from farm.training.plan.shape import Workload
 __all__ = ["make_plan"]
 
 CLEARLY_FASTER = 1.10
-"""How much faster a larger share must be to be preferred to the yardstick."""
+"""How much faster than the yardstick a larger share must be to be chosen."""
 
 
 def make_plan(
@@ -41,7 +41,7 @@ def make_plan(
             ``lanes`` counts those of one node.
 
     Raises:
-        PlanError: if nothing fits, or what the user fixed does not; with the numbers.
+        PlanError: if nothing fits, or the user's choices do not; with the numbers.
     """
     inputs = PlanInputs(facts, workload, hardware, slots, fraction, lanes, checkpointing)
     if not hardware.has_gpu:
@@ -50,7 +50,7 @@ def make_plan(
 
 
 def _choose(candidates: Sequence[Plan], inputs: PlanInputs) -> Plan:
-    """The yardstick if it is nearly as fast as the best split, else the best one."""
+    """The yardstick if it is nearly as fast as the best one, else the best one."""
     fastest = max(candidates, key=lambda plan: (plan.rows_per_s, -plan.gpu_fraction))
     usual = [plan for plan in candidates if plan.gpu_fraction == YARDSTICK]
     chosen, reason = fastest, "as requested"

@@ -1,7 +1,7 @@
 """The shape of a lane, and the size of a workload.
 
-Owns what jobs must have in common to train side by side, and so the rule that groups them. Pure;
-knows neither memory nor hardware.
+Owns the properties that jobs must share to train side by side, and so the rule that groups them.
+Pure functions, independent of memory and hardware.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["LaneShape", "Workload", "common_shape", "lane_shape", "run_shapes", 
 
 @dataclass(frozen=True)
 class LaneShape:
-    """What the jobs of one lane must have in common: the shapes of its batch and its bank."""
+    """The properties that the jobs of one lane share: the shapes of its batch and its bank."""
 
     resolution_px: int
     instance_rows: int
@@ -42,7 +42,7 @@ def lane_shape(recipe: Recipe, resolution_px: int) -> LaneShape:
     """The shape of the lane that can train a recipe; jobs of equal shape train side by side.
 
     Args:
-        resolution_px: the base's own, used if the recipe names none.
+        resolution_px: the base's own, used if the recipe sets none.
     """
     bound = next(bound for bound in RANK_BOUNDS if recipe.rank <= bound)
     return LaneShape(
@@ -88,7 +88,7 @@ def run_shapes(recipes: Mapping[str, Recipe], resolution_px: int) -> dict[str, L
 
 @dataclass(frozen=True)
 class Workload:
-    """How much work a run has."""
+    """The amount of work in a run."""
 
     shape: LaneShape
     """The heaviest shape among the jobs, with the largest rank of all jobs."""

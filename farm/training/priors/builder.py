@@ -27,7 +27,7 @@ __all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]
 
 LOCK_TTL_S = 120.0
 STORE_PAUSE_S = 5.0
-"""Between two tries while the store fails."""
+"""Seconds between two attempts while the store fails."""
 WAIT_S = 2.0
 """Seconds between two checks of sets that another driver generates."""
 
@@ -40,11 +40,11 @@ class PartFailure:
     reason: str
     remedy: str = ""
     store: Literal["", "silent", "unusable"] = ""
-    """The store's fault and not the set's: the set is generated again once the store works."""
+    """Set if the store caused the failure: the set is generated again once the store works."""
 
     @classmethod
     def of_error(cls, prior_key: str, error: Exception) -> Self:
-        """What an error leads to."""
+        """The failure that an error leads to."""
         is_unusable = isinstance(error, StoreUnusable)
         silent: Literal["", "silent"] = "silent" if isinstance(error, StoreError) else ""
         return cls(prior_key, *explain(error), "unusable" if is_unusable else silent)
@@ -55,7 +55,7 @@ GenerateParts = Callable[[Sequence[PriorSpec], str], Generator[PartRecord | Part
 
 
 def missing_priors(store: Store, specs: Iterable[PriorSpec]) -> list[PriorSpec]:
-    """The distinct sets that the store does not hold, in the order in which jobs need them."""
+    """The distinct sets missing from the store, in the order in which jobs need them."""
     distinct = {spec.key: spec for spec in reversed(list(specs))}
     ordered = [distinct[key] for key in reversed(distinct)]
     with ThreadPoolExecutor(16) as pool:
@@ -86,7 +86,7 @@ class PriorBuilder:
         self.stopped = threading.Event()
         """Set it to stop after the current part."""
         self.trouble = TroubleNote()
-        """What writes to the store come to; the run decides how long to wait."""
+        """Trouble with writes to the store; the run decides how long to wait."""
 
     def run(self) -> None:
         """Return when every set is ready or has failed, or ``stopped`` is set."""
@@ -99,7 +99,7 @@ class PriorBuilder:
                 except (StoreError, StoreUnusable) as error:
                     self.trouble.failed(error)
                     self.stopped.wait(STORE_PAUSE_S)
-        except Exception as error:  # the cause affects every set that is left
+        except Exception as error:  # the cause affects every remaining set
             for key in list(self._pending):
                 self._fail(PartFailure(key, *explain(error)))
         finally:
@@ -110,7 +110,7 @@ class PriorBuilder:
                     self._unlock(key)
 
     def _take_turn(self) -> None:
-        """Generate the sets that no other driver generates, else wait a moment for those."""
+        """Generate the sets that no other driver is generating; if there are none, wait briefly."""
         self._report_ready()
         mine = [
             spec

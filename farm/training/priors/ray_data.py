@@ -1,9 +1,9 @@
-"""Prior sets through Ray Data: prompts and seeds in, an actor pool that generates, Parquet out.
+"""Generates prior sets with Ray Data: from prompts and seeds, through an actor pool, to Parquet.
 
-Owns the pipeline. One pipeline generates all sets that are missing (a Ray Data job takes seconds to
-start), part by part in the order in which jobs need them, and yields a record of each part, so
-that the first class is ready long before the last. Images do not pass through the driver: the
-actor that generates a part writes it.
+Owns the pipeline. One pipeline generates all missing sets, because a Ray Data job takes seconds to
+start. It generates part by part in the order in which jobs need them and yields a record of each
+part, so that the first class is ready long before the last. Images do not pass through the driver:
+the actor that generates a part writes it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ every set is generated."""
 
 @dataclass(frozen=True)
 class PriorWorkerSettings:
-    """How the actors are created."""
+    """Settings of the actors."""
 
     base: str
     revision: str | None = None
@@ -56,7 +56,7 @@ class PriorWorkerSettings:
 
 
 class PriorWorker:
-    """One actor of the pool: holds the untouched base and generates parts."""
+    """One actor of the pool: generates parts with the unmodified base."""
 
     def __init__(
         self, settings: PriorWorkerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
@@ -138,7 +138,7 @@ def generate_with_ray(
         else {"num_cpus": settings.num_cpus}
     )
     most = max(1, min(settings.max_actors, len(rows)))
-    # cores exist already and can be used at once; nodes with GPUs may still have to be added
+    # cores are available at once; nodes with GPUs may have to be added first
     fewest = 1 if settings.gpu_fraction else most
     pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         PriorWorker,

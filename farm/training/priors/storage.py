@@ -7,8 +7,8 @@ which sets are generated. Uses no Ray.
     priors/<key>/<attempt>/prompt.parquet        one row: the class prompt's embedding and tokens
     priors/<key>/prior.json                      the parts with their digests, written last
 
-Every attempt writes to its own folder, so that parts of a killed attempt are never mixed in. Parts
-are ranges of image numbers and an image depends on its own seed alone, so a rerun gives the same
+Each attempt writes to its own folder, so that parts of a killed attempt are never mixed in. Parts
+are ranges of image numbers, and an image depends only on its own seed, so a rerun gives the same
 set.
 
 Legend: M images, C channels, H W latent, P pixels, T tokens, D width.
@@ -82,7 +82,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """A part that the store holds."""
+    """A part in the store."""
 
     prior_key: str
     file: str
@@ -222,7 +222,7 @@ def _parquet(arrays: Arrays) -> bytes:
 
 
 def is_ready(store: Store, prior_key: str) -> bool:
-    """Whether the store holds the complete set."""
+    """Whether the complete set is in the store."""
     return store.exists(_marker(prior_key))
 
 
@@ -231,7 +231,7 @@ def _marker(prior_key: str) -> str:
 
 
 def read_prior_set(store: Store, prior_key: str) -> PriorArrays:
-    """What training needs of a prior set; the images themselves are not read.
+    """The arrays of a prior set that training needs; the images themselves are not read.
 
     Raises:
         StoreError: if the set is incomplete or damaged.

@@ -1,4 +1,4 @@
-"""The driver of a run: its claim, the files that it keeps in the store, and what it shows.
+"""The driver of a run: its claim, its files in the store, and its output.
 
 Owns the driver's identity. ``in_process`` and ``cluster.run`` drive lanes with it.
 """
@@ -23,8 +23,8 @@ from farm.training.run.request import PreparedRun, RunView
 __all__ = ["Driver", "lock_run", "point_names", "write_run_files"]
 
 DRIVER_TTL_S = 60.0
-"""A driver on another machine that has not renewed its claim for this long counts as dead. A death
-on this machine is noticed at once."""
+"""A driver on another machine that has not renewed its claim for this long counts as dead. On this
+machine, a dead driver is detected at once."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Driver:
     _heard: int = 0
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
-        """Show what is new, renew the claim, and stop the run if the store fails for too long.
+        """Show news, renew the claim, and stop the run if the store fails for too long.
 
         Raises:
             LaneLost: if another driver has taken the run over.
@@ -64,7 +64,7 @@ class Driver:
                     )
 
     def tell(self, snapshot: Snapshot, text: str) -> None:
-        """Show a line of the driver's own."""
+        """Show a line from the driver itself."""
         if self.view is not None:
             self.view.show(snapshot, [Notice(self._heard, time.time(), text, is_bad=True)])
 
@@ -74,7 +74,7 @@ class Driver:
         return self._heard
 
     def lane_settings(self) -> LaneSettings:
-        """From the plan and the request."""
+        """The lanes' settings, from the plan and the request."""
         plan, request = self.prepared.plan, self.prepared.request
         assert plan is not None
         return LaneSettings(
@@ -99,7 +99,7 @@ def lock_run(prepared: PreparedRun) -> StoreLock:
     """Become the one driver of the run.
 
     Raises:
-        UserError: if another driver has it.
+        UserError: if another driver owns it.
     """
     folder = f"runs/{prepared.run_id}/drivers"
     take_over = prepared.request.take_over

@@ -45,7 +45,7 @@ def export_adapters(
     run_id: str | None = None,
     form: str | None = None,
 ) -> Exported:
-    """Copy committed adapters; without names or a run, all adapters that have a name.
+    """Copy committed adapters: those named, those of a run, or all that have a name.
 
     An adapter that cannot be read does not stop the others.
 

@@ -1,4 +1,4 @@
-"""Jobs of a run that have no adapter, with the reason: for the summary, `farm status`, the report.
+"""Failed jobs of a run with their reasons, for the summary, `farm status` and the report.
 
 Owns the one list of failures. Reason and remedy are quoted from the ledger.
 """
@@ -32,7 +32,7 @@ def failures_of(assignments: Sequence[Assignment], jobs: Iterable[Job]) -> tuple
 
 
 def failures_among(subjects: Mapping[str, str], jobs: Iterable[Job]) -> tuple[JobFailure, ...]:
-    """The same where only the subject's id of each job key is known."""
+    """The same, given only the subject's id of each job key."""
     return tuple(
         JobFailure(subjects[job.key], str(job.status), job.reason, job.remedy)
         for job in jobs

@@ -8,7 +8,7 @@ and restart its driver.
     runs/<run_id>/jobs.jsonl.gz       its jobs and the names of their adapters (``job_files``)
     runs/<run_id>/jobs.index.json.gz  an index of the jobs
     runs/<run_id>/run.json            settings and plan of the last start
-    runs/<run_id>/drivers/            locks: which process drives it
+    runs/<run_id>/drivers/            locks: which process is its driver
     runs/<run_id>/requests/           requests of `farm cancel` and `farm retry`
 """
 
@@ -39,7 +39,7 @@ RUN_ID_LENGTH = 12
 
 
 def name_run(assignments: Iterable[Assignment]) -> str:
-    """The id of the run of these jobs: the same manifest on the same base is the same run."""
+    """The run id of these jobs: the same manifest on the same base is the same run."""
     named = {item.spec.key: [list(pair) for pair in sorted(item.names)] for item in assignments}
     jobs = [[key, names] for key, names in sorted(named.items())]
     return key_of("run", jobs=jobs)[:RUN_ID_LENGTH]
@@ -51,12 +51,12 @@ def list_runs(store: Store) -> list[str]:
 
 
 def write_settings(store: Store, run_id: str, settings: dict[str, Any]) -> None:
-    """Store how the run was last started."""
+    """Store the settings and plan of the run's last start."""
     store.write_json(f"runs/{run_id}/run.json", settings)
 
 
 def read_settings(store: Store, run_id: str) -> dict[str, Any]:
-    """How the run was last started; empty if it was never started."""
+    """Settings and plan of the run's last start; empty if it was never started."""
     try:
         settings: dict[str, Any] = store.read_json(f"runs/{run_id}/run.json")
     except FileNotFoundError:
@@ -64,13 +64,13 @@ def read_settings(store: Store, run_id: str) -> dict[str, Any]:
     return settings
 
 
-# -- requests to a driver, whether or not one is alive --------------------------------------------
+# -- requests to a driver, running or not ---------------------------------------------------------
 
 Request = Literal["cancel", "retry"]
 
 
 def ask(store: Store, run_id: str, what: Request, keys: Sequence[str] | None) -> None:
-    """Leave a request for the run's driver: the current one, or the next one."""
+    """Store a request for the run's driver: the current one, or the next one."""
     body = {"what": what, "keys": None if keys is None else list(keys)}
     store.write_json(f"runs/{run_id}/requests/{uuid.uuid4().hex}.json", body)
 

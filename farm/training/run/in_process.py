@@ -1,7 +1,7 @@
 """A run in this process: the dispatcher, one lane and the prior sets, without Ray.
 
-Owns the wiring only. For tests, debuggers, and machines without Ray; the dispatcher and the lane
-are the same as on a cluster.
+Owns only the wiring. For tests, debuggers and machines without Ray; dispatcher and lane are the
+same as on a cluster.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class _Keeper:
         while not self._ended.wait(LOOK_S):
             try:
                 self._look()
-            except (StoreError, StoreUnusable):  # the events stay for the next try
+            except (StoreError, StoreUnusable):  # the events are kept for the next attempt
                 time.sleep(LOOK_S)
             except BaseException as error:  # raised in the training thread, after a clean stop
                 self.error = error

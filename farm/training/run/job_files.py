@@ -1,10 +1,10 @@
 """A run's jobs in the store: their full specifications in blocks, and an index over all of them.
 
     runs/<run_id>/jobs.jsonl.gz      one line of JSON per job, compressed in blocks
-    runs/<run_id>/jobs.index.json.gz  keys, subjects and what else is needed of every job at once
+    runs/<run_id>/jobs.index.json.gz  keys, subjects and other fields needed for all jobs at once
 
-Owns both files. The index only saves time and memory: without one, as in runs of an older farm,
-and where it does not match, it is made from the jobs.
+Owns both files. The index only saves time and memory: if it is missing, as in runs of older
+versions, or does not match, it is rebuilt from the jobs.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = [
 ]
 
 BLOCK = 64
-"""Jobs compressed together: enough to share what jobs have in common, and few enough that reading
-one job unpacks no more than 200 KB."""
+"""Jobs compressed together: enough for a good compression ratio, and few enough that reading one
+job decompresses at most 200 KB."""
 OPEN_BLOCKS = 32
-"""Unpacked blocks in memory; jobs are mostly leased in the manifest's order."""
+"""Decompressed blocks in memory; jobs are mostly leased in the manifest's order."""
 VERSION = 1
 COLUMNS = ("sha256", "blocks", *(column.name for column in fields(JobColumns)))
 Item = TypeVar("Item")
@@ -59,8 +59,8 @@ def _index_path(run_id: str) -> str:
 
 
 def write_assignments(store: Store, run_id: str, assignments: Iterable[Assignment]) -> None:
-    """Store the run's jobs. Keys and names never change; sample prompts, priorities and the places
-    of photos are those of the last start."""
+    """Store the run's jobs. Keys and names never change; sample prompts, priorities and photo
+    locations are those of the last start."""
     blocks = _Blocks()
     columns = JobColumns.of(_packed(assignments, blocks))
     data = blocks.join()
@@ -91,7 +91,7 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _index_file(columns: JobColumns, sizes: Sequence[int], sha256: str) -> bytes:
-    """One line per column, so that a reader decodes only those that it needs."""
+    """One line per column, so that a reader decodes only the columns it needs."""
     body = {
         "version": VERSION,
         "sha256": sha256,
@@ -121,7 +121,7 @@ def read_assignments(store: Store, run_id: str) -> list[Assignment]:
 
 
 def read_run_jobs(store: Store, run_id: str) -> RunJobs:
-    """The run's jobs in the manifest's order, in less than a kilobyte each.
+    """The run's jobs in the manifest's order, using less than a kilobyte of memory each.
 
     Raises:
         UserError: if there is no such run.
@@ -176,7 +176,7 @@ def _read_jobs(store: Store, run_id: str) -> bytes:
 def _read_index(
     store: Store, run_id: str, names: Collection[str] | None = None
 ) -> dict[str, Any] | None:
-    """Columns of the index (None: all); None where there is none that this version reads."""
+    """Columns of the index (None: all); None if there is no index that this version can read."""
     columns: dict[str, Any] = {}
     try:
         with gzip.open(io.BytesIO(store.read(_index_path(run_id)))) as file:
@@ -205,7 +205,7 @@ def _columns(index: dict[str, Any]) -> JobColumns:
 
 
 def _lines(data: bytes) -> Iterator[str]:
-    """The lines of a compressed file, unpacked piece by piece."""
+    """The lines of a compressed file, decompressed in pieces."""
     with gzip.open(io.BytesIO(data)) as file:
         for line in file:
             yield line.decode().rstrip("\n")
@@ -221,7 +221,7 @@ def _decode(line: str) -> Assignment:
 
 
 class _Numbers:
-    """Fills columns from specifications in JSON, without making objects of them."""
+    """Fills columns from JSON specifications without building objects."""
 
     def __init__(self, columns: JobColumns) -> None:
         self._columns = columns
@@ -261,14 +261,14 @@ def _prior_key(body: Any) -> str:
 
 @dataclass
 class _Blocks:
-    """The jobs' lines, compressed in blocks and unpacked on demand."""
+    """The jobs' lines, compressed in blocks and decompressed on demand."""
 
     packed: list[bytes] = field(default_factory=list)
     _open: OrderedDict[int, list[str]] = field(default_factory=OrderedDict)
 
     @classmethod
     def cut(cls, data: bytes, sizes: Iterable[int]) -> _Blocks:
-        """From a file and the sizes of its blocks."""
+        """Blocks from a file and their sizes."""
         blocks, start = cls(), 0
         for size in sizes:
             blocks.packed.append(data[start : start + size])
@@ -282,11 +282,11 @@ class _Blocks:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each block."""
+        """Size of each block in bytes."""
         return [len(block) for block in self.packed]
 
     def join(self) -> bytes:
-        """The file: gzip members one after another, which any gzip reader takes as one."""
+        """The file: concatenated gzip members, which any gzip reader reads as one."""
         return b"".join(self.packed)
 
     def job(self, number: int) -> Assignment:

@@ -27,7 +27,7 @@ from farm.training.run.scratch import sweep_folders
 __all__ = ["LockGuard"]
 
 EXIT_S = 10.0
-"""How long a process may take from closing its files to its end."""
+"""How long a process may take to exit after closing its files."""
 
 
 class LockGuard:
@@ -39,7 +39,7 @@ class LockGuard:
         order = {"store": store.url, "folder": claim.folder, "owner": asdict(claim.owner)}
         reading, writing = os.pipe()
         try:
-            # a grandchild in its own session: stopping a job kills the descendants it finds
+            # a grandchild in its own session: stopping a Ray job kills the driver's descendants
             starter = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(order)],
                 stdin=reading,
@@ -55,7 +55,7 @@ class LockGuard:
             os.close(reading)
 
     def close(self) -> None:
-        """End the guard; it finds the claim released and does nothing."""
+        """End the guard; if the claim is released, it does nothing."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
@@ -81,5 +81,5 @@ def watch(order: str) -> None:
         release_dead(Store(facts["store"]), facts["folder"], owner.token)
     until = time.monotonic() + EXIT_S
     while not owner.is_dead() and time.monotonic() < until:
-        time.sleep(0.1)  # its files are closed, but it may not have ended yet
+        time.sleep(0.1)  # its files are closed, but it may not have exited yet
     sweep_folders()

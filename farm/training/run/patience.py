@@ -1,4 +1,4 @@
-"""How long a run waits for a store that fails, and what it shows meanwhile.
+"""How long a run waits for a failing store, and what it reports meanwhile.
 
 Owns the run's one budget for store failures: ``OUTAGE_BUDGET_S`` for a store that does not answer,
 ``UNUSABLE_S`` for one that is full, read-only, missing or denies access.
@@ -17,14 +17,14 @@ from farm.store_trouble import StoreTrouble
 __all__ = ["StorePatience"]
 
 QUIET_S = 5.0
-"""A store that fails for less than this is not mentioned."""
+"""A shorter failure of the store is not reported."""
 UNUSABLE_S = 20.0
-"""How long jobs keep training while someone may free space or correct the rights."""
+"""How long jobs keep training so that someone can free space or correct permissions."""
 REPEAT_S = 30.0
 
 
 class StorePatience:
-    """Watches the trouble that snapshots carry."""
+    """Watches the store's trouble in snapshots."""
 
     def __init__(
         self, *, outage_s: float = OUTAGE_BUDGET_S, clock: Callable[[], float] = time.monotonic
@@ -32,10 +32,10 @@ class StorePatience:
         self._outage_s, self._clock = outage_s, clock
         self._shown_at: float | None = None
         self.error: FarmError | None = None
-        """Set once the budget is spent: the run must stop, and end with it."""
+        """Set once the budget is spent: the run must stop and raise it."""
 
     def heed(self, trouble: StoreTrouble | None) -> str | None:
-        """Take the latest trouble in; returns a line for the user where one is due."""
+        """Note the latest trouble; returns a line for the user if one is due."""
         if self.error is not None:
             return None
         if trouble is None:

@@ -1,4 +1,4 @@
-"""Prepares a run before anything is spent: its jobs, committed adapters, prior sets and plan.
+"""Prepares a run before it uses resources: its jobs, committed adapters, prior sets and plan.
 
 Owns the way from a manifest (or from a run in the store) to a ``PreparedRun``. Reads photos once,
 for their digests; starts no process.
@@ -47,7 +47,7 @@ def prepare_run(
 
     Raises:
         ManifestError: if the manifest has faults (unless ``skip_faulty``).
-        BaseModelError, PlanError: if the base cannot be loaded, or nothing can hold it.
+        BaseModelError, PlanError: if the base cannot be loaded or does not fit the hardware.
     """
     store = Store(request.store)
     manifest = read_manifest(
@@ -90,7 +90,7 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
 
 
 def assignments_of(check: CheckReport, base: RunBase) -> tuple[Assignment, ...]:
-    """The jobs of all good subjects; subjects that make the same job share it."""
+    """The jobs of all valid subjects; subjects with identical jobs share one."""
     specs: dict[str, JobSpec] = {}
     sharers: dict[str, list[Subject]] = {}
     for subject in check.good_subjects:
@@ -185,7 +185,7 @@ def _num_crops(spec: JobSpec) -> int:
 
 
 def this_machine() -> Hardware:
-    """The hardware under this process."""
+    """The hardware of this machine."""
     import torch
 
     cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)

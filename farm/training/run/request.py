@@ -1,6 +1,6 @@
 """The request, the preparation and the summary of a run: plain values.
 
-Owns no behaviour: ``prepare_run`` prepares, ``execute_run`` executes.
+No behaviour: ``prepare_run`` prepares a run, and ``execute_run`` executes it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RunRequest:
     """Makes the judge of each lane, such as ``farm.quality.judge.QualityJudge``; None makes no
     quality cards."""
     scoring: ScoringSettings = ScoringSettings()
-    """Settings of the judge; fields that are None take the defaults of the manifest."""
+    """Settings of the judge; None fields take the manifest's defaults."""
     skip_faulty: bool = False
     """Train the valid subjects of a manifest with faults."""
     take_over: bool = False
@@ -77,7 +77,7 @@ class RunBase:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that is ready to start: everything is known and nothing is spent."""
+    """A run that is ready to start."""
 
     request: RunRequest
     run_id: str
@@ -85,7 +85,7 @@ class PreparedRun:
     base: RunBase
     assignments: tuple[Assignment, ...]
     committed: frozenset[str]
-    """Keys of the jobs that the store has committed."""
+    """Keys of the jobs that are committed in the store."""
     priors: tuple[PriorSpec, ...]
     """Missing prior sets, in the order in which they are needed."""
     plan: Plan | None
@@ -114,7 +114,7 @@ class RunSummary:
     failed: int
     """Without an adapter, for any reason."""
     quarantined: int
-    """Failed jobs that were given up after several attempts."""
+    """Jobs that are not retried any more after several failed attempts."""
     cancelled: int
     seconds: float
     failures: tuple[JobFailure, ...] = ()

@@ -1,7 +1,7 @@
 """The rows of a step: each slot's noised latents, targets, weights and prompts in one batch.
 
 Owns the assembly on the host and the one transfer to the device. All arithmetic on latents is done
-on the CPU in float32, so every device trains on the same numbers; while the device runs one step,
+on the CPU in float32, so every device trains on the same values. While the device runs one step,
 the host prepares the next.
 
 Legend: S slots, G rows per slot, R = S·G rows, n one job's own rows, C H W latent, T tokens.
@@ -41,7 +41,7 @@ class JobRows:
 def step_rows(
     job: TrainingJob, step: int, schedule: NoiseSchedule, latent_shape: tuple[int, int, int]
 ) -> JobRows:
-    """A job's rows of one training step; they depend on its own random streams alone.
+    """A job's rows of one training step; they depend only on its own random streams.
 
     Args:
         schedule: with its tables on the CPU.

@@ -1,4 +1,4 @@
-"""A slot's resumable state: everything that a later step depends on, and its history.
+"""A slot's resumable state: everything that later steps depend on, and its history.
 
 Owns the values and their files. Random streams need no state: they are keyed by (job seed, step).
 """
@@ -42,9 +42,9 @@ class SlotState:
     """Weights at the best evaluation so far, if the recipe keeps them."""
     best_step: int = 0
     seconds: float = 0.0
-    """This job's share of its lanes' time."""
+    """The job's share of its lanes' time."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Free-form values of the caller."""
+    """The caller's own values."""
 
     def to_files(self) -> dict[str, bytes]:
         """The state as file names and bytes: tensors in safetensors, the rest in JSON."""

@@ -30,8 +30,8 @@ NUM_EVALUATION_ROWS = 8
 
 KEEP_TOLERANCE = 0.02
 """Relative difference below which two evaluation losses count as equal; of equal steps the latest
-is kept. On 50 rendered subjects the lowest loss came 80 steps before the stop on average, and
-keeping it cost 3 % of fidelity, which still rises after the loss has levelled off."""
+is kept. On 50 rendered subjects the lowest loss was 80 steps before the stop on average, and
+keeping it cost 3 % of fidelity, which still increases after the loss has levelled off."""
 
 
 def is_best(curve: Sequence[tuple[int, float]]) -> bool:

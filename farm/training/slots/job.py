@@ -1,6 +1,6 @@
-"""One job's data as the slot trainer takes it: cached latents, cached prompts, a recipe.
+"""One job's data for the slot trainer: cached latents, cached prompts, a recipe.
 
-Owns the values and their checks. ``farm.training.lane.encode`` makes them from photos.
+Owns the values and their checks. ``farm.training.lane.encode`` creates them from photos.
 
 Legend: N cached crops, M prior images, C H W latent, T tokens; the axis of length 2 holds a
 latent's mean and standard deviation.

@@ -56,7 +56,7 @@ def slot_losses(
 ) -> Tensor:
     """Loss of each slot [S], float32 or wider; rows are S equal groups in slot order.
 
-    Rows of weight 0 are selected away, not multiplied by 0, so that a NaN in a blank row cannot
+    Rows of weight 0 are masked out, not multiplied by 0, so that a NaN in a blank row cannot
     reach its slot's loss.
     """
     wide = torch.promote_types(prediction_RCHW.dtype, torch.float32)

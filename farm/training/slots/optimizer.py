@@ -38,7 +38,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 @dataclass(frozen=True)
 class SlotUpdate:
-    """One slot's numbers for one update; neutral if the slot does not train."""
+    """One slot's values for one update; neutral if the slot is not training."""
 
     active: float = 0.0
     learning_rate: float = 0.0
@@ -54,7 +54,7 @@ class SlotUpdate:
 
     @classmethod
     def of(cls, recipe: Recipe, step: int) -> SlotUpdate:
-        """The numbers of the update after ``step`` earlier ones."""
+        """The values for the update after ``step`` earlier ones."""
         rate = learning_rate(recipe, step)
         return cls(
             active=1.0,
@@ -155,7 +155,7 @@ class SlotAdamW:
 def _update(
     weights: Tensor, first: Tensor, second: Tensor, grad: Tensor, rates: Sequence[Tensor]
 ) -> None:
-    """AdamW without temporaries: each costs a pass over memory. Overwrites the gradient."""
+    """AdamW without temporaries, which would cost passes over memory. Overwrites the gradient."""
     rest1, beta2, rest2, root2, epsilon, decay, negative_step = rates
     first.lerp_(grad, rest1)
     second.mul_(beta2)

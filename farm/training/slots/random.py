@@ -1,8 +1,9 @@
-"""Every random choice of a job's training, keyed by (job seed, step) and by nothing else.
+"""All random choices of a job's training, keyed only by (job seed, step).
 
-Slot, neighbours, the trainer's shape and the device do not enter a stream. A job therefore uses
-the same numbers in any slot and beside any other job, and a resumed job continues as if it had
-never stopped. Other training loops can reproduce the streams, which are defined as follows:
+Streams do not depend on the slot, its neighbours, the trainer's shape or the device. A job
+therefore uses the same values in any slot and beside any other job, and a resumed job continues as
+if it had never stopped. Other training loops can reproduce the streams, which are defined as
+follows:
 
 - A generator is ``torch.Generator("cpu").manual_seed(derive_seed(seed, name, number))``.
 - ``(seed, "photos", epoch)``: one ``randperm(N)``, the order in which the N cached crops are
@@ -78,7 +79,7 @@ def evaluation_noise(
 
 
 def visit_order(seed: int, name: str, step: int, rows: int, count: int) -> list[int]:
-    """Which of ``count`` samples a step's rows visit: reshuffled each epoch, none skipped.
+    """Which of ``count`` samples a step's rows use: reshuffled each epoch, none skipped.
 
     Args:
         name: ``photos`` or ``priors``.

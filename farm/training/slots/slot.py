@@ -1,7 +1,6 @@
-"""What the host knows of each slot's job between steps, and what it reports of a step.
+"""The host's record of each slot's job between steps, and the report of a step.
 
-Owns the bookkeeping of one admitted job. The tensors that train belong to the bank and the
-optimizer.
+Owns the bookkeeping of one admitted job. The trained tensors belong to the bank and the optimizer.
 
 Legend: P parameters per slot.
 """
@@ -23,7 +22,7 @@ __all__ = ["SlotJob", "StepReport", "restore", "snapshot"]
 
 
 NOT_FINITE_REMEDY = "lower `learning_rate` to a third, or add `warmup_steps`, and run again"
-"""Of every job in ``StepReport.failed``."""
+"""The remedy for every job in ``StepReport.failed``."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class SlotJob:
 
     @property
     def needs_sync(self) -> bool:
-        """Whether the host must read this step's results at once."""
+        """Whether the host must read this step's results immediately."""
         recipe = self.recipe
         return self.is_done or any(
             self.is_due(every)

@@ -1,9 +1,9 @@
 """The slot trainer: many subjects in one forward and backward pass over one frozen base.
 
-Owns the life of slots: admit, train, evaluate, finish or fail, release. The pass itself is in
-``training_pass``; leases, stores and clusters are the lane's. A job trained beside others gives
-the adapter that it gives when trained alone, within float tolerance: loss, gradient clip, learning
-rate, step count and random streams are its own, and rows of different slots never mix in the base.
+Owns the life cycle of slots: admit, train, evaluate, finish or fail, release. The pass itself is in
+``training_pass``; the lane owns leases and the store. A job trained beside others yields the same
+adapter as when trained alone, within float tolerance: each job has its own loss, gradient clip,
+learning rate, step count and random streams, and rows of different slots never mix in the base.
 
 Legend: S slots.
 """
@@ -69,7 +69,7 @@ class SlotTrainer:
         """Restore the base to its original state."""
         self._pass.close()
 
-    # -- the life of a slot -------------------------------------------------------------------
+    # -- life cycle of a slot -----------------------------------------------------------------
 
     @property
     def free_slots(self) -> tuple[int, ...]:
@@ -239,7 +239,7 @@ class SlotTrainer:
         return self.bank.slot_weights(slot)
 
     def loss_curve(self, slot: int) -> tuple[float, ...]:
-        """Training loss of each step done."""
+        """Training loss of each completed step."""
         self._read_pending()
         return tuple(self._slot_job(slot).loss_curve)
 
@@ -252,7 +252,7 @@ class SlotTrainer:
         return self._slot_job(slot).step
 
     def steps_trained(self, slot: int) -> int:
-        """Steps behind the weights: fewer than done where an earlier evaluation was the best."""
+        """Steps that the weights were trained for: fewer if an earlier evaluation was the best."""
         slot_job = self._slot_job(slot)
         kept = slot_job.status == "finished" and slot_job.best_row_P is not None
         return slot_job.best_step if kept else slot_job.step

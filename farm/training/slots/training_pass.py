@@ -26,7 +26,7 @@ from farm.training.slots.slot import SlotJob, restore, snapshot
 __all__ = ["TrainingPass"]
 
 HALF_LOSS_SCALE = 1024.0
-"""Keeps float16 gradients above that type's smallest numbers; bfloat16 needs no scale."""
+"""Prevents underflow of float16 gradients; bfloat16 needs no scale."""
 
 WIDE_BATCH_ROWS = 16
 """Rows from which channels-last is faster on a CPU: 5 % at 16, 10 % at 48; slower at 2
@@ -59,11 +59,11 @@ class TrainingPass:
             trainable=True,
         )
         self._checkpointing, self._compiled = checkpointing, bool(compile)
-        # channels last suits convolutions on GPUs, and on CPUs once the batch is wide
+        # channels-last is faster for convolutions on GPUs, and on CPUs for large batches
         self._channels_last = base.device.type == "cuda" or self.num_rows >= WIDE_BATCH_ROWS
         try:
             self._allocate(compile)
-        except BaseException:  # out of memory, for example: restore the base before raising
+        except BaseException:  # such as out of memory: restore the base before raising
             self.close()
             raise
 
@@ -101,7 +101,7 @@ class TrainingPass:
     # -- slots --------------------------------------------------------------------------------
 
     def load(self, slot: int, slot_job: SlotJob, state: SlotState | None) -> None:
-        """Prepare a slot for a job: fresh weights, or those of its checkpoint; and its prompts."""
+        """Prepare a slot for a job: its prompts, and initial weights or those of its checkpoint."""
         self._optimizer.clear_slot(slot)
         job = slot_job.job
         if state is None:

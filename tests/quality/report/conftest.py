@@ -1,4 +1,4 @@
-"""A headless Chromium of the machine's own; tests that need it are skipped where there is none."""
+"""The machine's headless Chromium; tests that need it are skipped without one."""
 
 from __future__ import annotations
 

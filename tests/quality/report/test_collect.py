@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> tuple[St
         subjects.append(
             {"id": f"cat{number}", "class_noun": "cat", "photos": f"cat{number}", "recipe": extra}
         )
-    # a step size that float32 does not survive
+    # a learning rate that overflows float32
     subjects[2]["recipe"] |= {"adam_epsilon": 1e-30, "max_grad_norm": 1e6, "alpha": 1024.0}
     subjects[2]["recipe"] |= {"adam_beta1": 0.0, "adam_beta2": 0.0, "steps": 20}
     manifest = folder / "manifest.yaml"

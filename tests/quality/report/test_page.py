@@ -1,4 +1,4 @@
-"""The page is one file, whole, and nothing of the user's becomes markup."""
+"""The page is one self-contained file, and no user text becomes markup."""
 
 from __future__ import annotations
 

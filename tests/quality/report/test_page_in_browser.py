@@ -1,4 +1,4 @@
-"""The page in a real browser: sort, filter, page, open, play; on a desk and on a phone."""
+"""The page in a real browser, on desktop and phone: sort, filter, page, open, play."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def shown(driver: Chrome) -> list[str]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Events such as hash changes arrive a moment later."""
+    """Wait: events such as hash changes arrive with a delay."""
     deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < deadline, "it did not come"
+        assert time.monotonic() < deadline, "the condition was not met"
         time.sleep(0.02)
 
 

@@ -1,4 +1,4 @@
-"""Lanes' time out of a ledger's events."""
+"""The lanes' time, from a ledger's events."""
 
 from __future__ import annotations
 

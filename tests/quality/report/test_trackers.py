@@ -1,4 +1,4 @@
-"""Curves, scores and pictures reach TensorBoard; what is not there is refused with a remedy."""
+"""Curves, scores and images reach TensorBoard; an unknown tracker is refused with a remedy."""
 
 from __future__ import annotations
 

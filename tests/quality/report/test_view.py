@@ -1,4 +1,4 @@
-"""What the page says about a run."""
+"""The page's statements about a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The article's run, whole, on a tiny base with random weights."""
+"""The article's complete run on a tiny base with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Poses are read off pictures, and how well is known."""
+"""Poses are read from images with measured accuracy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from farm.quality.study.pose_reader import PoseReader
 
 
 class Outline:
-    """A scorer that sees coarse shapes: enough to tell poses of a dog apart."""
+    """A scorer that sees coarse shapes: enough to distinguish poses of a dog."""
 
     name = "outline"
 

@@ -1,4 +1,4 @@
-"""The prior study runs whole, on a tiny base with random weights, and reports its measurements."""
+"""The complete prior study runs on a tiny base with random weights, and reports its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on a cluster whose parts come and go: real raylets on one machine, one cluster for all."""
+"""Runs on a cluster whose nodes join and leave: real raylets on one machine, one shared cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MISSING = ("--gpu", "A100", "--node-timeout", "2")
 
 
 class Run:
-    """A driver in a process of its own, on the head."""
+    """A driver in its own process, on the head."""
 
     def __init__(self, head: Head, folder: Path, *options: str, subjects: int = 2) -> None:
         manifest = write_manifest(folder / "m", subjects, recipe=RECIPE)
@@ -58,7 +58,7 @@ class Run:
         return found
 
     def training_lane(self) -> str:
-        """The lane that trains now; waits for it to have trained."""
+        """The lane that is training; waits until it has trained some steps."""
         self.await_true(lambda: list(self.steps().values())[-1:] > [0])
         return list(self.steps())[-1]
 
@@ -88,13 +88,13 @@ class Run:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """End the process, if it has not ended."""
+        """End the process if it is still running."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
     def stop(self, *, twice: bool = False) -> float:
-        """Ctrl-C; returns how long the end took."""
+        """Send Ctrl-C; returns how long the process took to end."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGINT)
         if twice:
@@ -113,7 +113,7 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def run(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run that trains on one node, whichever parts the tests take away from it."""
+    """A run that trains on one node while tests remove parts of the cluster."""
     await_nodes(head, 1)
     started = Run(head, tmp_path_factory.mktemp("run"), "--nodes", "1", "--cpus", "1")
     yield started
@@ -122,7 +122,7 @@ def run(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 @pytest.fixture
 def launch(head: Head, tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts runs, in folders of their names; none of them outlives its test."""
+    """Starts runs in folders with their names; all of them end with the test."""
     runs: list[Run] = []
 
     def start(name: str, *options: str) -> Run:
@@ -219,7 +219,7 @@ def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(
     assert "2 of 2 nodes have not come" in text
     assert re.search(r"each must hold \d+ lane\(s\) of [\d.]+ CPU and [\d.]+ GPU", text)
     assert "the cluster has " in text
-    assert run.stop() < 15  # ten, and what a busy machine adds
+    assert run.stop() < 15  # ten, plus a margin for a busy machine
 
 
 def test_a_second_ctrl_c_ends_at_once(launch: Callable[..., Run]) -> None:

@@ -1,4 +1,4 @@
-"""What a plan learns from a cluster's own nodes and node types."""
+"""The hardware that a plan reads from a cluster's nodes and node types."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLUSTER = Path(__file__).parents[3] / "cluster.yaml"
 def test_the_cluster_file_of_this_project_needs_no_hardware_options() -> None:
     hardware = choose_hardware(kinds_of_config(yaml.safe_load(CLUSTER.read_text())))
     assert (hardware.gpu_name, hardware.gpus_per_node, hardware.cpus_per_node) == ("A100", 8, 96)
-    assert hardware.num_nodes == 8  # spot and on-demand together, capped by the cluster's limit
+    assert hardware.num_nodes == 8  # spot and on-demand together, up to the cluster's limit
     assert hardware.nodes_are_a_limit
     assert hardware.gpu_bytes == 40 * 2**30
 

@@ -1,4 +1,4 @@
-"""Lane runs: each is started again alone, with growing pauses, while there is work for it."""
+"""Lane runs: each is restarted independently, with backoff, while there is work for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from farm.training.dispatch.messages import LaneView, Snapshot
 
 
 class StartedRun:
-    """A run whose end the test decides."""
+    """A run that the test ends."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -21,7 +21,7 @@ class StartedRun:
         self.is_alive = True
 
     def join(self, timeout_s: float) -> None:
-        raise AssertionError("nobody waits here")
+        raise AssertionError("no test waits for a run")
 
     def end(self, error: BaseException | None = None) -> None:
         self.error, self.is_alive = error, False
@@ -48,7 +48,7 @@ def snapshot(*, lanes: tuple[str, ...] = (), waiting: int = 0, **counts: int) ->
 
 
 class Watched:
-    """Lane runs of two places, and what became of them."""
+    """Lane runs of two places, and their history."""
 
     def __init__(self, places: int = 2) -> None:
         self.clock, self.started, self.ended = Clock(), [], []

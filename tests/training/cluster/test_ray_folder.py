@@ -1,4 +1,4 @@
-"""A long temporary path never keeps Ray from starting without a word about the path."""
+"""Ray starts with a long temporary path, or an error explains the path."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_below_a_long_temporary_folder_the_sockets_get_a_short_one(
     folder = Path(options["_temp_dir"])
     assert len(str(folder)) < 40
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert options["object_spilling_directory"].startswith(LONG)  # what is large stays there
+    assert options["object_spilling_directory"].startswith(LONG)  # large files stay there
 
 
 def test_a_long_folder_that_was_named_for_ray_is_named_as_the_cause(

@@ -1,4 +1,4 @@
-"""Runs on Ray: lanes on Ray Train, priors on Ray Data, and what is killed comes back."""
+"""Runs on Ray: lanes on Ray Train, priors on Ray Data, and killed parts are restarted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_ray_train_still_has_the_hook_that_replaces_single_lanes(ray_here: Any) 
 
 
 class KillOneLane:
-    """Kills a training lane with -9, once, and remembers who trained meanwhile."""
+    """Kills one training lane with -9, and records which processes trained."""
 
     def __init__(self) -> None:
         self.killed: str | None = None
@@ -90,7 +90,7 @@ def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
     manifest = write_manifest(tmp_path / "m", 6, recipe=RECIPE, nouns=("cat", "dog"))
     view = KillOneLane()
     store = Store(tmp_path / "store")
-    # so patient a dispatcher frees the dead lane's jobs only when its successor reports
+    # with so long a lease, the dead lane's jobs are released only when its successor reports
     patient = DispatchSettings(lease_s=3600)
     options = {"executor": "ray", "lanes": 2, "slots": 2, "dispatch": patient}
     summary = run_manifest(request(manifest, store.url, **options), view=view)
@@ -98,15 +98,15 @@ def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
     assert (summary.committed, summary.failed) == (6, 0)
     assert set(commits(store).values()) == {1}
     assert_all_loadable(store, 6, tmp_path / "adapters")
-    # the other lane lived on in one process; the killed one came back in another
+    # the other lane stayed in one process; the killed one was replaced by another process
     lives = {place: len(pids) for place, pids in view.lanes.items()}
     assert lives.pop(view.killed) == 2
     assert set(lives.values()) == {1}
-    # priors came through Ray Data, and are what one process draws
+    # Ray Data generated the priors, equal to those that one process generates
     for spec in prepare_run(request(manifest, tmp_path / "empty")).priors:
         run_alone = prior_moments_alone(spec, tmp_path / "alone")
         moments = read_prior_set(store, spec.key)["moments"]
-        # another number of threads rounds a pixel here and there to the next of 255 levels
+        # with another number of threads, some pixels are rounded to the next of 255 levels
         np.testing.assert_allclose(moments, run_alone, rtol=1e-2, atol=1e-3)
 
 
@@ -130,7 +130,8 @@ def test_a_lane_in_another_process_receives_the_scorer_settings(
     card = Registry(store).record(named.job_key).quality
     assert card is not None
     assert card["scorers"] == {"clip": clip}
-    assert card["scores"]["clip_i"]["num"] == 8  # a whole card, as the share allows
+    # a full card, because the scoring share is large enough
+    assert card["scores"]["clip_i"]["num"] == 8
 
 
 def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: 
     assert not shared["moments"].flags.owndata
     np.testing.assert_array_equal(shared["moments"], read_prior_set(store, spec.key)["moments"])
     ray_here.kill(actor)
-    # its owner is gone: the store's own copy is as good
+    # its owner is gone: the set is read from the store
     np.testing.assert_array_equal(
         link.prior(spec.key)["moments"], read_prior_set(store, spec.key)["moments"]
     )

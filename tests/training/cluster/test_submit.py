@@ -35,7 +35,7 @@ def head() -> Iterator[Head]:
 
 
 def farm(environment: dict[str, str], *arguments: str | Path) -> Any:
-    """A farm command in a process of its own."""
+    """A farm command in its own process."""
     return subprocess.run(
         [str(BIN / "farm"), *(str(argument) for argument in arguments)],
         env=environment,
@@ -60,7 +60,7 @@ def submit(head: Head, manifest: Path, store: Store, *more: str) -> dict[str, An
 
 
 def client_of(head: Head) -> Any:
-    """A client in this process, whose own environment says nothing of the head."""
+    """A client in this process, whose environment does not mention the head."""
     from ray.job_submission import JobSubmissionClient
 
     return JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"})
@@ -94,7 +94,7 @@ def test_a_local_manifest_travels_trains_and_is_found_again(head: Head, tmp_path
     sent = submit(head, manifest, store)
     assert await_end(head, sent["job"]) == "SUCCEEDED", client_of(head).get_job_logs(sent["job"])
     assert len(list(Registry(store).names())) == 2
-    # the very run that the same manifest is at home
+    # the same run id as with `farm run`
     options = {"base": "tiny", "recipe": {"flip": False}}
     at_home = prepare_run(RunRequest(str(manifest), store.url, **options))
     assert sent["run"] == at_home.run_id

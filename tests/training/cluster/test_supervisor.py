@@ -1,4 +1,4 @@
-"""A driver that died is started again; one that ended is not."""
+"""A driver that died is restarted; one that exited normally is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A manifest in the store makes the same run as at home; only photos leave a machine."""
+"""An uploaded manifest makes the same run as the local one; only photos are uploaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compacted ledgers: they give the state that the segments give, or are passed over."""
+"""Compacted ledgers: they give the same state as the segments, or are ignored."""
 
 from __future__ import annotations
 

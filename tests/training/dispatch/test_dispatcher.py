@@ -1,4 +1,4 @@
-"""The dispatcher: every job ends, no job is given twice, trouble stays with its maker."""
+"""The dispatcher: every job ends, no job is leased twice, and a faulty job affects no other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from farm.training.dispatch.messages import (
 
 
 class World:
-    """A dispatcher with a clock and a store, and lanes that are only their words."""
+    """A dispatcher with a clock and a store; its lanes exist only as reports."""
 
     def __init__(self, folder: Path, assignments: Sequence[Assignment], **options: Any) -> None:
         self.now = 1000.0
@@ -202,7 +202,7 @@ def test_a_late_commit_is_still_a_commit(tmp_path: Path) -> None:
 def test_a_lost_answer_gives_its_leases_back(tmp_path: Path) -> None:
     world = World(tmp_path, [assignment("a"), assignment("b")])
     lost = world.say(want=1)
-    again = world.say(want=1)  # the lane never saw the answer and knows of nothing
+    again = world.say(want=1)  # the lane never received the response and holds no job
     assert keys(lost) == keys(again)
     assert world.job("a").losses == 0
 
@@ -218,7 +218,7 @@ def test_what_kills_lanes_ends_up_alone_and_then_in_quarantine(tmp_path: Path) -
         held = dict.fromkeys(keys(orders), 0)
         world.say(incarnation=f"i{life}", held=held, shape=orders.shape, alone=orders.alone)
         if killer in held:
-            continue  # dies at its first step, whoever is beside it
+            continue  # the lane dies at the job's first step, with any other jobs
         done = tuple(JobResult(key, "committed") for key in held)
         world.say(incarnation=f"i{life}", results=done)
         committed.update(held)
@@ -270,7 +270,7 @@ def test_a_new_driver_voids_leases_and_believes_the_store(tmp_path: Path) -> Non
     (a, b, c) = keys(world.say(want=3))
     world.say(held={a: 4, b: 4}, results=(JobResult(c, "committed", step=10),))
     world.dispatcher.tick()  # then the driver is killed
-    # b was committed in the instant of the kill; c's adapter was removed by somebody
+    # b was committed just before the kill; someone removed c's adapter
     world.restart(committed=[b])
     assert world.status("a") is Status.QUEUED
     assert world.status("b") is Status.COMMITTED
@@ -299,7 +299,7 @@ def test_quarantine_outlives_the_driver_and_a_mended_photo_is_tried_again(tmp_pa
 def test_under_any_mishap_every_job_ends_exactly_once(
     seed: int, num_jobs: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Lanes that die, go silent, lose answers, fail jobs; drivers that are killed."""
+    """Lanes die, go silent, lose responses and fail jobs; drivers are killed."""
     rng = random.Random(seed)
     recipes = [PLAIN, replace_rows(2)]
     world = World(
@@ -329,7 +329,7 @@ def replace_rows(rows: int) -> Recipe:
 
 
 class Lane:
-    """A lane that does all that can go wrong."""
+    """A lane with every kind of fault."""
 
     def __init__(self, world: World, place: str, rng: random.Random) -> None:
         self.world, self.place, self.rng = world, place, rng
@@ -340,7 +340,7 @@ class Lane:
         self.alone = False
 
     def live(self) -> set[str]:
-        """One beat; returns the keys that it committed to the store."""
+        """One heartbeat; returns the keys that it committed to the store."""
         chance = self.rng.random()
         if chance < 0.03:  # killed
             self.life += 1
@@ -368,7 +368,7 @@ class Lane:
         )
         orders = self.world.dispatcher.exchange(report)
         if self.rng.random() < 0.1:
-            return stored  # the answer got lost
+            return stored  # the response was lost
         self.results = []
         for key in orders.drop:
             self.held.pop(key, None)
@@ -394,7 +394,7 @@ def test_a_lane_without_work_gets_what_only_waits_in_a_full_one(tmp_path: Path) 
     world.say("0", slots=2, held=held, shape=first.shape)
     second = world.say("1", slots=2, want=4)
     assert keys(second) == waiting
-    # the first lane lets them go without a word, and gets nothing in their place
+    # the first lane drops them without reporting, and gets no other jobs for them
     orders = world.say("0", slots=2, held=held, want=2, shape=first.shape)
     assert sorted(orders.drop) == sorted(waiting)
     assert orders.leases == ()

@@ -1,4 +1,4 @@
-"""The indexes: at any moment what a count over all jobs would give."""
+"""The indexes always equal a count over all jobs."""
 
 from __future__ import annotations
 

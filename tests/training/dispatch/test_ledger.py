@@ -1,4 +1,4 @@
-"""The ledger: the state machine's promises, and replay from the store."""
+"""The ledger: the state machine's guarantees, and replay from the store."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def test_a_job_is_held_by_the_lane_that_was_given_it_and_by_no_other(history: li
     for event in history:
         before, job = job, advance(job, event)
         if before.is_held and job.is_held:
-            assert job.lane == before.lane  # nobody takes it from a living holder
+            assert job.lane == before.lane  # no other lane takes it from a live holder
         if event.kind in ("progress", "released", "lost", "failed") and event.lane != before.lane:
-            assert job is before  # a lane of the past has no say
+            assert job is before  # reports of an earlier lane are ignored
 
 
 @given(st.lists(events, max_size=40), events)
@@ -111,7 +111,7 @@ def test_losses_count_only_while_the_job_gets_no_further() -> None:
     job = lose(job, 10)
     job = lose(job, 10)
     assert job.losses == 2
-    job = lose(job, 25)  # a node was preempted again, but it moved on between
+    job = lose(job, 25)  # a node was preempted again, but the job made progress in between
     assert job.losses == 1
     assert job.failures == 0
 
@@ -122,7 +122,8 @@ def test_a_new_writer_finds_what_the_old_one_flushed(tmp_path: Path) -> None:
     first.append("queued", "a")
     first.append("queued", "b")
     first.flush()
-    first.append("committed", "a")  # killed before the flush: the store knows it, the ledger not
+    # killed before the flush: committed in the store, not in the ledger
+    first.append("committed", "a")
     second = Ledger(store, "r", epoch=2)
     assert {key: job.status for key, job in second.jobs.items()} == {
         "a": Status.QUEUED,

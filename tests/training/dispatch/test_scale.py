@@ -48,7 +48,7 @@ def test_under_spot_losses_every_job_is_committed_exactly_once_and_replays(
 
 
 def calls_during(work: Callable[[], Any]) -> int:
-    """Function calls, of C functions too: what time cannot tell on a busy machine."""
+    """Function calls, including C functions: unlike time, independent of a busy machine."""
     count = 0
 
     def note(*_: object) -> None:

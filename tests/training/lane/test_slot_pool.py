@@ -1,4 +1,4 @@
-"""The slots of a lane: trainers of the right shape and width, and no job is lost in a change."""
+"""The slots of a lane: trainers of the right shape and width; changing them loses no job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: what fits is used, what does not is refused with numbers, and the reason is given."""
+"""The plan: it uses what fits, refuses what does not with numbers, and gives its reason."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_small_base_gets_a_lane_on_each_core_if_there_are_subjects_for_them() 
     assert many.cpus_per_lane <= 1
     few = make_plan(small, workload_of([RECIPE] * 5, 64), LAPTOP)
     assert (few.num_lanes, few.slots) == (1, 5)
-    # threads that wait for each other cost more than they gain
+    # waiting threads cost more than they gain
     assert {many.threads, few.threads} == {1}
 
 
@@ -110,7 +110,7 @@ def test_the_expected_time_counts_start_class_images_photos_samples_and_cards() 
 
 def test_checkpointing_is_chosen_by_speed_and_the_plan_says_whether_it_pays() -> None:
     plan = make_plan(SD15, workload_of([RECIPE] * 1000, 512), A100)
-    assert not plan.checkpointing  # eighty gigabytes saturate without it
+    assert not plan.checkpointing  # 80 GB saturate the GPU without it
     assert "does not pay" in plan.notes[0]
     narrow = replace(A100, gpu_bytes=8 * GIB)
     work = workload_of([RECIPE.model_copy(update={"instance_rows": 4, "prior_rows": 4})], 512)

@@ -1,4 +1,4 @@
-"""Lane shapes: which jobs train side by side, and what a trainer must be able to hold."""
+"""Lane shapes: which jobs train together, and the shape that holds them all."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_a_set_is_read_as_it_was_generated(base: Base, store: Store) -> None:
     torch.testing.assert_close(prior.conditioning.hidden_RTD, expected.hidden_RTD)
     assert prior.tokens is not None
     assert len(prior.moments) == 5
-    # the moments belong to the image that is kept beside them
+    # the moments are those of the stored image
     pixels = torch.from_numpy(arrays["image"]).permute(0, 3, 1, 2).float() / 127.5 - 1
     torch.testing.assert_close(
         base.encode_photos(pixels), torch.from_numpy(arrays["moments"]), atol=1e-5, rtol=1e-4

@@ -1,4 +1,4 @@
-"""A run's jobs in the store: whole again from blocks, index or an older farm's file."""
+"""A run's jobs in the store: read back from blocks, the index, or an older version's file."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_without_a_matching_index_it_is_made_from_the_jobs(
             == [job.spec.key for job in jobs]
         )
     write_assignments(store, "r", jobs[:100])
-    store.write(INDEX, index)  # killed between the two writes: the index is of the jobs before
+    # killed between the two writes: the index is that of the earlier jobs
+    store.write(INDEX, index)
     assert_same(read_run_jobs(store, "r"), jobs[:100])
 
 

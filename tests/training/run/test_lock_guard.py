@@ -1,4 +1,4 @@
-"""A driver that is killed in any way leaves neither its claim nor its folders behind."""
+"""A driver that is killed in any way leaves no claim and no folders behind."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from farm.training.run.scratch import scratch_folder, sweep_folders
 DRIVER = """
 import sys, time
 from farm.storage import Store
-from farm.training.run.lock_guard import ClaimGuard
-from farm.locks import Claim
+from farm.training.run.lock_guard import LockGuard
+from farm.locks import StoreLock
 from farm.training.run.scratch import scratch_folder
 store = Store(sys.argv[1])
-claim = Claim.take(store, "c", ttl_s=3600)
-guard = ClaimGuard(store, claim)
+claim = StoreLock.take(store, "c", ttl_s=3600)
+guard = LockGuard(store, claim)
 folder = scratch_folder()
 print(folder.name, flush=True)
 time.sleep(120)
@@ -35,7 +35,7 @@ time.sleep(120)
 
 
 def released(store: Store) -> bool:
-    """As another machine sees it, which cannot know that the process is dead."""
+    """As seen from another machine, which cannot check whether the process is dead."""
     number = max(int(name.removesuffix(".json")) for name in store.list("c"))
     return bool(store.read_json(f"c/{number:06d}.json")["released"])
 
@@ -85,7 +85,7 @@ def test_folders_of_living_processes_are_left_alone() -> None:
     with scratch_folder() as folder:
         sweep_folders()
         assert Path(folder).is_dir()
-    # one of a process with this number that started at another time
+    # a folder of another process with the same id, started at another time
     pid, ticks = os.getpid(), replace(claims.current_owner()).started
     name = Path(folder).name.replace(f"-{pid}-{ticks}-", f"-{pid}-1-")
     dead = Path(tempfile.gettempdir()) / name

@@ -1,4 +1,4 @@
-"""How long a run waits for a store that fails, and what it shows meanwhile."""
+"""How long a run waits for a failing store, and what it reports meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trouble(lasted_s: float, *, is_permanent: bool = False) -> StoreTrouble:
 def test_a_silent_store_is_shown_with_the_time_that_is_left_and_then_ends_the_run() -> None:
     clock = Clock()
     patience = StorePatience(outage_s=200, clock=clock)
-    assert patience.heed(trouble(1)) is None  # a hiccup
+    assert patience.heed(trouble(1)) is None  # a brief failure
     line = patience.heed(trouble(20))
     assert line == "the store does not answer, retrying for 3m 00s: s3://b/x: it broke"
     assert patience.heed(trouble(21)) is None  # not every half second

@@ -1,4 +1,4 @@
-"""A whole run in one process: exactly once, whatever happens on the way."""
+"""A whole run in one process: every job exactly once, despite any interruption."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def assert_same(first: dict[str, AdapterWeights], second: dict[str, AdapterWeigh
 
 
 def commits(store: Store) -> Counter[str]:
-    """How often each job was trained to its end, by the ledgers' word."""
+    """How often each job was trained to its end, according to the ledgers."""
     return Counter(
         event.job
         for run_id in list_runs(store)
@@ -87,7 +87,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(
     manifest: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Store, dict[str, AdapterWeights]]:
-    """What a run gives that nothing happens to."""
+    """The adapters of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     store = Store(folder / "store")
     summary = run_manifest(request(manifest, store.url, slots=2))
@@ -161,7 +161,7 @@ def test_a_stopped_run_keeps_its_checkpoints_and_ends_the_same(
         run_manifest(request(manifest, store.url, slots=2), view=view, stop=view.stop)
     assert caught.value.exit_code == 130
     kept = store.list("checkpoints")
-    assert kept  # saved where it stood
+    assert kept  # saved at its current step
     summary = run_manifest(request(manifest, store.url, slots=2))
     assert summary.committed + summary.reused == 5
     assert store.list("checkpoints") == []

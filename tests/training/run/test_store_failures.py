@@ -33,7 +33,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting needs rights that this user does not have")
+        pytest.skip("this user may not mount file systems")
     monkeypatch.setattr("farm.training.run.patience.UNUSABLE_S", PATIENCE_S)
     try:
         yield folder
@@ -42,7 +42,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Saboteur:
-    """Does something to the disk once training has begun, and keeps what the user is shown."""
+    """Changes the disk once training has begun, and records the lines for the user."""
 
     def __init__(self, act: Callable[[], None], repair: Callable[[], None] | None = None) -> None:
         self._act: Callable[[], None] | None = act
@@ -123,7 +123,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run(disk: Path, tmp_path: Path) 
     with pytest.raises(StoreUnusable, match="the store is read-only"):
         run_manifest(request(manifest, store.url), view=view)
     remount("rw")
-    # its claim could not be released; the process that held it is this one, and lives
+    # its claim could not be released; its holder is this process, which is alive
     assert run_manifest(request(manifest, store.url, take_over=True)).committed == 2
     assert_whole(store, 2, tmp_path / "adapters")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed job gives the adapter of a job that was never stopped."""
+"""Checkpoints: a resumed job yields the same adapter as an uninterrupted one."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The slot trainer equals an independent DreamBooth loop of plain diffusers and peft.
 
-The loop below is written as the diffusers example script has it, one subject at a time, with
-diffusers' scheduler objects, peft's layers and torch's AdamW, clip and learning-rate schedules. It
-shares nothing with the trainer but the documented random streams, derived here a second time.
+The loop below follows the diffusers example script: one subject at a time, with diffusers'
+scheduler objects, peft's layers and torch's AdamW, clip and learning-rate schedules. It shares only
+the documented random streams with the trainer, and derives them independently.
 """
 
 import hashlib
@@ -238,7 +238,7 @@ def test_min_snr_weights_are_finite_even_without_any_signal(prediction: str) -> 
 
 
 def test_min_snr_weights_of_all_predictions_weigh_the_clean_latent_alike() -> None:
-    """The same error of the clean latent costs the same, whatever the denoiser predicts."""
+    """The same error of the clean latent has the same loss for every prediction type."""
     timesteps = torch.arange(50, 950, 100)
     epsilon, velocity = schedule("epsilon"), schedule("v_prediction")
     signal, sigma = epsilon.signal_N[timesteps], epsilon.sigma_N[timesteps]

@@ -1,4 +1,4 @@
-"""Random streams: a job's numbers depend on its seed and step alone."""
+"""Random streams: a job's values depend only on its seed and step."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The benchmarks run from end to end, at a size that checks the code and measures nothing."""
+"""The benchmarks run end to end, at a size that only checks their code."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Slots train independently: beside others as alone, through failures and refills."""
+"""Slots train independently of other slots, including their failures and refills."""
 
 import dataclasses
 from collections.abc import Callable
@@ -181,7 +181,7 @@ def test_a_compiled_step_gives_the_same_adapter_through_a_refill(
 ) -> None:
     jobs = [make_job(base, number, steps=3 + number) for number in range(3)]
     alone = {job.key: train_alone(base, job) for job in jobs}
-    # the blocks that hold the adapters, through the ahead-of-time pass; no compiler is needed
+    # the blocks with adapters, with the ahead-of-time pass; needs no compiler
     trainer = open_trainer(base, num_slots=2, max_rank=4)
     base.components["unet"].compile_repeated_blocks(dynamic=False, backend="aot_eager")
     together = train_all(trainer, jobs)

@@ -1,8 +1,8 @@
-"""``farm run`` as a Ray Job: sent to a cluster, it outlives the terminal that sent it.
+"""Submits ``farm run`` as a Ray Job, which outlives the terminal that submitted it.
 
-Owns the job's name, its entrypoint, and the wait until the run has begun: what was sent is either
-a run that works or an error that says why. The job's driver is an ordinary ``farm run`` on the
-head.
+Owns the job's name, its entrypoint, and the wait until the run has begun: a submission either
+returns a run that has begun or raises an error with the reason. The job's driver is an ordinary
+``farm run`` on the head.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Submission:
     job: str
     entrypoint: str
     run: str | None
-    """None while the driver still reads its manifest, or where all is committed."""
+    """None while the driver still reads its manifest, or if all jobs are committed."""
     was_running: bool
     status: str
 
@@ -87,7 +87,7 @@ def entrypoint_of(arguments: Sequence[str], *, retries: int = 0) -> str:
 
 
 def scoring_arguments(scoring: ScoringSettings) -> list[str]:
-    """Settings as arguments of ``farm run``: the job does not see this terminal's environment."""
+    """Settings as arguments of ``farm run``: the job does not inherit this environment."""
     named = {
         "--scorer": scoring.scorer,
         "--dino": scoring.dino,
@@ -98,7 +98,7 @@ def scoring_arguments(scoring: ScoringSettings) -> list[str]:
 
 
 def connect(address: str) -> Any:
-    """Connect to the cluster's jobs, and try the token at once.
+    """Connect to the cluster's job API, and check the token.
 
     Args:
         address: of the cluster's dashboard, such as ``http://head:8265``.
@@ -124,12 +124,12 @@ def submit_run(
     follow: Callable[[str], None] | None = None,
     start_s: float = START_S,
 ) -> Submission:
-    """Send a run, or find the same one that is already running, and wait until it has begun.
+    """Submit a run, or find the same run already running, and wait until it has begun.
 
     Args:
         client: as ``connect`` gives it.
         arguments: of ``farm run``.
-        retries: how many times in a row a driver that died is restarted.
+        retries: how many consecutive times a driver that died is restarted.
         follow: receives the job's log as it grows; the call then lasts as long as the job.
 
     Raises:
@@ -146,14 +146,14 @@ def submit_run(
 
 
 def _authenticate(address: str) -> None:
-    """Check whether the cluster requires a token, and whether there is one here."""
+    """Check whether the cluster requires a token, and whether this machine has one."""
     try:
         with urllib.request.urlopen(
             f"{address.rstrip('/')}/api/authentication_mode", timeout=10
         ) as answer:
             mode = json.loads(answer.read()).get("authentication_mode")
     except urllib.error.HTTPError:
-        return  # an older Ray; its own client finds out
+        return  # an older Ray; its client reports authentication errors
     except (OSError, ValueError, AttributeError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
@@ -171,7 +171,7 @@ def _authenticate(address: str) -> None:
 
 @contextmanager
 def _refusals(address: str) -> Iterator[None]:
-    """Turn the errors of Ray's client into one of ours."""
+    """Convert errors of Ray's client to a ``UserError``."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -188,7 +188,7 @@ def _refusals(address: str) -> Iterator[None]:
 
 
 def _send(client: Any, entrypoint: str, name: str, working_dir: str | None) -> tuple[str, bool]:
-    """The job's id, and whether it was sent just now."""
+    """The job's id, and whether this call submitted it."""
     from ray.job_submission import JobStatus
 
     job_id = _free_or_running(client, name, JobStatus)
@@ -211,10 +211,10 @@ def _send(client: Any, entrypoint: str, name: str, working_dir: str | None) -> t
 def _wait_for_start(
     client: Any, job_id: str, entrypoint: str, is_new: bool, patience_s: float
 ) -> Submission:
-    """Until the driver has shown its plan, or has ended.
+    """Wait until the driver has shown its plan or has ended.
 
     Raises:
-        UserError: if it failed; with its own message.
+        UserError: if it failed; with the driver's message.
     """
     until = time.monotonic() + patience_s
     settled: float | None = None
@@ -251,7 +251,7 @@ def _remedy_of(log: str) -> str:
 
 
 def _attempts(client: Any, name: str) -> dict[str, Any]:
-    """Status by submission id of all jobs that were ever sent under this name."""
+    """Status by submission id of all jobs that were ever submitted under this name."""
     jobs = {job.submission_id: job.status for job in client.list_jobs() if job.submission_id}
     return {job_id: status for job_id, status in jobs.items() if job_id.startswith(name)}
 
@@ -265,7 +265,7 @@ def _running(client: Any, name: str, statuses: Any) -> str:
 
 
 def _free_or_running(client: Any, name: str, statuses: Any) -> str | None:
-    """A fresh id for the next attempt; None while one runs."""
+    """The id of the next attempt; None while an attempt is running."""
     attempts = _attempts(client, name)
     if any(status in (statuses.PENDING, statuses.RUNNING) for status in attempts.values()):
         return None

@@ -1,7 +1,7 @@
-"""Restarts a driver that died, with growing pauses: the job of ``farm submit --retry``.
+"""Restarts a driver that died, with exponential backoff: the entrypoint of ``farm submit --retry``.
 
-Owns the decision which exit codes are final. Ray does not restart a job's driver; this small
-process does, and does nothing else.
+Owns the decision which exit codes are final. Ray does not restart a job's driver; this process does
+only that.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 __all__ = ["FINAL_CODES", "supervise"]
 
 FINAL_CODES = frozenset({0, 2, 3, 4, 5, 7, 130})
-"""Of ``farm run``: its work is done, refused, or was stopped. Any other code is a death."""
+"""Exit codes of ``farm run`` that are final: done, refused, or stopped. Any other code counts as a
+death."""
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 60.0
 LONG_LIFE_S = 600.0
-"""A driver that lived this long died of a new cause: its retries are counted from zero."""
+"""If a driver ran this long before it died, its retries are counted from zero."""
 
 
 def supervise(
@@ -29,9 +30,9 @@ def supervise(
     report: Callable[[str], None],
     first_pause_s: float = FIRST_PAUSE_S,
 ) -> int:
-    """Run a command until it ends for good; returns its exit code.
+    """Run a command until its exit is final; returns its exit code.
 
-    SIGTERM and SIGINT are passed on, and end the supervision.
+    SIGTERM and SIGINT are forwarded to the command, and end the supervision.
     """
     child: subprocess.Popen[bytes] | None = None
     stopped_by: list[int] = []
@@ -75,5 +76,5 @@ def _pause(seconds: float, stopped_by: Sequence[int]) -> None:
 
 
 def driver_command(arguments: Sequence[str]) -> list[str]:
-    """``farm`` with arguments, under this very Python."""
+    """``farm`` with arguments, under this Python interpreter."""
     return [sys.executable, "-c", "from farm.cli import main; main()", *arguments]

@@ -6,8 +6,8 @@ Owns ``submissions/`` of a store: photos named by their content, and manifests t
     submissions/<key>.parquet               the resolved manifest, its local photos replaced
 
 Local photos are decoded before they are copied, so a manifest cannot upload a file that is not a
-photo. The same manifest gives the same key, and the same jobs as with ``farm run``, because keys
-hash the photos' bytes.
+photo. The same manifest gives the same key, and the same jobs as ``farm run``, because keys hash
+the photos' bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Upload:
     url: str
     num_subjects: int
     num_photos: int
-    """Of this machine, copied into the store."""
+    """Local photos that were copied into the store."""
     warnings: tuple[Fault, ...] = ()
 
 
@@ -56,8 +56,8 @@ def upload_manifest(
     """Copy a local manifest and its local photos into the store.
 
     Args:
-        base: by its name; some bases have recipe defaults of their own.
-        recipe: fields of ``--set``.
+        base: name of the base; some bases have their own recipe defaults.
+        recipe: recipe fields given with ``--set``.
         skip_faulty: leave faulty subjects out.
 
     Raises:
@@ -93,7 +93,7 @@ def upload_manifest(
 
 
 def _checked(manifest: Manifest, progress: Progress | None) -> CheckReport:
-    """Check what only this machine can read; the cluster checks the rest."""
+    """Check the files that only this machine can read; the cluster checks the rest."""
     local = tuple(
         replace(
             written,
