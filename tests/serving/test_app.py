@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve: two engines, one ingress, and a killer."""
+"""The endpoint on a real Ray Serve: two engines, one ingress, and killed replicas."""
 
 from __future__ import annotations
 

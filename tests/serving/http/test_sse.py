@@ -1,4 +1,4 @@
-"""Streams that are silent, that fail, and whose reader leaves."""
+"""Streams that pause, that fail, and whose reader disconnects."""
 
 from __future__ import annotations
 
