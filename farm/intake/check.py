@@ -1,6 +1,6 @@
 """The check: every photo of a manifest decoded, measured and compared.
 
-Owns the flow, with a bounded number of photos in flight whatever the manifest's length, and the
+Owns the flow, with a bounded number of photos in flight for a manifest of any length, and the
 report. Single photos are checked in ``photos/inspect.py``, a subject's photos in ``compare.py``.
 
 Threads suffice: Pillow, zlib, hashing and the network all release the interpreter lock
@@ -27,31 +27,31 @@ from farm.intake.subject import Subject
 __all__ = ["CheckReport", "Progress", "check_manifest"]
 
 CHUNK_PHOTOS = 16
-"""Handed to a thread at once."""
+"""Photos passed to a thread at once."""
 REMOTE_THREADS = 16
-"""That fetch photos at once; each waits for the network most of the time."""
+"""Threads that fetch photos; each waits for the network most of the time."""
 WINDOW_SUBJECTS = 64
 WINDOWS = 3
-"""Windows of subjects in flight: one awaited, the others keep the threads busy meanwhile."""
+"""Windows of subjects in flight: one is awaited while the others keep the threads busy."""
 
 _Sent = tuple[list[str], Future[list[PhotoFacts | PhotoRefusal]]]
 Progress = Callable[[int, int], None]
-"""Called with the photos done and the photos known of in all."""
+"""Called with the number of photos done and the number known so far."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What the check found."""
+    """The result of the check."""
 
     manifest: Manifest
     faults: tuple[Fault, ...]
-    """The manifest's own and the photos', in the order of the manifest."""
+    """Faults of the manifest and of its photos, in the order of the manifest."""
     facts: dict[str, PhotoFacts] = field(repr=False)
-    """By URI, of every photo and class image that can be used."""
+    """Facts by URI, for every usable photo and class image."""
     good_subjects: tuple[Subject, ...] = field(repr=False)
-    """Those that can be trained: no error in them or in any of their photos."""
+    """Subjects that can be trained: without an error in them or in any of their photos."""
     num_photos: int
-    """Photos looked at, good or bad; shared ones once."""
+    """Photos checked, valid or not; shared ones count once."""
     seconds: float
 
     @property
@@ -66,13 +66,13 @@ class CheckReport:
 
     @property
     def captions(self) -> tuple[int, int]:
-        """How many photos have a caption, and of how many; shared ones count for each subject."""
+        """Number of captioned photos, and of all photos; shared ones count for each subject."""
         written = self.manifest.written
         return sum(one.num_captions for one in written), sum(len(one.uris) for one in written)
 
     @property
     def num_bytes(self) -> int:
-        """Of all usable photos together."""
+        """Total size of all usable photos."""
         return sum(facts.num_bytes for facts in self.facts.values())
 
     def photo_digests(self, subject: Subject) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def check_manifest(
     resolution_px: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Decode and judge every photo of a manifest.
+    """Decode and check every photo of a manifest.
 
     Args:
         manifest: as read with ``strict=False``, so that all faults are reported together.
@@ -128,7 +128,7 @@ def check_manifest(
 
 
 class _Inspector:
-    """Sends photos through threads, a window of subjects at a time, and keeps what comes back."""
+    """Checks photos in threads, a window of subjects at a time, and keeps the results."""
 
     def __init__(
         self, subjects: Sequence[Written], workers: int, progress: Progress | None
@@ -139,7 +139,7 @@ class _Inspector:
         self._total = len({uri for subject in subjects for uri in _uris(subject)})
         self._sent: set[str] = set()
         self.verdicts: dict[str, PhotoFacts | PhotoRefusal] = {}
-        """Of every photo of the subjects that ``run`` has given back."""
+        """Results for every photo of the subjects that ``run`` has returned."""
 
     def run(self) -> Iterator[Written]:
         """Each subject, in order, once all its photos have a verdict."""
@@ -154,7 +154,7 @@ class _Inspector:
             while waiting:
                 yield from self._receive(*waiting.popleft())
         finally:
-            # an interrupted check does not wait for what is queued
+            # an interrupted check does not wait for queued photos
             local.shutdown(cancel_futures=True)
             remote.shutdown(cancel_futures=True)
 
@@ -179,7 +179,7 @@ class _Inspector:
 
 
 def _chunks(uris: Iterable[str]) -> Iterator[list[str]]:
-    """Photos that one thread takes together: of one archive, or neighbours on the local disk."""
+    """Photos that one thread checks together: of one archive, or adjacent on the local disk."""
     for place, group in groupby(uris, key=_place):
         members = list(group)
         size = 1 if "://" in place and not members[0].startswith("zip://") else CHUNK_PHOTOS

@@ -17,25 +17,25 @@ from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
 __all__ = ["PhotoComparer", "look_alikes"]
 
 NEAR_BITS = 4
-"""Of 64: perceptual hashes that differ in no more belong to photos that look alike."""
+"""Bits of 64: photos whose perceptual hashes differ in no more than this look alike."""
 MAX_ENLARGEMENT = 4.0
-"""A photo that must be enlarged further to fill a crop is refused: it has no detail to teach."""
+"""A photo that must be enlarged further to fill a crop is refused: it has too little detail."""
 MAX_SHAPE = 3.0
-"""Longer side over shorter; beyond it a square crop sees at most a third of the photo."""
+"""Ratio of the sides; beyond it a square crop covers at most a third of the photo."""
 HASH_BITS = 64
 BLOCK_ROWS = 512
 
 
 class PhotoComparer:
-    """Judges the subjects of one manifest, in order."""
+    """Checks the subjects of one manifest, in order."""
 
     def __init__(
         self, verdicts: Mapping[str, PhotoFacts | PhotoRefusal], resolution_px: int | None
     ) -> None:
-        """Take the verdicts of single photos, by URI, which may still be coming in.
+        """Use the results of single photos by URI, which may still be growing.
 
         Args:
-            resolution_px: side of the crops for recipes that name none; None does not judge those.
+            resolution_px: side of the crops for recipes that name none; None skips those.
         """
         self._verdicts = verdicts
         self._resolution_px = resolution_px
@@ -43,7 +43,7 @@ class PhotoComparer:
         """By digest: class noun and subject where a photo was first seen."""
 
     def faults(self, written: Written) -> list[Fault]:
-        """Everything that is wrong with a subject's photos and class images."""
+        """All faults of a subject's photos and class images."""
         told = _Telling(written)
         self._tell_refused(written.uris, told, "photos")
         self._tell_refused(written.class_images, told, "class_images")
@@ -88,7 +88,7 @@ class _Telling:
         self.faults: list[Fault] = []
 
     def name(self, uri: str) -> str:
-        """A photo's name as short as it can be."""
+        """A photo's name, as short as possible."""
         inner, _, archive = uri.removeprefix("zip://").partition("::")
         name = f"{archive}:{inner}" if archive else inner
         return name.removeprefix(self._written.base.rstrip("/") + "/")

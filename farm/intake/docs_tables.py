@@ -35,7 +35,7 @@ SPECIAL = {
     "recipe": "a mapping",
     "prior": "a mapping",
 }
-"""Kinds of fields that take several forms, where a schema would say less."""
+"""Kinds of fields that accept several forms, which a schema describes poorly."""
 
 
 def render_tables() -> str:

@@ -8,10 +8,10 @@ __all__ = ["PhotoFault"]
 
 
 class PhotoFault(UserError):
-    """A photo or archive that cannot be used; ``check`` turns it into a ``Fault`` with its place.
+    """A photo or archive that cannot be used; ``check`` converts it to a ``Fault`` with its place.
 
-    Exit code 3, as any fault of a manifest. Takes a message that reads after the photo's name
-    ("it is truncated") and a remedy.
+    Exit code 3, like any fault of a manifest. Its message follows the photo's name ("it is
+    truncated").
     """
 
     exit_code = 3

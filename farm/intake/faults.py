@@ -28,12 +28,12 @@ _BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
 def faults_of(
     error: ValidationError, row: ManifestRow, model: type[BaseModel], prefix: Path = ()
 ) -> list[Fault]:
-    """One fault for each thing that pydantic refused.
+    """One fault for each pydantic error.
 
     Args:
         row: where the values were written.
-        model: what was validated; its fields name the remedies.
-        prefix: from the row down to the validated value.
+        model: the validated model; remedies are based on its fields.
+        prefix: path from the row to the validated value.
     """
     found: dict[Path, Fault] = {}
     for detail in error.errors(include_url=False):
@@ -129,7 +129,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def slug(text: str) -> str:
-    """The nearest text that may be an id."""
+    """The nearest text that is a valid id."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
     plain = re.sub(r"\.{2,}", ".", plain).strip("-._")
     return plain[:128].rstrip(".") or "subject-1"
@@ -141,7 +141,7 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _at(model: type[BaseModel], path: Path) -> dict[str, Any]:
-    """The JSON schema of a place inside a model; empty where it says nothing."""
+    """The JSON schema at a path inside a model; empty if there is none."""
     whole = _schema(model)
     place: dict[str, Any] = whole
     for part in path:
@@ -156,7 +156,7 @@ def _at(model: type[BaseModel], path: Path) -> dict[str, Any]:
 
 
 def _opened(place: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
-    """A schema with its reference followed, and of a choice the one that is not null."""
+    """A schema with its reference resolved, and for a union the alternative that is not null."""
     while "$ref" in place or "anyOf" in place:
         if "$ref" in place:
             place = whole["$defs"][place["$ref"].rsplit("/", 1)[-1]]
@@ -180,7 +180,7 @@ _KINDS = {
 
 
 def expected(model: type[BaseModel], path: Path) -> str:
-    """What a field takes, in words: ``a whole number from 1 to 256``."""
+    """A description of a field's values: ``a whole number from 1 to 256``."""
     schema = _at(model, path)
     choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if choices:

@@ -1,7 +1,7 @@
 """Jobs and prior sets, named by their content.
 
-Owns which inputs determine a result, and therefore a key. Pure: digests come in as arguments, and
-nothing is read. Training turns a ``JobSpec`` into tensors; the ledger records what happened to it.
+Owns which inputs determine a result, and therefore a key. Pure: digests are arguments, and nothing
+is read. Training turns a ``JobSpec`` into tensors; the ledger records its progress.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class PriorSpec(BaseModel):
 
     @property
     def key(self) -> str:
-        """32 hex digits over what determines the set; sampler settings do not
-        matter for images that the user supplied."""
+        """32 hex digits over what determines the set; sampler settings do not matter for images
+        that the user supplied."""
         if self.is_brought:
             return key_of(
                 "prior-brought",
@@ -170,12 +170,12 @@ def _recipe_inputs(recipe: Recipe) -> dict[str, object]:
     """The recipe's fields that determine the adapter, each in the one form equal recipes share."""
     inputs: dict[str, object] = recipe.model_dump(mode="json")
     inputs["alpha"] = recipe.alpha if recipe.alpha is not None else float(recipe.rank)
-    # stand in the key of their own: the job's resolution, the prior set's count
+    # separate parts of the key: the job's resolution, the prior set's count
     aside = ["resolution_px", "num_prior_images"]
     if not recipe.uses_prior:
         aside += ["prior_rows", "prior_weight"]
     if not recipe.keep_best:
-        # how often the job is saved or shown changes nothing but what there is to choose from
+        # how often the job is saved or sampled only changes which checkpoints exist
         aside += ["checkpoint_every", "sample_every"]
     return {field: value for field, value in inputs.items() if field not in aside}
 

@@ -1,7 +1,7 @@
-"""Recipes from layers: the preset, what the base needs, the defaults, the subject's own fields.
+"""Recipes from layers: the preset, the base's requirements, the defaults, the subject's own fields.
 
-Owns the order of the layers and which layer a fault belongs to. A layer wins over the one before
-it field by field; presets have the lowest priority.
+Owns the order of the layers and which layer a fault belongs to. Each layer overrides the previous
+one field by field; presets have the lowest priority.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Fields = Mapping[str, Any]
 
 
 class Layers:
-    """The layers below a subject's own: made once a manifest, asked once a subject.
+    """The layers below a subject's own: created once per manifest, applied once per subject.
 
-    Equal recipes are one object, so ten thousand subjects cost no memory for theirs.
+    Equal recipes are one object, so ten thousand subjects need no memory for separate ones.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Layers:
         prior: Fields | None,
         base: Fields | None = None,
     ) -> None:
-        """Validate the defaults; ``faults`` says what is wrong with them.
+        """Validate the defaults; errors are added to ``faults``.
 
         Args:
             head: where the defaults were written, under ``defaults``.
-            base: what the base needs other than the presets say.
+            base: fields that the base needs with values other than the presets'.
         """
         self._preset, self._base = preset, dict(base or {})
         self._recipe = dict(recipe or {})
@@ -66,7 +66,7 @@ class Layers:
         head: ManifestRow,
         field: str,
     ) -> None:
-        """Tell what is wrong with a layer of the defaults, and take that out of it."""
+        """Report the faults of a layer of the defaults, and remove the refused fields."""
         try:
             self._validated(model, _merged(below, layer))
         except ValidationError as error:
@@ -77,7 +77,7 @@ class Layers:
     def recipe(
         self, row: ManifestRow, preset: PresetName | None, own: Fields | None, faults: list[Fault]
     ) -> Recipe | None:
-        """A subject's recipe; None, and why among the faults, where it is refused."""
+        """A subject's recipe; None, with the reason added to the faults, if it is refused."""
         below = _merged(self._under(preset or self._preset), self._recipe)
         try:
             return self._validated(Recipe, _merged(below, own or {}))
@@ -96,7 +96,7 @@ class Layers:
             return None
 
     def _validated(self, model: type[Model], values: Fields) -> Model:
-        # through JSON, where strict still lets a list be a tuple; strict, so that `true` is no 1
+        # through JSON, where strict accepts a list as a tuple; strict, so that `true` is not 1
         text = json.dumps(values, sort_keys=True)
         made = self._made.get(key := model.__name__ + text)
         if made is None:

@@ -1,7 +1,7 @@
-"""The manifest: every subject that a user submits, resolved, with all its faults at once.
+"""The manifest: every subject that a user submits, resolved, with all faults at once.
 
-Owns what concerns several subjects (ids and names given twice, the order of work) and the resolved
-form that a run keeps as Parquet.
+Owns what concerns several subjects (duplicate ids and names, the order of work) and the resolved
+form that a run stores as Parquet.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from farm.intake.subject import Subject
 __all__ = ["Manifest", "Written", "invalid", "read_manifest"]
 
 CHUNK_ROWS = 256
-"""Rows resolved between two looks at the results; bounds what is in flight."""
+"""Rows resolved between two collections of results; bounds the number in flight."""
 REMOTE_THREADS = 16
-"""That list folders of a store at once; each waits for the network most of the time."""
+"""Threads that list folders of a store; each waits for the network most of the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One subject as the check sees it, with errors or without."""
+    """One subject for the check, with or without errors."""
 
     subject: Subject | None
-    """None where its fields have errors."""
+    """None if its fields have errors."""
     id: str
     class_noun: str
     uris: tuple[str, ...]
-    """Of its photos."""
+    """URIs of its photos."""
     class_images: tuple[str, ...]
     file: str
     """Where it was written."""
     line: int | None
     field: str
-    """Of its photos, such as ``subjects[3].photos``."""
+    """Field of its photos, such as ``subjects[3].photos``."""
     base: str
     """Folder or URL that its relative paths start from."""
     num_captions: int = 0
@@ -55,15 +55,15 @@ class Manifest:
     """Resolved subjects in the order of the file."""
 
     source: str
-    """As the user named it."""
+    """The manifest, as the user named it."""
     subjects: tuple[Subject, ...]
-    """Those without errors."""
+    """The subjects without errors."""
     faults: tuple[Fault, ...] = ()
-    """Warnings; and errors too where it was read with ``strict=False``."""
+    """Warnings, and with ``strict=False`` also errors."""
     written: tuple[Written, ...] = field(default=(), compare=False, repr=False)
     """All subjects of the file, for the check."""
     scoring: ScoringSettings = ScoringSettings()
-    """What its defaults say of quality cards."""
+    """The settings for quality cards in its defaults."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -116,15 +116,15 @@ def read_manifest(
     Args:
         url: a manifest (YAML, JSON, JSONL, CSV, Parquet, kohya TOML, Hugging Face metadata), or a
             folder of folders; a local path or any fsspec URL.
-        strict: raise where anything is wrong; otherwise the faults are in the manifest.
-        recipe: fields that win over everything that the manifest writes, for every subject.
-        base_recipe: fields that win over presets only; see ``farm.recipe.BASE_RECIPES``.
+        strict: raise if there is any error; otherwise the faults are in the manifest.
+        recipe: fields that override everything in the manifest, for every subject.
+        base_recipe: fields that override only presets; see ``farm.recipe.BASE_RECIPES``.
         reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
-            does not judge their length.
+            does not check their length.
 
     Raises:
-        ManifestError: with every fault, if there is an error and ``strict``; if the file cannot be
-            read at all, always.
+        ManifestError: with every fault, if there is an error and ``strict`` is set, or if the file
+            cannot be read at all.
     """
     rows = open_rows(url)
     resolver = Resolver(rows.head, recipe, base_recipe, reader)
@@ -151,7 +151,7 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
 def _resolved(
     rows: Iterable[ManifestRow], resolver: Resolver
 ) -> Iterator[tuple[ManifestRow, Resolved]]:
-    """Every row with what it resolves to, in order."""
+    """Every row with its resolved form, in order."""
     rows = iter(rows)
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
         while chunk := list(islice(rows, CHUNK_ROWS)):
@@ -170,7 +170,7 @@ class _Register:
         self._names: dict[tuple[str, str], str] = {}
 
     def add(self, row: ManifestRow, resolved: Resolved) -> None:
-        """Take one resolved row."""
+        """Add one resolved row."""
         faults = resolved.faults
         subject = resolved.subject
         place = f"{row.file}:{row.line}" if row.line else row.file

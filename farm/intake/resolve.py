@@ -1,4 +1,4 @@
-"""From a written row to a subject: defaults applied, photos found, prompts judged.
+"""Resolves a row to a subject: applies defaults, finds photos, checks prompts.
 
 Owns everything about one subject that can be checked without decoding a photo. Duplicate ids and
 names are found in ``manifest.py``; pixels are checked in ``check.py``.
@@ -29,12 +29,12 @@ __all__ = ["Resolved", "Resolver"]
 
 _PLAIN = ("class_noun", "namespace", "identifier", "instance_prompt", "class_prompt")
 FEW_PHOTOS = 3
-"""Fewer show too little of a subject to distinguish it from its background."""
+"""Fewer photos show too little of a subject to distinguish it from its background."""
 
 
 @dataclass(slots=True)
 class Resolved:
-    """The result of one row."""
+    """The result of resolving one row."""
 
     subject: Subject | None
     """None where an error leaves nothing to train."""
@@ -54,12 +54,12 @@ class Resolver:
         base_recipe: Mapping[str, Any] | None = None,
         reader: Reader | None = None,
     ) -> None:
-        """Validate the head; ``faults`` says what is wrong with it.
+        """Validate the head; its faults are in ``faults``.
 
         Args:
-            recipe: fields that win over everything the manifest writes.
-            base_recipe: fields that win over presets only.
-            reader: how the base reads prompts; None does not judge their length.
+            recipe: fields that override everything in the manifest.
+            base_recipe: fields that override only presets.
+            reader: how the base reads prompts; None does not check their length.
         """
         self._reader = reader
         value = {**head.value, "subjects": None}
@@ -78,9 +78,9 @@ class Resolver:
         }
 
     def _checked(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """The caller's fields that a recipe can have; the others are reported once."""
+        """The caller's valid recipe fields; the others are reported once."""
         _, faults = validated(Recipe, recipe, ManifestRow({}, "the command line", ""), ("recipe",))
-        # how fields fit together is judged with the subject's own, below
+        # combinations of fields are validated together with the subject's own, below
         told = [fault for fault in faults if fault.field != "recipe"]
         self.faults += told
         refused = {fault.field.split(".")[1] for fault in told}
@@ -105,14 +105,14 @@ class Resolver:
         values |= {"recipe": recipe, "prior": prior, "photos": photos}
         try:
             subject = Subject.model_validate(values)
-        except ValidationError as error:  # a prompt may grow too long by its class noun
+        except ValidationError as error:  # a prompt may become too long with its class noun
             return Resolved(None, listed, images, faults + faults_of(error, row, Subject))
         faults += _count_faults(subject, row)
         faults += judge_prompts(subject, listed, row, self._row, self._reader)
         return Resolved(None if is_refused else subject, listed, images, faults)
 
     def _values(self, entry: SubjectEntry, row: ManifestRow, faults: list[Fault]) -> dict[str, Any]:
-        """The plain fields: the subject's own, else the defaults'; absent ones are left out."""
+        """The plain fields: the subject's own, or else the defaults'; absent ones are left out."""
         defaults = self._head.defaults
         values: dict[str, Any] = {"id": entry.id}
         for field in (*_PLAIN, "priority", "sample_prompts"):
@@ -139,7 +139,7 @@ class Resolver:
 def _class_prompt(
     texts: list[str], values: Mapping[str, Any], row: ManifestRow, faults: list[Fault]
 ) -> str:
-    """The one prompt of class images that have captions of their own."""
+    """The single prompt of class images that have their own captions."""
     if len(texts) == 1:
         return texts[0]
     prompt = str(values.get("class_prompt") or values.get("class_noun") or texts[0])
@@ -151,7 +151,7 @@ def _class_prompt(
 
 
 def _kept(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a row without a usable id that can be taken as they are."""
+    """The usable fields of a row without a valid id."""
     kept = {}
     for field in SubjectEntry.model_fields.keys() & value.keys() - {"id"}:
         try:

@@ -1,7 +1,7 @@
 """Raw rows of a manifest: plain values with the file and line they were written in.
 
-Owns the one form that every format (YAML, JSON, JSONL, CSV, Parquet, importers) is read into, and
-how a fault finds its line. What the values mean is decided in ``resolve.py``.
+Owns the common form that every format (YAML, JSON, JSONL, CSV, Parquet, importers) is read into,
+and how a fault finds its line. ``resolve.py`` interprets the values.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class CaptionStyle:
-    """Which files caption photos, and what becomes of their text."""
+    """Which files caption photos, and how their text is used."""
 
     suffixes: tuple[str, ...] = (".txt", ".caption")
-    """Of the text beside a photo; the first present wins."""
+    """Suffixes of the text beside a photo; the first present wins."""
     has_tables: bool = True
     """Whether tables beside the photos caption them."""
     takes_first_line: bool = False
-    """Of a text of several lines the first is the caption, as for kohya's scripts; otherwise they
+    """Whether only a text's first line is the caption, as in kohya's scripts; otherwise its lines
     are joined."""
     prefix: str = ""
     """Prepended to every caption."""
     suffix: str = ""
     """Appended to every caption."""
     fallback: str | None = None
-    """Of photos without a caption, where that is not the subject's instance prompt."""
+    """Caption of photos without one, if it is not the subject's instance prompt."""
     unread_suffix: str = ""
     """Warn if the only texts beside the photos have this suffix."""
     remedy: str = "put [V] into it, or set `captions: none`"
-    """For a caption that does not name the subject, in words of the manifest's form."""
+    """For a caption that does not name the subject, in terms of the manifest's form."""
 
     def finished(self, text: str) -> str:
         """A caption with the prefix and suffix of its dataset."""
         return " ".join(part for part in (self.prefix, text, self.suffix) if part)
 
     def with_fallback(self, text: str) -> CaptionStyle:
-        """The same, with a text for photos without a caption."""
+        """The same style, with a caption for photos without one."""
         return replace(self, fallback=text)
 
 
 KOHYA_TREE_STYLE = CaptionStyle(takes_first_line=True)
-"""Of folders named `10_sks cat`: their texts were written for kohya's scripts."""
+"""Style of folders named `10_sks cat`, whose texts were written for kohya's scripts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +69,21 @@ class ManifestRow:
     value: dict[str, Any]
     """Plain values: dict, list, str, int, float, bool, None."""
     file: str
-    """As faults name it."""
+    """The file, as faults name it."""
     base: str
     """Folder or URL that relative paths of the row start from."""
     line: int | None = None
     """1-based line of the row; the row's number in a table that has no lines."""
     lines: Mapping[Path, int] = field(default_factory=dict)
-    """Lines of values inside the row, where the format has them."""
+    """Lines of values inside the row, if the format has lines."""
     prefix: Path = ()
     """Path of the row in its document: ``("subjects", 3)``."""
     styles: Mapping[Path, CaptionStyle] = field(default_factory=dict)
-    """How captions are read, for places below which it is not the usual way."""
+    """How captions are read below a path, where it differs from the default."""
     terms: Mapping[Path, str] = field(default_factory=dict)
-    """What the row's form calls a value, where it is not the path itself."""
+    """The row's own names of values, where they differ from their paths."""
     hints: Mapping[Path, str] = field(default_factory=dict)
-    """How the row's form gives a value that is missing."""
+    """Remedies for missing values, in terms of the row's form."""
 
     def fault(
         self,
@@ -134,7 +134,7 @@ class ManifestRows:
     head: ManifestRow
     """``version`` and ``defaults``; empty for tables."""
     subjects: Iterator[ManifestRow]
-    """Read as it is consumed; what cannot be read goes to ``faults`` instead."""
+    """Read as it is consumed; rows that cannot be read are added to ``faults`` instead."""
     faults: list[Fault]
     """Grows while ``subjects`` is consumed."""
 

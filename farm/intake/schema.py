@@ -1,7 +1,7 @@
 """Schema of a manifest: its fields before defaults are applied.
 
-Owns the form of the file; every docstring here is a line of ``docs/manifest.md``. What the fields
-resolve to is in ``subject.py``, how they resolve in ``resolve.py``.
+Owns the form of the file; every field's docstring here is a line of ``docs/manifest.md``. The
+resolved fields are in ``subject.py``, their resolution in ``resolve.py``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Defaults(_Entry):
     """What the prior set shows; must not name the identifier. Subjects with the same class prompt
     share one prior set. Default `a photo of a {class_noun}`."""
     sample_prompts: Prompts | None = None
-    """Drawn with the trained adapter and kept beside it. Default: the instance prompt, and
+    """Generated with the trained adapter and kept beside it. Default: the instance prompt, and
     `a [V] {class_noun} in space`."""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None = None
     """Higher trains earlier; equal ones in the order of the file. Default 0."""

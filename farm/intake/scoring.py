@@ -1,7 +1,7 @@
-"""How finished adapters are scored: the models and the share of the training that they may cost.
+"""Settings for scoring finished adapters: the models, and scoring's share of the training cost.
 
-Owns the one value that carries these settings from the command line and the manifest's defaults to
-every lane. Loads no model; ``farm.quality.judge`` does.
+Owns the value that carries these settings from the command line and the manifest's defaults to
+every lane. Does not load the models; ``farm.quality.judge`` does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ScoringSettings:
     dino: str | None = None
     """A DINO or DINOv2, for the similarity of individuals; a folder or a hub id. Default: none."""
     share: float | None = None
-    """Of the training's cost that scoring may take, in denoiser rows. Default 0.12."""
+    """Share of the training's cost that scoring may take, in denoiser rows. Default 0.12."""
 
     def over(self, below: Self) -> Self:
         """These settings, with those of ``below`` where a field is None."""

@@ -1,7 +1,7 @@
-"""A subject as the farm knows it: every default applied, every photo found.
+"""A resolved subject: all defaults applied, all photos found.
 
 Owns the resolved values (``Subject``, ``Photo``, ``PriorSettings``), the charset of names and the
-rules of prompts. The fields that a user writes are in ``schema.py``; bytes and pixels are in
+rules of prompts. The user's form, with its shorthands, is in ``schema.py``; bytes and pixels are in
 ``photos/``.
 """
 
@@ -145,7 +145,7 @@ class Subject(BaseModel):
 
 
 def _with_noun(value: object, noun: str) -> object:
-    """Prompts with the class noun put in; what is no prompt stays for validation to refuse."""
+    """Prompts with the class noun filled in; other values are left for validation to refuse."""
     if isinstance(value, str):
         return value.replace(CLASS_NOUN_FIELD, noun)
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""The endpoint: one base, many adapters, a different one in every row of the running batch."""
+"""The endpoint: one base model, many adapters, a different one in every row of the batch."""

@@ -1,8 +1,8 @@
 """The endpoint on Ray Serve: ingress processes in front of engine replicas.
 
-Owns the deployments: what a replica does, when there should be more of them, and what happens to
-a request whose replica dies. A picture depends on its request alone, so another replica
-generates a lost one again, and the caller does not notice.
+Owns the deployments: what a replica does and when replicas are added. A picture depends on its
+request alone, so another replica generates a lost picture again without the caller noticing; see
+``cluster/client.py``.
 
     build_app(config)   for `serve run`, `serve deploy` and jobs/serve.yaml
 """
@@ -63,7 +63,7 @@ class EngineReplica:
         return self._facts
 
     async def generate(self, requests: tuple[GenerationRequest, ...]) -> list[Picture]:
-        """Generate pictures side by side; cancelling the call cancels them."""
+        """Generate pictures in parallel; cancelling the call cancels them."""
         pictures: dict[int, Picture] = {}
         async with contextlib.aclosing(generate_with(self._engine, requests, listen=False)) as news:
             async for index, item in news:
@@ -74,17 +74,17 @@ class EngineReplica:
     async def generate_listening(
         self, requests: tuple[GenerationRequest, ...]
     ) -> AsyncGenerator[ImageEvent]:
-        """The same as a stream with progress."""
+        """As ``generate``, as a stream with progress."""
         async with contextlib.aclosing(generate_with(self._engine, requests, listen=True)) as news:
             async for index, item in news:
                 yield index, self._signed(item) if isinstance(item, Picture) else item
 
     def _signed(self, picture: Picture) -> Picture:
-        """The picture with this engine's name in its metadata."""
+        """The picture with this engine's name added to its metadata."""
         return replace(picture, metadata={**picture.metadata, "engine": self._name})
 
     async def check_health(self) -> None:
-        """Called by Ray Serve; raising gets the replica replaced."""
+        """Called by Ray Serve, which replaces the replica if this raises."""
         if not self._engine.healthy:
             raise RuntimeError("the engine's loop has stopped or is stuck")
 
@@ -96,7 +96,7 @@ class EngineReplica:
         return {"wait_s": stats.wait_s, "at_s": time.time(), "stats": flat}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What ``scale_on_backlog`` decides on."""
+        """The input of ``scale_on_backlog``."""
         return {"backlog_s": self._engine.stats().backlog_s}
 
     def __del__(self) -> None:
@@ -107,10 +107,10 @@ class EngineReplica:
 
 
 def scale_on_backlog(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """How many engines there should be: Ray Serve's autoscaling policy.
+    """Ray Serve's autoscaling policy: the number of engines for the current backlog.
 
-    A count of requests says little, as one may be 12 steps of 512 px and another 1,500 of 1024;
-    so engines report seconds of work. Requests that wait for any engine count one target each.
+    Engines report seconds of work, because a count of requests says little: one may be 12 steps at
+    512 px, another 1,500 at 1024. A request that waits for any engine counts as one target.
     """
     config = context.config
     target_s = float(getattr(config, "target_ongoing_requests", None) or 10.0)
@@ -125,8 +125,8 @@ def scale_on_backlog(context: AutoscalingContext) -> tuple[float, dict[str, Any]
 # -- ingresses -----------------------------------------------------------------------------------
 
 _ingress_services: list[Services] = []
-"""Of this process; a replica has one. The app is built after the replica's constructor, by a
-function without arguments, which is what all versions of Ray Serve can do."""
+"""The services of this process; a replica has one. The app is built after the replica's
+constructor, by a function without arguments, which every version of Ray Serve supports."""
 
 
 def _ingress_app() -> FastAPI:

@@ -1,6 +1,6 @@
-"""From a config to a running engine and to the services around it.
+"""Builds the engine and its services from a config.
 
-Owns the wiring and nothing else. Torch is imported when an engine is built, not before.
+Owns only the wiring. Torch is imported when an engine is built, not before.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, ServedBase]:
 
 
 def engine_facts(engine: Engine, public_id: str) -> ServedBase:
-    """What the HTTP side must know of an engine's base."""
+    """Facts about an engine's base for the HTTP side."""
     base = engine.base
     return ServedBase(
         id=public_id,

@@ -1,8 +1,8 @@
 """The engine's client interface for the HTTP side, local or remote.
 
-Owns the border between event loop and engine: an async stream of progress that ends with the
-picture. Two implementations stand behind it: ``LocalEngine`` here, in the same process, and the
-one over Ray Serve in ``app.py``.
+Owns the boundary between event loop and engine: an async stream of progress that ends with the
+picture. It has two implementations: ``LocalEngine`` here, in the same process, and
+``ReplicaClient`` over Ray Serve in ``cluster/client.py``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ ImageEvent = tuple[int, Progress | Picture]
 
 @dataclass(frozen=True, slots=True)
 class ServedBase:
-    """What the HTTP side needs to know of the base to check a request."""
+    """Facts about the base that the HTTP side needs to check a request."""
 
     id: str
-    """Its public name; never a path."""
+    """Public name; never a path."""
     fingerprint: str
     resolution_px: int
     side_multiple_px: int
@@ -62,7 +62,7 @@ class EngineClient(Protocol):
     """Generates pictures, in this process or in others."""
 
     async def facts(self) -> ServedBase:
-        """The base that is served. Raises Draining while there is no engine yet."""
+        """The served base. Raises Draining while no engine is ready."""
         ...
 
     def generate(
@@ -70,14 +70,14 @@ class EngineClient(Protocol):
     ) -> AsyncGenerator[ImageEvent]:
         """Generate pictures in parallel: events with the picture's index, the picture last.
 
-        All are accepted or none is; the first error ends them all. Without ``listen`` only
-        pictures are sent. Closing the generator cancels what is not done. Raises ServingError,
+        Either all are accepted or none; the first error ends them all. Without ``listen`` only
+        pictures are sent. Closing the generator cancels unfinished pictures. Raises ServingError,
         UserError, StoreError.
         """
         ...
 
     async def load(self) -> EngineLoad:
-        """The current load; returns at once, from known values."""
+        """The current load, from known values; returns immediately."""
         ...
 
 
@@ -90,7 +90,7 @@ class LocalEngine:
         self._draining = False
 
     def drain(self) -> None:
-        """Accept no new requests; running ones are finished."""
+        """Accept no new requests; running ones finish."""
         self._draining = True
 
     async def facts(self) -> ServedBase:
@@ -114,7 +114,7 @@ class LocalEngine:
 
 
 def flat_stats(stats: EngineStats) -> dict[str, Any]:
-    """An engine's numbers as plain values, computed ones included."""
+    """An engine's statistics as plain values, including computed ones."""
     values = asdict(stats)
     values["batch_fill"] = stats.batch_fill
     values["step_s"] = stats.denoise_s / stats.passes if stats.passes else 0.0
@@ -124,12 +124,12 @@ def flat_stats(stats: EngineStats) -> dict[str, Any]:
 async def generate_with(
     engine: Engine, requests: Sequence[GenerationRequest], *, listen: bool
 ) -> AsyncGenerator[ImageEvent]:
-    """Generate with an engine of this process; see ``EngineClient.generate``."""
+    """Generate with an engine in this process; see ``EngineClient.generate``."""
     loop = asyncio.get_running_loop()
     inbox: asyncio.Queue[tuple[int, Progress | Future[Picture]]] = asyncio.Queue()
 
     def post(index: int, item: Progress | Future[Picture]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: no one listens
+        with contextlib.suppress(RuntimeError):  # the event loop has closed
             loop.call_soon_threadsafe(inbox.put_nowait, (index, item))
 
     tickets: list[Ticket] = []
@@ -151,4 +151,4 @@ async def generate_with(
                 num_done += 1
     finally:
         for ticket in tickets:
-            ticket.cancel()  # does nothing once the picture is done
+            ticket.cancel()  # does nothing if the picture is finished

@@ -1,4 +1,4 @@
-"""The engine's settings, and the numbers it reports."""
+"""The engine's settings and statistics."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ MAX_RANK = 256
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """How much each tier may hold."""
+    """Capacity of each tier of the adapter cache."""
 
     disk_bytes: int = 20 << 30
     host_bytes: int = 4 << 30
     max_file_bytes: int = 1 << 30
     """A weights file larger than this is refused."""
     num_loaders: int = 8
-    """Adapters that may load at once; enough to hide a bucket's latency."""
+    """Adapters that may load at once; enough to hide an object store's latency."""
     revocations_max_age_s: float = 15.0
-    """How old the list of revocations may be while the store does not answer."""
+    """Maximum age of the list of revocations while the store does not answer."""
     bad_for_s: float = 300.0
-    """How long a bad adapter stays refused; its files may be fixed meanwhile."""
+    """How long an invalid adapter is refused before it is read again; its files may be fixed by
+    then."""
 
 
 class EngineConfig(BaseModel):
@@ -38,32 +39,32 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_slots: int = Field(65, ge=2, le=4096)
-    """Adapters in the model at once, and one more for the bare base; twice the pictures of a full
-    batch lets the next ones load while the current ones run."""
+    """Adapters in the model at once, plus one slot for the bare base. Twice the pictures of a full
+    batch lets the next adapters load while the current ones run."""
     max_rank: int = Field(MAX_RANK, ge=1, le=MAX_RANK)
-    """A limit for operators: adapters of a higher rank are refused."""
+    """An operator's limit: adapters of a higher rank are refused."""
     target_modules: tuple[str, ...] | None = None
-    """A limit for operators: endings of the denoiser's module names that adapters may change;
-    None allows every linear and convolution layer."""
+    """An operator's limit: suffixes of the denoiser's module names that adapters may change; None
+    allows every linear and convolution layer."""
     text_encoder_modules: tuple[str, ...] | None = None
     """The same for the text encoder; empty refuses adapters with text-encoder layers."""
     adapter_mib: int | None = Field(None, ge=1)
-    """Memory for the adapters in slots, in MiB; None is a quarter of what is free once the base is
+    """Memory for the adapters in slots, in MiB; None is a quarter of what is free after the base is
     loaded."""
     batch_rows: int | None = Field(None, ge=1, le=1024)
-    """Rows of a full pass at the base's own size; None measures the best size, once for
-    each base and machine."""
+    """Rows of a full pass at the base's own size; None measures the best number, once per base and
+    machine."""
     max_batch_rows: int = Field(128, ge=2, le=1024)
     """The measurement stops at this size."""
     memory_reserve: float = Field(0.1, ge=0, lt=0.9)
-    """Share of the device's memory that joining rows must leave free; on a CPU at most 512 MiB,
-    for other programs use that memory too."""
+    """Share of the device's memory that joining rows must leave free; at most 512 MiB on a CPU,
+    whose memory other programs also use."""
     max_sizes: int = Field(4, ge=1, le=64)
-    """Full batches of different picture sizes that may run at once; they take turns."""
+    """Full batches of different picture sizes that may run at once, in turns."""
     lookahead: int | None = Field(None, ge=1)
     """Requests prepared ahead of joining; None is the batch limit."""
     max_loading: int = Field(64, ge=1)
-    """Requests that may wait for their adapters beside those prepared ahead."""
+    """Requests that may wait for their adapters, in addition to those prepared ahead."""
     decode_batch: int = Field(4, ge=1, le=64)
     """Pictures decoded at once."""
     max_prompts: int = Field(512, ge=1)
@@ -75,9 +76,9 @@ class EngineConfig(BaseModel):
     quantum: float = Field(50.0, gt=0)
     """Row-steps that a tenant may spend per round; 50 is one guided picture of 25 steps."""
     stuck_after_s: float = Field(120.0, gt=0)
-    """A loop that has not turned for this long is unhealthy."""
+    """A loop that completes no turn for this long is unhealthy."""
     limits: RequestLimits = Field(default_factory=RequestLimits)
-    """Limits per request; an endpoint's config has them under its own ``limits``."""
+    """Limits per request; an endpoint's config sets them under its own ``limits``."""
     cache: CacheLimits = Field(default_factory=CacheLimits)
     """Limits of the cache."""
 
@@ -90,7 +91,7 @@ class CacheStats:
     disk_hits: int = 0
     store_loads: int = 0
     joined_loads: int = 0
-    """Requests that waited for a load which another one had begun."""
+    """Requests that waited for a load begun by another request."""
     refused: int = 0
     failed: int = 0
     load_s: float = 0.0
@@ -101,14 +102,14 @@ class CacheStats:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since the start, and sizes at the moment of asking."""
+    """Counts since the start, and current sizes."""
 
     submitted: int = 0
     generated: int = 0
     failed: int = 0
     cancelled: int = 0
     refused: int = 0
-    """Refused at ``submit`` for load."""
+    """Refused at ``submit`` because of load."""
     passes: int = 0
     rows: int = 0
     """Rows of all passes."""
@@ -123,9 +124,9 @@ class EngineStats:
     running: int = 0
     decoding: int = 0
     backlog_s: float = 0.0
-    """Seconds of work that wait or run."""
+    """Seconds of work waiting or running."""
     wait_s: float = 0.0
-    """Seconds that a picture requested now would wait before it starts."""
+    """Seconds until a picture requested now would start."""
     batch_rows: int = 0
     """Rows of a full pass at the base's own size."""
     slots_in_use: int = 0

@@ -1,9 +1,9 @@
 """The HTTP server in front of the app: uvicorn, with a bound on everything a connection can hold.
 
-Owns the protocol class: bytes and count of headers, the URL's length, the time to a whole head,
-trailers, pipelined requests, and responses that their client does not read. What a request means
-is decided behind it, in ``middleware.py``. ``bounded_config`` makes the server of ``farm serve``;
-``bound_ray_proxy`` puts the same class into Ray Serve's proxies.
+Owns the protocol class: size and number of headers, the URL's length, the time to a complete head,
+trailers, pipelined requests, and responses that the client does not read. Complete requests are
+checked in ``http/middleware.py``. ``bounded_config`` configures the server of ``farm serve``;
+``bound_ray_proxy`` installs the same class in Ray Serve's proxies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from farm.serving.http.errors import error_body
 __all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config", "ray_environment"]
 
 LINGER_S = 2.0
-"""How long a refused client may still send, so that it can read the refusal."""
+"""How long a refused client may continue to send, so that it can read the refusal."""
 LINGER_BYTES = 1 << 20
 UNREAD_S = 5.0
 """How long the rest of a body may take to arrive once its request is answered."""
@@ -83,25 +83,25 @@ class BoundedProtocol(HttpToolsProtocol):
         self.address = ""
         self.deadline_s: float | None = None
 
-    # -- called by the book -------------------------------------------------------------------
+    # -- called by ConnectionBook -------------------------------------------------------------
 
     def expire(self) -> None:
-        """A deadline passed: answer 408 to a client still sending its head, cut off any other."""
+        """Handle a deadline: answer 408 to a client still sending its head, cut off any other."""
         if self._reading == HEAD and not self._is_answering:
             self._refuse(408)
         else:
             self.abort()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close immediately."""
         self.transport.abort()
 
     def unsent_bytes(self) -> int:
-        """Bytes that wait for the client."""
+        """Bytes not yet sent to the client."""
         return int(self.transport.get_write_buffer_size())
 
     def taken_bytes(self) -> int:
-        """Bytes that the client's side has received."""
+        """Bytes that the client has received."""
         return self._counted.num_written - self.unsent_bytes()
 
     @property
@@ -145,7 +145,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _begin_head(self) -> None:
         self._reading = HEAD
         self._head_bytes = 0
-        # a pipelined request is timed from the response to the one before
+        # a pipelined request is timed from the response to the previous one
         self.deadline_s = None if self._is_answering else self._head_deadline_s()
 
     def _head_deadline_s(self) -> float:
@@ -155,7 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._reading == IDLE:  # pipelined, in one read with the request before
+        if self._reading == IDLE:  # pipelined, in one read with the previous request
             self._begin_head()
 
     def on_url(self, url: bytes) -> None:
@@ -218,16 +218,16 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- refusing -----------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn when the parser fails, which includes our own refusals."""
+        """Called by uvicorn when the parser fails, including refusals raised here."""
         self._refuse(self._refused_as)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """No upgrade is offered, and what follows is not parsed; logging it would help no one."""
+        """Log nothing: no upgrade is offered, and what follows is not parsed."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
     def _refuse(self, status: int) -> None:
-        """Respond, and give the client a moment to read it; cut off where a response has begun."""
+        """Send the refusal and allow time to read it; cut off if a response has begun."""
         if self._reading == BODY or self._is_answering or self.transport.is_closing():
             self.abort()
             return
@@ -256,12 +256,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def bounded_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicorn.Config:
-    """A server's configuration that bounds everything a connection holds.
+    """A server configuration that bounds everything a connection holds.
 
-    Raises the process's limit of open files, and accepts no more connections than that allows.
+    Raises the process's limit of open files, and accepts no more connections than it allows.
     """
     book = ConnectionBook(limits, connections_within(limits, raise_file_limit()))
-    options.setdefault("log_level", "error")  # a line for each bad request fills disks
+    options.setdefault("log_level", "error")  # logging every bad request would fill disks
     return uvicorn.Config(
         app,
         http=partial(BoundedProtocol, book=book),  # type: ignore[arg-type]
@@ -278,12 +278,12 @@ def bounded_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicor
 def bound_ray_proxy() -> list[Any]:
     """Bound the connections of a Ray Serve proxy in the same way.
 
-    Ray calls it in each proxy's process, before the server is made, if the environment says so:
+    Ray calls it in each proxy process before the server is created, if the environment sets
     ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=farm.serving.http_server:bound_ray_proxy``. The
-    limits are the defaults; ``FARM_CONNECTION_LIMITS`` holds others, as JSON.
+    limits are the defaults, unless ``FARM_CONNECTION_LIMITS`` sets others, as JSON.
 
     Returns:
-        No middleware: the bound lies below the app.
+        No middleware: the limits apply below the app.
     """
     from uvicorn.config import HTTP_PROTOCOLS
 
@@ -296,8 +296,8 @@ def bound_ray_proxy() -> list[Any]:
 def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
     """Environment variables to set before Ray is imported.
 
-    They bound its proxies' connections. Where no cluster is named, they also make a local Ray
-    require tokens and stay on loopback, with the port of its metrics."""
+    They bound the proxies' connections. If no cluster is named, they also make a local Ray require
+    tokens and keep it, with its metrics port, on loopback."""
     variables = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
         RAY_PROXY_LIMITS: limits.model_dump_json(),

@@ -9,7 +9,7 @@ __all__ = ["device_memory", "free_bytes", "host_memory"]
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that can be allocated, those that torch holds ready among them, and bytes in all."""
+    """Bytes that can be allocated, including torch's cached blocks, and total bytes."""
     free, total = torch.cuda.mem_get_info(device)
     ready = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + ready, total
@@ -22,6 +22,6 @@ def host_memory() -> tuple[int, int]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be allocated where a base's device has it."""
+    """Free bytes of the device's own memory, or of the host's on a CPU."""
     free, _ = device_memory(device) if device.type == "cuda" else host_memory()
     return free

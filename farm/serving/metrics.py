@@ -1,8 +1,8 @@
 """The endpoint's metrics for Prometheus.
 
-Owns the names, units and buckets of the metrics, and their form in a single process. Under Ray
-the same numbers go through ``ray.util.metrics``; see ``cluster/metrics.py``. Labels are routes,
-states and tiers, never subjects, names or keys: those are unbounded.
+Owns the metrics' names, units and buckets, and their implementation in a single process. Under Ray
+they are published through ``ray.util.metrics``; see ``cluster/metrics.py``. Labels are routes,
+states and tiers, never subjects, names or keys, which are unbounded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ METRICS = (
 
 
 class Metrics(Protocol):
-    """Where numbers go. Unknown names are programming errors and raise KeyError."""
+    """Receives metrics. Unknown names are programming errors and raise KeyError."""
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -50,7 +50,7 @@ class Metrics(Protocol):
         ...
 
     def text(self) -> bytes | None:
-        """All numbers in Prometheus' text form; None if another port serves them."""
+        """All metrics in Prometheus' text format; None if another port serves them."""
         ...
 
 
@@ -90,7 +90,7 @@ class PrometheusMetrics:
 
 
 def observe_stats(metrics: Metrics, stats: Mapping[str, object]) -> None:
-    """Publish an engine's numbers, nested ones under dotted names."""
+    """Publish an engine's statistics, nested ones under dotted names."""
     for name, value in _numbers(stats):
         metrics.set("farm_engine", value, fact=name)
 

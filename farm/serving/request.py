@@ -1,8 +1,8 @@
 """Requests to the engine and what it returns: tickets, progress, pictures.
 
-Owns the values that cross the engine's border; all of them are plain and picklable but the
-ticket, which stays in the engine's process. Imports neither torch nor ray, so that the HTTP side
-can use them in a process without either.
+Owns the values that cross the engine's boundary. All are plain and picklable except the ticket,
+which stays in the engine's process. Imports neither torch nor ray, so that the HTTP side can run
+without either.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ MAX_SEED = 2**63 - 1
 MAX_WEIGHT = 8.0
 """Absolute adapter weight beyond which pictures are noise."""
 MAX_STEPS = 1000
-"""Timesteps of the noise schedules that bases are trained with: there are no more to take."""
+"""Timesteps of the noise schedules that bases are trained with."""
 MAX_SIDE_PX = 16_384
 MAX_PROMPT_CHARACTERS = 32_000
 """OpenAI's own limit."""
 MAX_GUIDANCE = 1000.0
 MAX_ADAPTERS = 16
-"""These five are what the API's schema allows, and so the highest that an operator may set."""
+"""These five limits are the API schema's, and so the highest that an operator may set."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """One adapter by its content: the job key is the identity, the name is for people."""
+    """One adapter, identified by its job key; the name is for display."""
 
     key: str
-    """Job key: 32 hex digits over everything that made the adapter."""
+    """Job key: 32 hex digits over everything that determines the adapter."""
     namespace: str = ""
     name: str = ""
     sha256: str = ""
@@ -62,19 +62,18 @@ class AdapterRef:
 
     @property
     def label(self) -> str:
-        """How messages call it: by name where there is one."""
+        """The adapter's name in messages: its name if it has one, else its key."""
         return f"{self.name}@{self.key}" if self.name else self.key
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One picture to generate. It depends on these values alone, never on its
-    neighbours."""
+    """One picture to generate. It depends on these values alone, never on other requests."""
 
     id: str
-    """Names the request in logs, events and the metadata; unique among those in flight."""
+    """Identifies the request in logs, events and metadata; unique among requests in flight."""
     prompt: str
-    """With the identifier already in place of ``[V]``."""
+    """The prompt, with ``[V]`` already replaced by the identifier."""
     negative_prompt: str = ""
     seed: int = 0
     steps: int = 25
@@ -85,11 +84,11 @@ class GenerationRequest:
     """None is the base's own resolution."""
     height_px: int | None = None
     adapters: tuple[tuple[AdapterRef, float], ...] = ()
-    """Adapters with their weights (1 is as trained); empty is the bare base."""
+    """Adapters with their weights (1 is as trained); empty for the bare base."""
     tenant: str = ""
-    """Whose share of the machine the request is counted against."""
+    """The tenant whose share of the machine the request uses."""
     deadline_s: float | None = None
-    """Seconds after submission at which the picture is of no more use; None is never."""
+    """Seconds after submission at which the picture is no longer useful; None is never."""
     preview_every: int = 0
     """Steps between previews sent as progress; 0 sends none."""
 
@@ -105,10 +104,10 @@ class GenerationRequest:
 
 
 class RequestLimits(BaseModel):
-    """What one picture may request; more is refused before it costs anything.
+    """Limits of one picture; requests over them are refused before they cost anything.
 
-    The one place of these limits: the endpoint's ``limits`` extend them, and its engine is given
-    the very same values.
+    The only definition of these limits: the endpoint's ``limits`` extend them, and its engine
+    receives the same values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,16 +115,16 @@ class RequestLimits(BaseModel):
     max_steps: int = Field(150, ge=1, le=MAX_STEPS)
     max_side_px: int = Field(2048, ge=64, le=MAX_SIDE_PX)
     max_prompt_characters: int = Field(4000, ge=1, le=MAX_PROMPT_CHARACTERS)
-    """The text encoder reads 77 tokens; what is beyond them only costs time."""
+    """The text encoder reads 77 tokens; text beyond them only costs time."""
     max_guidance: float = Field(50.0, gt=0, le=MAX_GUIDANCE)
     max_adapters: int = Field(4, ge=1, le=MAX_ADAPTERS)
-    """On one picture."""
+    """Adapters on one picture."""
 
     def check(self, request: GenerationRequest) -> None:
         """Refuse what cannot be generated.
 
         Raises:
-            RequestRefused: naming the field that is wrong.
+            RequestRefused: names the invalid field.
         """
         self._check_numbers(request)
         for field_name in ("prompt", "negative_prompt"):
@@ -174,7 +173,7 @@ class Progress:
     step: int = 0
     """Denoising steps done."""
     steps: int = 0
-    """Denoising steps in all."""
+    """Total denoising steps."""
     preview: NDArray[np.uint8] | None = None
     """The denoiser's current estimate of the picture, uint8 [H, W, 3]."""
 
@@ -190,7 +189,7 @@ class Picture:
 
 
 class Ticket:
-    """A submitted request: a future of its picture, its progress, and the way to cancel it.
+    """A submitted request: a future of its picture, its progress, and cancellation.
 
     ``future`` may be awaited from asyncio with ``asyncio.wrap_future``; cancelling that cancels
     the request. Errors in the future are ``FarmError``s.
@@ -213,18 +212,18 @@ class Ticket:
 
     @property
     def ended(self) -> bool:
-        """Whether there is a picture, an error, or a cancellation."""
+        """Whether the request ended in a picture, an error or a cancellation."""
         return self.future.done()
 
     @property
     def generated(self) -> bool:
-        """Whether there is a picture."""
+        """Whether the request ended in a picture."""
         future = self.future
         return future.done() and not future.cancelled() and future.exception() is None
 
     @property
     def error(self) -> BaseException | None:
-        """What went wrong, if the request ended so."""
+        """The error, if the request ended in one."""
         future = self.future
         return future.exception() if future.done() and not future.cancelled() else None
 
@@ -232,16 +231,16 @@ class Ticket:
         """Wait for the picture.
 
         Raises:
-            FarmError: what went wrong.
+            FarmError: if the request failed.
             TimeoutError: if it takes longer than ``timeout_s``.
             concurrent.futures.CancelledError: if it was cancelled.
         """
         return self.future.result(timeout_s)
 
     def listen(self, callback: Callable[[Progress], None]) -> None:
-        """Call back on every progress from now on, in a thread of the engine.
+        """Call back on all further progress, in a thread of the engine.
 
-        The callback must return at once and not raise; hand the value to a queue or event loop.
+        The callback must return immediately and not raise; pass the value to a queue or event loop.
         """
         self._listeners.append(callback)
 
@@ -259,7 +258,7 @@ class Ticket:
                 self._listeners.remove(listener)
 
     def succeed(self, picture: Picture) -> None:
-        """Hand over the picture, unless the request was cancelled meanwhile."""
+        """Deliver the picture, unless the request has been cancelled."""
         self.report(Progress("done", self.request.steps, self.request.steps))
         with suppress(InvalidStateError):
             self.future.set_result(picture)

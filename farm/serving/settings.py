@@ -1,7 +1,7 @@
 """The endpoint's settings: store and base, engine, limits, replicas.
 
-Owns the one file that an operator writes (the ``args`` of ``jobs/serve.yaml``). Imports neither
-torch nor ray, so that a config can be checked anywhere.
+Owns the operator's config file (the ``args`` of ``jobs/serve.yaml``). Imports neither torch nor
+ray, so that a config can be checked anywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_PUBLIC = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class ReplicaConfig(BaseModel):
-    """The Ray Serve side: how many engines, on what, and when there should be more."""
+    """Ray Serve's settings: number of engines, their resources, and autoscaling."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +38,7 @@ class ReplicaConfig(BaseModel):
     requests_per_engine: int = Field(256, ge=1)
     """HTTP requests that an engine may hold at once; its queue orders and bounds them."""
     target_wait_s: float = Field(10.0, gt=0)
-    """Engines are added when a new picture would wait longer."""
+    """Engines are added when a new picture would wait longer than this."""
     upscale_delay_s: float = Field(15.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
     drain_s: float = Field(120.0, gt=0)
@@ -46,9 +46,9 @@ class ReplicaConfig(BaseModel):
     stats_every_s: float = Field(1.0, gt=0)
     """How often engines report their load to the ingresses."""
     engine_wait_s: float = Field(10.0, gt=0)
-    """How long a request waits for any engine to be there before it is answered with 503."""
+    """How long a request waits for any engine before it is answered with 503."""
     load_bound: float = Field(1.25, ge=1)
-    """How far above the mean load an engine may be and still get its own adapters' requests."""
+    """Ratio to the mean load up to which an engine still receives its own adapters' requests."""
 
 
 class EndpointConfig(BaseModel):
@@ -59,28 +59,28 @@ class EndpointConfig(BaseModel):
     store: str
     """Folder or URL with the adapters and the keys."""
     base: str = "embedded"
-    """As ``farm.base.loading.load_base`` takes it."""
+    """The base model, in any form that ``farm.base.loading.load_base`` accepts."""
     base_id: str = ""
     """The base's public name; empty derives one from ``base`` without its path."""
     revision: str | None = None
     device: str = "auto"
-    """``auto`` takes a GPU where there is one."""
+    """``auto`` uses a GPU if there is one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     engine: EngineConfig = Field(default_factory=EngineConfig)
     limits: Limits = Field(default_factory=Limits)
     """Limits per request; the engine applies the same values."""
     connections: ConnectionLimits = Field(default_factory=ConnectionLimits)
-    """Of ``farm serve``; Ray Serve's proxies take theirs from ``FARM_CONNECTION_LIMITS``."""
+    """Limits of ``farm serve``; Ray Serve's proxies read ``FARM_CONNECTION_LIMITS`` instead."""
     replicas: ReplicaConfig = Field(default_factory=ReplicaConfig)
     cache_folder: str = ""
-    """Of the disk tier, this user's alone; empty is a folder in the user's cache."""
+    """Folder of the disk tier, private to this user; empty is a folder in the user's cache."""
     anonymous_namespace: str | None = None
-    """Whose adapters callers without a key see while no key exists. Set by ``farm serve`` for an
-    endpoint bound to loopback; None always asks for a key."""
+    """Namespace whose adapters callers without a key see while no key exists. Set by ``farm serve``
+    for an endpoint bound to loopback; None always requires a key."""
     public_url: str = ""
-    """Public address of the endpoint, for links; empty takes each request's host."""
+    """Public address of the endpoint, for links; empty uses each request's host."""
     pictures_store: str = ""
-    """Store for linked pictures; empty is the store itself."""
+    """Store for linked pictures; empty is ``store``."""
     link_lifetime_s: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")
@@ -96,12 +96,12 @@ class EndpointConfig(BaseModel):
 
     @property
     def public_base(self) -> str:
-        """The base's name as callers see it."""
+        """The base's public name."""
         return self.base_id or public_base_id(self.base)
 
     @property
     def disk_folder(self) -> Path:
-        """Of the disk tier."""
+        """The disk tier's folder."""
         if self.cache_folder:
             return Path(self.cache_folder).expanduser()
         return cache_folder() / f"adapters-{os.geteuid()}"

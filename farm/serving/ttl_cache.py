@@ -1,8 +1,8 @@
-"""Values read from the store and kept fresh: what names, keys and listings are looked up through.
+"""A cache of values read from the store: names, keys and listings.
 
-Owns how old an answer may be, that one read serves all who wait for it, and that a store which
-does not answer leaves the last good value in place, but only up to a maximum age: after that the
-answer is an error, never a stale value. Knows nothing of what is read.
+Owns the freshness of values: one read serves all waiting callers, and while the store does not
+answer the last value is used up to a maximum age, beyond which the result is an error, never a
+stale value. Independent of what is read.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 MAX_AGE_S = 15.0
-"""How old a key, a name or a revocation may be while the store does not answer."""
+"""Maximum age of a key, name or revocation while the store does not answer."""
 PATIENCE_S = 3.0
-"""How long a request waits for the store before it takes what is known, or gives up."""
+"""How long a request waits for the store before it uses the cached value, or fails."""
 NUM_STORE_THREADS = 16
-"""Store reads that may wait at once; enough to hide a bucket's latency behind a page of names."""
+"""Concurrent store reads; enough to hide an object store's latency behind a page of names."""
 
 
 def store_threads() -> ThreadPoolExecutor:
-    """A pool for store reads, so that the event loop never waits for a bucket."""
+    """A pool for store reads, so that the event loop never waits for the store."""
     return ThreadPoolExecutor(NUM_STORE_THREADS, thread_name_prefix="store")
 
 
 @dataclass(frozen=True, slots=True)
 class _Known(Generic[Value]):
-    """The last answer: a value, or that there is none."""
+    """The last result: a value, or that there is none."""
 
     value: Value | None
     missing: FileNotFoundError | None
@@ -48,10 +48,10 @@ class _Known(Generic[Value]):
 
 
 class TtlCache(Generic[Key, Value]):
-    """A bounded table of values, each read again when it is older than ``ttl_s``.
+    """A bounded table of values, each read again when older than ``ttl_s``.
 
-    That something is missing is not remembered unless asked for: what was not there a moment ago
-    may have just been made, and its maker wants to see it.
+    Missing values are not cached unless ``missing_ttl_s`` is set: a value just created must be
+    visible to its creator.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class TtlCache(Generic[Key, Value]):
     ) -> None:
         """Args:
         read: a blocking read; FileNotFoundError means that there is none.
-        ttl_s: how old an answer may be; ``inf`` for values named by their content.
-        max_age_s: how old it may be while the store does not answer.
+        ttl_s: maximum age of a value; ``inf`` for values named by their content.
+        max_age_s: maximum age while the store does not answer.
         patience_s: how long a caller waits for a read, which continues in the background.
-        missing_ttl_s: how long "there is none" is believed.
-        max_items: answers kept; the one used longest ago goes first.
+        missing_ttl_s: how long a missing value is cached.
+        max_items: results kept; the least recently used is dropped first.
         """
         self._read = read
         self._ttl_s = ttl_s
@@ -86,12 +86,12 @@ class TtlCache(Generic[Key, Value]):
         self._flights: dict[Key, asyncio.Task[_Known[Value]]] = {}
 
     async def get(self, key: Key, *, max_age_s: float | None = None) -> Value:
-        """The value, at most ``ttl_s`` (or less, if asked for) old; while the store is silent, at
-        most the maximum age.
+        """The value, no older than ``ttl_s`` (or ``max_age_s``, if less); while the store does not
+        answer, no older than the cache's maximum age.
 
         Raises:
             FileNotFoundError: if there is none.
-            StoreError: if the store does not answer, and what is known is too old or nothing.
+            StoreError: if the store does not answer, and there is no cached value or it is too old.
         """
         known = self._known.get(key)
         if known is None or self._is_stale(known, max_age_s):
@@ -104,12 +104,12 @@ class TtlCache(Generic[Key, Value]):
         return known.value
 
     def peek(self, key: Key) -> Value | None:
-        """The last value, however old, without a read."""
+        """The last value, of any age, without a read."""
         known = self._known.get(key)
         return known.value if known is not None else None
 
     def forget(self, key: Key) -> None:
-        """Read this one again at the next call."""
+        """Drop a value, so that the next call reads it again."""
         self._known.pop(key, None)
 
     def _is_stale(self, known: _Known[Value], max_age_s: float | None) -> bool:
@@ -123,7 +123,7 @@ class TtlCache(Generic[Key, Value]):
             task = asyncio.create_task(self._reread(key))
             self._flights[key] = task
             task.add_done_callback(lambda ended: self._landed(key, ended))
-        # shielded: one caller who gives up does not end the read for the others
+        # shielded: a caller that times out does not cancel the read for the others
         try:
             async with asyncio.timeout(self._patience_s):
                 return await asyncio.shield(task)
@@ -135,17 +135,17 @@ class TtlCache(Generic[Key, Value]):
     def _landed(self, key: Key, ended: asyncio.Task[_Known[Value]]) -> None:
         self._flights.pop(key, None)
         if not ended.cancelled():
-            ended.exception()  # seen, even if everybody who waited has given up
+            ended.exception()  # retrieved, even if no caller waits any longer
 
     def _still_good(self, key: Key, error: StoreError) -> _Known[Value]:
-        """What is known although the store is silent.
+        """The cached value, while the store does not answer.
 
         Raises:
-            StoreError: the given one, if that is too old.
+            StoreError: the given error, if the value is too old.
         """
         known = self._known.get(key)
         if known is None or self._clock() - known.read_at_s > self._max_age_s:
-            raise StoreError(*error.args) from error  # a fresh one, without old tracebacks
+            raise StoreError(*error.args) from error  # a new one, without old tracebacks
         return known
 
     async def _reread(self, key: Key) -> _Known[Value]:
@@ -158,7 +158,7 @@ class TtlCache(Generic[Key, Value]):
             known = _Known(None, error, started_s)
         except StoreError:
             raise
-        except Exception as error:  # whatever a store's driver raises, it has not answered
+        except Exception as error:  # any error of a store's driver means that it did not answer
             logger.warning("reading %r failed: %s", key, error)
             raise StoreError(f"the store did not answer: {error}", "try again") from error
         self._known[key] = known

@@ -1,4 +1,4 @@
-"""Photos and manifests made on the spot: no real photo is needed."""
+"""Generated photos and manifests: no real photo is needed."""
 
 from __future__ import annotations
 

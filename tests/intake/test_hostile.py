@@ -1,4 +1,4 @@
-"""Whatever a stranger hands in, a check ends with faults: no crash, no hang, bounded memory."""
+"""Hostile input: a check ends with faults, never with a crash or hang, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ready manifests under jobs/ and the page of the manifest say what the code does."""
+"""The manifests under jobs/ and the manifest's page match the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve: two engines, one ingress, and a killer."""
+"""The endpoint on a real Ray Serve: two engines, one ingress, and killed replicas."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_an_ingress_that_is_killed_is_replaced_and_generates_the_same(cluster: C
         return 200 in statuses and killed not in ingresses()
 
     eventually(is_back, within_s=90)
-    assert statuses <= {0, 200, 500, 503}  # the proxy's own words while nobody is behind it
+    assert statuses <= {0, 200, 500, 503}  # the proxy's own status while no replica is behind it
     assert are_same(pixels_of(cluster.generate("bob").b64_json), before)
     assert len(ingresses()) == 1
     assert httpx2.get(f"{cluster.url}/ready").status_code == 200

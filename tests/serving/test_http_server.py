@@ -1,4 +1,4 @@
-"""What one connection may hold, over real sockets: heads, slow senders, slow readers, numbers."""
+"""Limits of one connection, over real sockets: heads, slow senders, slow readers, counts."""
 
 from __future__ import annotations
 

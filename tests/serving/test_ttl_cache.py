@@ -1,4 +1,4 @@
-"""How old a value may be, and how often it is read."""
+"""Tests of how old a value may be, and how often it is read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Captions from files beside photos: ``photo.txt``, ``photo.caption``, ``metadata.csv``.
 
-Owns which file wins (the photo's own over the folder's), how names are matched, and what is said of
-captions that belong to no photo. Whether a caption names the subject is judged in
-``prompts/judge.py``.
+Owns which file wins (the photo's own over the folder's), how names are matched, and the faults of
+captions that belong to no photo. ``prompts/judge.py`` checks whether a caption names the subject.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from farm.intake.rows import CaptionStyle
 __all__ = ["TABLE_SUFFIXES", "Caption", "Captions", "Names", "is_table_name"]
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""Of tables that may caption the photos beside them."""
+"""Suffixes of tables that may caption the photos beside them."""
 METADATA_STEM = "metadata"
 """A table of this name is meant for the photos beside it, as for Hugging Face's imagefolder."""
 MAX_CAPTION_BYTES = 64 * 2**10
-"""Of one sidecar file; the text encoder reads 77 tokens."""
+"""Maximum size of one sidecar file; the text encoder reads 77 tokens."""
 MAX_TABLE_BYTES = 64 * 2**20
-"""Of a table of captions: ten thousand photos with a page of text each."""
+"""Maximum size of a table of captions: ten thousand photos with a page of text each."""
 MAX_TOLD_ROWS = 50
 """Rows of one table without a photo that are reported one by one."""
 FEW_ORPHANS = 2
-"""Texts without a photo from which on they are taken for captions, not for a note of the user's."""
+"""Minimum number of texts without a photo that count as captions; fewer may be the user's notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def is_table_name(name: str) -> bool:
 
 
 class Names:
-    """File names, found as people write them: Unicode normalised, and without case if need be."""
+    """File names, matched with normalised Unicode, and without case if there is no exact match."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._exact: dict[str, str] = {}
@@ -66,7 +65,7 @@ class Names:
         return iter(self._exact.values())
 
     def find(self, name: str) -> str | None:
-        """The name that is meant, or None."""
+        """The matching name, or None."""
         if (found := self._exact.get(_nfc(name))) is not None:
             return found
         near = self._folded.get(_nfc(name).casefold(), [])
@@ -90,7 +89,7 @@ class Captions:
         """Look for captions among the names of a folder.
 
         Args:
-            names: paths from the folder, photos and all.
+            names: paths from the folder, including photos.
             read: returns the bytes of a name.
             style: which files are captions, and how they are read.
             place: a file's name in faults, from its path.
@@ -226,7 +225,7 @@ class Captions:
 
 
 class _TableMatch:
-    """Gives the rows of one table to the photos that they name."""
+    """Matches the rows of one table to the photos that they name."""
 
     def __init__(self, captions: Captions, table: PhotoTable, name: str) -> None:
         self._owner, self._table, self._name = captions, table, name
@@ -238,7 +237,7 @@ class _TableMatch:
         files = [_plain(file) for row in table.rows for file in row.files]
         folders = {posixpath.dirname(file) for file in files}
         self._shared = folders.pop() if len(folders) == 1 else ""
-        """The folder that all rows name, where it is one."""
+        """The folder that all rows name, if they name the same one."""
         self._told_shared = False
 
     def take(self) -> None:
@@ -251,7 +250,7 @@ class _TableMatch:
         ]
         is_meant = _is_metadata(self._name)
         for row, file in lost[:MAX_TOLD_ROWS]:
-            message = f"`{file}` is no photo here, so its row captions none"
+            message = f"`{file}` is not a photo here, so its row captions none"
             if not file:
                 message = "it names no photo"
             self._owner._tell(
@@ -266,7 +265,7 @@ class _TableMatch:
     def _take(self, row: PhotoRow, file: str) -> bool:
         photo = self._found(_plain(file), row.line) if file else None
         if photo is None:
-            # a row without a caption loses none
+            # no caption is lost with a row that has none
             return not row.caption
         if not row.caption:
             return True
@@ -299,7 +298,7 @@ class _TableMatch:
         return self._without_folder(file)
 
     def _without_folder(self, file: str) -> str | None:
-        """A photo by its bare name, where all rows name one folder that is not here."""
+        """A photo by its bare name, if all rows name one folder that does not exist here."""
         if not self._shared:
             return None
         name = posixpath.join(self._folder, posixpath.basename(file))
@@ -320,7 +319,7 @@ class _TableMatch:
 
 
 def _plain(file: str) -> str:
-    """A file name with slashes, as other systems' paths are compared."""
+    """A file name with slashes, to compare paths of other systems."""
     return file.replace("\\", "/").removeprefix("file://")
 
 

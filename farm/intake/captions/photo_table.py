@@ -1,8 +1,8 @@
 """Tables with one photo a row: `metadata.csv`, `.jsonl`, `.parquet` and their like.
 
-Owns which columns name photos and captions, and how such a table is read in any of its forms; the
-form is decided by the content. What the rows are for is decided by ``files.py`` (captions beside
-photos) and ``formats/imagefolder.py`` (a manifest).
+Owns which columns name photos and captions, and reads such a table in any of its forms, detected by
+content. ``files.py`` uses the rows as captions beside photos, ``formats/imagefolder.py`` as a
+manifest.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PhotoRow:
     caption: str
     """On one line; empty where it has none."""
     value: Mapping[str, Any]
-    """All its cells by folded column name."""
+    """All cells by folded column name."""
     choices: int = 1
     """Captions that the row offers; the first is taken."""
 
@@ -88,12 +88,12 @@ class PhotoTable:
 
 
 def folded(column: str) -> str:
-    """A column's name as it is compared: `File Name` and `file-name` are `file_name`."""
+    """A column's name for comparison: `File Name` and `file-name` become `file_name`."""
     return re.sub(r"[\s\-]+", "_", column.strip().casefold())
 
 
 def photo_column(columns: Iterable[str]) -> str | None:
-    """The column that names photos, of folded names."""
+    """The column that names photos, among folded names."""
     names = list(columns)
     for column in PHOTO_COLUMNS:
         if column in names:
@@ -111,7 +111,7 @@ def is_photo_row(columns: Iterable[str]) -> bool:
 _SURE_COLUMNS = frozenset(
     ("file_name", "filename", "file_names", "image", "images", "image_path", "image_file", "img")
 )
-"""Of these a manifest of any name is a table of photos; `path` or `url` may be a subject's own."""
+"""Columns that make any manifest a table of photos; `path` or `url` may belong to a subject."""
 
 
 def is_photo_manifest(columns: Iterable[str], file: str) -> bool:

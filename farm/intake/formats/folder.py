@@ -1,6 +1,6 @@
 """Folders as manifests: one folder per subject, ideally with a `subjects.csv`.
 
-Owns what a folder means when it is given as a manifest. The table itself is read by ``tables.py``.
+Owns how a folder is read as a manifest. The table itself is read by ``tables.py``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Man
 
 
 def unused_class_images(folder: str) -> Fault | None:
-    """A warning of a kohya_ss project's `reg` folder beside the folder of photos that was named."""
+    """A warning about a kohya_ss project's `reg` folder beside the given folder of photos."""
     around, _, name = folder.rstrip("/").rpartition("/")
     if name.casefold() not in {"img", "image", "images"} or "://" in folder:
         return None
@@ -102,7 +102,7 @@ def unused_class_images(folder: str) -> Fault | None:
 
 
 def _class_remedy(name: str) -> str:
-    """How the class noun of a folder is given, in the words of the tool its name comes from."""
+    """How to give a folder's class noun, in the terms of the tool that its name comes from."""
     if re.fullmatch(r"[^\s\d]\S*\s+\S.*", name):
         return f"rename it `1_{name}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
     return f"{_SUBJECTS_REMEDY}; photos of different subjects belong in different folders"

@@ -1,8 +1,8 @@
 """Importer of Hugging Face ImageFolder metadata: one photo a row, rows grouped into subjects.
 
 Owns how rows become subjects: `subject` or `id` names the subject, and else the first folder of the
-photo's path; `class_noun`, `class` or `label` its class. The train split alone is read. Which
-columns name photos and captions is in ``captions/photo_table.py``; other columns are ignored.
+photo's path; `class_noun`, `class` or `label` its class. Only the train split is read. The columns
+of photos and captions are in ``captions/photo_table.py``; other columns are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRAIN_SPLITS = frozenset(("train", "training"))
 OTHER_SPLITS = frozenset(
     ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
 )
-"""Folder names that Hugging Face's `datasets` takes for splits, besides `train`."""
+"""Folder names that Hugging Face's `datasets` treats as splits, besides `train`."""
 CLASS_REMEDY = "add a column `class` that says what each subject is, such as `cat`"
 
 
@@ -117,7 +117,7 @@ def _first(read: PhotoRow, columns: tuple[str, ...]) -> str:
 
 
 def _folder_of(name: str, base: str) -> str:
-    """The subject that a photo's path names: its first folder that is no split, or the data set."""
+    """The subject in a photo's path: the first folder that is not a split, or the data set."""
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts[:-1] if part != "."]
     if parts and parts[0].casefold() in TRAIN_SPLITS:
         parts = parts[1:]
@@ -125,7 +125,7 @@ def _folder_of(name: str, base: str) -> str:
 
 
 def dataset_name(base: str) -> str:
-    """The name of a folder, or of the one around it where it is a split."""
+    """The name of a folder, or of its parent if it is a split."""
     parts = [part for part in base.split("/") if part]
     if len(parts) > 1 and parts[-1].casefold() in TRAIN_SPLITS | OTHER_SPLITS:
         parts.pop()

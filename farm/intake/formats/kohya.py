@@ -2,10 +2,10 @@
 
 Owns how datasets become subjects; see docs/manifest.md for the table of options. In every dataset
 the subsets with equal `class_tokens` are one subject. Its `is_reg` subsets regularise the whole
-dataset: each subject takes those of its own class, and otherwise those that there are. A dataset
-without them is trained without a prior, as kohya's scripts do.
+dataset: each subject uses those of its own class, or else those of the dataset. A dataset without
+them is trained without a prior, as in kohya's scripts.
 
-What single options mean is in ``kohya_options.py``.
+Single options are interpreted in ``kohya_options.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["read_kohya"]
 
 MAX_TOML_CHARACTERS = 4_000_000
 _DEEP_KEY = re.compile(r"(?:[\w\"'-]{1,64}[ \t]{0,4}\.[ \t]{0,4}){24}")
-"""A dotted key of more parts than a dataset config has levels."""
+"""A dotted key with more parts than a dataset config has levels."""
 _TABLE = re.compile(r"\s*\[\[?\s*([\w.]+)\s*\]\]?")
 _KEY = re.compile(r"\s*([\w-]+)\s*=")
 _TERMS: dict[Path, str] = {
@@ -48,7 +48,7 @@ _TERMS: dict[Path, str] = {
     ("recipe", "resolution_px"): "resolution",
     ("recipe", "flip"): "flip_aug",
 }
-"""Our fields by the options that they are made of."""
+"""The options that the farm's fields are derived from."""
 
 
 def read_kohya(text: str, file: str, base: str) -> ManifestRows:
@@ -73,7 +73,8 @@ def read_kohya(text: str, file: str, base: str) -> ManifestRows:
 
 
 def _cost_fault(text: str, file: str) -> Fault | None:
-    """What makes a file too costly for the TOML reader, whose time is quadratic in both."""
+    """The fault of a file too costly for the TOML reader: its time is quadratic in length and
+    depth."""
     if len(text) > MAX_TOML_CHARACTERS:
         message = f"it is longer than {MAX_TOML_CHARACTERS // 10**6} million characters"
         return Fault(file, message, "split it into several files")

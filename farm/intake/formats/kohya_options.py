@@ -1,7 +1,7 @@
-"""What the options of kohya-ss `dataset_config` files mean here.
+"""Interpretation of the options in kohya-ss `dataset_config` files.
 
-Owns which options are used, which need nothing, and which cause a warning. How datasets become
-subjects is in ``kohya.py``.
+Owns which options are used, which need no action, and which cause a warning. ``kohya.py`` turns
+datasets into subjects.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ TAKEN_OVER = frozenset(
     ("image_dir", "class_tokens", "is_reg", "resolution", "batch_size", "flip_aug")
     + ("caption_extension", "caption_prefix", "caption_suffix", "metadata_file", "subsets")
 )
-"""Options that mean something here."""
+"""Options that are used."""
 NEEDLESS = frozenset(
     ("num_repeats", "enable_bucket", "bucket_no_upscale", "bucket_reso_steps", "min_bucket_reso")
     + ("max_bucket_reso", "cache_latents", "cache_latents_to_disk", "num_workers", "cache_info")
     + ("skip_cache_check", "resize_interpolation")
 )
-"""Options about what the farm does by itself: balance, caching, cropping."""
+"""Options for what the farm does automatically: balance, caching, cropping."""
 NEUTRAL: dict[str, tuple[object, ...]] = {
     # without shuffling there is nothing to keep in place
     "keep_tokens": (0, 1),
@@ -45,7 +45,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Options whose usual values change nothing; any option that is off (false, 0, "") is neutral."""
 DEFAULT_CAPTION_EXTENSION = ".caption"
-"""Of kohya's scripts, where the config names none."""
+"""The default of kohya's scripts."""
 ESCAPE_REMEDY = (
     "write the path in single quotes, 'C:\\photos\\cat', or with slashes, \"C:/photos/cat\""
 )
@@ -58,7 +58,7 @@ def is_escaped_path(line: str) -> bool:
 
 
 def unused_options(options: Options) -> Iterator[str]:
-    """The options that are set to something, and mean nothing here."""
+    """The options that are set but have no effect."""
     for name, value in options.items():
         if name in TAKEN_OVER or name in NEEDLESS or value in (False, 0, 0.0, "", None):
             continue
@@ -68,7 +68,7 @@ def unused_options(options: Options) -> Iterator[str]:
 
 
 def folder_fault(subset: Options) -> tuple[str, str] | None:
-    """What is wrong with a subset's folder, and the remedy."""
+    """Message and remedy of a fault in a subset's folder, or None."""
     folder = subset.get("image_dir")
     if subset.get("metadata_file"):
         return (

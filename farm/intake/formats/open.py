@@ -42,7 +42,7 @@ from farm.retries import remedy_of_reading
 __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 
 MAX_MANIFEST_BYTES = 64 * 2**20
-"""Of a manifest that is text; half a million subjects fit. Parquet is read in batches instead."""
+"""Maximum size of a text manifest; half a million subjects fit. Parquet is read in batches."""
 
 WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], ManifestRows]
@@ -68,7 +68,7 @@ def open_rows(url: str) -> ManifestRows:
     """Open a manifest: a file of any known form, or a folder of folders.
 
     Raises:
-        ManifestError: if it is not there, not text, or of no known form.
+        ManifestError: if it is missing, not text, or of an unknown form.
     """
     rows = _open(url, MANIFEST_NAMES)
     table = rows.head.value.get("subjects")
@@ -80,7 +80,7 @@ def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRo
 
     Args:
         names: of files that may represent a folder; the first present is opened.
-        trusted: whether the operator named it; hosts in a manifest are checked.
+        trusted: whether the operator named the URL; hosts named in a manifest are checked.
     """
     url = os.path.expanduser(url.removeprefix("file://"))
     if "://" not in url and os.path.isdir(url):
@@ -147,7 +147,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
             f"{url} has an unknown manifest extension",
             f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet",
         )
-    # the suffix says which form is meant; the content decides
+    # the suffix is a hint; the content decides
     file = _binary(url, trusted=trusted)
     head = file.read(4)
     file.seek(0)
@@ -158,7 +158,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
 
 
 def _text_reader(text: str, suffix: str) -> TextReader:
-    """The reader that a suffix means, or the one that the content asks for."""
+    """The reader for a suffix, or the one that the content requires."""
     start = text.lstrip()[:1]
     is_table = suffix in {".csv", ".tsv"}
     if start == "[" and (is_table or suffix in {".jsonl", ".ndjson"}):
@@ -188,10 +188,10 @@ def _grouped(rows: ManifestRows) -> ManifestRows:
 
 
 def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
-    """The subjects of a head that are in a table or folder of their own."""
+    """The subjects of a head that are in a separate table or folder."""
     try:
         check_reference(table)
-        # a folder's own manifest may be this very head
+        # a folder's own manifest may be this head
         inner = _open(join_url(rows.head.base, table), TABLE_NAMES, trusted=False)
     except (ManifestError, PhotoFault) as error:
         rows.faults.append(rows.head.fault(("subjects",), error.message, error.remedy))

@@ -1,7 +1,7 @@
 """Manifests as tables: CSV and Parquet, one subject a row.
 
-Owns what a cell means: dotted columns nest (``recipe.steps``), lists in one cell are divided by
-``|``, empty cells are absent. Parquet is read a batch of rows at a time.
+Owns the interpretation of cells: dotted columns nest (``recipe.steps``), ``|`` separates the items
+of a list in one cell, empty cells are absent. Parquet is read in batches of rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "ca
 
 
 def read_csv(text: str, file: str, base: str) -> ManifestRows:
-    """Read a table with a header row: of subjects, or of photos if its columns say so."""
+    """Read a table with a header row: of photos if its columns are those of photos, else of
+    subjects."""
     faults: list[Fault] = []
     table = read_delimited(text)
     head = ManifestRow({}, file, base)
@@ -69,7 +70,7 @@ def _subject_rows(
 
 
 def _known(column: str) -> str:
-    """A column's own name where it is written in another case or with spaces."""
+    """A column's canonical name, if it is written in another case or with spaces."""
     name = folded(column)
     return name if name in _OWN_COLUMNS or name.startswith(("recipe.", "prior.")) else column
 
@@ -90,7 +91,7 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
 
 
 def _place(row: ManifestRow, column: str, value: Any, faults: list[Fault]) -> None:
-    """Put a cell where its column's name says; absent ones nowhere."""
+    """Put a cell at the path that its column names; absent cells are left out."""
     if value is None or not column:
         return
     if column == "live":
@@ -120,7 +121,7 @@ def read_parquet(source: Any, file: str, base: str) -> ManifestRows:
     try:
         table = open_parquet(source)
     except TableTooLarge as error:
-        faults.append(Fault(file, str(error), "split it, or remove what is no manifest's"))
+        faults.append(Fault(file, str(error), "split it, or remove columns of other data"))
         return ManifestRows(head, iter(()), faults)
     except (pa.ArrowException, OSError, ValueError) as error:
         faults.append(_damaged(file, error, None))
@@ -138,7 +139,7 @@ def _damaged(file: str, error: Exception, line: int | None) -> Fault:
 
 
 def _numbered(table: Any, file: str, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a table from 1; ends with a fault where it cannot be read further."""
+    """The rows of a table, numbered from 1; ends with a fault where reading fails."""
     import pyarrow as pa
 
     number = 0
@@ -147,7 +148,7 @@ def _numbered(table: Any, file: str, faults: list[Fault]) -> Iterator[tuple[int,
             number += 1
             yield number, value
     except TableTooLarge as error:
-        remedy = "split it, or remove what is no manifest's"
+        remedy = "split it, or remove columns of other data"
         faults.append(Fault(file, str(error), remedy, line=number + 1))
     except (pa.ArrowException, OSError, ValueError) as error:
         faults.append(_damaged(file, error, number or None))
@@ -174,7 +175,7 @@ def _parsed(text: str, row: ManifestRow, column: str, faults: list[Fault]) -> An
 
 
 def _plain(value: Any) -> Any:
-    """Arrow's values as a manifest has them: no nulls in structs, whole floats as integers."""
+    """Arrow's values as in a manifest: no nulls in structs, whole floats as integers."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
 """Tables of text as spreadsheets export them: one dialect for every CSV that intake reads.
 
 Owns the separator (commas, semicolons, tabs, bars, or what a `sep=` line says), quotes, header and
-line numbers. What the columns mean is for the readers: ``formats/tables.py``,
-``formats/imagefolder.py`` and ``captions/``.
+line numbers. The readers interpret the columns: ``formats/tables.py``, ``formats/imagefolder.py``
+and ``captions/``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Delimited:
     """A table with its header read; rows are read as they are consumed."""
 
     columns: list[str]
-    """Header cells, stripped; empty where the table has none."""
+    """Header cells, stripped; empty if the table has none."""
     rows: Iterator[tuple[int, list[str]]]
     """Line and cells of each row that is not blank; cells are stripped and never more than the
     columns."""
     delimiter: str
     faults: list[tuple[int, str, str]] = field(default_factory=list)
-    """Line, message and remedy of what could not be read; grows while rows are consumed."""
+    """Line, message and remedy of each error; grows while rows are consumed."""
 
     def number(self, cell: str) -> str:
-        """A cell with a decimal comma written with a point, where commas do not divide cells."""
+        """A cell with its decimal comma replaced by a point, unless commas separate cells."""
         if self.delimiter != "," and _DECIMAL_COMMA.fullmatch(cell):
             return cell.replace(",", ".")
         return cell
@@ -55,7 +55,7 @@ def read_delimited(text: str) -> Delimited:
     lines = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     table = Delimited([], iter(()), delimiter)
     rows = _rows(lines, table, skipped)
-    # the header is read at once; rows follow as they are asked for
+    # the header is read immediately; rows are read on demand
     table.rows = rows
     next(rows, None)
     return table

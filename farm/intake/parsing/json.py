@@ -1,6 +1,6 @@
 """JSON and JSONL manifests, read with the line of every value.
 
-Owns a small JSON reader, because Python's own reports no lines and accepts duplicate keys.
+Owns a small JSON reader, because Python's own does not report lines and accepts duplicate keys.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 __all__ = ["read_json", "read_jsonl"]
 
 MAX_DEPTH = 24
-"""Of nested lists and objects; a manifest needs five."""
+"""Maximum nesting of lists and objects; a manifest needs five levels."""
 MAX_VALUES = 4_000_000
-"""Of one document; a subject has about five. JSON lines are documents of their own."""
+"""Maximum number in a document; a subject has about five. Each line of JSONL is a document."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(\.[0-9]+)?([eE][-+]?[0-9]+)?(?![0-9])")
 _WORDS = {"true": True, "false": False, "null": None}
@@ -64,7 +64,7 @@ def _subject_rows(
 
 
 def read_jsonl(lines: Iterable[str], file: str, base: str) -> ManifestRows:
-    """Read one subject a line; a first line without ``id`` that has ``defaults`` is the head."""
+    """Read one subject per line; a first line with ``defaults`` and without ``id`` is the head."""
     faults: list[Fault] = []
     rows = _line_rows(lines, file, base, faults)
     first = next(rows, None)
@@ -121,7 +121,7 @@ def _syntax_fault(error: json.JSONDecodeError, file: str, line: int | None = Non
 
 
 class _Reader:
-    """A JSON reader that notes lines and keys given twice."""
+    """A JSON reader that records line numbers and reports duplicate keys."""
 
     def __init__(self, text: str, file: str, faults: list[Fault], first_line: int = 1) -> None:
         self._text = text

@@ -1,7 +1,7 @@
 """Rows of Parquet tables, read in batches whose size in memory is bounded.
 
-Owns what a small file may expand to: row groups, cells, and dictionaries whose few long values are
-repeated in every row.
+Owns the limits on what a small file may expand to: row groups, cells, and dictionaries whose few
+long values are repeated in every row.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ __all__ = ["TableTooLarge", "open_parquet", "parquet_rows"]
 
 BATCH_ROWS = 1_000
 MAX_GROUP_BYTES = 256 * 2**20
-"""Of one row group, unpacked."""
+"""Maximum size of one row group, unpacked."""
 MAX_CELL_BYTES = 2**20
-"""Of one text; longer ones hold photos or worse."""
+"""Maximum size of one text; longer ones are not a manifest's."""
 MAX_BATCH_BYTES = 128 * 2**20
-"""Of the texts of one batch, dictionaries written out."""
+"""Maximum size of the texts of one batch, with dictionaries expanded."""
 MAX_COLUMNS = 2_000
 MAX_ROWS = 5_000_000
 
 
 class TableTooLarge(ValueError):
-    """A table that would take too much memory; the message says which bound it exceeds."""
+    """A table that would take too much memory; the message names the exceeded bound."""
 
 
 def open_parquet(source: Any) -> Any:
@@ -31,7 +31,7 @@ def open_parquet(source: Any) -> Any:
 
     Raises:
         TableTooLarge: if its footer alone exceeds a bound.
-        pyarrow.ArrowException, OSError: if it is not a whole Parquet file.
+        pyarrow.ArrowException, OSError: if it is not a complete Parquet file.
     """
     import pyarrow.parquet as pq
 
@@ -54,7 +54,7 @@ def open_parquet(source: Any) -> Any:
         for at in range(footer.num_columns)
         if footer.schema.column(at).physical_type == "BYTE_ARRAY"
     ]
-    # dictionaries stay dictionaries, so that their values can be measured before they are repeated
+    # dictionaries are kept, so that their values can be measured before they are expanded
     return pq.ParquetFile(source, read_dictionary=texts)
 
 
@@ -74,7 +74,7 @@ def parquet_rows(table: Any) -> Iterator[dict[str, Any]]:
 
 
 def _text_bytes(array: Any) -> int:
-    """Bytes of all texts of a column, dictionaries written out."""
+    """Bytes of all texts of a column, with dictionaries expanded."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,7 +1,7 @@
-"""Text of files that other programs wrote: encodings, and names for files that are not text.
+"""Text of files that other programs wrote: encodings, and detection of files that are not text.
 
-Owns how bytes become text: UTF-8 with or without a mark, and UTF-16, as spreadsheets and editors
-save them. What is in no such encoding is refused with its true form.
+Owns the decoding of text: UTF-8 with or without a byte order mark, and UTF-16, as spreadsheets and
+editors save them. Anything else is refused, with its actual form in the message.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _INSIDE = (
     ("Index/", "a Numbers or Pages document", "export it as CSV or plain text"),
     ("content.xml", "an OpenDocument file (.ods, .odt)", _AS_CSV),
 )
-"""What an archive's members show it to be."""
+"""Forms of zip archives, by the names of their members."""
 
 
 class NotText(ValueError):
-    """Bytes that are not readable text: what they are, and the remedy."""
+    """Bytes that are not readable text; with what they are and the remedy."""
 
     def __init__(self, message: str, remedy: str, line: int | None = None) -> None:
         super().__init__(message, remedy, line)
@@ -112,7 +112,7 @@ def is_parquet(data: bytes) -> bool:
 
 
 def foreign_form(data: bytes) -> tuple[str, str] | None:
-    """What a file is, if it is not text, and the remedy; None if it may be text."""
+    """The form of a file that is not text, and the remedy; None if it may be text."""
     for signature, what, remedy in _FORMS:
         if data.startswith(signature):
             return what, remedy

@@ -1,8 +1,8 @@
 """YAML manifests, read event by event with the line of every value.
 
 Owns the YAML dialect: the 1.2 core schema, so that ``no`` is a word, ``1e-4`` a number and ``007``
-a name; anchors, aliases and ``<<`` merges; keys given twice are faults. Aliases are shared, never
-copied, and what they would expand to is bounded.
+a name; anchors, aliases and ``<<`` merges; duplicate keys are faults. Aliases are shared, never
+copied, and their expanded size is bounded.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 __all__ = ["parse_scalar", "read_yaml"]
 
 MAX_DEPTH = 24
-"""Of nested lists and mappings; a manifest needs five."""
+"""Maximum nesting of lists and mappings; a manifest needs five levels."""
 MAX_VALUES = 200_000
-"""Of one subject, aliases written out: more is a trap (`billion laughs`), not a subject."""
+"""Maximum number in one subject, aliases expanded: more is an attack (`billion laughs`)."""
 
 MAX_VALUES_IN_ALL = 10_000_000
-"""Of a whole file, aliases written out: half a million subjects of twenty values each."""
+"""Maximum number in a file, aliases expanded: half a million subjects of twenty values each."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)$")
@@ -49,7 +49,7 @@ def parse_scalar(text: str) -> Any:
 def read_yaml(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest with ``version``, ``defaults`` and ``subjects``, or a bare list of subjects.
 
-    A syntax fault ends the reading; everything before it is kept.
+    Reading stops at a syntax fault; everything before it is kept.
     """
     faults: list[Fault] = []
     reader = _Reader(text, file, faults)
@@ -99,7 +99,7 @@ def _syntax_fault(error: yaml.YAMLError, file: str) -> Fault:
 
 
 class _Reader:
-    """Builds plain values from YAML events; one value at a time, so nothing whole is kept twice."""
+    """Builds plain values from YAML events, one value at a time, so that no tree is held twice."""
 
     def __init__(self, text: str, file: str, faults: list[Fault]) -> None:
         self._events = yaml.parse(text, Loader=_LOADER)
@@ -110,7 +110,7 @@ class _Reader:
         self._num_values = 0
 
     def document(self) -> Iterator[tuple[Path, int, Any, dict[Path, int]]]:
-        """Top-level values: path, line, value, and the lines inside it. Subjects come singly."""
+        """Top-level values: path, line, value, and the lines inside it. Subjects one by one."""
         event = self._next(yaml.StreamStartEvent, yaml.DocumentStartEvent)
         if isinstance(event, yaml.StreamEndEvent):
             self._fault(1, (), "the file is empty", "write `subjects:` and a list of subjects")
@@ -162,7 +162,7 @@ class _Reader:
         return event
 
     def _value(self, event: Any, path: Path, lines: dict[Path, int], depth: int) -> tuple[Any, int]:
-        """One value and its size, aliases written out."""
+        """One value and its size, aliases expanded."""
         if depth > MAX_DEPTH:
             raise _refusal("nested too deeply", event)
         if isinstance(event, yaml.AliasEvent):

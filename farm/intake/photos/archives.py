@@ -1,7 +1,7 @@
 """Zip archives of photos, read in place: nothing is ever unpacked to disk.
 
-Owns the rules that make an archive safe to read: the size of its directory, the number and names
-of its members, and how far one may expand.
+Owns the rules that make an archive safe to read: the size of its directory, the number and names of
+its members, and the limit of their expansion.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from farm.intake.photos.uris import filesystem_of
 __all__ = ["MAX_ARCHIVE_MEMBERS", "archive_members", "open_archive", "read_member"]
 
 MAX_ARCHIVE_MEMBERS = 10_000
-"""Of one subject's archive, whatever they are."""
+"""Maximum number in one subject's archive, of any kind."""
 MAX_ARCHIVE_BYTES = 2 * 2**30
-"""Of an archive that must be fetched whole."""
+"""Maximum size of an archive that must be fetched whole."""
 MAX_ARCHIVE_RATIO = 200
 """Unpacked over packed size of a member; photos are packed already and barely shrink further."""
 MAX_UNPACKED_BYTES = 8 * 2**30
-"""Of all members of an archive together."""
+"""Maximum total size of an archive's members."""
 MAX_DIRECTORY_BYTES = 4 * 2**20
-"""Of the directory at an archive's end: ten thousand members of four hundred bytes."""
+"""Maximum size of an archive's directory: ten thousand members of four hundred bytes."""
 
 _METHODS = frozenset((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
-"""LZMA is not among them: its header alone makes a reader allocate up to 4 GiB."""
+"""LZMA is excluded: its header alone can make a reader allocate up to 4 GiB."""
 
 
 class _BoundedDirectory:
     """An archive's file in which no single read is larger than a directory may be.
 
-    ``zipfile`` reads the whole directory in one call, of the size that the archive itself claims.
+    ``zipfile`` reads the whole directory in one call, with the size that the archive claims.
     """
 
     def __init__(self, file: Any) -> None:
@@ -53,7 +53,7 @@ class _BoundedDirectory:
         """Read as the file does.
 
         Raises:
-            PhotoFault: if the size is that of a directory over the limit.
+            PhotoFault: if the size is over the limit of a directory.
         """
         if size > MAX_DIRECTORY_BYTES:
             raise PhotoFault(
@@ -111,10 +111,10 @@ def _seekable(uri: str) -> Iterator[Any]:
 
 
 def archive_members(archive: zipfile.ZipFile) -> list[str]:
-    """The names of an archive's files, sorted; folders and system litter left out.
+    """The names of an archive's files, sorted, without folders and system litter.
 
     Raises:
-        PhotoFault: if the archive holds too much, or a member's name leaves the archive.
+        PhotoFault: if the archive holds too much, or a member's name leads out of it.
     """
     entries = archive.infolist()
     if len(entries) > MAX_ARCHIVE_MEMBERS:
@@ -176,6 +176,6 @@ def read_member(
 
 
 def _words(error: BaseException) -> str:
-    """What an archive's reader says; it never repeats members' bytes."""
+    """The message of an archive reader's error, which never includes members' bytes."""
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__

@@ -1,7 +1,7 @@
 """Memory that all threads of a check share, so that many large photos at once cannot exhaust it.
 
-Owns how much photos may take together: their bytes while they are read, and their pixels while they
-are decoded. A photo that is larger than a whole budget has it to itself.
+Owns the total memory of photos: their bytes while they are read, and their pixels while they are
+decoded. A photo larger than a whole budget gets all of it exclusively.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from threading import Condition, Lock
 __all__ = ["DECODING", "MAX_PHOTO_BYTES", "READING", "SMALL_BYTES", "MemoryBudget"]
 
 MAX_PHOTO_BYTES = 256 * 2**20
-"""Of one photo. A 100-megapixel raw TIFF fits; more is a mistake or an attack."""
+"""Maximum size of one photo. A 100-megapixel raw TIFF fits; more is a mistake or an attack."""
 
 
 TRIMMED_BYTES = 64 * 2**20
-"""A reservation above this gives freed memory back to the system when it ends."""
+"""A reservation above this returns freed memory to the system when it ends."""
 
 
 def _give_back() -> None:
@@ -29,10 +29,10 @@ def _give_back() -> None:
 
 
 class MemoryBudget:
-    """A number of bytes that threads reserve and give back, in the order in which they ask.
+    """A number of bytes that threads reserve and release, in the order of their requests.
 
-    A thread that holds bytes of ``DECODING`` never asks for others, and one that holds bytes of
-    ``READING`` asks for ``DECODING`` at most; so none waits for itself.
+    A thread that holds ``DECODING`` bytes never requests more, and one that holds ``READING`` bytes
+    requests only ``DECODING``, so there is no deadlock.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -1,7 +1,7 @@
 """The bytes of a photo, wherever it is stored: local files, fsspec URLs, members of archives.
 
-Owns reading with retries, and the memory that the bytes of large photos reserve. What the bytes
-show is in ``decode.py``.
+Owns reading with retries, and the memory reserved for the bytes of large photos. Decoding is in
+``decode.py``.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 READ_ATTEMPTS = 4
-"""Of a remote photo; stores and web servers fail now and then."""
+"""Attempts at a remote photo; stores and web servers fail occasionally."""
 
 
 def read_photo_bytes(uri: str) -> bytes:
     """Read one photo's bytes, at most ``MAX_PHOTO_BYTES``.
 
     Raises:
-        PhotoFault: if it is missing, unreadable or too large; with a remedy.
+        PhotoFault: if it is missing, unreadable or too large.
     """
     with PhotoReader() as reader:
         return reader.read(uri)
@@ -52,7 +52,7 @@ def read_photo_bytes(uri: str) -> bytes:
 class PhotoReader:
     """Reads photos one after the other; consecutive members of one archive open it once.
 
-    The bytes of a large photo hold a reservation of the shared memory until the next is read.
+    A large photo keeps its reservation of the shared memory until the next one is read.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class PhotoReader:
         if size > MAX_PHOTO_BYTES:
             raise too_many_bytes()
         self._reserve(size)
-        # an object that grew meanwhile is bounded too
+        # an object that grew since is bounded too
         data = bytes(filesystem.cat_file(path, start=0, end=size))
         if len(data) > size:
             raise PhotoFault("it is longer than its store says", "upload it again")

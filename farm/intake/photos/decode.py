@@ -38,19 +38,19 @@ __all__ = [
 ]
 
 MAX_PHOTO_PIXELS = 100_000_000
-"""Width times height: 300 MB once decoded. Known from the header, before anything is unpacked."""
+"""Width times height: 300 MB once decoded. Read from the header, before anything is unpacked."""
 MIN_SIDE_PX = 32
-"""Of the shorter side; below it there is nothing to learn at any resolution."""
+"""Minimum shorter side; below it there is nothing to learn at any resolution."""
 
 BLOCK_ROWS = 64
-"""Of deep grey pictures that are converted at once."""
+"""Rows of deep grey pictures converted at once."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
-"""Decoders that photos may reach. The rest of Pillow's (PostScript, PSD, fonts …) stay shut."""
+"""Decoders that photos may use. Pillow's others (PostScript, PSD, fonts …) are disabled."""
 PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".mpo", ".tif", ".tiff", ".bmp", ".gif")
     + (".avif", ".jp2", ".ppm", ".pgm", ".tga", ".heic", ".heif")
 )
-"""File names that a folder, glob or archive offers as photos. HEIC is among them so that it is
+"""Suffixes of files treated as photos in a folder, glob or archive. HEIC is included so that it is
 reported as unreadable rather than skipped silently."""
 
 _SIGNATURES = (
@@ -60,8 +60,8 @@ _SIGNATURES = (
     (0, b"%PDF", "a PDF document", "export its pictures as JPEG or PNG"),
     (0, b"PK\x03\x04", "an archive", "name it `….zip` in `photos`, or unpack it"),
     (0, b"8BPS", "a Photoshop document", "export it as PNG"),
-    (0, b"<svg", "a drawing in SVG", "export it as PNG"),
-    (0, b"<?xml", "XML", "export it as PNG if it is a drawing"),
+    (0, b"<svg", "an SVG image", "export it as PNG"),
+    (0, b"<?xml", "XML", "export it as PNG if it is an image"),
     (0, b"<!DOCTYPE", "a web page", "use the address of the picture itself"),
     (0, b"<html", "a web page", "use the address of the picture itself"),
     (0, b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
@@ -89,16 +89,16 @@ _open_lock = threading.Lock()
 
 
 def open_photo(photo: bytes | str) -> Image.Image:
-    """Decode a photo as it should be seen: upright, sRGB, 8 bits, nothing transparent.
+    """Decode a photo as it should be seen: upright, sRGB, 8 bits, opaque.
 
-    EXIF rotation is applied, colour profiles are converted, transparency is laid on white, and
-    grey, palette, CMYK and 16-bit photos become RGB. Of animations the first frame is taken.
+    EXIF rotation is applied, colour profiles are converted, transparency is blended with white, and
+    grey, palette, CMYK and 16-bit photos become RGB. The first frame of an animation is used.
 
     Args:
         photo: the file's bytes, or a URI as in ``Photo.uri``.
 
     Raises:
-        PhotoFault: if it is missing, no photo, truncated, or larger than ``MAX_PHOTO_PIXELS``.
+        PhotoFault: if it is missing, not a photo, truncated, or over ``MAX_PHOTO_PIXELS``.
     """
     data = read_photo_bytes(photo) if isinstance(photo, str) else photo
     image = open_header(data)
@@ -116,10 +116,10 @@ def decoding() -> Iterator[None]:
 
 
 def open_header(data: bytes) -> Image.Image:
-    """Identify a photo and check its size without decoding it; metadata over limits is left out.
+    """Identify a photo and check its size without decoding it; metadata over limits is dropped.
 
     Raises:
-        PhotoFault: if it is empty, no photo, or absurdly large.
+        PhotoFault: if it is empty, not a photo, or far too large.
     """
     if not data:
         raise PhotoFault("the file is empty", "copy it again")
@@ -148,14 +148,14 @@ def open_header(data: bytes) -> Image.Image:
 
 
 def _identified(data: bytes) -> Image.Image:
-    # Pillow warns of large headers through the process-wide filters; we judge the size elsewhere
+    # Pillow warns of large sizes through process-wide filters; the size is checked elsewhere
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _identified_bare(data: bytes, error: Exception) -> Image.Image:
-    """A photo without its metadata, where that was what the decoder stumbled on."""
+    """A photo opened without its metadata, if the metadata made the decoder fail."""
     rest = bare(data)
     if rest is None:
         raise _unidentified(data, error) from error
@@ -166,7 +166,7 @@ def _identified_bare(data: bytes, error: Exception) -> Image.Image:
 
 
 def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
-    """An opened photo with its pixels decoded; what is missing after the pixels does not matter.
+    """An opened photo with its pixels decoded; data missing after the pixels is ignored.
 
     Args:
         data: the file that it was opened from.
@@ -181,7 +181,7 @@ def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _without_end(image: Image.Image, data: bytes) -> Image.Image | None:
-    """A JPEG that lacks nothing but its end mark."""
+    """A JPEG that lacks only its end marker."""
     tails = whole_jpeg_tails(data) if image.format in {"JPEG", "MPO"} else None
     if tails is None:
         return None
@@ -237,7 +237,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # not ImageOps.exif_transpose: it writes the EXIF block again, whose other parts are unchecked
+    # not ImageOps.exif_transpose: it rewrites the EXIF block, whose other parts are unchecked
     turn = _TURNS.get(_orientation(image))
     if turn is None:
         return image
@@ -249,12 +249,13 @@ def _upright(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> object:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # a broken EXIF block means nothing for the pixels
+    except Exception:  # a broken EXIF block does not affect the pixels
         return None
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF rotation swaps width and height. A PNG without EXIF is decoded to find out."""
+    """Whether EXIF rotation swaps width and height. Decodes a PNG whose EXIF may follow its
+    pixels."""
     return _orientation(image) in {5, 6, 7, 8}
 
 
@@ -273,7 +274,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     peak = max(float(rows.max(initial=0.0)) for rows in _finite_rows(values_HW))
     if image.mode.startswith("I;16") or (image.mode == "I" and peak > 255):
         white = 65535.0 if peak <= 65535 else peak
-    else:  # float and wide integer files name no white point: take the usual one that fits
+    else:  # float and wide integer files have no white point: use the usual one that fits
         white = next((usual for usual in (1.0, 255.0, 65535.0) if peak <= usual), peak)
         white = 255.0 if image.mode == "I" else white
     grey_HW = np.empty(values_HW.shape, dtype=np.uint8)
@@ -285,14 +286,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _finite_rows(values_HW: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
-    """A picture's rows as finite floats, a block at a time: whole they would take gigabytes."""
+    """A picture's rows as finite floats, in blocks: all at once would take gigabytes."""
     for top in range(0, len(values_HW), BLOCK_ROWS):
         rows = values_HW[top : top + BLOCK_ROWS].astype(np.float64)
         yield np.nan_to_num(rows, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The picture in sRGB; unchanged where its profile is sRGB already, or broken."""
+    """The picture in sRGB; unchanged if its profile is already sRGB, or broken."""
     if image.mode not in {"RGB", "CMYK", "L"}:
         image = image.convert("RGB")
     try:
@@ -308,17 +309,17 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 def crops(
     photo: Image.Image, resolution_px: int, count: int = 1, *, flip: bool = False, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """The square crops of a photo that training sees.
+    """The square crops of a photo for training.
 
-    The first is the centre crop over the whole shorter side, as the diffusers scripts take it.
-    The others have a side of 85 to 100 % of it at a random place, so that square photos vary too.
+    The first is the centre crop over the whole shorter side, as in the diffusers scripts. The
+    others have 85 to 100 % of its side, at a random position, so that square photos vary too.
 
     Args:
         photo: RGB.
         resolution_px: side of the crops.
         count: crops before mirroring.
-        flip: also return every crop mirrored, after all the plain ones.
-        seed: root of the places.
+        flip: also return every crop mirrored, after all the others.
+        seed: root of the random positions.
 
     Returns:
         uint8 [N, P, P, 3] with N = count, or 2 x count with ``flip``.

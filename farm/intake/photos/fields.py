@@ -1,7 +1,6 @@
-"""A subject's `photos` and `captions` fields, from what is written to photos with captions.
+"""Resolves a subject's `photos` and `captions` fields to photos with captions.
 
-Owns the forms that the two fields take and the faults of each. Finding what one reference names is
-in ``find.py``.
+Owns the forms that the two fields accept and their faults. ``find.py`` resolves single references.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class ListedPhoto:
 
     photo: Photo
     path: Path
-    """Of the reference in its row."""
+    """Path of the reference in its row."""
     caption_file: Caption | None = None
-    """The file that the caption came from; None where the manifest itself holds it."""
+    """The file that the caption came from; None if the manifest contains it."""
 
 
 def list_photos(
@@ -51,7 +50,7 @@ def list_photos(
     Args:
         value: of the field `photos`.
         rule: of the field `captions`.
-        faults: where to put what is wrong.
+        faults: faults are added to it.
         beside: captions of folders whose photos are named one by one, kept between subjects.
     """
     beside = (beside or Beside()) if rule != "none" else None
@@ -69,7 +68,7 @@ def list_photos(
 
 
 def list_uris(value: object, row: ManifestRow, path: Path, faults: list[Fault]) -> tuple[str, ...]:
-    """The photos that a list of references leads to, without captions."""
+    """The photos that a list of references resolves to, without captions."""
     uris: dict[str, None] = {}
     for index, reference in enumerate(value if isinstance(value, list) else [value]):
         entry = PhotoEntry(uri=str(reference))
@@ -79,7 +78,7 @@ def list_uris(value: object, row: ManifestRow, path: Path, faults: list[Fault]) 
 
 
 def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]:
-    """The distinct captions of class images, where the row's form reads them; faults stay silent.
+    """The distinct captions of class images, if the row's form reads them; faults are ignored.
 
     The class images themselves are listed by ``list_uris``, which reports the faults.
     """
@@ -98,7 +97,7 @@ def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]
 def _entries(
     value: object, row: ManifestRow, faults: list[Fault]
 ) -> Iterator[tuple[Path, PhotoEntry]]:
-    """What is written under `photos`, one reference at a time with its place."""
+    """The references under `photos`, each with its path in the row."""
     if value is None:
         yield from _beside_the_manifest(row, faults)
     elif isinstance(value, str):
@@ -149,7 +148,7 @@ def _entry(
 def _found(
     path: Path, entry: PhotoEntry, row: ManifestRow, beside: Beside | None, faults: list[Fault]
 ) -> Iterator[ListedPhoto]:
-    """The photos that one entry leads to."""
+    """The photos that one entry resolves to."""
     style = row.style(path)
     is_read = beside is not None and entry.caption is None
     try:
@@ -178,7 +177,7 @@ def _found(
 def _apply(
     rule: Mapping[str, str], found: dict[str, ListedPhoto], row: ManifestRow, faults: list[Fault]
 ) -> None:
-    """Give photos the captions that the subject's `captions` mapping has for their names."""
+    """Apply the subject's `captions` mapping to the photos."""
     for key, text in rule.items():
         uris = [uri for uri in found if matches(_name(uri), key)]
         uris = uris or _near(key, found)
@@ -192,7 +191,7 @@ def _apply(
 
 
 def _near(key: str, found: Mapping[str, ListedPhoto]) -> list[str]:
-    """The photo whose name is a key's but for the case or the Unicode form of its letters."""
+    """The photo whose name differs from a key only in case or Unicode normalisation."""
     by_name = {_short(uri): uri for uri in found}
     name = Names(by_name).find(key)
     return [by_name[name]] if name is not None else []

@@ -1,6 +1,6 @@
 """Single files of any storage: local paths, fsspec URLs, names of archive members.
 
-Owns opening and reading them within bounds, and how a filesystem's errors become faults.
+Owns opening and reading them within limits, and how a filesystem's errors become faults.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def too_many_bytes() -> PhotoFault:
 
 
 def words_of(error: BaseException) -> str:
-    """An error in few words: the system's own, or its kind. Server responses are not repeated."""
+    """An error in brief: the system's message, or its type. Server responses are left out."""
     if (status := getattr(error, "status", None)) is not None and isinstance(status, int):
         return f"the server answered {status}"
     if isinstance(error, OSError) and error.strerror and error.errno is not None:

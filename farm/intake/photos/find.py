@@ -1,7 +1,7 @@
-"""Find the photos that `photos` names: folders, globs, archives, lists, URLs.
+"""Finds the photos that `photos` names: folders, globs, archives, lists, URLs.
 
-Owns what one reference of a manifest means, and the captions beside its photos. Names are listed in
-``listings.py``; nothing is decoded here.
+Owns the resolution of one reference of a manifest, and the captions beside its photos. Names are
+listed in ``listings.py``; nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from farm.intake.rows import CaptionStyle, join_url
 __all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
 
 MAX_PHOTOS = 10_000
-"""Of one subject; a manifest of more is a manifest of something else."""
+"""Maximum number of photos of one subject."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
-"""How paths of Windows begin: `C:\\photos`, `\\\\server\\photos`."""
+"""The beginning of a Windows path: `C:\\photos`, `\\\\server\\photos`."""
 
 
 @dataclass(slots=True)
 class Found:
-    """What one reference led to."""
+    """The result of one reference."""
 
     uris: list[str] = field(default_factory=list)
     captions: dict[str, Caption] = field(default_factory=dict)
-    """By URI, from files beside the photos."""
+    """Captions by URI, from files beside the photos."""
     passed_over: list[str] = field(default_factory=list)
-    """Names that are no photos, and not the usual litter either."""
+    """Names that are neither photos nor known litter."""
     outside: list[str] = field(default_factory=list)
     """Links that lead out of the folder; they are not followed."""
     faults: list[Fault] = field(default_factory=list)
-    """Of the caption files; they name no subject."""
+    """Faults of the caption files, without a subject."""
 
 
 class Beside:
@@ -73,7 +73,7 @@ class Beside:
                 try:
                     is_archive = folder.lower().endswith(".zip")
                     listing = list_archive(folder) if is_archive else list_folder(folder)
-                except Exception:  # a photo may be read whose folder may not be listed
+                except Exception:  # a photo may be readable though its folder cannot be listed
                     listing = Listing(folder)
                 listing.is_whole = False
                 self._known[folder, style] = _captions_of(listing, style, _read), listing
@@ -98,7 +98,7 @@ def find_photos(
         beside: captions already read from folders whose photos are named one by one.
 
     Raises:
-        PhotoFault: if there is nothing, nothing that is a photo, or an archive that is not safe.
+        PhotoFault: if there is nothing, no photo, or an unsafe archive.
     """
     if _DRIVE.match(reference) and os.name != "nt":
         raise PhotoFault(
@@ -162,7 +162,7 @@ def _captions_of(listing: Listing, style: CaptionStyle, read: Callable[[str], by
 
 
 def _single(uri: str) -> Listing:
-    """A photo named outright: taken as one, whatever its suffix."""
+    """A photo named explicitly: accepted with any suffix."""
     folder, _, name = uri.rpartition("/")
     return Listing(folder or "/", [(name, uri)], is_whole=False)
 
@@ -184,7 +184,7 @@ def _find_local(path: str, base: str, reference: str) -> Listing:
 
 
 def _in_other_form(path: str) -> str | None:
-    """A path that is there, and differs only in how its letters are composed in Unicode."""
+    """An existing path that differs only in Unicode normalisation."""
     parts = [part for part in path.split("/") if part]
     found = ""
     for part in parts:
@@ -218,7 +218,7 @@ def _find_remote(url: str, base: str, reference: str) -> Listing:
         return list_archive(url)
     if has_magic(reference):
         filesystem, path = filesystem_of(url)
-        # `?` and `[` are letters of keys as much as marks of patterns
+        # `?` and `[` may be part of a key or mark a pattern
         if not filesystem.exists(path):
             is_relative = "://" not in reference
             return list_glob(base, reference) if is_relative else list_glob("", url)
@@ -261,6 +261,6 @@ def _told(url: str) -> Iterator[None]:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a photo's name is what a caption's key means: its name, path or stem."""
+    """Whether a caption's key matches a photo: its name, path or stem."""
     plain = PurePosixPath(name)
     return pattern in {name, plain.name, plain.stem} or fnmatch(name, f"*/{pattern}")

@@ -1,7 +1,7 @@
-"""One photo judged: readable, whole, large enough; its digest and its look.
+"""Inspection of one photo: readable, complete, large enough; its digest and perceptual hash.
 
-Owns the judgement of a single photo, so that it can run in any process. Comparisons between
-photos are in ``farm/intake/compare.py``.
+Owns the check of a single photo, which can run in any process. Comparisons between photos are in
+``intake/compare.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ is found, at a fraction of the time."""
 
 @dataclass(frozen=True, slots=True)
 class PhotoFacts:
-    """What is known of a photo that can be used."""
+    """Facts about a usable photo."""
 
     digest: str
     """sha256 of its bytes."""
@@ -51,7 +51,7 @@ class PhotoFacts:
 
 @dataclass(frozen=True, slots=True)
 class PhotoRefusal:
-    """Why a photo cannot be used; the message reads after the photo's name."""
+    """Why a photo cannot be used; the message follows the photo's name."""
 
     message: str
     remedy: str
@@ -92,7 +92,7 @@ def _decoded_facts(data: bytes, memory: ExitStack, *, is_reserved: bool) -> Phot
         if not is_reserved:
             memory.enter_context(DECODING.reserve(decoding_bytes(image, full_size)))
         image = load_pixels(image, data)
-        # asked only now: the EXIF block of a PNG may follow its pixels, so that asking decodes it
+        # checked only now: the EXIF block of a PNG may follow its pixels, so this may decode it
         if is_turned(image):
             width_px, height_px = height_px, width_px
         if max(image.size) > 4 * LOOK_SIDE_PX:
@@ -109,7 +109,7 @@ def _shrunk(image: Image.Image) -> Image.Image:
         reduced.info = image.info
         return reduced
     if image.width * image.height > LARGE_PIXELS:
-        # one pixel of many is enough to tell whether such a picture looks like another
+        # a sample of pixels is enough to compare such pictures
         scale = 8 * LOOK_SIDE_PX / max(image.size)
         size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
         reduced = image.resize(size, Image.Resampling.NEAREST)
@@ -119,7 +119,7 @@ def _shrunk(image: Image.Image) -> Image.Image:
 
 
 def _look(image: Image.Image) -> int:
-    # brings scipy along; only checks pay for that
+    # imports scipy, which only checks need
     from imagehash import phash
 
     return int(str(phash(image)), 16)

@@ -1,7 +1,7 @@
 """Names of photos and of the files beside them: in folders, globs, archives and object stores.
 
-Owns which names are offered as photos, and which are passed over. Nothing is decoded here; what one
-reference of a manifest means is decided in ``find.py``.
+Owns which names are treated as photos, and which are passed over. Nothing is decoded here;
+``find.py`` resolves the references of a manifest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _QUIET_SUFFIXES = frozenset(
     (".txt", ".caption", ".json", ".jsonl", ".csv", ".md", ".db", ".ini", ".npz", ".toml", ".yaml")
     + (".tsv", ".parquet", ".ndjson", ".yml", ".safetensors", ".xmp", ".aae")
 )
-"""Files that are usual beside photos; they are skipped without a warning."""
+"""Suffixes of files often found beside photos; they are skipped without a warning."""
 
 
 @dataclass(slots=True)
@@ -43,18 +43,18 @@ class Listing:
     """Names in a folder or archive, photos and others."""
 
     where: str
-    """As people name it."""
+    """The folder or archive, for messages."""
     files: list[tuple[str, str]] = field(default_factory=list)
     """Name and URI of each photo, in the order of the names."""
     siblings: Mapping[str, str] = field(default_factory=dict)
-    """All names among which captions may be, and their URIs."""
+    """All names that may be captions, and their URIs."""
     passed_over: list[str] = field(default_factory=list)
-    """Names that are no photos, and not the usual company of photos either."""
+    """Names that are neither photos nor files often found beside them."""
     outside: list[str] = field(default_factory=list)
     """Links that lead out of the folder; they are not followed."""
     folders: int = 0
     is_whole: bool = True
-    """Whether it holds all of a folder's photos, and not a choice of them."""
+    """Whether it holds all of a folder's photos, not a selection."""
     is_web: bool = False
     """Whether it is an address on the web, beside which nothing can be listed."""
 
@@ -79,7 +79,7 @@ class Listing:
 
 
 def is_photo_name(name: str) -> bool:
-    """Whether a file is offered as a photo, by its suffix."""
+    """Whether a file is treated as a photo, by its suffix."""
     return posixpath.splitext(name)[1].lower() in PHOTO_SUFFIXES
 
 
@@ -89,7 +89,7 @@ def has_magic(path: str) -> bool:
 
 
 def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
-    """A listing of the names of a folder or archive: photos, others; litter left out."""
+    """A listing of a folder's or archive's names, sorted into photos and others, without litter."""
     listing = Listing(where, siblings={name: names[name] for name in sorted(names)})
     for name, uri in listing.siblings.items():
         if is_photo_name(name):
@@ -125,7 +125,7 @@ def _list_local(path: str) -> Listing:
 
 
 def _leaves(root: str, name: str) -> bool:
-    """Whether a link on the way to a name leads out of the folder that was named."""
+    """Whether a link in a name's path leads out of the given folder."""
     parts = name.split("/")
     paths = (os.path.join(root, *parts[:count]) for count in range(1, len(parts) + 1))
     if not any(os.path.islink(path) for path in paths):
@@ -154,7 +154,7 @@ def _list_remote(url: str) -> Listing:
 
 
 def subfolders(url: str) -> list[str]:
-    """The names of the folders in a folder, local or remote, sorted; litter left out."""
+    """The names of the folders in a folder, local or remote, sorted, without litter."""
     if "://" not in url:
         with os.scandir(url) as entries:
             return sorted(one.name for one in entries if one.is_dir() and not is_litter(one.name))
@@ -231,23 +231,23 @@ def _remote_glob(base: str, pattern: str) -> Listing:
 
 
 def _around(names: Iterable[str]) -> list[str]:
-    """The folders of names, relative to where a pattern starts; none if they are all there.
+    """The folders of names, relative to where a pattern starts; empty if all are in that folder.
 
-    That one folder may be many subjects', and is read once for all of them by ``Beside``.
+    Many subjects may share that one folder; ``Beside`` reads it once for all of them.
     """
     folders = sorted({posixpath.dirname(name) for name in names})
     return folders if folders != [""] else []
 
 
 def _literal_folder(pattern: str) -> str:
-    """The folders of a pattern before its first mark."""
+    """The folders of a pattern before its first wildcard."""
     literal = pattern[: min(pattern.index(mark) for mark in _MAGIC if mark in pattern)]
     return literal.rpartition("/")[0]
 
 
 def _matched(names: Mapping[str, str], beside: Mapping[str, str], root: str, shown: str) -> Listing:
     listing = _sorted_out(names, shown)
-    # a photo is looked for among the names that matched, a caption among all
+    # photos are the names that matched; captions may be any name
     where = root if listing.files else shown
     return Listing(where, listing.files, beside, listing.passed_over, is_whole=False)
 
@@ -266,7 +266,7 @@ def list_archive(uri: str) -> Listing:
 
 
 def _shown_member(entry: zipfile.ZipInfo) -> str:
-    """A member's name with slashes, and as it was meant where the archive names no encoding."""
+    """A member's name with slashes, decoded as intended if the archive names no encoding."""
     name = entry.filename
     if not entry.flag_bits & 0x800:
         try:

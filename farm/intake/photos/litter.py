@@ -1,7 +1,7 @@
 """Files and folders that systems leave beside photos: previews, trash, resource forks, markers.
 
-Owns which names are litter. Folders, globs, archives and object stores all ask here, so that a
-photo set is the same in each of them.
+Owns which names are litter. Folders, globs, archives and object stores all use it, so that a photo
+set is the same in each of them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _PATTERNS = re.compile(
 
 
 def is_litter(path: str) -> bool:
-    """Whether a name, or a folder on the way to it, is a system's own and no user's file.
+    """Whether a name, or a folder in its path, is a system's and not a user's file.
 
     Args:
-        path: relative to the folder or archive that the user named; that one's own name is not
-            judged, because users may keep photos in hidden folders on purpose.
+        path: relative to the folder or archive that the user named, whose own name is not checked,
+            because users may keep photos in hidden folders on purpose.
     """
     parts = path.replace("\\", "/").split("/")
     if parts[-1] == "":

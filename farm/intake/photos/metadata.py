@@ -1,8 +1,8 @@
-"""The photo in a file without the metadata around it: texts, profiles and comments of any size.
+"""Removal of oversized metadata from photos: texts, profiles and comments.
 
-Owns walking the containers of PNG, JPEG, GIF and WebP. Decoders have limits on metadata, and refuse
-a whole photo for a long text; here whatever is over a limit is left out before they see it. Pixels
-and what is needed to show them (palette, transparency, orientation, profile) stay.
+Owns the parsing of PNG, JPEG, GIF and WebP containers. Decoders refuse a whole photo for metadata
+over their limits, so metadata over a limit is dropped before they see it. Pixels and what is needed
+to show them (palette, transparency, orientation, profile) are kept.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Trimmed:
 
 
 def trimmed(data: bytes) -> Trimmed:
-    """The same photo without metadata over the limits; the very same bytes where there is none.
+    """The photo without metadata over the limits; the same bytes if there is none.
 
     Raises:
-        PhotoFault: if its metadata is in more pieces than any photo's.
+        PhotoFault: if its metadata is in far too many pieces.
     """
     if data.startswith(_PNG):
         return _trimmed_png(data)
@@ -61,7 +61,7 @@ def trimmed(data: bytes) -> Trimmed:
 
 
 def bare(data: bytes) -> bytes | None:
-    """The same photo without any metadata, for decoders that stumbled on it; None if not known."""
+    """The photo without any metadata, for decoders that failed on it; None for unknown formats."""
     if data.startswith(_PNG):
         return b"".join(_png(data, lambda name, _: name[:1].isupper() or name in _PNG_SHOWN))
     if data.startswith(b"\xff\xd8"):
@@ -75,7 +75,7 @@ def bare(data: bytes) -> bytes | None:
 
 
 class _Texts:
-    """Judges the metadata chunks of one PNG."""
+    """Decides which metadata chunks of one PNG to keep."""
 
     def __init__(self) -> None:
         self.left_out = False
@@ -83,7 +83,7 @@ class _Texts:
         self._room = MAX_TEXTS_BYTES
 
     def keeps(self, name: bytes, body: memoryview) -> bool:
-        """Whether a chunk stays."""
+        """Whether to keep a chunk."""
         if name == b"eXIf":
             is_kept = is_sane_exif(bytes(body))
         elif name in _PNG_TEXTS:
@@ -117,7 +117,7 @@ def _trimmed_png(data: bytes) -> Trimmed:
 
 
 def _png(data: bytes, keeps: Callable[[bytes, memoryview], bool]) -> list[memoryview | bytes]:
-    """The parts of a PNG that are kept. After the pixels, a chunk that is cut off is dropped."""
+    """The parts of a PNG to keep. A truncated chunk after the pixels is dropped."""
     view = memoryview(data)
     parts: list[memoryview | bytes] = [view[:8]]
     at, count, has_pixels = 8, 0, False
@@ -182,7 +182,7 @@ def _inflated(packed: memoryview, limit: int) -> bytes | None:
 # -- JPEG -----------------------------------------------------------------------------------------
 
 _JPEG_SHOWN = ((b"JFIF\0", 16), (b"Adobe", 14))
-"""Segments that say how colours are coded, and their least length."""
+"""Segments that define how colours are coded, and their minimum length."""
 _MPF = b"MPF\0"
 
 
@@ -213,7 +213,7 @@ def _bare_jpeg(data: bytes) -> bytes | None:
 
 
 def whole_jpeg_tails(data: bytes) -> list[bytes] | None:
-    """Ends for a JPEG whose end mark is missing; None where it lacks more than that.
+    """Ends for a JPEG whose end marker is missing; None if it lacks more than that.
 
     The decoder accepts any of them. If all pixels are there the pictures are equal; if pixels are
     missing, each end replaces them differently.

@@ -1,7 +1,7 @@
-"""Structures inside photos that cost more to read than any photo needs.
+"""Limits on structures inside photos that are too costly to read.
 
-Owns the bounds on what a decoder does before and beside the pixels: tags of TIFF and EXIF that all
-point at the same bytes, tiles larger than the picture, thousands of scans, headers that disagree.
+Owns the limits on a decoder's work other than pixels: tags of TIFF and EXIF that all point to the
+same bytes, tiles larger than the picture, thousands of scans, contradictory headers.
 The number of pixels is bounded in ``decode.py``, the size of texts and profiles in ``metadata.py``.
 """
 
@@ -30,21 +30,21 @@ __all__ = [
 MAX_SIDE_PX = 65_535
 """The limit of JPEG itself."""
 MAX_SCANS = 100
-"""Of one JPEG; each one passes over all pixels. Progressive encoders write ten."""
+"""Maximum number in one JPEG; each passes over all pixels. Progressive encoders write ten."""
 MAX_SEGMENTS = 10_000
-"""Of one JPEG before its pixels."""
+"""Maximum number in one JPEG before its pixels."""
 MAX_TAGS = 65_536
 MAX_HEADS = 64
 MAX_STRIPS = 100_000
 """Strips or tiles of one TIFF."""
 MAX_TAG_BYTES = 8 * 2**20
-"""Of all tags of an image directory together, unless the file itself is larger."""
+"""Maximum size of all tags of an image directory together, unless the file itself is larger."""
 MAX_SLOW_BYTES = 16 * 2**20
 MAX_SLOW_PIXELS = 16_000_000
-"""Of files that Pillow decodes in Python: text PPM, run-length BMP."""
+"""Maximum size of files that Pillow decodes in Python: text PPM, run-length BMP."""
 MAX_JPEG2000_BYTES = 64 * 2**20
 MAX_PIXELS = {"WEBP": 50_000_000, "AVIF": 40_000_000, "JPEG2000": 25_000_000}
-"""Of formats whose decoders hold several copies of the picture."""
+"""Maximum sizes of formats whose decoders hold several copies of the picture."""
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 18, "JPEG2000": 26, "TIFF": 10, "GIF": 9}
 """Bytes a pixel that decoders hold at once, the result included."""
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -59,7 +59,7 @@ _SLOW_DECODERS = frozenset(("ppm", "ppm_plain", "bmp_rle"))
 
 
 def check_container(data: bytes) -> None:
-    """Refuse a file whose structure would cost a decoder too much, before one sees it.
+    """Refuse a file whose structure would be too costly to decode, before any decoder reads it.
 
     Raises:
         PhotoFault: names what is wrong.
@@ -78,7 +78,7 @@ def check_container(data: bytes) -> None:
 
 
 def check_cost(image: Image.Image, data: bytes) -> None:
-    """Refuse an opened photo whose pixels would cost its decoder too much.
+    """Refuse an opened photo whose pixels would be too costly to decode.
 
     Raises:
         PhotoFault: names what is wrong.
@@ -99,7 +99,7 @@ def check_cost(image: Image.Image, data: bytes) -> None:
 
 
 def decoding_bytes(image: Image.Image, full_size: tuple[int, int]) -> int:
-    """An estimate, rather high than low, of the memory that decoding an opened photo takes.
+    """A conservative estimate of the memory for decoding an opened photo.
 
     Args:
         full_size: of the photo in its file; the image itself may be a reduced draft of it.
@@ -114,7 +114,7 @@ def decoding_bytes(image: Image.Image, full_size: tuple[int, int]) -> int:
 
 
 def opening_bytes(data: bytes) -> int:
-    """The memory that a file takes as soon as it is opened, for decoders that allocate at once."""
+    """The memory that opening a file takes, for decoders that allocate immediately."""
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         kind, body = data[12:16], data[20:30]
         if kind == b"VP8X":
@@ -167,7 +167,7 @@ def _directory(data: bytes, base: int = 0) -> Iterator[tuple[int, int, bytes]]:
 
 
 def is_sane_exif(exif: bytes, base: int = 0) -> bool:
-    """Whether the tags of an EXIF block take no more memory than a block of metadata may."""
+    """Whether the tags of an EXIF block stay within the memory limit of metadata."""
     base += 6 * exif.startswith(b"Exif\0\0", base)
     try:
         return sum(size for _, size, _ in _directory(exif, base)) <= max(MAX_TAG_BYTES, len(exif))
@@ -190,7 +190,7 @@ def _check_tiff(data: bytes) -> None:
                 field = value[:size] if size in {2, 4} else value[:4]
                 tile[tag] = int.from_bytes(field, order)
     except struct.error:
-        return  # the decoder says what it lacks
+        return  # the decoder reports the error
     if total > max(MAX_TAG_BYTES, len(data)):
         raise _refusal("its tags are longer than the file")
     if tile[_TILE_WIDTH] * tile[_TILE_LENGTH] > 2**24:
@@ -198,7 +198,7 @@ def _check_tiff(data: bytes) -> None:
 
 
 def _is_sane_avif(data: bytes) -> bool:
-    """Whether nothing in an AVIF that may be the header of its EXIF block leads to a trap."""
+    """Whether every possible header of an EXIF block in an AVIF is harmless."""
     heads = list(islice(re.finditer(rb"II\*\0|MM\0\*", data), MAX_HEADS + 1))
     return len(heads) <= MAX_HEADS and all(is_sane_exif(data, one.start()) for one in heads)
 
@@ -228,7 +228,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg_scans(data: bytes) -> Iterator[int]:
-    """The place of every scan of a JPEG, embedded previews and further pictures left out."""
+    """The offset of every scan of a JPEG, without embedded previews and further pictures."""
     at = next((start for marker, start, _ in jpeg_segments(data) if marker == 0xDA), None)
     while at is not None and at + 4 <= len(data):
         marker = data[at + 1]
@@ -242,7 +242,7 @@ def jpeg_scans(data: bytes) -> Iterator[int]:
 
 
 def has_all_scans(data: bytes) -> bool:
-    """Whether the scans that a JPEG begins code every coefficient of every component in full."""
+    """Whether the scans present in a JPEG fully code every coefficient of every component."""
     missing: dict[int, set[int]] = {}
     for marker, start, _ in jpeg_segments(data):
         if marker in _FRAMES and start + 10 <= len(data):
@@ -261,7 +261,7 @@ def has_all_scans(data: bytes) -> bool:
 
 
 def _codestream_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that a JPEG 2000 codestream itself has."""
+    """Width and height in a JPEG 2000 codestream's own header."""
     at = data.find(b"\xff\x4f\xff\x51")
     if at < 0 or at + 24 > len(data):
         return None

@@ -1,10 +1,10 @@
-"""Which addresses a manifest may name: a manifest may come from a stranger.
+"""The addresses that a manifest, which may be untrusted, is allowed to name.
 
-Owns the protocols that photos, archives and tables are read through, and the hosts that web
-addresses may lead to. fsspec knows many more protocols, some of which run code, chain others, or
-read what the user was not given. Hosts are checked at the address of each connection, after name
-resolution and after every redirect, so that neither a DNS name nor an odd spelling of an address
-leads around the check.
+Owns the protocols for reading photos, archives and tables, and the hosts that web addresses may
+reach. fsspec supports many more protocols, some of which run code, chain others, or read what the
+user has no access to. Hosts are checked at the address of each connection, after name resolution
+and every redirect, so that neither a DNS name nor an unusual spelling of an address bypasses the
+check.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ __all__ = [
 ALLOWED_PROTOCOLS = (
     *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"),
 )
-"""Of photos and tables; besides them a member of an archive there: `zip://member::archive`."""
+"""Protocols of photos and tables; also allowed is an archive's member: `zip://member::archive`."""
 _ZIP = "zip://"
 
 
 def check_reference(reference: str, *, is_remote: bool = False) -> None:
-    """Refuse an address through any other protocol, and chains of them.
+    """Refuse any other protocol, and chains of protocols.
 
-    Paths without a protocol are as good as the folder or URL that they start from, which is the
-    operator's own choice.
+    Paths without a protocol are relative to a folder or URL that the operator chose.
 
     Args:
         is_remote: whether a path without a protocol starts from a URL, in which `::` would chain.
 
     Raises:
-        PhotoFault: names the protocol, and those that are read.
+        PhotoFault: names the protocol, and the allowed ones.
     """
     inner = reference
     if reference.startswith(_ZIP):
@@ -85,10 +84,10 @@ def _refusal(reference: str, why: str) -> PhotoFault:
 ALLOW_PRIVATE_HOSTS = "FARM_ALLOW_PRIVATE_HOSTS"
 """Environment variable behind ``--allow-private-hosts``; worker processes inherit it."""
 TOTAL_S = 120.0
-"""Of one request, so that a server that sends a byte a minute cannot hold a thread."""
+"""Time limit of one request, so that a server that sends a byte a minute cannot block a thread."""
 CONNECT_S = 10.0
 READ_S = 30.0
-"""Between two pieces of an answer."""
+"""Time limit between two pieces of a response."""
 
 
 class PrivateHost(Exception):
@@ -96,7 +95,7 @@ class PrivateHost(Exception):
 
 
 def allows_private_hosts(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether the operator lets manifests name hosts of the private network."""
+    """Whether the operator allows manifests to name hosts of the private network."""
     value = (os.environ if environment is None else environment).get(ALLOW_PRIVATE_HOSTS, "")
     return value.strip().lower() in {"1", "true", "yes", "on"}
 
@@ -107,7 +106,7 @@ def worker_environment() -> dict[str, str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is on the public internet, whatever it is wrapped in."""
+    """Whether an IP address is on the public internet, in any embedded form."""
     found: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or _translated(found)
@@ -167,7 +166,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 
 def private_host_fault(error: BaseException) -> PhotoFault | None:
-    """The fault of a refused connection, where that is behind an error."""
+    """The fault of a refused connection, if that caused the error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, PrivateHost):

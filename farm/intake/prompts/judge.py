@@ -1,4 +1,4 @@
-"""Whether prompts can teach the subject: its own must name it, the class prompt must not.
+"""Checks that prompts can teach the subject: its own must name it, the class prompt must not.
 
 Owns every check of the wording of prompts and captions.
 """
@@ -31,9 +31,9 @@ def judge_prompts(
     """Every fault of a subject's prompts and captions, at the line where the prompt was written.
 
     Args:
-        photos: the subject's photos as they were listed, for the places of captions.
-        head: the manifest's head, where prompts that the row does not hold were written.
-        reader: how the base reads prompts; None does not judge their length.
+        photos: the subject's photos as listed, for the locations of captions.
+        head: the manifest's head, for prompts that are not in the row.
+        reader: how the base reads prompts; None does not check their length.
     """
     place = _Places(row, head)
     faults = [*_identifier_faults(subject, place), *_caption_faults(subject, photos, row)]

@@ -1,7 +1,7 @@
-"""Whether prompts and captions fit into the token limit of a base's text encoder.
+"""Checks prompts and captions against the token limit of a base's text encoder.
 
 A subject whose identifier is beyond the limit is never learned, which is an error; any other
-truncation is a warning. How a base tokenizes prompts is in ``farm.base.tokens``.
+truncation is a warning. Tokenization is in ``farm.base.tokens``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SHOWN_CHARACTERS = 60
 
 Severity = Literal["error", "warning"]
 PromptFault = Callable[[str, str, str, Severity], Fault]
-"""Field, message, remedy and severity of a fault in a prompt, put at its place."""
+"""Makes a fault, with its location, from a prompt's field, message, remedy and severity."""
 
 
 class Reader(Protocol):
-    """How a base reads prompts; ``farm.base.tokens.PromptReader`` is one."""
+    """How a base reads prompts, such as ``farm.base.tokens.PromptReader``."""
 
     base: str
-    """As the user named it."""
+    """The base, as the user named it."""
     max_tokens: int
-    """That it reads of a prompt."""
+    """Number of a prompt's tokens that it reads."""
 
     def unread(self, prompt: str) -> str:
         """The end of a prompt that is never read."""
@@ -42,11 +42,11 @@ def judge_length(
     reader: Reader,
     prompt_fault: PromptFault,
 ) -> Iterator[Fault]:
-    """Every prompt and caption of a subject that is cut off, at the line where it was written.
+    """Every truncated prompt and caption of a subject, at the line where it was written.
 
     Args:
-        photos: the subject's photos as they were listed, for the places of captions.
-        prompt_fault: puts a fault in a prompt of the row, or of the manifest's defaults.
+        photos: the subject's photos as listed, for the locations of captions.
+        prompt_fault: locates a fault at a prompt of the row or of the manifest's defaults.
     """
     prompts = [("class_prompt", subject.class_prompt)] if subject.recipe.uses_prior else []
     prompts += [("sample_prompts", prompt) for prompt in subject.sample_prompts]
@@ -68,7 +68,7 @@ def judge_length(
 def _cut(
     subject: Subject, prompt: str, reader: Reader, what: str
 ) -> tuple[str, str, Severity] | None:
-    """Message, remedy and severity where a prompt is cut off."""
+    """Message, remedy and severity if a prompt is truncated, or None."""
     text = subject.prompt(prompt)
     unread = reader.unread(text)
     if not unread:

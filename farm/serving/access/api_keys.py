@@ -1,13 +1,13 @@
-"""Who may ask: bearer keys, each with a namespace.
+"""Authentication: bearer keys, each with a namespace.
 
-Owns how keys are made, stored and compared. A key is ``farm_<id>_<secret>``; the store holds the
-sha256 of the secret and never the secret. The secret has 256 random bits, so a plain hash is
-enough: there is nothing to guess. Files of keys never change, so one listing shows every change:
+Owns how keys are created, stored and compared. A key is ``farm_<id>_<secret>``; the store holds the
+secret's sha256, never the secret. The secret has 256 random bits and cannot be guessed, so a plain
+hash is enough. Key files never change, so one listing shows every change:
 
-    keys/<id>.json            what the key is for
-    keys/<id>.revoked.json    it is no longer good
+    keys/<id>.json            the key's record
+    keys/<id>.revoked.json    present once it is revoked
 
-Without any key the endpoint is open to its own machine only; see ``Gate``.
+Without any key the endpoint accepts requests from its own machine only; see ``Gate``.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ __all__ = ["Gate", "KeyRecord", "Tenant", "create_key", "list_keys", "revoke_key
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
-"""How long a revoked key may still be good while the store answers; ``MAX_AGE_S`` while not."""
+"""How long a revoked key may remain valid while the store answers; ``MAX_AGE_S`` while it does
+not."""
 FAILURES_PER_MINUTE = 60
-"""Wrong keys from one address; a good key from there is let in all the same."""
+"""Invalid keys from one address; a valid key from there is still accepted."""
 _ID = re.compile(r"[0-9a-f]{16}")
 _NO_DIGEST = hashlib.sha256(b"no such key").hexdigest()
 _REMEDY = "send 'Authorization: Bearer farm_…'; 'farm keys create' makes a key"
 
 
 class KeyRecord(BaseModel):
-    """What the store knows of one key."""
+    """The stored record of one key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +53,7 @@ class KeyRecord(BaseModel):
     namespace: str = Field(pattern=f"^{SAFE_NAME}$")
     """The namespace whose adapters it may use."""
     label: str = Field("", max_length=200)
-    """For people, such as the name of the app that holds it."""
+    """For display, such as the name of the app that holds it."""
     created: str
     """UTC, ISO 8601."""
     pictures_per_minute: int | None = Field(None, ge=1)
@@ -62,7 +63,7 @@ class KeyRecord(BaseModel):
 
 
 class Tenant(BaseModel):
-    """Who asks, once the key is found good."""
+    """The caller, once its key is validated."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,7 +81,7 @@ def create_key(
     pictures_per_minute: int | None = None,
     operator: bool = False,
 ) -> tuple[str, KeyRecord]:
-    """Make a key; the token is returned here and can be read nowhere else.
+    """Create a key; the token is returned here and stored nowhere.
 
     Raises:
         UserError: if the namespace is not a plain name.
@@ -105,7 +106,7 @@ def create_key(
 
 
 def list_keys(store: Store) -> list[tuple[KeyRecord, bool]]:
-    """Every key and whether it is still good, oldest first."""
+    """Every key and whether it is still valid, oldest first."""
     names = set(store.list("keys"))
     found = [
         (_read_key(store, name), f"{name.removesuffix('.json')}.revoked.json" not in names)
@@ -116,7 +117,7 @@ def list_keys(store: Store) -> list[tuple[KeyRecord, bool]]:
 
 
 def revoke_key(store: Store, key_id: str, reason: str = "") -> None:
-    """Make a key useless within ``REFRESH_S``; its record stays for the books.
+    """Revoke a key within ``REFRESH_S``; its record is kept.
 
     Raises:
         UserError: if there is no such key.
@@ -136,14 +137,15 @@ def _read_key(store: Store, name: str) -> KeyRecord:
 
 
 def _matching(good: Mapping[str, KeyRecord], key_id: str, secret: str) -> KeyRecord | None:
-    """The record whose secret this is; an unknown id costs the same comparison as a wrong one."""
+    """The record that the secret belongs to; an unknown id costs the same comparison as a wrong
+    secret."""
     record = good.get(key_id)
     expected = record.secret_sha256 if record is not None else _NO_DIGEST
     return record if hmac.compare_digest(_digest(secret), expected) else None
 
 
 class Gate:
-    """Lets requests in by their key, from a view of the keys at most ``REFRESH_S`` old."""
+    """Admits requests by key, from a view of the keys at most ``REFRESH_S`` old."""
 
     def __init__(
         self,
@@ -156,10 +158,10 @@ class Gate:
         failures_per_minute: int = FAILURES_PER_MINUTE,
     ) -> None:
         """Args:
-        max_age_s: how old the view may be while the store does not answer.
-        failures_per_minute: wrong keys from one address before they are refused unseen.
-        anonymous_namespace: whose adapters a caller without a key sees while no key exists;
-            None always asks for one. Only for endpoints bound to loopback.
+        max_age_s: maximum age of the view while the store does not answer.
+        failures_per_minute: invalid keys from one address before more are refused unchecked.
+        anonymous_namespace: namespace of callers without a key while no key exists; None always
+            requires one. Only for endpoints bound to loopback.
         """
         self._store = store
         self._records: dict[str, KeyRecord] = {}
@@ -176,7 +178,7 @@ class Gate:
         self._failures_per_minute = failures_per_minute
 
     async def look(self) -> None:
-        """See whether there are keys before the first request comes, which reads them again.
+        """Check whether keys exist before the first request, which reads them again.
 
         Raises:
             StoreError: if the store does not answer.
@@ -188,15 +190,15 @@ class Gate:
         """The tenant behind an ``Authorization`` header.
 
         Args:
-            address: where the request comes from; wrong keys are counted by it.
+            address: of the caller; invalid keys are counted by it.
 
         Raises:
-            NotAuthorized: alike for a missing, malformed, unknown, wrong and revoked key.
-            TooBusy: if too many wrong keys came from the address.
-            StoreError: if the store does not answer and the keys known are too old, or none are.
+            NotAuthorized: the same for a missing, malformed, unknown, wrong and revoked key.
+            TooBusy: if too many invalid keys came from the address.
+            StoreError: if the store does not answer and there is no view, or it is too old.
         """
         good = await self._view.get("keys")
-        # once a key existed the endpoint never opens again, even if all keys are revoked
+        # once a key has existed, the endpoint requires one even if all are revoked
         if self._anonymous_namespace is not None and not self._keys_were_seen:
             return Tenant(key_id="anonymous", namespace=self._anonymous_namespace)
         scheme, _, token = (authorization or "").partition(" ")
@@ -207,7 +209,7 @@ class Gate:
         if record is None and authorization:
             self._count_failure(address)
             if is_formed and key_id not in good:
-                # perhaps made a moment ago; forged ones cost the store one listing at a time
+                # perhaps just created; forged keys cost the store one listing at a time
                 good = await self._view.get("keys", max_age_s=0)
                 record = _matching(good, key_id, secret)
         if record is None:
@@ -225,7 +227,7 @@ class Gate:
             self._failures.take(address, 1, self._failures_per_minute)
         except TooBusy as error:
             raise TooBusy(
-                "too many requests without a good key came from this address",
+                "too many requests without a valid key came from this address",
                 _REMEDY,
                 None,
                 error.retry_after_s,
@@ -233,11 +235,11 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Whether callers without a key are let in, as of the last check."""
+        """Whether callers without a key are accepted, as of the last check."""
         return self._anonymous_namespace is not None and not self._keys_were_seen
 
     def _read_all(self, _: str) -> Mapping[str, KeyRecord]:
-        """The good keys. Reads the listing, and only files that are new."""
+        """The valid keys. Reads the listing, and only new files."""
         names = set(self._store.list("keys"))
         ids = {name.removesuffix(".json") for name in names}
         ids = {key_id for key_id in ids if _ID.fullmatch(key_id)}
@@ -247,8 +249,8 @@ class Gate:
             except ValueError as error:
                 logger.error("keys/%s.json is not a key record and is ignored: %s", key_id, error)
         if self._keys_were_seen and not ids:
-            # records of keys are never removed, so the store is not what it was
-            raise StoreError("the store lists no keys any more", "see whether it is mounted")
+            # key records are never removed, so this is not the same store
+            raise StoreError("the store no longer lists keys", "check that it is mounted")
         self._keys_were_seen = self._keys_were_seen or bool(ids)
         return {
             key_id: self._records[key_id]

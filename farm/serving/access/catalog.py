@@ -1,9 +1,9 @@
-"""Which adapters there are, for whom, and what a request needs to know of one.
+"""The catalog of adapters that each namespace can see.
 
-Owns the endpoint's view of the registry: names at most ``NAME_TTL_S`` old, so that a new adapter
-is there at the next request and a renamed or revoked one is noticed within seconds; records,
-which are named by their content, kept as long as there is room. A request costs no store read
-when its adapter was used a moment ago, and a page of names never reads more than that page.
+Owns the endpoint's view of the registry. Names are at most ``NAME_TTL_S`` old, so that a new
+adapter is available to the next request and a renamed or revoked one is noticed within seconds;
+records, which are named by their content, are kept as long as there is room. A request for a
+recently used adapter reads nothing from the store, and a page of names reads only that page.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 NAME_TTL_S = 2.0
 LISTING_TTL_S = 5.0
 PAGE_TTL_S = 60.0
-"""Age of the dates shown in a listing; requests never use them."""
+"""Maximum age of the dates shown in a listing; requests never use them."""
 NUM_RECORDS_KEPT = 20_000
 _SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What requests and listings need of an adapter's record, as one tenant sees it.
+    """The parts of an adapter's record that requests and listings need, as one tenant sees it.
 
-    ``resolve`` replaces the names, date and samples of the first tenant by the tenant's."""
+    ``resolve`` replaces the first tenant's names, date and samples with this tenant's."""
 
     job_key: str
     namespace: str
@@ -47,19 +47,19 @@ class AdapterFacts:
     base_fingerprint: str
     created: str
     sha256: str
-    """Of the weights file."""
+    """Digest of the weights file."""
     samples: tuple[str, ...]
     """Sample pictures by their paths within the adapter's folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of the names, in order."""
+    """A page of names, in order."""
 
     adapters: tuple[NamedAdapter, ...]
     has_more: bool
     total: int
-    """Of all names that match."""
+    """Number of all matching names."""
 
 
 class Catalog:
@@ -74,8 +74,8 @@ class Catalog:
         max_age_s: float = MAX_AGE_S,
     ) -> None:
         """Args:
-        name_ttl_s: how old a name or a revocation may be.
-        max_age_s: how old while the store does not answer; then the answer is an error.
+        name_ttl_s: maximum age of a name or a revocation.
+        max_age_s: maximum age while the store does not answer; beyond it requests fail.
         """
         self._registry = registry
         self._executor = executor
@@ -110,10 +110,10 @@ class Catalog:
         )
 
     async def resolve(self, namespace: str, model: str) -> tuple[NamedAdapter, AdapterFacts]:
-        """The adapter that ``name`` or ``name@key`` means to this namespace.
+        """The adapter that ``name`` or ``name@key`` refers to in this namespace.
 
         Raises:
-            AdapterNotFound: alike for unknown, revoked and another namespace's.
+            AdapterNotFound: the same for unknown and revoked adapters and another namespace's.
         """
         name, pinned, key = model.partition("@")
         if not is_safe_name(name) or (pinned and not is_job_key(key)):
@@ -132,16 +132,16 @@ class Catalog:
             raise _not_found(model) from error
 
     async def _pinned(self, named: NamedAdapter, key: str) -> tuple[NamedAdapter, AdapterFacts]:
-        """An earlier version of a name, found by its key: only one that the name once had."""
+        """A version of a name by its key: only one that the name has had."""
         known = named.version(key)
         try:
             facts = await self._facts.get(key)
         except AdapterFileError as error:
             if known is not None:
                 raise
-            raise FileNotFoundError(key) from error  # no caller learns of another's broken record
+            raise FileNotFoundError(key) from error  # hides others' broken records
         if known is None:
-            # names of an older farm do not know their past; the record knows whose it was first
+            # names of older farm versions have no history; the record has its first owner
             if (facts.namespace, facts.name) != (named.namespace, named.name):
                 raise FileNotFoundError(key)
             known = NamedAdapter(named.namespace, named.name, key, facts.sha256, facts.created)
@@ -150,7 +150,7 @@ class Catalog:
     async def page(
         self, namespace: str, *, search: str = "", after: str = "", limit: int = 100
     ) -> Page:
-        """Names that contain ``search``, in order, those behind ``after``."""
+        """The names after ``after`` that contain ``search``, in order."""
         names, revoked = await asyncio.gather(self._listings.get(namespace), self._revoked.get(""))
         wanted = search.casefold()
         matching = [name for name in names if wanted in name.casefold()]
@@ -198,8 +198,8 @@ class Catalog:
     def _read_revoked(self, _: str) -> frozenset[str]:
         revoked = frozenset(self._registry.revoked_keys())
         if not revoked and self._revoked.peek(""):
-            # tombstones are never removed, so the store is not what it was
-            raise StoreError("the store lists no revocations any more", "see whether it is mounted")
+            # tombstones are never removed, so this is not the same store
+            raise StoreError("the store no longer lists revocations", "check that it is mounted")
         return revoked
 
     def _read_facts(self, job_key: str) -> AdapterFacts:
@@ -228,12 +228,12 @@ class Catalog:
 
 
 def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:
-    """Whether an adapter was revoked for all namespaces or for this name's."""
+    """Whether an adapter was revoked for all namespaces or for this name's namespace."""
     return named.job_key in revoked or f"{named.job_key}@{named.namespace}" in revoked
 
 
 def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
-    """An adapter as the tenant of a name sees it."""
+    """An adapter's facts as the tenant of a name sees them."""
     if named.samples is not None:
         samples = tuple(file for file in facts.samples if file in named.samples)
     else:  # a name of an older farm version: the samples are those of the first training
@@ -249,7 +249,7 @@ def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
 
 
 def unix_seconds(iso: str) -> int:
-    """An ISO date as OpenAI's clients want it; 0 where it cannot be read."""
+    """An ISO date in the form that OpenAI's clients expect; 0 if it cannot be parsed."""
     try:
         return int(datetime.fromisoformat(iso).timestamp())
     except ValueError:

@@ -1,7 +1,7 @@
-"""What an endpoint serves, read from the store's records when it starts.
+"""Inventory of the adapters that an endpoint serves, read from the store at startup.
 
-Owns the summary for the operator: how many adapters there are, which of them cannot be served and
-why. It decides nothing; each request is checked by itself. Imports neither torch nor ray.
+Owns the operator's summary: the number of adapters, and which of them cannot be served and why. It
+is informational only; each request is checked separately. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from farm.serving.config import EngineConfig
 __all__ = ["Inventory", "Named", "read_inventory", "summary"]
 
 MAX_RECORDS = 1000
-"""Records read at the start; a store may hold many thousands."""
+"""Records read at startup; a store may hold many thousands."""
 NUM_READERS = 16
 NUM_NAMES_SHOWN = 5
 
@@ -35,14 +35,14 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The names of a store."""
+    """The adapters of a store."""
 
     total: int
     read: tuple[Named, ...]
-    """The first ``MAX_RECORDS`` of them."""
+    """The first ``MAX_RECORDS`` adapters."""
 
     def refusals(self, config: EngineConfig, base_fingerprint: str) -> dict[str, list[str]]:
-        """Names that cannot be served, by the reason."""
+        """Names of adapters that cannot be served, by reason."""
         found = defaultdict(list)
         for named in self.read:
             reason = _reason(named, config, base_fingerprint)
@@ -93,7 +93,7 @@ def _reason(named: Named, config: EngineConfig, base_fingerprint: str) -> str:
     if not any(name.endswith(".safetensors") for name in record.files):
         return "no safetensors file"
     recipe = record.recipe
-    if recipe is None:  # an import: its layers are known when it is loaded
+    if recipe is None:  # imported: its layers are known only when it is loaded
         return ""
     if recipe.rank > config.max_rank:
         return f"a rank above the limit of {config.max_rank} (--max-rank)"
@@ -114,7 +114,7 @@ def _are_inside(modules: Iterable[str], limit: Sequence[str]) -> bool:
 
 
 def summary(inventory: Inventory, config: EngineConfig, base_fingerprint: str) -> list[str]:
-    """The lines that an operator reads at the start."""
+    """The lines shown to the operator at startup."""
     refusals = inventory.refusals(config, base_fingerprint)
     num_refused = sum(len(names) for names in refusals.values())
     count = f"{inventory.total} adapter{'' if inventory.total == 1 else 's'}"

@@ -1,8 +1,8 @@
-"""How much one request and one key may ask for, decided before any picture is begun.
+"""Limits per request and per key, enforced before any picture is started.
 
-Owns the numbers and the counting per key. The engine guards its own backlog; this guards the
-endpoint from a single caller. Counts are per ingress process: behind several of them a key gets
-its rate from each.
+Owns the limits and the counts per key. The engine limits its own backlog; these limits protect the
+endpoint from a single caller. Counts are per ingress process: with several of them a key gets its
+rate from each.
 """
 
 from __future__ import annotations
@@ -25,40 +25,43 @@ MAX_PICTURES = 10
 
 
 class Limits(RequestLimits):
-    """What a request may ask for; more is refused with 400, 413 or 429."""
+    """Limits of a request; requests over them are refused with 400, 413 or 429."""
 
     max_body_bytes: int = Field(256 * 1024, ge=1024)
-    """Of a request's JSON. A prompt is text; nothing larger belongs in it."""
+    """Maximum size of a request's JSON."""
     body_timeout_s: float = Field(30.0, gt=0)
     """From the end of a request's head to the end of its body."""
     failed_keys_per_minute: int = Field(60, ge=1)
-    """Wrong keys from one address before more are refused with 429. Good keys are let in."""
+    """Invalid keys from one address before more are refused with 429. Valid keys are accepted."""
     store_max_age_s: float = Field(15.0, gt=0)
-    """How old a key, a name or a revocation may be while the store does not answer; after that
-    the answer is 503."""
+    """Maximum age of a key, name or revocation while the store does not answer; beyond it requests
+    are answered with 503."""
     write_timeout_s: float = Field(40.0, gt=0)
     """How long one event of a stream may wait for a client that does not read."""
     max_pictures: int = Field(10, ge=1, le=MAX_PICTURES)
     """``n`` of one request; OpenAI's own limit."""
     min_side_px: int = Field(64, ge=8)
     max_pixel_steps: float = Field(1024 * 1024 * 50 * 10, gt=0)
-    """Width × height × steps × n: what one request may cost. Ten 1024 px pictures of 50 steps."""
+    """Maximum cost of a request: width × height × steps × n. Ten 1024 px pictures of 50 steps."""
     pictures_per_minute: int = Field(600, ge=1)
-    """Per key, unless the key says otherwise; a minute's worth may come at once."""
+    """Per key, unless the key has its own limit; a minute's worth may be requested at once."""
     pictures_waiting: int = Field(64, ge=1)
-    """Per key: pictures asked for and not yet answered."""
+    """Per key: pictures requested and not yet answered."""
     deadline_s: float = Field(300.0, gt=0)
-    """A picture that cannot be there by then is not begun, or is given up."""
+    """A picture that cannot be finished by then is not started, or is abandoned."""
     replay_window_s: float = Field(600.0, gt=0)
-    """How long a request with an idempotency key is answered by the same answer."""
+    """How long a request with an idempotency key gets the same response."""
     replay_mib: int = Field(256, ge=1)
-    """Host memory for such answers, per ingress process; the oldest go first."""
+    """Host memory for such responses, per ingress process; the oldest are dropped first."""
 
     def check_texts(self, **texts: str | None) -> None:
-        """Refuse prompts that are too long, by the names of their fields.
+        """Refuse prompts that are too long.
+
+        Args:
+            texts: prompts by the names of their fields.
 
         Raises:
-            RequestRefused: naming the field.
+            RequestRefused: names the field.
         """
         most = self.max_prompt_characters
         for field, text in texts.items():
@@ -69,7 +72,7 @@ class Limits(RequestLimits):
         """Refuse a request that costs too much as a whole.
 
         Raises:
-            RequestRefused: with the number that is over its limit.
+            RequestRefused: names the value that is over its limit.
         """
         for param, value, most in (
             ("n", num_pictures, self.max_pictures),
@@ -85,7 +88,7 @@ class Limits(RequestLimits):
             raise RequestRefused(
                 f"size × steps × n is {cost:.3g} pixel steps, over the limit of "
                 f"{self.max_pixel_steps:.3g}",
-                "ask for fewer pictures, fewer steps or a smaller size",
+                "request fewer pictures, fewer steps or a smaller size",
                 "num_inference_steps",
             )
 
@@ -101,10 +104,10 @@ class RateLimiter:
         """Count pictures against a key.
 
         Raises:
-            TooBusy: if the key is over its rate; says when there will be room again.
+            TooBusy: if the key is over its rate; includes when to retry.
         """
         now_s = self._clock()
-        # a bucket holds at least one whole request, or that request could never be made
+        # a bucket holds at least one whole request; otherwise it could never be admitted
         capacity = float(max(pictures_per_minute, num_pictures))
         level, seen_s = self._buckets.get(key_id, (capacity, now_s))
         level = min(capacity, level + (now_s - seen_s) * pictures_per_minute / 60)
@@ -123,7 +126,7 @@ class RateLimiter:
 
 
 class WaitingRoom:
-    """How many pictures each key waits for."""
+    """Counts the pictures that each key waits for."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -131,21 +134,21 @@ class WaitingRoom:
 
     @property
     def total(self) -> int:
-        """Pictures that are waited for in all."""
+        """Pictures that all keys wait for."""
         return sum(self._waiting.values())
 
     @contextmanager
     def enter(self, key_id: str, num_pictures: int, retry_after_s: float) -> Iterator[None]:
-        """Wait for pictures while inside.
+        """Count pictures as waiting inside the block.
 
         Raises:
-            TooBusy: if the key waits for too many already.
+            TooBusy: if the key already waits for too many.
         """
         waiting = self._waiting.get(key_id, 0)
         if waiting + num_pictures > max(self._most, num_pictures):
             raise TooBusy(
-                f"this key waits for {waiting} pictures already; the limit is {self._most}",
-                "ask again when some have come",
+                f"this key already waits for {waiting} pictures; the limit is {self._most}",
+                "try again when some have arrived",
                 None,
                 retry_after_s,
             )

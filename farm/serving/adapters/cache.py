@@ -1,11 +1,11 @@
 """The adapter cache: store → local disk → host memory, each bounded, each verified.
 
-Owns loading, verification and remembering of bad adapters. Loads run in threads of their own, in
-parallel across adapters and once per adapter however many requests wait for it. The last tier,
-the bank's slots, belongs to the engine, which alone knows which rows still run.
+Owns loading and verification, and remembers invalid adapters. Loads run in their own threads, in
+parallel across adapters and once per adapter, however many requests wait for it. The last tier, the
+bank's slots, belongs to the engine, which alone knows which rows are still running.
 
-An adapter's identity is its job key, which names its content; so nothing here goes stale:
-a retrained name has another key. A key can only be revoked.
+An adapter is identified by its job key, which names its content, so nothing here becomes stale: a
+retrained name has another key. A key can only be revoked.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ LOG = logging.getLogger(__name__)
 
 
 class AdapterSource(Protocol):
-    """Where adapters come from; ``farm.adapters.registry.Registry`` is one."""
+    """A source of adapters, such as ``farm.adapters.registry.Registry``."""
 
     def is_committed(self, job_key: str) -> bool:
-        """Whether the adapter is whole in the store."""
+        """Whether the adapter is complete in the store."""
 
     def fetch(
         self, job_key: str, local_folder: str | Path, *, names: Collection[str] | None = None
@@ -52,10 +52,10 @@ class AdapterSource(Protocol):
         """Copy the named files (all if None) and the record into a folder."""
 
     def record(self, job_key: str) -> AdapterRecord:
-        """What the store knows of an adapter."""
+        """The store's record of an adapter."""
 
     def revoked_keys(self) -> Collection[str]:
-        """All keys that were withdrawn."""
+        """All revoked keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,15 @@ class HostedAdapter:
     key: str
     weights: AdapterWeights
     sha256: str
-    """Of the (first) weights file that was read."""
+    """Digest of the (first) weights file that was read."""
     tier: Tier
-    """Where this load found it."""
+    """Where this load found the adapter."""
     load_s: float
-    """Seconds from the request to host memory; 0 if it was there."""
+    """Seconds from the request to host memory; 0 if it was already there."""
 
     @property
     def num_bytes(self) -> int:
-        """Of all weights."""
+        """Size of all weights."""
         return sum(
             tensor.numel() * tensor.element_size()
             for layer in self.weights.layers.values()
@@ -99,7 +99,7 @@ class AdapterCache:
         """Open the tiers.
 
         Args:
-            source: where adapters come from.
+            source: of the adapters.
             read: reads a safetensors file or a PEFT folder; raises AdapterFileError, also for
                 values that are not finite.
             folder: of the disk tier; processes of one machine may share it.
@@ -126,17 +126,17 @@ class AdapterCache:
         self._stats = CacheStats()
 
     def start(self) -> None:
-        """Begin to watch for revocations."""
+        """Start watching for revocations."""
         self.revocations.start()
 
     def close(self) -> None:
-        """End the threads; loads that have begun end first."""
+        """Stop the threads after loads in progress."""
         self.revocations.stop()
         self._loaders.shutdown(wait=True, cancel_futures=True)
 
     @property
     def stats(self) -> CacheStats:
-        """Counts and sizes now."""
+        """Current counts and sizes."""
         self._stats.host_bytes = self._host.num_bytes
         self._stats.disk_bytes = self._disk.num_bytes
         return self._stats
@@ -145,14 +145,14 @@ class AdapterCache:
         """Whether an adapter is in host memory."""
         return key in self._host
 
-    # -- taking into use ----------------------------------------------------------------------
+    # -- acquiring ----------------------------------------------------------------------------
 
     def acquire(self, ref: AdapterRef) -> Future[Pinned[HostedAdapter]]:
-        """Bring an adapter to host memory and pin it there; never blocks on a load.
+        """Load an adapter into host memory and pin it there; never blocks on a load.
 
         The future's error is AdapterNotFound (no such adapter, or revoked), AdapterFileError
-        (it cannot be used, and why) or StoreError (the store did not answer; try again).
-        The caller releases the pinned adapter.
+        (unusable, with the reason) or StoreError (the store did not answer; try again). The caller
+        releases the pinned adapter.
         """
         future: Future[Pinned[HostedAdapter]] = Future()
         try:
@@ -175,12 +175,12 @@ class AdapterCache:
         return future
 
     def check(self, ref: AdapterRef) -> None:
-        """Refuse what cannot be served, as far as is known without a load.
+        """Refuse an adapter that is known, without a load, to be unavailable.
 
         Raises:
             AdapterNotFound: for a malformed or revoked key.
-            AdapterFileError: for an adapter that was found bad a while ago.
-            StoreError: if the revocations are too old to tell.
+            AdapterFileError: for an adapter recently found invalid.
+            StoreError: if the list of revocations is too old.
         """
         if not KEY.fullmatch(ref.key):
             raise _not_found(ref)
@@ -193,11 +193,11 @@ class AdapterCache:
         self._bad.pop(ref.key, None)
 
     def _fly(self, ref: AdapterRef) -> None:
-        """Load for all who wait; their futures get the outcome, whatever it is."""
+        """Load for all waiting requests; their futures get the result or the error."""
         started_s = self._clock()
         try:
             hosted = self._load(ref, started_s)
-            # it may have been revoked meanwhile
+            # it may have been revoked during the load
             self.revocations.check(ref.key, ref.label, ref.namespace)
         except BaseException as error:
             self._land_failed(ref, error)
@@ -212,7 +212,8 @@ class AdapterCache:
         mine.release()
 
     def _land_failed(self, ref: AdapterRef, error: BaseException) -> None:
-        """Report the error to each waiter under its own name: one job may have several."""
+        """Report the error to each waiter with its own name for the adapter: a job may have
+        several."""
         if isinstance(error, _Unusable):
             LOG.warning("adapter %s is refused: %s", ref.label, error.reason)
             self._bad[ref.key] = (self._clock() + self._limits.bad_for_s, error)
@@ -228,8 +229,8 @@ class AdapterCache:
     # -- loading ------------------------------------------------------------------------------
 
     def _load(self, ref: AdapterRef, started_s: float) -> HostedAdapter:
-        """From the disk if it is there and good, else from the store. What is good is said by the
-        store's own record, never by the disk's copy of it."""
+        """Load from the disk if a valid copy is there, else from the store. Validity is decided by
+        the store's own record, never by the disk's copy of it."""
         record = self._record(ref)
         try:
             with self._disk.use(ref.key) as folder:
@@ -238,8 +239,8 @@ class AdapterCache:
                     self._count("disk_hits")
                     return hosted
         except _Unusable as error:
-            # the local copy may be at fault: the store decides
-            LOG.warning("the disk's copy of %s is bad: %s", ref.label, error.reason)
+            # only the local copy may be damaged: read the store's
+            LOG.warning("the disk's copy of %s is invalid: %s", ref.label, error.reason)
             self._disk.drop(ref.key)
         try:
             with self._disk.bring(ref.key, lambda empty: self._fetch(ref, record, empty)) as folder:
@@ -254,7 +255,7 @@ class AdapterCache:
             setattr(self._stats, name, getattr(self._stats, name) + 1)
 
     def _record(self, ref: AdapterRef) -> AdapterRecord:
-        """The store's record, checked against what the request knows of it."""
+        """The store's record, checked against the request's reference."""
         try:
             record = self._source.record(ref.key)
         except AdapterFileError as error:
@@ -279,7 +280,7 @@ class AdapterCache:
         """Verify an adapter's files and read them.
 
         Raises:
-            _Unusable: naming what is wrong with it, and no path.
+            _Unusable: describes the problem, without a path.
         """
         try:
             target, names = _served_form(record)
@@ -305,14 +306,14 @@ class AdapterCache:
     def _purge(self, keys: frozenset[str]) -> None:
         """Remove revoked adapters from every tier of this cache."""
         for revoked in keys:
-            key = revoked.partition("@")[0]  # another namespace that keeps it loads it once more
+            key = revoked.partition("@")[0]  # another namespace that still has it loads it again
             self._host.drop(key)
             if KEY.fullmatch(key):
                 self._disk.drop(key)
 
 
 class _Unusable(Exception):
-    """An adapter that cannot be served, and why: without its name, which differs by tenant."""
+    """Why an adapter cannot be served; without its name, which differs by tenant."""
 
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
@@ -320,7 +321,7 @@ class _Unusable(Exception):
 
 
 def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
-    """What to read (a file, or PEFT's folder) and the files that takes, in whichever form there is.
+    """What to read (a file, or a PEFT folder) and the files needed, in whichever form is stored.
 
     Raises:
         _Unusable: if the adapter has no safetensors file.
@@ -337,7 +338,7 @@ def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
 
 
 def _as_told_to(ref: AdapterRef, error: BaseException) -> BaseException:
-    """A failed load's error, in the words for one of those who waited."""
+    """A failed load's error, as reported to one waiting request."""
     if isinstance(error, _Unusable):
         return _bad(ref, error)
     if isinstance(error, AdapterNotFound):
@@ -350,7 +351,7 @@ def _as_told_to(ref: AdapterRef, error: BaseException) -> BaseException:
 def _bad(ref: AdapterRef, error: _Unusable) -> AdapterFileError:
     return AdapterFileError(
         f"adapter {ref.label} cannot be used: {error.reason}",
-        error.remedy or "train it again, or revoke it and publish a good one",
+        error.remedy or "train it again, or revoke it and publish a valid one",
     )
 
 

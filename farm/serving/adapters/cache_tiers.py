@@ -1,7 +1,7 @@
 """The cache's bounded tiers: local disk and host memory.
 
-Owns what each tier holds, how much of it, and the eviction order (least
-recently used, never what is in use). Fetching and verifying adapters is the cache's part.
+Owns each tier's content and size, and the eviction order (least recently used, never entries in
+use). The cache fetches and verifies adapters.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["KEY", "DiskTier", "MemoryTier", "Pinned", "Tier"]
 Value = TypeVar("Value")
 
 KEY = re.compile(r"[0-9a-f]{32}")
-"""A job's key, which names a folder here; nothing else is one."""
+"""A job's key: the only valid name of an adapter's folder here."""
 ASIDE = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}")
-"""A folder that is being filled or removed."""
+"""Name of a folder being filled or removed."""
 _HAS_PROC = os.path.isdir("/proc/self/fd")
 
 ABANDONED_AFTER_S = 3600.0
-"""Longer than any load takes; a half-written folder that old has no writer any more."""
+"""Longer than any load takes; a partly written folder this old no longer has a writer."""
 
 Tier = Literal["slot", "host", "disk", "store"]
 """Where an adapter was found, nearest first."""
@@ -48,14 +48,14 @@ class _Entry(Generic[Value]):
 
 
 class Pinned(Generic[Value]):
-    """A value in use: it does not leave its tier until ``release``."""
+    """A value in use, which stays in its tier until ``release``."""
 
     def __init__(self, value: Value, release: Callable[[], None] = lambda: None) -> None:
         self.value = value
         self._release: Callable[[], None] | None = release
 
     def release(self) -> None:
-        """Give the value back; a second call does nothing."""
+        """Release the value; a second call does nothing."""
         release, self._release = self._release, None
         if release is not None:
             release()
@@ -64,7 +64,7 @@ class Pinned(Generic[Value]):
 class MemoryTier(Generic[Value]):
     """Values in memory under a bound of bytes, with reference counts. Thread-safe.
 
-    What is in use may exceed the bound; the excess leaves as soon as it is released.
+    Values in use may exceed the bound; the excess is evicted on release.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -85,7 +85,7 @@ class MemoryTier(Generic[Value]):
         return self._num_bytes
 
     def pin(self, key: str) -> Pinned[Value] | None:
-        """Take a value into use; None if it is not here."""
+        """Pin a value; None if it is not held."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -94,7 +94,7 @@ class MemoryTier(Generic[Value]):
             return self._pinned(entry)
 
     def add(self, key: str, value: Value, num_bytes: int) -> Pinned[Value]:
-        """Hold a value and take it into use; it replaces one under the same key."""
+        """Add a value and pin it; replaces any value with the same key."""
         with self._lock:
             self._forget(key)
             entry = self._entries[key] = _Entry(value, num_bytes)
@@ -104,7 +104,7 @@ class MemoryTier(Generic[Value]):
             return pinned
 
     def drop(self, key: str) -> None:
-        """Forget a value; those who use it keep the object."""
+        """Forget a value; its users keep the object."""
         with self._lock:
             self._forget(key)
 
@@ -136,16 +136,16 @@ class MemoryTier(Generic[Value]):
 class DiskTier:
     """Folders of adapters on the local disk under a bound of bytes. Thread-safe.
 
-    Folders appear whole, by renaming, so several processes of one user may share one place; another
-    process may remove a folder at any time, and then it is simply not here.
+    Folders appear complete, by renaming, so several processes of one user may share the tier's
+    folder; another process may remove an adapter at any time, which then counts as not held.
 
-    The place is this user's alone. It is held open and all names are looked up from there, so that
-    no one who may rename a folder above it can put another in its place. Only names of the
-    tier's own form are ever read or removed.
+    The tier's folder is private to this user. It is kept open and all names are resolved relative
+    to it, so that renaming a folder above it cannot substitute another. Only names of the tier's
+    own form are ever read or removed.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Open a tier and adopt what an earlier process left in it.
+        """Open a tier and adopt the adapters that an earlier process left in it.
 
         Raises:
             UserError: if the folder is a link, another user's, or open to others and in use.
@@ -175,7 +175,7 @@ class DiskTier:
 
     @contextmanager
     def use(self, key: str) -> Iterator[Path | None]:
-        """The folder of an adapter, kept from eviction inside the block; None if not here."""
+        """The folder of an adapter, pinned inside the block; None if not held."""
         is_here = self._pin(key)
         try:
             yield self._path(key) if is_here else None
@@ -185,8 +185,8 @@ class DiskTier:
 
     @contextmanager
     def bring(self, key: str, write: Callable[[Path], None]) -> Iterator[Path]:
-        """Bring an adapter in and use it: ``write`` fills an empty folder, which then appears
-        whole. It stays at least until the end of the block, however small the tier is."""
+        """Add an adapter and pin it: ``write`` fills an empty folder, which then appears complete.
+        It stays at least until the end of the block, however small the tier is."""
         assert KEY.fullmatch(key), key
         aside = _aside(key)
         os.mkdir(aside, 0o700, dir_fd=self._fd)
@@ -201,13 +201,13 @@ class DiskTier:
             self._unpin(key)
 
     def _path(self, name: str) -> Path:
-        """Of a folder inside, through the open place where the system can name it."""
+        """Path of a folder in the tier, through the open descriptor if the system supports it."""
         if _HAS_PROC:
             return Path(f"/proc/self/fd/{self._fd}/{name}")
         return self.folder / name
 
     def _facts(self, name: str) -> os.stat_result | None:
-        """Of a folder that this user made; None for anything else."""
+        """Status of a folder that this user created; None for anything else."""
         try:
             facts = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -221,7 +221,7 @@ class DiskTier:
         with self._lock:
             try:
                 self._rename(aside, key)
-            except OSError:  # not empty: another process brought the same content
+            except OSError:  # not empty: another process added the same content
                 if self._facts(key) is None:
                     raise
             self._sizes[key] = self._folder_bytes(key)
@@ -234,7 +234,7 @@ class DiskTier:
             if not KEY.fullmatch(key) or self._facts(key) is None:
                 self._sizes.pop(key, None)
                 return False
-            if key not in self._sizes:  # another process brought it
+            if key not in self._sizes:  # another process added it
                 self._sizes[key] = self._folder_bytes(key)
             self._sizes.move_to_end(key)
             self._uses[key] = self._uses.get(key, 0) + 1
@@ -266,13 +266,13 @@ class DiskTier:
         self._sizes.pop(key, None)
         doomed = _aside(key)
         try:
-            self._rename(key, doomed)  # half a folder is never visible
+            self._rename(key, doomed)  # a partly removed folder is never visible
         except FileNotFoundError:
             return
         shutil.rmtree(doomed, ignore_errors=True, dir_fd=self._fd)
 
     def _sweep(self) -> None:
-        """Remove what a process left half-written when it died."""
+        """Remove folders that a process left partly written when it died."""
         for name in os.listdir(self._fd):
             facts = self._facts(name) if ASIDE.fullmatch(name) else None
             if facts is not None and time.time() - facts.st_mtime > ABANDONED_AFTER_S:
@@ -284,7 +284,7 @@ class DiskTier:
             for _, _, files, folder_fd in os.fwalk(name, dir_fd=self._fd):
                 for file in files:
                     num_bytes += os.stat(file, dir_fd=folder_fd, follow_symlinks=False).st_size
-        except FileNotFoundError:  # another process removed it meanwhile
+        except FileNotFoundError:  # another process removed it
             return 0
         return num_bytes
 
@@ -294,10 +294,10 @@ def _aside(key: str) -> str:
 
 
 def _open_private(folder: Path) -> int:
-    """A descriptor of a folder that is this user's alone, made if it is not there.
+    """A descriptor of a folder that is private to this user, created if missing.
 
     Raises:
-        UserError: if it is anything else.
+        UserError: if it is not such a folder.
     """
     remedy = "name a folder of your own in cache_folder, or remove this one"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def _open_private(folder: Path) -> int:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder} is a link, or no folder that can be read", remedy
+            f"the cache folder {folder} is a link, or is not a readable folder", remedy
         ) from error
     try:
         facts = os.fstat(descriptor)

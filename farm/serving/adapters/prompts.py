@@ -1,11 +1,11 @@
-"""Prompts as the denoiser reads them, encoded once and remembered.
+"""Prompt embeddings, encoded once and cached.
 
-Owns the text side of serving: the text encoder's own bank, into which an adapter's text layers
-are copied when a prompt has to be encoded with them, and the cache of encoded prompts. Because the
-result is remembered by adapter and prompt, a handful of slots serves any number of adapters.
+Owns the text side of serving: the text encoder's own bank, into which an adapter's text layers are
+copied when a prompt has to be encoded with them, and the cache of encoded prompts. Because results
+are cached by adapter and prompt, a few slots serve any number of adapters.
 
-Used by one thread at a time (the engine's preparing thread); the denoiser's bank is another one,
-so that encoding and denoising never disturb each other's routing.
+Used by one thread at a time (the engine's preparing thread). The denoiser has a separate bank, so
+that encoding and denoising never affect each other's routing.
 
 Legend: K adapters on one prompt, T tokens, D width; R is always 1 here.
 """
@@ -32,12 +32,12 @@ _TextKey = tuple[tuple[tuple[str, float], ...], str]
 
 
 def has_text_layers(weights: AdapterWeights) -> bool:
-    """Whether an adapter changes how prompts are read."""
+    """Whether an adapter changes the text encoder."""
     return TEXT_ENCODER in weights.components
 
 
 def cut_notes(base: Base, request: GenerationRequest) -> list[str]:
-    """What the text encoder did not read of a request's prompts, in words for the caller."""
+    """Notes for the caller on parts of the prompts that the text encoder did not read."""
     prompts = [("prompt", request.prompt)]
     if request.guided:
         prompts.append(("negative_prompt", request.negative_prompt))
@@ -56,7 +56,7 @@ class PromptCache:
 
         Args:
             max_adapters: on one prompt; 0 encodes with the bare text encoder alone.
-            max_prompts: encoded prompts remembered; one of Stable Diffusion v1-5 takes 118 kB.
+            max_prompts: encoded prompts cached; one of Stable Diffusion v1-5 takes 118 kB.
         """
         self._base = base
         self._max_prompts = max_prompts
@@ -69,7 +69,7 @@ class PromptCache:
         self.num_encoded = 0
 
     def close(self) -> None:
-        """Put the text encoder's own layers back."""
+        """Restore the text encoder's own layers."""
         self.bank.close()
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class PromptCache:
             return self._base.encode_prompts([prompt])
 
     def forget(self, keys: Collection[str]) -> None:
-        """Drop what was encoded with these adapters."""
+        """Drop the prompts encoded with these adapters."""
         for known in list(self._known):
             if any(key in keys for key, _ in known[0]):
                 del self._known[known]

@@ -1,7 +1,6 @@
-"""Which adapters were withdrawn: one listing of the store, read again every few seconds.
+"""The list of revoked adapters: one listing of the store, refreshed every few seconds.
 
-Owns the freshness of that list and the telling of news. What a revocation purges is the
-business of those who listen.
+Owns the list's freshness and notifies listeners, which purge what a revocation affects.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ INTERVAL_S = 2.0
 
 
 class Revocations:
-    """What was revoked, kept fresh by a thread of its own: job keys, for everyone, and
-    ``key@namespace``, for one namespace."""
+    """Revocations, refreshed by their own thread: a job key applies to all namespaces,
+    ``key@namespace`` to one."""
 
     def __init__(
         self,
@@ -33,12 +32,12 @@ class Revocations:
         max_age_s: float = MAX_AGE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare to watch; ``start`` begins.
+        """Create the list; ``start`` begins to read.
 
         Args:
             read: lists all revoked keys; may raise StoreError.
-            interval_s: seconds between two readings.
-            max_age_s: how old the list may become while the store does not answer.
+            interval_s: seconds between two reads.
+            max_age_s: maximum age of the list while the store does not answer.
         """
         self._read = read
         self._interval_s = interval_s
@@ -52,7 +51,7 @@ class Revocations:
         self._reading = threading.Lock()
 
     def listen(self, callback: Callable[[frozenset[str]], None]) -> None:
-        """Call back with keys that are newly revoked, in the watching thread."""
+        """Call back with newly revoked keys, in the watching thread."""
         self._listeners.append(callback)
 
     def start(self) -> None:
@@ -62,7 +61,7 @@ class Revocations:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -70,21 +69,21 @@ class Revocations:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the list was last read; infinite before the first time."""
+        """Seconds since the list was last read; infinite before the first read."""
         return float("inf") if self._read_at_s is None else self._clock() - self._read_at_s
 
     def check(self, key: str, label: str, namespace: str = "") -> None:
-        """Refuse a revoked adapter, by the last list read; this never waits for the store.
-        A store that has not answered for ``max_age_s`` may hide a revocation, so all are refused.
+        """Refuse a revoked adapter, by the last list read; never waits for the store. If the store
+        has not answered for ``max_age_s``, revocations may be missing, so all are refused.
 
         Raises:
-            AdapterNotFound: if it is revoked; the caller learns no more than for an unknown one.
-            StoreError: if the list is too old to tell.
+            AdapterNotFound: if it is revoked; the same error as for an unknown adapter.
+            StoreError: if the list is too old.
         """
         if self.age_s > self._max_age_s:
             raise StoreError(
-                "the store has not answered for too long to tell which adapters are withdrawn",
-                "try again; the base model is served meanwhile",
+                "the store has not answered for too long, so revoked adapters are not known",
+                "try again; the base model is still served",
             )
         if key in self._keys or f"{key}@{namespace}" in self._keys:
             raise AdapterNotFound(
@@ -92,16 +91,16 @@ class Revocations:
             )
 
     def refresh(self) -> bool:
-        """Read the list now; say whether the store answered."""
+        """Read the list now; returns whether the store answered."""
         with self._reading:
             started_s = self._clock()
             try:
                 keys = frozenset(self._read())
-            except Exception as error:  # of whatever kind a store's driver raises
+            except Exception as error:  # any error of a store's driver
                 LOG.warning("cannot read the revocations: %s", error)
                 return False
-            if self._keys and not keys:  # tombstones stay, so the store is not what it was
-                LOG.warning("the store lists no revocations any more; is it mounted?")
+            if self._keys and not keys:  # tombstones stay, so this is not the same store
+                LOG.warning("the store no longer lists revocations; is it mounted?")
                 return False
             news = keys - self._keys
             self._keys = keys
@@ -115,5 +114,5 @@ class Revocations:
         while not self._stop.wait(self._interval_s):
             try:
                 self.refresh()
-            except Exception:  # the watch must outlive any fault of a store or a listener
+            except Exception:  # the thread must survive any error of a store or a listener
                 LOG.exception("reading the revocations failed")

@@ -1,7 +1,7 @@
-"""All of an engine that has to do with adapters: the banks on its base, the cache, the slots.
+"""An engine's adapter components: the banks on its base, the cache and the slots.
 
-Owns how these parts are opened together and which adapters fit them. An engine without a source
-has none of it and generates with the bare base.
+Owns how they are opened together and which adapters fit them. An engine without a source of
+adapters has none of them and generates with the bare base.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class AdapterSide:
         return weights.to(self._base.dtype)
 
     def check_fits(self, weights: AdapterWeights) -> None:
-        """Refuse what does not fit the base, and what the operator's limits exclude.
+        """Refuse adapters that do not fit the base or that the operator's limits exclude.
 
         Raises:
-            AdapterFileError: for other layers or shapes, or for what is over a limit.
+            AdapterFileError: if layers or shapes differ, or a limit is exceeded.
         """
         assert self.bank is not None
         limit = self._config.max_rank
@@ -112,7 +112,7 @@ class AdapterSide:
             )
 
     def add_stats(self, stats: EngineStats) -> None:
-        """Fill in the adapters' part of an engine's numbers."""
+        """Fill in the adapters' part of an engine's statistics."""
         stats.slots_in_use = self.slots.num_in_use
         stats.slots_filled = len(self.slots.keys)
         stats.slot_bytes = self.slots.num_bytes
@@ -123,12 +123,12 @@ class AdapterSide:
             stats.revocations_age_s = self.cache.revocations.age_s
 
     def start(self) -> None:
-        """Begin to watch for revocations."""
+        """Start watching for revocations."""
         if self.cache is not None:
             self.cache.start()
 
     def close(self) -> None:
-        """End the cache's threads and put the base's own layers back."""
+        """Stop the cache's threads and restore the base's own layers."""
         if self.cache is not None:
             self.cache.close()
         self.prompts.close()
@@ -137,10 +137,10 @@ class AdapterSide:
 
 
 def allowed_layers(base: Base, config: EngineConfig) -> dict[str, frozenset[str]]:
-    """The layers inside each of the operator's limits, by the limit's name.
+    """The layers that each of the operator's limits allows, by the limit's name.
 
     Raises:
-        UserError: if an ending of a limit matches no layer of the base.
+        UserError: if a limit's suffix matches no layer of the base.
     """
     limits = {
         "target_modules": (base.denoiser_name, config.target_modules),

@@ -1,10 +1,10 @@
-"""The slot table: which adapter is in which slot of the bank, and who uses it.
+"""The slot table: which adapter is in which slot of the bank, and how many rows use it.
 
-Owns the bookkeeping of slots: reference counts, eviction by last use, all-or-nothing reservation.
-The adapters in slots never take more memory than a given budget. It touches no weight; the engine
-copies them where a reservation says so, and empties the slots that were evicted.
+Owns the bookkeeping of slots: reference counts, eviction of the least recently used, all-or-nothing
+reservation, and a budget of memory for the adapters in slots. It does not touch weights: the engine
+copies them for fresh reservations and empties evicted slots.
 
-Slot 0 is the bare base and is never handed out. Not thread-safe: the engine holds its lock.
+Slot 0 is the bare base and is never reserved. Not thread-safe: the engine holds its lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Reservation", "SlotTable"]
 
 @dataclass
 class _Held:
-    """One slot's adapter."""
+    """The adapter in one slot."""
 
     slot: int
     num_bytes: int = 0
@@ -28,7 +28,7 @@ class _Held:
     ready: Future[None] = field(default_factory=Future)
     """Done once the weights are in the slot."""
     doomed: bool = False
-    """Revoked while in use: to be emptied at the last release."""
+    """Revoked while in use; emptied at the last release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Reservation:
     key: str
     slot: int
     is_fresh: bool
-    """Whether the holder of this reservation has to copy the weights in."""
+    """Whether the holder of this reservation must copy the weights into the slot."""
     ready: Future[None]
 
 
@@ -46,10 +46,10 @@ class SlotTable:
     """Slots 1 to ``num_slots - 1`` and the adapters in them."""
 
     def __init__(self, num_slots: int, max_bytes: float = math.inf) -> None:
-        """Make a table of empty slots.
+        """Create a table of empty slots.
 
         Args:
-            max_bytes: the most memory that the adapters in slots may take together.
+            max_bytes: memory budget of all adapters in slots together.
         """
         if num_slots < 1:
             raise ValueError(f"{num_slots} slots; there is at least slot 0, the bare base")
@@ -72,33 +72,33 @@ class SlotTable:
 
     @property
     def num_in_use(self) -> int:
-        """Slots that somebody holds."""
+        """Slots in use."""
         return sum(1 for held in self._held.values() if held.uses)
 
     def bytes_of(self, keys: Iterable[str], sizes: Mapping[str, int]) -> int:
-        """Memory of some adapters together, in a slot or not; ``sizes`` has those that are not."""
+        """Total memory of some adapters; ``sizes`` has those that are not in a slot."""
         held = self._held
         return sum(held[key].num_bytes if key in held else sizes.get(key, 0) for key in keys)
 
     def take_evicted(self) -> list[int]:
-        """Slots that were evicted since the last call, to be emptied before they are used."""
+        """Slots evicted since the last call, to be emptied before they are used."""
         evicted, self._evicted = self._evicted, []
         return evicted
 
     def reserve(
         self, keys: Sequence[str], sizes: Mapping[str, int] | None = None
     ) -> list[Reservation] | None:
-        """Pin a slot for each of the adapters, or none at all.
+        """Pin a slot for each of the adapters, or for none of them.
 
         Args:
-            sizes: bytes of the adapters that are in no slot yet; none means 0.
+            sizes: bytes of the adapters that are not in a slot yet; 0 if missing.
 
         Returns:
-            One reservation per key in order; None where too few slots or bytes are free, and then
-            nothing has changed.
+            One reservation per key, in order; None, with nothing changed, if too few slots or bytes
+            are free.
 
         Raises:
-            ValueError: if no number of releases could ever make room, or a key comes twice.
+            ValueError: if no number of releases could make room, or a key is repeated.
         """
         if len(set(keys)) != len(keys):
             raise ValueError(f"an adapter twice: {keys}")
@@ -135,7 +135,7 @@ class SlotTable:
         """Unpin; the adapters stay until their slots are needed.
 
         Returns:
-            Slots of revoked adapters that are now out of use, to be emptied.
+            Slots of revoked adapters that are no longer in use, to be emptied.
         """
         emptied = []
         for reservation in reservations:
@@ -148,10 +148,10 @@ class SlotTable:
         return emptied
 
     def drop(self, key: str) -> int | None:
-        """Forget an adapter: now if no one uses it, else at its last release.
+        """Forget an adapter: now if it is unused, else at its last release.
 
         Returns:
-            The slot to be emptied now; None if there is none yet.
+            The slot to empty now, or None.
         """
         held = self._held.get(key)
         if held is None:

@@ -1,7 +1,7 @@
-"""The engines behind a Ray Serve handle, as the HTTP side's ``EngineClient``.
+"""An ``EngineClient`` over the engines behind a Ray Serve handle.
 
-Owns what happens when replicas come and go under a request. A picture depends on its request
-alone, so another replica generates it again where one died, and the caller gets the same picture.
+Owns what happens when replicas start or stop during a request. A picture depends on its request
+alone, so if a replica dies another one generates the same picture.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ NUM_ATTEMPTS = 3
 """Attempts at a picture when its replicas die."""
 FACTS_TIMEOUT_S = 5.0
 LOST = (RayActorError, DeploymentUnavailableError)
-"""The replica is gone, or all are."""
+"""The replica is lost, or all replicas are."""
 
 
 class ReplicaClient:
-    """The engines behind a handle, as ``EngineClient``."""
+    """An ``EngineClient`` over the engines behind a handle."""
 
     def __init__(self, handle: DeploymentHandle, replicas: ReplicaConfig) -> None:
         self._handle = handle
@@ -71,7 +71,7 @@ class ReplicaClient:
             except (Draining, *LOST) as error:
                 if attempt == NUM_ATTEMPTS - 1:
                     raise _restarting() from error
-                # a replica that drains says so at once; give the router time to learn of it
+                # a draining replica refuses immediately; give the router time to notice
                 await asyncio.sleep(0.2 * (attempt + 1))
 
     async def _generate_once(
@@ -100,13 +100,13 @@ class ReplicaClient:
                 stream.cancel()
 
     async def _some_engine(self) -> None:
-        """Wait a little for any engine to be there.
+        """Wait briefly for any engine.
 
         Raises:
-            Draining: if none comes. The request has not been sent anywhere.
+            Draining: if there is none in time. The request has not been sent anywhere.
         """
         router = ROUTERS.get(ENGINE)
-        if router is None:  # made by the first call
+        if router is None:  # created by the first call
             return
         if router.replica_stats():
             return

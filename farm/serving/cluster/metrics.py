@@ -1,7 +1,7 @@
-"""The endpoint's numbers through Ray, onto the metrics port of every node.
+"""The endpoint's metrics, published through Ray on the metrics port of every node.
 
-Owns the translation only; names and meanings are in ``metrics.py``. Ray puts ``ray_`` before each
-name, and the replica's own labels beside ours.
+Owns only the translation; names and meanings are in ``serving/metrics.py``. Ray prefixes each name
+with ``ray_`` and adds the replica's own labels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The request router of the engine deployment: adapter affinity inside Ray Serve.
 
-Owns the bridge between Ray Serve's router and ``routing.rank_replicas``. Load is counted here, in
-pictures sent and not yet answered, because a replica's own report is up to a second old.
+Connects Ray Serve's router to ``routing.rank_replicas``. Load is counted here, in pictures sent and
+not yet answered, because a replica's own report is up to a second old.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["ROUTERS", "AdapterRouter", "adapter_key", "requests_of"]
 class AdapterRouter(RequestRouter):  # type: ignore[misc]
     """Sends a request to the replica that has its adapter, within a bound on the load.
 
-    Not a ``FIFOMixin``: that hands the replica found for one request to whichever waits longest,
-    and so undoes the affinity. Requests are matched by their id instead, which is why an HTTP
-    request makes one call for all its pictures.
+    Not a ``FIFOMixin``, which would give the replica found for one request to the request that has
+    waited longest and so defeat the affinity. Requests are matched by id instead, which is why an
+    HTTP request makes one call for all its pictures.
     """
 
     def initialize_state(self, load_bound: float = LOAD_BOUND, **_: Any) -> None:
@@ -44,7 +44,7 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """The replicas in order, each alone in its rank, so that the order is kept."""
+        """The replicas in order, one per rank, so that Ray Serve keeps the order."""
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         loads = {name: float(self._sent[name]) for name in by_name}
         key = _this_module().adapter_key(pending_request)
@@ -71,25 +71,25 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
             del self._sent[name]
 
     def replica_stats(self) -> list[dict[str, Any]]:
-        """Take each replica's latest report; see ``record_routing_stats`` in ``app.py``."""
+        """Each replica's latest report; see ``record_routing_stats`` in ``serving/app.py``."""
         return [dict(replica.routing_stats) for replica in list(self._replicas_list)]
 
 
 def _this_module() -> Any:
-    """This module as its process imported it.
+    """This module as imported by the current process.
 
-    Ray Serve ships the class by value, with copies of this module's globals: a table that only a
-    copy fills is of no use to others, and a copied class is not the class of the requests.
+    Ray Serve ships the class by value, with copies of this module's globals. Entries in a copied
+    table would be invisible to other code, and a copied class is not the class of the requests.
     """
     return importlib.import_module("farm.serving.cluster.router")
 
 
 ROUTERS: dict[str, AdapterRouter] = {}
-"""The routers of this process by deployment, so that the ingress sees what its replicas report."""
+"""The routers of this process by deployment, so that the ingress can read its replicas' reports."""
 
 
 def requests_of(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
-    """The pictures that a call requests; none for other calls."""
+    """The pictures that a call requests; empty for other calls."""
     first = pending.args[0] if pending is not None and pending.args else None
     if isinstance(first, tuple) and all(isinstance(item, GenerationRequest) for item in first):
         return first

@@ -1,7 +1,7 @@
 """Admission: the queue of waiting requests, and the refusal of those that would wait too long.
 
-Owns the backlog in seconds, the refusals that follow from it (before any work is done), and the
-order in which waiting requests leave the queue. Thread-safe: any thread may call ``admit``.
+Owns the backlog in seconds, the refusals based on it (before any work is done), and the order in
+which waiting requests leave the queue. Thread-safe: any thread may call ``admit``.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Admission:
     # -- cost ---------------------------------------------------------------------------------
 
     def seconds_per_cost(self, capacity: Capacity) -> float:
-        """Machine seconds of a row-step at the base's own size, from the latest passes."""
+        """Seconds of a row-step at the base's own size, from the latest passes."""
         return self._seconds_per_cost or capacity.seconds_per_cost
 
     def backlog_s(self, capacity: Capacity) -> float:
-        """Seconds of work that wait or run."""
+        """Seconds of work waiting or running."""
         return (self._queue.cost + self._begun_cost) * self.seconds_per_cost(capacity)
 
     def wait_s(self, capacity: Capacity) -> float:
@@ -51,7 +51,7 @@ class Admission:
         return self._queue.cost * self.seconds_per_cost(capacity)
 
     def add_stats(self, stats: EngineStats, capacity: Capacity) -> None:
-        """Fill in the queue's part of an engine's numbers."""
+        """Fill in the queue's part of an engine's statistics."""
         stats.waiting = len(self)
         stats.refused = self.num_refused
         stats.backlog_s = self.backlog_s(capacity)
@@ -59,13 +59,13 @@ class Admission:
         stats.seconds_per_cost = self.seconds_per_cost(capacity)
 
     def count_pass(self, cost: float, pass_s: float) -> None:
-        """Update the running mean of a row-step's seconds, and the work that is left."""
+        """Update the running mean of a row-step's seconds, and the remaining work."""
         before = self._seconds_per_cost or pass_s / cost
         self._seconds_per_cost = before + SMOOTHING * (pass_s / cost - before)
         self.give_up(cost)
 
     def give_up(self, cost: float) -> None:
-        """Subtract work that is done, or that will not be done."""
+        """Subtract work that is finished or cancelled."""
         self._begun_cost = max(0.0, self._begun_cost - cost)
 
     # -- the queue ----------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Admission:
         """Queue a request.
 
         Raises:
-            TooBusy: if the queue is full, or the wait too long for it or its deadline.
+            TooBusy: if the queue is full, or the wait exceeds the limit or the request's deadline.
         """
         with self._lock:
             try:
@@ -105,13 +105,14 @@ class Admission:
             )
 
     def _expected_wait_s(self, tenant: str, capacity: Capacity) -> float:
-        """The whole backlog, or less for a tenant with little in it: shares are equal."""
+        """The whole backlog, or less for a tenant with little waiting, because shares are equal."""
         own = self._queue.cost_of(tenant) * self._queue.num_tenants(tenant)
         ahead = min(self._queue.cost, own) + self._begun_cost
         return ahead * self.seconds_per_cost(capacity)
 
     def _is_full_for(self, tenant: str) -> bool:
-        """A full queue still accepts tenants below their share, up to twice its length."""
+        """Whether the queue is full for a tenant; tenants below their share may use twice its
+        length."""
         most = self._config.max_waiting
         if len(self._queue) < most:
             return False
@@ -130,13 +131,13 @@ class Admission:
         return waiting
 
     def drop_ended(self) -> list[Waiting]:
-        """Take out requests that were cancelled or whose deadline has passed."""
+        """Remove and return requests that were cancelled or whose deadline has passed."""
         now = time.monotonic()
         with self._lock:
             return self._queue.remove(lambda item: item.ticket.ended or item.deadline < now)
 
     def drop_all(self) -> list[Waiting]:
-        """Take out all requests."""
+        """Remove and return all requests."""
         with self._lock:
             return self._queue.remove(lambda _: True)
 

@@ -1,7 +1,7 @@
-"""The running batch: which pictures are in it, by size, and whose pass is next.
+"""The running batch: the pictures in it, by size, and the choice of the next pass.
 
-Owns joining under the limits, the turns of the sizes, and the turns of rows where they are too
-many for one pass. Does not denoise.
+Owns joining within the limits, the turns of sizes, and the turns of rows when there are too many
+for one pass. Does not denoise.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Batch"]
 
 
 class Batch:
-    """Rows that are being generated, and rows that are ready to join them. One thread's own."""
+    """Rows being generated, and rows ready to join them. Not thread-safe: used by one thread."""
 
     def __init__(self, max_sizes: int) -> None:
-        """Make an empty batch.
+        """Create an empty batch.
 
         Args:
             max_sizes: full batches of different picture sizes that may run at once.
@@ -34,12 +34,12 @@ class Batch:
             yield from list(rows)
 
     def __len__(self) -> int:
-        """Pictures that run."""
+        """Running pictures."""
         return sum(len(rows) for rows in list(self._groups.values()))
 
     @property
     def num_ready(self) -> int:
-        """Pictures that may join."""
+        """Pictures ready to join."""
         return len(self._ready)
 
     @property
@@ -48,18 +48,18 @@ class Batch:
         return not self._ready and not any(self._groups.values())
 
     def has(self, size: Size) -> bool:
-        """Whether pictures of a size run."""
+        """Whether any pictures of a size are running."""
         return bool(self._groups.get(size))
 
     def add_ready(self, row: Row) -> None:
-        """Let a row join when there is room."""
+        """Add a row that joins when there is room."""
         self._ready.append(row)
 
     def join(self, capacity: Capacity) -> list[Row]:
-        """Let ready rows in, in the order of their turns, while they fit; say which.
+        """Let ready rows join, in the order of their turns, while they fit; returns them.
 
-        No row overtakes another of its size: a guided picture could wait forever for two places
-        while unguided ones take each that becomes free.
+        No row overtakes another of its size; otherwise a guided picture could wait forever for two
+        free places while unguided ones take each place as it becomes free.
         """
         joined: list[Row] = []
         full: set[Size] = set()
@@ -83,9 +83,9 @@ class Batch:
         return joined
 
     def choose(self, capacity: Capacity) -> list[Row]:
-        """The rows of the next pass; empty if nothing runs.
+        """The rows of the next pass; empty if nothing is running.
 
-        Sizes take turns pass by pass, so every row advances at the same pace whatever its size.
+        Sizes alternate by pass, so rows advance at the same pace whatever their size.
         """
         for size in list(self._groups):
             rows = self._groups[size]
@@ -104,19 +104,19 @@ class Batch:
                 break
             chosen.append(row)
             taken += row.num_rows
-        if len(chosen) < len(rows):  # only after the limit sank under a running batch
+        if len(chosen) < len(rows):  # only if the limit was lowered during a batch
             rows[:] = rows[len(chosen) :] + chosen
         return chosen
 
     def leave(self, row: Row) -> None:
-        """Take a row out, running or ready."""
+        """Remove a row, running or ready."""
         if row in self._ready:
             self._ready.remove(row)
         else:
             self._groups[row.waiting.size].remove(row)
 
     def leave_where(self, unwanted: Callable[[Row], bool]) -> list[Row]:
-        """Take out all rows of which a claim is true; say which."""
+        """Remove all rows that match a predicate; returns them."""
         gone = [row for row in self if unwanted(row)]
         for row in gone:
             self.leave(row)

@@ -1,7 +1,7 @@
-"""What an engine counts: requests by outcome, passes, and how many requests are open.
+"""An engine's counters: requests by outcome, passes, and open requests.
 
-Owns the counters and their lock: requests are counted by the callers' threads, the denoising
-thread and the decoder. Sizes at the moment of asking are filled in by the engine.
+Owns the counters and their lock: the callers' threads, the denoising thread and the decoder all
+count requests. The engine fills in current sizes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Counts:
         self._stats = EngineStats()
         self._lock = threading.Lock()
         self.num_open = 0
-        """Requests accepted and not ended."""
+        """Requests accepted and not yet ended."""
 
     def add_submitted(self) -> None:
-        """Count a request that is about to queue."""
+        """Count a request about to be queued."""
         with self._lock:
             self.num_open += 1
             self._stats.submitted += 1
 
     def remove_submitted(self) -> None:
-        """Take back a request that admission refused."""
+        """Uncount a request that admission refused."""
         with self._lock:
             self.num_open -= 1
             self._stats.submitted -= 1

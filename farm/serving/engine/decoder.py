@@ -1,9 +1,8 @@
-"""From clean latents to pixels, in a thread beside the denoising loop.
+"""Decodes clean latents to pixels, in a thread beside the denoising loop.
 
-Owns decoding, in batches of one size, and the delivery of pictures and previews. Finished
-pictures go before previews, and a preview that a newer one overtook is not decoded. On a GPU the
-decoder has its own stream, which waits for the pass that finished the latents and for no later
-one.
+Owns decoding, in batches of one size, and the delivery of pictures and previews. Finished pictures
+have priority over previews, and superseded previews are not decoded. On a GPU the decoder has its
+own stream, which waits only for the pass that finished the latents.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Latents:
-    """Latents that the denoising stream is computing."""
+    """Latents, possibly still being computed in the denoising stream."""
 
     latents_1CHW: Tensor
     step: int
     made: torch.cuda.Event | None
-    """When they are computed; None where nothing runs asynchronously."""
+    """Set once they are computed; None on a CPU, where nothing is asynchronous."""
 
 
 class Decoder:
     """Turns rows into pictures and hands them to their tickets."""
 
     def __init__(self, base: Base, *, max_batch: int, on_end: Callable[[Row, bool], None]) -> None:
-        """Prepare; ``start`` begins.
+        """Create the decoder; ``start`` starts its thread.
 
         Args:
-            max_batch: pictures decoded at once; a decoder takes far more memory a picture than
+            max_batch: pictures decoded at once; the decoder takes far more memory per picture than
                 the denoiser.
             on_end: called with each row and whether it became a picture.
         """
@@ -73,7 +72,7 @@ class Decoder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Decode what is left, then end the thread."""
+        """Decode the remaining rows, then stop the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -88,7 +87,7 @@ class Decoder:
 
     @property
     def backlog(self) -> int:
-        """Finished pictures that wait for their pixels."""
+        """Finished pictures waiting to be decoded."""
         return len(self._finished)
 
     def finish(self, rows: Sequence[Row]) -> None:
@@ -102,14 +101,14 @@ class Decoder:
             self._wake.notify()
 
     def preview(self, row: Row) -> None:
-        """Decode what a row looks like now and report it as progress."""
+        """Decode a row's current estimate and report it as progress."""
         now = _Latents(row.sampler.estimate(), row.sampler.step, self._mark())
         with self._wake:
             self._previews[row] = now
             self._wake.notify()
 
     def _mark(self) -> torch.cuda.Event | None:
-        """This point in the denoising stream; called in the denoising thread."""
+        """Record the current point in the denoising stream; called in the denoising thread."""
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -131,7 +130,7 @@ class Decoder:
                 self._decode_preview(*preview)
 
     def _take_finished(self) -> dict[Row, _Latents]:
-        """The oldest row and those of its size that fit with it."""
+        """The oldest row and the rows of its size that fit in one batch with it."""
         size = next((row.waiting.size for row in self._finished), None)
         same = [row for row in self._finished if row.waiting.size == size]
         return {row: self._finished.pop(row) for row in same[: self._max_batch]}
@@ -147,7 +146,7 @@ class Decoder:
         except Exception as error:
             LOG.exception("decoding failed")
             failed = without_frames(error)
-        if failed is not None:  # outside of the handler, which holds the failed call's memory
+        if failed is not None:  # outside the handler, which holds the failed call's memory
             self._fail(wanted, failed)
             return
         ended_s = time.monotonic()
@@ -164,7 +163,7 @@ class Decoder:
             self._on_end(row, row.ticket.generated)
 
     def _fail(self, rows: dict[Row, _Latents], error: Exception) -> None:
-        """Rows could not be decoded together: decode each alone, or fail it."""
+        """Handle rows that could not be decoded together: decode each alone, or fail it."""
         if len(rows) > 1:
             for row, latents in rows.items():
                 self._decode_finished({row: latents})
@@ -200,7 +199,7 @@ class Decoder:
             return
         try:
             pixels, _ = self._pixels([preview])
-        except Exception:  # a preview is a courtesy
+        except Exception:  # previews are optional
             LOG.exception("decoding a preview failed")
             return
         row.ticket.report(Progress("denoising", preview.step, row.sampler.num_steps, pixels[0]))

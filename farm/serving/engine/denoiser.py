@@ -1,9 +1,9 @@
-"""One denoising pass over rows that differ in everything but their picture size.
+"""One denoising pass over rows that differ in everything but picture size.
 
-Owns the assembly of a pass: a prompted row for each picture and an unconditional row for each
-guided one, each with its own adapters; then guidance. What stays equal while the same pictures stay
-together is assembled once, and a row keeps its place in the pass until its picture is done, so a
-picture that joins or leaves costs only the copy of its own weights.
+Owns the assembly of a pass (a prompted row for each picture and an unconditional row for each
+guided one, each with its own adapters) and guidance. Inputs that do not change while the same
+pictures run together are assembled once, and a row keeps its place in the pass until its picture is
+finished, so a picture that joins or leaves costs only the copy of its own weights.
 
 Legend: P pictures, G guided ones among them, R rows, K adapters per row, C H W latent.
 """
@@ -27,15 +27,15 @@ from farm.serving.engine.row import Row, Size
 __all__ = ["Denoiser", "arranged"]
 
 Line = tuple[Row, bool]
-"""One row of a pass: whose it is, and whether it is the prompted one."""
+"""One row of a pass: its picture, and whether it is the prompted row."""
 
 Grouped = dict[tuple[int, ...], list[Line]]
-"""The lines of a pass in order, by the shape of their adapters: neighbours share products."""
+"""The lines of a pass in order, by the shapes of their adapters: neighbours share products."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a pass needs beside latents and timesteps; the same for the same pictures."""
+    """Inputs of a pass other than latents and timesteps; constant for the same pictures."""
 
     rows: tuple[Row, ...]
     groups: Grouped
@@ -43,25 +43,25 @@ class _Layout:
     pictures_R: Tensor
     """int64: the picture of each row."""
     prompted_P: Tensor
-    """int64: where in the pass each picture's prompted row is."""
+    """int64: index in the pass of each picture's prompted row."""
     guided_G: Tensor
     """int64: which pictures are guided."""
     plain_G: Tensor
-    """int64: where in the pass their unconditional rows are."""
+    """int64: index in the pass of their unconditional rows."""
     guidance_G111: Tensor
     conditioning: Conditioning
     has_adapters: bool
 
 
 class Denoiser:
-    """Predicts for many pictures in one pass."""
+    """Runs the denoiser for many pictures in one pass."""
 
     def __init__(self, base: Base, bank: MixedBank | None) -> None:
         self._base = base
         self._bank = bank
         if base.device.type == "cpu":
             use_fast_blocks(base.components[base.denoiser_name])
-        # sizes take turns: what one of them has assembled should not be undone by the next
+        # sizes take turns: each keeps its own assembled layout
         self._layouts: dict[Size, _Layout] = {}
         self._weights: dict[Size, RowWeights] = {}
 
@@ -69,7 +69,7 @@ class Denoiser:
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """The guided prediction for each picture at its own timestep, float32 [P, C, H, W].
 
-        One pass of the denoiser; the pictures must share a size. Changes nothing in them.
+        One pass of the denoiser; the pictures must share a size. Does not modify them.
         """
         layout = self._layout_of(tuple(rows))
         latents_PCHW = torch.cat([row.sampler.model_input() for row in rows])
@@ -90,17 +90,17 @@ class Denoiser:
         return prompted_PCHW.index_copy(0, layout.guided_G, guided_GCHW)
 
     def forget(self, size: Size) -> None:
-        """Let go of the pictures of a size; called when the last of them has left."""
+        """Drop the layout of a size; called when its last picture has left."""
         self._layouts.pop(size, None)
         self._weights.pop(size, None)
 
     def close(self) -> None:
-        """Let the base's blocks run as they are written again."""
+        """Restore the original forward of the base's blocks."""
         restore(self._base.components[self._base.denoiser_name])
 
     def _routed(self, layout: _Layout) -> AbstractContextManager[None]:
         if not layout.has_adapters:
-            return nullcontext()  # the base runs bare, and costs what it costs bare
+            return nullcontext()  # the bare base, at its own cost
         return self._weights[layout.rows[0].waiting.size].active()
 
     def _layout_of(self, rows: tuple[Row, ...]) -> _Layout:
@@ -139,7 +139,8 @@ class Denoiser:
         )
 
     def _grouped(self, before: Grouped, wanted: list[Line]) -> Grouped:
-        """The wanted lines by the shapes of their adapters; those that stay keep their order."""
+        """The wanted lines by the shapes of their adapters; lines already present keep their
+        order."""
         wanted_by: Grouped = {group: [] for group in before}
         for line in wanted:
             slots = line[0].slots
@@ -152,7 +153,7 @@ class Denoiser:
         }
 
     def _assign(self, size: Size, lines: list[Line]) -> bool:
-        """Lay the rows' weights ready; False if no picture has an adapter."""
+        """Assign the rows' weights; False if no picture has an adapter."""
         if not any(row.slots for row, _ in lines):
             return False
         assert self._bank is not None
@@ -162,7 +163,7 @@ class Denoiser:
 
 
 def arranged(before: Sequence[Line], wanted: Sequence[Line]) -> list[Line]:
-    """The wanted lines in an order that leaves as many as possible where they were."""
+    """The wanted lines in an order that keeps as many as possible in place."""
     missing = set(wanted)
     places: list[Line | None] = [None] * len(wanted)
     for i, line in enumerate(before[: len(wanted)]):

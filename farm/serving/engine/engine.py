@@ -1,9 +1,9 @@
-"""The engine: a running batch in which every row may use another adapter.
+"""The engine: a running batch in which every row may use a different adapter.
 
 Owns the denoising loop: at each step requests join and leave, rows of one picture size share a
-pass, and sizes take turns. Admission decides who may enter, the preparer brings what
-a row needs before it joins, the decoder makes pixels, and the cache holds adapters in memory.
-Needs only torch; the endpoint wraps it.
+pass, and sizes take turns. Admission accepts or refuses requests, the preparer prepares rows before
+they join, the decoder produces pixels, and the cache holds adapters in memory. Needs only torch;
+the endpoint wraps it.
 
 One thread runs the loop and owns all state of the batch; other threads post calls to it.
 """
@@ -41,13 +41,13 @@ __all__ = ["Engine"]
 LOG = logging.getLogger(__name__)
 
 IDLE_S = 0.25
-"""How often an idle loop looks for deadlines that passed."""
+"""How often an idle loop checks for passed deadlines."""
 MAX_FAILED_TURNS = 3
-"""Turns that may fail one after another before all rows are given up."""
+"""Consecutive failed turns after which all rows fail."""
 
 
 class Engine:
-    """Generates pictures with any adapters of a source, many at once."""
+    """Generates many pictures at once, with any adapters of a source."""
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class Engine:
         """Wrap the base and open the cache; ``start`` begins to serve.
 
         Args:
-            base: belongs to the engine until ``stop``; its layers are wrapped.
-            source: where adapters come from, such as a ``Registry``; None serves the base alone.
-            cache_folder: of the disk tier; needed with a source.
+            base: owned by the engine until ``stop``; its layers are wrapped.
+            source: of the adapters, such as a ``Registry``; None serves only the base.
+            cache_folder: of the disk tier; required with a source.
 
         Raises:
             UserError: if the config does not fit the base.
@@ -99,7 +99,7 @@ class Engine:
     # -- lifecycle ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to generate. A batch limit that is not known yet is measured meanwhile."""
+        """Start generating. An unknown batch limit is measured in the background."""
         meter = self._meter = CapacityMeter(self.base, self._adapters.bank, self.config)
         known = meter.known()
         self.capacity = known or self.capacity
@@ -121,9 +121,9 @@ class Engine:
         self._inbox.post(lambda: setattr(self, "capacity", capacity))
 
     def stop(self, drain_s: float = 0.0) -> None:
-        """Refuse new requests, finish what fits into ``drain_s`` seconds, and end.
+        """Refuse new requests, finish running ones for up to ``drain_s`` seconds, and stop.
 
-        Requests that are not finished fail with ``Draining``.
+        Unfinished requests fail with ``Draining``.
         """
         self._is_draining = True
         self._stop_at_s = time.monotonic() + drain_s
@@ -147,7 +147,7 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop and the decoder run and the device is not lost."""
+        """Whether the loop and the decoder are running and the device is not lost."""
         is_alive = self._thread is not None and self._thread.is_alive() and self._decoder.alive
         return (
             is_alive
@@ -158,11 +158,11 @@ class Engine:
     # -- requests -----------------------------------------------------------------------------
 
     def submit(self, request: GenerationRequest) -> Ticket:
-        """Queue a request; returns at once.
+        """Queue a request; returns immediately.
 
         Raises:
-            RequestRefused: if it cannot be generated, whatever the load.
-            TooBusy: if the backlog is too long, or longer than the request's deadline allows.
+            RequestRefused: if it cannot be generated under any load.
+            TooBusy: if the backlog is too long in general or for the request's deadline.
             Draining: if the engine is stopping.
         """
         if self._is_draining or self._thread is None:
@@ -178,17 +178,17 @@ class Engine:
             self._counts.remove_submitted()
             raise
         self._inbox.wake()
-        if self._is_over:  # the loop has ended meanwhile and may have missed this request
+        if self._is_over:  # the loop has just ended and may have missed this request
             waiting.ticket.fail(stopping())
         return waiting.ticket
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of work that wait or run."""
+        """Seconds of work waiting or running."""
         return self._admission.backlog_s(self.capacity)
 
     def stats(self) -> EngineStats:
-        """Counts since the start and sizes now."""
+        """Counts since the start, and current sizes."""
         stats = self._counts.snapshot()
         stats.preparing = self._preparer.num_preparing
         stats.running = len(self._batch)
@@ -236,11 +236,11 @@ class Engine:
             self._step(rows)
 
     def _read_inbox(self) -> None:
-        """Run what other threads posted; wait for more if there is nothing to generate."""
+        """Run the calls of other threads; wait for more if there is nothing to generate."""
         self._inbox.run_waiting(IDLE_S if self._batch.is_idle else 0.0)
 
     def _drop_ended(self) -> None:
-        """Forget cancelled requests, and those whose deadline passed before they began."""
+        """Drop cancelled requests, and those whose deadline passed before they started."""
         for waiting in self._admission.drop_ended():
             late = TooBusy("the deadline passed before the picture was started", "try again later")
             self._failed(waiting, late)
@@ -249,10 +249,10 @@ class Engine:
             self._ended(row, False)
 
     def _let_go(self) -> None:
-        """Start to prepare as many requests as could join soon."""
+        """Start preparing as many requests as could join soon."""
         window = self.config.lookahead or self.capacity.rows
         preparer = self._preparer
-        # requests that load an adapter do not count: no one who could join waits for a load
+        # requests loading an adapter do not count, so that others can join without waiting for it
         while (
             preparer.num_preparing - preparer.num_loading + self._batch.num_ready < window
             and preparer.num_loading < self.config.max_loading
@@ -272,7 +272,7 @@ class Engine:
             if not isinstance(error, torch.OutOfMemoryError):
                 LOG.exception("a pass of %d pictures failed", len(rows))
             failed = without_frames(error)
-        # outside of the handler, which holds the failed pass's memory
+        # outside the handler, which holds the failed pass's memory
         if isinstance(failed, torch.OutOfMemoryError):
             self._shrink(rows)
             return
@@ -308,7 +308,7 @@ class Engine:
         self._admission.count_pass(cost, pass_s)
 
     def _finish(self, rows: list[Row]) -> None:
-        """Hand denoised rows to the decoder."""
+        """Pass denoised rows to the decoder."""
         for row in rows:
             self._batch.leave(row)
             row.denoised_s = time.monotonic()
@@ -320,7 +320,7 @@ class Engine:
     # -- leaving ------------------------------------------------------------------------------
 
     def _left(self, row: Row) -> None:
-        """A row takes part in no further pass."""
+        """Handle a row that has left the batch."""
         if not self._batch.has(row.waiting.size):
             self._denoiser.forget(row.waiting.size)
         self._admission.give_up(row.remaining_cost)
@@ -328,9 +328,9 @@ class Engine:
         self._preparer.release(reservations)
 
     def _note(self, error: BaseException | None) -> None:
-        """Remember that the device is lost: the engine is then unhealthy and gets replaced."""
+        """Record whether the device is lost: the engine is then unhealthy and is replaced."""
         if device_is_lost(error) and not self._is_lost:
-            LOG.error("the device is lost; this process cannot generate pictures any more")
+            LOG.error("the device is lost; this process can no longer generate pictures")
             self._is_lost = True
 
     def _ended(self, row: Row, is_generated: bool) -> None:
@@ -346,7 +346,7 @@ class Engine:
 
     def _fail_row(self, row: Row, error: BaseException) -> None:
         self._note(error)
-        row.ticket.fail(error)  # ``_drop_ended`` takes it out at the next turn
+        row.ticket.fail(error)  # ``_drop_ended`` removes it in the next turn
 
     def _revoked(self, keys: frozenset[str]) -> None:
         """Remove revoked adapters from the batch and the slots."""
@@ -358,10 +358,10 @@ class Engine:
         self._preparer.revoke(frozenset(key.partition("@")[0] for key in keys))
 
     def _shrink(self, rows: list[Row]) -> None:
-        """The pass did not fit in memory: halve the limit, or fail a row that is alone."""
+        """Handle a pass that did not fit in memory: halve the limit, or fail a single row."""
         self._denoiser.forget(rows[0].waiting.size)
         num_rows = sum(row.num_rows for row in rows)
-        LOG.warning("a pass of %d rows is out of memory", num_rows)
+        LOG.warning("a pass of %d rows ran out of memory", num_rows)
         self.capacity.release_memory()
         if len(rows) == 1:
             self._fail_row(
@@ -372,7 +372,7 @@ class Engine:
         self.capacity.shrink(rows[0].waiting.size, num_rows // 2)
 
     def _isolate(self, rows: list[Row]) -> None:
-        """A pass failed: run each row alone to find which of them fail, and fail only those."""
+        """Handle a failed pass: run each row alone, and fail only those that fail again."""
         self._denoiser.forget(rows[0].waiting.size)
         for row in rows:
             try:
@@ -383,7 +383,7 @@ class Engine:
         self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
 
     def _drop_all(self, error: FarmError) -> None:
-        """Fail every request not yet in decoding; those in decoding still finish."""
+        """Fail every request that is not yet being decoded; the others still finish."""
         for waiting in self._admission.drop_all():
             self._failed(waiting, error)
         for row in self._batch.leave_where(lambda _: True):

@@ -1,9 +1,8 @@
 """The fair queue: earliest deadline first, within each tenant's share.
 
 Owns the order of waiting requests. Deficit round robin (Shreedhar & Varghese 1995) gives every
-tenant with waiting work the same share of cost; among the tenants whose share is not used up, the
-one with the earliest deadline goes first, and within a tenant the earliest deadline goes first.
-So short deadlines never give a tenant more than its share.
+tenant with waiting work the same share of cost. Among tenants with share left, and within a tenant,
+the earliest deadline goes first, so short deadlines never give a tenant more than its share.
 
 Not thread-safe: the engine holds its lock around every call.
 """
@@ -35,21 +34,21 @@ class _Waiting(Generic[Item]):
 
 @dataclass
 class _Tenant(Generic[Item]):
-    """One tenant's waiting items and how much of its share is left."""
+    """A tenant's waiting items and the rest of its share."""
 
     heap: list[_Waiting[Item]] = field(default_factory=list)
     deficit: float = 0.0
 
 
 class FairQueue(Generic[Item]):
-    """Waiting items of many tenants, taken out in fair order."""
+    """Waiting items of many tenants, removed in fair order."""
 
     def __init__(self, quantum: float) -> None:
-        """Make an empty queue.
+        """Create an empty queue.
 
         Args:
-            quantum: cost that each tenant may spend per round; about one item's cost gives the
-                finest interleaving.
+            quantum: cost that each tenant may spend per round; about the cost of one item
+                interleaves tenants most evenly.
         """
         if quantum <= 0:
             raise ValueError(f"quantum is {quantum}")
@@ -63,34 +62,34 @@ class FairQueue(Generic[Item]):
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
-        """All waiting items, in no order."""
+        """All waiting items, in no particular order."""
         return (entry.item for tenant in self._tenants.values() for entry in tenant.heap)
 
     @property
     def cost(self) -> float:
-        """Of all that waits."""
+        """Cost of all waiting items."""
         return self._cost if self._length else 0.0
 
     def length_of(self, tenant: str) -> int:
-        """Items that a tenant has waiting."""
+        """Number of a tenant's waiting items."""
         return len(self._tenants[tenant].heap) if tenant in self._tenants else 0
 
     def cost_of(self, tenant: str) -> float:
-        """Cost of all that a tenant has waiting."""
+        """Cost of a tenant's waiting items."""
         if tenant not in self._tenants:
             return 0.0
         return sum(entry.cost for entry in self._tenants[tenant].heap)
 
     def num_tenants(self, besides: str) -> int:
-        """Tenants with waiting items, this one counted whether it has any or not."""
+        """Number of tenants with waiting items, always counting this one."""
         return len(self._tenants) + (besides not in self._tenants)
 
     def push(self, item: Item, *, tenant: str, cost: float, deadline: float = math.inf) -> None:
         """Add an item.
 
         Args:
-            cost: of generating it, in the queue's own unit; above 0.
-            deadline: on any clock that all items share; ``inf`` is none.
+            cost: of generating it, in the queue's unit; above 0.
+            deadline: on one clock for all items; ``inf`` for none.
         """
         entry = _Waiting(deadline, next(self._arrivals), cost, item)
         heapq.heappush(self._tenants.setdefault(tenant, _Tenant()).heap, entry)
@@ -98,7 +97,7 @@ class FairQueue(Generic[Item]):
         self._cost += cost
 
     def pop(self) -> Item | None:
-        """Take out the next item; None if nothing waits."""
+        """Remove and return the next item; None if nothing waits."""
         if not self._length:
             return None
         self._top_up()
@@ -109,13 +108,13 @@ class FairQueue(Generic[Item]):
         self._length -= 1
         self._cost -= entry.cost
         if not tenant.heap:
-            del self._tenants[name]  # an idle tenant saves nothing up
+            del self._tenants[name]  # an idle tenant accumulates no share
         elif tenant.deficit < tenant.heap[0].cost:
             self._tenants.move_to_end(name)
         return entry.item
 
     def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
-        """Take out all items of which a claim is true."""
+        """Remove and return all items that match a predicate."""
         removed = []
         for name, tenant in list(self._tenants.items()):
             kept = []
@@ -134,7 +133,7 @@ class FairQueue(Generic[Item]):
         return removed
 
     def _top_up(self) -> None:
-        """Give every tenant as many quanta as it takes until one of them can afford its head."""
+        """Give every tenant quanta until at least one can afford its first item."""
         short = [tenant.heap[0].cost - tenant.deficit for tenant in self._tenants.values()]
         rounds = max(0, math.ceil(min(short) / self._quantum))
         if rounds:
@@ -142,7 +141,8 @@ class FairQueue(Generic[Item]):
                 tenant.deficit += rounds * self._quantum
 
     def _most_urgent(self) -> str:
-        """The first tenant in turn among those with the earliest deadline that can afford it."""
+        """The tenant with the earliest deadline among those that can afford their first item; the
+        first in turn if several have it."""
         slack = self._quantum * 1e-9  # deficits are sums of floats
         affordable = [
             (tenant.heap[0].deadline, turn, name)

@@ -1,4 +1,4 @@
-"""Calls that other threads hand to the engine's loop, which owns all state of the batch."""
+"""Calls from other threads to the engine's loop, which owns all state of the batch."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from farm.errors import Draining
 __all__ = ["LoopCalls", "stopping"]
 
 LOOK_S = 0.25
-"""How often one who waits for a call looks whether the loop has ended."""
+"""How often a thread waiting for a call checks whether the loop has ended."""
 
 
 def stopping() -> Draining:
-    """What callers get once the engine stops."""
+    """The error for callers once the engine is stopping."""
     return Draining("the engine is stopping", "try again; another replica answers")
 
 
 class LoopCalls:
-    """An inbox of calls. Any thread posts; the loop runs them."""
+    """An inbox of calls. Any thread may post; the loop runs them."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._has_ended = False
 
     def post(self, call: Callable[[], None]) -> None:
-        """Run a call in the loop, soon."""
+        """Schedule a call in the loop."""
         self._calls.put(call)
 
     def wake(self) -> None:
-        """End the loop's waiting."""
+        """Wake the loop."""
         self._calls.put(lambda: None)
 
     def result(self, call: Callable[[], float]) -> float:
-        """Run a call in the loop and wait for what it returns or raises.
+        """Run a call in the loop and wait for its result or exception.
 
         Raises:
             Draining: if the loop ends first.
@@ -60,7 +60,7 @@ class LoopCalls:
     # -- the loop's side ----------------------------------------------------------------------
 
     def run_waiting(self, wait_s: float) -> None:
-        """Run what was posted; wait for the first call for so long."""
+        """Run posted calls; wait up to ``wait_s`` seconds for the first one."""
         try:
             if wait_s:
                 self._calls.get(timeout=wait_s)()
@@ -70,5 +70,5 @@ class LoopCalls:
             return
 
     def end(self) -> None:
-        """No call runs any more."""
+        """Mark the loop as ended: no further call runs."""
         self._has_ended = True

@@ -1,8 +1,8 @@
-"""From a chosen request to a row that can join the batch, off the denoising loop.
+"""Prepares requests to join the batch, outside the denoising loop.
 
-Owns the middle of a request's way: its adapters to host memory (the cache's threads), slots for
-them (all or none), the copy into the slots, the encoded prompts, the initial noise. The copy and
-the text encoder run in one thread of their own, so that the running batch waits for nothing.
+Owns the steps between the queue and the batch: loading adapters into host memory (the cache's
+threads), reserving slots (all or none), copying into the slots, encoding prompts, and the initial
+noise. Copying and text encoding run in a separate thread, so that the running batch never waits.
 
 All methods are called from the engine's loop; results come back through ``post``.
 """
@@ -38,10 +38,10 @@ __all__ = ["RowPreparer"]
 LOG = logging.getLogger(__name__)
 
 PATIENCE = 8
-"""Requests that may overtake one that waits for slots."""
+"""Requests that may overtake a request waiting for slots."""
 
 Post = Callable[[Callable[[], None]], None]
-"""Runs a call in the engine's loop, soon."""
+"""Schedules a call in the engine's loop."""
 
 
 @dataclass(eq=False)
@@ -51,21 +51,21 @@ class _Preparing:
     waiting: Waiting
     hosted: dict[str, Pinned[HostedAdapter]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes that the hosted adapters take in slots."""
+    """Bytes that the loaded adapters take in slots."""
     reservations: list[Reservation] = field(default_factory=list)
     error: BaseException | None = None
     overtaken: int = 0
-    """Requests behind it that got slots while it found too few."""
+    """Later requests that got slots while it waited."""
 
     def unpin(self) -> None:
-        """Let the host tier have its adapters back."""
+        """Release its adapters in the host tier."""
         for pinned in self.hosted.values():
             pinned.release()
         self.hosted.clear()
 
 
 class RowPreparer:
-    """Makes rows of requests."""
+    """Turns requests into rows."""
 
     def __init__(
         self,
@@ -76,12 +76,12 @@ class RowPreparer:
         on_ready: Callable[[Row], None],
         on_failed: Callable[[Waiting, BaseException], None],
     ) -> None:
-        """Take the parts it works with.
+        """Create the preparer.
 
         Args:
-            post: runs a call in the engine's loop.
-            on_ready: takes each row that may join, in the loop.
-            on_failed: takes each request that cannot be generated, in the loop.
+            post: schedules a call in the engine's loop.
+            on_ready: called in the loop with each row that may join.
+            on_failed: called in the loop with each request that cannot be generated.
         """
         self._base = base
         self._bank = adapters.bank
@@ -106,22 +106,22 @@ class RowPreparer:
 
     @property
     def num_loading(self) -> int:
-        """Those of them that wait for an adapter to come to host memory."""
+        """Requests that wait for an adapter to be loaded into host memory."""
         return self._num_loading
 
     def abandon(self, error: BaseException) -> None:
-        """Fail all requests that are being prepared; nothing is posted for them any more."""
+        """Fail all requests being prepared; nothing more is posted for them."""
         for job in self._jobs:
             job.waiting.ticket.fail(error)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     # -- in the loop --------------------------------------------------------------------------
 
     def begin(self, waiting: Waiting) -> None:
-        """Start on a request that the fair queue let go."""
+        """Start preparing a request from the fair queue."""
         job = _Preparing(waiting)
         self._jobs.add(job)
         try:
@@ -139,9 +139,9 @@ class RowPreparer:
     def retry(self) -> None:
         """Give slots to the waiting requests, in order.
 
-        A request that finds too few keeps its place: those behind it may only use slots that
-        hold their adapters already, and only ``PATIENCE`` of them, so that no stream of small
-        requests starves a large one.
+        A request that finds too few keeps its place. At most ``PATIENCE`` later requests may
+        overtake it, and only if their adapters are already in slots, so that small requests never
+        starve a large one.
         """
         short: _Preparing | None = None
         for job in list(self._blocked):
@@ -164,13 +164,13 @@ class RowPreparer:
             self._reserved(job, reservations)
 
     def release(self, reservations: list[Reservation]) -> None:
-        """Give a row's slots back."""
+        """Release a row's slots."""
         self._clear(self._slots.release(reservations))
         if self._blocked:
             self.retry()
 
     def revoke(self, keys: frozenset[str]) -> None:
-        """Empty the slots of revoked adapters, now or when their last row has left."""
+        """Empty the slots of revoked adapters, now or after their last row has left."""
         self._prompts_forget(keys)
         for key in keys:
             slot = self._slots.drop(key)
@@ -181,12 +181,12 @@ class RowPreparer:
         for ref, _ in waiting.request.adapters:
             if self._cache is None:
                 raise AdapterFileError(
-                    "this engine has no adapters, only its base model", "start it with a store"
+                    "this engine serves no adapters, only its base model", "start it with a store"
                 )
             self._cache.check(ref)
 
     def _load(self, job: _Preparing) -> None:
-        """Load all adapters to host memory; the last one to arrive continues in the loop."""
+        """Load all adapters into host memory; after the last one, continue in the loop."""
         assert self._cache is not None
         self._num_loading += 1
         refs = {ref.key: ref for ref, _ in job.waiting.request.adapters}
@@ -228,7 +228,7 @@ class RowPreparer:
         self._enqueue(job)
 
     def _enqueue(self, job: _Preparing) -> None:
-        if not job.waiting.keys:  # the bare base needs no slot and waits for none
+        if not job.waiting.keys:  # the bare base needs no slot
             self._reserved(job, [])
             return
         refusal = self._refusal(job)
@@ -239,7 +239,7 @@ class RowPreparer:
         self.retry()
 
     def _refusal(self, job: _Preparing) -> RequestRefused | None:
-        """Why a picture's adapters could never be in the model together, if so."""
+        """The error if a picture's adapters could never be in the model together, or None."""
         keys = job.waiting.keys
         if len(keys) > self._slots.capacity:
             return RequestRefused(
@@ -259,14 +259,14 @@ class RowPreparer:
         return None
 
     def _reserved(self, job: _Preparing, reservations: list[Reservation] | None) -> None:
-        if reservations is None:  # cancelled while it waited
+        if reservations is None:  # cancelled while waiting
             self._end(job, CancelledError())
             return
         job.reservations = reservations
         for reservation in reservations:
             key = reservation.key
             if reservation.is_fresh:
-                if key not in job.hosted:  # it left its slot since ``begin`` looked
+                if key not in job.hosted:  # evicted from its slot since ``begin``
                     self._again(job)
                     return
                 self._uses[key] = job.waiting.uses[key]
@@ -279,7 +279,7 @@ class RowPreparer:
         self._worker.submit(self._prepare, job)
 
     def _again(self, job: _Preparing) -> None:
-        """Undo a reservation and load from the start."""
+        """Undo a reservation and start again with loading."""
         reservations, job.reservations = job.reservations, []
         job.unpin()
         self._clear(self._slots.release(reservations))
@@ -297,7 +297,7 @@ class RowPreparer:
         self._on_ready(row)
 
     def _clear(self, slots: list[int]) -> None:
-        # in the preparing thread, so that it comes before whatever is copied there next
+        # in the preparing thread, so that it precedes the next copy into the slot
         bank = self._bank
         if slots and bank is not None:
             for slot in slots:
@@ -323,8 +323,8 @@ class RowPreparer:
         self._post(functools.partial(self._finish, job, row))
 
     def _copy(self, job: _Preparing) -> None:
-        """Put the adapters into their slots; also for a request cancelled meanwhile, since others
-        may wait for the same slot."""
+        """Copy the adapters into their slots, even if the request has been cancelled: others may
+        wait for the same slot."""
         assert self._bank is not None or not job.reservations
         failed: BaseException | None = None
         for reservation in job.reservations:
@@ -344,7 +344,7 @@ class RowPreparer:
         if failed is not None:
             raise failed
         for reservation in job.reservations:
-            reservation.ready.result(timeout=0)  # this thread copies in order, so it is there
+            reservation.ready.result(timeout=0)  # this thread copies in order, so it is ready
 
     @torch.no_grad()
     def _row(self, job: _Preparing) -> Row:
@@ -377,7 +377,7 @@ class RowPreparer:
     def _texts(
         self, job: _Preparing, factors: dict[str, float]
     ) -> list[tuple[str, AdapterWeights, float]]:
-        """The adapters of a request that change how its prompts are read."""
+        """The adapters of a request that have text-encoder layers."""
         return [
             (key, pinned.value.weights, factors[key])
             for key, pinned in job.hosted.items()

@@ -1,7 +1,7 @@
-"""A picture in the running batch: what it needs for a pass, and what happened to it.
+"""A picture in the running batch: its inputs for a pass, and its timing.
 
-Owns the state of one request between submission and decoding, and the metadata of its picture.
-The engine advances it.
+Owns the state of a request between submission and decoding, and its picture's metadata. The engine
+advances it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LoadedAdapter:
 
 @dataclass(eq=False)
 class Waiting:
-    """A request on its way to a row. Times are of ``time.monotonic``."""
+    """A request that is not yet a row. Times are of ``time.monotonic``."""
 
     ticket: Ticket
     size: Size
@@ -60,7 +60,7 @@ class Waiting:
     """Row-steps at the base's own resolution."""
     submitted_s: float
     turn: int = 0
-    """When the fair queue let it go; the order in which ready rows join."""
+    """Its position in the order in which requests left the fair queue; ready rows join in it."""
     popped_s: float = 0.0
     uses: dict[str, LoadedAdapter] = field(default_factory=dict)
 
@@ -71,13 +71,13 @@ class Waiting:
 
     @property
     def deadline(self) -> float:
-        """When the picture is of no more use; infinite for never."""
+        """When the picture is no longer useful; infinite for never."""
         within_s = self.request.deadline_s
         return math.inf if within_s is None else self.submitted_s + within_s
 
     @property
     def keys(self) -> list[str]:
-        """Of the adapters, in the request's order, each once."""
+        """Keys of the adapters, in the request's order, each once."""
         return list(dict.fromkeys(ref.key for ref, _ in self.request.adapters))
 
 
@@ -102,7 +102,7 @@ class Row:
 
     @property
     def ticket(self) -> Ticket:
-        """Who waits for it."""
+        """The ticket of its request."""
         return self.waiting.ticket
 
     @property
@@ -124,8 +124,8 @@ class Row:
         """Everything that determined the picture, as plain JSON values.
 
         Args:
-            decoded_s: when the pixels were there, on ``time.monotonic``.
-            decode_s: seconds that its decoding took.
+            decoded_s: when decoding finished, on ``time.monotonic``.
+            decode_s: seconds that decoding took.
         """
         request, waiting = self.request, self.waiting
         seconds = {

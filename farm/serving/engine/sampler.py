@@ -1,11 +1,11 @@
-"""One picture's way from noise to latent: its own scheduler object, timesteps and random stream.
+"""Denoising of one picture: its own scheduler object, timesteps and random stream.
 
-Owns the per-picture state of denoising. Knows nothing of batches: rows of one pass each have
-their own sampler, so they may differ in scheduler, step count and progress.
+Owns the per-picture state of denoising. Independent of batches: each row of a pass has its own
+sampler, so rows may differ in scheduler, step count and progress.
 
-The scheduler objects are diffusers' own, with their tables on the CPU: a step of DDIM, Euler or
-DPM++ 2M multiplies device latents by CPU scalars, which costs no synchronisation. Euler a brings
-fresh noise from the CPU at each step and UniPC its tables; on a GPU both wait for it there.
+The scheduler objects are diffusers' own, with their tables on the CPU. A step of DDIM, Euler or
+DPM++ 2M multiplies device latents by CPU scalars, which needs no synchronisation. Euler a copies
+new noise from the CPU at each step, and UniPC its tables; on a GPU both wait for the copy.
 
 Legend: C latent channels, H W latent; the leading 1 is the one row.
 """
@@ -28,10 +28,10 @@ __all__ = ["Sampler", "stream_seed"]
 
 
 def stream_seed(seed: int) -> int:
-    """The seed of a picture's random stream: below 2**32 itself, as in plain diffusers.
+    """The seed of a picture's random stream: below 2**32 the seed itself, as in plain diffusers.
 
-    Torch's CPU generator reads the lowest 32 bits alone, so that 2**32 + 5 would be 5; larger
-    seeds are hashed to seeds of their own.
+    Torch's CPU generator reads only the lowest 32 bits, so 2**32 + 5 would equal 5; larger seeds
+    are hashed.
     """
     return seed if seed < 2**32 else derive_seed("picture", seed) % 2**32
 
@@ -48,7 +48,7 @@ class Sampler:
         seed: int,
         shape: tuple[int, int, int],
     ) -> None:
-        """Sample the initial noise and set up the timesteps, as plain diffusers does it.
+        """Sample the initial noise and set up the timesteps, as plain diffusers does.
 
         Args:
             shape: (C, H, W) of the latent.
@@ -78,7 +78,7 @@ class Sampler:
 
     @property
     def num_steps(self) -> int:
-        """Denoising steps in all."""
+        """Total denoising steps."""
         return len(self._timesteps)
 
     @property
@@ -92,7 +92,7 @@ class Sampler:
         return self._timestep_values[self.step]
 
     def model_input(self) -> Tensor:
-        """What the denoiser is to see at the next step, [1, C, H, W]."""
+        """The denoiser's input at the next step, [1, C, H, W]."""
         scaled: Tensor = self._scheduler.scale_model_input(
             self.latents_1CHW, self._timesteps[self.step]
         )
@@ -108,12 +108,12 @@ class Sampler:
         elif hasattr(self._scheduler, "model_outputs"):
             # multistep solvers keep their estimates of the clean latent instead
             self._estimate_1CHW = self._scheduler.model_outputs[-1]
-        else:  # PNDM, which Stable Diffusion 1.x comes with, keeps none
+        else:  # PNDM, the default of Stable Diffusion 1.x, keeps none
             self._estimate_1CHW = self._estimated(prediction_1CHW, before_1CHW, timestep)
         self.step += 1
 
     def _estimated(self, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
-        """The clean latent that a prediction at a whole timestep stands for."""
+        """The clean latent that a prediction at an integer timestep implies."""
         alpha = self._scheduler.alphas_cumprod[int(timestep)]
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         if self._scheduler.config.prediction_type == "v_prediction":
@@ -123,5 +123,5 @@ class Sampler:
         return clean
 
     def estimate(self) -> Tensor:
-        """The clean latent as the denoiser now believes it, [1, C, H, W]; for previews."""
+        """The denoiser's current estimate of the clean latent, [1, C, H, W]; for previews."""
         return self.latents_1CHW if self._estimate_1CHW is None else self._estimate_1CHW

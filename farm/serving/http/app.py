@@ -1,7 +1,7 @@
 """The HTTP interface: OpenAI's image routes over an engine client.
 
-Owns the routes and their documentation. What a request means is in ``api_images.py``, what an
-error looks like in ``errors.py``, what every request passes first in ``middleware.py``. Knows
+Owns the routes and their documentation. ``validate.py`` checks generation requests, ``images.py``
+answers them, ``errors.py`` formats errors, and ``middleware.py`` runs before any route. Imports
 neither torch nor ray: the engine is behind ``EngineClient``.
 """
 
@@ -43,21 +43,21 @@ from farm.version import __version__
 __all__ = ["create_app"]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "The request is wrong; says which field."},
-    401: {"model": ErrorAnswer, "description": "No key, or not a good one."},
-    403: {"model": ErrorAnswer, "description": "Not from here."},
-    404: {"model": ErrorAnswer, "description": "Nothing of this name for this key."},
-    503: {"model": ErrorAnswer, "description": "Restarting; ask again."},
+    400: {"model": ErrorAnswer, "description": "Invalid request; the error names the field."},
+    401: {"model": ErrorAnswer, "description": "No key, or an invalid one."},
+    403: {"model": ErrorAnswer, "description": "Access denied."},
+    404: {"model": ErrorAnswer, "description": "Not found, or not visible to this key."},
+    503: {"model": ErrorAnswer, "description": "Starting or restarting; try again."},
 }
 GENERATE_ERRORS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
-    408: {"model": ErrorAnswer, "description": "The body did not come."},
-    409: {"model": ErrorAnswer, "description": "The idempotency key stands for another request."},
+    408: {"model": ErrorAnswer, "description": "The body did not arrive in time."},
+    409: {"model": ErrorAnswer, "description": "The idempotency key belongs to another request."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
     415: {"model": ErrorAnswer, "description": "The body is not declared as JSON."},
     422: {"model": ErrorAnswer, "description": "The adapter's files cannot be used."},
-    429: {"model": ErrorAnswer, "description": "Too much at once; Retry-After says when."},
-    504: {"model": ErrorAnswer, "description": "Not done by its deadline."},
+    429: {"model": ErrorAnswer, "description": "Too many requests; see Retry-After."},
+    504: {"model": ErrorAnswer, "description": "Not finished by its deadline."},
 }
 PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}}
@@ -69,7 +69,8 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
     """The ASGI app over given services; ready to run under uvicorn or Ray Serve.
 
     Args:
-        names_requests: puts request ids into answers; False behind a proxy that does.
+        names_requests: whether to add request ids to responses; False behind a proxy that adds
+            them.
     """
 
     @contextlib.asynccontextmanager
@@ -82,7 +83,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
         summary="One base model, thousands of adapters, a different one in every request.",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from another network; /openapi.json has it all
+        docs_url=None,  # that page loads scripts from a CDN; /openapi.json is complete
         redoc_url=None,
     )
     app.state.services = services
@@ -112,7 +113,7 @@ def _observer(services: Services) -> Any:
 
 
 def _tenant(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> Tenant:
-    """Who asks; the guard has checked the key already."""
+    """The caller; the guard has already checked the key."""
     tenant = getattr(request.state, "tenant", None)
     if not isinstance(tenant, Tenant):  # a protected route outside the guard's reach
         raise NotAuthorized("no key was sent")
@@ -124,8 +125,8 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         pattern=KEY_PATTERN,
-        description="Names this request for some minutes: repeated unchanged under the same key it "
-        "gets the same answer without being generated again. Not with `stream`.",
+        description="Identifies this request for some minutes: repeating it unchanged with the "
+        "same key returns the same response without generating again. Not with `stream`.",
     ),
 ]
 
@@ -156,9 +157,9 @@ def _add_generation(app: FastAPI, services: Services) -> None:
         """Generate with an adapter, several, or the bare base.
 
         With ``stream`` the answer is server-sent events: ``image_generation.partial_image``,
-        ``image_generation.completed`` and, for those who ask, ``image_generation.progress``.
+        ``image_generation.completed`` and, if requested, ``image_generation.progress``.
 
-        With ``Idempotency-Key`` a repeated request gets the answer of the first, and nothing is
+        With ``Idempotency-Key`` a repeated request gets the response of the first, and nothing is
         generated again; generation continues if the caller disconnects.
         """
         if idempotency_key is not None:
@@ -185,7 +186,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         after: Annotated[str, Query(max_length=200)] = "",
         search: Annotated[str, Query(max_length=200)] = "",
     ) -> ModelPage:
-        """The base, then this key's adapters in order of their names, page by page."""
+        """The base, then this key's adapters by name, in pages."""
         return await _model_page(services, tenant, limit, after, search)
 
     @app.get(
@@ -196,7 +197,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         responses={**ERRORS},
     )
     async def get_model(model_id: str, tenant: TenantOf) -> ModelAnswer:
-        """What is known of an adapter, ``name`` or ``name@key``, or of the base."""
+        """Details of an adapter, ``name`` or ``name@key``, or of the base."""
         base = await services.client.facts()
         if model_id in (base.id, "base"):
             return _base_model(base)
@@ -211,7 +212,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         responses={**ERRORS, **PNG},
     )
     async def get_sample(model_id: str, index: int, tenant: TenantOf) -> Response:
-        """A picture that was generated when the adapter was made."""
+        """A picture generated when the adapter was trained."""
         _, facts = await services.catalog.resolve(tenant.namespace, model_id)
         data = await services.catalog.sample(facts, index)
         kind = facts.samples[index].rsplit(".", 1)[-1].replace("jpg", "jpeg")
@@ -279,13 +280,13 @@ def _add_pictures(app: FastAPI, services: Services) -> None:
         expires: Annotated[str, Query(max_length=20)] = "",
         signature: Annotated[str, Query(max_length=200)] = "",
     ) -> Response:
-        """What ``response_format: url`` links to; no key is needed, the link is one."""
+        """The target of a ``response_format: url`` link; its signature replaces a key."""
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(
             services.executor, services.shelf.get, file, expires, signature
         )
         if data is None:
-            raise AdapterNotFound("the link is not good, or its time is over")
+            raise AdapterNotFound("the link is invalid or has expired")
         kind = file.rsplit(".", 1)[-1]
         return Response(data, media_type=f"image/{kind}")
 
@@ -294,19 +295,19 @@ def _add_pictures(app: FastAPI, services: Services) -> None:
 
 
 def _add_health(app: FastAPI, services: Services) -> None:
-    @app.get("/health", tags=["health"], summary="Whether the process lives")
+    @app.get("/health", tags=["health"], summary="Whether the process is alive")
     async def health() -> dict[str, str]:
-        """200 as long as requests are answered at all."""
+        """200 as long as the process answers requests."""
         return {"status": "ok"}
 
     @app.get(
         "/ready",
         tags=["health"],
         summary="Whether pictures can be generated",
-        responses={503: {"description": "Not yet, or no longer."}},
+        responses={503: {"description": "Still loading, or draining."}},
     )
     async def ready() -> Response:
-        """503 while the base loads and while the endpoint drains."""
+        """503 while the base loads or the endpoint drains."""
         try:
             load = await services.client.load()
         except ServingError:
@@ -317,8 +318,8 @@ def _add_health(app: FastAPI, services: Services) -> None:
 
     @app.get("/metrics", tags=["health"], summary="Numbers for Prometheus", include_in_schema=False)
     async def metrics(tenant: TenantOf) -> Response:
-        """Of all tenants together, so for operators' keys alone; under Ray the cluster's own
-        metrics port has them instead."""
+        """Totals over all tenants, so an operator's key is required; under Ray they are served by
+        the cluster's own metrics port instead."""
         if not (tenant.operator or services.gate.is_open):
             raise HTTPException(403, "an operator's key is needed: farm keys create --operator")
         text = services.metrics.text()
@@ -346,7 +347,7 @@ def _add_page(app: FastAPI, limits: Limits) -> None:
 
 
 def _with_limits(page: bytes, limits: Limits) -> bytes:
-    """The page with this endpoint's limits and the schedulers in its fields."""
+    """The page with this endpoint's limits and schedulers filled in."""
     shown: dict[str, object] = {
         **limits.model_dump(),
         "max_weight": f"{MAX_WEIGHT:g}",
@@ -365,7 +366,7 @@ def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, without the 422 that this endpoint never answers in that form."""
+    """FastAPI's document, without the default 422 schema, which this endpoint never returns."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, summary=app.summary, version=app.version, routes=app.routes

@@ -1,4 +1,4 @@
-"""Which connections the endpoint holds, for how long, and which one makes room for a new one.
+"""Connection limits: how many connections are held, for how long, and which one is evicted.
 
 Owns the limits of connections and request heads, the count by address, the deadlines, and the
 process's limit of open files. Knows nothing of HTTP: ``http_server.py`` reports what a connection
@@ -43,7 +43,7 @@ class ConnectionLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_connections: int = Field(1024, ge=MIN_CONNECTIONS)
-    """In all; fewer where the process may not open as many files."""
+    """Total; fewer if the process may not open that many files."""
     connections_per_address: int = Field(256, ge=1)
     """From one IPv4 address or IPv6 /64 network, loopback included. Behind a reverse proxy all
     connections come from the proxy: raise it to ``max_connections``."""
@@ -52,12 +52,12 @@ class ConnectionLimits(BaseModel):
     head_timeout_s: float = Field(10.0, gt=0)
     """From the first byte of a request (or the opening of a connection) to the end of its head."""
     idle_timeout_s: float = Field(75.0, gt=0)
-    """How long a connection may wait for its next request; longer than load balancers do, so that
-    none of them reuses a connection that is just being closed."""
+    """How long a connection may wait for its next request; longer than load balancers wait, so that
+    none reuses a connection that is being closed."""
     write_timeout_s: float = Field(30.0, gt=0)
     """Within this time a client must receive 64 KiB of a response, or the rest of it."""
     max_head_bytes: int = Field(32 * 1024, ge=1024)
-    """Request line and headers together; the same bounds a body's trailers."""
+    """Request line and headers together; also the limit of a body's trailers."""
     max_headers: int = Field(100, ge=8)
     max_url_bytes: int = Field(8 * 1024, ge=256)
     max_pipelined: int = Field(8, ge=1)
@@ -67,48 +67,48 @@ class ConnectionLimits(BaseModel):
 
 
 class Connection(Protocol):
-    """What the book needs of a connection."""
+    """What the connection book requires of a connection."""
 
     address: str
-    """Group of addresses it is counted with."""
+    """Address group that the connection counts against."""
     deadline_s: float | None
     """When ``expire`` is called, in the loop's time; None for never."""
 
     def expire(self) -> None:
-        """End: the deadline has passed."""
+        """End the connection: its deadline has passed."""
 
     def abort(self) -> None:
-        """Close at once, without another byte."""
+        """Close immediately, without sending anything more."""
 
     def unsent_bytes(self) -> int:
-        """Bytes of responses that wait for the client."""
+        """Response bytes not yet sent to the client."""
 
     def taken_bytes(self) -> int:
-        """Bytes that the client has taken since the connection opened."""
+        """Bytes that the client has received since the connection opened."""
 
 
 @dataclass(slots=True)
 class _Stall:
-    """A client for whom bytes wait."""
+    """A client with unsent bytes."""
 
     taken: int
-    """Bytes it had taken when it last made progress."""
+    """Bytes received when the client last made progress."""
     sweeps: int = 0
-    """Sweeps since then. They are counted rather than seconds, because a loop that is held up
-    cannot send anything either."""
+    """Sweeps since then. Sweeps are counted instead of seconds because a blocked event loop cannot
+    send either."""
 
 
 class ConnectionBook:
     """All connections of a server.
 
-    A new connection beyond a limit takes the place of one that has no whole request: first of one
-    that never sent any, then of one that idles between requests, the longest waiting first. Only
-    where every other one is being answered is the new one refused.
+    A new connection beyond a limit evicts one without a complete request: first one that never sent
+    a request, then one that is idle between requests, the longest waiting first. The new connection
+    is refused only if all others are being answered.
     """
 
     def __init__(self, limits: ConnectionLimits, max_connections: int | None = None) -> None:
         """Args:
-        max_connections: what the open files allow; None takes the limit as it is.
+        max_connections: the number that the open-file limit allows; None applies ``limits``.
         """
         self.limits = limits
         most = limits.max_connections if max_connections is None else max_connections
@@ -118,7 +118,7 @@ class ConnectionBook:
         self._all: dict[Connection, None] = {}
         self._by_address: dict[str, int] = {}
         self._waiting: tuple[OrderedDict[Connection, None], OrderedDict[Connection, None]] = (
-            OrderedDict(),  # never sent a whole request
+            OrderedDict(),  # never sent a complete request
             OrderedDict(),  # between two requests
         )
         self._stalls: dict[Connection, _Stall] = {}
@@ -161,12 +161,12 @@ class ConnectionBook:
             del self._by_address[connection.address]
 
     def works(self, connection: Connection) -> None:
-        """A whole request has arrived: the connection is not evicted."""
+        """Mark a connection with a complete request, which is not evicted."""
         for waiting in self._waiting:
             waiting.pop(connection, None)
 
     def waits(self, connection: Connection) -> None:
-        """It was answered and waits for its next request."""
+        """Mark a connection that was answered and waits for its next request."""
         if connection in self._all:
             self._waiting[0].pop(connection, None)
             self._waiting[1][connection] = None
@@ -207,7 +207,7 @@ class ConnectionBook:
 
 
 def address_group(address: str) -> str:
-    """The unit that limits count: an IPv4 address, or an IPv6 /64 network."""
+    """The unit that limits apply to: an IPv4 address, or an IPv6 /64 network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -221,7 +221,11 @@ def address_group(address: str) -> str:
 
 
 def raise_file_limit() -> int | None:
-    """Raise this process's limit of open files as far as it may; the limit, or None if unknown."""
+    """Raise this process's limit of open files as far as allowed.
+
+    Returns:
+        The limit, or None if unknown.
+    """
     try:
         import resource
     except ImportError:  # not on Windows
@@ -238,7 +242,7 @@ def raise_file_limit() -> int | None:
 
 
 def connections_within(limits: ConnectionLimits, file_limit: int | None) -> int:
-    """The most connections that leave the reserved files and those already open available."""
+    """The most connections that leave room for the reserved files and those already open."""
     if file_limit is None:
         return limits.max_connections
     room = file_limit - limits.reserved_files - BACKLOG - _num_open_files()

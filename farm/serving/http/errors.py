@@ -1,7 +1,7 @@
 """Errors on the wire: OpenAI's shape, a request id, and whether a retry helps.
 
-Owns which error becomes which status, and keeps file paths out of every response. What is not
-expected becomes a 500 that says nothing but its request id; the log has the rest.
+Owns the status of each error, and keeps file paths out of every response. An unexpected error
+becomes a 500 with only its request id; the details are logged.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _PLACES = re.compile(
     r"""(?:[a-z][a-z0-9+.]*://|(?<![\w.])(?:[A-Za-z]:)?[\\/](?!v1/))[^\s'",;()\[\]{}<>]+""",
     re.IGNORECASE,
 )
-"""URLs and absolute paths, which say where things lie; the endpoint's own routes may be named."""
+"""URLs and absolute paths, which reveal where files are; the endpoint's own routes may appear."""
 
 
 def scrub(text: str) -> str:
-    """A message without places and without control characters, not too long."""
+    """A message without locations and control characters, truncated to a maximum length."""
     clean = "".join(c if c.isprintable() or c == "\n" else "?" for c in _PLACES.sub("…", text))
     if len(clean) > MAX_MESSAGE_CHARACTERS:
         clean = clean[: MAX_MESSAGE_CHARACTERS - 1] + "…"
@@ -74,7 +74,7 @@ def scrub(text: str) -> str:
 def error_body(
     status: int, message: str, code: str | None, param: str | None, remedy: str = ""
 ) -> dict[str, Any]:
-    """The JSON of an error, in OpenAI's shape: the message ends with the remedy."""
+    """An error's JSON in OpenAI's shape; the message ends with the remedy."""
     return {
         "error": {
             "message": scrub(f"{message}: {remedy}" if remedy else message),
@@ -86,7 +86,7 @@ def error_body(
 
 
 def error_answer(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, JSON and headers for an error from anywhere inside."""
+    """Status, JSON and headers for any error."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, FarmError):  # as Ray wraps what a replica raised
         error = cause
@@ -104,11 +104,11 @@ def error_answer(error: BaseException) -> tuple[int, dict[str, Any], dict[str, s
         )
         return 503, body, {"x-should-retry": "true", "retry-after": "2"}
     if isinstance(error, TimeoutError):
-        body = error_body(504, "the picture was not done in time", "deadline_exceeded", None)
+        body = error_body(504, "the picture was not finished in time", "deadline_exceeded", None)
         return 504, body, {"x-should-retry": "false"}
     logger.error("unexpected error", exc_info=error)
     body = error_body(
-        500, "something went wrong inside; say the request id", "internal_error", None
+        500, "internal error; quote the request id in reports", "internal_error", None
     )
     return 500, body, {"x-should-retry": "false"}
 
@@ -122,7 +122,7 @@ def _retry_headers(error: ServingError) -> dict[str, str]:
         headers["x-should-retry"] = "true"
     elif error.status == 503:
         headers = {"retry-after": "1", "x-should-retry": "true"}
-    elif error.status == 409:  # which OpenAI's clients would repeat otherwise
+    elif error.status == 409:  # OpenAI's clients would retry it otherwise
         headers["x-should-retry"] = "false"
     elif error.status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -130,20 +130,20 @@ def _retry_headers(error: ServingError) -> dict[str, str]:
 
 
 def error_response(error: BaseException) -> JSONResponse:
-    """The answer for an error from anywhere inside."""
+    """The response to any error."""
     status, body, headers = error_answer(error)
     return JSONResponse(body, status, headers)
 
 
 def http_response(error: HTTPException) -> JSONResponse:
-    """The answer for an error that the web framework or the guard raised."""
+    """The response to an error raised by the web framework or the guard."""
     code = HTTP_CODES.get(error.status_code, "invalid_request")
     body = error_body(error.status_code, str(error.detail), code, None)
     return JSONResponse(body, error.status_code, error.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error that routes raise an answer in OpenAI's shape."""
+    """Convert every error raised by a route to a response in OpenAI's shape."""
 
     async def farm_error(_: Request, error: Exception) -> JSONResponse:
         return error_response(error)
@@ -158,7 +158,7 @@ def install_error_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             error.detail = "there is nothing at this path"
         elif error.status_code == 405:
-            error.detail = f"{request.method} does not work here"
+            error.detail = f"{request.method} is not allowed here"
         return http_response(error)
 
     app.add_exception_handler(FarmError, farm_error)
@@ -167,7 +167,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def _describe(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    """All faults in one line, and the field of the first; values are not repeated."""
+    """All faults on one line, and the field of the first; values are left out."""
     faults = []
     first: str | None = None
     for error in errors[:8]:
@@ -175,7 +175,7 @@ def _describe(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
         place = place if len(place) <= 60 and place.isascii() and place.isprintable() else "…"
         first = first or place
         if error.get("type") == "extra_forbidden":
-            faults.append(f"{place}: is not known")
+            faults.append(f"{place}: unknown field")
         else:
             faults.append(f"{place}: {error.get('msg', 'is wrong')}")
     return "; ".join(faults), first

@@ -1,7 +1,7 @@
 """Server-sent events in the form that OpenAI's clients read.
 
-Owns the wire format; knows nothing of engines. An event that OpenAI does not have
-(``image_generation.progress``) is sent only to callers who ask for it.
+Owns the wire format; knows nothing of engines. ``image_generation.progress``, which OpenAI does not
+have, is sent only to callers who request it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["DONE", "KEEP_ALIVE", "completed", "encode_event", "failed", "partial", "progress"]
 
 KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment: clients skip it, proxies see that the connection is alive."""
+"""A comment: clients skip it, and proxies see that the connection is alive."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -41,7 +41,7 @@ def partial(
 def progress(
     created_at: int, stage: str, step: int, num_steps: int, picture: int
 ) -> dict[str, Any]:
-    """The progress of a picture; an event of our own."""
+    """The progress of a picture; an extension of OpenAI's events."""
     return {
         "type": "image_generation.progress",
         "created_at": created_at,
@@ -63,5 +63,5 @@ def completed(shared: Mapping[str, Any], item: Mapping[str, Any], picture: int) 
 
 
 def failed(error: Mapping[str, Any]) -> dict[str, Any]:
-    """The error that ends a stream; OpenAI's clients raise it."""
+    """The error that ends a stream; OpenAI's clients raise it as an exception."""
     return {"type": "error", **error}

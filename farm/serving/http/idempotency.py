@@ -1,12 +1,12 @@
-"""Answers that are given again: what ``Idempotency-Key`` is good for.
+"""Idempotent requests: responses cached by ``Idempotency-Key``.
 
-Owns which answers are remembered, for how long, and that a request which comes twice at once is
-generated once. A caller whose connection broke retries under the same key and gets the pictures
-of the first request; they are not generated, or counted, twice. Only successes are remembered: what
-failed may be tried again under its key.
+Owns which responses are cached and for how long, and generates concurrent duplicates once. A caller
+whose connection broke retries with the same key and gets the pictures of the first request, which
+are neither generated nor counted twice. Only successes are cached: a failed request may be retried
+with its key.
 
-One process remembers; behind several ingresses a repeated request may be generated again by another
-one, and then with the seeds that the key gives it, so the pictures are the same.
+The cache is per process. With several ingresses another process may generate a repeated request
+again; its seeds are derived from the key, so the pictures are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_ANSWERS = 10_000
 
 @dataclass
 class _Known:
-    """One request under its key, and its answer once it is there."""
+    """A request with its key, and its response once generated."""
 
     digest: str
     work: asyncio.Task[bytes]
@@ -42,14 +42,14 @@ Work = Callable[[], Coroutine[None, None, bytes]]
 
 
 class IdempotencyCache:
-    """The answers of the last minutes, by caller and idempotency key. One event loop's own."""
+    """Recent responses by caller and idempotency key. Not thread-safe: used by one event loop."""
 
     def __init__(
         self, *, window_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Args:
-        window_s: how long after its request an answer is given again.
-        max_bytes: of all answers together; the oldest goes first.
+        window_s: how long after its request a response is repeated.
+        max_bytes: of all responses together; the oldest is dropped first.
         """
         self._window_s = window_s
         self._max_bytes = max_bytes
@@ -58,27 +58,27 @@ class IdempotencyCache:
         self._num_bytes = 0
 
     def __len__(self) -> int:
-        """Answers remembered or under way."""
+        """Responses cached or being generated."""
         return len(self._known)
 
     @property
     def num_bytes(self) -> int:
-        """Of the answers remembered."""
+        """Size of the cached responses."""
         return self._num_bytes
 
     async def answer(
         self, key_id: str, key: str, digest: str, generate: Work
     ) -> tuple[bytes, bool]:
-        """The answer to a request, generated if it is new; and whether it was not.
+        """The response to a request, generated if new, and whether it was repeated.
 
         Generation continues if this caller disconnects, since the caller may retry.
 
         Args:
-            key_id: who asks.
-            digest: of what is asked.
+            key_id: the caller's API key.
+            digest: of the request.
 
         Raises:
-            KeyReused: if the key stands for another request of this caller.
+            KeyReused: if this caller used the key for another request.
         """
         self._forget_old()
         place = (key_id, key)
@@ -87,8 +87,8 @@ class IdempotencyCache:
             return await asyncio.shield(self._begin(place, digest, generate)), False
         if known.digest != digest:
             raise KeyReused(
-                "this idempotency key stands for another request",
-                "use a new key for each request, and the old one only to repeat it unchanged",
+                "this idempotency key was used for another request",
+                "use a new key for each request, and repeat a request unchanged with its key",
                 "Idempotency-Key",
             )
         return await asyncio.shield(known.work), True
@@ -111,19 +111,19 @@ class IdempotencyCache:
         self._forget_old()
 
     def _forget_old(self) -> None:
-        """Let go of answers whose window is over, and of the oldest where they are too many."""
+        """Drop responses whose window is over, and the oldest ones over the size limit."""
         now_s = self._clock()
         for place, known in list(self._known.items()):
             is_over = now_s - known.begun_s >= self._window_s
             is_full = self._num_bytes > self._max_bytes or len(self._known) > MAX_ANSWERS
             if not (is_over or is_full):
-                return  # they are in the order of their beginning
+                return  # ordered by start time
             if known.work.done():
                 del self._known[place]
                 self._num_bytes -= known.num_bytes
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel generation in progress."""
         under_way = [known.work for known in self._known.values() if not known.work.done()]
         for work in under_way:
             work.cancel()
@@ -131,11 +131,11 @@ class IdempotencyCache:
 
 
 def digest_of(asked: str) -> str:
-    """Names what is asked by its content."""
+    """A digest of a request's content."""
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def seed_of(key_id: str, key: str, digest: str) -> int:
-    """The first seed, 32 bits, of a request that names none, the same wherever it is generated."""
+    """The first seed (32 bits) of a request that names none; the same in every process."""
     named = "\0".join((key_id, key, digest)).encode()
     return int.from_bytes(hashlib.sha256(named).digest()[:4], "big")

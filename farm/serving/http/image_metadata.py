@@ -1,9 +1,9 @@
-"""Pictures as files that say how they were made.
+"""Image files with metadata on how the picture was made.
 
-Owns the encoding of pictures and where their metadata is in each format. What it contains is
-the engine's part; see ``farm.serving.request.Picture``.
+Owns the encoding of pictures and where each format keeps the metadata. Its content comes from the
+engine; see ``farm.serving.request.Picture``.
 
-    PNG    iTXt ``farm.receipt`` (JSON), and ``parameters`` in the words other tools read
+    PNG    iTXt ``farm.receipt`` (JSON), and ``parameters`` in the form other tools read
     JPEG   EXIF UserComment (JSON)
     WebP   EXIF UserComment (JSON)
 """
@@ -30,7 +30,7 @@ METADATA_KEYWORD = "farm.receipt"
 EXIF_IFD = 0x8769
 USER_COMMENT = 0x9286
 UNICODE_PREFIX = b"UNICODE\0"
-"""How EXIF 2.3 marks a comment in Unicode; the text follows in UTF-8 as most readers take it."""
+"""EXIF 2.3's mark of a Unicode comment; the text follows in UTF-8, which most readers expect."""
 JPEG_QUALITY = 95
 
 
@@ -42,13 +42,13 @@ def encode_picture(
     quality: int | None = None,
     fast: bool = False,
 ) -> bytes:
-    """A picture file.
+    """Encode a picture as a file.
 
     Args:
         pixels: uint8 [H, W, 3].
-        metadata: plain JSON values to put into the file; None puts nothing.
+        metadata: plain JSON values to embed; None embeds nothing.
         quality: 1..100 for JPEG and WebP.
-        fast: compress less; for previews that live a second.
+        fast: compress less, for short-lived previews.
     """
     image = Image.fromarray(pixels)
     text = json.dumps(metadata, sort_keys=True) if metadata is not None else None
@@ -73,7 +73,7 @@ def encode_picture(
 
 
 def read_image_metadata(data: bytes) -> dict[str, Any] | None:
-    """The metadata inside a picture file; None where there is none."""
+    """The metadata of a picture file, or None."""
     with Image.open(io.BytesIO(data)) as image:
         text: object = getattr(image, "text", {}).get(METADATA_KEYWORD)
         if text is None:
@@ -87,7 +87,7 @@ def read_image_metadata(data: bytes) -> dict[str, Any] | None:
 
 
 def _parameters(metadata: Mapping[str, Any]) -> str:
-    """The one-line form that A1111 and its kin write and read."""
+    """The one-line form that A1111 and similar tools write and read."""
     facts = {
         "Steps": metadata.get("steps"),
         "Sampler": metadata.get("scheduler"),

@@ -1,9 +1,9 @@
-"""Pictures that wait to be fetched by a link: where they lie and who may read them.
+"""Pictures behind signed links: storage and access.
 
-Owns the links of ``response_format: url``. A link names a picture by 128 random bits and its last
-minute, and carries a signature over both, so it can be checked before the store is asked and
-cannot be changed to name anything else. Pictures are in a store, so any process of the endpoint can
-answer; folders are named by the minute in which they end, so cleaning up is one listing.
+Owns the links of ``response_format: url``. A link names a picture by 128 random bits and the minute
+of its expiry, and carries a signature over both, so it is verified before the store is read and
+cannot be altered. Pictures are kept in a store, so any process of the endpoint can serve them;
+folders are named by the minute of expiry, so cleaning up takes one listing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = "served"
 
 
 class ImageLinks:
-    """Finished pictures under links that end."""
+    """Finished pictures behind links that expire."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class ImageLinks:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Args:
-        secret: signs the links; the same in every process that answers them.
+        secret: signs the links; the same in every process that serves them.
         """
         self._store = store
         self._secret = secret
@@ -45,7 +45,7 @@ class ImageLinks:
         self._clock = clock
 
     def put(self, data: bytes, output_format: str) -> str:
-        """Keep a picture; returns its link, a path with a query."""
+        """Store a picture; returns its link, a path with a query."""
         expires = int(self._clock() + self._lifetime_s)
         file = f"{secrets.token_hex(16)}.{output_format}"
         self._store.write(_path(file, expires), data)
@@ -53,7 +53,7 @@ class ImageLinks:
         return f"/v1/pictures/{file}?{query}"
 
     def get(self, file: str, expires: str, signature: str) -> bytes | None:
-        """The picture behind a link; None if the link is forged, bent or past its time."""
+        """The picture behind a link; None if the link is forged, malformed or expired."""
         if not _FILE.fullmatch(file) or not re.fullmatch(r"[0-9]{1,12}", expires):
             return None
         expected = self._sign(file, int(expires)).encode()
@@ -66,7 +66,7 @@ class ImageLinks:
             return None
 
     def sweep(self) -> int:
-        """Remove what no link opens any more; returns the folders removed."""
+        """Remove expired pictures; returns the number of folders removed."""
         now_minute = int(self._clock()) // 60
         old = [
             minute

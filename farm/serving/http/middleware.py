@@ -1,8 +1,8 @@
-"""What every HTTP request passes first: a name, a key, a bound on its size, a last resort.
+"""Middleware around every route: request id, authentication, size limits, uncaught errors.
 
-Owns the request id, authentication, what web pages of other origins may not do, the body's limit in
-bytes and in time, the plain headers of every answer, and the handler of uncaught errors. A plain
-ASGI layer, so that streams pass through untouched.
+Owns the request id, authentication, the checks of web pages' origins, the body's limits in bytes
+and time, the common headers of every response, and the handler of uncaught errors. A plain ASGI
+layer, so that streams pass through unchanged.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Guard:
     ) -> None:
         """Args:
         observe: receives the method, route, status and seconds of every request.
-        names_requests: puts the request id into answers; Ray Serve's proxy does it already.
+        names_requests: whether to add the request id to responses; Ray Serve's proxy adds it.
         """
         self._app = app
         self._gate = gate
@@ -83,7 +83,7 @@ class Guard:
             body = _BoundedBody(receive, self._limits)
             await self._app(scope, body.receive, answer.send)
         except Exception as error:
-            if answer.status:  # an answer has begun; all that is left is to break it off
+            if answer.status:  # a response has begun; it can only be aborted
                 raise
             await self._refusal(error)(scope, receive, answer.send)
         finally:
@@ -93,7 +93,7 @@ class Guard:
                 self._observe(scope["method"], route, answer.status, took_s)
 
     async def _admit(self, scope: Scope, headers: Headers) -> None:
-        """Check size and key before a byte of the body is read."""
+        """Check size and key before any of the body is read."""
         length = headers.get("content-length", "0")
         if not length.isdigit() or len(length) > 18:
             raise HTTPException(400, "content-length is not a number")
@@ -120,15 +120,15 @@ class Guard:
 
 
 class _Answer:
-    """A ``send`` that puts the plain headers in, and does not wait for ever for who never reads."""
+    """A ``send`` that adds the common headers, and times out if the client does not read."""
 
     def __init__(self, scope: Scope, send: Send, limits: Limits, request_id: str | None) -> None:
         self.status = 0
-        """0 as long as nothing was sent."""
+        """0 until something is sent."""
         self._send = send
         self._timeout_s = limits.write_timeout_s
         self._request_id = request_id
-        # pictures behind links are meant for other pages; nothing else is
+        # other sites may embed pictures behind links, and nothing else
         is_link = scope["path"].startswith(PUBLIC)
         self._resource_policy = "cross-origin" if is_link else "same-origin"
         self._is_stuck = False
@@ -154,8 +154,8 @@ class _Answer:
 
 
 def _check_origin(scope: Scope, headers: Headers) -> None:
-    """An endpoint without keys answers this machine's programs and its own page, but no other page
-    that is open in a browser here, even one that makes its own name mean 127.0.0.1.
+    """Without keys, accept only programs on this machine and the endpoint's own page: no other page
+    open in a browser here, even one whose host name resolves to 127.0.0.1 (DNS rebinding).
 
     Raises:
         HTTPException: 403.
@@ -173,11 +173,11 @@ def _check_origin(scope: Scope, headers: Headers) -> None:
     origin = headers.get("origin")
     is_foreign = origin is not None and origin not in (f"http://{host}", f"https://{host}")
     if is_foreign or (site not in ("none", "same-origin") and not followed_a_link):
-        raise HTTPException(403, "without keys this endpoint answers no page but its own")
+        raise HTTPException(403, "without keys this endpoint answers only its own page")
 
 
 def _check_json(headers: Headers) -> None:
-    """Refuse a body that is not declared as JSON: a form of any web page could have sent it.
+    """Refuse a body that is not declared as JSON: a form on any web page could have sent it.
 
     Raises:
         HTTPException: 415.
@@ -205,7 +205,9 @@ class _BoundedBody:
                 message = await self._receive()
         except TimeoutError:
             # the rest is not read, so the connection is closed
-            raise HTTPException(408, "the body did not come", {"connection": "close"}) from None
+            raise HTTPException(
+                408, "the body did not arrive in time", {"connection": "close"}
+            ) from None
         if message["type"] == "http.request":
             self._num_bytes += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
@@ -218,7 +220,7 @@ def _too_large(limits: Limits) -> HTTPException:
     return HTTPException(
         413,
         f"the body is over the limit of {limits.max_body_bytes} bytes",
-        # what is left of the body is not read, so the connection is closed
+        # the rest of the body is not read, so the connection is closed
         {"connection": "close"},
     )
 

@@ -1,7 +1,7 @@
 """The JSON of the HTTP interface: OpenAI's image and model shapes, with the farm's extra fields.
 
-Owns what a request may look like and the documented shape of answers. Numbers are read strictly:
-``"5"`` is no number, NaN is none either. Limits that an operator sets are in ``limits.py``.
+Owns the schema of requests and responses. Numbers are read strictly: neither ``"5"`` nor NaN is a
+number. Limits that an operator sets are in ``access/limits.py``.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = [
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
 MODEL_PATTERN = rf"^{SAFE_NAME}(@{JOB_KEY})?$"
 QUALITY_STEPS = {"low": 12, "standard": 25, "medium": 25, "auto": 25, "high": 40, "hd": 40}
-"""Denoising steps behind OpenAI's words for quality, where no number is given."""
+"""Denoising steps for OpenAI's quality levels, where no number is given."""
 
 ANY_SEED = -1
-"""As other tools write a random seed."""
+"""A random seed, as other tools write it."""
 
 
 def _checked_size(value: str) -> str:
@@ -76,18 +76,18 @@ ModelName = Annotated[
 
 
 class ExtraAdapter(BaseModel):
-    """A further adapter on the same picture."""
+    """An additional adapter on the same picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: ModelName
-    """Its name, or ``name@key`` for one version."""
+    """The adapter's name, or ``name@key`` for one version."""
     weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
     """1 is as trained."""
 
 
 class GenerateRequest(BaseModel):
-    """What to generate. The first block is OpenAI's, the second the farm's own."""
+    """What to generate. The first block of fields is OpenAI's, the second the farm's own."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -103,20 +103,20 @@ class GenerateRequest(BaseModel):
     model: ModelName | None = None
     """An adapter's name, ``name@key`` for one version, or the base; the base if left out."""
     n: int | None = Field(None, ge=1, le=MAX_PICTURES)
-    """How many pictures; the seeds count up."""
+    """Number of pictures; each seed is one higher than the last."""
     size: Size | None = None
-    """``WIDTHxHEIGHT`` in pixels, or ``auto``: what the base was made for."""
+    """``WIDTHxHEIGHT`` in pixels, or ``auto`` for the base's own size."""
     response_format: Literal["b64_json", "url"] | None = None
-    """``b64_json`` if left out; ``url`` gives a link that ends after some minutes."""
+    """``b64_json`` if left out; ``url`` gives a link that expires after some minutes."""
     output_format: OutputFormat | None = None
     output_compression: int | None = Field(None, ge=0, le=100)
     """Quality of JPEG and WebP."""
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = None
-    """Steps in words: 12, 25 or 40; ``num_inference_steps`` wins."""
+    """Number of steps by level: 12, 25 or 40; ``num_inference_steps`` takes precedence."""
     stream: bool | None = None
     """Answer with server-sent events."""
     partial_images: int | None = Field(None, ge=0, le=3)
-    """How many pictures to show on the way, when streaming."""
+    """Number of previews of each picture, when streaming."""
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     """Accepted for OpenAI's clients; without effect."""
@@ -128,16 +128,16 @@ class GenerateRequest(BaseModel):
     """Accepted for OpenAI's clients; without effect."""
 
     seed: int | None = Field(None, ge=ANY_SEED, le=MAX_SEED)
-    """The same seed and request give the same picture; -1, or left out, takes a random one."""
+    """The same seed and request give the same picture; -1 or left out is a random seed."""
     num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     """Classifier-free guidance; 1 or less turns it off, at half the cost."""
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     scheduler: SchedulerName | None = None
     adapters: list[ExtraAdapter] | None = Field(None, max_length=MAX_ADAPTERS)
-    """Further adapters on the same picture."""
+    """Additional adapters on the same picture."""
     adapter_weight: float | None = Field(None, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
-    """Of the adapter that ``model`` names; 1 is as trained."""
+    """Weight of the adapter that ``model`` names; 1 is as trained."""
     stream_progress: bool | None = None
     """Also send an ``image_generation.progress`` event for each step."""
 
@@ -155,11 +155,11 @@ class GenerateRequest(BaseModel):
 
     @property
     def steps(self) -> int:
-        """Denoising steps asked for, in a number or in words."""
+        """Denoising steps requested, by number or quality level."""
         return self.num_inference_steps or QUALITY_STEPS[self.quality or "auto"]
 
     def side_px(self, default_px: int) -> tuple[int, int]:
-        """Width and height asked for."""
+        """Width and height requested."""
         if self.size is None or self.size == "auto":
             return default_px, default_px
         width, _, height = self.size.partition("x")
@@ -167,7 +167,7 @@ class GenerateRequest(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, as OpenAI words it."""
+    """An error in OpenAI's form."""
 
     message: str
     type: str
@@ -176,7 +176,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every answer that is not a success has this shape and an ``x-request-id`` header."""
+    """Every unsuccessful response has this shape and an ``x-request-id`` header."""
 
     error: ErrorBody
 
@@ -190,13 +190,13 @@ class ImageItem(BaseModel):
     """The prompt as used, with the identifier in place of ``[V]``."""
     seed: int
     notes: list[str]
-    """What the caller should know, such as an end of the prompt that the model did not read."""
+    """Notes for the caller, such as the end of the prompt that the model did not read."""
     receipt: dict[str, Any]
-    """Everything that made the picture; the file itself carries it too."""
+    """Everything that determined the picture; also embedded in the file."""
 
 
 class Usage(BaseModel):
-    """Work done. A picture counts its latent cells as tokens; text is not counted."""
+    """Work done. Latent cells count as tokens; text is not counted."""
 
     input_tokens: int
     input_tokens_details: dict[str, int]
@@ -205,7 +205,7 @@ class Usage(BaseModel):
 
 
 class ImagesAnswer(BaseModel):
-    """The answer to a generation without streaming."""
+    """The response to a generation without streaming."""
 
     created: int
     data: list[ImageItem]
@@ -225,7 +225,7 @@ class ModelAnswer(BaseModel):
     owned_by: str
     """The namespace; ``farm`` for the base."""
     job_key: str | None = None
-    """The version that the name means now; ``id@job_key`` pins it."""
+    """The current version of the name; ``id@job_key`` pins it."""
     class_noun: str | None = None
     identifier: str | None = None
     instance_prompt: str | None = None
@@ -234,7 +234,7 @@ class ModelAnswer(BaseModel):
 
 
 class ModelPage(BaseModel):
-    """Models in order of their names; ``after=last_id`` gives the next page."""
+    """Models ordered by name; ``after=last_id`` gives the next page."""
 
     object: Literal["list"] = "list"
     data: list[ModelAnswer]
@@ -242,4 +242,4 @@ class ModelPage(BaseModel):
     last_id: str | None
     has_more: bool
     total: int
-    """Adapters that match, on all pages."""
+    """Number of matching adapters on all pages."""

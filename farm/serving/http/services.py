@@ -1,4 +1,4 @@
-"""What the routes work with, made once per process, and its housekeeping."""
+"""Services behind the routes, created once per process, and their maintenance task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SWEEP_EVERY_LOOKS = 60
 
 
 def _encoders() -> ThreadPoolExecutor:
-    # PNG compression holds no lock; more threads than cores only queue in another place
+    # PNG compression releases the interpreter lock; more threads than cores would not help
     return ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2)), thread_name_prefix="encode")
 
 
@@ -46,7 +46,7 @@ class Services:
     """Threads for store reads, shared by gate and catalog."""
     limits: Limits = field(default_factory=Limits)
     public_url: str = ""
-    """How callers reach the endpoint; empty takes what each request says."""
+    """Public address of the endpoint; empty uses each request's host."""
     rates: RateLimiter = field(default_factory=RateLimiter)
     room: WaitingRoom = field(init=False)
     replays: IdempotencyCache = field(init=False)
@@ -62,13 +62,13 @@ class Services:
 
     @property
     def wait_s(self) -> float:
-        """How long a picture would wait now, as known a moment ago; at least a second."""
+        """Expected wait of a new picture by the last report; at least a second."""
         return max(1.0, self.last_load.wait_s)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep house while inside."""
-        with contextlib.suppress(FarmError):  # the first request will ask again
+        """Run the maintenance task inside the block."""
+        with contextlib.suppress(FarmError):  # the first request tries again
             await self.gate.look()
         task = asyncio.create_task(self._keep_house())
         try:
@@ -81,7 +81,7 @@ class Services:
             self.executor.shutdown(wait=False, cancel_futures=True)
 
     async def _keep_house(self) -> None:
-        """Publish the engine's numbers, and clear away pictures whose links have ended."""
+        """Publish the engine's numbers, and remove pictures whose links have expired."""
         loop = asyncio.get_running_loop()
         looks = 0
         while True:
@@ -91,7 +91,7 @@ class Services:
                 if looks % SWEEP_EVERY_LOOKS == 0:
                     await loop.run_in_executor(self.executor, self.shelf.sweep)
             except FarmError as error:
-                logger.warning("housekeeping: %s", error.message)
+                logger.warning("maintenance: %s", error.message)
             except Exception:
                 logger.exception("housekeeping")
             looks += 1

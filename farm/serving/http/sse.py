@@ -1,7 +1,7 @@
-"""A response of server-sent events that lives as long as its caller.
+"""A response of server-sent events that ends when its caller disconnects.
 
-Owns the heartbeat and the end of a stream: by its last event, by an error, or because no one
-reads it any more. What the events say is in ``events.py``.
+Owns the heartbeat and the end of a stream: after the last event, after an error, or when the client
+stops reading. The events themselves are in ``events.py``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ async def gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """A response of server-sent events: with a heartbeat, and ended when the caller leaves."""
+    """A response of server-sent events with a heartbeat; ends when the caller disconnects."""
 
     media_type = "text/event-stream"
 
     def __init__(self, stream: AsyncGenerator[bytes], silence_s: float) -> None:
         """Args:
-        silence_s: without any event for so long, the stream ends with a timeout.
+        silence_s: the stream times out after this long without an event.
         """
         super().__init__(headers={"x-accel-buffering": "no", "cache-control": "no-store"})
         del self.headers["content-length"]
@@ -66,10 +66,10 @@ class EventStream(Response):
 
 
 async def _with_heartbeat(stream: AsyncIterator[bytes], silence_s: float) -> AsyncIterator[bytes]:
-    """The events, with a comment wherever they are silent for long.
+    """The events, with keep-alive comments during long pauses.
 
     Raises:
-        TimeoutError: if they are silent for longer than ``silence_s``.
+        TimeoutError: if a pause is longer than ``silence_s``.
     """
     upcoming: asyncio.Task[bytes] | None = None
     silent_s = 0.0

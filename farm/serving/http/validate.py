@@ -1,7 +1,7 @@
-"""What a request for pictures means: which adapters, which prompt, which seeds, at what cost.
+"""Validation of a generation request: adapters, prompt, seeds and cost.
 
-Owns the checks in the order in which they are cheap, so that nothing is looked up for a request
-that cannot be served, and nothing is generated for one that is not allowed.
+Owns the checks, cheapest first, so that nothing is looked up for a request that cannot be served,
+and nothing is generated for one that is not allowed.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Order:
 
     @property
     def output_format(self) -> OutputFormat:
-        """Of the files."""
+        """Format of the image files."""
         return self.asked.output_format or "png"
 
     def shared(self) -> dict[str, Any]:
-        """What every answer and event repeats of the request, in OpenAI's words."""
+        """Fields of the request that every response and event repeats, as OpenAI names them."""
         quality = {"standard": "medium", "hd": "high"}.get(
             self.asked.quality or "auto", self.asked.quality or "auto"
         )
@@ -63,7 +63,7 @@ class Order:
         }
 
     def usage(self, base: ServedBase, num_pictures: int) -> dict[str, Any]:
-        """Latent cells generated, where OpenAI counts tokens."""
+        """Usage in latent cells, where OpenAI counts tokens."""
         cells = (self.width_px // base.side_multiple_px) * (self.height_px // base.side_multiple_px)
         details = {"text_tokens": 0, "image_tokens": 0}
         return {
@@ -84,17 +84,17 @@ async def validate_request(
     """Check a request against the limits, the key's rate and the catalog; nothing is generated.
 
     Args:
-        seed: the first one where the request names none; None takes a random one.
+        seed: the first seed if the request names none; None chooses a random one.
 
     Raises:
-        ServingError: what is wrong, or when to retry.
+        ServingError: describes what is wrong, or when to retry.
     """
     limits = services.limits
     base = await services.client.facts()
     width_px, height_px = asked.side_px(base.resolution_px)
     num_pictures = asked.n or 1
     _check_limits(limits, asked, base, (width_px, height_px), num_pictures)
-    # counted before the names are looked up, so that guessing names costs the guesser
+    # counted before names are looked up, so that guessing names uses up the caller's rate
     per_minute = tenant.pictures_per_minute or limits.pictures_per_minute
     services.rates.take(tenant.key_id, num_pictures, per_minute)
     used = await _find_adapters(services, tenant, asked, base)
@@ -115,7 +115,7 @@ async def validate_request(
         preview_every=_preview_every(asked),
     )
     request_id = request.state.request_id
-    # the id is the request's own and unique, even if a caller names two requests alike
+    # a unique id, even if a caller gives two requests the same id
     unique = secrets.token_hex(4)
     pictures = tuple(
         replace(template, id=f"{request_id}-{unique}-{index}", seed=first_seed + index)
@@ -140,7 +140,7 @@ def _check_limits(
 
 
 def _first_seed(asked: int | None, default: int | None, num_pictures: int) -> int:
-    """The seed of the first picture; random where neither the request nor the default has one."""
+    """The seed of the first picture; random if neither the request nor the default has one."""
     seed = default if asked in (None, ANY_SEED) else asked
     if seed is None:
         seed = secrets.randbelow(2**32)
@@ -154,7 +154,7 @@ def _first_seed(asked: int | None, default: int | None, num_pictures: int) -> in
 
 
 async def check_adapters(services: Services, tenant: Tenant, asked: GenerateRequest) -> None:
-    """Refuse a request whose adapters are not, or no longer, available to this caller.
+    """Refuse a request whose adapters are not available to this caller, or no longer.
 
     Raises:
         ServingError: as ``validate_request`` does.
@@ -181,7 +181,7 @@ def _rounded(side_px: int, multiple_px: int) -> int:
 
 
 def _preview_every(asked: GenerateRequest) -> int:
-    """Steps between previews, so that as many come as were asked for, evenly spread."""
+    """Steps between previews that spread the requested number evenly."""
     count = (asked.partial_images or 0) if asked.stream else 0
     return max(1, asked.steps // (count + 1)) if count else 0
 
@@ -189,7 +189,7 @@ def _preview_every(asked: GenerateRequest) -> int:
 async def _find_adapters(
     services: Services, tenant: Tenant, asked: GenerateRequest, base: ServedBase
 ) -> list[tuple[AdapterFacts, AdapterRef, float]]:
-    """The adapters of a request, the one that ``model`` names first."""
+    """The adapters of a request, beginning with the one that ``model`` names."""
     wanted: list[tuple[str, float]] = []
     if asked.model is not None and asked.model not in (base.id, "base"):
         weight = asked.adapter_weight

@@ -108,7 +108,7 @@ def test_deep_nesting_is_refused():
         ("subjects:\n- id: a\n  id: b\n", 3, "given twice"),
         ("subjects:\n- id: a\n - b\n", 3, "not valid YAML"),
         ("subjects:\n\t- id: a\n", 2, "not valid YAML"),
-        ("subjects:\n- *nobody\n", 2, "not defined"),
+        ("subjects:\n- *undefined\n", 2, "not defined"),
         ("subjects:\n- plain\n", 2, "must be a mapping"),
         ("subjects:\n- {[a]: b}\n", 2, "key must be a word"),
         ("subjects:\n- id: !!python/object:os.system x\n", 2, "tag"),

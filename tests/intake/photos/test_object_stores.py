@@ -1,4 +1,4 @@
-"""Photos and captions in an S3 store whose keys are as awkward as users make them."""
+"""Photos and captions in an S3 store with unusual keys."""
 
 from __future__ import annotations
 

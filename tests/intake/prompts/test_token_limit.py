@@ -1,4 +1,4 @@
-"""Prompts and captions that the base does not read to their end."""
+"""Prompts and captions longer than the base's token limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys: what is stored, who is let in, and how soon the endpoint knows."""
+"""API keys: what is stored, who is admitted, and how soon changes take effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names, versions and pages, and how little the store is asked."""
+"""Names, versions and pages, and how few store reads they need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one request and one key may ask for."""
+"""Limits per request and per key."""
 
 from __future__ import annotations
 

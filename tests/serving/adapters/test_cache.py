@@ -1,4 +1,4 @@
-"""Tests of the cache: adapters come in verified, once, side by side, within bounds."""
+"""Tests of the cache: adapters are verified, loaded once and in parallel, within bounds."""
 
 import json
 import threading

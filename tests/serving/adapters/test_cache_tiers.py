@@ -1,4 +1,4 @@
-"""Tests of the bounded tiers: what is in use stays, the rest leaves by last use."""
+"""Tests of the bounded tiers: entries in use stay, the least recently used others are evicted."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Tests of the slots' bookkeeping: what is in use is never given away."""
+"""Tests of the slot table: slots in use are never reassigned."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Which replica is asked first."""
+"""Tests of the order in which replicas are tried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of who joins the running batch, and whose pass is next."""
+"""Tests of which rows join the running batch, and which are in the next pass."""
 
 import pytest
 

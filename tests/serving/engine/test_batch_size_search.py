@@ -1,4 +1,4 @@
-"""Tests of the search for the knee."""
+"""Tests of the search for the batch size."""
 
 import math
 

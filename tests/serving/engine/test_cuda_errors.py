@@ -1,4 +1,4 @@
-"""Tests of telling a lost device from a full one."""
+"""Tests that a lost device is distinguished from a full one."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Tests of the order of rows in a pass: who stays keeps the place."""
+"""Tests of the order of rows in a pass: remaining rows keep their place."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Tests of the engine: every picture is its own, whoever shares the batch.
+"""Tests of the engine: a picture depends only on its request, not on the rest of the batch.
 
 Tolerance: the same request alone, in a full batch, and by plain diffusers with the adapter
 loaded gives the same uint8 picture but for single levels (matrix products of other shapes round

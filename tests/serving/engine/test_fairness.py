@@ -55,7 +55,7 @@ def test_tenants_that_always_wait_get_equal_shares(costs, data):
     for _ in range(data.draw(st.integers(1, len(costs)))):
         tenant, cost, _ = queue.pop()
         spent[tenant] += cost
-    # deficit round robin: nobody is ahead by more than a quantum and the largest item
+    # deficit round robin: no tenant is ahead by more than a quantum and the largest item
     assert max(spent.values()) - min(spent[t] for t in tenants) <= 2 * (10.0 + max(costs))
 
 

@@ -1,4 +1,4 @@
-"""Tenants that share a job, pages of other origins, wrong keys, and a store that falls silent."""
+"""Tenants that share a job, pages of other origins, invalid keys, and an unresponsive store."""
 
 from __future__ import annotations
 

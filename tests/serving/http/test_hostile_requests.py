@@ -1,4 +1,4 @@
-"""Requests that mean harm: no 5xx, no word of where things lie, and the endpoint goes on."""
+"""Hostile requests cause no 5xx, reveal no paths, and leave the endpoint running."""
 
 from __future__ import annotations
 

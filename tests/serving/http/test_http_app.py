@@ -1,4 +1,4 @@
-"""The HTTP interface, asked by OpenAI's own client over a real connection."""
+"""The HTTP interface, used by OpenAI's own client over a real connection."""
 
 from __future__ import annotations
 

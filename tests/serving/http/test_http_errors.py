@@ -1,4 +1,4 @@
-"""Errors on the wire keep their remedy, and tell no place."""
+"""Errors on the wire keep their remedy, and reveal no location."""
 
 from __future__ import annotations
 

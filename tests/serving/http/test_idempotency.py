@@ -1,4 +1,4 @@
-"""Tests of answers that are given again under an idempotency key."""
+"""Tests of responses repeated for an idempotency key."""
 
 import asyncio
 from types import SimpleNamespace

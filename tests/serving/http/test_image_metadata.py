@@ -1,4 +1,4 @@
-"""Picture files and what they say of themselves."""
+"""Picture files and their embedded metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A limit that an operator sets holds everywhere: in the config, the API, the engine, the page."""
+"""An operator's limit applies everywhere: in the config, the API, the engine and the page."""
 
 from __future__ import annotations
 

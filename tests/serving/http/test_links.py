@@ -1,4 +1,4 @@
-"""Links to pictures: who may follow one, and for how long."""
+"""Links to pictures: access and expiry."""
 
 from __future__ import annotations
 

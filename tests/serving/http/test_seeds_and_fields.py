@@ -76,7 +76,7 @@ def test_what_clients_send_as_a_matter_of_course_is_taken(
         ({"seed": -2}, "-1"),
         ({"seed": "7"}, "integer"),
         ({"seed": 2**63 - 1, "n": 2}, f"write {2**63 - 3} or less"),
-        ({"colour": "red"}, "colour: is not known"),
+        ({"colour": "red"}, "colour: unknown field"),
     ],
 )
 def test_what_is_refused_is_refused_with_what_to_write(

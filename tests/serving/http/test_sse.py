@@ -1,4 +1,4 @@
-"""Streams that are silent, that fail, and whose reader leaves."""
+"""Streams that pause, that fail, and whose reader disconnects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 
 class Reader:
-    """The far end of a connection: takes what is sent, and leaves when it is told to."""
+    """The far end of a connection: takes what is sent, and disconnects on request."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []

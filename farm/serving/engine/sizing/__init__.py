@@ -1,1 +1,1 @@
-"""How many rows a pass may hold: measured, remembered, bounded by memory."""
+"""Batch sizing: the number of rows in a pass, measured, saved and bounded by memory."""

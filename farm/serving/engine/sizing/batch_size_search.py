@@ -1,7 +1,7 @@
-"""How many rows a pass should hold: measured, not configured.
+"""Search for the number of rows in a pass: measured, not configured.
 
-Owns the search for the knee of the throughput curve. A bigger batch pays only until it fills the
-processor; beyond the knee it adds latency and no throughput.
+Owns the search for the knee of the throughput curve. A larger batch helps only until it saturates
+the processor; beyond the knee it adds latency but no throughput.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 __all__ = ["BatchSizeCurve", "find_batch_size"]
 
 WORTH_IT = 0.05
-"""A batch twice as large has to give at least this much more throughput. Little is enough: a batch
-is only as full as there are requests, and where many wait, throughput is what shortens the wait."""
+"""Minimum relative gain in throughput for doubling the batch. A small gain is enough: a batch is
+only as full as there are requests, and when many wait, throughput shortens the wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSizeCurve:
-    """The measured curve and what follows from it."""
+    """The measured curve and the batch size chosen from it."""
 
     rows: int
     """Rows of a full pass at the measured size."""
@@ -28,7 +28,7 @@ class BatchSizeCurve:
 
     @property
     def seconds_per_row(self) -> float:
-        """Seconds of machine time that a row costs in a full pass."""
+        """Seconds per row in a full pass."""
         return self.seconds_by_rows[self.rows] / self.rows
 
     @property
@@ -47,13 +47,13 @@ def find_batch_size(
     fits: Callable[[int], bool] = lambda rows: True,
     worth_it: float = WORTH_IT,
 ) -> BatchSizeCurve:
-    """Double the rows while that pays and fits.
+    """Double the rows while throughput improves and memory allows.
 
     Args:
         pass_seconds: measures a pass of that many rows; infinite if it ran out of memory.
-        max_rows: never more than this.
+        max_rows: the upper limit.
         fits: whether a pass of that many rows fits in memory, called before it runs.
-        worth_it: the least gain in throughput that justifies doubling, as a fraction.
+        worth_it: the minimum gain in throughput that justifies doubling, as a fraction.
     """
     measured = {1: pass_seconds(1)}
     rows = 1
@@ -63,7 +63,7 @@ def find_batch_size(
             break
         measured[rows * 2] = seconds
         gain = 2 * measured[rows] / measured[rows * 2] - 1
-        if gain < worth_it:  # or another program ran beside: noise only adds, so look again
+        if gain < worth_it:  # perhaps noise of other programs, which only adds time: repeat
             measured[rows * 2] = min(measured[rows * 2], pass_seconds(rows * 2))
             gain = 2 * measured[rows] / measured[rows * 2] - 1
         # a guided picture needs two rows, so two are always allowed

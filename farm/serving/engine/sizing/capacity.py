@@ -1,7 +1,7 @@
-"""How much fits in a pass: the measured knee, the memory guard, and what a request costs.
+"""Capacity of a pass: the measured knee, the memory guard, and the cost of a request.
 
-Owns the numbers behind admission; ``measuring.py`` measures them. At other picture sizes than the
-base's own the limit follows the area, which is on the safe side for attention.
+Owns the numbers behind admission; ``measuring.py`` measures them. At picture sizes other than the
+base's own the limit scales with the area, which is conservative for attention.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_HOST_RESERVE = 512 << 20
 
 
 class Capacity:
-    """Limits of a pass and estimates that follow from them."""
+    """Limits of a pass and the estimates based on them."""
 
     def __init__(self, base: Base, knee: BatchSizeCurve, *, memory_reserve: float = 0.1) -> None:
         self._device = base.device
@@ -37,7 +37,7 @@ class Capacity:
 
     @classmethod
     def unmeasured(cls, base: Base, rows: int) -> Capacity:
-        """A limit set by hand; the times are guesses until passes have run."""
+        """A configured limit; times are guesses until passes have run."""
         return cls(base, BatchSizeCurve(rows, {rows: UNMEASURED_PASS_S}))
 
     @property
@@ -47,7 +47,7 @@ class Capacity:
 
     @property
     def reason(self) -> str:
-        """The measurement in one line."""
+        """The measurement on one line."""
         return self._knee.reason
 
     @property
@@ -57,20 +57,20 @@ class Capacity:
 
     @property
     def seconds_per_cost(self) -> float:
-        """Machine seconds of a row-step at the base's own size in a full pass."""
+        """Seconds of a row-step at the base's own size in a full pass."""
         return self._knee.seconds_per_row
 
     def area_ratio(self, size: Size) -> float:
-        """Pixels of a size over those of the base's own."""
+        """Ratio of a size's pixels to those of the base's own size."""
         return size[0] * size[1] / self._pixels
 
     def rows_at(self, size: Size) -> int:
-        """Rows of a full pass at a size; two at least, for a guided picture needs them."""
+        """Rows of a full pass at a size; at least two, which a guided picture needs."""
         rows = min(4 * self.rows, round(self.rows / self.area_ratio(size)))
         return max(2, min(rows, self._shrunk.get(size, rows)))
 
     def pass_s(self, size: Size) -> float:
-        """Seconds of a full pass at a size, according to the measurement."""
+        """Measured seconds of a full pass at a size."""
         return self.seconds_per_cost * self.area_ratio(size) * self.rows_at(size)
 
     def cost(self, request: GenerationRequest, size: Size) -> float:
@@ -80,7 +80,7 @@ class Capacity:
     # -- memory -------------------------------------------------------------------------------
 
     def has_memory(self) -> bool:
-        """Whether the device has more free than the reserve."""
+        """Whether the device has more free memory than the reserve."""
         if self._device.type != "cuda":
             free, total = host_memory()
             return free >= min(self._memory_reserve * total, MAX_HOST_RESERVE)
@@ -92,7 +92,7 @@ class Capacity:
         self._shrunk[size] = max(2, rows)
 
     def release_memory(self) -> None:
-        """Give the allocator's unused blocks back, after running out."""
+        """Return the allocator's unused blocks to the device, after running out."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,7 +1,7 @@
-"""Measuring the batch limit: on the real base, once for each base and machine, while it serves.
+"""Measures the batch limit on the real base, once per base and machine, while serving.
 
-Owns the measurement and the file with its result. The engine's loop runs the passes, one at a
-time between the steps of its pictures, because a denoiser runs one pass at a time.
+Owns the measurement and the file with its result. The engine's loop runs the passes, one at a time
+between the steps of its pictures, because a denoiser runs one pass at a time.
 
 Legend: R rows, C channels, H W latent.
 """
@@ -39,17 +39,17 @@ __all__ = ["CapacityMeter"]
 LOG = logging.getLogger(__name__)
 
 REPEATS = 5
-"""Passes timed per batch size; the fastest counts, for noise only adds."""
+"""Passes timed per batch size; the fastest counts, because noise only adds time."""
 ENOUGH_S = 2.0
-"""Passes of one batch size are timed no longer than this: long ones vary little."""
+"""Maximum time for the passes of one batch size: long passes vary little."""
 MAX_PATIENCE_S = 15.0
-"""How long in all a measurement waits for an idle engine before it runs between pictures' steps."""
+"""Total time that a measurement waits for an idle engine before it runs between pictures' steps."""
 IDLE_LOOK_S = 0.02
 PROBE_ENDINGS = ("to_q", "to_k", "to_v", "to_out.0")
 PROBE_RANK = 8
-"""Rows are measured with adapters of this rank on the attention layers, where the base has them."""
+"""Rank of the adapters used for measuring, on the attention layers if the base has them."""
 UNMEASURED_ROWS = 4
-"""Rows of a full pass until the measurement has ended."""
+"""Rows of a full pass until the measurement ends."""
 
 InLoop = Callable[[Callable[[], float]], float]
 """Runs a call in the engine's loop and waits for its result."""
@@ -59,7 +59,7 @@ class CapacityMeter:
     """Finds an engine's batch limit."""
 
     def __init__(self, base: Base, bank: MixedBank | None, config: EngineConfig) -> None:
-        """Prepare; nothing is run but the text encoder, once."""
+        """Prepare the measurement; runs only the text encoder, once."""
         self._base, self._bank, self._config = base, bank, config
         self._weights = None if bank is None else RowWeights(bank)
         self._prompt: Conditioning = base.encode_prompts([""])
@@ -68,10 +68,10 @@ class CapacityMeter:
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self.done = threading.Event()
-        """Set once the limit is known, or will not be."""
+        """Set once the limit is known, or the measurement has failed."""
 
     def known(self) -> Capacity | None:
-        """The limit, if it was set by hand or measured on this machine before."""
+        """The limit, if it was configured or already measured on this machine."""
         config = self._config
         if config.batch_rows is not None:
             return Capacity.unmeasured(self._base, config.batch_rows)
@@ -84,8 +84,8 @@ class CapacityMeter:
         return None
 
     def warm_up(self, rows: int) -> None:
-        """Run one pass on a GPU, whose first pass takes seconds to load its kernels; otherwise
-        the engine's first passes would be measured as far too slow."""
+        """Run one pass on a GPU, whose first pass takes seconds to load kernels and would make the
+        engine's first measurements far too slow."""
         if self._base.device.type == "cuda":
             self._pass_of(rows)()
             torch.cuda.synchronize(self._base.device)
@@ -94,12 +94,12 @@ class CapacityMeter:
     def begin(
         self, in_loop: InLoop, is_idle: Callable[[], bool], use: Callable[[Capacity], None]
     ) -> None:
-        """Measure in a thread of its own.
+        """Measure in a separate thread.
 
         Args:
             in_loop: runs a pass in the engine's loop; raises once the loop has ended.
-            is_idle: whether the engine has nothing to generate, when measuring delays no one.
-            use: takes the limit.
+            is_idle: whether the engine has nothing to generate, so measuring delays none.
+            use: called with the limit.
         """
 
         def measure() -> None:
@@ -116,7 +116,7 @@ class CapacityMeter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give up measuring; the loop must still run, or have failed what was posted to it."""
+        """Stop measuring; the loop must still be running, or have failed all posted calls."""
         self._stopped.set()
         self.done.set()
         if self._thread is not None:
@@ -150,7 +150,7 @@ class CapacityMeter:
                 while len(timed_s) < REPEATS and sum(timed_s) < ENOUGH_S:
                     timed_s.append(run(lambda: self._timed(ready[0])))
                 return min(timed_s)
-            except torch.OutOfMemoryError:  # another program may have taken what was free
+            except torch.OutOfMemoryError:  # another program may have taken the free memory
                 if rows == 1:
                     raise
                 return math.inf
@@ -184,7 +184,7 @@ class CapacityMeter:
             "seconds_by_rows": knee.seconds_by_rows,
             "peak_bytes": self._peak_bytes.get(knee.rows, 0),
         }
-        with contextlib.suppress(OSError):  # a read-only home costs time, nothing else
+        with contextlib.suppress(OSError):  # with a read-only home, each start measures again
             self._path.parent.mkdir(parents=True, exist_ok=True)
             aside = self._path.with_suffix(f".{os.getpid()}")
             aside.write_text(json.dumps(saved))
@@ -193,7 +193,7 @@ class CapacityMeter:
     # -- in the engine's loop -----------------------------------------------------------------
 
     def _first_passes(self, rows: int) -> Callable[[], None]:
-        """A pass, run twice if it is short, so that later ones find what layers remember."""
+        """A pass, run twice if it is short, so that the layers' caches are filled."""
         before = _allocated(self._base.device)
         run = self._pass_of(rows)
         if self._timed(run) < ENOUGH_S:
@@ -202,7 +202,7 @@ class CapacityMeter:
         return run
 
     def _pass_of(self, rows: int) -> Callable[[], None]:
-        """A pass in the state of a running batch: an adapter for each row, and repeated prompts."""
+        """A pass like those of a running batch: an adapter for each row, and repeated prompts."""
         base, weights = self._base, self._weights
         shape = base.latent_shape(base.resolution_px, base.resolution_px)
         latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
@@ -232,7 +232,7 @@ class CapacityMeter:
             self._bank.clear_slot(0)
             self._weights.assign([])
         if self._base.device.type == "cuda":
-            torch.cuda.empty_cache()  # to those who share the device
+            torch.cuda.empty_cache()  # for other programs on the device
         return 0.0
 
 
@@ -248,7 +248,7 @@ def _zero_adapter(bank: MixedBank) -> AdapterWeights:
 
 
 def _remembered_at(base: Base, config: EngineConfig) -> Path:
-    """The file of a measurement; whatever changes the result is in its name."""
+    """The file of a measurement; its name covers everything that changes the result."""
     device = base.device
     on_gpu = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if on_gpu else _processor()
