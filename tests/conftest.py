@@ -37,6 +37,12 @@ def _private_cache(
 
 
 @pytest.fixture(autouse=True)
+def _own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The width of the terminal, which pytest-xdist exports, does not change what is printed."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _own_store_clients() -> None:
     """No S3 client of an earlier test, which may know another endpoint, is used again."""
     s3fs = sys.modules.get("s3fs")

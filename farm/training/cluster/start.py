@@ -6,6 +6,7 @@ Owns the environment that Ray reads when it starts.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from farm.training.cluster.ray_folder import ray_folder_options
 __all__ = ["quiet_ray", "start_ray"]
 
 RAY_STARTS = 4
+CONNECT_S = 10.0
+"""How long a named head may take to accept a connection. Ray itself waits for many minutes."""
 
 
 def start_ray(**options: Any) -> None:
@@ -32,6 +35,7 @@ def start_ray(**options: Any) -> None:
     """
     quiet_ray()
     if options.get("address"):
+        _require_head(str(options["address"]))
         use_token_if_there_is_one()
     else:  # not a cluster that happens to run on this machine
         options = {**ray_folder_options(), **options, "address": "local"}
@@ -102,3 +106,21 @@ def quiet_ray() -> None:
         defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _require_head(address: str) -> None:
+    """Connect to the head's port, for an address such as ``10.0.0.1:6379``.
+
+    Raises:
+        UserError: if nothing listens there.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or "://" in address:
+        return  # such as `auto` or `ray://`, which Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster at {address}: {error}",
+            "check --address and RAY_ADDRESS, and that the head is running",
+        ) from error
