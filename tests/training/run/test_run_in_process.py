@@ -44,9 +44,10 @@ from farm.training.slots.training_pass import TrainingPass
 
 MAIN = "from farm.cli import main; main()"
 LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
-TOLERANCE = 2e-5
-"""Other neighbours in the slots change the order of float sums; one lost step moves weights by
-1e-3."""
+TOLERANCE = 1e-4
+"""Other jobs in the slots, and other numbers of slots, change the order of float sums, which Adam
+amplifies where gradients are near zero (4e-5 was seen in one of 64 weights). One lost step moves
+weights by 1e-3."""
 
 
 def adapters(store: Store, folder: Path) -> dict[str, AdapterWeights]:
