@@ -265,6 +265,7 @@ def test_manifests_of_nothing_are_told(faults_of: FaultsOf, name: str, text: str
     ("name", "data", "words"),
     [
         ("none.yaml", None, "there is no"),
+        ("none", None, "there is no"),
         ("m.txt", b"x", "unknown manifest extension"),
         ("m.yaml", b"id: \xff\xfe\n", "cannot be read"),
         ("empty", "folder", "neither a manifest nor folders"),

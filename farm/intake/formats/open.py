@@ -143,6 +143,8 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
             "export it from the spreadsheet program as `CSV UTF-8`",
         )
     if suffix not in TEXT_READERS and suffix != ".parquet":
+        if "://" not in url and not os.path.exists(url):
+            raise ManifestError(f"there is no {url}", "correct the path of the manifest or folder")
         raise ManifestError(
             f"{url} has an unknown manifest extension",
             f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet",
