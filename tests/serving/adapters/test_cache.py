@@ -406,7 +406,7 @@ def test_while_the_store_is_silent_adapters_are_served_for_a_while_and_then_refu
     with pytest.raises(AdapterNotFound):
         revocations.check("gone", "gone")
     now[0] = 31.0
-    with pytest.raises(StoreError, match="withdrawn"):
+    with pytest.raises(StoreError, match="revoked adapters are not known"):
         revocations.check("good", "good")
     is_up[0] = True
     revocations.refresh()
