@@ -100,7 +100,9 @@ class Run:
         if twice:
             self.await_true(lambda: "stopping:" in self.log.read_text())
             self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(120) == 130, self.log.read_text()
+        code = self.process.wait(120)
+        # a process that ends by the second signal itself: shells report 130 for it too
+        assert code == 130 or (twice and code == -signal.SIGINT), self.log.read_text()
         return time.monotonic() - began
 
 
@@ -225,7 +227,9 @@ def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(
 def test_a_second_ctrl_c_ends_at_once(launch: Callable[..., Run]) -> None:
     run = launch("run", "--nodes", "1", *MISSING)
     run.await_true(lambda: "have not come" in run.log.read_text())
-    assert run.stop(twice=True) < 15  # a second or two, plus the start of processes on a busy machine
+    assert (
+        run.stop(twice=True) < 15
+    )  # a second or two, plus the start of processes on a busy machine
 
 
 def test_a_lost_head_ends_the_driver_with_its_own_exit_code(
