@@ -98,7 +98,8 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_nothing_half_written(
     assert "free space" in caught.value.remedy
     assert any("the store is full" in line and "stops in" in line for line in view.lines)
     (disk / "ballast").unlink()
-    assert run_manifest(request(manifest, store.url)).committed == 2
+    # a full disk may also refuse the release of the lock, whose holder, this process, is alive
+    assert run_manifest(request(manifest, store.url, take_over=True)).committed == 2
     assert_whole(store, 2, tmp_path / "adapters")
 
 
