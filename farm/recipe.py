@@ -84,8 +84,8 @@ class Recipe(BaseModel):
     snr_gamma: float | None = Field(None, gt=0, le=1e3)
     """Min-SNR weighting (Hang et al. 2023, who use 5). None weights all timesteps equally."""
     timestep_sampling: TimestepSampling | None = None
-    """How timesteps are sampled: `uniform`, or `logit_normal` (Esser et al. 2024), which prefers the
-    middle. None takes what the base's official script uses."""
+    """How timesteps are sampled: `uniform`, or `logit_normal` (Esser et al. 2024), which prefers
+    the middle. None takes what the base's official script uses."""
     logit_mean: float = Field(0.0, ge=-10, le=10, allow_inf_nan=False)
     """Mean of the logit-normal distribution; above 0 prefers noisier timesteps."""
     logit_std: float = Field(1.0, gt=0, le=10)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,10 @@ class FamilyNames:
     """kohya's ``ss_base_model_version``."""
     tags: tuple[str, ...] = ()
     """Tags of the model card for this family."""
+    kohya_prefixes: Mapping[str, str] = field(default_factory=dict)
+    """Each component's prefix in kohya's files; empty where the family has no such form."""
+    kohya_uses_sgm: bool = False
+    """Whether kohya names a UNet's layers as Stability's own code does (``input_blocks_4_1``)."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class Base(ABC):
         """Encode negative prompts; some families replace an empty one, as their pipelines do."""
         return self.encode_prompts(prompts)
 
-    def release_text_encoders(self) -> None:
+    def release_text_encoders(self) -> None:  # noqa: B027 - most families keep them
         """Free the device memory of text encoders that carry no adapter. They return for as long
         as they encode, so callers should cache what they encode. A family whose text encoders are
         small beside its denoiser keeps them."""

@@ -51,6 +51,12 @@ class StableDiffusionXLBase(PipelineBase):
         "stable-diffusion-xl-v1-base",
         "sdxl_base_v1-0",
         tags=("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
+        kohya_prefixes={
+            "unet": "lora_unet_",
+            "text_encoder": "lora_te1_",
+            "text_encoder_2": "lora_te2_",
+        },
+        kohya_uses_sgm=True,
     )
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, *, name: str, fingerprint: str) -> None:

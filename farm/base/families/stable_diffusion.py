@@ -87,7 +87,12 @@ def _names_of(pipeline: StableDiffusionPipeline) -> FamilyNames:
         architecture = f"stable-diffusion-v2-{'768-v' if velocity else '512'}"
         kohya, title = "sd_v2_v" if velocity else "sd_v2", "Stable Diffusion 2.x"
     return FamilyNames(
-        title, "StableDiffusionPipeline", architecture, kohya, tags=("stable-diffusion",)
+        title,
+        "StableDiffusionPipeline",
+        architecture,
+        kohya,
+        tags=("stable-diffusion",),
+        kohya_prefixes={"unet": "lora_unet_", "text_encoder": "lora_te_"},
     )
 
 

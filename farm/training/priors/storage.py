@@ -62,9 +62,9 @@ GENERATION_BATCH = 16
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 PriorArrays = dict[str, Array]
-"""``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D]; for some bases ``tokens.*`` of
-further text encoders, ``extra.*`` and ``frames`` [M, 6]. Plain arrays, so that Ray shares one copy
-among all lanes of a node."""
+"""``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D]; for some bases
+``tokens.*`` of further text encoders, ``extra.*`` and ``frames`` [M, 6]. Plain arrays, so that Ray
+shares one copy among all lanes of a node."""
 FIRST_TOKENS = "text_encoder"
 """The encoder whose tokens are in the column ``tokens``."""
 

@@ -1,8 +1,8 @@
 """The rows of a step: each slot's noised latents, targets and weights in one batch.
 
-Owns the assembly on the host and the one transfer to the device; ``prompts`` owns their prompts. All arithmetic on latents is done
-on the CPU in float32, so every device trains on the same values. While the device runs one step,
-the host prepares the next.
+Owns the assembly on the host and the one transfer to the device; ``prompts`` owns their prompts.
+All arithmetic on latents is done on the CPU in float32, so every device trains on the same values.
+While the device runs one step, the host prepares the next.
 
 Legend: S slots, G rows per slot, R = S·G rows, n one job's own rows, C H W latent.
 """
