@@ -6,15 +6,22 @@ its config on torch's meta device, and passes of one row run on shapes alone.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from farm.base.fingerprint import cache_folder
 from farm.base.interface import DenoiserCounts
+from farm.keys import digest
 
 __all__ = ["SIDES", "count_denoiser"]
 
@@ -25,12 +32,27 @@ ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def count_denoiser(config: Any, cls: Any, run: Callable[[Any, int], Any]) -> DenoiserCounts:
-    """Count a denoiser.
+    """Count a denoiser; the result is kept in the user's cache folder.
 
     Args:
         config: of the denoiser, ``cls`` its class.
         run: calls it for one row of a side in cells; inputs are on the meta device.
     """
+    known = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    facts = [cls.__name__, json.dumps(known, sort_keys=True, default=str), diffusers.__version__]
+    entry = cache_folder() / "counts" / f"{digest([*facts, torch.__version__, SIDES])[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return DenoiserCounts(**json.loads(entry.read_text()))
+    counts = _counted(config, cls, run)
+    with contextlib.suppress(OSError):  # without a writable cache, it is counted again
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        aside = entry.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(asdict(counts)))
+        aside.replace(entry)
+    return counts
+
+
+def _counted(config: Any, cls: Any, run: Callable[[Any, int], Any]) -> DenoiserCounts:
     with torch.device("meta"):
         denoiser = cls.from_config(config).requires_grad_(False).eval()
     flops = []
@@ -81,10 +103,33 @@ def _saved_values(denoiser: nn.Module, run: Callable[[Any, int], Any], side: int
         return tensor
 
     _adapt(denoiser)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
-        output = run(denoiser, side)
+    attention = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = _flash_attention
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
+            output = run(denoiser, side)
+    finally:
+        functional.scaled_dot_product_attention = attention
     del output
     return sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
+
+
+class _Flash(torch.autograd.Function):
+    """Keeps what flash attention keeps; the meta device would keep whole attention matrices."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        output = torch.empty_like(query)
+        context.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(context: Any, *_: Any) -> Any:
+        raise NotImplementedError("only forward passes are counted")
+
+
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    return _Flash.apply(query, key, value)  # type: ignore[no-untyped-call]
 
 
 def _adapt(denoiser: nn.Module) -> None:
