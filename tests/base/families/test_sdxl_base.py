@@ -57,6 +57,7 @@ def test_denoising_equals_the_raw_unet(base: Base) -> None:
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.proves("Stable Diffusion XL", "generate")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_images_equal_those_of_the_plain_pipeline(base: Base, name: SchedulerName) -> None:
     ours = generate_images(base, PROMPTS, [3, 4], steps=4, guidance=4.0, scheduler=name)
@@ -89,6 +90,7 @@ def arguments(seeds: tuple[int, ...], steps: int = 4) -> dict[str, object]:
 
 
 def test_the_vae_stays_in_float32_where_it_overflows_in_half(base: Base, folder: Path) -> None:
+@pytest.mark.proves("Stable Diffusion XL", "load")
     half = load_base(str(folder), dtype=torch.float16)
     assert half.pipeline().unet.dtype == torch.float16
     assert half.pipeline().vae.dtype == torch.float32
@@ -98,8 +100,6 @@ def test_the_vae_stays_in_float32_where_it_overflows_in_half(base: Base, folder:
     assert half.decode(moments[:, 0].half()).dtype == torch.float32
     parts = half.memory
     assert base.memory.halved().weight_bytes == parts.weight_bytes
-
-
 def test_a_folder_loads_with_a_fingerprint_over_all_parts(folder: Path, tmp_path: Path) -> None:
     base = load_base(str(folder))
     assert base.fingerprint == fingerprint_folder(folder)

@@ -86,6 +86,8 @@ def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float
     return peft_weights(adapted, recipe), losses
 
 
+@pytest.mark.proves("Stable Diffusion XL", "train")
+@pytest.mark.proves("Stable Diffusion XL", "train text encoders")
 @pytest.mark.parametrize("text", [(), TEXT])
 def test_training_equals_the_official_scripts_loop(text: tuple[str, ...]) -> None:
     base = load_base("tiny-sdxl", dtype=torch.float64)

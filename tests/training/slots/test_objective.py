@@ -101,6 +101,8 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "train")
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "train text encoders")
 @pytest.mark.parametrize("name", ["tiny", "tiny-v"])
 @pytest.mark.parametrize("case", CASES)
 def test_training_equals_an_independent_diffusers_and_peft_loop(
