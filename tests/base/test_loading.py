@@ -91,7 +91,6 @@ def test_another_family_is_refused_by_name(copy: Path) -> None:
 def test_a_url_is_fetched_once_and_again_when_it_changes(folder: Path) -> None:
     import fsspec
 
-@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "load")
     remote = fsspec.filesystem("memory")
     remote.put(str(folder), "/bases/tiny", recursive=True)
     url = "memory://bases/tiny"
@@ -103,6 +102,9 @@ def test_a_url_is_fetched_once_and_again_when_it_changes(folder: Path) -> None:
         json.dumps({**config, "prediction_type": "v_prediction"}).encode(),
     )
     assert load_base(url).prediction_type == "v_prediction"
+
+
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "load")
 def test_a_hub_model_loads_from_the_local_cache_while_offline(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

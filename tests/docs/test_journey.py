@@ -103,7 +103,6 @@ def plain_picture(pipeline: Any, prompt: str, weights: Path) -> np.ndarray:
 
 
 def check_every_adapter(shell: PageRun, pipeline: Any, store: str, names: set[str]) -> None:
-@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "run to request")
     """Serve a store with the defaults and compare the pictures of all its adapters."""
     shell.close()
     shell.run_line(f"farm serve --store {store}")
@@ -122,6 +121,9 @@ def check_every_adapter(shell: PageRun, pipeline: Any, store: str, names: set[st
         assert np.abs(own - bare).mean() > 3, f"{name}: the bare base's picture"
         assert np.abs(own - plain).mean() < 0.5, f"{name}: not what plain diffusers generates"
         assert np.abs(own - plain).max() <= 16, f"{name}: not what plain diffusers generates"
+
+
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "run to request")
 def test_the_demos_adapters_are_served(shell: PageRun, pipeline: Any) -> None:
     check_every_adapter(shell, pipeline, "demo/store", {"cat-01", "mushroom-02"})
 

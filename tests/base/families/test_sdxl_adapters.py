@@ -82,7 +82,6 @@ def adapted(base: Base, weights: AdapterWeights) -> np.ndarray:
 
 
 def image_of(pipeline: StableDiffusionXLPipeline, *embeds: torch.Tensor) -> np.ndarray:
-@pytest.mark.proves("Stable Diffusion XL", "diffusers file")
     words = (
         {"prompt_embeds": embeds[0], "pooled_prompt_embeds": embeds[1]}
         if embeds
@@ -96,10 +95,12 @@ def image_of(pipeline: StableDiffusionXLPipeline, *embeds: torch.Tensor) -> np.n
         output_type="np",
     ).images[0]
     return found
+
+
+@pytest.mark.proves("Stable Diffusion XL", "diffusers file")
 def test_the_diffusers_file_gives_the_same_image_in_diffusers_own_loader(
     folder: Path, adapted: np.ndarray
 ) -> None:
-@pytest.mark.proves("Stable Diffusion XL", "PEFT file")
     pipeline = load_base("tiny-sdxl").pipeline()
     bare = image_of(pipeline)
     pipeline.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
@@ -110,8 +111,10 @@ def test_the_diffusers_file_gives_the_same_image_in_diffusers_own_loader(
     }
     assert np.abs(image_of(pipeline) - adapted).max() < 2e-3
     assert np.abs(bare - adapted).max() > 0.05
+
+
+@pytest.mark.proves("Stable Diffusion XL", "PEFT file")
 def test_the_peft_files_give_the_same_image_in_peft(folder: Path, adapted: np.ndarray) -> None:
-@pytest.mark.proves("Stable Diffusion XL", "kohya file")
     pipeline = load_base("tiny-sdxl").pipeline()
     for part, place in (
         ("unet", "peft"),
@@ -120,6 +123,9 @@ def test_the_peft_files_give_the_same_image_in_peft(folder: Path, adapted: np.nd
     ):
         PeftModel.from_pretrained(getattr(pipeline, part), folder / place)
     assert np.abs(image_of(pipeline) - adapted).max() < 2e-3
+
+
+@pytest.mark.proves("Stable Diffusion XL", "kohya file")
 def test_the_kohya_file_is_what_diffusers_converter_reads(
     base: Base, folder: Path, weights: AdapterWeights
 ) -> None:

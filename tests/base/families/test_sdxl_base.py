@@ -90,7 +90,6 @@ def arguments(seeds: tuple[int, ...], steps: int = 4) -> dict[str, object]:
 
 
 def test_the_vae_stays_in_float32_where_it_overflows_in_half(base: Base, folder: Path) -> None:
-@pytest.mark.proves("Stable Diffusion XL", "load")
     half = load_base(str(folder), dtype=torch.float16)
     assert half.pipeline().unet.dtype == torch.float16
     assert half.pipeline().vae.dtype == torch.float32
@@ -100,6 +99,9 @@ def test_the_vae_stays_in_float32_where_it_overflows_in_half(base: Base, folder:
     assert half.decode(moments[:, 0].half()).dtype == torch.float32
     parts = half.memory
     assert base.memory.halved().weight_bytes == parts.weight_bytes
+
+
+@pytest.mark.proves("Stable Diffusion XL", "load")
 def test_a_folder_loads_with_a_fingerprint_over_all_parts(folder: Path, tmp_path: Path) -> None:
     base = load_base(str(folder))
     assert base.fingerprint == fingerprint_folder(folder)

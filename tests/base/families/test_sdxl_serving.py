@@ -34,7 +34,6 @@ def pictures_of(engine: Engine, *asked: GenerationRequest) -> list[np.ndarray]:
 
 
 def plain_picture(registry: Registry, ref: AdapterRef, asked: GenerationRequest, folder: Path):
-@pytest.mark.proves("Stable Diffusion XL", "serve mixed")
     registry.fetch(ref.key, folder / ref.key)
     pipeline = load_base(SDXL).pipeline()
     pipeline.load_lora_weights(folder / ref.key)
@@ -51,10 +50,12 @@ def plain_picture(registry: Registry, ref: AdapterRef, asked: GenerationRequest,
         ).images[0]
         * 255
     )
+
+
+@pytest.mark.proves("Stable Diffusion XL", "serve mixed")
 def test_rows_of_a_mixed_batch_are_what_plain_diffusers_generates(
     base: Base, tmp_path: Path
 ) -> None:
-@pytest.mark.proves("Stable Diffusion XL", "run to request")
     """Adapters with and without text layers, guided or not, in two sizes and two schedulers."""
     registry, spare = Registry(Store(tmp_path / "store")), load_base(SDXL)
     refs = [
@@ -96,6 +97,9 @@ def test_rows_of_a_mixed_batch_are_what_plain_diffusers_generates(
     for number in (0, 1):
         plain = plain_picture(registry, refs[number], asked[number], tmp_path / "fetched")
         assert np.abs(together[number] - plain).max() <= 2
+
+
+@pytest.mark.proves("Stable Diffusion XL", "run to request")
 def test_a_manifest_is_run_served_and_asked_for_by_an_openai_client(tmp_path: Path) -> None:
     recipe = QUICK | {"learning_rate": 1e-2, "text_encoder_modules": ["q_proj"]}
     manifest = write_manifest(tmp_path / "m", 2, recipe=recipe, nouns=("cat", "dog"))

@@ -108,7 +108,6 @@ def differs(picture, other):
 
 
 def plain_diffusers(registry, request, folder):
-@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "serve mixed")
     pipeline = load_base("tiny").pipeline()
     ((ref, _),) = request.adapters
     registry.fetch(ref.key, folder / ref.key)
@@ -122,6 +121,9 @@ def plain_diffusers(registry, request, folder):
         output_type="np",
     ).images[0]
     return (picture * 255).round().astype(np.uint8)
+
+
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "serve mixed")
 def test_adapters_of_any_kind_in_one_batch_are_each_what_plain_diffusers_generates(
     make_engine, registry, commit, tmp_path
 ):
