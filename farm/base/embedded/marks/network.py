@@ -34,7 +34,7 @@ class FoundMark:
     kind: str | None
     """``star``, ``stripes``, ``dot``; None if the figure has no mark."""
     colour: str
-    """The colour at the most likely position, of a mark if there is one."""
+    """The colour at the likeliest position: of the mark, if there is one."""
     certainty: float
     """The probability of the kind, 0 to 1."""
 
