@@ -95,7 +95,7 @@ def train_mark_reader(
     """
     album = _cached(out / "album.npz", seed, num_scenes)
     torch.manual_seed(seed)
-    reader = MarkReader().to(memory_format=torch.channels_last).train()
+    reader = MarkReader().train()
     optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.02)
     progress = ProgressLog(out / "progress.jsonl")
     checkpoint = out / "state.safetensors"
@@ -111,7 +111,8 @@ def train_mark_reader(
             save_checkpoint(checkpoint, step + 1, reader, optimizer)
             progress.log("mark_reader", step + 1, loss=loss.item())
     save_mark_reader(reader, out / "model.safetensors")
-    return reader.eval()
+    reader.eval()
+    return reader
 
 
 def _cached(path: Path, seed: int, num: int) -> MarkedAlbum:

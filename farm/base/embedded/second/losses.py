@@ -39,7 +39,8 @@ def vae_loss(vae: AutoencoderKL, pictures_N3PP: Tensor, generator: torch.Generat
     rebuilt = vae.decode(posterior.mean + posterior.std * noise.to(posterior.mean)).sample
     error = rebuilt.float() - pictures_N3PP.float()
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return error.square().mean() + 0.02 * error.abs().mean() + 1e-5 * kl
+    loss: Tensor = error.square().mean() + 0.02 * error.abs().mean() + 1e-5 * kl
+    return loss
 
 
 @dataclass(frozen=True)

@@ -345,16 +345,16 @@ class _Work:
         scenes = [edition_scene(self.edition, HELD_OUT_SEED, index) for index in range(num)]
         side = self.edition.picture_px
         held = np.stack([np.asarray(render_scene(scene, size_px=side)) for scene in scenes])
+        steps = self.plan.get("denoiser_steps") or 0
         summary = {
             "edition": self.edition.name,
             "seed": self.seed,
             "plan": json.loads(self.plan.path.read_text()),
+            "denoiser_rows": steps * self.edition.denoiser.batch_size,
             "num_held_out": num,
             "vae_psnr_db": round(measure_psnr(vae, held), 3),
             "scorer": measure_scorer(scorer, self.tokenizer, held, scenes),
-            "denoiser_rows": self.plan.get("denoiser_steps") or 0,
         }
-        summary["denoiser_rows"] = int(summary["denoiser_rows"]) * self.edition.denoiser.batch_size  # type: ignore[call-overload]
         (self.out / "result" / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
