@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from farm.base.names import edition_of
 from farm.errors import Fault, UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.manifest import Manifest, read_manifest
@@ -64,7 +65,9 @@ def upload_manifest(
         ManifestError: with all faults of the manifest and of its local photos.
         UserError: if the store cannot be written from here.
     """
-    read = read_manifest(manifest, strict=False, recipe=recipe, base_recipe=BASE_RECIPES.get(base))
+    read = read_manifest(
+        manifest, strict=False, recipe=recipe, base_recipe=BASE_RECIPES.get(edition_of(base))
+    )
     check = _checked(read, progress)
     if not skip_faulty:
         check.raise_for_errors()
