@@ -220,7 +220,7 @@ def page_of(found: dict[str, Any], load: float) -> str:
     return f"""# Hostile requests and files
 
 {os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}, \
-{datetime.now(UTC):%Y-%m-%d}; load average {load:.1f} at the start, from other work on the machine. \
+{datetime.now(UTC):%Y-%m-%d}; load average {load:.1f} at the start, from other work. \
 Written by `benchmarks/hostile.py`; server, flood and good client share the cores.
 
 **{"Everything holds." if not bad else "Broken: " + "; ".join(bad)}**

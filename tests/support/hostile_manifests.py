@@ -1,4 +1,4 @@
-"""Hostile manifests: deep, long, aliased, lying and mutated ones of every form, and hostile URIs."""
+"""Hostile manifests: deep, long, aliased, lying and mutated, of every form; and hostile URIs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,13 @@ URIS = (
     "smb://127.0.0.1/x", "hdfs://127.0.0.1:1/x", "local:///etc/passwd", "dir::file:///etc",
     "data:image/png;base64,AAAA", "data://x", "blockcache::s3://x/y", "dask://x", "git://x",
     "generic://x", "pyarrow://x", "libarchive://x::y", "root://x", "oci://x", "hf://x/y", "x\0.png",
-    "\\\\server\\share\\x.png", "C:\\x.png", "~root/.ssh/id_rsa", "~/x.png", "../" * 40 + "etc/passwd",
+    "\\\\server\\share\\x.png", "C:\\x.png", "~root/.ssh/id_rsa", "~/x.png",
+    "../" * 40 + "etc/passwd",
     "/**/*", "/proc/**/*", "/sys/**/*.png", "**/" * 30 + "*", "[" * 5_000, "*" * 5_000,
     "{a,b}" * 20, "?" * 300, "", " ", ".", "/", "//", "\ud800.png", "a" * 100_000, *NAMES,
 )  # fmt: skip
+
+PIECES = ("\0", "\ud800", '"', "{", "]", ": ", "\n", "- ", "&a ", "*a", "\u202e")
 
 
 def _deep(dice: Dice) -> tuple[str, str]:
