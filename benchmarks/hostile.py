@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -31,7 +30,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 import httpx2  # noqa: E402
 import psutil  # noqa: E402
-from hostile_clients import GoodClient, flood  # noqa: E402
+from hostile_clients import GoodClient  # noqa: E402
 from support.endpoint import publish  # noqa: E402
 from support.hostile_files import NAMES, hostile_photo, hostile_zip  # noqa: E402
 from support.hostile_manifests import hostile_manifest  # noqa: E402
@@ -40,9 +39,12 @@ from farm.base.loading import load_base  # noqa: E402
 from farm.serving.access.api_keys import create_key  # noqa: E402
 from farm.storage import Store  # noqa: E402
 
+FARM = "from farm.cli import main; main()"
 MAX_SERVER_GROWTH_MIB = 300
 MAX_CHECK_MIB = 1536
 MAX_SLOWDOWN = 3.0
+PARTS = ("photos", "manifests", "requests")
+"""Parts that are measured; the others are kept from the last run of the day."""
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def endpoint(folder: Path) -> Any:
         "limits: {failed_keys_per_minute: 1000000}\n"
     )
     log = (folder / "log").open("w")
-    command = [sys.executable, "-m", "farm", "serve", "--store", store.url, "--port", "0"]
+    command = [sys.executable, "-c", FARM, "serve", "--store", store.url, "--port", "0"]
     process = subprocess.Popen(
         [*command, "--config", str(folder / "serve.yaml")],
         stderr=log,
@@ -89,31 +91,41 @@ def measure_requests(folder: Path, num_requests: int, idle_s: float) -> dict[str
             time.sleep(5.0)  # first images compile and load
             before = process.memory_info().rss
             idle = good.listen(idle_s)
-            context = multiprocessing.get_context("spawn")
-            results = context.Queue()
-            clients = context.Process(target=flood, args=(url, key, num_requests, results))
+            arguments = [sys.executable, str(HERE / "hostile_clients.py"), url, key]
+            clients = subprocess.Popen(
+                [*arguments, str(num_requests)], stdout=subprocess.PIPE, text=True
+            )
+            assert clients.stdout is not None
+            clients.stdout.readline()  # it is loaded, and begins
             peak, began_s = before, time.monotonic()
-            clients.start()
-            while clients.is_alive() and results.empty():
+            while clients.poll() is None:
                 peak = max(peak, process.memory_info().rss)
                 time.sleep(0.1)
             busy = good.since(began_s)
             flood_s = time.monotonic() - began_s
-            statuses, endings = results.get(timeout=5)
-            clients.join()
-        time.sleep(2)
+            statuses, endings = json.loads(clients.stdout.readline())
+            idle["after"] = good.listen(idle_s)
         ready = httpx2.get(f"{url}/ready").status_code
         after = process.memory_info().rss
     return {
         "statuses": dict(sorted(statuses.items())),
         "other": endings,
         "seconds": flood_s,
-        "idle": idle,
+        "idle": merged(idle, idle.pop("after")),
         "busy": busy,
         "good_failures": good.failures,
         "mib": [round(value / 2**20) for value in (before, peak, after)],
         "ready": ready,
         "log": [line for line in (folder / "log").read_text().splitlines() if "Traceback" in line],
+    }
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Latencies alone, before and after the flood."""
+    return {
+        "num": one["num"] + other["num"],
+        "median_s": (one["median_s"] + other["median_s"]) / 2,
+        "slowest_s": max(one["slowest_s"], other["slowest_s"]),
     }
 
 
@@ -210,7 +222,7 @@ def faults_of(found: dict[str, Any]) -> list[str]:
     return [claim for claim, holds in claims.items() if not holds]
 
 
-def page_of(found: dict[str, Any], load: float) -> str:
+def page_of(found: dict[str, Any]) -> str:
     requests, photos, manifests = found["requests"], found["photos"], found["manifests"]
     idle, busy = requests["idle"], requests["busy"]
     bad = faults_of(found)
@@ -220,7 +232,7 @@ def page_of(found: dict[str, Any], load: float) -> str:
     return f"""# Hostile requests and files
 
 {os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}, \
-{datetime.now(UTC):%Y-%m-%d}; load average {load:.1f} at the start, from other work. \
+{datetime.now(UTC):%Y-%m-%d}; load average {requests["load"]:.1f} before the flood, from other work. \
 Written by `benchmarks/hostile.py`; server, flood and good client share the cores.
 
 **{"Everything holds." if not bad else "Broken: " + "; ".join(bad)}**
@@ -260,24 +272,29 @@ Some hostile photos are usable: a black picture of 90 megapixels in 11 kB is a p
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--files", type=int, default=1_000)
     parser.add_argument("--idle-s", type=float, default=30.0)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
-    load = os.getloadavg()[0]
+    page = args.out / f"hostile-{os.cpu_count()}cpu-{datetime.now(UTC).date()}.md"
+    kept = page.with_suffix(".json")
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     with tempfile.TemporaryDirectory(prefix="hostile-") as place:
         folder = Path(place)
-        found: dict[str, Any] = {}
-        found["photos"] = run_apart(CHECK, str(make_photos(folder / "photos", args.files)))
-        print(found["photos"], flush=True)
-        found["manifests"] = run_apart(READ, str(make_manifests(folder / "m", args.files)))
-        print(found["manifests"], flush=True)
-        found["requests"] = measure_requests(folder, args.requests, args.idle_s)
-        found["requests"]["num"] = args.requests
-        print(json.dumps(found["requests"], indent=1), flush=True)
-    cores, today = os.cpu_count(), datetime.now(UTC).date()
-    page = args.out / f"hostile-{cores}cpu-{today}.md"
-    page.write_text(page_of(found, load))
+        if "photos" in args.parts:
+            found["photos"] = run_apart(CHECK, str(make_photos(folder / "photos", args.files)))
+        if "manifests" in args.parts:
+            found["manifests"] = run_apart(READ, str(make_manifests(folder / "m", args.files)))
+        if "requests" in args.parts:
+            load = os.getloadavg()[0]
+            found["requests"] = measure_requests(folder, args.requests, args.idle_s)
+            found["requests"] |= {"num": args.requests, "load": load}
+    print(json.dumps(found, indent=1), flush=True)
+    kept.write_text(json.dumps(found, indent=1) + "\n")
+    if len(found) < len(PARTS):
+        return 0
+    page.write_text(page_of(found))
     print("\n".join(faults_of(found)) or "everything holds")
     return 1 if faults_of(found) else 0
 

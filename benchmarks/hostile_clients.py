@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections import Counter
 from itertools import chain, cycle, islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
-from support.hostile_requests import hostile_requests, raw_requests
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import httpx2  # noqa: E402
+from support.hostile_requests import hostile_requests, raw_requests  # noqa: E402
 
 CONCURRENCY = 16
 RAW_EVERY = 10
@@ -74,13 +79,6 @@ class GoodClient:
         }
 
 
-def flood(url: str, key: str, count: int, results: Any) -> None:
-    """Send hostile requests from this process, and put the counts of their answers in a queue."""
-    clients = Flood(url, key, count)
-    asyncio.run(clients.send_all())
-    results.put((dict(clients.statuses), dict(clients.endings)))
-
-
 class Flood:
     """Hostile requests, as fast as they are answered, beside connections that only wait."""
 
@@ -126,7 +124,7 @@ class Flood:
         try:
             reader, writer = await asyncio.open_connection(*self._address)
             writer.write(sent)
-            head = await asyncio.wait_for(reader.read(65536), 10)
+            head = await asyncio.wait_for(reader.read(65536), 2)
             writer.close()
         except (OSError, TimeoutError) as error:
             self.endings[f"raw: {type(error).__name__}"] += 1
@@ -177,3 +175,15 @@ class Flood:
                     await asyncio.sleep(0)
             except OSError:
                 await asyncio.sleep(0.1)
+
+
+def main(url: str, key: str, count: str) -> None:
+    """Flood an endpoint; prints when it begins, and at the end the counts as JSON."""
+    clients = Flood(url, key, int(count))
+    print("begins", flush=True)
+    asyncio.run(clients.send_all())
+    print(json.dumps([clients.statuses, clients.endings]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
