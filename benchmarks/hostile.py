@@ -104,14 +104,15 @@ def measure_requests(folder: Path, num_requests: int, idle_s: float) -> dict[str
             busy = good.since(began_s)
             flood_s = time.monotonic() - began_s
             statuses, endings = json.loads(clients.stdout.readline())
-            idle["after"] = good.listen(idle_s)
+            time.sleep(2)  # what was waiting is answered
+            idle = merged(idle, good.listen(idle_s))
         ready = httpx2.get(f"{url}/ready").status_code
         after = process.memory_info().rss
     return {
         "statuses": dict(sorted(statuses.items())),
         "other": endings,
         "seconds": flood_s,
-        "idle": merged(idle, idle.pop("after")),
+        "idle": idle,
         "busy": busy,
         "good_failures": good.failures,
         "mib": [round(value / 2**20) for value in (before, peak, after)],
@@ -232,8 +233,8 @@ def page_of(found: dict[str, Any]) -> str:
     return f"""# Hostile requests and files
 
 {os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}, \
-{datetime.now(UTC):%Y-%m-%d}; load average {requests["load"]:.1f} before the flood, from other work. \
-Written by `benchmarks/hostile.py`; server, flood and good client share the cores.
+{datetime.now(UTC):%Y-%m-%d}; load {requests["load"]:.1f} before the flood, from other work. \
+Written by `benchmarks/hostile.py`. Server, flood and good client share the cores.
 
 **{"Everything holds." if not bad else "Broken: " + "; ".join(bad)}**
 
