@@ -34,7 +34,7 @@ NAMES = (
     "\ufeff.png",
     "x" * 240 + ".png",
 )
-"""Names that rewrite the terminal of whoever prints them."""
+"""Names that rewrite the terminal in which they are printed."""
 
 
 @cache
