@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.registry import Registry
-from farm.base.names import Fetched
+from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
@@ -57,10 +57,11 @@ def prepare_run(
         recipe=request.recipe,
         reader=prompt_reader(request.base, request.revision),
     )
-    manifest = read(base_recipe=BASE_RECIPES.get(request.base))
+    edition = BASE_RECIPES.get(edition_of(request.base), {})
+    manifest = read(base_recipe=edition)
     base = base_facts(request.base, request.revision, fetched)
     if base.recipe:  # known only now: a manifest that cannot be read costs no download
-        manifest = read(base_recipe={**base.recipe, **BASE_RECIPES.get(request.base, {})})
+        manifest = read(base_recipe={**base.recipe, **edition})
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
