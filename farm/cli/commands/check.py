@@ -59,8 +59,11 @@ def check(
     from farm.errors import ManifestError
     from farm.intake.check import check_manifest
     from farm.intake.manifest import read_manifest
+    from farm.recipe import BASE_RECIPES
 
-    read = read_manifest(manifest, strict=False, reader=prompt_reader(base))
+    read = read_manifest(
+        manifest, strict=False, base_recipe=BASE_RECIPES.get(base), reader=prompt_reader(base)
+    )
     with progress_bar("checking photos") as progress:
         report = check_manifest(read, workers=workers, resolution_px=resolution, progress=progress)
     is_bad = bool(report.errors or (strict and report.warnings))

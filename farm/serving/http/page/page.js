@@ -151,6 +151,7 @@ function finish(figure, event) {
   figure.querySelector("figcaption").replaceChildren(
     make("div", { textContent: event.revised_prompt }),
     make("div", { className: "quiet", textContent: `seed ${event.seed} · ${event.receipt.steps} steps · ${event.receipt.seconds.total} s` }),
+    ...event.notes.map((note) => make("div", { className: "quiet", textContent: note })),
     make("a", { href: link, download: `${state.chosen}-${event.seed}.${event.output_format}`, textContent: "Save" }),
     make("details", {}, make("summary", { textContent: "Image metadata" }), make("pre", { textContent: metadata })));
 }
