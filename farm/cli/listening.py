@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 from farm.errors import UserError
 
@@ -41,7 +42,7 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
     return bound
 
 
-def _bound(family: int, kind: int, protocol: int, address: object) -> socket.socket:
+def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
     made = socket.socket(family, kind, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
