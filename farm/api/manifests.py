@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 from farm.api.keywords import Location, with_keywords
+from farm.base.names import edition_of
 from farm.base.tokens import prompt_reader
 from farm.cli.execute import run_request, stop_on_signals, write_report
 from farm.cli.options import RunOptions
@@ -60,7 +61,7 @@ def check(
         read = read_manifest(
             os.fspath(manifest),
             strict=False,
-            base_recipe=BASE_RECIPES.get(name),
+            base_recipe=BASE_RECIPES.get(edition_of(name)),
             reader=prompt_reader(name),
         )
         return check_manifest(read, workers=workers, resolution_px=resolution)

@@ -38,7 +38,7 @@ MAX_CAPTION_BYTES = 64 * 2**10
 """Maximum size of one sidecar file; the text encoder reads 77 tokens."""
 MAX_TABLE_BYTES = 64 * 2**20
 """Maximum size of a table of captions: ten thousand photos with a page of text each."""
-MAX_TOLD_ROWS = 50
+MAX_LISTED_ROWS = 50
 """Rows of one table without a photo that are reported one by one."""
 FEW_ORPHANS = 2
 """Minimum number of texts without a photo that count as captions; fewer may be the user's notes."""
@@ -111,12 +111,12 @@ class Captions:
             tables = [name for name in every if is_table_name(name) and name not in sidecars]
             for name in sorted(tables, key=lambda one: (not _is_metadata(one), one)):
                 self._take_table(name)
-        self._tell_unread(every, sidecars)
+        self._report_unread(every, sidecars)
 
     def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
         """The caption of a photo, by its path from the folder; its faults are added to the list."""
-        told = faults if faults is not None else []
-        return self._beside(photo, told) or self._listed.get(photo)
+        found = faults if faults is not None else []
+        return self._beside(photo, found) or self._listed.get(photo)
 
     def orphans(self, photos: Iterable[str]) -> list[Fault]:
         """A warning of caption files that belong to none of the photos of the folder."""
@@ -173,11 +173,11 @@ class Captions:
         try:
             data = self._read(name)
         except PhotoFault as fault:
-            self._tell(name, None, fault.message, fault.remedy)
+            self.add_fault(name, None, fault.message, fault.remedy)
             return
         if len(data) > MAX_TABLE_BYTES:
             message = f"it is larger than {MAX_TABLE_BYTES // 2**20} MiB"
-            self._tell(
+            self.add_fault(
                 name, None, message, "keep the photos' captions alone", is_warning=not is_meant
             )
             return
@@ -194,17 +194,17 @@ class Captions:
         """Whether a table names photos and holds captions; reports what it lacks."""
         if not table.rows:
             if not table.faults:
-                self._tell(name, None, "it holds no rows", "remove it", is_warning=True)
+                self.add_fault(name, None, "it holds no rows", "remove it", is_warning=True)
             return False
         columns = ", ".join(f"`{column}`" for column in table.columns.values()) or "none"
         if not table.names_photos:
             message = f"no column names the photos; its columns are {columns}"
-            self._tell(name, 1, message, "name the column of the photos `file_name`")
+            self.add_fault(name, 1, message, "name the column of the photos `file_name`")
             return False
         if not table.has_captions:
             message = f"no column holds captions; its columns are {columns}"
             remedy = "name the column of the captions `text`"
-            self._tell(name, 1, message, remedy, is_warning=True)
+            self.add_fault(name, 1, message, remedy, is_warning=True)
             return False
         return True
 
@@ -221,18 +221,19 @@ class Captions:
         severity: Literal["error", "warning"] = "warning" if is_warning else "error"
         return Fault(self._place(name), message, remedy, line, "caption", severity=severity)
 
-    def _tell(
+    def add_fault(
         self, name: str, line: int | None, message: str, remedy: str, *, is_warning: bool = False
     ) -> None:
+        """Add a fault of one file, which is named by its path in the folder."""
         self.faults.append(self._fault(name, line, message, remedy, is_warning))
 
-    def _tell_unread(self, every: list[str], sidecars: list[str]) -> None:
+    def _report_unread(self, every: list[str], sidecars: list[str]) -> None:
         if any(True for _ in self._texts):
             return
         found = self._style.unread_suffix and unread_texts(every, self._style)
         found = found or unread_sidecars(sidecars, self._read)
         if found:
-            self._tell(*found, is_warning=True)
+            self.add_fault(*found, is_warning=True)
 
 
 class _TableMatch:
@@ -249,7 +250,7 @@ class _TableMatch:
         folders = {posixpath.dirname(file) for file in files}
         self._shared = folders.pop() if len(folders) == 1 else ""
         """The folder that all rows name, if they name the same one."""
-        self._told_shared = False
+        self._has_reported_shared = False
 
     def take(self) -> None:
         """Apply every row; report those that caption no photo."""
@@ -260,18 +261,18 @@ class _TableMatch:
             if not self._take(row, file)
         ]
         is_meant = _is_metadata(self._name)
-        for row, file in lost[:MAX_TOLD_ROWS]:
+        for row, file in lost[:MAX_LISTED_ROWS]:
             message = f"`{file}` is not a photo here, so its row captions none"
             if not file:
                 message = "it names no photo"
-            self._owner._tell(
+            self._owner.add_fault(
                 self._name, row.line, message, self._remedy(file), is_warning=not is_meant
             )
-        if len(lost) > MAX_TOLD_ROWS:
-            message = f"{len(lost) - MAX_TOLD_ROWS} more rows from here on caption no photo"
-            line = lost[MAX_TOLD_ROWS][0].line
+        if len(lost) > MAX_LISTED_ROWS:
+            message = f"{len(lost) - MAX_LISTED_ROWS} more rows from here on caption no photo"
+            line = lost[MAX_LISTED_ROWS][0].line
             remedy = "correct the file names, or remove the rows"
-            self._owner._tell(self._name, line, message, remedy, is_warning=not is_meant)
+            self._owner.add_fault(self._name, line, message, remedy, is_warning=not is_meant)
 
     def _take(self, row: PhotoRow, file: str) -> bool:
         photo = self._found(_plain(file), row.line) if file else None
@@ -282,7 +283,7 @@ class _TableMatch:
             return True
         if row.choices > 1:
             message = f"it has {row.choices} captions; the first is taken"
-            self._owner._tell(
+            self._owner.add_fault(
                 self._name, row.line, message, "give each photo one caption", is_warning=True
             )
         text = self._owner._style.finished(row.caption)
@@ -290,7 +291,7 @@ class _TableMatch:
         first = self._owner._listed.setdefault(photo, caption)
         if first.text != text:
             message = f"`{file}` has another caption in {first.file}, line {first.line}, which wins"
-            self._owner._tell(self._name, row.line, message, "remove one", is_warning=True)
+            self._owner.add_fault(self._name, row.line, message, "remove one", is_warning=True)
         return True
 
     def _found(self, file: str, line: int) -> str | None:
@@ -299,7 +300,7 @@ class _TableMatch:
         if photo is not None:
             if _nfc(photo) != _nfc(path):
                 message = f"`{file}` is taken for {photo}, whose name differs in case"
-                self._owner._tell(
+                self._owner.add_fault(
                     self._name, line, message, "spell both names alike", is_warning=True
                 )
             return photo
@@ -314,11 +315,11 @@ class _TableMatch:
             return None
         name = posixpath.join(self._folder, posixpath.basename(file))
         photo = self._names.find(name)
-        if photo is not None and not self._told_shared:
-            self._told_shared = True
+        if photo is not None and not self._has_reported_shared:
+            self._has_reported_shared = True
             message = f"its file names are read without their folder `{self._shared}`"
             remedy = "write them as seen from the table"
-            self._owner._tell(self._name, None, message, remedy, is_warning=True)
+            self._owner.add_fault(self._name, None, message, remedy, is_warning=True)
         return photo
 
     def _remedy(self, file: str) -> str:

@@ -168,7 +168,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
 
 
 def _remedy_of_other(suffix: str) -> str:
-    """What to do about a file that is no manifest by its suffix."""
+    """What to do about a file whose suffix is not a manifest's."""
     if is_photo_name(f"photo{suffix}"):
         return (
             "it is a photo: name the folder that holds one folder of photos per subject, and a "
