@@ -99,14 +99,14 @@ def _checked(manifest: Manifest, progress: Progress | None) -> CheckReport:
     """Check the files that only this machine can read; the cluster checks the rest."""
     local = tuple(
         replace(
-            written,
-            uris=tuple(uri for uri in written.uris if not is_remote(uri)),
-            class_images=tuple(uri for uri in written.class_images if not is_remote(uri)),
+            one,
+            uris=tuple(uri for uri in one.uris if not is_remote(uri)),
+            class_images=tuple(uri for uri in one.class_images if not is_remote(uri)),
         )
-        for written in manifest.written
-        if any(not is_remote(uri) for uri in (*written.uris, *written.class_images))
+        for one in manifest.resolved
+        if any(not is_remote(uri) for uri in (*one.uris, *one.class_images))
     )
-    return check_manifest(replace(manifest, written=local), progress=progress)
+    return check_manifest(replace(manifest, resolved=local), progress=progress)
 
 
 def _whole_subjects(manifest: Manifest, check: CheckReport) -> list[Subject]:
