@@ -5,6 +5,7 @@ Owns the environment that Ray reads when it starts.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -77,6 +78,8 @@ def keep_ray_stopped() -> None:
     from ray._private import auto_init_hook  # the environment variable is read on import only
 
     auto_init_hook.enable_auto_connect = False
+    if not os.environ.get("FARM_DEBUG"):  # Ray Data logs the failing call with its whole stack
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 @contextmanager
