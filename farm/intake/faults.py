@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,11 +19,15 @@ from farm.errors import Fault
 from farm.intake.rows import ManifestRow, Path
 from farm.recipe import Recipe
 
-__all__ = ["expected", "faults_of", "nearest", "slug", "validated"]
+__all__ = ["expected", "faults_of", "nearest", "similar_name", "slug", "validated"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+MAX_COMPARED = 1_000
+"""Names compared with a wrong one, to suggest another."""
+MAX_COMPARED_CHARACTERS = 255
+"""Of such a name: the time for a comparison grows with the square of its length."""
 _BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
 
 
@@ -130,6 +135,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean `{by_fold[close[0]]}`?"
     return f"known here: {', '.join(words)}" if words else "remove it"
+
+
+def similar_name(name: str, names: Iterable[str]) -> str | None:
+    """A file name similar to a wrong one, among the first of the names that are there."""
+    if len(name) > MAX_COMPARED_CHARACTERS:
+        return None
+    some = [one for one in islice(names, MAX_COMPARED) if len(one) <= MAX_COMPARED_CHARACTERS]
+    close = get_close_matches(name, some, n=1, cutoff=0.6)
+    return close[0] if close else None
 
 
 def slug(text: str) -> str:

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -27,6 +26,7 @@ from farm.intake.captions.unread import (
     unused_list,
 )
 from farm.intake.errors import PhotoFault
+from farm.intake.faults import similar_name
 from farm.intake.parsing.text_files import text_of
 from farm.intake.rows import CaptionStyle
 
@@ -36,6 +36,8 @@ METADATA_STEM = "metadata"
 """A table of this name is meant for the photos beside it, as for Hugging Face's imagefolder."""
 MAX_CAPTION_BYTES = 64 * 2**10
 """Maximum size of one sidecar file; the text encoder reads 77 tokens."""
+MAX_TABLES = 20
+"""Tables of captions read in one folder or archive."""
 MAX_TABLE_BYTES = 64 * 2**20
 """Maximum size of a table of captions: ten thousand photos with a page of text each."""
 MAX_LISTED_ROWS = 50
@@ -109,8 +111,13 @@ class Captions:
         if self._style.has_tables:
             sidecars = json_sidecars(every)
             tables = [name for name in every if is_table_name(name) and name not in sidecars]
-            for name in sorted(tables, key=lambda one: (not _is_metadata(one), one)):
+            tables.sort(key=lambda one: (not _is_metadata(one), one))
+            for name in tables[:MAX_TABLES]:
                 self._take_table(name)
+            if len(tables) > MAX_TABLES:
+                message = f"there are {len(tables)} tables here; the first {MAX_TABLES} are read"
+                remedy = "keep the captions in one table"
+                self.add_fault(tables[MAX_TABLES], None, message, remedy, is_warning=True)
         self._report_unread(every, sidecars)
 
     def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
@@ -323,10 +330,10 @@ class _TableMatch:
         return photo
 
     def _remedy(self, file: str) -> str:
-        names = [posixpath.relpath(one, self._folder or ".") for one in self._names]
-        names = [one for one in names if not is_table_name(one)][:1_000]
-        if close := get_close_matches(_plain(file), names, n=1, cutoff=0.6):
-            return f"did you mean `{close[0]}`?"
+        photos = (one for one in self._names if not is_table_name(one))
+        names = (posixpath.relpath(one, self._folder or ".") for one in photos)
+        if (close := similar_name(_plain(file), names)) is not None:
+            return f"did you mean `{close}`?"
         return "correct the name, add the photo, or remove the row"
 
 

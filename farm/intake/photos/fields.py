@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache
-from itertools import islice
+from pathlib import PurePosixPath
 from typing import Literal
 
 from pydantic import ValidationError
@@ -20,16 +19,18 @@ from pydantic import ValidationError
 from farm.errors import Fault
 from farm.intake.captions.files import Caption, Names
 from farm.intake.errors import PhotoFault
-from farm.intake.faults import faults_of
+from farm.intake.faults import faults_of, similar_name
 from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
+from farm.intake.photos.listings import has_magic
 from farm.intake.rows import ManifestRow, Path, join_url
 from farm.intake.schema import PhotoEntry
 from farm.intake.subject import Photo
 
 __all__ = ["CaptionRule", "ListedPhoto", "class_captions", "list_photos", "list_uris"]
 
-MAX_COMPARED = 500
-"""Folder names compared with a missing one; the comparison is slow."""
+MAX_COMPARISONS = 1_000_000
+"""Names that all keys of one `captions` mapping may be compared with."""
+MAX_SUGGESTIONS = 20
 CaptionRule = Mapping[str, str] | Literal["files", "none"]
 
 
@@ -143,8 +144,8 @@ def _beside_the_manifest(
         yield ("photos",), PhotoEntry(uri=join_url(row.base, other))
         return
     remedy = "give a folder, a glob, a zip archive, or a list"
-    if close := get_close_matches(name, list(islice(names, MAX_COMPARED)), n=1):
-        remedy = f"did you mean the folder `{close[0]}`? Else {remedy}"
+    if (close := similar_name(name, names)) is not None:
+        remedy = f"did you mean the folder `{close}`? Else {remedy}"
     message = f"`photos` is missing, and there is no folder `{name}` beside the manifest"
     faults.append(row.fault(("photos",), message, remedy))
 
@@ -211,23 +212,57 @@ def _apply(
     rule: Mapping[str, str], found: dict[str, ListedPhoto], row: ManifestRow, faults: list[Fault]
 ) -> None:
     """Apply the subject's `captions` mapping to the photos."""
+    keys = _CaptionKeys(found)
     for key, text in rule.items():
-        uris = [uri for uri in found if matches(_name(uri), key)]
-        uris = uris or _near(key, found)
+        try:
+            uris = keys.photos(key)
+        except PhotoFault as fault:
+            faults.append(row.fault(("captions", key), fault.message, fault.remedy))
+            return
         for uri in uris:
             photo = replace(found[uri].photo, caption=text)
             found[uri] = ListedPhoto(photo, ("captions", key))
         if not uris:
-            close = get_close_matches(key, [_short(uri) for uri in found], n=1)
-            remedy = f"did you mean `{close[0]}`?" if close else "remove it, or add the photo"
+            close = keys.similar(key)
+            remedy = f"did you mean `{close}`?" if close else "remove it, or add the photo"
             faults.append(row.fault(("captions", key), "it captions no photo", remedy))
 
 
-def _near(key: str, found: Mapping[str, ListedPhoto]) -> list[str]:
-    """The photo whose name differs from a key only in case or Unicode normalisation."""
-    by_name = {_short(uri): uri for uri in found}
-    name = Names(by_name).find(key)
-    return [by_name[name]] if name is not None else []
+class _CaptionKeys:
+    """Finds the photos that the keys of a `captions` mapping name, with a limit on the work."""
+
+    def __init__(self, uris: Iterable[str]) -> None:
+        self._names = {uri: _name(uri) for uri in uris}
+        self._by_base: dict[str, list[str]] = {}
+        for uri, name in self._names.items():
+            plain = PurePosixPath(name)
+            for base in {plain.name, plain.stem}:
+                self._by_base.setdefault(base, []).append(uri)
+        self._shorts = {_short(uri): uri for uri in self._names}
+        self._near = Names(self._shorts)
+        self._comparisons_left = MAX_COMPARISONS
+        self._suggestions_left = MAX_SUGGESTIONS
+
+    def photos(self, key: str) -> list[str]:
+        """The photos of a key: a name, a path's end, a stem, or a pattern.
+
+        Raises:
+            PhotoFault: if all keys together need too many comparisons.
+        """
+        base = key.rsplit("/", 1)[-1]
+        among = list(self._names) if has_magic(key) else self._by_base.get(base, [])
+        self._comparisons_left -= len(among)
+        if self._comparisons_left < 0:
+            raise PhotoFault("too many patterns for this many photos", "name the photos themselves")
+        uris = [uri for uri in among if matches(self._names[uri], key)]
+        if not uris and (name := self._near.find(key)) is not None:
+            return [self._shorts[name]]  # differs only in case or Unicode normalisation
+        return uris
+
+    def similar(self, key: str) -> str | None:
+        """A photo's name similar to a key that names none; only for the first such keys."""
+        self._suggestions_left -= 1
+        return similar_name(key, self._shorts) if self._suggestions_left >= 0 else None
 
 
 def _name(uri: str) -> str:
