@@ -7,7 +7,18 @@ from typing import Literal
 
 __all__ = ["BuiltName", "EMBEDDED", "Fetched"]
 
-BuiltName = Literal["tiny", "tiny-v", "sd15", "tiny-sdxl", "sdxl"]
+BuiltName = Literal[
+    "tiny",
+    "tiny-v",
+    "sd15",
+    "tiny-sdxl",
+    "sdxl",
+    "tiny-z-image",
+    "z-image",
+    "tiny-klein",
+    "tiny-klein-distilled",
+    "klein-4b",
+]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 
 EMBEDDED = "embedded"

@@ -18,6 +18,8 @@ __all__ = ["FAMILIES", "family_of"]
 FAMILIES = {
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusionBase"),
     "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXLBase"),
+    "ZImagePipeline": ("z_image", "ZImageBase"),
+    "Flux2KleinPipeline": ("flux2", "Flux2KleinBase"),
 }
 """Module in ``farm.base.families`` and class, by the name of the diffusers pipeline."""
 
