@@ -18,6 +18,9 @@ BuiltName = Literal[
     "tiny-klein",
     "tiny-klein-distilled",
     "klein-4b",
+    "tiny-flux",
+    "tiny-flux-schnell",
+    "flux1-dev",
 ]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 

@@ -18,7 +18,15 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-__all__ = ["KLEIN_BUILDS", "Z_IMAGE_BUILDS", "KleinBuild", "ZImageBuild", "chat_tokenizer"]
+__all__ = [
+    "KLEIN_BUILDS",
+    "LARGE_VAE",
+    "TINY_VAE",
+    "Z_IMAGE_BUILDS",
+    "KleinBuild",
+    "ZImageBuild",
+    "chat_tokenizer",
+]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -111,7 +119,7 @@ _TINY_TEXT = {
     "head_dim": 8,
     "max_position_embeddings": 512,
 }
-_TINY_VAE = {
+TINY_VAE = {
     "block_out_channels": (8, 8, 16, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -121,7 +129,7 @@ _TINY_VAE = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-_LARGE_VAE = {
+LARGE_VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -153,14 +161,14 @@ Z_IMAGE_BUILDS = {
             "axes_dims": [8, 4, 4],
             "axes_lens": [1024, 64, 64],
         },
-        vae={**_TINY_VAE, "latent_channels": 4, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+        vae={**TINY_VAE, "latent_channels": 4, "scaling_factor": 0.3611, "shift_factor": 0.1159},
         text=_TINY_TEXT,
     ),
     # Tongyi-MAI/Z-Image: the defaults of the transformer's class are its shape
     "z-image": ZImageBuild(
         transformer={},
         vae={
-            **_LARGE_VAE,
+            **LARGE_VAE,
             "latent_channels": 16,
             "scaling_factor": 0.3611,
             "shift_factor": 0.1159,
@@ -182,7 +190,7 @@ _TINY_KLEIN = {
     "axes_dims_rope": [4, 4, 4, 4],
     "guidance_embeds": False,
 }
-_TINY_KLEIN_VAE = {**_TINY_VAE, "latent_channels": 4}
+_TINY_KLEIN_VAE = {**TINY_VAE, "latent_channels": 4}
 _LONG_TEXT = {**_TINY_TEXT, "num_hidden_layers": 28}
 
 KLEIN_BUILDS = {
@@ -199,7 +207,7 @@ KLEIN_BUILDS = {
             "joint_attention_dim": 3 * 2560,
             "guidance_embeds": False,
         },
-        vae={**_LARGE_VAE, "latent_channels": 32},
+        vae={**LARGE_VAE, "latent_channels": 32},
         text=_QWEN3_4B,
     ),
 }

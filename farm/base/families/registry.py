@@ -20,6 +20,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXLBase"),
     "ZImagePipeline": ("z_image", "ZImageBase"),
     "Flux2KleinPipeline": ("flux2", "Flux2KleinBase"),
+    "FluxPipeline": ("flux1", "Flux1Base"),
 }
 """Module in ``farm.base.families`` and class, by the name of the diffusers pipeline."""
 
