@@ -21,6 +21,9 @@ BuiltName = Literal[
     "tiny-flux",
     "tiny-flux-schnell",
     "flux1-dev",
+    "tiny-sd3",
+    "tiny-sd3-clip",
+    "sd35-medium",
 ]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 

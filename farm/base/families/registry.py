@@ -21,6 +21,7 @@ FAMILIES = {
     "ZImagePipeline": ("z_image", "ZImageBase"),
     "Flux2KleinPipeline": ("flux2", "Flux2KleinBase"),
     "FluxPipeline": ("flux1", "Flux1Base"),
+    "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3Base"),
 }
 """Module in ``farm.base.families`` and class, by the name of the diffusers pipeline."""
 
