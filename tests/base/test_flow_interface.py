@@ -46,7 +46,8 @@ def test_logit_normal_timesteps_follow_the_official_density() -> None:
         20_000, torch.Generator().manual_seed(0)
     )
     assert abs(float(shifted.float().median()) / 1000 - 0.75) < 0.01
-    assert int(shifted.min()) >= 0 and int(shifted.max()) <= 999
+    assert int(shifted.min()) >= 0
+    assert int(shifted.max()) <= 999
 
 
 def test_unshifted_uniform_timesteps_are_the_stream_they_were() -> None:

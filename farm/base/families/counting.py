@@ -118,7 +118,7 @@ class _Flash(torch.autograd.Function):
     """Keeps what flash attention keeps; the meta device would keep whole attention matrices."""
 
     @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty_like(query)
         context.save_for_backward(query, key, value, output)
         return output

@@ -1,7 +1,8 @@
 """What a lane costs: memory and speed, as formulas of a base's plain facts.
 
 Owns both models and their constants, each with its source. The constants of the denoiser are those
-of Stable Diffusion v1-5; ``MemoryFacts.counts`` replaces them for a base that was counted itself. The planner chooses with them.
+of Stable Diffusion v1-5; ``MemoryFacts.counts`` replaces them for a base that was counted itself.
+The planner chooses with them.
 """
 
 from __future__ import annotations

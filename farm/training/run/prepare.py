@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.registry import Registry
-from farm.base.names import Fetched
+from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
@@ -54,7 +54,7 @@ def prepare_run(
         request.manifest,
         strict=False,
         recipe=request.recipe,
-        base_recipe=BASE_RECIPES.get(request.base),
+        base_recipe=BASE_RECIPES.get(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
     base = base_facts(request.base, request.revision, fetched)
