@@ -19,7 +19,14 @@ from farm.base.names import BuiltName
 
 __all__ = ["BUILDS", "build_pipeline"]
 
-BUILDS: dict[str, Any] = {**SD_BUILDS, **SDXL_BUILDS, **Z_IMAGE_BUILDS, **KLEIN_BUILDS, **FLUX1_BUILDS, **SD3_BUILDS}
+BUILDS: dict[str, Any] = {
+    **SD_BUILDS,
+    **SDXL_BUILDS,
+    **Z_IMAGE_BUILDS,
+    **KLEIN_BUILDS,
+    **FLUX1_BUILDS,
+    **SD3_BUILDS,
+}
 """Each has a method ``make``, which builds its pipeline."""
 assert set(BUILDS) == set(get_args(BuiltName))
 

@@ -77,7 +77,7 @@ _TINY = Sd3Build(
         "caption_projection_dim": 32,
         "joint_attention_dim": 40,
         "pooled_projection_dim": 32,
-        "pos_embed_max_size": 16,
+        "pos_embed_max_size": 64,
     },
     vae={**TINY_VAE, **_FORM, "latent_channels": 4},
     clip=_TINY_CLIP,
