@@ -61,7 +61,8 @@ class Flux2KleinBase(ChatPrompts):
 
     @property
     def latent_factor(self) -> int:
-        return self._vae.factor * PATCH
+        factor: int = self._vae.factor * PATCH
+        return factor
 
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
         states = self._hidden_states(tokens)
