@@ -96,8 +96,9 @@ class ChatPrompts(FlowBase):
             truncation=True,
             return_tensors="pt",
         )
-        mask_RT = tokens.attention_mask.bool()
-        return TokenIds({"text_encoder": tokens.input_ids, "text_encoder.mask": mask_RT})
+        return TokenIds(
+            {"text_encoder": tokens.input_ids, "text_encoder.mask": tokens.attention_mask}
+        )
 
     def _in_template(self, prompt: str) -> str:
         text: str = self._pipeline.tokenizer.apply_chat_template(
@@ -113,7 +114,7 @@ class ChatPrompts(FlowBase):
         model = self._text["text_encoder"]
         output = getattr(model, "model", model)(
             input_ids=tokens.tensors["text_encoder"],
-            attention_mask=tokens.tensors["text_encoder.mask"],
+            attention_mask=tokens.tensors["text_encoder.mask"].bool(),
             output_hidden_states=True,
             use_cache=False,
         )

@@ -39,7 +39,7 @@ class ZImageBase(ChatPrompts):
 
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
         hidden_RTD = self._hidden_states(tokens)[-2]
-        mask_RT = tokens.tensors["text_encoder.mask"]
+        mask_RT = tokens.tensors["text_encoder.mask"].bool()
         # the prompts' own tokens first, in order, whichever side the tokenizer pads
         order_RT = torch.argsort(~mask_RT, dim=1, stable=True)
         hidden_RTD = hidden_RTD.gather(1, order_RT[..., None].expand_as(hidden_RTD))

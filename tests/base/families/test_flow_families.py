@@ -51,6 +51,10 @@ def image_of(pipeline: Any, prompt: str, seed: int, **options: Any) -> np.ndarra
     return np.asarray(image * 255)
 
 
+@pytest.mark.proves("Z-Image", "generate")
+@pytest.mark.proves("FLUX.2-klein", "generate")
+@pytest.mark.proves("FLUX.1", "generate")
+@pytest.mark.proves("Stable Diffusion 3", "generate")
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
 def test_images_equal_those_of_the_plain_pipeline(name: str) -> None:
     """Two prompts of different lengths in one batch, each as if it were alone."""
@@ -107,6 +111,10 @@ def test_sizes_that_the_patches_do_not_fit_are_refused(base: Base) -> None:
     assert "multiples of 16 px" in refused.value.remedy
 
 
+@pytest.mark.proves("Z-Image", "train")
+@pytest.mark.proves("FLUX.2-klein", "train")
+@pytest.mark.proves("FLUX.1", "train")
+@pytest.mark.proves("Stable Diffusion 3", "train")
 def test_four_slots_train_what_each_alone_trains(base: Base) -> None:
     jobs = [build_job(base, number, steps=3, rank=2 + number) for number in range(3)]
     trainer = open_trainer(base, num_slots=4, max_rank=4)
@@ -119,6 +127,14 @@ def test_four_slots_train_what_each_alone_trains(base: Base) -> None:
         assert_close(together[job.key], train_alone(base, job), 5e-3)
 
 
+@pytest.mark.proves("Z-Image", "diffusers file")
+@pytest.mark.proves("FLUX.2-klein", "diffusers file")
+@pytest.mark.proves("FLUX.1", "diffusers file")
+@pytest.mark.proves("Stable Diffusion 3", "diffusers file")
+@pytest.mark.proves("Z-Image", "PEFT file")
+@pytest.mark.proves("FLUX.2-klein", "PEFT file")
+@pytest.mark.proves("FLUX.1", "PEFT file")
+@pytest.mark.proves("Stable Diffusion 3", "PEFT file")
 def test_an_adapter_file_gives_the_same_image_in_diffusers_and_in_peft(
     base: Base, tmp_path: Path
 ) -> None:
@@ -157,6 +173,10 @@ def test_an_adapter_file_gives_the_same_image_in_diffusers_and_in_peft(
     assert all(torch.equal(back.layers[n].down, one.down) for n, one in weights.layers.items())
 
 
+@pytest.mark.proves("Z-Image", "load")
+@pytest.mark.proves("FLUX.2-klein", "load")
+@pytest.mark.proves("FLUX.1", "load")
+@pytest.mark.proves("Stable Diffusion 3", "load")
 def test_a_folder_loads_by_its_pipeline_and_has_one_fingerprint(base: Base, tmp_path: Path) -> None:
     base.pipeline().save_pretrained(tmp_path, safe_serialization=True)
     loaded = load_base(str(tmp_path))
