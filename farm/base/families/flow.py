@@ -123,7 +123,7 @@ class ChatPrompts(FlowBase):
 
 
 def shift_by_size(cells: int, config: Mapping[str, Any]) -> float:
-    """``calculate_shift`` of the pipelines: ``mu`` for an image of so many transformer tokens."""
+    """``calculate_shift`` of the pipelines: ``mu`` for an image with this number of tokens."""
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (most - least) / (high - low)
