@@ -34,12 +34,14 @@ class Head:
     temp_dir: str
     process: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every node, beside Ray's own."""
 
     def environment(self, **more: str) -> dict[str, str]:
         """Environment of a client with the token."""
         return clean_environment() | {"RAY_AUTH_TOKEN": self.token} | more
 
-    def start_worker(self, name: str, num_cpus: int = 1) -> subprocess.Popen[bytes]:
+    def start_worker(self, name: str, num_cpus: int = 1, **env: str) -> subprocess.Popen[bytes]:
         """Start another node on this machine, with a resource of its name; killed with the head."""
         ports = free_ports(3, beyond=2000 + 10 * len(self.workers))
         worker = subprocess.Popen(
@@ -50,7 +52,7 @@ class Head:
                 *(f"--dashboard-agent-listen-port={ports[0]}",),
                 *(f"--dashboard-agent-grpc-port={ports[1]}", f"--metrics-export-port={ports[2]}"),
             ],
-            env=self.environment(RAY_AUTH_MODE="token"),
+            env=self.environment(RAY_AUTH_MODE="token", **{**self.env, **env}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -150,7 +152,14 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
                 stderr=output,
                 start_new_session=True,
             )
-        head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", token, folder, process)
+        head = Head(
+            f"http://127.0.0.1:{dashboard}",
+            f"127.0.0.1:{gcs}",
+            token,
+            folder,
+            process,
+            env=env or {},
+        )
         try:
             _await_dashboard(head, log)
             yield head
