@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -45,13 +46,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=600.0, help="start no round after this")
     parser.add_argument("--round-minutes", type=float, default=20.0, help="limit of a round")
     parser.add_argument("--priors-every", type=int, default=3, help="rounds; 0 for never")
+    parser.add_argument("--kinds", nargs="+", default=[], help="inject each once, no others")
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--keep", action="store_true", help="keep the rounds' logs")
     return parser.parse_args()
 
 
 def main() -> int:
     asked = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that rounds end their processes
     random.seed(asked.seed)
     began, outcomes = time.monotonic(), list[Outcome]()
     day, page = datetime.date.today(), None
@@ -64,7 +66,11 @@ def main() -> int:
         if page is not None and page != written:
             page.unlink()
         page = written
-    print(json.dumps({"rounds": len(outcomes), "found": [one.findings.faulty for one in outcomes]}))
+    rounds = [
+        {"found": one.findings.faulty, "faults": [fault.kind for fault in one.faults]}
+        for one in outcomes
+    ]
+    print(json.dumps({"rounds": rounds}))
     return int(any(outcome.findings.faulty for outcome in outcomes))
 
 
@@ -87,7 +93,8 @@ def _round(asked: argparse.Namespace, folder: Path, number: int) -> Outcome:
         )
         print(f"round {number}: {one.folder}", file=sys.stderr, flush=True)
         return one.run(
-            faults=min(asked.per_round, asked.faults),
+            faults=len(asked.kinds) or min(asked.per_round, asked.faults),
+            kinds=asked.kinds,
             pause_s=asked.pause,
             limit_s=60 * asked.round_minutes,
         )

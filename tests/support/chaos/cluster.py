@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -34,14 +35,18 @@ class Cluster:
         (folder / "tmp").mkdir()
         self.env = CREDENTIALS | {
             "AWS_ENDPOINT_URL": endpoint,
-            "PYTHONPATH": str(HOOKS),
+            "PYTHONPATH": os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")]),
+            "RAY_worker_niceness": "0",
             "TMPDIR": str(folder / "tmp"),
             "FARM_CACHE": str(folder / "cache"),
             "FARM_CHAOS_CLOCK": str(self._clock),
             "HF_HUB_OFFLINE": "1",
             MARK: str(folder),
             "RAY_gcs_rpc_server_reconnect_timeout_s": HEAD_PATIENCE_S,
+            # one for all heads: this process reads it once
+            "RAY_AUTH_TOKEN": os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16)),
         }
+        os.environ["RAY_AUTH_MODE"] = "token"
         self._stack = ExitStack()
         self._num_started = 0
         self.head: Head
@@ -52,10 +57,9 @@ class Cluster:
         """Start a head and all nodes."""
         env = self.env | {"FARM_CHAOS_SCOPE": "head"}
         self.head = self._stack.enter_context(ray_head(num_cpus=0, env=env))
-        # for the client in this process that drains nodes
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.head.token}
-        for _ in range(self.num_nodes):
-            self.add_node()
+        for _ in range(self.num_nodes):  # one after the other: Ray gives a node 30 s to start
+            while not self._has_joined(self.add_node()):
+                pass
 
     def restart(self) -> None:
         """End what is left of the cluster, and start another."""
@@ -88,6 +92,35 @@ class Cluster:
         self.nodes[name] = self.head.start_worker(name, self._num_cpus, FARM_CHAOS_SCOPE=name)
         return name
 
+    def tend_nodes(self) -> None:
+        """Replace nodes that ended by themselves, such as by Ray's 30 s for a start."""
+        for name in [name for name, node in self.nodes.items() if node.poll() is not None]:
+            del self.nodes[name]
+            if len(self.nodes) < self.num_nodes:
+                self.add_node()
+
+    def _has_joined(self, name: str) -> bool:
+        """Wait until a node has joined; False, and it is forgotten, if it ends before."""
+        while self.nodes[name].poll() is None:
+            if name in self._node_ids():
+                return True
+            time.sleep(0.5)
+        del self.nodes[name]
+        return False
+
+    def _node_ids(self) -> dict[str, str]:
+        """Ids of living nodes by name."""
+        from ray._raylet import GcsClient
+
+        infos = GcsClient(address=self.head.gcs).get_all_node_info(timeout=30).values()
+        living = [info for info in infos if info.state == 0]
+        return {
+            resource: info.node_id.hex()
+            for info in living
+            for resource in info.resources_total
+            if resource.startswith("worker")
+        }
+
     def kill_node(self, name: str) -> None:
         """Kill a node with -9, with all its processes."""
         node = self.nodes.pop(name)
@@ -96,13 +129,9 @@ class Cluster:
 
     def drain_node(self, name: str, seconds: float) -> None:
         """Send the drain notice that ``farm drain`` sends for a cloud."""
-        from ray._raylet import GcsClient
-
         from farm.training.cluster.preemption import drain_node
 
-        infos = GcsClient(address=self.head.gcs).get_all_node_info(timeout=20)
-        ids = [one.node_id.hex() for one in infos.values() if name in one.resources_total]
-        drain_node(self.head.gcs, seconds, "chaos", node_id=ids[0])
+        drain_node(self.head.gcs, seconds, "chaos", node_id=self._node_ids()[name])
 
     # -- processes ----------------------------------------------------------------------------
 

@@ -198,7 +198,7 @@ KINDS: dict[str, tuple[float, Callable[[Round], Fault | None]]] = {
     "lane paused": (3, pause_lane),
     "controller killed": (2, kill_controller),
     "dispatcher killed": (3, kill_dispatcher),
-    "driver killed": (1.5, kill_driver),
+    "driver killed": (1, kill_driver),
     "node killed": (1.5, kill_node),
     "head killed": (0.4, kill_head),
     "drain notice": (1.5, drain),

@@ -32,7 +32,7 @@ def write_page(
         f"`python benchmarks/chaos.py --subjects {asked.subjects} --faults {asked.faults} "
         f"--seed {asked.seed} --steps {asked.steps} --pause {asked.pause:g}`. Each round: a Ray "
         "cluster with a head without CPUs and three nodes on one machine, an S3 server as the "
-        f"store, two lanes of three slots, jobs of {asked.steps} steps with a checkpoint every 20.",
+        f"store, two lanes of three slots, jobs of {asked.steps} steps with a checkpoint every 10.",
         "",
         *_totals(outcomes),
         "",

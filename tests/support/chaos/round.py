@@ -8,11 +8,13 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
+
+import psutil
 
 from farm.errors import FarmError
 from farm.storage import Store
@@ -26,10 +28,12 @@ from support.ray_head import BIN
 from support.s3 import BUCKET, CREDENTIALS
 
 TICK_S, LEDGER_S = 0.25, 1.5
-RECIPE = {"crops_per_photo": 1, "num_prior_images": 4, "checkpoint_every": 20}
+RECIPE = {"crops_per_photo": 1, "num_prior_images": 4, "checkpoint_every": 10}
 SAME = ("--base", "tiny", "--slots", "3", "--no-cards", "--no-report", "--samples", "0", "--yes")
 DONE, SOME_FAILED = 0, (4, 5)
 KILLED = -9
+GONE = (psutil.Error, RuntimeError, KeyError)
+"""What was to be hit, or to be healed, has gone meanwhile."""
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Round:
         self.starts = 0
         self.ends: list[str] = []
         self._pending: list[Pending] = []
+        self._deck: list[str] = []
         self._last_heavy: float | None = None
         self._reference = self._start_reference()
 
@@ -94,8 +99,15 @@ class Round:
 
     # -- the round ----------------------------------------------------------------------------
 
-    def run(self, *, faults: int, pause_s: float, limit_s: float) -> Outcome:
-        """Inject faults until they are spent or all jobs have ended, then check."""
+    def run(
+        self, *, faults: int, pause_s: float, limit_s: float, kinds: Sequence[str] = ()
+    ) -> Outcome:
+        """Inject faults until they are spent or all jobs have ended, then check.
+
+        Args:
+            kinds: inject each of these once, in random order; by default, any by their weights.
+        """
+        self._deck = list(kinds)
         began = time.monotonic()
         try:
             due, looked = began, 0.0
@@ -104,6 +116,8 @@ class Round:
                 if self._tend_driver() == DONE:
                     break
                 self._end_due()
+                if not self.is_head_lost:
+                    self.cluster.tend_nodes()
                 if time.monotonic() - looked > LEDGER_S:
                     self.ledger.refresh()
                     looked = time.monotonic()
@@ -129,13 +143,17 @@ class Round:
         )
 
     def _inject(self) -> bool:
-        names = list(KINDS)
+        names = self._deck or list(KINDS)
         (name,) = random.choices(names, [KINDS[one][0] for one in names])
         if self.is_head_lost or (name in HEAVY and not self._may_be_heavy()):
             return False
-        fault = KINDS[name][1](self)
+        fault = None
+        with suppress(*GONE):
+            fault = KINDS[name][1](self)
         if fault is None:
             return False
+        if name in self._deck:
+            self._deck.remove(name)
         print(f"  {name}", file=sys.stderr, flush=True)
         if name in HEAVY:
             self._last_heavy = time.monotonic()
@@ -152,15 +170,19 @@ class Round:
         now = time.monotonic()
         for one in [one for one in self._pending if one.due <= now]:
             self._pending.remove(one)
-            one.end()
+            with suppress(*GONE):
+                one.end()
 
     def _finish(self, until: float) -> bool:
         """End all faults, and run until every job has an adapter."""
         for one in self._pending:
-            one.end()
+            with suppress(*GONE):
+                one.end()
         self._pending.clear()
         self.cluster.set_clock(0.0)
         while time.monotonic() < until:
+            if not self.is_head_lost:
+                self.cluster.tend_nodes()
             if self._tend_driver() == DONE:
                 return True
             self.ledger.refresh()

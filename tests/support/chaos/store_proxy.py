@@ -40,7 +40,8 @@ class StoreProxy:
         """Accept connections."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.chaos.store_proxy", str(self.port), self._upstream],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=os.environ
+            | {"PYTHONPATH": f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"},
         )
         while True:
             with contextlib.suppress(OSError):
