@@ -133,8 +133,8 @@ class Publisher:
 
     def _save_checkpoint(self, state: SlotState) -> None:
         folder = f"checkpoints/{state.key}"
-        if self._is_hopeless:
-            return
+        if self._is_hopeless or not state.is_finite:
+            return  # a job whose weights are not finite fails, and resumes from the one before
         try:
             files = state.to_files()
             # the facts are written last: they mark the checkpoint as complete
