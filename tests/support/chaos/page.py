@@ -97,9 +97,9 @@ def _by_kind(faults: Sequence[Fault]) -> list[str]:
 def _ends(outcomes: Sequence[Outcome]) -> list[str]:
     ends = Counter(end for one in outcomes for end in one.ends)
     if not ends:
-        return ["No driver ended by itself before its run was done."]
+        return ["No driver ended early."]
     return [
-        "## Drivers that ended by themselves",
+        "## Drivers that ended early",
         "",
         "The same command was run again.",
         "",
