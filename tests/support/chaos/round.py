@@ -28,6 +28,7 @@ from support.ray_head import BIN
 from support.s3 import BUCKET, CREDENTIALS
 
 TICK_S, LEDGER_S = 0.25, 1.5
+EARLY_PAUSES = 10
 RECIPE = {"crops_per_photo": 1, "num_prior_images": 4, "checkpoint_every": 10}
 SAME = ("--base", "tiny", "--slots", "3", "--no-cards", "--no-report", "--samples", "0", "--yes")
 DONE, SOME_FAILED = 0, (4, 5)
@@ -124,7 +125,10 @@ class Round:
                 if self.ledger.num_open() == 0:
                     break
                 if self.ledger.num_open() > 0 and time.monotonic() > due and self._inject():
-                    due = time.monotonic() + random.expovariate(1 / pause_s)
+                    # most faults are to hit lanes that train
+                    is_early = not self.ledger.has_progress_since(0.0)
+                    pause = pause_s * (EARLY_PAUSES if is_early else 1)
+                    due = time.monotonic() + random.expovariate(1 / pause)
             is_complete = self._finish(began + limit_s)
             self.ledger.refresh()
             self._reference.wait()
