@@ -21,6 +21,9 @@ from support.s3 import CREDENTIALS
 HOOKS = Path(__file__).parent / "hooks"
 MARK = "FARM_CHAOS_ROUND"
 ANSWER_S = 2.0
+START_ATTEMPTS = 2
+ADD_EVERY_S = 40.0
+"""Seconds between two nodes that replace others: Ray gives each 30 s to start."""
 HEAD_PATIENCE_S = "30"
 """After this long without a head, Ray ends the cluster's processes; its default is 60."""
 
@@ -49,17 +52,19 @@ class Cluster:
         os.environ["RAY_AUTH_MODE"] = "token"
         self._stack = ExitStack()
         self._num_started = 0
+        self._added_at = 0.0
         self.head: Head
         self.nodes: dict[str, Popen[bytes]] = {}
-        self.start()
 
     def start(self) -> None:
         """Start a head and all nodes."""
         env = self.env | {"FARM_CHAOS_SCOPE": "head"}
         self.head = self._stack.enter_context(ray_head(num_cpus=0, env=env))
-        for _ in range(self.num_nodes):  # one after the other: Ray gives a node 30 s to start
-            while not self._has_joined(self.add_node()):
-                pass
+        for _ in range(START_ATTEMPTS * self.num_nodes):
+            if len(self.nodes) == self.num_nodes:
+                break
+            self._has_joined(self.add_node())  # one after the other: Ray gives each 30 s to start
+        assert self.nodes, "no node has joined: the machine is too busy"
 
     def restart(self) -> None:
         """End what is left of the cluster, and start another."""
@@ -89,6 +94,7 @@ class Cluster:
         """Start a node; returns its name."""
         name = f"worker{self._num_started}"
         self._num_started += 1
+        self._added_at = time.monotonic()
         self.nodes[name] = self.head.start_worker(name, self._num_cpus, FARM_CHAOS_SCOPE=name)
         return name
 
@@ -96,8 +102,9 @@ class Cluster:
         """Replace nodes that ended by themselves, such as by Ray's 30 s for a start."""
         for name in [name for name, node in self.nodes.items() if node.poll() is not None]:
             del self.nodes[name]
-            if len(self.nodes) < self.num_nodes:
-                self.add_node()
+        is_due = time.monotonic() - self._added_at > ADD_EVERY_S
+        if len(self.nodes) < self.num_nodes and is_due:
+            self.add_node()
 
     def _has_joined(self, name: str) -> bool:
         """Wait until a node has joined; False, and it is forgotten, if it ends before."""

@@ -72,6 +72,7 @@ class Round:
             folder / "m", subjects, recipe=recipe, first_seed=random.randrange(10**6)
         )
         self.proxy = StoreProxy(endpoint)
+        self._reference: Popen[bytes] | None = None
         os.environ |= CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
         url = f"s3://{BUCKET}/{folder.name}"
         self.ledger = LedgerView(Store(url))
@@ -85,7 +86,6 @@ class Round:
         self._pending: list[Pending] = []
         self._deck: list[str] = []
         self._last_heavy: float | None = None
-        self._reference = self._start_reference()
 
     # -- what faults use ----------------------------------------------------------------------
 
@@ -111,7 +111,9 @@ class Round:
         self._deck = list(kinds)
         began = time.monotonic()
         try:
-            due, looked = began, 0.0
+            self.cluster.start()
+            self._reference = reference = self._start_reference()
+            due, looked = time.monotonic(), 0.0
             while len(self.ledger.faults) < faults and time.monotonic() - began < limit_s:
                 time.sleep(TICK_S)
                 if self._tend_driver() == DONE:
@@ -131,7 +133,7 @@ class Round:
                     due = time.monotonic() + random.expovariate(1 / pause)
             is_complete = self._finish(began + limit_s)
             self.ledger.refresh()
-            self._reference.wait()
+            reference.wait()
             findings = check_round(self, is_complete=is_complete)
         finally:
             self._close()
