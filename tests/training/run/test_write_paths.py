@@ -62,7 +62,7 @@ class Killed(BaseException):
 
 
 class FaultyStore(Store):
-    """Each access meets the next fault; an unanswered write is done, but its caller gets an error."""
+    """Each access meets the next fault; an unanswered write is done and raises."""
 
     def __init__(self, url: str, faults: Sequence[Fault]) -> None:
         super().__init__(url)
