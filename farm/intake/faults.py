@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
 from farm.intake.rows import ManifestRow, Path
+from farm.recipe import Recipe
 
 __all__ = ["expected", "faults_of", "nearest", "similar_name", "slug", "validated"]
 
@@ -95,7 +96,10 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "missing":
         return f"`{field}` is missing", f"add `{field}`: {expected(model, path)}"
     if kind == "extra_forbidden":
-        return f"unknown key `{field}`", nearest(field, _fields(model, path[:-1]))
+        known = _fields(model, path[:-1])
+        if "recipe" in known and field in Recipe.model_fields:
+            return f"`{field}` is a field of `recipe`", f"name it `recipe.{field}`"
+        return f"unknown key `{field}`", nearest(field, known)
     if kind == "value_error":
         message, _, remedy = str(detail["ctx"]["error"]).partition("; ")
         return message, remedy or "change one of them"

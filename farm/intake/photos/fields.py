@@ -6,8 +6,11 @@ Owns the forms that the two fields accept and their faults. ``find.py`` resolves
 from __future__ import annotations
 
 import os
+import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -128,16 +131,37 @@ def _beside_the_manifest(
 ) -> Iterator[tuple[Path, PhotoEntry]]:
     name = str(row.value.get("id", ""))
     folder = join_url(row.base, name)
-    if name and ("://" in folder or os.path.isdir(folder)):
+    if not name:
+        return  # its id is missing, which is a fault of its own
+    if "://" in folder or os.path.isdir(folder):
         yield ("photos",), PhotoEntry(uri=folder)
         return
-    faults.append(
-        row.fault(
-            ("photos",),
-            f"`photos` is missing, and there is no folder `{name}` beside the manifest",
-            "give a folder, a glob, a zip archive, or a list",
-        )
-    )
+    names = _folders_in(row.base)
+    if (other := names.find(name)) is not None:
+        if unicodedata.normalize("NFC", other) != unicodedata.normalize("NFC", name):
+            message = f"the folder `{other}` is taken for `{name}`, whose name differs in case"
+            faults.append(row.fault(("photos",), message, "spell both alike", severity="warning"))
+        yield ("photos",), PhotoEntry(uri=join_url(row.base, other))
+        return
+    remedy = "give a folder, a glob, a zip archive, or a list"
+    if (close := similar_name(name, names)) is not None:
+        remedy = f"did you mean the folder `{close}`? Else {remedy}"
+    message = f"`photos` is missing, and there is no folder `{name}` beside the manifest"
+    faults.append(row.fault(("photos",), message, remedy))
+
+
+def _folders_in(base: str) -> Names:
+    try:
+        return _known_folders(base, os.stat(base).st_mtime_ns)
+    except OSError:
+        return Names(())
+
+
+@lru_cache(maxsize=4)
+def _known_folders(base: str, changed: int) -> Names:
+    """The folders in a folder, listed once for all rows of a manifest."""
+    with os.scandir(base) as entries:
+        return Names(sorted(entry.name for entry in entries if entry.is_dir()))
 
 
 def _entry(
@@ -165,11 +189,17 @@ def _found(
         message = f"links in {_short(entry.uri)} lead out of it: {', '.join(found.outside[:3])}"
         remedy = "they are not followed; copy the photos into the folder"
         faults.append(row.fault(path, message, remedy, severity="warning"))
-    if found.passed_over:
-        names = ", ".join(found.passed_over[:3]) + ("…" if len(found.passed_over) > 3 else "")
+    passed_over = [name for name in found.passed_over if not name.lower().endswith(style.suffixes)]
+    if passed_over:
+        names = ", ".join(passed_over[:3]) + ("…" if len(passed_over) > 3 else "")
         message = f"passed over in {_short(entry.uri)}, no photos by their names: {names}"
         remedy = "convert them to JPEG or PNG, or move them away"
-        if any(name.lower().endswith((".xlsx", ".xls", ".ods")) for name in found.passed_over):
+        if any("." not in posixpath.basename(name) for name in passed_over):
+            remedy = (
+                "name photos with their suffix, such as .jpg; convert others to JPEG or PNG, or "
+                "move them away"
+            )
+        if any(name.lower().endswith((".xlsx", ".xls", ".ods")) for name in passed_over):
             remedy += "; export tables of captions as `CSV UTF-8`"
         faults.append(row.fault(path, message, remedy, severity="warning"))
     for uri in found.uris:

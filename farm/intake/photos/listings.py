@@ -23,6 +23,7 @@ from farm.intake.photos.litter import is_litter
 from farm.intake.photos.uris import filesystem_of
 
 __all__ = [
+    "ARCHIVE_SUFFIXES",
     "Listing",
     "has_magic",
     "is_photo_name",
@@ -74,12 +75,20 @@ class Listing:
                 f"{self.where} holds no photos, only folders",
                 f"name the folder that holds the photos, or `{self.where.rstrip('/')}/**/*`",
             )
+        if any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in self.passed_over):
+            return (
+                f"{self.where} holds no photos, only archives: {', '.join(self.passed_over[:3])}",
+                "unpack them, or name one zip archive of photos per subject",
+            )
         if self.passed_over:
             return (
                 f"{self.where} holds no photos; it holds {', '.join(self.passed_over[:3])}",
                 "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
             )
         return f"{self.where} holds no photos", "put 3 to 20 photos of the subject there"
+
+
+ARCHIVE_SUFFIXES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
 
 def is_photo_name(name: str) -> bool:
