@@ -6,6 +6,7 @@ meanwhile. The options belong to ``farm.cli.commands.serve``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from farm.cli.views.serve_start import (
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
     from farm.serving.client import LocalEngine
     from farm.serving.settings import EndpointConfig
 
-__all__ = ["serve_here", "serve_with_ray"]
-
-APPLICATION = "farm"
-"""Name of the application on Ray Serve."""
+__all__ = ["RayRun", "serve_here", "serve_with_ray"]
 
 
 def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -> None:
@@ -96,18 +94,22 @@ def _draining_server(
     return DrainingServer(config)
 
 
-def serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
+def serve_with_ray(settings: EndpointConfig, run: RayRun) -> None:
     """Run the Ray Serve application on a cluster, or on a local one started for it.
 
     On a shared cluster the applications of others keep running when this one ends.
+
+    Raises:
+        UserError: if the cluster cannot be reached, or its resources can never suffice.
+        FarmError: if the endpoint is not ready by the deadline.
     """
     import contextlib
     import os
-    import signal
-    import threading
 
     from farm.serving.http_server import ray_environment
 
+    if run.address:
+        os.environ["RAY_ADDRESS"] = run.address
     # Ray reads these when it is imported, and so do the processes that it starts
     for name, value in ray_environment(settings.connections).items():
         os.environ.setdefault(name, value)
@@ -116,35 +118,106 @@ def serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from ray import serve as ray_serve
 
     from farm.serving.app import build_app
+    from farm.serving.cluster import deploy
     from farm.serving.cluster.client import ENGINE
-    from farm.training.cluster.auth import use_token_if_there_is_one
-    from farm.training.cluster.ray_folder import ray_folder_options
+    from farm.training.cluster.start import start_ray
 
-    use_token_if_there_is_one()
     report = StartLines()
+    ends = _Ends(report)
     inventory = inventory_beside(settings.store)
-    port = port or _free_port(host)
+    port = run.port or _free_port(run.host)
     report(f"starting Ray Serve with the base {settings.base} …")
-    folder = {} if os.environ.get("RAY_ADDRESS") else ray_folder_options()
-    ray.init(ignore_reinit_error=True, log_to_driver=False, **folder)
+    _hush_ray()
+    named = {"address": run.address} if run.address else {}
+    start_ray(log_to_driver=False, **named)
     try:
-        ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
-        stop = threading.Event()
-        for sign in (signal.SIGTERM, signal.SIGINT):  # a requested stop is not an error
-            signal.signal(sign, lambda *_: stop.set())
-        engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
-        facts = engine.facts.remote().result(timeout_s=60)
-        for line in what_is_served(inventory, settings, facts.fingerprint):
-            report(line)
-        report(f"serving {settings.public_base} at http://{host}:{port}")
-        stop.wait()
+        settings = deploy.place_ingresses(settings)
+        deploy.deploy(build_app(settings), settings, run.host, port)
+        try:
+            is_up = deploy.wait_ready(
+                settings.replicas,
+                run.start_timeout_s,
+                report,
+                cluster_words=_cluster_words,
+                stop=ends.asked,
+            )
+            if is_up:
+                engine = ray_serve.get_deployment_handle(ENGINE, deploy.APPLICATION)
+                facts = engine.facts.remote().result(timeout_s=60)
+                for line in what_is_served(inventory, settings, facts.fingerprint):
+                    report(line)
+                report(f"serving {settings.public_base} at http://{run.host}:{port}")
+                ends.asked.wait()
+                within_s = settings.replicas.drain_s if run.drain_s is None else run.drain_s
+                left = deploy.drain(settings.replicas, within_s, report, ends.hurry)
+                if left:
+                    report(f"{left} unfinished requests are ended")
+        finally:
+            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+                deploy.remove()
     finally:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray_serve.delete(APPLICATION)
-            if not ray_serve.status().applications:
-                ray_serve.shutdown()
         ray.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class RayRun:
+    """How ``farm serve --ray`` runs."""
+
+    host: str
+    port: int
+    address: str | None
+    """The cluster; None starts one on this machine."""
+    start_timeout_s: float
+    drain_s: float | None
+    """None is the config's ``replicas.drain_s``."""
+
+
+class _Ends:
+    """Signals as events: the first asks for the end, a second one hurries it."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        import signal
+        import threading
+
+        self.asked, self.hurry = threading.Event(), threading.Event()
+        self._report = report
+        for sign in (signal.SIGTERM, signal.SIGINT):  # a requested stop is not an error
+            signal.signal(sign, self._take)
+
+    def _take(self, *_: object) -> None:
+        if self.asked.is_set():
+            self.hurry.set()
+            return
+        self._report("stopping; once more ends the running requests too")
+        self.asked.set()
+
+
+def _cluster_words() -> str:
+    """The cluster's nodes, what is free, and its autoscaler's state."""
+    import ray
+
+    from farm.training.cluster.watch import autoscaler_words, nodes_words
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    free = ray.available_resources()
+    left = " and ".join(f"{free[name]:g} {name}" for name in ("CPU", "GPU") if free.get(name))
+    words = f"the cluster has {nodes_words(nodes)}, {left or 'nothing'} free"
+    scaler = autoscaler_words(str(ray.get_runtime_context().gcs_address))
+    return f"{words}; {scaler}" if scaler else words
+
+
+def _hush_ray() -> None:
+    """Keep Ray's reports of dead workers and retries off the terminal. The endpoint answers for
+    them, and they are in Ray's logs. ``log_to_driver`` does not cover them."""
+    import logging
+    import os
+
+    if os.environ.get("FARM_DEBUG"):
+        return
+    import ray._private.worker
+
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
 def _free_port(host: str) -> int:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from farm.serving.http.connections import (
@@ -275,7 +276,7 @@ def bounded_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicor
     )
 
 
-def bound_ray_proxy() -> list[Any]:
+def bound_ray_proxy() -> list[Middleware]:
     """Bound the connections of a Ray Serve proxy in the same way.
 
     Ray calls it in each proxy process before the server is created, if the environment sets
@@ -283,24 +284,29 @@ def bound_ray_proxy() -> list[Any]:
     limits are the defaults, unless ``FARM_CONNECTION_LIMITS`` sets others, as JSON.
 
     Returns:
-        No middleware: the limits apply below the app.
+        The middleware that repeats requests whose ingress is lost; the limits apply below it.
     """
     from uvicorn.config import HTTP_PROTOCOLS
+
+    from farm.serving.cluster.proxy import RetryingProxy
 
     limits = ConnectionLimits.model_validate_json(os.environ.get(RAY_PROXY_LIMITS, "{}"))
     _RAY_BOOKS[:] = [ConnectionBook(limits, connections_within(limits, raise_file_limit()))]
     HTTP_PROTOCOLS["auto"] = "farm.serving.http_server:_ray_protocol"
-    return []
+    return [Middleware(RetryingProxy)]
 
 
 def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
     """Environment variables to set before Ray is imported.
 
-    They bound the proxies' connections. If no cluster is named, they also make a local Ray require
-    tokens and keep it, with its metrics port, on loopback."""
+    They bound the proxies' connections, and let the controller replace a dead proxy within
+    seconds. If no cluster is named, they also make a local Ray require tokens and keep it, with its
+    metrics port, on loopback."""
     variables = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
         RAY_PROXY_LIMITS: limits.model_dump_json(),
+        # a proxy is replaced after three failed checks; Ray's period of 10 s makes that 30 s
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
     if not os.environ.get("RAY_ADDRESS"):
         variables |= {

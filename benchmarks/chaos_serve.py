@@ -1,0 +1,314 @@
+"""Random kills of the endpoint on Ray under callers; every image is compared.
+
+    python benchmarks/chaos_serve.py --kills 60 --seed 1 --callers 6 --out benchmarks
+
+Runs ``farm serve --ray`` and kills engines, ingresses and proxies with -9, sometimes two at once;
+every so often the endpoint is told to stop (SIGTERM) under load and is started again. Each image is
+compared with the same image generated alone by other code. Exits 1 after a wrong image, a request
+without a response, a 5xx other than an honest 503 (JSON, ``Retry-After``), or a broken connection
+that neither a killed proxy nor a restart explains. Writes ``chaos-serve-<date>.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx2
+import psutil
+import torch
+from chaos_callers import Caller, Outcome
+from serve_soak import Studio, nearest_pictures
+
+from farm.storage import Store
+
+TITLES = {
+    "engine": "ray::ServeReplica:farm:engine",
+    "ingress": "ray::ServeReplica:farm:ingress",
+    "proxy": "ray::ProxyActor",
+}
+WEIGHTS = {"engine": 5, "ingress": 3, "proxy": 2}
+BOTH_AT_ONCE = 0.15
+"""Share of kills that take two processes."""
+RECOVER_S = 180.0
+GOOD = {"right", "listed", "unavailable"}
+
+
+@dataclass
+class Event:
+    """One kill or drain."""
+
+    kind: str
+    at_s: float
+    recovered_s: float | None = None
+    """Until everything ran again; None if it did not."""
+
+
+@dataclass
+class Campaign:
+    """What happened."""
+
+    events: list[Event] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    gaps: list[tuple[float, float]] = field(default_factory=list)
+    """When connections may be refused or cut: after a proxy's death, and between two starts."""
+    drain_exits: list[int] = field(default_factory=list)
+
+
+class Endpoint:
+    """``farm serve --ray`` in its own processes."""
+
+    def __init__(self, root: Path, store: Store, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = root / "serve.log"
+        config = root / "serve.yaml"
+        config.write_text(
+            "engine: {num_slots: 9, max_rank: 8, batch_rows: 8}\n"
+            "limits: {pictures_per_minute: 1000000, pictures_waiting: 1000}\n"
+            "replicas: {cpus_per_engine: 0.4, cpus_per_ingress: 0.2, stats_every_s: 0.5}\n"
+            f"cache_folder: {root / 'disk'}\n"
+        )
+        self._command = [
+            *(sys.executable, "-c", "from farm.cli import main; main()", "serve", "--ray"),
+            *("--engines", "2", "--base", "tiny", "--store", store.url, "--port", str(port)),
+            *("--config", str(config), "--start-timeout", "300"),
+        ]
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_TMPDIR": str(root / "r"),
+            "RAY_worker_niceness": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        (root / "r").mkdir(exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log
+            )
+        until_s = time.monotonic() + 400
+        while not self.is_complete():
+            if self._process.poll() is not None or time.monotonic() > until_s:
+                raise RuntimeError(self.output())
+            time.sleep(0.5)
+
+    def stop(self) -> int:
+        """Tell it to stop; returns its exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(240)
+
+    def output(self) -> str:
+        """Everything that it printed."""
+        return self._log.read_text()
+
+    def pids(self, kind: str) -> list[int]:
+        """The processes of a kind that have begun to serve."""
+        assert self._process is not None
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    if (process.cmdline() or [""])[0].startswith(TITLES[kind]):
+                        found.append(process.pid)
+        return found
+
+    def is_complete(self) -> bool:
+        """Whether every process is there and images can be generated."""
+        counts = {kind: len(self.pids(kind)) for kind in TITLES}
+        if counts["engine"] < 2 or counts["ingress"] < 2 or counts["proxy"] < 1:
+            return False
+        with suppress(httpx2.HTTPError, ValueError):
+            answer = httpx2.get(f"{self.url}/ready", timeout=10)
+            return answer.status_code == 200
+        return False
+
+
+def kill_some(endpoint: Endpoint, dice: random.Random) -> str:
+    """Kill one process or two with -9; returns their kinds."""
+    count = 2 if dice.random() < BOTH_AT_ONCE else 1
+    kinds = dice.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
+    killed = []
+    for kind in sorted(kinds):
+        alive = endpoint.pids(kind)
+        if alive:
+            with suppress(ProcessLookupError):
+                os.kill(dice.choice(alive), signal.SIGKILL)
+                killed.append(kind)
+    return " and ".join(killed)
+
+
+def run(options: argparse.Namespace, root: Path) -> tuple[Campaign, float, str]:
+    """The campaign; also the difference of the two most similar images, and what was printed."""
+    store, expected = Store(root / "store"), root / "expected"
+    studio = Studio(store, expected, "tiny")
+    for _ in range(options.adapters):
+        studio.publish()
+    nearest = nearest_pictures(expected)
+    campaign, dice = Campaign(), random.Random(options.seed)
+    endpoint, lock, stop = Endpoint(root, store, options.port), threading.Lock(), threading.Event()
+    endpoint.start()
+
+    def write(outcome: Outcome) -> None:
+        with lock:
+            campaign.outcomes.append(outcome)
+
+    callers = [Caller(endpoint.url, expected, write, number) for number in range(options.callers)]
+    threads = [threading.Thread(target=caller.run, args=(stop,)) for caller in callers]
+    for thread in threads:
+        thread.start()
+    until_s = time.time() + 60 * options.minutes
+    try:
+        while len(campaign.events) < options.kills and time.time() < until_s:
+            time.sleep(dice.uniform(0.5, 4.0))
+            is_drain = (len(campaign.events) + 1) % options.drain_every == 0
+            _drain(endpoint, campaign) if is_drain else _kill(endpoint, campaign, dice)
+            print(campaign.events[-1], len(campaign.outcomes), flush=True)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(200)
+        campaign.drain_exits.append(endpoint.stop())
+    return campaign, nearest, endpoint.output()
+
+
+def _kill(endpoint: Endpoint, campaign: Campaign, dice: random.Random) -> None:
+    event = Event("", time.time())
+    event.kind = kill_some(endpoint, dice)
+    campaign.events.append(event)
+    until_s = event.at_s + RECOVER_S
+    time.sleep(0.5)
+    while time.time() < until_s:
+        if endpoint.is_complete():
+            event.recovered_s = time.time() - event.at_s
+            break
+        time.sleep(0.25)
+    if "proxy" in event.kind:
+        campaign.gaps.append((event.at_s, time.time()))
+
+
+def _drain(endpoint: Endpoint, campaign: Campaign) -> None:
+    event = Event("drain", time.time())
+    campaign.events.append(event)
+    campaign.drain_exits.append(endpoint.stop())
+    ended_s = time.time()
+    endpoint.start()
+    event.recovered_s = time.time() - event.at_s
+    # connections may be refused from the last second of the old endpoint on
+    campaign.gaps.append((ended_s - 15.0, time.time()))
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def judge(campaign: Campaign, output: str) -> list[str]:
+    """All problems."""
+    faults = [f"not recovered: {event}" for event in campaign.events if event.recovered_s is None]
+    faults += [f"exit status {status}" for status in campaign.drain_exits if status]
+    for outcome in campaign.outcomes:
+        if outcome.verdict == "cut" and _is_explained(outcome, campaign.gaps):
+            continue
+        if outcome.verdict not in GOOD:
+            faults.append(f"{outcome}")
+    noise = re.findall(r".*(?:infinite|worker died|RayActorError|Traceback).*", output)
+    return faults + [f"on the terminal: {line}" for line in noise]
+
+
+def _is_explained(outcome: Outcome, gaps: list[tuple[float, float]]) -> bool:
+    end_s = outcome.at_s + outcome.took_s
+    return any(start <= end_s and outcome.at_s <= end for start, end in gaps)
+
+
+def page(campaign: Campaign, faults: list[str], nearest: float, options: argparse.Namespace) -> str:
+    """The campaign's page."""
+    verdicts = Counter(outcome.verdict for outcome in campaign.outcomes)
+    images = [outcome for outcome in campaign.outcomes if outcome.num_images]
+    took = sorted(outcome.took_s for outcome in images)
+    largest = max((outcome.difference for outcome in images), default=0.0)
+    minutes = (max(o.at_s for o in campaign.outcomes) - campaign.events[0].at_s) / 60
+    rows = []
+    for kind in sorted({event.kind for event in campaign.events}):
+        times = [e.recovered_s for e in campaign.events if e.kind == kind and e.recovered_s]
+        middle, worst = (statistics.median(times), max(times)) if times else (0.0, 0.0)
+        count = sum(event.kind == kind for event in campaign.events)
+        rows.append(f"| {kind} | {count} | {middle:.1f} | {worst:.1f} |")
+    others = "\n".join(f"| {name} | {count} |" for name, count in sorted(verdicts.items()))
+    return (
+        f"""# Kills of the endpoint on Ray, {datetime.now(UTC):%Y-%m-%d}
+
+{platform.machine()}, {os.cpu_count()} cores shared with other work (load average \
+{os.getloadavg()[2]:.1f}), Python {platform.python_version()}, torch {torch.__version__}; base \
+`tiny`, `farm serve --ray --engines 2` with 2 ingresses and 1 proxy on one node, \
+{options.callers} callers, seed {options.seed}. `python benchmarks/chaos_serve.py`. Times on this \
+busy machine are not those of a cluster: most of a recovery is the start of a Python process.
+
+- {len(campaign.events)} kills and drains in {minutes:.0f} minutes, \
+{len(campaign.outcomes)} requests, {sum(o.num_images for o in images)} images compared
+- wrong images: {verdicts["wrong"]}; requests without a response after 120 s: {verdicts["hung"]}
+- 5xx other than an honest 503: {verdicts["error"]}; honest 503: {verdicts["unavailable"]}
+- connections cut or refused: {verdicts["cut"]}, all while a proxy was dead or the endpoint was \
+stopped, unless listed under faults
+- largest mean difference from the image generated alone: {largest:.3f} of 255 levels; the two \
+most similar adapters differ by {nearest:.1f}
+- seconds per image request: median {statistics.median(took):.2f}, worst {took[-1]:.1f}
+- faults: {len(faults)}
+
+| killed | times | seconds until all ran again, median | worst |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+| outcome | requests |
+|---|---|
+{others}
+
+{chr(10).join(f"- {fault}" for fault in faults[:50])}
+""".rstrip()
+        + "\n"
+    )
+
+
+def main() -> None:
+    """Run the campaign and write its page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--callers", type=int, default=6)
+    parser.add_argument("--adapters", type=int, default=6)
+    parser.add_argument("--drain-every", type=int, default=20, help="every n-th is a drain")
+    parser.add_argument("--minutes", type=float, default=600, help="end earlier, after this long")
+    parser.add_argument("--port", type=int, default=18790)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as folder:
+        campaign, nearest, output = run(options, Path(folder))
+    faults = judge(campaign, output)
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = page(campaign, faults, nearest, options)
+    (options.out / f"chaos-serve-{datetime.now(UTC):%Y-%m-%d}.md").write_text(text)
+    print(text)
+    print(json.dumps(output.splitlines()[-40:], indent=1))
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
