@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -33,6 +34,9 @@ class Outcome:
     difference: float = 0.0
     num_images: int = 0
     note: str = ""
+    engines: tuple[str, ...] = ()
+    found_in: tuple[str, ...] = ()
+    """For each image with an adapter: where its engine found the adapter."""
 
 
 class Caller:
@@ -81,10 +85,8 @@ class Caller:
         answer = self._post({"model": model, "seed": seed, "n": count})
         if answer.status_code != 200:
             return _refusal(answer)
-        return self._compare(
-            model,
-            {seed + index: item["b64_json"] for index, item in enumerate(answer.json()["data"])},
-        )
+        items = answer.json()["data"]
+        return self._compare(model, {seed + index: item for index, item in enumerate(items)})
 
     def _stream(self) -> Outcome:
         model, seed = self._dice.choice(self._models), self._dice.choice((1, 2, 3))
@@ -99,7 +101,7 @@ class Caller:
             return Outcome(0, "", 0, "unavailable" if is_honest else "error", note=last[:200])
         if name != "event: image_generation.completed":
             return Outcome(0, "", 0, "error", note=f"a stream ended with {last[:120]}")
-        return self._compare(model, {seed: event["b64_json"]})
+        return self._compare(model, {seed: event})
 
     def _list(self) -> Outcome:
         answer = httpx2.get(f"{self._url}/v1/models", timeout=HUNG_S)
@@ -111,16 +113,18 @@ class Caller:
         body = {"prompt": PROMPT, "num_inference_steps": STEPS, **body}
         return httpx2.post(f"{self._url}/v1/images/generations", json=body, timeout=HUNG_S)
 
-    def _compare(self, model: str, images: dict[int, str]) -> Outcome:
-        largest = 0.0
-        for seed, b64_json in images.items():
-            with Image.open(io.BytesIO(base64.b64decode(b64_json))) as image:
+    def _compare(self, model: str, images: dict[int, dict[str, Any]]) -> Outcome:
+        largest, found_in = 0.0, []
+        for seed, item in images.items():
+            with Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) as image:
                 received = np.asarray(image.convert("RGB")).astype(float)
             with Image.open(self._expected / model / f"{seed}.png") as image:
                 alone = np.asarray(image.convert("RGB")).astype(float)
             largest = max(largest, float(np.abs(received - alone).mean()))
+            found_in += [adapter["found_in"] for adapter in item["receipt"]["adapters"]]
         verdict = "right" if largest <= MAX_MEAN_DIFFERENCE else "wrong"
-        return Outcome(0, "", 0, verdict, largest, len(images), note=model)
+        engines = tuple(str(item["receipt"].get("engine", "")) for item in images.values())
+        return Outcome(0, "", 0, verdict, largest, len(images), model, engines, tuple(found_in))
 
 
 def _refusal(answer: httpx2.Response) -> Outcome:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.options import RevisionOption, with_options
-from farm.cli.serving import RayRun, serve_here, serve_with_ray
+from farm.cli.serving import serve_here
+from farm.cli.serving_on_ray import RayRun, serve_with_ray
 
 if TYPE_CHECKING:
     from farm.serving.settings import EndpointConfig

@@ -18,13 +18,23 @@ import ray
 from ray import serve
 
 from farm.errors import FarmError
+from farm.serving.client import ServedBase
 from farm.serving.cluster.client import ENGINE
 from farm.serving.cluster.places import check_fits, choose_ingresses
 from farm.serving.cluster.proxy import ProxyReport, Stage, set_stage
 from farm.serving.cluster.scaling import cluster_limit, cluster_nodes
 from farm.serving.settings import EndpointConfig, ReplicaConfig
 
-__all__ = ["APPLICATION", "INGRESS", "deploy", "drain", "place_ingresses", "remove", "wait_ready"]
+__all__ = [
+    "APPLICATION",
+    "INGRESS",
+    "deploy",
+    "drain",
+    "place_ingresses",
+    "remove",
+    "served_base",
+    "wait_ready",
+]
 
 APPLICATION = "farm"
 """Name of the application on Ray Serve."""
@@ -36,6 +46,7 @@ LOOK_S = 0.5
 REPORT_EVERY_S = 5.0
 REPEAT_EVERY_S = 30.0
 ANSWER_S = 5.0
+FACTS_S = 60.0
 REQUEST_MARGIN_S = 60.0
 """A proxy gives up a request this much later than the endpoint itself."""
 
@@ -87,9 +98,9 @@ class _Progress:
     def __str__(self) -> str:
         parts = [f"{self.running} of {self.wanted} running"]
         if loading := self.placed - self.running:
-            parts.append(f"{loading} starting")
+            parts.append(f"{loading} loading")
         if waiting := self.wanted - self.placed:
-            parts.append(f"{waiting} without a place")
+            parts.append(f"{waiting} waiting for resources or a process")
         return f"{self.name}: {', '.join(parts)}"
 
 
@@ -216,9 +227,20 @@ def drain(replicas: ReplicaConfig, within_s: float, report: Report, hurry: threa
     return left
 
 
-def remove() -> None:
-    """Remove the application; on a shared cluster those of others keep running."""
-    serve.delete(APPLICATION)
+def served_base() -> ServedBase:
+    """The base, as the engines describe it."""
+    engine = serve.get_deployment_handle(ENGINE, APPLICATION)
+    facts: ServedBase = engine.facts.remote().result(timeout_s=FACTS_S)
+    return facts
+
+
+def remove(*, waits: bool = True) -> None:
+    """Remove the application; on a shared cluster those of others keep running.
+
+    Args:
+        waits: whether replicas may finish their requests.
+    """
+    serve.delete(APPLICATION, _blocking=waits)
     if not serve.status().applications:
         serve.shutdown()
     else:
