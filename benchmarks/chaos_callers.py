@@ -52,7 +52,7 @@ class Caller:
         self._models = sorted(folder.name for folder in expected.iterdir())
 
     def run(self, stop: threading.Event) -> None:
-        """Send requests until told to stop."""
+        """Send requests until ``stop`` is set."""
         kinds = {self._generate: 6, self._several: 2, self._stream: 2, self._list: 1}
         while not stop.is_set():
             ask = self._dice.choices(list(kinds), list(kinds.values()))[0]

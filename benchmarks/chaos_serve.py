@@ -3,7 +3,7 @@
     python benchmarks/chaos_serve.py --kills 60 --seed 1 --callers 6 --out benchmarks
 
 Runs ``farm serve --ray`` and kills engines, ingresses and proxies with -9, sometimes two at once;
-every so often the endpoint is told to stop (SIGTERM) under load and is started again. Each image is
+at intervals the endpoint receives SIGTERM under load and is started again. Each image is
 compared with the same image generated alone by other code. Exits 1 after a wrong image, a request
 without a response, a 5xx other than an honest 503 (JSON, ``Retry-After``), or a broken connection
 that neither a killed proxy nor a restart explains. Writes ``chaos-serve-<date>.md``.
@@ -112,7 +112,7 @@ class Endpoint:
             time.sleep(0.5)
 
     def stop(self) -> int:
-        """Tell it to stop; returns its exit status."""
+        """Send SIGTERM and wait; returns the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(240)

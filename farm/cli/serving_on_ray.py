@@ -150,6 +150,7 @@ def _hush_ray() -> None:
     if os.environ.get("FARM_DEBUG"):
         return
     import ray._private.worker
+    import ray.serve  # noqa: F401 - its import sets the level of its logger
 
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     logging.getLogger("ray.serve").setLevel(logging.ERROR)

@@ -33,6 +33,7 @@ __all__ = [
     "place_ingresses",
     "remove",
     "served_base",
+    "set_proxies",
     "wait_ready",
 ]
 
@@ -48,7 +49,7 @@ REPEAT_EVERY_S = 30.0
 ANSWER_S = 5.0
 FACTS_S = 60.0
 REQUEST_MARGIN_S = 60.0
-"""A proxy gives up a request this much later than the endpoint itself."""
+"""A proxy abandons a request this much later than the endpoint itself."""
 
 Report = Callable[[str], None]
 
@@ -79,7 +80,7 @@ def deploy(application: serve.Application, config: EndpointConfig, host: str, po
     serve.run_many(
         [target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )
-    _set_stage("serving", is_alone=False)  # proxies of an earlier endpoint may still refuse
+    set_proxies("serving", is_alone=False)  # proxies of an earlier endpoint may still refuse
 
 
 # -- the start -----------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def wait_ready(
         cluster_words: describes the cluster's nodes and its autoscaler's state.
 
     Returns:
-        Whether the endpoint is up; False if it was told to stop first. An endpoint that lacks some
+        Whether the endpoint is up; False if ``stop`` was set first. An endpoint that lacks some
         replicas at the deadline is up, and the report says what is missing.
 
     Raises:
@@ -208,21 +209,21 @@ def drain(replicas: ReplicaConfig, within_s: float, report: Report, hurry: threa
         How many requests were still in flight after ``within_s``, or when ``hurry`` was set.
     """
     is_alone = len(serve.status().applications) <= 1
-    reports = _set_stage("unready", is_alone=is_alone)
+    reports = set_proxies("unready", is_alone=is_alone)
     if not any(each.is_installed for each in reports):
         report(
             "the cluster's proxies cannot be drained; docs/guides/cluster.md says what they need"
         )
         return 0
     hurry.wait(replicas.unready_s)
-    until_s, left, told = time.monotonic() + within_s, 0, False
+    until_s, left, has_reported = time.monotonic() + within_s, 0, False
     while not hurry.is_set():
-        left = sum(each.in_flight for each in _set_stage("refusing", is_alone=is_alone))
+        left = sum(each.in_flight for each in set_proxies("refusing", is_alone=is_alone))
         if not left or time.monotonic() > until_s:
             break
-        if not told:
+        if not has_reported:
             report(f"finishing {left} request{'s' * (left != 1)}; new ones are answered with 503")
-            told = True
+            has_reported = True
         hurry.wait(LOOK_S / 2)
     return left
 
@@ -244,11 +245,12 @@ def remove(*, waits: bool = True) -> None:
     if not serve.status().applications:
         serve.shutdown()
     else:
-        _set_stage("serving", is_alone=False)
+        set_proxies("serving", is_alone=False)
 
 
-def _set_stage(stage: Stage, *, is_alone: bool) -> list[ProxyReport]:
-    """Tell every proxy; those that do not answer are replaced by Ray Serve, and told next time."""
+def set_proxies(stage: Stage, *, is_alone: bool) -> list[ProxyReport]:
+    """Set the stage of every proxy. One that does not answer is replaced by Ray Serve; the
+    replacement is set by the next call."""
     proxies = []
     for entry in ray.util.list_named_actors(all_namespaces=True):
         if entry["name"].startswith(PROXIES):

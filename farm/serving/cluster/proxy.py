@@ -251,7 +251,7 @@ class _Answer:
         self.is_whole = is_last
 
     async def _begin(self, start: Message) -> None:
-        if self.has_begun:  # a second attempt at a stream goes on under the first one's head
+        if self.has_begun:  # a second attempt at a stream continues under the first one's head
             return
         self.has_begun = True
         kind = Headers(raw=start["headers"]).get("content-type", "")
