@@ -93,9 +93,10 @@ class Caller:
         answer = self._post({"model": model, "seed": seed, "stream": True, "partial_images": 2})
         if answer.status_code != 200:
             return _refusal(answer)
-        last = answer.text.strip().split("\n\n")[-1]
+        events = [part for part in answer.text.split("\n\n") if part.startswith("event: ")]
+        last = events[-1] if events else ""
         name, _, data = last.partition("\n")
-        event = json.loads(data.removeprefix("data: "))
+        event = json.loads(data.removeprefix("data: ") or "{}")
         if name == "event: error":
             is_honest = event["error"]["code"] == "service_unavailable"
             return Outcome(0, "", 0, "unavailable" if is_honest else "error", note=last[:200])

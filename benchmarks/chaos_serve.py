@@ -46,7 +46,10 @@ TITLES = {
 WEIGHTS = {"engine": 5, "ingress": 3, "proxy": 2}
 BOTH_AT_ONCE = 0.15
 """Share of kills that take two processes."""
-RECOVER_S = 180.0
+RECOVER_S = 240.0
+"""An endpoint that cannot generate after this long has not recovered."""
+COMPLETE_S = 20.0
+"""After this long the next kill comes, even if processes are still starting."""
 GOOD = {"right", "listed", "unavailable"}
 
 
@@ -56,8 +59,10 @@ class Event:
 
     kind: str
     at_s: float
-    recovered_s: float | None = None
-    """Until everything ran again; None if it did not."""
+    ready_s: float | None = None
+    """Until the endpoint could generate again; None if it did not."""
+    complete_s: float | None = None
+    """Until all processes ran again; None if the next kill came first."""
 
 
 @dataclass
@@ -101,15 +106,19 @@ class Endpoint:
 
     def start(self) -> None:
         """Start it, and wait until it serves."""
+        num_starts = self._num_starts()
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdout=log, stderr=log
             )
         until_s = time.monotonic() + 400
-        while not self.is_complete():
+        while self._num_starts() == num_starts or not self.is_complete():
             if self._process.poll() is not None or time.monotonic() > until_s:
                 raise RuntimeError(self.output())
             time.sleep(0.5)
+
+    def _num_starts(self) -> int:
+        return self.output().count(" at http://")
 
     def stop(self) -> int:
         """Send SIGTERM and wait; returns the exit status."""
@@ -119,7 +128,7 @@ class Endpoint:
 
     def output(self) -> str:
         """Everything that it printed."""
-        return self._log.read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def pids(self, kind: str) -> list[int]:
         """The processes of a kind that have begun to serve."""
@@ -137,6 +146,10 @@ class Endpoint:
         counts = {kind: len(self.pids(kind)) for kind in TITLES}
         if counts["engine"] < 2 or counts["ingress"] < 2 or counts["proxy"] < 1:
             return False
+        return self.is_ready()
+
+    def is_ready(self) -> bool:
+        """Whether images can be generated."""
         with suppress(httpx2.HTTPError, ValueError):
             answer = httpx2.get(f"{self.url}/ready", timeout=10)
             return answer.status_code == 200
@@ -195,15 +208,17 @@ def _kill(endpoint: Endpoint, campaign: Campaign, dice: random.Random) -> None:
     event = Event("", time.time())
     event.kind = kill_some(endpoint, dice)
     campaign.events.append(event)
-    until_s = event.at_s + RECOVER_S
-    time.sleep(0.5)
-    while time.time() < until_s:
-        if endpoint.is_complete():
-            event.recovered_s = time.time() - event.at_s
-            break
-        time.sleep(0.25)
+    time.sleep(0.3)
+    while event.ready_s is None and time.time() < event.at_s + RECOVER_S:
+        if endpoint.is_ready():
+            event.ready_s = time.time() - event.at_s
+        time.sleep(0.2)
     if "proxy" in event.kind:
         campaign.gaps.append((event.at_s, time.time()))
+    while event.complete_s is None and time.time() < event.at_s + COMPLETE_S:
+        if endpoint.is_complete():
+            event.complete_s = time.time() - event.at_s
+        time.sleep(0.5)
 
 
 def _drain(endpoint: Endpoint, campaign: Campaign) -> None:
@@ -212,7 +227,7 @@ def _drain(endpoint: Endpoint, campaign: Campaign) -> None:
     campaign.drain_exits.append(endpoint.stop())
     ended_s = time.time()
     endpoint.start()
-    event.recovered_s = time.time() - event.at_s
+    event.ready_s = event.complete_s = time.time() - event.at_s
     # connections may be refused from the last second of the old endpoint on
     campaign.gaps.append((ended_s - 15.0, time.time()))
 
@@ -222,7 +237,7 @@ def _drain(endpoint: Endpoint, campaign: Campaign) -> None:
 
 def judge(campaign: Campaign, output: str) -> list[str]:
     """All problems."""
-    faults = [f"not recovered: {event}" for event in campaign.events if event.recovered_s is None]
+    faults = [f"not recovered: {event}" for event in campaign.events if event.ready_s is None]
     faults += [f"exit status {status}" for status in campaign.drain_exits if status]
     for outcome in campaign.outcomes:
         if outcome.verdict == "cut" and _is_explained(outcome, campaign.gaps):
@@ -247,10 +262,11 @@ def page(campaign: Campaign, faults: list[str], nearest: float, options: argpars
     minutes = (max(o.at_s for o in campaign.outcomes) - campaign.events[0].at_s) / 60
     rows = []
     for kind in sorted({event.kind for event in campaign.events}):
-        times = [e.recovered_s for e in campaign.events if e.kind == kind and e.recovered_s]
+        events = [event for event in campaign.events if event.kind == kind]
+        times = [event.ready_s for event in events if event.ready_s]
         middle, worst = (statistics.median(times), max(times)) if times else (0.0, 0.0)
-        count = sum(event.kind == kind for event in campaign.events)
-        rows.append(f"| {kind} | {count} | {middle:.1f} | {worst:.1f} |")
+        complete = sum(event.complete_s is not None for event in events)
+        rows.append(f"| {kind} | {len(events)} | {middle:.1f} | {worst:.1f} | {complete} |")
     others = "\n".join(f"| {name} | {count} |" for name, count in sorted(verdicts.items()))
     return (
         f"""# Kills of the endpoint on Ray, {datetime.now(UTC):%Y-%m-%d}
@@ -272,8 +288,9 @@ most similar adapters differ by {nearest:.1f}
 - seconds per image request: median {statistics.median(took):.2f}, worst {took[-1]:.1f}
 - faults: {len(faults)}
 
-| killed | times | seconds until all ran again, median | worst |
-|---|---|---|---|
+| killed | times | seconds until `/ready` again, median | worst | all processes ran again before \
+the next kill |
+|---|---|---|---|---|
 {chr(10).join(rows)}
 
 | outcome | requests |
@@ -299,7 +316,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="chaos-serve-", dir="/tmp") as folder:
         campaign, nearest, output = run(options, Path(folder))
     faults = judge(campaign, output)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,6 @@ import yaml
 from chaos_callers import Caller, Outcome
 from serve_soak import Studio, nearest_pictures
 
-from farm.serving.http.connections import ConnectionLimits
-from farm.serving.http_server import ray_environment
 from farm.storage import Store
 
 ROOT = Path(__file__).parents[1]
@@ -128,8 +126,8 @@ def run(options: argparse.Namespace, root: Path) -> tuple[list[Phase], float]:
         studio.publish()
     file = write_config(root, store, options.port)
     url = f"http://127.0.0.1:{options.port}"
-    environment = {**ray_environment(ConnectionLimits()), "RAY_worker_niceness": "0"}
-    environment |= {"PYTHONPATH": str(ROOT), "FARM_CACHE": str(root / "cache")}
+    environment = {"RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT)}
+    environment |= {"FARM_CACHE": str(root / "cache")}
     with ray_head(num_cpus=8, env=environment) as head:
         subprocess.run(
             [str(BIN / "serve"), "deploy", str(file), "--address", head.dashboard],

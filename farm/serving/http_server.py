@@ -29,7 +29,13 @@ from farm.serving.http.connections import (
 )
 from farm.serving.http.errors import error_body
 
-__all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config", "ray_environment"]
+__all__ = [
+    "BoundedProtocol",
+    "bound_ray_proxy",
+    "bounded_config",
+    "proxy_environment",
+    "ray_environment",
+]
 
 LINGER_S = 2.0
 """How long a refused client may continue to send, so that it can read the refusal."""
@@ -296,18 +302,22 @@ def bound_ray_proxy() -> list[Middleware]:
     return [Middleware(RetryingProxy)]
 
 
-def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
-    """Environment variables to set before Ray is imported.
-
-    They bound the proxies' connections, and let the controller replace a dead proxy within
-    seconds. If no cluster is named, they also make a local Ray require tokens and keep it, with its
-    metrics port, on loopback."""
-    variables = {
+def proxy_environment(limits: ConnectionLimits) -> dict[str, str]:
+    """Environment variables of Ray Serve's controller, and of the proxies that it starts: they
+    bound the proxies' connections, and have a dead proxy replaced within seconds."""
+    return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
         RAY_PROXY_LIMITS: limits.model_dump_json(),
         # a proxy is replaced after three failed checks; Ray's period of 10 s makes that 30 s
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
+
+
+def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
+    """Environment variables to set before Ray is imported: those of the proxies. If no cluster is
+    named, they also make a local Ray require tokens and keep it, with its metrics port, on
+    loopback."""
+    variables = proxy_environment(limits)
     if not os.environ.get("RAY_ADDRESS"):
         variables |= {
             "RAY_AUTH_MODE": "token",

@@ -23,6 +23,7 @@ from farm.serving.cluster.client import ENGINE
 from farm.serving.cluster.places import check_fits, choose_ingresses
 from farm.serving.cluster.proxy import ProxyReport, Stage, set_stage
 from farm.serving.cluster.scaling import cluster_limit, cluster_nodes
+from farm.serving.http_server import proxy_environment
 from farm.serving.settings import EndpointConfig, ReplicaConfig
 
 __all__ = [
@@ -75,6 +76,8 @@ def deploy(application: serve.Application, config: EndpointConfig, host: str, po
             "port": port,
             "request_timeout_s": config.limits.deadline_s + REQUEST_MARGIN_S,
         },
+        # proxies inherit it, also on a cluster that was started without these variables
+        controller_options={"runtime_env": {"env_vars": proxy_environment(config.connections)}},
     )
     target = serve.RunTarget(application, name=APPLICATION, route_prefix="/")
     serve.run_many(
@@ -133,7 +136,8 @@ def wait_ready(
             continue
         if status.status == "RUNNING":
             return True
-        if status.status == "DEPLOY_FAILED":
+        # a replica that dies while others start is replaced; one whose start fails is not
+        if any(part.status == "DEPLOY_FAILED" for part in status.deployments.values()):
             raise FarmError(*_failure(status))
         now_s = time.monotonic()
         if now_s - reported_s < REPORT_EVERY_S and now_s < until_s:
