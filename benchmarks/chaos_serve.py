@@ -65,14 +65,27 @@ class Event:
     """Until all processes ran again; None if the next kill came first."""
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A time in which something is expected: ``proxy``, connections are cut or refused until a dead
+    proxy is replaced; ``stopped``, the same between two starts; ``drain``, 503s until the end."""
+
+    kind: str
+    start_s: float
+    end_s: float
+
+    def covers(self, outcome: Outcome) -> bool:
+        """Whether the request ran in it."""
+        return self.start_s <= outcome.at_s + outcome.took_s and outcome.at_s <= self.end_s
+
+
 @dataclass
 class Campaign:
     """What happened."""
 
     events: list[Event] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
-    gaps: list[tuple[float, float]] = field(default_factory=list)
-    """When connections may be refused or cut: after a proxy's death, and between two starts."""
+    gaps: list[Gap] = field(default_factory=list)
     drain_exits: list[int] = field(default_factory=list)
 
 
@@ -214,7 +227,7 @@ def _kill(endpoint: Endpoint, campaign: Campaign, dice: random.Random) -> None:
             event.ready_s = time.time() - event.at_s
         time.sleep(0.2)
     if "proxy" in event.kind:
-        campaign.gaps.append((event.at_s, time.time()))
+        campaign.gaps.append(Gap("proxy", event.at_s, time.time()))
     while event.complete_s is None and time.time() < event.at_s + COMPLETE_S:
         if endpoint.is_complete():
             event.complete_s = time.time() - event.at_s
@@ -228,8 +241,9 @@ def _drain(endpoint: Endpoint, campaign: Campaign) -> None:
     ended_s = time.time()
     endpoint.start()
     event.ready_s = event.complete_s = time.time() - event.at_s
-    # connections may be refused from the last second of the old endpoint on
-    campaign.gaps.append((ended_s - 15.0, time.time()))
+    campaign.gaps.append(Gap("drain", event.at_s, ended_s))
+    # the proxies end some seconds before the command
+    campaign.gaps.append(Gap("stopped", ended_s - 15.0, time.time()))
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -240,7 +254,7 @@ def judge(campaign: Campaign, output: str) -> list[str]:
     faults = [f"not recovered: {event}" for event in campaign.events if event.ready_s is None]
     faults += [f"exit status {status}" for status in campaign.drain_exits if status]
     for outcome in campaign.outcomes:
-        if outcome.verdict == "cut" and _is_explained(outcome, campaign.gaps):
+        if outcome.verdict == "cut" and _is_in(outcome, campaign, "proxy", "stopped"):
             continue
         if outcome.verdict not in GOOD:
             faults.append(f"{outcome}")
@@ -248,9 +262,8 @@ def judge(campaign: Campaign, output: str) -> list[str]:
     return faults + [f"on the terminal: {line}" for line in noise]
 
 
-def _is_explained(outcome: Outcome, gaps: list[tuple[float, float]]) -> bool:
-    end_s = outcome.at_s + outcome.took_s
-    return any(start <= end_s and outcome.at_s <= end for start, end in gaps)
+def _is_in(outcome: Outcome, campaign: Campaign, *kinds: str) -> bool:
+    return any(gap.kind in kinds and gap.covers(outcome) for gap in campaign.gaps)
 
 
 def page(campaign: Campaign, faults: list[str], nearest: float, options: argparse.Namespace) -> str:
@@ -259,14 +272,11 @@ def page(campaign: Campaign, faults: list[str], nearest: float, options: argpars
     images = [outcome for outcome in campaign.outcomes if outcome.num_images]
     took = sorted(outcome.took_s for outcome in images)
     largest = max((outcome.difference for outcome in images), default=0.0)
+    unavailable = [one for one in campaign.outcomes if one.verdict == "unavailable"]
+    at_drains = sum(_is_in(one, campaign, "drain", "stopped") for one in unavailable)
+    cut = [one for one in campaign.outcomes if one.verdict == "cut"]
+    while_stopped = sum(_is_in(one, campaign, "stopped") for one in cut)
     minutes = (max(o.at_s for o in campaign.outcomes) - campaign.events[0].at_s) / 60
-    rows = []
-    for kind in sorted({event.kind for event in campaign.events}):
-        events = [event for event in campaign.events if event.kind == kind]
-        times = [event.ready_s for event in events if event.ready_s]
-        middle, worst = (statistics.median(times), max(times)) if times else (0.0, 0.0)
-        complete = sum(event.complete_s is not None for event in events)
-        rows.append(f"| {kind} | {len(events)} | {middle:.1f} | {worst:.1f} | {complete} |")
     others = "\n".join(f"| {name} | {count} |" for name, count in sorted(verdicts.items()))
     return (
         f"""# Kills of the endpoint on Ray, {datetime.now(UTC):%Y-%m-%d}
@@ -280,9 +290,10 @@ busy machine are not those of a cluster: most of a recovery is the start of a Py
 - {len(campaign.events)} kills and drains in {minutes:.0f} minutes, \
 {len(campaign.outcomes)} requests, {sum(o.num_images for o in images)} images compared
 - wrong images: {verdicts["wrong"]}; requests without a response after 120 s: {verdicts["hung"]}
-- 5xx other than an honest 503: {verdicts["error"]}; honest 503: {verdicts["unavailable"]}
-- connections cut or refused: {verdicts["cut"]}, all while a proxy was dead or the endpoint was \
-stopped, unless listed under faults
+- 5xx other than an honest 503: {verdicts["error"]}
+- honest 503 (JSON, `Retry-After`): {verdicts["unavailable"]}, of these {at_drains} during drains
+- connections cut or refused: {verdicts["cut"]}, of these {while_stopped} between a drain's end \
+and the next start, and the others while the only proxy was dead
 - largest mean difference from the image generated alone: {largest:.3f} of 255 levels; the two \
 most similar adapters differ by {nearest:.1f}
 - seconds per image request: median {statistics.median(took):.2f}, worst {took[-1]:.1f}
@@ -291,7 +302,7 @@ most similar adapters differ by {nearest:.1f}
 | killed | times | seconds until `/ready` again, median | worst | all processes ran again before \
 the next kill |
 |---|---|---|---|---|
-{chr(10).join(rows)}
+{_rows(campaign)}
 
 | outcome | requests |
 |---|---|
@@ -301,6 +312,18 @@ the next kill |
 """.rstrip()
         + "\n"
     )
+
+
+def _rows(campaign: Campaign) -> str:
+    """One line of the table for each kind of kill."""
+    rows = []
+    for kind in sorted({event.kind for event in campaign.events}):
+        events = [event for event in campaign.events if event.kind == kind]
+        times = [event.ready_s for event in events if event.ready_s]
+        middle, worst = (statistics.median(times), max(times)) if times else (0.0, 0.0)
+        complete = sum(event.complete_s is not None for event in events)
+        rows.append(f"| {kind} | {len(events)} | {middle:.1f} | {worst:.1f} | {complete} |")
+    return "\n".join(rows)
 
 
 def main() -> None:

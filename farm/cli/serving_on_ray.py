@@ -97,8 +97,7 @@ def _serve(settings: EndpointConfig, run: RayRun, report: StartLines) -> None:
             report("stopping; a second signal does not wait for the running requests")
             within_s = settings.replicas.drain_s if run.drain_s is None else run.drain_s
             left = deploy.drain(settings.replicas, within_s, report, ends.hurry)
-            if left:
-                report(f"unfinished requests: {left}")
+            report(f"unfinished requests: {left}; removing the endpoint")
     finally:
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
             deploy.remove(waits=not left)

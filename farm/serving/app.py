@@ -41,6 +41,8 @@ from farm.serving.settings import EndpointConfig
 __all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_backlog"]
 
 LINK_SECRET_VARIABLE = "FARM_LINK_SECRET"
+HEALTH_PERIOD_S = 2.0
+"""A dead replica is replaced at its next health check; Ray Serve's period is 10 s."""
 
 
 # -- engines -------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def build_app(args: Mapping[str, Any] | EndpointConfig) -> serve.Application:
             request_router_kwargs={"load_bound": replicas.load_bound},
             request_routing_stats_period_s=replicas.stats_every_s,
         ),
-        health_check_period_s=5.0,
+        health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=replicas.drain_s,
     ).bind(config)
@@ -177,6 +179,8 @@ def build_app(args: Mapping[str, Any] | EndpointConfig) -> serve.Application:
         num_replicas=replicas.num_ingresses,
         ray_actor_options={"num_cpus": replicas.cpus_per_ingress},
         max_ongoing_requests=1000,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=replicas.drain_s,
     )
     return ingress.bind(config, secret, engine)
