@@ -24,12 +24,10 @@ from farm.adapters.registry import Registry
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.errors import FarmError
-from farm.serving.http.connections import ConnectionLimits
-from farm.serving.http_server import ray_environment
 from farm.storage import Store
 
 ADAPTERS = ("rex", "tom", "ada", "bob", "cat", "dot")
-NICENESS = {"RAY_worker_niceness": "0"}
+NICENESS = "RAY_worker_niceness"
 FEW = {"num_inference_steps": 3, "seed": 5}
 
 
@@ -56,6 +54,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     from ray import serve
 
     from farm.serving.app import build_app
+    from farm.serving.cluster import deploy
+    from farm.serving.settings import EndpointConfig
+    from farm.training.cluster.start import start_ray
 
     root = tmp_path_factory.mktemp("serve")
     store, base = Store(root / "store"), load_base("tiny")
@@ -64,21 +65,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # replicas are niced to 15 by default, which on a busy machine is never
-    environment = NICENESS | ray_environment(ConnectionLimits())
-    os.environ |= environment
+    # replicas are niced by default, which on a busy machine is never
+    os.environ[NICENESS] = "0"
     ray_folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets have short names
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        _temp_dir=ray_folder,
-    )
+    start_ray(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder)
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        config = {
+        args = {
             "store": store.url,
             "base": "tiny",
             "anonymous_namespace": "default",
@@ -92,7 +84,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 "stats_every_s": 0.5,
             },
         }
-        serve.run(build_app(config), name="farm", route_prefix="/")
+        config = deploy.place_ingresses(EndpointConfig.model_validate(args))
+        deploy.deploy(build_app(config), config, "127.0.0.1", port)
+        assert deploy.wait_ready(
+            config.replicas, 240, print, cluster_words=str, stop=threading.Event()
+        )
         live = Cluster(f"http://127.0.0.1:{port}", store, base)
         eventually(lambda: httpx2.get(f"{live.url}/ready").status_code == 200, within_s=60)
         yield live
@@ -100,8 +96,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         serve.shutdown()
         ray.shutdown()
         shutil.rmtree(ray_folder, ignore_errors=True)
-        for name in environment:
-            del os.environ[name]
+        del os.environ[NICENESS]
 
 
 @pytest.mark.slow
