@@ -380,6 +380,8 @@ def test_the_shipped_serve_config_is_whole() -> None:
     import yaml
     from ray.serve.schema import ServeDeploySchema
 
+    from farm.serving.http.connections import ConnectionLimits
+    from farm.serving.http_server import proxy_environment
     from farm.serving.settings import EndpointConfig
 
     file = Path(__file__).parents[2] / "jobs" / "serve.yaml"
@@ -389,3 +391,6 @@ def test_the_shipped_serve_config_is_whole() -> None:
     assert application.import_path == "farm.serving.app:build_app"
     assert values["http_options"]["request_timeout_s"] > config.limits.deadline_s
     assert config.replicas.drain_s <= config.limits.deadline_s
+    assert values["proxy_location"] == "EveryNode"
+    variables = values["controller_options"]["runtime_env"]["env_vars"]
+    assert variables.items() <= proxy_environment(ConnectionLimits()).items()
