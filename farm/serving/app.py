@@ -31,14 +31,14 @@ from farm.serving.cluster.deploy import INGRESS
 from farm.serving.cluster.metrics import RayMetrics
 from farm.serving.cluster.places import choose_ingresses
 from farm.serving.cluster.router import AdapterRouter
-from farm.serving.cluster.scaling import cluster_nodes, scale_on_backlog
+from farm.serving.cluster.scaling import cluster_nodes
 from farm.serving.http.app import create_app
 from farm.serving.http.services import Services
 from farm.serving.metrics import observe_stats
 from farm.serving.request import GenerationRequest, Picture
 from farm.serving.settings import EndpointConfig
 
-__all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_backlog"]
+__all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app"]
 
 LINK_SECRET_VARIABLE = "FARM_LINK_SECRET"
 HEALTH_PERIOD_S = 2.0

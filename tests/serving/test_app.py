@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -347,26 +346,6 @@ def test_a_start_has_a_deadline_and_says_what_is_pending(
 
 
 # -- without a cluster -------------------------------------------------------------------------
-
-
-def test_engines_follow_their_backlog_in_seconds() -> None:
-    from farm.serving.app import scale_on_backlog
-
-    def wanted(backlogs: dict[str, float], requests: float = 0, queued: float = 0) -> float:
-        context = SimpleNamespace(
-            config=SimpleNamespace(target_ongoing_requests=10.0),
-            aggregated_metrics={"backlog_s": backlogs},
-            current_num_replicas=len(backlogs),
-            total_num_requests=requests,
-            total_queued_requests=queued,
-            policy_state={},
-        )
-        return scale_on_backlog(context)[0]  # type: ignore[arg-type]
-
-    assert wanted({"a": 0.0, "b": 0.0}) == 0.0
-    assert wanted({"a": 0.0}, requests=1) == 1.0
-    assert wanted({"a": 30.0, "b": 15.0}, requests=40) == 4.5
-    assert wanted({}, requests=3, queued=3) == 1.0
 
 
 def test_a_wrong_field_of_the_config_is_named() -> None:
