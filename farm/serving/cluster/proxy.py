@@ -38,7 +38,7 @@ READY_S = 5.0
 """How long ``/ready`` may wait for an ingress."""
 READ_S = 30.0
 """The same for every route that generates nothing."""
-MAX_TAPE_BYTES = 4 << 20
+MAX_TAPE_BYTES = 512 << 10
 """A longer request body is not kept for another attempt. Ingresses refuse far shorter ones."""
 GENERATE = "/v1/images/generations"
 HEALTH = "/-/healthz"
@@ -142,6 +142,7 @@ class RetryingProxy:
         again = {**scope, "headers": list(scope["headers"]), "state": dict(scope.get("state", {}))}
         try:
             async with asyncio.timeout(limit_s) as timeout:
+                answer.waiting = timeout
                 await self._app(again, tape.replay(), answer.send)
         except TimeoutError:
             return True
@@ -220,6 +221,8 @@ class _Answer:
         self.is_whole = False
         self.error: ServingError | TimeoutError | None = None
         """What to answer in place of Ray Serve's response."""
+        self.waiting: asyncio.Timeout | None = None
+        """The limit until the response begins; a slow reader may take longer."""
 
     def begin_attempt(self) -> None:
         """Forget the start of the last attempt."""
@@ -251,6 +254,8 @@ class _Answer:
         self.is_whole = is_last
 
     async def _begin(self, start: Message) -> None:
+        if self.waiting is not None:
+            self.waiting.reschedule(None)
         if self.has_begun:  # a second attempt at a stream continues under the first one's head
             return
         self.has_begun = True
