@@ -48,7 +48,7 @@ BOTH_AT_ONCE = 0.15
 """Share of kills that take two processes."""
 RECOVER_S = 240.0
 """An endpoint that cannot generate after this long has not recovered."""
-COMPLETE_S = 20.0
+COMPLETE_S = 8.0
 """After this long the next kill comes, even if processes are still starting."""
 GOOD = {"right", "listed", "unavailable"}
 
