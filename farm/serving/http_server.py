@@ -310,6 +310,8 @@ def proxy_environment(limits: ConnectionLimits) -> dict[str, str]:
         RAY_PROXY_LIMITS: limits.model_dump_json(),
         # a proxy is replaced after three failed checks; Ray's period of 10 s makes that 30 s
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # Ray's 5 s end a proxy that starts on a busy machine, and its replacement too
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
 
 
