@@ -4,7 +4,8 @@
 
 Runs ``farm serve --ray`` and kills engines, ingresses and proxies with -9, sometimes two at once;
 at intervals the endpoint receives SIGTERM under load and is started again. Each image is
-compared with the same image generated alone by other code. Exits 1 after a wrong image, a request
+compared with the same image generated alone by other code. SIGTERM ends the
+campaign early, with its page. Exits 1 after a wrong image, a request
 without a response, a 5xx other than an honest 503 (JSON, ``Retry-After``), or a broken connection
 that neither a killed proxy nor a restart explains. Writes ``chaos-serve-<date>.md``.
 """
@@ -43,7 +44,7 @@ TITLES = {
     "ingress": "ray::ServeReplica:farm:ingress",
     "proxy": "ray::ProxyActor",
 }
-WEIGHTS = {"engine": 5, "ingress": 3, "proxy": 2}
+WEIGHTS = {"engine": 4, "ingress": 4, "proxy": 2}
 BOTH_AT_ONCE = 0.15
 """Share of kills that take two processes."""
 RECOVER_S = 240.0
@@ -203,8 +204,12 @@ def run(options: argparse.Namespace, root: Path) -> tuple[Campaign, float, str]:
     for thread in threads:
         thread.start()
     until_s = time.time() + 60 * options.minutes
+    enough = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: enough.set())
     try:
         while len(campaign.events) < options.kills and time.time() < until_s:
+            if enough.is_set():
+                break
             time.sleep(dice.uniform(0.5, 4.0))
             is_drain = (len(campaign.events) + 1) % options.drain_every == 0
             _drain(endpoint, campaign) if is_drain else _kill(endpoint, campaign, dice)
