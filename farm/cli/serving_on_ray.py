@@ -80,7 +80,6 @@ def _serve(settings: EndpointConfig, run: RayRun, report: StartLines) -> None:
     settings = deploy.place_ingresses(settings)
     port = run.port or _free_port(run.host)
     deploy.deploy(build_app(settings), settings, run.host, port)
-    left = 0
     try:
         is_up = deploy.wait_ready(
             settings.replicas,
@@ -97,10 +96,11 @@ def _serve(settings: EndpointConfig, run: RayRun, report: StartLines) -> None:
             report("stopping; a second signal does not wait for the running requests")
             within_s = settings.replicas.drain_s if run.drain_s is None else run.drain_s
             left = deploy.drain(settings.replicas, within_s, report, ends.hurry)
-            report(f"unfinished requests: {left}; removing the endpoint")
+            report(f"unfinished requests: {left}")
     finally:
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-            deploy.remove(waits=not left)
+        if run.address:  # a Ray of its own ends with this process
+            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+                deploy.remove()
 
 
 class _Ends:

@@ -49,6 +49,7 @@ REPORT_EVERY_S = 5.0
 REPEAT_EVERY_S = 30.0
 ANSWER_S = 5.0
 FACTS_S = 60.0
+REMOVE_S = 15.0
 REQUEST_MARGIN_S = 60.0
 """A proxy abandons a request this much later than the endpoint itself."""
 
@@ -239,16 +240,19 @@ def served_base() -> ServedBase:
     return facts
 
 
-def remove(*, waits: bool = True) -> None:
-    """Remove the application; on a shared cluster those of others keep running.
+def remove() -> None:
+    """Remove the application from a cluster that continues; other applications keep running.
 
-    Args:
-        waits: whether replicas may finish their requests.
+    Returns after ``REMOVE_S`` at the latest: Ray Serve waits much longer for replicas that have
+    not started, and removes them in the background.
     """
-    serve.delete(APPLICATION, _blocking=waits)
-    if not serve.status().applications:
+    serve.delete(APPLICATION, _blocking=False)
+    until_s = time.monotonic() + REMOVE_S
+    while APPLICATION in (left := serve.status().applications) and time.monotonic() < until_s:
+        time.sleep(LOOK_S)
+    if not left:
         serve.shutdown()
-    else:
+    elif APPLICATION not in left:
         set_proxies("serving", is_alone=False)
 
 
