@@ -322,7 +322,7 @@ def test_a_start_has_a_deadline_and_says_what_is_pending(
     from farm.serving.settings import EndpointConfig
 
     monkeypatch.setattr(deploy, "APPLICATION", "late")
-    replicas = {"cpus_per_engine": 64, "num_ingresses": 1}
+    replicas = {"cpus_per_engine": 64, "num_ingresses": 1, "drain_s": 1}
     args = {"store": cluster.store.url, "base": "tiny", "replicas": replicas}
     config = EndpointConfig.model_validate(args)
     with pytest.raises(FarmError, match=r"1 engine of 64 CPU.*together 64.5 CPU"):
