@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from farm.cli.listening import bind_sockets
 from farm.cli.views.serve_start import (
     StartLines,
     inventory_beside,
@@ -37,6 +38,7 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
     from farm.serving.metrics import PrometheusMetrics
 
     report = StartLines()
+    sockets = bind_sockets(host, port)
     inventory = inventory_beside(settings.store)
     report(f"loading the base {settings.base} …")
     engine, facts = build_engine(settings)
@@ -55,8 +57,6 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         bounded_config(
             create_app(services),
             settings.connections,
-            host=host,
-            port=port,
             timeout_graceful_shutdown=max(1, int(drain_s)),
         ),
         client,
@@ -64,7 +64,7 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         report,
     )
     try:
-        server.run()
+        server.run(sockets)
     finally:
         engine.stop()
 

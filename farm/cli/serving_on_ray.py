@@ -6,9 +6,10 @@ those of ``farm.serving.cluster.deploy``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from farm.cli.listening import bind_sockets
 from farm.cli.views.serve_start import StartLines, inventory_beside, what_is_served
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def serve_with_ray(settings: EndpointConfig, run: RayRun) -> None:
     from farm.serving.cluster.places import check_fits
     from farm.training.cluster.start import start_ray
 
+    if not (run.address and run.port):  # proxies of a cluster may already listen
+        run = replace(run, port=_free_port(run.host, run.port))
     report = StartLines()
     if not run.address:
         check_fits(_this_machine(), settings.replicas)
@@ -78,8 +81,7 @@ def _serve(settings: EndpointConfig, run: RayRun, report: StartLines) -> None:
     ends = _Ends()  # Ray sets signal handlers of its own when it starts
     inventory = inventory_beside(settings.store)
     settings = deploy.place_ingresses(settings)
-    port = run.port or _free_port(run.host)
-    deploy.deploy(build_app(settings), settings, run.host, port)
+    deploy.deploy(build_app(settings), settings, run.host, run.port)
     try:
         is_up = deploy.wait_ready(
             settings.replicas,
@@ -91,7 +93,7 @@ def _serve(settings: EndpointConfig, run: RayRun, report: StartLines) -> None:
         if is_up:
             for line in what_is_served(inventory, settings, deploy.served_base().fingerprint):
                 report(line)
-            report(f"serving {settings.public_base} at http://{run.host}:{port}")
+            report(f"serving {settings.public_base} at http://{run.host}:{run.port}")
             ends.asked.wait()
             report("stopping; a second signal does not wait for the running requests")
             within_s = settings.replicas.drain_s if run.drain_s is None else run.drain_s
@@ -155,10 +157,14 @@ def _hush_ray() -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
-def _free_port(host: str) -> int:
-    import socket
+def _free_port(host: str, port: int) -> int:
+    """The port, once it is known to be free; any free one for 0.
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as free:
-        free.bind((host, 0))
-        return int(free.getsockname()[1])
+    Raises:
+        UserError: as ``bind_sockets``.
+    """
+    bound = bind_sockets(host, port)
+    chosen = int(bound[0].getsockname()[1])
+    for one in bound:
+        one.close()
+    return chosen

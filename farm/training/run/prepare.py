@@ -136,7 +136,10 @@ def _prepared(
 def _plan(
     request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
 ) -> Plan:
-    workload = _workload(request, base, rest, priors)
+    cards = Pictures(0, 0)
+    if request.make_judge is not None:
+        cards = request.make_judge(request.scoring).pictures(base.name, rest)
+    workload = _workload(request, base, rest, priors, cards)
     hardware = request.hardware or this_machine()
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
@@ -153,11 +156,16 @@ def _plan(
         one = make(replace(hardware, num_nodes=1))
         filled = math.ceil(len(rest) / (one.lanes_per_node * one.slots))
         hardware = replace(hardware, num_nodes=min(hardware.num_nodes, filled))
-    return make(hardware)
+    plan = make(hardware)
+    return replace(plan, notes=(*plan.notes, *cards.notes))
 
 
 def _workload(
-    request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+    request: RunRequest,
+    base: RunBase,
+    rest: Sequence[JobSpec],
+    priors: Sequence[PriorSpec],
+    cards: Pictures,
 ) -> Workload:
     """The run's whole work, samples and quality cards included."""
     drawn = [spec for spec in priors if not spec.is_brought]
@@ -168,9 +176,6 @@ def _workload(
     )
     how = request.samples
     samples = how.per_prompt * sum(len(spec.subject.sample_prompts) for spec in rest)
-    cards = Pictures(0, 0)
-    if request.make_judge is not None:
-        cards = request.make_judge(request.scoring).pictures(base.name, rest)
     return replace(
         training,
         num_crops=sum(_num_crops(spec) for spec in rest),
