@@ -33,7 +33,11 @@ def _tests(setting: Setting, results: Results) -> Iterator[Result]:
     command += ["-m", "gpu" if setting.on_gpu else "not gpu", str(ROOT / "tests" / "gpu")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=180, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
     )  # fmt: skip
     text = done.stdout + done.stderr
     (results.folder / "tests.txt").write_text(text)

@@ -12,9 +12,11 @@ from functools import partial
 
 from plain_loop import PlainLoop, synthetic_job, timed_steps
 
+from farm.adapters.bank.grouped import Kernel
 from farm.base.interface import Base
 from farm.training.plan.costs import CONTEXT_BYTES, lane_bytes, row_flops
 from farm.training.plan.shape import common_shape
+from farm.training.slots.speed import Speed
 from farm.training.slots.trainer import SlotTrainer
 from gpu.results import Result, Results
 from gpu.setting import Setting
@@ -34,16 +36,16 @@ class SlotCase:
     graph: bool = False
     checkpointing: bool = False
     channels_last: bool | None = None
-    kernel: str | None = None
+    kernel: Kernel = "products"
 
     @property
     def label(self) -> str:
         """Its options in words."""
         words = ["compiled"] * bool(self.compile) + ["captured"] * self.graph
-        words += ["checkpointing"] * self.checkpointing + [self.kernel or ""]
+        words += ["checkpointing"] * self.checkpointing + [self.kernel] * (self.kernel != "products")
         if self.channels_last is not None:
             words.append("channels-last" if self.channels_last else "channels-first")
-        return " ".join(filter(None, words)) or "eager"
+        return " ".join(words) or "eager"
 
 
 def cases(setting: Setting) -> list[Case]:
@@ -110,23 +112,11 @@ def open_trainer(case: SlotCase, setting: Setting, base: Base) -> SlotTrainer:
         common_shape([job.recipe for job in jobs], base.resolution_px),
         num_slots=case.slots,
         checkpointing=case.checkpointing,
-        speed=case_speed(case),
+        speed=Speed(case.compile, case.graph, case.channels_last, case.kernel),
     )
     for job in jobs:
         trainer.admit(job)
     return trainer
-
-
-def case_speed(case: SlotCase) -> object:
-    """The trainer's speed options of a case."""
-    from farm.training.slots.speed import Speed
-
-    return Speed(
-        compile=case.compile,
-        capture=case.graph,
-        channels_last=case.channels_last,
-        kernel=case.kernel or "products",  # type: ignore[arg-type]
-    )
 
 
 def measured(case: SlotCase, setting: Setting, base: Base) -> Result:

@@ -45,12 +45,15 @@ class SharedInputAttention:
         query, key, value = _projected(layers, hidden_states, encoder_hidden_states)
         heads = attn.heads
         mixed_RhNd = functional.scaled_dot_product_attention(
-            query.unflatten(2, (heads, -1)).transpose(1, 2),
-            key.unflatten(2, (heads, -1)).transpose(1, 2),
-            value.unflatten(2, (heads, -1)).transpose(1, 2),
+            _by_head(query, heads), _by_head(key, heads), _by_head(value, heads)
         )
         output: Tensor = attn.to_out[0](mixed_RhNd.transpose(1, 2).flatten(2))
         return output
+
+
+def _by_head(x_RND: Tensor, heads: int) -> Tensor:
+    rows, positions, width = x_RND.shape
+    return x_RND.view(rows, positions, heads, width // heads).transpose(1, 2)
 
 
 def attentions_with_shared_inputs(denoiser: nn.Module) -> list[Any]:

@@ -46,6 +46,8 @@ class Speed:
     """Of all nodes; processes start on them."""
     weight_bytes: int
     uses_ray: bool = True
+    warm_up_s: float = 0.0
+    """Until a lane's first steps are done: compiling."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ class Estimate:
     """Expected wall seconds of each part of a run, on otherwise idle hardware."""
 
     start_s: float = 0.0
-    """Starting Ray and the lanes' processes, loading the base."""
+    """Starting Ray and the lanes' processes, loading the base, compiling on GPUs."""
     class_images_s: float = 0.0
     """Generating and encoding the missing class images."""
     photos_s: float = 0.0
     """Encoding the subjects' crops."""
     training_s: float = 0.0
+    """Steps, and the evaluations of ``keep_best`` and ``early_stop``."""
     pictures_s: float = 0.0
     """Generating samples and the images that quality cards score."""
     end_s: float = 0.0
@@ -86,14 +89,14 @@ def estimate(workload: Workload, speed: Speed) -> Estimate:
         start_s=_start_s(workload, speed),
         class_images_s=workload.num_prior_images * each * speed.forward_s / speed.prior_workers,
         photos_s=workload.num_crops * ENCODE_ROWS * lane_row_s,
-        training_s=workload.row_steps / speed.rows_per_s,
+        training_s=workload.row_steps / speed.rows_per_s + workload.evaluation_rows * lane_row_s,
         pictures_s=pictures * lane_row_s,
         end_s=workload.num_jobs * JOB_CPU_S / speed.lanes,
     )
 
 
 def _start_s(workload: Workload, speed: Speed) -> float:
-    load_s = speed.weight_bytes / LOAD_BYTES_PER_S
+    load_s = speed.weight_bytes / LOAD_BYTES_PER_S + speed.warm_up_s
     if not speed.uses_ray:
         return IN_PROCESS_START_S + load_s
     processes = speed.lanes + (speed.prior_workers if workload.num_prior_images else 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from farm.training.plan.calibration import Calibration
 from farm.training.plan.costs import CPU_FLOPS
 
 __all__ = ["GPUS", "Hardware", "memory_of"]
@@ -40,6 +41,8 @@ class Hardware:
     num_nodes: int = 1
     dollars_per_gpu_hour: float | None = None
     """None uses a rough market price for the GPU's name."""
+    calibration: Calibration | None = None
+    """The card's measured speed and memory; None uses the model's constants."""
     nodes_are_a_limit: bool = False
     """Whether ``num_nodes`` is an upper bound; the plan then uses as many as the work needs."""
 

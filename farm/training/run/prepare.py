@@ -25,6 +25,7 @@ from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.dispatch.messages import Assignment
 from farm.training.lane.settings import Pictures
+from farm.training.plan.calibration import find_calibration
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
 from farm.training.plan.planner import make_plan
@@ -137,6 +138,7 @@ def _plan(
 ) -> Plan:
     workload = _workload(request, base, rest, priors)
     hardware = request.hardware or this_machine()
+    hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
     make = partial(
