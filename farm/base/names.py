@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["BuiltName", "EMBEDDED", "Fetched"]
 
-BuiltName = Literal["tiny", "tiny-v", "sd15"]
+BuiltName = Literal["tiny", "tiny-v", "sd15", "tiny-sdxl", "sdxl"]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 
 EMBEDDED = "embedded"

@@ -34,8 +34,9 @@ from farm.adapters.bank.layers import (
 from farm.adapters.bank.layout import (
     LayerPlace,
     cross_attentions,
+    denoiser_layers,
     lay_out,
-    matching_layers,
+    text_layers,
 )
 from farm.adapters.bank.scales import Scales
 from farm.adapters.weights import AdapterWeights, LayerWeights
@@ -69,7 +70,7 @@ class Bank(nn.Module):
 
         Args:
             target_modules: endings of the denoiser's module names, such as ``to_q``.
-            text_encoder_modules: the same for the text encoder.
+            text_encoder_modules: the same for the text encoders; see ``text_layers``.
             dtype: dtype of the stored weights; None means float32 for training, else the base's.
             trainable: whether the grouped route keeps gradients (in ``grad_SP``).
             max_per_row: maximum number of adapters that one row may use at once.
@@ -85,8 +86,7 @@ class Bank(nn.Module):
         self.trainable = trainable
         self.dtype = dtype or (torch.float32 if trainable else base.dtype)
         self.compute_dtype = base.dtype
-        chosen = matching_layers(base, base.denoiser_name, target_modules)
-        chosen |= matching_layers(base, "text_encoder", text_encoder_modules)
+        chosen = denoiser_layers(base, target_modules) | text_layers(base, text_encoder_modules)
         self.places = lay_out(chosen, max_rank, cross_attentions=cross_attentions(base))
         self._in_order = list(self.places.values())
         self.num_parameters = sum(

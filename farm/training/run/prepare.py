@@ -87,7 +87,8 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
     from farm.base.loading import load_base
 
     base = load_base(name, revision=revision, fetched=fetched)
-    return RunBase(name, base.fingerprint, base.resolution_px, base.memory)
+    memory = replace(base.memory, counts=base.denoiser_counts())
+    return RunBase(name, base.fingerprint, base.resolution_px, memory)
 
 
 def assignments_of(check: CheckReport, base: RunBase) -> tuple[Assignment, ...]:
