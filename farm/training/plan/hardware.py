@@ -41,10 +41,10 @@ class Hardware:
     num_nodes: int = 1
     dollars_per_gpu_hour: float | None = None
     """None uses a rough market price for the GPU's name."""
-    calibration: Calibration | None = None
-    """The card's measured speed and memory; None uses the model's constants."""
     nodes_are_a_limit: bool = False
     """Whether ``num_nodes`` is an upper bound; the plan then uses as many as the work needs."""
+    calibration: Calibration | None = None
+    """The card's measured speed and memory; None uses the model's constants."""
 
     @property
     def has_gpu(self) -> bool:

@@ -94,9 +94,9 @@ class TrainingPass:
                 LOG.warning("adapters run as batched products: %s", missing)
         shape = attention_shape(denoiser, self.latent_shape, self.num_rows)
         self._attention = choose_attention(shape, base.dtype, device, trains=True)
-        # what a captured step reads; and the step, by whether the bank multiplies by its scales
+        # what a captured step reads; and the step, by what would change its kernels or addresses
         self._static: StepBatch | None = None
-        self._captured: dict[bool, Captured] = {}
+        self._captured: dict[tuple[bool, int], Captured] = {}
 
     def close(self) -> None:
         """Restore the base to its original state."""
@@ -171,7 +171,7 @@ class TrainingPass:
             self._static = batch
         else:
             self._static.copy_(batch)
-        static, key = self._static, self.bank.has_late_scale
+        static, key = self._static, (self.bank.has_late_scale, self._prompts.num_tokens)
         if key not in self._captured:
             self._captured[key] = Captured(
                 lambda: self._train(static), self.base.device, name="the training step"
