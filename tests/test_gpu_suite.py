@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-THERE = ("torch", "transformers", "accelerate", "peft", "safetensors", "pyarrow", "fsspec", "pytest")
+THERE = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "pyarrow",
+    "fsspec",
+    "pytest",
+)
 """Packages of the bare machine, with what they need."""
 CARRIED = (
     "diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "tenacity",
@@ -64,7 +73,7 @@ def bare(tmp_path: Path) -> Iterator[dict[str, str]]:
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(f"BLOCKED = {sorted(blocked)}\n{BLOCKER}")
-    yield {
+    return {
         **os.environ,
         "PYTHON": sys.executable,
         "PYTHONPATH": str(site),

@@ -26,7 +26,6 @@ def _ceilings(setting: Setting, results: Results) -> Iterator[Result]:
     seconds = _fastest(setting, lambda: target.copy_(source))
     moved = 2 * source.numel() * source.element_size()
     yield {"what": "copy", "tb_per_s": moved / seconds / 1e12}
-    del source, target
     side = setting.matrix
     left = torch.randn(side, side, device=setting.device).to(torch.bfloat16)
     seconds = _fastest(setting, lambda: left @ left)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from plain_loop import synthetic_job
 from torch import Tensor
 
 from farm.adapters.weights import AdapterWeights

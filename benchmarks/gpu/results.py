@@ -74,7 +74,9 @@ class Results:
 
 
 def _table(results: Sequence[Result]) -> list[str]:
-    names = [name for name in dict.fromkeys(key for one in results for key in one) if name != "kind"]
+    names = [
+        name for name in dict.fromkeys(key for one in results for key in one) if name != "kind"
+    ]
     rows = [
         "| " + " | ".join("" if one.get(name) is None else str(one[name]) for name in names) + " |"
         for one in results

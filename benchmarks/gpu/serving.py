@@ -72,14 +72,14 @@ def _serving(setting: Setting, results: Results) -> Iterator[Result]:
         folder = Path(name)
         workload = _workload(base, setting, folder)
         engine = partial(_engine, base, workload, setting, folder)
+        pictures, waiting = setting.pictures, 2 * setting.pictures
         methods: list[tuple[Callable[[], Any], bool]] = [
             (partial(engine, "mixed adapters"), False),
             (partial(engine, "bare base", bare=True), False),
-            (partial(OneAdapterBatches, base, workload, setting.pictures, RANK, 2 * setting.pictures),
-             False),
-            (partial(PeftMixed, base, workload, setting.pictures, RANK), False),
+            (partial(OneAdapterBatches, base, workload, pictures, RANK, waiting), False),
+            (partial(PeftMixed, base, workload, pictures, RANK), False),
             (partial(Hotswap, base, workload), True),
-        ]  # fmt: skip
+        ]
         mixed = 0.0
         for make, is_slow in methods:
             requests = workload.requests
@@ -171,7 +171,9 @@ def _swap_in(setting: Setting, results: Results) -> Iterator[Result]:
         try:
             folder = Path(workload.registry.store.url) / "adapters"
             loaded = [
-                load_adapter(folder / ref.key / "pytorch_lora_weights.safetensors", bank.layer_names)
+                load_adapter(
+                    folder / ref.key / "pytorch_lora_weights.safetensors", bank.layer_names
+                )
                 for ref in workload.refs
             ]
             for slot, weights in enumerate(loaded):

@@ -42,7 +42,9 @@ class SlotCase:
     def label(self) -> str:
         """Its options in words."""
         words = ["compiled"] * bool(self.compile) + ["captured"] * self.graph
-        words += ["checkpointing"] * self.checkpointing + [self.kernel] * (self.kernel != "products")
+        words += ["checkpointing"] * self.checkpointing + [self.kernel] * (
+            self.kernel != "products"
+        )
         if self.channels_last is not None:
             words.append("channels-last" if self.channels_last else "channels-first")
         return " ".join(words) or "eager"
@@ -79,7 +81,12 @@ def _plain(setting: Setting, results: Results) -> Iterator[Result]:
             wall_s, _ = timed_steps(loop.step, setting.steps, base.device)
         finally:
             loop.unet.unload_lora()
-    yield {"base": base.name, "slots": 1, **_derived(setting, base, 1, wall_s / setting.steps), **found}
+    yield {
+        "base": base.name,
+        "slots": 1,
+        **_derived(setting, base, 1, wall_s / setting.steps),
+        **found,
+    }
 
 
 def _slots(chosen: list[SlotCase], setting: Setting, results: Results) -> Iterator[Result]:

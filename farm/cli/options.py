@@ -191,7 +191,7 @@ class RunOptions(ScoringOptions, PlanOptions):
     compile: Annotated[
         bool | None,
         typer.Option(
-            "--compile/--no-compile", help="Compile the denoiser. Default: only on GPUs."
+            "--compile/--no-compile", help="Compile the denoiser; by default on GPUs, if it pays."
         ),
     ] = None
     samples: Annotated[

@@ -24,7 +24,9 @@ def base(device: torch.device) -> Base:
     return load_base("tiny", device=device, dtype=torch.float32)
 
 
-def opened(base: Base, speed: Speed | None, *, alphas: tuple[float, ...] = (4.0, 4.0)) -> SlotTrainer:
+def opened(
+    base: Base, speed: Speed | None, *, alphas: tuple[float, ...] = (4.0, 4.0)
+) -> SlotTrainer:
     trainer = open_trainer(base, num_slots=3, max_rank=4, speed=speed)
     for number, alpha in enumerate(alphas):
         trainer.admit(build_job(base, number, steps=50, rank=4, alpha=alpha, learning_rate=1e-3))

@@ -54,6 +54,7 @@ class Bank(nn.Module):
 
     flat_ZP: Tensor
     """The master weights: all slots and the zero adapter."""
+
     def __init__(
         self,
         base: Base,

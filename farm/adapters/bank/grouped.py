@@ -64,7 +64,12 @@ def grouped_linear(
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_SNI: Tensor, down_SIk: Tensor, factor: Tensor | None, kernel: Kernel, *parts: Any
+        ctx: Any,
+        x_SNI: Tensor,
+        down_SIk: Tensor,
+        factor: Tensor | None,
+        kernel: Kernel,
+        *parts: Any,
     ) -> tuple[Tensor, ...]:
         weights, biases, ups = parts[0::3], parts[1::3], parts[2::3]
         outputs = [functional.linear(x_SNI, w, b) for w, b in zip(weights, biases, strict=True)]

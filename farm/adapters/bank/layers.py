@@ -78,8 +78,8 @@ class StackedWeights:
     """alpha / rank of this layer in each slot."""
 
     @property
-    def down_SIr(self) -> Tensor:
-        """The layer's own part of its block."""
+    def down(self) -> Tensor:
+        """The layer's own part [S, I, r] of its block."""
         block = self.block
         if block.num_layers == 1:
             return block.down_SIk
@@ -169,7 +169,7 @@ class BankLinear(BankLayer):
         if mode == "none":
             return functional.linear(x, self.weight, self.bias)
         if mode == "grouped":
-            down = self.stacked.down_SIr
+            down = self.stacked.down
             return grouped_linear(x, [self.parts], down, self.grouped_factor, self.route.kernel)[0]
         x_RNI = x.reshape(x.shape[0], -1, x.shape[-1])
         down, up, factor = self.gathered(x)
@@ -258,7 +258,7 @@ class BankConv2d(BankLayer, AdaptedConv2d):
         if mode == "none":
             return y_ROHW
         if mode == "grouped":
-            down, up = self.stacked.down_SIr.to(x.dtype), self.stacked.up_SrO.to(x.dtype)
+            down, up = self.stacked.down.to(x.dtype), self.stacked.up_SrO.to(x.dtype)
             factor = self.grouped_factor
         else:
             down, up, factor = self.gathered(x)

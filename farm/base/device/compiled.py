@@ -26,9 +26,7 @@ BACKENDS = ("aot_eager", "eager")
 class Compiled(Generic[Given, Found]):
     """A function compiled for fixed shapes; if that fails, the original runs instead."""
 
-    def __init__(
-        self, function: Callable[Given, Found], how: bool | str, *, name: str
-    ) -> None:
+    def __init__(self, function: Callable[Given, Found], how: bool | str, *, name: str) -> None:
         """Compile on the first call.
 
         Args:

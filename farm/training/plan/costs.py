@@ -14,6 +14,7 @@ from farm.training.plan.shape import LaneShape
 
 __all__ = [
     "COMPILE_S",
+    "COMPILING_PAYS",
     "CONTEXT_BYTES",
     "fixed_bytes",
     "cpu_rows_per_s",
@@ -75,6 +76,9 @@ SMALL_BASE_THREADS = 1.3
 COMPILE_S = 60.0
 """Seconds in which a lane on a GPU compiles its pass for the first time; a guess, because no GPU
 was measured. A calibration has the measured value."""
+COMPILING_PAYS = 5.0
+"""A lane compiles if it trains this many times longer than compiling takes: the gain was counted at
+a fifth to a quarter of a step."""
 SHARING_LOSS = 0.03
 """Share of the time lost to context switches if several lanes share a GPU."""
 

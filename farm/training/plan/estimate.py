@@ -46,8 +46,6 @@ class Speed:
     """Of all nodes; processes start on them."""
     weight_bytes: int
     uses_ray: bool = True
-    warm_up_s: float = 0.0
-    """Until a lane's first steps are done: compiling."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,8 @@ class Estimate:
     """Steps, and the evaluations of ``keep_best`` and ``early_stop``."""
     pictures_s: float = 0.0
     """Generating samples and the images that quality cards score."""
+    compiles: bool = False
+    """Whether lanes compile their passes, which ``start_s`` then includes."""
     end_s: float = 0.0
     """Publishing adapters, the report."""
 
@@ -96,7 +96,7 @@ def estimate(workload: Workload, speed: Speed) -> Estimate:
 
 
 def _start_s(workload: Workload, speed: Speed) -> float:
-    load_s = speed.weight_bytes / LOAD_BYTES_PER_S + speed.warm_up_s
+    load_s = speed.weight_bytes / LOAD_BYTES_PER_S
     if not speed.uses_ray:
         return IN_PROCESS_START_S + load_s
     processes = speed.lanes + (speed.prior_workers if workload.num_prior_images else 0)

@@ -7,13 +7,14 @@ the candidates.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from farm.base.interface import MemoryFacts
 from farm.errors import PlanError
 from farm.training.plan.costs import (
     CHECKPOINT_FACTOR,
     COMPILE_S,
+    COMPILING_PAYS,
     CONTEXT_BYTES,
     FILL,
     PEAK_SHARE,
@@ -140,14 +141,17 @@ def _estimate(inputs: PlanInputs, checkpointing: bool, *, rate: float, num_gpus:
     speed = Speed(
         rows_per_s=rate,
         forward_s=forward / flops,
-        warm_up_s=COMPILE_S if measured is None else measured.warm_up_s,
         lanes=num_gpus,
         prior_workers=num_gpus,
         cores=hardware.cpus_per_node * hardware.num_nodes,
         weight_bytes=inputs.facts.weight_bytes,
         uses_ray=inputs.workload.uses_ray,
     )
-    return estimate(inputs.workload, speed)
+    expected = estimate(inputs.workload, speed)
+    warm_up_s = COMPILE_S if measured is None else measured.warm_up_s
+    if expected.training_s < COMPILING_PAYS * warm_up_s:
+        return expected
+    return replace(expected, start_s=expected.start_s + warm_up_s, compiles=True)
 
 
 def _split(inputs: PlanInputs, fraction: float) -> Split | None:

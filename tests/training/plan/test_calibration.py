@@ -52,7 +52,8 @@ def points(start_s: float, per_slot_s: float, slot: int, fixed: int) -> tuple[Po
 @pytest.fixture
 def measured() -> Calibration:
     slot = slot_bytes(SD15, SHAPE, False) // 2
-    return calibration_of(*points(0.004, 0.008, slot, SD15.weight_bytes + GIB), SD15, SHAPE, **ABOUT)
+    few, many = points(0.004, 0.008, slot, SD15.weight_bytes + GIB)
+    return calibration_of(few, many, SD15, SHAPE, **ABOUT)
 
 
 def test_two_points_give_the_speed_and_memory_of_any_number_of_slots(measured: Calibration) -> None:
@@ -83,7 +84,15 @@ def test_later_plans_use_the_file_of_their_card(measured: Calibration) -> None:
     step_s = 0.004 + planned.slots * 0.008
     assert planned.rows_per_s == pytest.approx(planned.slots * 2 / step_s)
     assert planned.slots > modelled.slots
+    assert planned.estimate.compiles
     assert planned.estimate.start_s - modelled.estimate.start_s == pytest.approx(45.0 - 60.0)
+
+
+def test_a_lane_with_little_to_train_does_not_compile() -> None:
+    few = make_plan(SD15, workload_of([RECIPE], 512), CARD)
+    many = make_plan(SD15, workload_of([RECIPE] * 1000, 512), CARD)
+    assert (few.estimate.compiles, many.estimate.compiles) == (False, True)
+    assert many.estimate.start_s - few.estimate.start_s >= 60
 
 
 def test_a_damaged_file_is_named(measured: Calibration) -> None:
@@ -110,7 +119,7 @@ def base() -> Base:
 
 def test_a_calibration_measures_a_real_trainer(base: Base, tmp_path: Path) -> None:
     lines: list[str] = []
-    found = calibrate(base, timed_s=0.3, say=lines.append)
+    found = calibrate(base, timed_s=0.1, say=lines.append)
     assert found.flops_per_s > 0
     assert found.warm_up_s > 0
     assert found.how.startswith("eager")
