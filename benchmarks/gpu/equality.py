@@ -42,7 +42,7 @@ def _equality(setting: Setting, results: Results) -> Iterator[Result]:
         yield _compared("device against CPU, float32", eager, expected, ADAPTERS_BOUND)
         fast = (
             ("captured against eager", SlotCase(3, graph=True)),
-            ("compiled against eager", SlotCase(3, compile=setting.compile)),
+            *[("compiled against eager", SlotCase(3, compile=True))] * setting.on_gpu,
             ("Triton kernel against eager", SlotCase(3, kernel="triton")),
         )
         for what, case in fast:

@@ -62,7 +62,7 @@ class Setting:
             rank=2,
             eager_slots=(2, 1),
             fast_slots=(1,),
-            compile="aot_eager",
+            compile="eager",
             large_build="",
             requests=4,
             pictures=2,

@@ -1,7 +1,7 @@
 """Attention whose query, key and value adapters read their input once.
 
-Owns an attention processor for training. It stands in for diffusers' own in the attentions whose
-projections a bank adapts together; other calls go to the original processor.
+Owns an attention processor for training. It replaces diffusers' own in the attentions whose
+projections a bank adapts together, and passes other calls on to it.
 
 Legend: R rows, N positions, T tokens, D width, h heads, d width of a head.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -99,11 +100,8 @@ def _projected(
 
 
 def _shared(layers: Sequence[BankLinear], x: Tensor) -> tuple[Tensor, ...]:
-    first = layers[0]
-    return grouped_linear(
-        x,
-        [layer.parts for layer in layers],
-        first.stacked.block.down_SIk,
-        first.grouped_factor,
-        "products",
-    )
+    factors = [layer.grouped_factor for layer in layers if layer.grouped_factor is not None]
+    rank = layers[0].stacked.up_SrO.shape[1]
+    factor_S1k = torch.cat([one.expand(-1, 1, rank) for one in factors], 2) if factors else None
+    parts = [layer.parts for layer in layers]
+    return grouped_linear(x, parts, layers[0].stacked.block.down_SIk, factor_S1k, "products")

@@ -1,8 +1,8 @@
 """The grouped product: frozen linear layers of one input, plus each slot's adapters on them.
 
 Owns the forward and backward arithmetic of training. Layers that read the same input share one
-product with their down halves. Sums are made in place in both directions, which autograd does not
-do by itself: it adds the gradients of the frozen layer and of the adapter, and those of several
+product with their down halves. Sums are made in place in both directions, unlike in
+autograd, which adds the gradients of the frozen layer and of the adapter, and those of several
 layers of one input, with one pass over memory each.
 
 Legend: S slots, N positions of a slot's rows, I inputs, O outputs, r rank, m layers of one input.
@@ -40,7 +40,7 @@ def grouped_linear(
     x: Tensor,
     parts: Sequence[LinearParts],
     down_SIk: Tensor,
-    factor_S11: Tensor | None,
+    factor: Tensor | None,
     kernel: Kernel = "products",
 ) -> tuple[Tensor, ...]:
     """``x W^T + b + (x A) B`` of m layers with the same input.
@@ -48,7 +48,7 @@ def grouped_linear(
     Args:
         x: [R, …, I], rows in S equal groups.
         down_SIk: the m down halves side by side, k = m·r.
-        factor_S11: on the hidden values; None means 1.
+        factor: on the hidden values, [S, 1, 1] or [S, 1, k]; None means 1.
 
     Returns:
         [R, …, O] for each layer.
@@ -57,7 +57,7 @@ def grouped_linear(
     tensors: list[Tensor | None] = []
     for part in parts:
         tensors += [part.weight_OI, part.bias_O, part.up_SrO.to(x.dtype)]
-    outputs = _GroupedLinear.apply(x_SNI, down_SIk.to(x.dtype), factor_S11, kernel, *tensors)  # type: ignore[no-untyped-call]
+    outputs = _GroupedLinear.apply(x_SNI, down_SIk.to(x.dtype), factor, kernel, *tensors)  # type: ignore[no-untyped-call]
     return tuple(y_SNO.view(*x.shape[:-1], -1) for y_SNO in outputs)
 
 

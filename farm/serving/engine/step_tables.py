@@ -111,7 +111,7 @@ def _reproduces(table: StepTable, scheduler: Any) -> bool:
     for timestep, factors in zip(scheduler.timesteps, table.factors_T6, strict=True):
         prediction = torch.randn(latent.shape, generator=generator)
         model_input(scheduler, expected, timestep)  # Euler asks for it before each step
-        latent, estimate = _step(latent, prediction, estimate, [[value] for value in factors])
+        latent, estimate = _step(latent, prediction, estimate, list(torch.tensor(factors)))
         expected = scheduler.step(prediction, timestep, expected, return_dict=False)[0]
     return bool(torch.allclose(latent, expected, rtol=TOLERANCE, atol=TOLERANCE))
 
@@ -127,16 +127,14 @@ def step_all(
     """
     table_P6 = sent(torch.tensor(factors, dtype=torch.float32), latents_PCHW.device)
     columns = table_P6.t().reshape(6, -1, 1, 1, 1)
-    return _step(latents_PCHW, predictions_PCHW, estimates_PCHW, columns)
+    return _step(latents_PCHW, predictions_PCHW, estimates_PCHW, list(columns))
 
 
-def _step(latent: Tensor, prediction: Tensor, estimate: Tensor, factors: Any) -> Any:
+def _step(
+    latent: Tensor, prediction: Tensor, estimate: Tensor, factors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     """Elementwise, so that a picture's rounding does not depend on the others of the pass."""
-    of_latent, of_estimate = factors[:3], factors[3:]
-    if not isinstance(factors, Tensor):
-        of_latent = [torch.tensor(value) for value in of_latent]
-        of_estimate = [torch.tensor(value) for value in of_estimate]
-    after = latent * of_latent[0]
-    after = after.addcmul_(prediction, of_latent[1]).addcmul_(estimate, of_latent[2])
-    clean = (latent * of_estimate[0]).addcmul_(prediction, of_estimate[1])
+    after = latent * factors[0]
+    after = after.addcmul_(prediction, factors[1]).addcmul_(estimate, factors[2])
+    clean = (latent * factors[3]).addcmul_(prediction, factors[4])
     return after, clean

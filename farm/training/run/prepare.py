@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.registry import Registry
+from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
@@ -195,4 +196,10 @@ def this_machine() -> Hardware:
     if not torch.cuda.is_available():
         return Hardware(None, 0, 0, cpus)
     properties = torch.cuda.get_device_properties(0)
-    return Hardware(properties.name, properties.total_memory, torch.cuda.device_count(), cpus)
+    return Hardware(
+        properties.name,
+        properties.total_memory,
+        torch.cuda.device_count(),
+        cpus,
+        uses_mps=mps_is_running(),
+    )
