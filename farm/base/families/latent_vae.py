@@ -102,7 +102,8 @@ class LatentVae:
         device = self.vae.device
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free) // 4 // (PIXEL_VALUES * self.vae.dtype.itemsize)
+        num_bytes: int = PIXEL_VALUES * self.vae.dtype.itemsize
+        return int(free) // 4 // num_bytes
 
     def _in_batches(self, run: Callable[[Tensor], Tensor], rows: Tensor, pixels: int) -> Tensor:
         """Process few images at once on a GPU: the VAE needs far more memory than the denoiser."""

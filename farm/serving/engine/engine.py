@@ -274,27 +274,27 @@ class Engine:
             if not isinstance(error, torch.OutOfMemoryError):
                 LOG.exception("a pass of %d pictures failed", len(rows))
             failed = without_frames(error)
-        # outside the handler, which holds the failed pass's memory
-        if isinstance(failed, torch.OutOfMemoryError):
-            self._shrink(rows)
-            return
-        if failed is not None:
-            self._isolate(rows)
+        if failed is not None:  # outside the handler, which holds the failed pass's memory
+            is_full = isinstance(failed, torch.OutOfMemoryError)
+            self._shrink(rows) if is_full else self._isolate(rows)
             return
         num_rows = sum(row.num_rows for row in rows)
         for row in rows:
             row.rows_seen += num_rows
             row.largest_pass = max(row.largest_pass, num_rows)
-        errors = advance_all([row.sampler for row in rows], predictions_PCHW)
-        for row, error in zip(rows, errors, strict=True):
-            if error is None:
-                self._report(row)
-            else:
-                failure = FarmError("the scheduler failed", "try another scheduler")
-                self._fail_row(row, caused_by(error, failure))
+        self._advance(rows, predictions_PCHW)
         self.capacity.pace()
         self._count_pass(rows, num_rows, time.monotonic() - started_s)
         self._finish([row for row in rows if row.sampler.is_done])
+
+    def _advance(self, rows: list[Row], predictions_PCHW: torch.Tensor) -> None:
+        errors = advance_all([row.sampler for row in rows], predictions_PCHW)
+        for row, failed in zip(rows, errors, strict=True):
+            if failed is None:
+                self._report(row)
+            else:
+                failure = FarmError("the scheduler failed", "try another scheduler")
+                self._fail_row(row, caused_by(failed, failure))
 
     def _report(self, row: Row) -> None:
         step, steps = row.sampler.step, row.sampler.num_steps
@@ -378,7 +378,7 @@ class Engine:
         self._denoiser.forget(rows[0].waiting.size)
         for row in rows:
             try:
-                self._advance(row, self._denoiser.predict([row]))
+                self._advance([row], self._denoiser.predict([row]))
             except Exception as error:
                 failure = FarmError("the picture could not be generated", "try again")
                 self._fail_row(row, caused_by(error, failure))

@@ -103,7 +103,7 @@ def test_a_scale_that_is_part_of_the_weights_gives_the_gradients_of_one_that_is_
         found.append((output.float().detach(), gradients))
         bank.close()
     for ours, theirs in zip(found[1], found[0], strict=True):
-        assert (ours - theirs).norm() / theirs.norm() < 0.03
+        assert (ours - theirs).norm() / theirs.norm() < 0.05
 
 
 def test_default_recipes_multiply_by_no_scale(base: Base) -> None:
