@@ -25,7 +25,7 @@ from farm.keys import bytes_digest, file_digest
 from farm.safe_names import is_safe_name
 from farm.storage import Store
 
-__all__ = ["NamedAdapter", "Registry"]
+__all__ = ["SAMPLES", "NamedAdapter", "Registry"]
 
 PARALLEL_READS = 16
 """Concurrent store look-ups; on object stores each takes tens of milliseconds."""
@@ -52,6 +52,13 @@ class NamedAdapter:
     another namespace that shares the job. None in pointers written by older versions."""
     earlier: tuple[NamedAdapter, ...] = ()
     """Previous adapters of the name, latest first."""
+
+    def shows(self, picture: str, record: AdapterRecord) -> bool:
+        """Whether a sample image of the adapter's record is this name's own."""
+        if self.samples is not None:
+            return picture in self.samples
+        # a name of an older farm version: the samples are those of the first training
+        return self.namespace == record.namespace and picture.startswith(SAMPLES[0])
 
     def version(self, job_key: str) -> NamedAdapter | None:
         """The current or an earlier adapter of the name, by job key."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from farm.base.fingerprint import cache_folder, fingerprint_folder, weight_files
-from farm.base.names import EMBEDDED, BuiltName, Fetched
+from farm.base.names import EMBEDDED, BuiltName, Fetched, edition_of
 from farm.base.quiet import quiet_loading
 from farm.errors import BaseModelError
 from farm.keys import digest
@@ -58,8 +58,9 @@ def load_base(
     """Load a frozen base model.
 
     Args:
-        name: ``embedded``; ``tiny``, ``tiny-v`` or ``sd15`` (random weights); a folder; an fsspec
-            URL of a folder; or a hub id such as ``stable-diffusion-v1-5/stable-diffusion-v1-5``.
+        name: ``embedded`` or an edition of it; ``tiny``, ``tiny-v`` or ``sd15`` (random weights);
+            a folder; an fsspec URL of a folder; or a hub id such as
+            ``stable-diffusion-v1-5/stable-diffusion-v1-5``.
         device: where the weights go.
         dtype: of the weights; None means float32 on a CPU, and elsewhere the half precision that
             suits the family.
@@ -72,6 +73,7 @@ def load_base(
     """
     import torch as torch_
 
+    name = edition_of(name)
     place = torch_.device(device)
     if name in get_args(BuiltName):
         _refuse_revision(name, revision)
@@ -104,7 +106,7 @@ def resolve_folder(
     Raises:
         BaseModelError: as ``load_base``.
     """
-    if name == EMBEDDED:
+    if edition_of(name) == EMBEDDED:
         _refuse_revision(name, revision)
         return _checked(embedded_folder(), name)
     if "://" in name:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from tokenizers import Tokenizer
 
-from farm.base.names import EMBEDDED, BuiltName
+from farm.base.names import EMBEDDED, BuiltName, edition_of
 from farm.errors import BaseModelError
 
 __all__ = ["PromptReader", "prompt_reader"]
@@ -30,7 +30,12 @@ USUAL_TOKENS = 77
 class PromptReader:
     """Finds the end of a prompt that exceeds a base's token limit. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int, base: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        base: str,
+    ) -> None:
         """Copy the tokenizer on first use.
 
         Args:
@@ -41,6 +46,8 @@ class PromptReader:
         self._source = tokenizer
         self.max_tokens = max_tokens
         self.base = base
+        self.class_nouns: tuple[str, ...] = ()
+        """The only classes that the base can generate; empty if it has no such list."""
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -74,8 +81,13 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
     """
     if base in get_args(BuiltName):
         return None
-    if base == EMBEDDED:
-        return _from_folder(Path(__file__).parent / "embedded" / "weights" / FOLDER, base)
+    if edition_of(base) == EMBEDDED:
+        from farm.base.embedded.world.words import CLASS_NOUNS
+
+        folder = Path(__file__).parent / "embedded" / "weights" / FOLDER
+        reader = _from_folder(folder, base)
+        reader.class_nouns = CLASS_NOUNS
+        return reader
     if "://" in base:
         return _from_url(base)
     if Path(base).expanduser().is_dir():

@@ -16,12 +16,18 @@ from PIL import Image
 
 from farm.adapters.bank.bank import Bank
 from farm.base.interface import Base
-from farm.base.names import EMBEDDED
+from farm.base.names import EMBEDDED, edition_of
 from farm.intake.job import JobSpec
 from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
-from farm.quality.protocol import ScoringBudget
+from farm.quality.protocol import (
+    SHORT_SHARE,
+    ScoringBudget,
+    share_to_score,
+    steps_to_score,
+)
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
+from farm.recipe import Recipe
 from farm.training.lane.settings import Judged, Pictures
 
 __all__ = ["QualityJudge"]
@@ -30,10 +36,19 @@ NO_SCORER = (
     "No scorer was given: pass --scorer a CLIP folder or hub id, or set FARM_SCORER, or write "
     "`scorer` under the manifest's `defaults`."
 )
-TOO_SHORT = (
-    "Too few training steps: scoring would exceed its share of the training time. Train longer, "
-    "or raise --scoring-share."
-)
+SWITCHED_OFF = "Scoring is switched off: its share of the training cost is 0 (--scoring-share)."
+
+
+def too_short(recipe: Recipe, share: float) -> str:
+    """Why a recipe's adapters are not scored, and what changes that."""
+    if share <= 0:
+        return SWITCHED_OFF
+    return (
+        f"{recipe.steps} training steps are too few: scoring would cost more than "
+        f"{max(share, SHORT_SHARE):.0%} of the training. Train at least "
+        f"{steps_to_score(recipe, share)} steps, or set --scoring-share "
+        f"{share_to_score(recipe):g}."
+    )
 
 
 @dataclass
@@ -68,7 +83,7 @@ class QualityJudge:
         for slot, spec in specs.items():
             budget = self._budget(spec)
             if budget is None:
-                judged[slot] = Judged(missing_card(TOO_SHORT))
+                judged[slot] = Judged(missing_card(too_short(spec.subject.recipe, self._share)))
             else:
                 groups[budget].append(slot)
         for budget, slots in groups.items():
@@ -84,26 +99,37 @@ class QualityJudge:
         """The cost of these jobs' cards: their own images, and the base's once per class and
         budget."""
         if self._scorer_name(base_name) is None:
-            return Pictures(0, 0)
+            return Pictures(0, 0, (f"no adapter will be scored: {NO_SCORER}",) if specs else ())
         num = rows = 0
+        unscored: list[JobSpec] = []
         met = set()
         for spec in specs:
             budget = self._budget(spec)
             if budget is None:
+                unscored.append(spec)
                 continue
             kind = (budget, spec.subject.class_noun, spec.subject.class_prompt)
             times = 1 if kind in met else 2
             met.add(kind)
             num += times * budget.num_pictures
             rows += times * budget.denoiser_rows
-        return Pictures(num, rows)
+        return Pictures(num, rows, self._notes(unscored))
+
+    def _notes(self, unscored: Sequence[JobSpec]) -> tuple[str, ...]:
+        if not unscored:
+            return ()
+        count = f"{len(unscored)} subject{'s' if len(unscored) > 1 else ''} will not be scored"
+        return (f"{count}: {too_short(unscored[0].subject.recipe, self._share)}",)
 
     def _scorer_name(self, base_name: str) -> str | None:
-        return self.settings.scorer or (EMBEDDED if base_name == EMBEDDED else None)
+        return self.settings.scorer or (EMBEDDED if edition_of(base_name) == EMBEDDED else None)
 
     def _budget(self, spec: JobSpec) -> ScoringBudget | None:
-        share = DEFAULT_SHARE if self.settings.share is None else self.settings.share
-        return ScoringBudget.within(spec.subject.recipe, share)
+        return ScoringBudget.within(spec.subject.recipe, self._share)
+
+    @property
+    def _share(self) -> float:
+        return DEFAULT_SHARE if self.settings.share is None else self.settings.share
 
     def _examiner(self, base: Base, bank: Bank, budget: ScoringBudget, name: str) -> Examiner:
         """One examiner per budget; the base's images stay valid when a lane builds a new bank."""

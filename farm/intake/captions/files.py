@@ -10,28 +10,37 @@ import posixpath
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Literal
 
 from farm.errors import Fault
 from farm.intake.captions.photo_table import PhotoRow, PhotoTable, read_photo_table
+from farm.intake.captions.unread import (
+    TABLE_SUFFIXES,
+    is_table_name,
+    json_sidecars,
+    unread_sidecars,
+    unread_texts,
+    unused_list,
+)
 from farm.intake.errors import PhotoFault
+from farm.intake.faults import similar_name
 from farm.intake.parsing.text_files import text_of
 from farm.intake.rows import CaptionStyle
 
 __all__ = ["TABLE_SUFFIXES", "Caption", "Captions", "Names", "is_table_name"]
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""Suffixes of tables that may caption the photos beside them."""
 METADATA_STEM = "metadata"
 """A table of this name is meant for the photos beside it, as for Hugging Face's imagefolder."""
 MAX_CAPTION_BYTES = 64 * 2**10
 """Maximum size of one sidecar file; the text encoder reads 77 tokens."""
+MAX_TABLES = 20
+"""Tables of captions read in one folder or archive."""
 MAX_TABLE_BYTES = 64 * 2**20
 """Maximum size of a table of captions: ten thousand photos with a page of text each."""
-MAX_TOLD_ROWS = 50
+MAX_LISTED_ROWS = 50
 """Rows of one table without a photo that are reported one by one."""
 FEW_ORPHANS = 2
 """Minimum number of texts without a photo that count as captions; fewer may be the user's notes."""
@@ -44,11 +53,6 @@ class Caption:
     text: str
     file: str
     line: int
-
-
-def is_table_name(name: str) -> bool:
-    """Whether a file may be a table of captions, by its suffix."""
-    return name.lower().endswith((*TABLE_SUFFIXES, "metadata.json"))
 
 
 class Names:
@@ -102,22 +106,33 @@ class Captions:
         self._others = Names(name for name in every if not name.lower().endswith(suffixes))
         self._listed: dict[str, Caption] = {}
         self.faults: list[Fault] = []
-        """Of tables, and of texts that are not read."""
+        """Of tables, and of files that are not read."""
+        sidecars: list[str] = []
         if self._style.has_tables:
-            tables = [name for name in every if is_table_name(name)]
-            for name in sorted(tables, key=lambda one: (not _is_metadata(one), one)):
+            sidecars = json_sidecars(every)
+            tables = [name for name in every if is_table_name(name) and name not in sidecars]
+            tables.sort(key=lambda one: (not _is_metadata(one), one))
+            for name in tables[:MAX_TABLES]:
                 self._take_table(name)
-        self._tell_unread(every)
+            if len(tables) > MAX_TABLES:
+                message = f"there are {len(tables)} tables here; the first {MAX_TABLES} are read"
+                remedy = "keep the captions in one table"
+                self.add_fault(tables[MAX_TABLES], None, message, remedy, is_warning=True)
+        self._report_unread(every, sidecars)
 
     def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
         """The caption of a photo, by its path from the folder; its faults are added to the list."""
-        told = faults if faults is not None else []
-        return self._beside(photo, told) or self._listed.get(photo)
+        found = faults if faults is not None else []
+        return self._beside(photo, found) or self._listed.get(photo)
 
     def orphans(self, photos: Iterable[str]) -> list[Fault]:
         """A warning of caption files that belong to none of the photos of the folder."""
         owned = {text for photo in photos for text in self._text_names(photo)}
         orphans = [name for name in self._texts if name not in owned]
+        if len(orphans) == 1:
+            with suppress(PhotoFault):
+                unused = self._unused(orphans[0], self._read(orphans[0]))
+                return [unused] if unused is not None else []
         if len(orphans) < FEW_ORPHANS and not any(name.endswith(".caption") for name in orphans):
             return []
         names = ", ".join(orphans[:3]) + ("…" if len(orphans) > 3 else "")
@@ -165,16 +180,18 @@ class Captions:
         try:
             data = self._read(name)
         except PhotoFault as fault:
-            self._tell(name, None, fault.message, fault.remedy)
+            self.add_fault(name, None, fault.message, fault.remedy)
             return
         if len(data) > MAX_TABLE_BYTES:
             message = f"it is larger than {MAX_TABLE_BYTES // 2**20} MiB"
-            self._tell(
+            self.add_fault(
                 name, None, message, "keep the photos' captions alone", is_warning=not is_meant
             )
             return
         table = read_photo_table(data, self._place(name))
         if not is_meant and not (table.names_photos and table.has_captions):
+            if (unused := self._unused(name, data)) is not None:
+                self.faults.append(unused)
             return
         self.faults += table.faults
         if self._is_fit(table, name):
@@ -184,19 +201,24 @@ class Captions:
         """Whether a table names photos and holds captions; reports what it lacks."""
         if not table.rows:
             if not table.faults:
-                self._tell(name, None, "it holds no rows", "remove it", is_warning=True)
+                self.add_fault(name, None, "it holds no rows", "remove it", is_warning=True)
             return False
         columns = ", ".join(f"`{column}`" for column in table.columns.values()) or "none"
         if not table.names_photos:
             message = f"no column names the photos; its columns are {columns}"
-            self._tell(name, 1, message, "name the column of the photos `file_name`")
+            self.add_fault(name, 1, message, "name the column of the photos `file_name`")
             return False
         if not table.has_captions:
             message = f"no column holds captions; its columns are {columns}"
             remedy = "name the column of the captions `text`"
-            self._tell(name, 1, message, remedy, is_warning=True)
+            self.add_fault(name, 1, message, remedy, is_warning=True)
             return False
         return True
+
+    def _unused(self, name: str, data: bytes) -> Fault | None:
+        photos = [one for one in self._others if not is_table_name(one)]
+        unused = unused_list(data[:MAX_CAPTION_BYTES], photos)
+        return None if unused is None else self._fault(name, None, *unused, is_warning=True)
 
     # -- faults -----------------------------------------------------------------------------------
 
@@ -206,22 +228,19 @@ class Captions:
         severity: Literal["error", "warning"] = "warning" if is_warning else "error"
         return Fault(self._place(name), message, remedy, line, "caption", severity=severity)
 
-    def _tell(
+    def add_fault(
         self, name: str, line: int | None, message: str, remedy: str, *, is_warning: bool = False
     ) -> None:
+        """Add a fault of one file, which is named by its path in the folder."""
         self.faults.append(self._fault(name, line, message, remedy, is_warning))
 
-    def _tell_unread(self, every: list[str]) -> None:
-        suffix = self._style.unread_suffix
-        unread = [name for name in every if suffix and name.lower().endswith(suffix)]
-        if not unread or any(True for _ in self._texts):
+    def _report_unread(self, every: list[str], sidecars: list[str]) -> None:
+        if any(True for _ in self._texts):
             return
-        message = (
-            f"{len(unread)} `{suffix}` files are not read: `caption_extension` is "
-            f"`{self._style.suffixes[0]}` where it is not given"
-        )
-        remedy = f'add `caption_extension = "{suffix}"` to read them as captions'
-        self._tell(unread[0], None, message, remedy, is_warning=True)
+        found = self._style.unread_suffix and unread_texts(every, self._style)
+        found = found or unread_sidecars(sidecars, self._read)
+        if found:
+            self.add_fault(*found, is_warning=True)
 
 
 class _TableMatch:
@@ -238,7 +257,7 @@ class _TableMatch:
         folders = {posixpath.dirname(file) for file in files}
         self._shared = folders.pop() if len(folders) == 1 else ""
         """The folder that all rows name, if they name the same one."""
-        self._told_shared = False
+        self._has_reported_shared = False
 
     def take(self) -> None:
         """Apply every row; report those that caption no photo."""
@@ -249,18 +268,18 @@ class _TableMatch:
             if not self._take(row, file)
         ]
         is_meant = _is_metadata(self._name)
-        for row, file in lost[:MAX_TOLD_ROWS]:
+        for row, file in lost[:MAX_LISTED_ROWS]:
             message = f"`{file}` is not a photo here, so its row captions none"
             if not file:
                 message = "it names no photo"
-            self._owner._tell(
+            self._owner.add_fault(
                 self._name, row.line, message, self._remedy(file), is_warning=not is_meant
             )
-        if len(lost) > MAX_TOLD_ROWS:
-            message = f"{len(lost) - MAX_TOLD_ROWS} more rows from here on caption no photo"
-            line = lost[MAX_TOLD_ROWS][0].line
+        if len(lost) > MAX_LISTED_ROWS:
+            message = f"{len(lost) - MAX_LISTED_ROWS} more rows from here on caption no photo"
+            line = lost[MAX_LISTED_ROWS][0].line
             remedy = "correct the file names, or remove the rows"
-            self._owner._tell(self._name, line, message, remedy, is_warning=not is_meant)
+            self._owner.add_fault(self._name, line, message, remedy, is_warning=not is_meant)
 
     def _take(self, row: PhotoRow, file: str) -> bool:
         photo = self._found(_plain(file), row.line) if file else None
@@ -271,7 +290,7 @@ class _TableMatch:
             return True
         if row.choices > 1:
             message = f"it has {row.choices} captions; the first is taken"
-            self._owner._tell(
+            self._owner.add_fault(
                 self._name, row.line, message, "give each photo one caption", is_warning=True
             )
         text = self._owner._style.finished(row.caption)
@@ -279,7 +298,7 @@ class _TableMatch:
         first = self._owner._listed.setdefault(photo, caption)
         if first.text != text:
             message = f"`{file}` has another caption in {first.file}, line {first.line}, which wins"
-            self._owner._tell(self._name, row.line, message, "remove one", is_warning=True)
+            self._owner.add_fault(self._name, row.line, message, "remove one", is_warning=True)
         return True
 
     def _found(self, file: str, line: int) -> str | None:
@@ -288,7 +307,7 @@ class _TableMatch:
         if photo is not None:
             if _nfc(photo) != _nfc(path):
                 message = f"`{file}` is taken for {photo}, whose name differs in case"
-                self._owner._tell(
+                self._owner.add_fault(
                     self._name, line, message, "spell both names alike", is_warning=True
                 )
             return photo
@@ -303,18 +322,18 @@ class _TableMatch:
             return None
         name = posixpath.join(self._folder, posixpath.basename(file))
         photo = self._names.find(name)
-        if photo is not None and not self._told_shared:
-            self._told_shared = True
+        if photo is not None and not self._has_reported_shared:
+            self._has_reported_shared = True
             message = f"its file names are read without their folder `{self._shared}`"
             remedy = "write them as seen from the table"
-            self._owner._tell(self._name, None, message, remedy, is_warning=True)
+            self._owner.add_fault(self._name, None, message, remedy, is_warning=True)
         return photo
 
     def _remedy(self, file: str) -> str:
-        names = [posixpath.relpath(one, self._folder or ".") for one in self._names]
-        names = [one for one in names if not is_table_name(one)][:1_000]
-        if close := get_close_matches(_plain(file), names, n=1, cutoff=0.6):
-            return f"did you mean `{close[0]}`?"
+        photos = (one for one in self._names if not is_table_name(one))
+        names = (posixpath.relpath(one, self._folder or ".") for one in photos)
+        if (close := similar_name(_plain(file), names)) is not None:
+            return f"did you mean `{close}`?"
         return "correct the name, add the photo, or remove the row"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from farm.intake.rows import CaptionStyle
@@ -19,12 +20,14 @@ __all__ = [
     "decorated",
     "folder_fault",
     "is_escaped_path",
+    "misspelled",
     "recipe_of",
+    "training_settings_fault",
     "unused_options",
 ]
 
 Options = dict[str, Any]
-Told = list[tuple[str, str, str]]
+OptionFaults = list[tuple[str, str, str]]
 """Option, message and remedy of each."""
 
 TAKEN_OVER = frozenset(
@@ -44,6 +47,21 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "caption_separator": (",",),
 }
 """Options whose usual values change nothing; any option that is off (false, 0, "") is neutral."""
+KNOWN_UNUSED = frozenset(
+    ("keep_tokens", "keep_tokens_separator", "secondary_separator", "shuffle_caption")
+    + ("caption_separator", "caption_dropout_rate", "caption_dropout_every_n_epochs")
+    + ("caption_tag_dropout_rate", "color_aug", "face_crop_aug_range", "random_crop")
+    + (
+        "token_warmup_min",
+        "token_warmup_step",
+        "enable_wildcard",
+        "alpha_mask",
+        "network_multiplier",
+    )
+    + ("conditioning_data_dir", "custom_attributes", "debug_dataset", "validation_split")
+    + ("validation_seed", "batch_size_per_device")
+)
+"""Options of kohya's scripts that have no effect here, and that no other option misspells."""
 DEFAULT_CAPTION_EXTENSION = ".caption"
 """The default of kohya's scripts."""
 ESCAPE_REMEDY = (
@@ -65,6 +83,23 @@ def unused_options(options: Options) -> Iterator[str]:
         if value in NEUTRAL.get(name, ()) and not options.get("shuffle_caption"):
             continue
         yield name
+
+
+def misspelled(name: str) -> str | None:
+    """The option that is used and that an unknown name nearly spells."""
+    if name in KNOWN_UNUSED:
+        return None
+    close = get_close_matches(name, TAKEN_OVER, n=1, cutoff=0.8)
+    return close[0] if close else None
+
+
+def training_settings_fault(folder: str) -> tuple[tuple[str], str, str]:
+    """Field, message and remedy of a file with kohya's settings for a training."""
+    return (
+        ("train_data_dir",),
+        "these are kohya's settings of a training, not a dataset config",
+        f"name its folder of photos instead, {folder}; recipe fields are given with --set",
+    )
 
 
 def folder_fault(subset: Options) -> tuple[str, str] | None:
@@ -96,15 +131,15 @@ def _text(options: Options, name: str) -> str:
     return " ".join(str(options.get(name) or "").split())
 
 
-def caption_style(subset: Options) -> tuple[CaptionStyle, Told]:
+def caption_style(subset: Options) -> tuple[CaptionStyle, OptionFaults]:
     """How a subset's captions are read."""
-    told: Told = []
+    faults: OptionFaults = []
     given = subset.get("caption_extension", DEFAULT_CAPTION_EXTENSION)
     extension = str(given).strip()
     if not extension.startswith("."):
         extension = f".{extension}"
         message = f"`{given}` is read as `{extension}`; kohya's scripts want the dot"
-        told.append(("caption_extension", message, f'write "{extension}"'))
+        faults.append(("caption_extension", message, f'write "{extension}"'))
     identifier = _text(subset, "class_tokens").partition(" ")[0] or "sks"
     style = CaptionStyle(
         suffixes=(extension.lower(),),
@@ -117,13 +152,13 @@ def caption_style(subset: Options) -> tuple[CaptionStyle, Told]:
             f'put {identifier} into it, or before every caption: `caption_prefix = "{identifier}"`'
         ),
     )
-    return style, told
+    return style, faults
 
 
-def recipe_of(options: Options) -> tuple[Options, Told]:
+def recipe_of(options: Options) -> tuple[Options, OptionFaults]:
     """The fields of the recipe that a subset's options give."""
     recipe: Options = {}
-    told: Told = []
+    faults: OptionFaults = []
     if "batch_size" in options:
         recipe["instance_rows"] = options["batch_size"]
     if "flip_aug" in options:
@@ -137,5 +172,5 @@ def recipe_of(options: Options) -> tuple[Options, Told]:
         recipe["resolution_px"] = side
     elif side is not None:
         message = f"the resolution {side} is not square"
-        told.append(("resolution", message, "give one number; crops are square"))
-    return recipe, told
+        faults.append(("resolution", message, "give one number; crops are square"))
+    return recipe, faults

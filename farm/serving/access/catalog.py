@@ -19,7 +19,7 @@ from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.safe_names import is_job_key, is_safe_name
-from farm.serving.ttl_cache import MAX_AGE_S, TtlCache
+from farm.serving.ttl_cache import MAX_AGE_S, NUM_STORE_THREADS, TtlCache
 
 __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 
@@ -41,8 +41,9 @@ class AdapterFacts:
     namespace: str
     name: str
     identifier: str
-    class_noun: str
-    instance_prompt: str
+    class_noun: str | None
+    instance_prompt: str | None
+    """Both as the namespace that trained it wrote them; None for another that shares the job."""
     base_id: str
     base_fingerprint: str
     created: str
@@ -160,10 +161,14 @@ class Catalog:
         return Page(shown, len(behind) > limit, len(matching))
 
     async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
+        # a name waits here for its turn, so that the cache's patience counts only its own read
+        turns = asyncio.Semaphore(NUM_STORE_THREADS)
+
         async def one(name: str) -> NamedAdapter | None:
             try:
-                return await self._page_names.get((namespace, name))
-            except (FileNotFoundError, StoreError, AdapterFileError):
+                async with turns:
+                    return await self._page_names.get((namespace, name))
+            except (FileNotFoundError, AdapterFileError):
                 return None
 
         return await asyncio.gather(*(one(name) for name in names))
@@ -239,10 +244,13 @@ def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
     else:  # a name of an older farm version: the samples are those of the first training
         is_own = facts.namespace == named.namespace
         samples = tuple(file for file in facts.samples if is_own and file.startswith("samples/"))
+    is_own = facts.namespace == named.namespace
     return replace(
         facts,
         namespace=named.namespace,
         name=named.name,
+        class_noun=facts.class_noun if is_own else None,
+        instance_prompt=facts.instance_prompt if is_own else None,
         created=named.created or facts.created,
         samples=samples,
     )

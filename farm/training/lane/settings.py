@@ -50,6 +50,8 @@ class Pictures:
     num: int
     rows: int
     """Forward rows of the denoiser."""
+    notes: tuple[str, ...] = ()
+    """What the plan should say about them, such as why an adapter is not scored."""
 
 
 class Judge(Protocol):

@@ -14,7 +14,7 @@ from functools import partial
 
 from farm.adapters.registry import Registry
 from farm.base.device.sharing import mps_is_running
-from farm.base.names import Fetched
+from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
@@ -56,7 +56,7 @@ def prepare_run(
         request.manifest,
         strict=False,
         recipe=request.recipe,
-        base_recipe=BASE_RECIPES.get(request.base),
+        base_recipe=BASE_RECIPES.get(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
     base = base_facts(request.base, request.revision, fetched)
@@ -138,7 +138,10 @@ def _prepared(
 def _plan(
     request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
 ) -> Plan:
-    workload = _workload(request, base, rest, priors)
+    cards = Pictures(0, 0)
+    if request.make_judge is not None:
+        cards = request.make_judge(request.scoring).pictures(base.name, rest)
+    workload = _workload(request, base, rest, priors, cards)
     hardware = request.hardware or this_machine()
     hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
@@ -156,11 +159,16 @@ def _plan(
         one = make(replace(hardware, num_nodes=1))
         filled = math.ceil(len(rest) / (one.lanes_per_node * one.slots))
         hardware = replace(hardware, num_nodes=min(hardware.num_nodes, filled))
-    return make(hardware)
+    plan = make(hardware)
+    return replace(plan, notes=(*plan.notes, *cards.notes))
 
 
 def _workload(
-    request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+    request: RunRequest,
+    base: RunBase,
+    rest: Sequence[JobSpec],
+    priors: Sequence[PriorSpec],
+    cards: Pictures,
 ) -> Workload:
     """The run's whole work, samples and quality cards included."""
     drawn = [spec for spec in priors if not spec.is_brought]
@@ -171,9 +179,6 @@ def _workload(
     )
     how = request.samples
     samples = how.per_prompt * sum(len(spec.subject.sample_prompts) for spec in rest)
-    cards = Pictures(0, 0)
-    if request.make_judge is not None:
-        cards = request.make_judge(request.scoring).pictures(base.name, rest)
     return replace(
         training,
         num_crops=sum(_num_crops(spec) for spec in rest),
