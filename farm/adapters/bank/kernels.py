@@ -60,6 +60,7 @@ def _launch(total: Tensor, source: Tensor, first: Tensor, second: Tensor) -> Ten
         positions, inputs, outputs, rank,
         *total.stride(), *source.stride(), *first.stride(), *second.stride(), *hidden.stride(),
         ROWS=ROWS, COLUMNS=COLUMNS, RANK=max(SMALLEST_DOT, 1 << (rank - 1).bit_length()),
+        WIDENS=source.device.type == "cpu",
     )  # fmt: skip
     return hidden
 

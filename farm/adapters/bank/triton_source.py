@@ -19,9 +19,12 @@ def two_products(
     first_s, first_i, first_r,
     second_s, second_r, second_o,
     hidden_s, hidden_n, hidden_r,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, WIDENS: tl.constexpr,
 ):  # fmt: skip
-    """``total[S, N, O] += (source[S, N, I] @ first[S, I, r]) @ second[S, r, O]``."""
+    """``total[S, N, O] += (source[S, N, I] @ first[S, I, r]) @ second[S, r, O]``.
+
+    ``WIDENS`` multiplies in float32: Triton's interpreter cannot multiply bfloat16.
+    """
     slot = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ranks = tl.arange(0, RANK)
@@ -40,6 +43,8 @@ def two_products(
             mask=has_input[:, None] & has_rank[None, :],
             other=0.0,
         )
+        if WIDENS:
+            source, first = source.to(tl.float32), first.to(tl.float32)
         hidden += tl.dot(source, first, input_precision="ieee")
     kept = hidden.to(hidden_ptr.dtype.element_ty)
     tl.store(
@@ -57,6 +62,9 @@ def two_products(
         )
         place = total_ptr + slot * total_s + rows[:, None] * total_n + outputs[None, :] * total_o
         here = has_row[:, None] & has_output[None, :]
-        added = tl.dot(kept, second, input_precision="ieee")
+        left = kept
+        if WIDENS:
+            left, second = kept.to(tl.float32), second.to(tl.float32)
+        added = tl.dot(left, second, input_precision="ieee")
         before = tl.load(place, mask=here, other=0.0).to(tl.float32)
         tl.store(place, (before + added).to(total_ptr.dtype.element_ty), mask=here)

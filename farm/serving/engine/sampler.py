@@ -136,10 +136,11 @@ class Sampler:
 
 def inputs_of(samplers: Sequence[Sampler]) -> Tensor:
     """The denoiser's inputs at the samplers' next steps, [P, C, H, W]."""
-    if any(sampler.table is None for sampler in samplers):
-        return torch.cat([sampler.model_input() for sampler in samplers])
-    latents_PCHW = torch.cat([sampler.latents_1CHW for sampler in samplers])
-    scales = [sampler.input_scale for sampler in samplers]
+    # a picture's own rounding must not depend on which others are in the pass
+    latents_PCHW = torch.cat(
+        [one.model_input() if one.table is None else one.latents_1CHW for one in samplers]
+    )
+    scales = [1.0 if one.table is None else one.input_scale for one in samplers]
     if all(scale == 1 for scale in scales):
         return latents_PCHW
     return latents_PCHW * sent(torch.tensor(scales), latents_PCHW.device).view(-1, 1, 1, 1)

@@ -25,7 +25,7 @@ from farm.training.slots.trainer import SlotTrainer
 __all__ = ["CALIBRATED_SLOTS", "calibrate", "hardware_name"]
 
 CALIBRATED_SLOTS = (1, 8)
-WARM_UP_STEPS, MIN_STEPS, TIMED_S = 4, 3, 5.0
+WARM_UP_STEPS, GROUP_STEPS, MIN_GROUPS, TIMED_S = 4, 8, 3, 5.0
 
 
 def calibrate(
@@ -83,17 +83,27 @@ def _measured(
             trainer.step()
         _wait(device)
         warm_s = time.perf_counter() - began
-        steps, began = 0, time.perf_counter()
-        while steps < MIN_STEPS or time.perf_counter() - began < timed_s:
-            trainer.step()
-            steps += 1
-        _wait(device)
-        step_s = (time.perf_counter() - began) / steps
+        step_s = _fastest_step_s(trainer, device, timed_s)
         how = trainer.speed_report
     finally:
         trainer.close()
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
     return Point(slots, step_s, peak), warm_s, how
+
+
+def _fastest_step_s(trainer: SlotTrainer, device: torch.device, timed_s: float) -> float:
+    """Of several groups of steps the fastest: other programs only add time. On a GPU, a group hides
+    the host's work for a step behind the previous step, as in a lane."""
+    group = GROUP_STEPS if device.type == "cuda" else 1
+    best, groups, began = float("inf"), 0, time.perf_counter()
+    while groups < MIN_GROUPS or time.perf_counter() - began < timed_s:
+        start = time.perf_counter()
+        for _ in range(group):
+            trainer.step()
+        _wait(device)
+        best = min(best, (time.perf_counter() - start) / group)
+        groups += 1
+    return best
 
 
 def _recipe(seed: int) -> Recipe:

@@ -67,19 +67,22 @@ def test_schedulers_of_another_form_keep_their_own_objects(base: Base) -> None:
         assert table_of(base, name, 5, SHAPE) is None
 
 
-def test_a_picture_that_steps_beside_others_keeps_its_bits(base: Base) -> None:
-    """Others may be of any number, and their numbers need not be finite."""
+@pytest.mark.parametrize("scheduler", ["dpm++2m", "euler", "ddim"])
+def test_a_picture_that_steps_beside_others_keeps_its_bits(base: Base, scheduler: str) -> None:
+    """Others may be of any number and scheduler, and their numbers need not be finite."""
     prediction = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(2))
     ends = []
-    for neighbours in (0, 1, 6):
+    for others in ((), ("ddim",), ("euler", "euler_a", "dpm++2m", "unipc", "euler", "ddim")):
         samplers = [
-            Sampler(base, "dpm++2m", steps=6, seed=seed, shape=SHAPE)
-            for seed in range(neighbours + 1)
+            Sampler(base, name, steps=6, seed=seed, shape=SHAPE)
+            for seed, name in enumerate((scheduler, *others))
         ]
+        inputs = []
         for _ in range(3):
-            others = torch.full((neighbours, *SHAPE), float("nan"))
-            advance_all(samplers, torch.cat([prediction, others]))
-        ends.append(samplers[0].latents_1CHW)
+            inputs.append(inputs_of(samplers)[0])
+            noise = torch.full((len(others), *SHAPE), float("nan"))
+            advance_all(samplers, torch.cat([prediction, noise]))
+        ends.append(torch.stack([*inputs, samplers[0].latents_1CHW[0]]))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
 
