@@ -10,13 +10,13 @@ import json
 import re
 from collections.abc import Sequence
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.recipe import Recipe
 
-__all__ = ["family_of_card", "model_card"]
+__all__ = ["model_card"]
 
 TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora"]
 TRAINED_TAG = "dreambooth"
@@ -58,19 +58,6 @@ def model_card(
         _provenance(record),
     ]
     return "\n".join(part for part in parts if part)
-
-
-def family_of_card(card: str) -> FamilyNames:
-    """The names of a base's family that a card contains: its pipeline and tags."""
-    pipeline = re.search(r"^from diffusers import (\w+)$", card, re.MULTILINE)
-    tags = ModelCard(card).data.get("tags") or []
-    return FamilyNames(
-        title="",
-        pipeline=pipeline[1] if pipeline else "DiffusionPipeline",
-        architecture="",
-        kohya="",
-        tags=tuple(str(tag) for tag in tags if tag not in (*TAGS, TRAINED_TAG)),
-    )
 
 
 def _summary(record: AdapterRecord) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from farm.adapters.file_names import KOHYA_ENDING, RECORD_FILE
-from farm.adapters.files.model_card import family_of_card, model_card
+from farm.adapters.files.model_card import model_card
 from farm.adapters.files.write import renamed_kohya_file, safe_file_name, thumbnail_uri
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import SAMPLES, NamedAdapter
@@ -56,8 +56,7 @@ def make_own_copy(folder: Path, record: AdapterRecord, named: NamedAdapter) -> A
     if CARD in kept:
         shown = [(file, pictures.get(file, "")) for file in kept if file.startswith(SAMPLES)]
         card = folder / CARD
-        family = family_of_card(card.read_text(encoding="utf-8"))
-        card.write_text(model_card(own, shown, kohya_name, family), encoding="utf-8")
+        card.write_text(model_card(own, shown, kohya_name), encoding="utf-8")
     digests = {file: file_digest(folder / file) for file in kept}
     own = own.model_copy(update={"files": digests})
     (folder / RECORD_FILE).write_text(own.to_json(), encoding="utf-8")
