@@ -14,7 +14,7 @@ __all__ = ["register"]
 NameArgument = Annotated[
     str,
     typer.Argument(
-        help="embedded, a folder, a URL, a hub id, or a random-weight build such as tiny or sdxl."
+        help="embedded, a folder, a URL, a hub id, or a random-weight build such as tiny or sd15."
     ),
 ]
 
