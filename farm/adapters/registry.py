@@ -29,6 +29,11 @@ __all__ = ["NamedAdapter", "Registry"]
 
 PARALLEL_READS = 16
 """Concurrent store look-ups; on object stores each takes tens of milliseconds."""
+FEW_KEYS = 64
+"""Up to this many keys are looked up without a listing."""
+KEYS_PER_LOOKUP = 32
+"""A listing of everything names about ten objects per adapter, a thousand in one request; it is
+slower than look-ups where the keys are fewer than one in this many adapters."""
 MAX_EARLIER = 64
 """Earlier versions of a name that can still be requested by key."""
 SAMPLES = ("samples/", "samples-others/")
@@ -149,17 +154,27 @@ class Registry:
         return self.store.exists(_adapter_path(job_key, RECORD_FILE))
 
     def committed_among(self, job_keys: Iterable[str]) -> set[str]:
-        """The given keys that are committed; looked up in parallel."""
-        keys = list(job_keys)
-        present = set(self.store.list("adapters")) if len(keys) > PARALLEL_READS else set(keys)
-        candidates = [key for key in keys if key in present]
+        """The given keys that are committed: looked up one by one if they are few, else found in
+        listings of the store."""
+        keys = set(job_keys)
+        if len(keys) > FEW_KEYS:
+            present = self.store.list("adapters")
+            keys.intersection_update(present)
+            if len(keys) > max(FEW_KEYS, len(present) // KEYS_PER_LOOKUP):
+                return keys & self._complete(present)
+        ordered = sorted(keys)
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
-            found = pool.map(self.is_committed, candidates)
-            return {key for key, committed in zip(candidates, found, strict=True) if committed}
+            found = pool.map(self.is_committed, ordered)
+            return {key for key, committed in zip(ordered, found, strict=True) if committed}
 
     def committed_keys(self) -> list[str]:
         """The keys of all committed adapters, sorted; incomplete ones are left out."""
-        return sorted(self.committed_among(self.store.list("adapters")))
+        return sorted(self._complete(self.store.list("adapters")))
+
+    def _complete(self, present: Iterable[str]) -> set[str]:
+        """The adapters' folders that contain a record; ``present`` are the names of all folders."""
+        firsts = sorted({key[0] for key in present}) or [""]
+        return self.store.folders_with("adapters", RECORD_FILE, prefixes=firsts)
 
     def record(self, job_key: str) -> AdapterRecord:
         """The record of a committed adapter.

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import BaseModelError
+from farm.file_facts import cache_folder
 from farm.keys import digest, file_digest
 
-__all__ = ["cache_folder", "fingerprint_folder", "fingerprint_inputs", "weight_files"]
+__all__ = ["fingerprint_folder", "fingerprint_inputs", "weight_files"]
 
 PARTS = (
     "tokenizer",
@@ -41,14 +42,6 @@ MAIN_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safe
 VARIANT_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)\.fp16(-\d+-of-\d+)?\.safetensors$")
 
 TOKENIZER_FILES = {"vocab.json", "merges.txt", "spiece.model", "tokenizer.json"}
-
-
-def cache_folder() -> Path:
-    """Where digests are cached: ``$FARM_CACHE``, else the platform's user cache."""
-    root = os.environ.get("FARM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "dreambooth-farm"
-    )
-    return Path(root).expanduser()
 
 
 def fingerprint_folder(folder: str | Path) -> str:

@@ -8,7 +8,7 @@ Owns the choice of scorers and budgets for jobs. Training depends only on the ``
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,8 @@ from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
-from farm.training.lane.settings import Judged, Pictures
+from farm.recipe import Recipe
+from farm.training.lane.settings import JobKind, Judged, Pictures
 
 __all__ = ["QualityJudge"]
 
@@ -66,7 +67,7 @@ class QualityJudge:
         judged = {}
         groups: dict[ScoringBudget, list[int]] = defaultdict(list)
         for slot, spec in specs.items():
-            budget = self._budget(spec)
+            budget = self._budget(spec.subject.recipe)
             if budget is None:
                 judged[slot] = Judged(missing_card(TOO_SHORT))
             else:
@@ -80,20 +81,20 @@ class QualityJudge:
                 judged[slot] = _judged(examined)
         return judged
 
-    def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
-        """The cost of these jobs' cards: their own images, and the base's once per class and
+    def pictures(self, base_name: str, kinds: Iterable[tuple[JobKind, int]]) -> Pictures:
+        """The cost of the jobs' cards: their own images, and the base's once per class and
         budget."""
         if self._scorer_name(base_name) is None:
             return Pictures(0, 0)
         num = rows = 0
         met = set()
-        for spec in specs:
-            budget = self._budget(spec)
+        for kind, num_jobs in kinds:
+            budget = self._budget(kind.recipe)
             if budget is None:
                 continue
-            kind = (budget, spec.subject.class_noun, spec.subject.class_prompt)
-            times = 1 if kind in met else 2
-            met.add(kind)
+            of_base = (budget, kind.class_noun, kind.class_prompt)
+            times = num_jobs + (of_base not in met)
+            met.add(of_base)
             num += times * budget.num_pictures
             rows += times * budget.denoiser_rows
         return Pictures(num, rows)
@@ -101,9 +102,9 @@ class QualityJudge:
     def _scorer_name(self, base_name: str) -> str | None:
         return self.settings.scorer or (EMBEDDED if base_name == EMBEDDED else None)
 
-    def _budget(self, spec: JobSpec) -> ScoringBudget | None:
+    def _budget(self, recipe: Recipe) -> ScoringBudget | None:
         share = DEFAULT_SHARE if self.settings.share is None else self.settings.share
-        return ScoringBudget.within(spec.subject.recipe, share)
+        return ScoringBudget.within(recipe, share)
 
     def _examiner(self, base: Base, bank: Bank, budget: ScoringBudget, name: str) -> Examiner:
         """One examiner per budget; the base's images stay valid when a lane builds a new bank."""

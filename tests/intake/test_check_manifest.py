@@ -4,6 +4,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -121,20 +122,20 @@ def test_only_a_bounded_number_of_photos_is_in_flight(
     rows = "".join(f"s{n},cat,{path}\n" for n, path in enumerate(photos))
     path = write("m.csv", "id,class_noun,photos\n" + rows)
     monkeypatch.setattr(check_module, "WINDOW_SUBJECTS", 4)
-    inspect = check_module.inspect_photos
+    inspect = check_module.inspect_changed
     lock, submitted, received = threading.Lock(), [0], [0]
     most = [0]
 
-    def counted(uris: list[str]) -> object:
+    def counted(uris: list[str], known: Any) -> object:
         with lock:
             submitted[0] += len(uris)
             most[0] = max(most[0], submitted[0] - received[0])
-        return inspect(uris)
+        return inspect(uris, known)
 
     def progress(done: int, total: int) -> None:
         received[0] = done
 
-    monkeypatch.setattr(check_module, "inspect_photos", counted)
+    monkeypatch.setattr(check_module, "inspect_changed", counted)
     check_manifest(read_manifest(str(path)), progress=progress, workers=2)
     assert most[0] <= 4 * check_module.WINDOWS
 

@@ -15,12 +15,12 @@ and restart its driver.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from farm.keys import key_of
 from farm.storage import Store
-from farm.training.dispatch.messages import Assignment
+from farm.training.dispatch.messages import AdapterNames
 from farm.training.run.job_files import read_assignments, write_assignments
 
 __all__ = [
@@ -38,10 +38,10 @@ __all__ = [
 RUN_ID_LENGTH = 12
 
 
-def name_run(assignments: Iterable[Assignment]) -> str:
-    """The run id of these jobs: the same manifest on the same base is the same run."""
-    named = {item.spec.key: [list(pair) for pair in sorted(item.names)] for item in assignments}
-    jobs = [[key, names] for key, names in sorted(named.items())]
+def name_run(names: Mapping[str, AdapterNames]) -> str:
+    """The run id of jobs, given their keys and names: the same manifest on the same base is the
+    same run."""
+    jobs = [[key, [list(pair) for pair in sorted(names[key])]] for key in sorted(names)]
     return key_of("run", jobs=jobs)[:RUN_ID_LENGTH]
 
 
