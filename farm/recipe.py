@@ -10,8 +10,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BASE_RECIPES", "PRESETS", "WIDE_MODULES", "EarlyStop", "PresetName", "Recipe"]
+__all__ = [
+    "BASE_RECIPES",
+    "PRESETS",
+    "WIDE_MODULES",
+    "EarlyStop",
+    "LossWeighting",
+    "PresetName",
+    "Recipe",
+    "TimestepSampling",
+]
 
+TimestepSampling = Literal["uniform", "logit_normal"]
+LossWeighting = Literal["none", "sigma_sqrt", "cosmap", "sigma_squared"]
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 PresetName = Literal["object", "live", "style"]
 """``object``: things; ``live``: people and animals; ``style``: a look rather than a thing."""
@@ -72,6 +83,18 @@ class Recipe(BaseModel):
     """Norm to which this slot's gradient is clipped (the diffusers scripts' default)."""
     snr_gamma: float | None = Field(None, gt=0, le=1e3)
     """Min-SNR weighting (Hang et al. 2023, who use 5). None weights all timesteps equally."""
+    timestep_sampling: TimestepSampling | None = None
+    """How timesteps are sampled: `uniform`, or `logit_normal` (Esser et al. 2024), which prefers
+    the middle. None takes what the base's official script uses."""
+    logit_mean: float = Field(0.0, ge=-10, le=10, allow_inf_nan=False)
+    """Mean of the logit-normal distribution; above 0 prefers noisier timesteps."""
+    logit_std: float = Field(1.0, gt=0, le=10)
+    """Deviation of the logit-normal distribution."""
+    timestep_shift: float = Field(1.0, gt=0, le=100)
+    """Moves sampled timesteps towards noise: t becomes s·t / (1 + (s - 1)·t); 1 leaves them."""
+    loss_weighting: LossWeighting | None = None
+    """Weight of a sample by its noise level σ: `none`, `sigma_sqrt` (1/σ²), `cosmap`
+    (Esser et al. 2024) or `sigma_squared`. None takes what the base's official script uses."""
     noise_offset: float = Field(0.0, ge=0, le=1)
     """Strength of a per-channel offset of the noise; helps with very dark or bright images."""
     resolution_px: int | None = Field(None, ge=32, le=4096)

@@ -125,7 +125,9 @@ class Adapter:
         base = self._shared.base
         layers = [name.partition(".") for name in self.weights.layers]
         denoiser = [path for component, _, path in layers if component == base.denoiser_name]
-        encoder = [path for component, _, path in layers if component == "text_encoder"]
+        encoder = [
+            f"{component}.{path}" for component, _, path in layers if component in base.text_names
+        ]
         bank = Bank(
             base,
             num_slots=1,

@@ -26,8 +26,10 @@ __all__ = ["fingerprint_folder", "fingerprint_inputs", "weight_files"]
 PARTS = (
     "tokenizer",
     "tokenizer_2",
+    "tokenizer_3",
     "text_encoder",
     "text_encoder_2",
+    "text_encoder_3",
     "vae",
     "unet",
     "transformer",
@@ -41,7 +43,15 @@ IGNORED_CONFIG_KEYS = re.compile(r"^_|^transformers_version$|^torch_dtype$|^dtyp
 MAIN_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors$")
 VARIANT_WEIGHTS = re.compile(r"^(diffusion_pytorch_model|model)\.fp16(-\d+-of-\d+)?\.safetensors$")
 
-TOKENIZER_FILES = {"vocab.json", "merges.txt", "spiece.model", "tokenizer.json"}
+TOKENIZER_FILES = {
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.json",
+    "chat_template.jinja",
+}
+INDEX_KEYS = ("force_zeros_for_empty_prompt", "is_distilled")
+"""Settings of ``model_index.json`` that affect the generated images."""
 
 
 def fingerprint_folder(folder: str | Path) -> str:
@@ -68,6 +78,11 @@ def fingerprint_inputs(folder: str | Path) -> dict[str, object]:
             f"{root} is not a diffusers folder: it has none of {', '.join(PARTS)}",
             "point to the folder that holds model_index.json",
         )
+    with contextlib.suppress(OSError, ValueError):
+        index = json.loads((root / "model_index.json").read_text())
+        settings = {key: index[key] for key in INDEX_KEYS if key in index}
+        if settings:
+            parts["model_index"] = settings
     return parts
 
 

@@ -9,7 +9,6 @@ Legend: R rows, C channels, H W latent, P pixels.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict, Unpack
@@ -17,7 +16,9 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from farm.base.interface import Base, Conditioning
+from farm.base.conditioning import Conditioning
+from farm.base.interface import Base
+from farm.base.stepping import initial_scale, model_input, takes_generator
 from farm.schedulers import SchedulerName
 
 __all__ = [
@@ -41,7 +42,8 @@ class SamplingOptions(TypedDict, total=False):
     steps: int
     """Denoising steps; 25 if not given."""
     guidance: float
-    """Classifier-free guidance scale, 5.0 if not given; 1 or less runs no unconditional rows."""
+    """Guidance scale, 5.0 if not given; without effect on a base that has no guidance. Where it is
+    classifier-free, 1 or less runs no unconditional rows."""
     width_px: int | None
     """None means the base's own resolution, as for the height."""
     height_px: int | None
@@ -75,7 +77,7 @@ def generate_latents(
     Args:
         conditioning: R encoded prompts.
         seeds: R seeds; an image depends only on its own seed and prompt.
-        negative: R (or 1) encoded negative prompts; None means the empty prompt.
+        negative: R (or 1) prompts encoded by ``encode_negative``; None means the empty prompt.
         routing: enters a bank's routing for the image indices of a pass.
 
     Returns:
@@ -84,31 +86,33 @@ def generate_latents(
     count, guidance = len(conditioning), options.get("guidance", 5.0)
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} prompts")
-    side_px = base.resolution_px
-    shape = base.latent_shape(
-        options.get("width_px") or side_px, options.get("height_px") or side_px
-    )
-    sampler = base.scheduler(options.get("scheduler", "base"))
-    sampler.set_timesteps(options.get("steps", 25), device=base.device)
-    latents_RCHW: Tensor = initial_noise(seeds, shape).to(base.device) * sampler.init_noise_sigma
+    width_px = options.get("width_px") or base.resolution_px
+    height_px = options.get("height_px") or base.resolution_px
+    shape = base.latent_shape(width_px, height_px)
+    name, steps = options.get("scheduler", "base"), options.get("steps", 25)
+    sampler = base.start_scheduler(name, steps, shape, base.device)
+    latents_RCHW: Tensor = initial_noise(seeds, shape).to(base.device) * initial_scale(sampler)
     images_R = torch.arange(count)
-    guided = guidance > 1
+    guided = base.needs_unprompted(guidance)
     if guided:
-        negative = base.encode_prompts([""]) if negative is None else negative
+        negative = base.encode_negative([""]) if negative is None else negative
         negative = negative.repeat(count) if len(negative) == 1 else negative
         conditioning = Conditioning.concatenate([negative, conditioning])
         images_R = torch.cat([images_R, images_R])
+    conditioning = base.for_images(
+        conditioning, width_px=width_px, height_px=height_px, guidance=guidance
+    )
     extra = _step_arguments(sampler, seeds, shape)
     with _entered(routing, images_R):
         for timestep in sampler.timesteps:
             rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
-            rows_RCHW = sampler.scale_model_input(rows_RCHW, timestep)
+            rows_RCHW = model_input(sampler, rows_RCHW, timestep)
             timesteps_R = timestep.expand(len(rows_RCHW))
             prediction_RCHW = base.denoise(rows_RCHW.to(base.dtype), timesteps_R, conditioning)
             prediction_RCHW = prediction_RCHW.float()
             if guided:
                 plain_RCHW, prompted_RCHW = prediction_RCHW.chunk(2)
-                prediction_RCHW = plain_RCHW + guidance * (prompted_RCHW - plain_RCHW)
+                prediction_RCHW = base.guide(prompted_RCHW, plain_RCHW, guidance)
             latents_RCHW = sampler.step(prediction_RCHW, timestep, latents_RCHW, **extra)[0]
     return latents_RCHW.float()
 
@@ -118,7 +122,7 @@ def _step_arguments(
 ) -> dict[str, object]:
     """The keyword arguments that this scheduler's ``step`` accepts, found as diffusers does."""
     arguments: dict[str, object] = {"return_dict": False}
-    if "generator" in inspect.signature(sampler.step).parameters:  # type: ignore[attr-defined]
+    if takes_generator(sampler):
         # ancestral samplers add noise at each step: one stream per row keeps rows independent
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         for generator in generators:
@@ -176,7 +180,7 @@ def generate_images(
         count, mine = rows.stop - rows.start, _shifted(routing, rows.start)
         with _entered(mine, torch.arange(count)):
             conditioning = base.encode_prompts(prompts[rows])
-            negative = base.encode_prompts([negative_prompt] * count)
+            negative = base.encode_negative([negative_prompt] * count)
         latents_RCHW = generate_latents(
             base, conditioning, seeds[rows], negative=negative, routing=mine, **options
         )

@@ -1,7 +1,8 @@
 """The interface of a frozen base model, as trainer, engine and scores use it.
 
-Owns what all families of text-to-image models have in common. A family (Stable Diffusion 1 and 2
-in ``stable_diffusion.py``) implements it, and no code outside ``farm/base`` depends on the family.
+Owns what all families of text-to-image models have in common; the values that its methods exchange
+are in ``conditioning``. Each family implements it in a module of its own, and no code outside
+``farm/base`` depends on the family.
 
 Legend: R rows, B images, C latent channels, H W latent, P pixels, T tokens, D width.
 """
@@ -10,60 +11,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from farm.base.device.transfer import sent
+from farm.base.conditioning import Conditioning, TokenIds, whole_frames
 from farm.base.schedules import NoiseSchedule, PredictionType
 from farm.schedulers import SchedulerName
 
-__all__ = ["Base", "Conditioning", "MemoryFacts"]
+__all__ = ["Base", "Conditioning", "DenoiserCounts", "FamilyNames", "GuidanceKind", "MemoryFacts"]
+
+GuidanceKind = Literal["cfg", "embedded", "none"]
+"""How a guidance scale takes effect: by a second row with the negative prompt (classifier-free
+guidance), as an input of the denoiser, or not at all (models distilled for it)."""
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts that condition the denoiser, one row per prompt.
+class FamilyNames:
+    """What other tools call a base's family; for messages and adapter files."""
 
-    ``hidden_RTD`` holds the text encoder's token states. Families that need more (such as SDXL's
-    pooled text and sizes) put it in ``extra``, each tensor with rows first.
-    """
-
-    hidden_RTD: Tensor
-    extra: Mapping[str, Tensor]
-
-    def __len__(self) -> int:
-        return self.hidden_RTD.shape[0]
-
-    def __getitem__(self, rows: slice | Tensor | list[int]) -> Conditioning:
-        """The chosen rows."""
-        return Conditioning(
-            self.hidden_RTD[rows], {name: value[rows] for name, value in self.extra.items()}
-        )
-
-    def repeat(self, count: int) -> Conditioning:
-        """Each row repeated ``count`` times, repeats adjacent."""
-        return Conditioning(
-            self.hidden_RTD.repeat_interleave(count, 0),
-            {name: value.repeat_interleave(count, 0) for name, value in self.extra.items()},
-        )
-
-    def to(self, *args: Any, **kwargs: Any) -> Conditioning:
-        """Every tensor moved, as ``Tensor.to`` does."""
-        return Conditioning(
-            self.hidden_RTD.to(*args, **kwargs),
-            {name: value.to(*args, **kwargs) for name, value in self.extra.items()},
-        )
-
-    @staticmethod
-    def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-        """All rows of all parts in order; the parts must come from one family."""
-        return Conditioning(
-            torch.cat([part.hidden_RTD for part in parts]),
-            {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra},
-        )
+    title: str
+    """In messages, such as ``Stable Diffusion 1.x``."""
+    pipeline: str
+    """The diffusers pipeline that loads the base and its adapters."""
+    architecture: str
+    """ModelSpec's identifier of the model, such as ``stable-diffusion-v1``."""
+    kohya: str
+    """kohya's ``ss_base_model_version``."""
+    tags: tuple[str, ...] = ()
+    """Tags of the model card for this family."""
+    kohya_prefixes: Mapping[str, str] = field(default_factory=dict)
+    """Each component's prefix in kohya's files; empty where the family has no such form."""
+    kohya_uses_sgm: bool = False
+    """Whether kohya names a UNet's layers as Stability's own code does (``input_blocks_4_1``)."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +61,45 @@ class MemoryFacts:
     """Pixels per latent cell along one side; 8 for Stable Diffusion."""
     tokens: int
     """Length of a prompt in tokens, padding included."""
+    counts: DenoiserCounts | None = None
+    """Of the base's own denoiser, if they were asked for; see ``Base.denoiser_counts``."""
+    full_precision_bytes: int = 0
+    """Bytes of the parts that stay in float32 where the base is in half precision."""
 
     def halved(self) -> MemoryFacts:
         """The facts for the same base in half precision, as it is loaded on GPUs."""
-        return replace(self, weight_bytes=2 * self.num_parameters)
+        in_half = 2 * self.num_parameters + self.full_precision_bytes // 2
+        return replace(self, weight_bytes=in_half)
+
+
+@dataclass(frozen=True)
+class DenoiserCounts:
+    """Counts of a denoiser's forward pass and layers, made on tensors without storage."""
+
+    flops_per_cell: float
+    """FLOP of one row that grow with its latent cells."""
+    flops_per_cell_squared: float
+    """FLOP of one row that grow with the square of its cells: attention."""
+    flops_per_row: float
+    """FLOP of one row at any size: the text tokens."""
+    saved_per_cell: float
+    """Values kept for the backward pass, per latent cell, without gradient checkpointing."""
+    layer_widths: Mapping[str, int]
+    """Inputs plus outputs of each layer that can have an adapter, by its path."""
+
+    def forward_flops(self, cells: int) -> float:
+        """FLOP of one row's forward pass."""
+        return self.flops_per_row + cells * (
+            self.flops_per_cell + cells * self.flops_per_cell_squared
+        )
+
+    def adapter_parameters(self, endings: Sequence[str], rank: int) -> int:
+        """Parameters of one adapter on the layers with these endings."""
+        return rank * sum(
+            width
+            for path, width in self.layer_widths.items()
+            if any(path == end or path.endswith(f".{end}") for end in endings)
+        )
 
 
 class Base(ABC):
@@ -99,6 +116,10 @@ class Base(ABC):
     resolution_px: int
     """Side of the images that the base was trained for."""
     schedule: NoiseSchedule
+    family: FamilyNames
+    guidance_kind: GuidanceKind = "cfg"
+    uses_frames: bool = False
+    """Whether the denoiser reads how an image was cropped; see ``whole_frames``."""
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -111,31 +132,61 @@ class Base(ABC):
     @abstractmethod
     def components(self) -> Mapping[str, nn.Module]:
         """The modules that can be adapted, by their names in adapter files:
-        ``unet`` (or ``transformer``) and ``text_encoder``."""
+        ``unet`` (or ``transformer``) and the text encoders."""
 
     @property
     @abstractmethod
     def denoiser_name(self) -> str:
         """The key of the denoiser among ``components``."""
 
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """The keys of the text encoders that can be adapted, among ``components``."""
+        return tuple(name for name in self.components if name != self.denoiser_name)
+
     # -- text ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids, int64 [R, T], padded and truncated as in the base's pipeline."""
+    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+        """Token ids, padded and truncated as in the base's pipeline."""
 
     @abstractmethod
     def unread(self, prompt: str) -> str:
         """The end of a prompt that ``tokenize`` cuts off; empty if nothing is cut off."""
 
     @abstractmethod
-    def encode_tokens(self, tokens_RT: Tensor) -> Conditioning:
-        """Run the text encoder; gradients flow where adapters require them."""
+    def encode_tokens(self, tokens: TokenIds) -> Conditioning:
+        """Run the text encoders; gradients flow where adapters require them."""
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts without gradients, one row each."""
-        return self.encode_tokens(sent(self.tokenize(prompts), self.device))
+        return self.encode_tokens(self.tokenize(prompts).sent(self.device))
+
+    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode negative prompts; some families replace an empty one, as their pipelines do."""
+        return self.encode_prompts(prompts)
+
+    def release_text_encoders(self) -> None:  # noqa: B027 - most families keep them
+        """Free the device memory of text encoders that carry no adapter. They return for as long
+        as they encode, so callers should cache what they encode. A family whose text encoders are
+        small beside its denoiser keeps them."""
+
+    def for_crops(self, conditioning: Conditioning, frames_R6: Tensor) -> Conditioning:
+        """The conditioning of training rows, each with the frame of its crop.
+
+        Only called where ``uses_frames``; must not synchronise with the device.
+        """
+        return conditioning
+
+    def for_images(
+        self, conditioning: Conditioning, *, width_px: int, height_px: int, guidance: float
+    ) -> Conditioning:
+        """The conditioning for generating images of a size with a guidance scale."""
+        if not self.uses_frames:
+            return conditioning
+        frames_R6 = whole_frames(len(conditioning), width_px, height_px)
+        return self.for_crops(conditioning, frames_R6.to(conditioning.hidden_RTD.device))
 
     # -- images -------------------------------------------------------------------------------
 
@@ -163,7 +214,24 @@ class Base(ABC):
     def denoise(
         self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        """The denoiser's prediction, each row at its own timestep. Gradients flow."""
+        """The denoiser's prediction, each row at its own timestep. Gradients flow.
+
+        Args:
+            timesteps_R: in the units of the base's scheduler (0 to 1000), integral or not. A family
+                converts them to what its denoiser reads, and the prediction's sign and packing to
+                ``prediction_type``.
+        """
+
+    def needs_unprompted(self, guidance: float) -> bool:
+        """Whether an image with this guidance scale needs a second row with the negative prompt."""
+        return self.guidance_kind == "cfg" and guidance > 1
+
+    def guide(self, prompted_GCHW: Tensor, plain_GCHW: Tensor, guidance: float | Tensor) -> Tensor:
+        """The guided prediction of images that ``needs_unprompted``; the scale may be [G, 1, 1, 1].
+
+        Classifier-free guidance (Ho & Salimans 2022) unless the family has a form of its own.
+        """
+        return plain_GCHW + guidance * (prompted_GCHW - plain_GCHW)
 
     @abstractmethod
     def scheduler(self, name: SchedulerName = "base") -> Any:
@@ -173,12 +241,35 @@ class Base(ABC):
             UserError: for a name that this family does not know.
         """
 
+    def start_scheduler(
+        self,
+        name: SchedulerName,
+        steps: int,
+        shape: tuple[int, int, int],
+        device: torch.device | None = None,
+    ) -> Any:
+        """A scheduler object with its timesteps set for one image, as the base's pipeline sets
+        them.
+
+        Args:
+            shape: (C, H, W) of the latent: some families shift the timesteps by its size.
+            device: of the timesteps; None leaves them on the CPU.
+        """
+        scheduler = self.scheduler(name)
+        scheduler.set_timesteps(steps, device=device)
+        return scheduler
+
     # -- facts --------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def memory(self) -> MemoryFacts:
         """The facts that the planner needs."""
+
+    def denoiser_counts(self) -> DenoiserCounts | None:
+        """Counts for the planner, which take seconds; None where its constants were counted on
+        this family."""
+        return None
 
     @abstractmethod
     def pipeline(self) -> Any:

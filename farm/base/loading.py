@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from farm.base.fingerprint import fingerprint_folder, weight_files
-from farm.base.names import EMBEDDED, BuiltName, Fetched
+from farm.base.names import EMBEDDED, BuiltName, Fetched, edition_of
 from farm.base.quiet import quiet_loading
 from farm.errors import BaseModelError
 from farm.file_facts import cache_folder
@@ -30,9 +30,17 @@ if TYPE_CHECKING:
 
 __all__ = ["embedded_folder", "load_base", "resolve_folder", "training_dtype"]
 
-WEIGHTED_PARTS = ("text_encoder", "text_encoder_2", "vae", "unet", "transformer")
+WEIGHTED_PARTS = (
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "vae",
+    "unet",
+    "transformer",
+)
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-HUB_PATTERNS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+FETCHED_ENDINGS = (".json", ".txt", ".safetensors", ".model", ".jinja")
+HUB_PATTERNS = ["model_index.json", *(f"*/*{ending}" for ending in FETCHED_ENDINGS)]
 
 
 def embedded_folder() -> Path:
@@ -51,10 +59,12 @@ def load_base(
     """Load a frozen base model.
 
     Args:
-        name: ``embedded``; ``tiny``, ``tiny-v`` or ``sd15`` (random weights); a folder; an fsspec
-            URL of a folder; or a hub id such as ``stable-diffusion-v1-5/stable-diffusion-v1-5``.
+        name: ``embedded`` or an edition of it; ``tiny``, ``tiny-v`` or ``sd15`` (random weights);
+            a folder; an fsspec URL of a folder; or a hub id such as
+            ``stable-diffusion-v1-5/stable-diffusion-v1-5``.
         device: where the weights go.
-        dtype: of the weights; None means float32 on a CPU and float16 elsewhere.
+        dtype: of the weights; None means float32 on a CPU, and elsewhere the half precision that
+            suits the family.
         revision: branch, tag or commit on the hub; refused for anything else.
         fetched: called with a download's progress.
 
@@ -64,15 +74,15 @@ def load_base(
     """
     import torch as torch_
 
+    name = edition_of(name)
     place = torch_.device(device)
-    precision = dtype or (torch_.float32 if place.type == "cpu" else torch_.float16)
     if name in get_args(BuiltName):
         _refuse_revision(name, revision)
         with quiet_loading():
-            return _built(name, place, precision)
+            return _built(name, place, dtype)
     folder = resolve_folder(name, revision=revision, fetched=fetched)
     with quiet_loading():
-        return _from_folder(name, folder, place, precision)
+        return _from_folder(name, folder, place, dtype)
 
 
 def training_dtype(device: str) -> torch.dtype | None:
@@ -97,7 +107,7 @@ def resolve_folder(
     Raises:
         BaseModelError: as ``load_base``.
     """
-    if name == EMBEDDED:
+    if edition_of(name) == EMBEDDED:
         _refuse_revision(name, revision)
         return _checked(embedded_folder(), name)
     if "://" in name:
@@ -124,12 +134,13 @@ def _refuse_revision(name: str, revision: str | None) -> None:
 # -- builds ---------------------------------------------------------------------------------------
 
 
-def _built(name: str, device: torch.device, dtype: torch.dtype) -> Base:
+def _built(name: str, device: torch.device, dtype: torch.dtype | None) -> Base:
+    from farm.base.families.registry import family_of
     from farm.base.random_weights import build_pipeline
-    from farm.base.stable_diffusion import StableDiffusionBase
 
     pipeline = build_pipeline(name, device=device, dtype=dtype)  # type: ignore[arg-type]
-    return StableDiffusionBase(pipeline, name=name, fingerprint=_built_fingerprint(name))
+    family = family_of(name, type(pipeline).__name__)
+    return family(pipeline, name=name, fingerprint=_built_fingerprint(name))
 
 
 @cache
@@ -152,7 +163,7 @@ def _checked(folder: Path, name: str) -> Path:
         raise BaseModelError(
             f"{name}: no model_index.json in it",
             "point to a diffusers folder; convert single-file checkpoints with "
-            "StableDiffusionPipeline.from_single_file(…).save_pretrained(folder)",
+            "from_single_file(…).save_pretrained(folder) of its diffusers pipeline",
         )
     for part in WEIGHTED_PARTS:
         if (folder / part).is_dir() and not weight_files(folder / part):
@@ -167,40 +178,28 @@ def _checked(folder: Path, name: str) -> Path:
     return folder
 
 
-def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Base:
-    from diffusers import StableDiffusionPipeline
-
-    from farm.base.stable_diffusion import StableDiffusionBase
+def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dtype | None) -> Base:
+    from farm.base.families.registry import family_of
 
     try:
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
     except ValueError as error:
         raise BaseModelError(f"{name}: model_index.json is not JSON: {error}") from error
-    family = index.get("_class_name")
-    if family != "StableDiffusionPipeline":
-        raise BaseModelError(
-            f"{name} is a {family}", "use a Stable Diffusion 1.x or 2.x text-to-image pipeline"
-        )
-    variant = "fp16" if ".fp16" in weight_files(folder / "unet")[0].name else None
+    family = family_of(name, index.get("_class_name"))
+    weights = weight_files(folder / family.denoiser_part)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        return family.load(
             folder,
+            name=name,
+            fingerprint=fingerprint_folder(folder),
+            device=device,
             dtype=dtype,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            variant="fp16" if weights and ".fp16" in weights[0].name else None,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BaseModelError(
             f"{name} cannot be loaded: {error}", "fetch or save the model again"
         ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return StableDiffusionBase(
-        pipeline.to(device), name=name, fingerprint=fingerprint_folder(folder)
-    )
 
 
 # -- elsewhere ------------------------------------------------------------------------------------
@@ -259,7 +258,7 @@ def _fetch_url(url: str, fetched: Fetched | None) -> Path:
     from farm.storage import Store
 
     store = Store(url)
-    names = [path for path in store.walk() if path.endswith((".json", ".txt", ".safetensors"))]
+    names = [path for path in store.walk() if path.endswith(FETCHED_ENDINGS)]
     if "model_index.json" not in names:
         raise BaseModelError(
             f"{url}: no model_index.json in it", "name the URL of a diffusers folder"

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["BuiltName", "EMBEDDED", "Fetched"]
+__all__ = ["BuiltName", "EDITIONS", "EMBEDDED", "Fetched", "edition_of"]
 
-BuiltName = Literal["tiny", "tiny-v", "sd15"]
+BuiltName = Literal["tiny", "tiny-v", "sd15", "tiny-sdxl", "sdxl"]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 
 EMBEDDED = "embedded"
-"""The small Stable Diffusion that ships inside the package."""
+"""The small Stable Diffusion that ships inside the package, in its current edition."""
+
+EDITIONS = {"embedded-64": EMBEDDED}
+"""Editions of the embedded base by name: ``embedded-`` and the side of their images. The current
+one is ``embedded`` itself, so a store made with either name has the same adapters."""
+
+
+def edition_of(name: str) -> str:
+    """The name under which an edition of the embedded base is known; other names as they are."""
+    return EDITIONS.get(name, name)
+
 
 Fetched = Callable[[int, int], None]
 """Called with the bytes fetched so far and the total number of bytes known."""

@@ -7,11 +7,16 @@ Legend: R rows, C channels, H W latent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+from farm.recipe import LossWeighting, TimestepSampling
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
 __all__ = ["NoiseSchedule", "PredictionType"]
 
@@ -30,7 +35,13 @@ class NoiseSchedule:
     signal_N: Tensor
     """float32 factor of the clean latent at each of the N training timesteps (1000)."""
     sigma_N: Tensor
-    """float32 factor of the noise at each training timestep."""
+    """float32 factor of the noise at each training timestep, increasing."""
+    timestep_N: Tensor | None = None
+    """float32: what the denoiser reads at each training timestep; None if that is its index."""
+    sampling: TimestepSampling = "uniform"
+    """How the base's official script samples timesteps."""
+    weighting: LossWeighting = "none"
+    """How the base's official script weights the loss."""
 
     @classmethod
     def from_alphas(
@@ -40,6 +51,24 @@ class NoiseSchedule:
         alphas_N = alphas_cumprod_N.float()
         return cls(prediction_type, alphas_N.sqrt(), (1 - alphas_N).sqrt())
 
+    @classmethod
+    def of_flow(
+        cls,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        *,
+        sampling: TimestepSampling = "uniform",
+        weighting: LossWeighting = "none",
+    ) -> NoiseSchedule:
+        """The training table of a flow-matching scheduler, its static shift included.
+
+        The scheduler's own table runs from noise to the clean latent; this one runs the other way,
+        as for all other schedules. Index i here is index N - 1 - i of the official scripts.
+        """
+        plain = type(scheduler).from_config(scheduler.config)
+        sigma_N = plain.sigmas.float().flip(0)
+        timestep_N = plain.timesteps.float().flip(0)
+        return cls("flow", 1 - sigma_N, sigma_N, timestep_N, sampling, weighting)
+
     @property
     def num_timesteps(self) -> int:
         """Training timesteps."""
@@ -47,9 +76,21 @@ class NoiseSchedule:
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule with its tensors on a device."""
-        return NoiseSchedule(
-            self.prediction_type, self.signal_N.to(device), self.sigma_N.to(device)
+        return replace(
+            self,
+            signal_N=self.signal_N.to(device),
+            sigma_N=self.sigma_N.to(device),
+            timestep_N=None if self.timestep_N is None else self.timestep_N.to(device),
         )
+
+    @property
+    def timestep_dtype(self) -> torch.dtype:
+        """Of ``model_timesteps``."""
+        return torch.int64 if self.timestep_N is None else self.timestep_N.dtype
+
+    def model_timesteps(self, timesteps_R: Tensor) -> Tensor:
+        """What the denoiser reads at these training timesteps, in the scheduler's units."""
+        return timesteps_R if self.timestep_N is None else self.timestep_N[timesteps_R]
 
     def add_noise(self, latents_RCHW: Tensor, noise_RCHW: Tensor, timesteps_R: Tensor) -> Tensor:
         """Latents with noise added, each row at its own timestep."""

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from tokenizers import Tokenizer
 
-from farm.base.names import EMBEDDED, BuiltName
+from farm.base.names import EMBEDDED, BuiltName, edition_of
 from farm.errors import BaseModelError
 
 __all__ = ["PromptReader", "prompt_reader"]
@@ -74,7 +74,7 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
     """
     if base in get_args(BuiltName):
         return None
-    if base == EMBEDDED:
+    if edition_of(base) == EMBEDDED:
         return _from_folder(Path(__file__).parent / "embedded" / "weights" / FOLDER, base)
     if "://" in base:
         return _from_url(base)

@@ -19,9 +19,10 @@ from itertools import groupby, islice
 
 from farm.errors import Fault
 from farm.intake.compare import PhotoComparer
-from farm.intake.manifest import Manifest, Written, invalid
+from farm.intake.manifest import Manifest, invalid
 from farm.intake.photos.bytes import is_remote, split_member_uri
 from farm.intake.photos.inspect import KnownPhotos, PhotoFacts, PhotoRefusal, inspect_changed
+from farm.intake.resolve import ResolvedSubject
 from farm.intake.subject import Subject
 
 __all__ = ["CheckReport", "Progress", "check_manifest"]
@@ -67,8 +68,8 @@ class CheckReport:
     @property
     def captions(self) -> tuple[int, int]:
         """Number of captioned photos, and of all photos; shared ones count for each subject."""
-        written = self.manifest.written
-        return sum(one.num_captions for one in written), sum(len(one.uris) for one in written)
+        resolved = self.manifest.resolved
+        return sum(one.num_captions for one in resolved), sum(len(one.uris) for one in resolved)
 
     @property
     def num_bytes(self) -> int:
@@ -107,15 +108,15 @@ def check_manifest(
     """
     started = time.monotonic()
     workers = workers or os.cpu_count() or 1
-    inspector = _Inspector(manifest.written, workers, progress)
+    inspector = _Inspector(manifest.resolved, workers, progress)
     judge = PhotoComparer(inspector.verdicts, resolution_px)
     faults: list[Fault] = []
     good: list[Subject] = []
-    for written in inspector.run():
-        own = judge.faults(written)
+    for resolved in inspector.run():
+        own = judge.faults(resolved)
         faults += own
-        if written.subject is not None and all(fault.severity == "warning" for fault in own):
-            good.append(written.subject)
+        if resolved.subject is not None and all(fault.severity == "warning" for fault in own):
+            good.append(resolved.subject)
     verdicts = inspector.verdicts
     return CheckReport(
         manifest=manifest,
@@ -131,7 +132,7 @@ class _Inspector:
     """Checks photos in threads, a window of subjects at a time, and keeps the results."""
 
     def __init__(
-        self, subjects: Sequence[Written], workers: int, progress: Progress | None
+        self, subjects: Sequence[ResolvedSubject], workers: int, progress: Progress | None
     ) -> None:
         self._subjects = subjects
         self._workers = workers
@@ -142,10 +143,10 @@ class _Inspector:
         self.verdicts: dict[str, PhotoFacts | PhotoRefusal] = {}
         """Results for every photo of the subjects that ``run`` has returned."""
 
-    def run(self) -> Iterator[Written]:
+    def run(self) -> Iterator[ResolvedSubject]:
         """Each subject, in order, once all its photos have a verdict."""
         local, remote = ThreadPoolExecutor(self._workers), ThreadPoolExecutor(REMOTE_THREADS)
-        waiting: deque[tuple[list[Written], list[_Sent]]] = deque()
+        waiting: deque[tuple[list[ResolvedSubject], list[_Sent]]] = deque()
         subjects = iter(self._subjects)
         try:
             while window := list(islice(subjects, WINDOW_SUBJECTS)):
@@ -161,7 +162,7 @@ class _Inspector:
             self._known.save()
 
     def _send(
-        self, window: list[Written], local: ThreadPoolExecutor, remote: ThreadPoolExecutor
+        self, window: list[ResolvedSubject], local: ThreadPoolExecutor, remote: ThreadPoolExecutor
     ) -> list[_Sent]:
         uris = [uri for subject in window for uri in _uris(subject)]
         fresh = [uri for uri in dict.fromkeys(uris) if uri not in self._sent]
@@ -174,7 +175,9 @@ class _Inspector:
             sent.append((chunk, pool.submit(inspect_changed, chunk, own)))
         return sent
 
-    def _receive(self, window: list[Written], sent: list[_Sent]) -> Iterator[Written]:
+    def _receive(
+        self, window: list[ResolvedSubject], sent: list[_Sent]
+    ) -> Iterator[ResolvedSubject]:
         for chunk, future in sent:
             for uri, (verdict, version) in zip(chunk, future.result(), strict=True):
                 self.verdicts[uri] = verdict
@@ -201,6 +204,6 @@ def _place(uri: str) -> str:
     return uri if is_remote(uri) else ""
 
 
-def _uris(subject: Written) -> Iterator[str]:
+def _uris(subject: ResolvedSubject) -> Iterator[str]:
     yield from subject.uris
     yield from subject.class_images

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from farm.errors import Fault
-from farm.intake.manifest import Written
 from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
+from farm.intake.resolve import ResolvedSubject
 
 __all__ = ["PhotoComparer", "look_alikes"]
 
@@ -42,83 +42,83 @@ class PhotoComparer:
         self._seen: dict[str, tuple[str, str]] = {}
         """By digest: class noun and subject where a photo was first seen."""
 
-    def faults(self, written: Written) -> list[Fault]:
+    def faults(self, subject: ResolvedSubject) -> list[Fault]:
         """All faults of a subject's photos and class images."""
-        told = _Telling(written)
-        self._tell_refused(written.uris, told, "photos")
-        self._tell_refused(written.class_images, told, "class_images")
-        known = [(uri, facts) for uri in written.uris if (facts := self._facts(uri)) is not None]
-        _tell_copies(known, told)
-        self._tell_other_class(known, written, told)
-        recipe = written.subject.recipe if written.subject is not None else None
+        own = _SubjectFaults(subject)
+        self._check_refused(subject.uris, own, "photos")
+        self._check_refused(subject.class_images, own, "class_images")
+        known = [(uri, facts) for uri in subject.uris if (facts := self._facts(uri)) is not None]
+        _check_copies(known, own)
+        self._check_other_class(known, subject, own)
+        recipe = subject.subject.recipe if subject.subject is not None else None
         resolution_px = (recipe.resolution_px if recipe else None) or self._resolution_px
         if resolution_px is not None:
-            _tell_small(known, resolution_px, told)
-        _tell_long(known, told)
-        return told.faults
+            _check_small(known, resolution_px, own)
+        _check_long(known, own)
+        return own.faults
 
     def _facts(self, uri: str) -> PhotoFacts | None:
         verdict = self._verdicts[uri]
         return verdict if isinstance(verdict, PhotoFacts) else None
 
-    def _tell_refused(self, uris: Sequence[str], told: _Telling, field: str) -> None:
+    def _check_refused(self, uris: Sequence[str], own: _SubjectFaults, field: str) -> None:
         for uri in uris:
             verdict = self._verdicts[uri]
             if isinstance(verdict, PhotoRefusal):
-                told.error(f"{told.name(uri)}: {verdict.message}", verdict.remedy, field)
+                own.error(f"{own.name(uri)}: {verdict.message}", verdict.remedy, field)
 
-    def _tell_other_class(
-        self, known: Sequence[tuple[str, PhotoFacts]], written: Written, told: _Telling
+    def _check_other_class(
+        self, known: Sequence[tuple[str, PhotoFacts]], subject: ResolvedSubject, own: _SubjectFaults
     ) -> None:
-        mine = (written.class_noun, written.id)
-        for uri, facts in known if written.class_noun else ():
+        mine = (subject.class_noun, subject.id)
+        for uri, facts in known if subject.class_noun else ():
             noun, other = self._seen.setdefault(facts.digest, mine)
-            if noun != written.class_noun:
-                told.warning(
-                    f"{told.name(uri)} is also a photo of `{other}`, which is a {noun}",
+            if noun != subject.class_noun:
+                own.warning(
+                    f"{own.name(uri)} is also a photo of `{other}`, which is a {noun}",
                     "check that it is in the right folder",
                 )
 
 
-class _Telling:
+class _SubjectFaults:
     """Puts a subject's faults at its place in the manifest."""
 
-    def __init__(self, written: Written) -> None:
-        self._written = written
+    def __init__(self, subject: ResolvedSubject) -> None:
+        self._subject = subject
         self.faults: list[Fault] = []
 
     def name(self, uri: str) -> str:
         """A photo's name, as short as possible."""
         inner, _, archive = uri.removeprefix("zip://").partition("::")
         name = f"{archive}:{inner}" if archive else inner
-        return name.removeprefix(self._written.base.rstrip("/") + "/")
+        return name.removeprefix(self._subject.base.rstrip("/") + "/")
 
     def error(self, message: str, remedy: str, field: str = "photos") -> None:
         """A fault that prevents the subject from being trained."""
-        place = self._written
+        place = self._subject
         field = place.field if field == "photos" else field
         self.faults.append(Fault(place.file, message, remedy, place.line, field, place.id))
 
     def warning(self, message: str, remedy: str) -> None:
         """A fault that does not prevent training."""
-        place = self._written
+        place = self._subject
         fault = Fault(place.file, message, remedy, place.line, place.field, place.id, "warning")
         self.faults.append(fault)
 
 
-def _tell_copies(known: Sequence[tuple[str, PhotoFacts]], told: _Telling) -> None:
+def _check_copies(known: Sequence[tuple[str, PhotoFacts]], own: _SubjectFaults) -> None:
     first: dict[str, str] = {}
     distinct = []
     for uri, facts in known:
         if facts.digest in first:
-            same = told.name(first[facts.digest])
-            told.warning(f"{told.name(uri)} is the same file as {same}", "remove one")
+            same = own.name(first[facts.digest])
+            own.warning(f"{own.name(uri)} is the same file as {same}", "remove one")
         else:
             first[facts.digest] = uri
             distinct.append((uri, facts))
     for late, early in look_alikes([facts.look for _, facts in distinct]):
-        told.warning(
-            f"{told.name(distinct[late][0])} looks like {told.name(distinct[early][0])}",
+        own.warning(
+            f"{own.name(distinct[late][0])} looks like {own.name(distinct[early][0])}",
             "near-duplicates count twice; keep one, unless this is intended",
         )
 
@@ -143,33 +143,33 @@ def look_alikes(looks: Sequence[int]) -> Iterator[tuple[int, int]]:
                 yield start + row, int(earlier[0])
 
 
-def _tell_small(
-    known: Sequence[tuple[str, PhotoFacts]], resolution_px: int, told: _Telling
+def _check_small(
+    known: Sequence[tuple[str, PhotoFacts]], resolution_px: int, own: _SubjectFaults
 ) -> None:
     small = [(min(facts.width_px, facts.height_px), uri) for uri, facts in known]
     for side, uri in small:
         if side * MAX_ENLARGEMENT < resolution_px:
-            told.error(
-                f"{told.name(uri)}: its shorter side of {side} px is too small for "
+            own.error(
+                f"{own.name(uri)}: its shorter side of {side} px is too small for "
                 f"{resolution_px} px",
                 f"give one of at least {resolution_px} px; {resolution_px / 4:.0f} px is the limit",
             )
     soft = [one for one in small if one[0] < resolution_px <= one[0] * MAX_ENLARGEMENT]
     if soft:
         side, uri = min(soft)
-        told.warning(
+        own.warning(
             f"{len(soft)} of {len(known)} photos are enlarged to {resolution_px} px; "
-            f"the smallest, {told.name(uri)}, from {side} px",
+            f"the smallest, {own.name(uri)}, from {side} px",
             "larger photos give sharper images",
         )
 
 
-def _tell_long(known: Sequence[tuple[str, PhotoFacts]], told: _Telling) -> None:
+def _check_long(known: Sequence[tuple[str, PhotoFacts]], own: _SubjectFaults) -> None:
     for uri, facts in known:
         long, short = max(facts.width_px, facts.height_px), min(facts.width_px, facts.height_px)
         if long > MAX_SHAPE * short:
-            told.warning(
-                f"{told.name(uri)} is {facts.width_px} x {facts.height_px} px; "
+            own.warning(
+                f"{own.name(uri)} is {facts.width_px} x {facts.height_px} px; "
                 "a square crop sees little of it",
                 "crop it around the subject",
             )

@@ -9,45 +9,23 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from farm.errors import Fault, ManifestError
 from farm.intake.formats.open import open_rows
 from farm.intake.prompts.token_limit import Reader
-from farm.intake.resolve import Resolved, Resolver
+from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 
-__all__ = ["Manifest", "Written", "invalid", "read_manifest"]
+__all__ = ["Manifest", "invalid", "read_manifest"]
 
 CHUNK_ROWS = 256
 """Rows resolved between two collections of results; bounds the number in flight."""
 REMOTE_THREADS = 16
 """Threads that list folders of a store; each waits for the network most of the time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """One subject for the check, with or without errors."""
-
-    subject: Subject | None
-    """None if its fields have errors."""
-    id: str
-    class_noun: str
-    uris: tuple[str, ...]
-    """URIs of its photos."""
-    class_images: tuple[str, ...]
-    file: str
-    """Where it was written."""
-    line: int | None
-    field: str
-    """Field of its photos, such as ``subjects[3].photos``."""
-    base: str
-    """Folder or URL that its relative paths start from."""
-    num_captions: int = 0
-    """Photos that have a caption of their own."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +38,8 @@ class Manifest:
     """The subjects without errors."""
     faults: tuple[Fault, ...] = ()
     """Warnings, and with ``strict=False`` also errors."""
-    written: tuple[Written, ...] = field(default=(), compare=False, repr=False)
-    """All subjects of the file, for the check."""
+    resolved: tuple[ResolvedSubject, ...] = field(default=(), compare=False, repr=False)
+    """All subjects of the file, with or without errors, for the check."""
     scoring: ScoringSettings = ScoringSettings()
     """The settings for quality cards in its defaults."""
 
@@ -129,13 +107,13 @@ def read_manifest(
     rows = open_rows(url)
     resolver = Resolver(rows.head, recipe, base_recipe, reader)
     register = _Register()
-    for row, resolved in _resolved(rows.subjects, resolver):
-        register.add(row, resolved)
-    told = dict.fromkeys((*rows.faults, *resolver.faults, *register.faults))
-    if not register.written and not told:
-        told[Fault(url, "it holds no subjects", "add subjects")] = None
-    subjects = tuple(one.subject for one in register.written if one.subject is not None)
-    manifest = Manifest(url, subjects, tuple(told), tuple(register.written), resolver.scoring)
+    for row, (resolved, own) in _resolved(rows.subjects, resolver):
+        register.add(row, resolved, own)
+    faults = list(dict.fromkeys((*rows.faults, *resolver.faults, *register.faults)))
+    if not register.resolved and not faults:
+        faults.append(Fault(url, "it holds no subjects", "add subjects"))
+    subjects = tuple(one.subject for one in register.resolved if one.subject is not None)
+    manifest = Manifest(url, subjects, tuple(faults), tuple(register.resolved), resolver.scoring)
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest
@@ -150,8 +128,8 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
 
 def _resolved(
     rows: Iterable[ManifestRow], resolver: Resolver
-) -> Iterator[tuple[ManifestRow, Resolved]]:
-    """Every row with its resolved form, in order."""
+) -> Iterator[tuple[ManifestRow, tuple[ResolvedSubject, list[Fault]]]]:
+    """Every row with its resolved subject and faults, in order."""
     rows = iter(rows)
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
         while chunk := list(islice(rows, CHUNK_ROWS)):
@@ -164,14 +142,13 @@ class _Register:
     """Collects subjects and reports duplicate ids and names; the first one is kept."""
 
     def __init__(self) -> None:
-        self.written: list[Written] = []
+        self.resolved: list[ResolvedSubject] = []
         self.faults: list[Fault] = []
         self._ids: dict[str, str] = {}
         self._names: dict[tuple[str, str], str] = {}
 
-    def add(self, row: ManifestRow, resolved: Resolved) -> None:
+    def add(self, row: ManifestRow, resolved: ResolvedSubject, faults: list[Fault]) -> None:
         """Add one resolved row."""
-        faults = resolved.faults
         subject = resolved.subject
         place = f"{row.file}:{row.line}" if row.line else row.file
         # names become paths, and some file systems do not distinguish `Cat` from `cat`
@@ -188,20 +165,5 @@ class _Register:
                 message = f"{names}; first in {first}"
                 faults.append(row.fault(("name",), message, "give it another `name`"))
         self.faults += faults
-        self.written.append(_written(row, resolved))
-
-
-def _written(row: ManifestRow, resolved: Resolved) -> Written:
-    is_good = all(fault.severity == "warning" for fault in resolved.faults)
-    return Written(
-        subject=resolved.subject if is_good else None,
-        id=str(row.value.get("id", "")),
-        class_noun=resolved.subject.class_noun if resolved.subject is not None else "",
-        uris=tuple(listed.photo.uri for listed in resolved.listed),
-        class_images=resolved.class_images,
-        file=row.file,
-        line=row.line_of(("photos",)),
-        field=row.field(("photos",)),
-        base=row.base,
-        num_captions=sum(listed.photo.caption is not None for listed in resolved.listed),
-    )
+        is_good = all(fault.severity == "warning" for fault in faults)
+        self.resolved.append(resolved if is_good else replace(resolved, subject=None))

@@ -25,23 +25,33 @@ from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
 from farm.recipe import Recipe
 
-__all__ = ["Resolved", "Resolver"]
+__all__ = ["ResolvedSubject", "Resolver"]
 
 _PLAIN = ("class_noun", "namespace", "identifier", "instance_prompt", "class_prompt")
 FEW_PHOTOS = 3
 """Fewer photos show too little of a subject to distinguish it from its background."""
 
 
-@dataclass(slots=True)
-class Resolved:
-    """The result of resolving one row."""
+@dataclass(frozen=True, slots=True)
+class ResolvedSubject:
+    """One subject of the manifest, with or without errors, and where it was written."""
 
     subject: Subject | None
-    """None where an error leaves nothing to train."""
-    listed: list[ListedPhoto]
-    """Its photos, which are checked in any case."""
+    """None where an error leaves nothing to train; its photos are checked in any case."""
+    id: str
+    class_noun: str
+    uris: tuple[str, ...]
+    """URIs of its photos."""
     class_images: tuple[str, ...]
-    faults: list[Fault]
+    file: str
+    """Where it was written."""
+    line: int | None
+    field: str
+    """Field of its photos, such as ``subjects[3].photos``."""
+    base: str
+    """Folder or URL that its relative paths start from."""
+    num_captions: int = 0
+    """Photos that have a caption of their own."""
 
 
 class Resolver:
@@ -81,12 +91,12 @@ class Resolver:
         """The caller's valid recipe fields; the others are reported once."""
         _, faults = validated(Recipe, recipe, ManifestRow({}, "the command line", ""), ("recipe",))
         # combinations of fields are validated together with the subject's own, below
-        told = [fault for fault in faults if fault.field != "recipe"]
-        self.faults += told
-        refused = {fault.field.split(".")[1] for fault in told}
+        single = [fault for fault in faults if fault.field != "recipe"]
+        self.faults += single
+        refused = {fault.field.split(".")[1] for fault in single}
         return {field: value for field, value in recipe.items() if field not in refused}
 
-    def resolve(self, row: ManifestRow) -> Resolved:
+    def resolve(self, row: ManifestRow) -> tuple[ResolvedSubject, list[Fault]]:
         """One subject with all its faults: a refused field does not hide another's fault."""
         found, faults = validated(SubjectEntry, row.value, row)
         is_refused = bool(faults)
@@ -98,18 +108,19 @@ class Resolver:
         prior = self._layers.prior(row, entry.prior, faults)
         listed = list_photos(entry.photos, row, entry.captions or "files", faults, self._beside)
         values = self._values(entry, row, faults)
+        subject = None
+        if recipe is not None and prior is not None and listed and "class_noun" in values:
+            photos = tuple(one.photo for one in listed)
+            values |= {"recipe": recipe, "prior": prior, "photos": photos}
+            try:
+                subject = Subject.model_validate(values)
+            except ValidationError as error:  # a prompt may become too long with its class noun
+                faults += faults_of(error, row, Subject)
+            else:
+                faults += _count_faults(subject, row)
+                faults += judge_prompts(subject, listed, row, self._row, self._reader)
         images = values.get("class_images", ())
-        if recipe is None or prior is None or not listed or "class_noun" not in values:
-            return Resolved(None, listed, images, faults)
-        photos = tuple(one.photo for one in listed)
-        values |= {"recipe": recipe, "prior": prior, "photos": photos}
-        try:
-            subject = Subject.model_validate(values)
-        except ValidationError as error:  # a prompt may become too long with its class noun
-            return Resolved(None, listed, images, faults + faults_of(error, row, Subject))
-        faults += _count_faults(subject, row)
-        faults += judge_prompts(subject, listed, row, self._row, self._reader)
-        return Resolved(None if is_refused else subject, listed, images, faults)
+        return _resolved(row, None if is_refused else subject, listed, images), faults
 
     def _values(self, entry: SubjectEntry, row: ManifestRow, faults: list[Fault]) -> dict[str, Any]:
         """The plain fields: the subject's own, or else the defaults'; absent ones are left out."""
@@ -134,6 +145,26 @@ class Resolver:
         elif noun in self._class_images:
             values["class_images"] = self._class_images[noun]
         return values
+
+
+def _resolved(
+    row: ManifestRow,
+    subject: Subject | None,
+    listed: list[ListedPhoto],
+    class_images: tuple[str, ...],
+) -> ResolvedSubject:
+    return ResolvedSubject(
+        subject=subject,
+        id=str(row.value.get("id", "")),
+        class_noun=subject.class_noun if subject is not None else "",
+        uris=tuple(one.photo.uri for one in listed),
+        class_images=class_images,
+        file=row.file,
+        line=row.line_of(("photos",)),
+        field=row.field(("photos",)),
+        base=row.base,
+        num_captions=sum(one.photo.caption is not None for one in listed),
+    )
 
 
 def _class_prompt(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from farm.adapters.bank.bank import Bank
 from farm.base.interface import Base
-from farm.base.names import EMBEDDED
+from farm.base.names import EMBEDDED, edition_of
 from farm.intake.job import JobSpec
 from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
@@ -100,7 +100,7 @@ class QualityJudge:
         return Pictures(num, rows)
 
     def _scorer_name(self, base_name: str) -> str | None:
-        return self.settings.scorer or (EMBEDDED if base_name == EMBEDDED else None)
+        return self.settings.scorer or (EMBEDDED if edition_of(base_name) == EMBEDDED else None)
 
     def _budget(self, recipe: Recipe) -> ScoringBudget | None:
         share = DEFAULT_SHARE if self.settings.share is None else self.settings.share

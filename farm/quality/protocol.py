@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from farm.base.embedded.world.words import CLASS_NOUNS, POSES_OF, SCENERY
-from farm.base.names import EMBEDDED
+from farm.base.names import EMBEDDED, edition_of
 from farm.quality.intervals import MIN_PICTURES
 from farm.recipe import Recipe
 from farm.schedulers import SchedulerName
@@ -148,7 +148,7 @@ def protocol_for(base_name: str, class_noun: str, kind: SubjectKind | None = Non
     Args:
         kind: ``object`` or ``live``; None decides by the noun.
     """
-    if base_name == EMBEDDED:
+    if edition_of(base_name) == EMBEDDED:
         return rendered_protocol(class_noun)
     live = kind == "live" or (kind is None and class_noun.split()[-1] in LIVE_NOUNS)
     if live:

@@ -21,7 +21,7 @@ from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
 from farm.base.loading import load_base
-from farm.base.names import EMBEDDED
+from farm.base.names import EMBEDDED, edition_of
 from farm.errors import FarmError, UserError
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.decode import open_photo
@@ -77,7 +77,7 @@ def score_named(
             another base.
     """
     base = load_base(base_name, device=device)
-    if scorer_name is None and base_name != EMBEDDED:
+    if scorer_name is None and edition_of(base_name) != EMBEDDED:
         raise UserError("no scorer was given", "give --scorer a CLIP folder or hub id")
     scorer = load_scorer(scorer_name or EMBEDDED, device=device)
     if not isinstance(scorer, Scorer):

@@ -78,7 +78,7 @@ class GenerationRequest:
     seed: int = 0
     steps: int = 25
     guidance: float = 5.0
-    """Classifier-free guidance scale; 1 or less costs no unconditional row."""
+    """Guidance scale; where it is classifier-free, 1 or less costs no unconditional row."""
     scheduler: SchedulerName = "base"
     width_px: int | None = None
     """None is the base's own resolution."""
@@ -91,16 +91,6 @@ class GenerationRequest:
     """Seconds after submission at which the picture is no longer useful; None is never."""
     preview_every: int = 0
     """Steps between previews sent as progress; 0 sends none."""
-
-    @property
-    def guided(self) -> bool:
-        """Whether the request needs an unconditional row."""
-        return self.guidance > 1
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that the request takes in a denoising pass."""
-        return 2 if self.guided else 1
 
 
 class RequestLimits(BaseModel):

@@ -69,7 +69,7 @@ def test_few_pictures_at_a_time_through_the_vae_are_the_same_pictures(
     vae = base.pipeline().vae
     for part in (vae.encoder, vae.decoder):
         part.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    monkeypatch.setattr(base, "_vae_pixels", 2 * 64 * 64)
+    monkeypatch.setattr(base._vae, "max_pixels", 2 * 64 * 64)
     torch.testing.assert_close(base.encode_photos(pixels), moments, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(base.decode(moments[:, 0]), pictures, atol=1e-4, rtol=1e-4)
     assert sizes == [2, 2, 1, 2, 2, 1]

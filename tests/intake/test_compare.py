@@ -6,22 +6,22 @@ from hypothesis import strategies as st
 
 from farm.errors import Fault
 from farm.intake.compare import NEAR_BITS, PhotoComparer, look_alikes
-from farm.intake.manifest import Written
 from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
+from farm.intake.resolve import ResolvedSubject
 
 
 def facts(digest: str, look: int = 0, size: tuple[int, int] = (512, 512)) -> PhotoFacts:
     return PhotoFacts(digest, *size, 1000, look)
 
 
-def written(*uris: str, noun: str = "cat", name: str = "tom") -> Written:
+def resolved(*uris: str, noun: str = "cat", name: str = "tom") -> ResolvedSubject:
     paths = tuple(f"/base/{uri}" for uri in uris)
-    return Written(None, name, noun, paths, (), "m.yaml", 4, "subjects[0].photos", "/base")
+    return ResolvedSubject(None, name, noun, paths, (), "m.yaml", 4, "subjects[0].photos", "/base")
 
 
 def judged(resolution_px: int | None = None, **photos: PhotoFacts | PhotoRefusal) -> list[Fault]:
     verdicts = {f"/base/{name}": verdict for name, verdict in photos.items()}
-    return PhotoComparer(verdicts, resolution_px).faults(written(*photos))
+    return PhotoComparer(verdicts, resolution_px).faults(resolved(*photos))
 
 
 FAR = 0x0F0F0F0F0F0F0F0F
@@ -93,14 +93,14 @@ def test_a_panorama_is_warned_of():
 
 def test_a_photo_of_two_classes_is_warned_of():
     judge = PhotoComparer({"/base/a": facts("1"), "/base/b": facts("1")}, None)
-    assert judge.faults(written("a")) == []
-    assert judge.faults(written("b", name="felix")) == []
-    (fault,) = judge.faults(written("b", name="rex", noun="dog"))
+    assert judge.faults(resolved("a")) == []
+    assert judge.faults(resolved("b", name="felix")) == []
+    (fault,) = judge.faults(resolved("b", name="rex", noun="dog"))
     assert "also a photo of `tom`, which is a cat" in fault.message
 
 
 def test_members_of_archives_are_named_by_archive_and_member():
     uri = "zip://cat/0.png::/base/a.zip"
-    one = Written(None, "tom", "cat", (uri,), (), "m", 1, "photos", "/base")
+    one = ResolvedSubject(None, "tom", "cat", (uri,), (), "m", 1, "photos", "/base")
     (fault,) = PhotoComparer({uri: PhotoRefusal("it is damaged", "r")}, None).faults(one)
     assert fault.message == "a.zip:cat/0.png: it is damaged"

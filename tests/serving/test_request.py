@@ -11,6 +11,8 @@ import pytest
 from farm.base.loading import load_base
 from farm.errors import RequestRefused, TooBusy
 from farm.schedulers import SCHEDULERS
+from farm.serving.engine.row import size_of
+from farm.serving.engine.sizing.capacity import Capacity
 from farm.serving.http.schemas import GenerateRequest
 from farm.serving.request import (
     AdapterRef,
@@ -38,9 +40,12 @@ def test_a_request_survives_pickling():
     assert pickle.loads(pickle.dumps(asked)) == asked
 
 
-def test_a_guided_request_takes_two_rows_and_an_unguided_one_takes_one():
-    assert (request(guidance=5).num_rows, request(guidance=1).num_rows) == (2, 1)
-    assert request(guidance=0).num_rows == 1
+def test_a_guided_request_costs_two_rows_a_step_and_an_unguided_one_costs_one():
+    base = load_base("tiny")
+    capacity = Capacity.unmeasured(base, 4)
+    size = size_of(base, request())
+    costs = [capacity.cost(request(guidance=scale, steps=3), size) for scale in (5, 1, 0)]
+    assert costs == [6, 3, 3]
 
 
 @pytest.mark.parametrize(

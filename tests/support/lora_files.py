@@ -19,6 +19,14 @@ def attention_of(known: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]
     }
 
 
+def kohya_name(name: str) -> str:
+    """A layer of Stable Diffusion 1.x in kohya's files, whose text layers are below text_model."""
+    component, path = name.split(".", 1)
+    if component == "text_encoder":
+        return f"lora_te_text_model_{path.removeprefix('text_model.')}".replace(".", "_")
+    return f"lora_unet_{path}".replace(".", "_")
+
+
 def pair(shape: tuple[int, ...], rank: int = 4) -> tuple[Tensor, Tensor]:
     return torch.randn(rank, *shape[1:]), torch.randn(shape[0], rank)
 

@@ -1,4 +1,4 @@
-"""Small real manifests: synthetic photos and a JSONL file."""
+"""Small real manifests (synthetic photos and a JSONL file), and the adapters of their runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from farm.adapters.files.folder import load_adapter
+from farm.adapters.registry import Registry
+from farm.adapters.weights import AdapterWeights
+from farm.base.loading import load_base
+from farm.storage import Store
 from farm.training.lane.settings import SampleSettings
 from farm.training.run.request import RunRequest
 
@@ -66,3 +71,13 @@ def request(manifest: Path, store: str | Path, **options: object) -> RunRequest:
         "beat_s": 0.1,
     }
     return RunRequest(str(manifest), str(store), **(defaults | options))  # type: ignore[arg-type]
+
+
+def adapters(store: Store, folder: Path) -> dict[str, AdapterWeights]:
+    """Every named adapter, fetched, checked and loaded."""
+    registry, base = Registry(store), load_base("tiny")
+    loaded = {}
+    for named in registry.names():
+        registry.fetch(named.job_key, folder / named.name)
+        loaded[named.name] = load_adapter(folder / named.name, base)
+    return loaded

@@ -29,7 +29,7 @@ from farm.adapters.bank.layers import (
     Route,
     StackedWeights,
 )
-from farm.adapters.bank.layout import LayerPlace, lay_out, matching_layers
+from farm.adapters.bank.layout import LayerPlace, denoiser_layers, lay_out, text_layers
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.device.transfer import sent
 from farm.base.generate import Routing
@@ -64,7 +64,7 @@ class Bank(nn.Module):
 
         Args:
             target_modules: endings of the denoiser's module names, such as ``to_q``.
-            text_encoder_modules: the same for the text encoder.
+            text_encoder_modules: the same for the text encoders; see ``text_layers``.
             dtype: dtype of the stored weights; None means float32 for training, else the base's.
             trainable: whether the grouped route keeps gradients (in ``grad_SP``).
             max_per_row: maximum number of adapters that one row may use at once.
@@ -80,8 +80,7 @@ class Bank(nn.Module):
         self.trainable = trainable
         self.dtype = dtype or (torch.float32 if trainable else base.dtype)
         self.compute_dtype = base.dtype
-        chosen = matching_layers(base, base.denoiser_name, target_modules)
-        chosen |= matching_layers(base, "text_encoder", text_encoder_modules)
+        chosen = denoiser_layers(base, target_modules) | text_layers(base, text_encoder_modules)
         self.places = lay_out(chosen, max_rank)
         self.num_parameters = sum(
             (place.num_inputs + place.num_outputs) * max_rank for place in self.places.values()

@@ -14,7 +14,14 @@ from farm.adapters.bank.layers import AdaptedLayer
 from farm.base.interface import Base
 from farm.errors import UserError
 
-__all__ = ["LayerPlace", "adaptable_layers", "lay_out", "matching_layers"]
+__all__ = [
+    "LayerPlace",
+    "adaptable_layers",
+    "denoiser_layers",
+    "lay_out",
+    "matching_layers",
+    "text_layers",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,35 @@ class LayerPlace:
     num_outputs: int
     down_start: int
     up_start: int
+
+
+def denoiser_layers(base: Base, endings: Sequence[str]) -> dict[str, nn.Module]:
+    """The denoiser's layers with these name endings, in module order."""
+    return matching_layers(base, base.denoiser_name, endings)
+
+
+def text_layers(base: Base, endings: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers of all text encoders with these name endings, in module order.
+
+    An ending that starts with the name of a text encoder, such as ``text_encoder_2.q_proj``, is
+    meant for that one alone.
+    """
+    if not endings:
+        return {}
+    names = base.text_names
+    if not names:
+        raise UserError(f"the base {base.name} has no text encoder", "leave its modules out")
+    found: dict[str, nn.Module] = {}
+    for name in names:
+        own = []
+        for ending in endings:
+            start, _, rest = ending.partition(".")
+            if start == name:
+                own.append(rest)
+            elif start not in names:
+                own.append(ending)
+        found |= matching_layers(base, name, own)
+    return found
 
 
 def matching_layers(base: Base, component: str, endings: Sequence[str]) -> dict[str, nn.Module]:

@@ -92,7 +92,7 @@ class MixedBank:
         """Find the component's layers, without wrapping them yet.
 
         Args:
-            component: ``unet`` or ``text_encoder``, by the base's own name.
+            component: the denoiser or a text encoder, by the base's own name.
             max_per_row: maximum number of adapters that one row may use at once.
         """
         self._component = component

@@ -81,7 +81,7 @@ def save_adapter(
     kohya_name = next((name for name in files if name.endswith(KOHYA_ENDING)), None)
     pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
     captions = _captions(pictures)
-    files["README.md"] = model_card(record, captions, kohya_name).encode()
+    files["README.md"] = model_card(record, captions, kohya_name, base.family).encode()
 
     pictures |= {
         f"samples-others/{number:02d}.png": picture
@@ -113,7 +113,7 @@ def _weight_files(
         files[DIFFUSERS_FILE] = diffusers_file(weights, known)
     if "peft" in forms:
         files |= peft_files(weights, known, record.base_id, base.denoiser_name)
-    if "kohya" in forms:
+    if "kohya" in forms and base.family.kohya_prefixes:
         thumbnail = thumbnail_uri(samples[0]) if samples else None
         name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
         files[name] = kohya_file(weights, record, base, thumbnail)
@@ -171,7 +171,7 @@ def _files_of(folder: Path) -> list[Path]:
     for root in (folder, folder / PEFT_FOLDER):
         found = [
             place / PEFT_WEIGHTS
-            for place in (root, root / "text_encoder")
+            for place in (root, *sorted(root.glob("text_encoder*")))
             if (place / PEFT_WEIGHTS).is_file()
         ]
         if found:

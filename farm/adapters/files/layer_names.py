@@ -14,13 +14,20 @@ from functools import lru_cache
 from torch import nn
 
 from farm.adapters.bank.layers import AdaptedLayer
+from farm.adapters.files.sgm_names import sgm_paths
 from farm.base.interface import Base
+from farm.errors import AdapterFileError
 
-__all__ = ["canonical_name", "endings_of", "kohya_name", "layer_names", "located"]
+__all__ = ["canonical_name", "endings_of", "kohya_names", "layer_names", "located"]
 
 TEXT_LEVEL = "text_model."
-KOHYA_PREFIXES = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
-"""kohya's component prefixes; the first is written (``te1`` is the spelling of SDXL)."""
+KOHYA_PREFIXES = {
+    "unet": ("lora_unet_",),
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+}
+"""kohya's component prefixes that are read; ``FamilyNames`` has those that are written."""
+CLIP_LAYERS = "encoder.layers."
 
 
 def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
@@ -38,15 +45,36 @@ def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
 def canonical_name(name: str) -> str:
     """The name used in files, with the text encoder's ``text_model`` level."""
     component, path = name.split(".", 1)
-    if component != "text_encoder" or path.startswith(TEXT_LEVEL):
+    if not component.startswith("text_encoder") or not path.startswith(CLIP_LAYERS):
         return name
     return f"{component}.{TEXT_LEVEL}{path}"
 
 
-def kohya_name(name: str) -> str:
-    """The layer's name in kohya's scripts, A1111 and ComfyUI."""
-    component, path = canonical_name(name).split(".", 1)
-    return KOHYA_PREFIXES[component][0] + path.replace(".", "_")
+def kohya_names(names: Iterable[str], base: Base) -> dict[str, str]:
+    """The layers' names in kohya's scripts, A1111 and ComfyUI.
+
+    Raises:
+        AdapterFileError: if a layer has none.
+    """
+    family, names = base.family, list(names)
+    sgm = _sgm_names(layer_names(base)) if family.kohya_uses_sgm else {}
+    found = {}
+    for name in names:
+        component, path = sgm.get(name, canonical_name(name)).split(".", 1)
+        prefix = family.kohya_prefixes.get(component)
+        if prefix is None:
+            raise AdapterFileError(
+                f"{name} has no name in kohya's files of {family.title}",
+                "leave the kohya form out",
+            )
+        found[name] = prefix + path.replace(".", "_")
+    return found
+
+
+def _sgm_names(known: Iterable[str]) -> dict[str, str]:
+    """SGM's spelling of a UNet's layers, with their component."""
+    paths = [name.removeprefix("unet.") for name in known if name.startswith("unet.")]
+    return {f"unet.{path}": f"unet.{sgm}" for path, sgm in sgm_paths(paths).items()}
 
 
 def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -69,10 +97,12 @@ def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str
 def _spellings(known: tuple[str, ...]) -> dict[str, str]:
     """The base's name of each layer by every spelling of it; cached for all its adapters."""
     index: dict[str, str] = {}
+    sgm = _sgm_names(known)
     for name in sorted(known, reverse=True):  # "unet" comes first: bare paths are the denoiser's
         component, path = name.split(".", 1)
         canonical_path = canonical_name(name).split(".", 1)[1]
-        for spelling in {path, canonical_path}:
+        other_path = sgm.get(name, name).split(".", 1)[1]
+        for spelling in {path, canonical_path, other_path}:
             index.setdefault(f"{component}.{spelling}", name)
             index.setdefault(spelling, name)
             for prefix in KOHYA_PREFIXES.get(component, ()):

@@ -14,18 +14,22 @@ from huggingface_hub import ModelCardData
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.record import AdapterRecord, ImportedFile
+from farm.base.interface import FamilyNames
 from farm.recipe import Recipe
 
 __all__ = ["model_card"]
 
-TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora", "stable-diffusion"]
+TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora"]
 TRAINED_TAG = "dreambooth"
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>#!|~&$:@])")
 """Characters with a meaning in Markdown or HTML, or that make a link; all can be escaped."""
 
 
 def model_card(
-    record: AdapterRecord, samples: Sequence[tuple[str, str]], kohya_name: str | None
+    record: AdapterRecord,
+    samples: Sequence[tuple[str, str]],
+    kohya_name: str | None,
+    family: FamilyNames,
 ) -> str:
     """The card of one adapter.
 
@@ -34,11 +38,12 @@ def model_card(
         kohya_name: the name of the kohya file, if there is one.
     """
     trigger = f"{record.identifier} {record.class_noun}"
+    tags = [*TAGS, *family.tags]
     data = ModelCardData(
         base_model=record.base_id if record.base_id.count("/") == 1 else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=[*TAGS, TRAINED_TAG] if record.imported is None else TAGS,
+        tags=[*tags, TRAINED_TAG] if record.imported is None else tags,
         instance_prompt=record.instance_prompt,
         widget=[{"text": prompt or trigger, "output": {"url": path}} for path, prompt in samples]
         or None,
@@ -51,7 +56,7 @@ def model_card(
         *(f"![{_prose(prompt or trigger)}]({path})" for path, prompt in samples),
         f"\n## Trigger words\n\nWrite {_code(trigger)} in the prompt, as in "
         f"{_code(record.instance_prompt)}.\n",
-        _usage(record, kohya_name),
+        _usage(record, kohya_name, family.pipeline),
         "" if record.recipe is None else _training(record, record.recipe),
         _quality(record),
         _provenance(record),
@@ -67,13 +72,13 @@ def _summary(record: AdapterRecord) -> str:
     return f"{about}trained by DreamBooth{prior} on {_code(record.base_id)}.\n"
 
 
-def _usage(record: AdapterRecord, kohya_name: str | None) -> str:
+def _usage(record: AdapterRecord, kohya_name: str | None, pipeline: str) -> str:
     lines = [
         "## Use it\n",
         "```python",
-        "from diffusers import StableDiffusionPipeline",
+        f"from diffusers import {pipeline}",
         "",
-        f"pipeline = StableDiffusionPipeline.from_pretrained({_literal(record.base_id)})",
+        f"pipeline = {pipeline}.from_pretrained({_literal(record.base_id)})",
         f'pipeline.load_lora_weights("this-folder", weight_name="{DIFFUSERS_FILE}")',
         f"picture = pipeline({_literal(record.instance_prompt)}).images[0]",
         "```\n",

@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from farm.adapters.file_names import PEFT_CONFIG, PEFT_FOLDER, PEFT_WEIGHTS
-from farm.adapters.files.layer_names import canonical_name, endings_of, kohya_name
+from farm.adapters.files.layer_names import canonical_name, endings_of, kohya_names
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
@@ -88,14 +88,18 @@ def kohya_file(
     1.0.1, so that front ends show trigger words and a thumbnail.
     """
     tensors = {}
+    prefixes = kohya_names(weights.layers, base)
     for name, layer in weights.layers.items():
-        prefix = kohya_name(name)
+        prefix = prefixes[name]
         tensors[f"{prefix}.lora_down.weight"] = _plain(layer.down)
         tensors[f"{prefix}.lora_up.weight"] = _plain(layer.up)
         tensors[f"{prefix}.alpha"] = torch.tensor(weights.alphas[name])
     bare = save_tensors(tensors)
     body = bare[8 + int.from_bytes(bare[:8], "little") :]
-    header = {**_kohya_header(weights, record), **_modelspec(record, base, bytes_digest(body))}
+    header = {
+        **_kohya_header(weights, record, base),
+        **_modelspec(record, base, bytes_digest(body)),
+    }
     header["sshs_model_hash"] = bytes_digest(body)
     header["sshs_legacy_hash"] = bytes_digest(body)[:8]
     if thumbnail is not None:
@@ -148,12 +152,12 @@ def _number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
 
 
-def _kohya_header(weights: AdapterWeights, record: AdapterRecord) -> dict[str, str]:
+def _kohya_header(weights: AdapterWeights, record: AdapterRecord, base: Base) -> dict[str, str]:
     alpha = Counter(weights.alphas.values()).most_common(1)[0][0]
     made = "job" if record.imported is None else f"imported from {record.imported.file}, key"
     return {
         "ss_v2": "False",
-        "ss_base_model_version": "sd_v1",
+        "ss_base_model_version": base.family.kohya,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(weights.rank),
         "ss_network_alpha": str(_number(alpha)),
@@ -192,11 +196,11 @@ def _kohya_training(record: AdapterRecord, recipe: Recipe) -> dict[str, str]:
 
 def _modelspec(record: AdapterRecord, base: Base, body_digest: str) -> dict[str, str]:
     trigger = f"{record.identifier} {record.class_noun}"
+    prediction = {"v_prediction": "v", "epsilon": "epsilon"}.get(base.prediction_type)
     side_px = (record.recipe and record.recipe.resolution_px) or base.resolution_px
-    velocity = base.prediction_type == "v_prediction"
     fields = {
         "sai_model_spec": "1.0.1",
-        "architecture": "stable-diffusion-v1/lora",
+        "architecture": f"{base.family.architecture}/lora",
         "implementation": "diffusers",
         "title": record.name,
         "description": f"A LoRA adapter for one {record.class_noun}, on {record.base_id}.",
@@ -207,6 +211,6 @@ def _modelspec(record: AdapterRecord, base: Base, body_digest: str) -> dict[str,
         "usage_hint": f"Write '{trigger}' in the prompt, as in '{record.instance_prompt}'.",
         "tags": f"{record.class_noun}, {'dreambooth, ' if record.imported is None else ''}lora",
         "resolution": f"{side_px}x{side_px}",
-        "prediction_type": "v" if velocity else "epsilon",
+        **({"prediction_type": prediction} if prediction else {}),  # it has no word for flow
     }
     return {f"modelspec.{key}": value for key, value in fields.items()}

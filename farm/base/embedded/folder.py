@@ -54,7 +54,7 @@ def write_scorer(folder: Path, scorer: CLIPModel, tokenizer: CLIPTokenizer) -> N
     scorer.half().save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     _write_vocabulary(folder, tokenizer)
-    build_image_processor().save_pretrained(folder)
+    build_image_processor(scorer.config.vision_config.image_size).save_pretrained(folder)
     _tidy(folder)
 
 

@@ -85,11 +85,11 @@ def load_scorer(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
     return scorer.eval(), tokenizer
 
 
-def build_image_processor() -> CLIPImageProcessor:
-    """The scorer's image preprocessing: 64 px, scaled to [-1, 1] as for the VAE."""
+def build_image_processor(side_px: int = 64) -> CLIPImageProcessor:
+    """The scorer's image preprocessing: its size, scaled to [-1, 1] as for the VAE."""
     return CLIPImageProcessor(
-        size={"shortest_edge": 64},
-        crop_size={"height": 64, "width": 64},
+        size={"shortest_edge": side_px},
+        crop_size={"height": side_px, "width": side_px},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )

@@ -81,7 +81,7 @@ def measure(
 
 def train(
     name: Annotated[
-        str, typer.Argument(help="Base to train; only embedded can be trained.")
+        str, typer.Argument(help="Base to train: embedded, or an edition of it.")
     ] = "embedded",
     out: Annotated[
         Path, typer.Option("--out", help="Working folder; run again to resume there.")
@@ -94,11 +94,38 @@ def train(
             "--minutes", min=0.1, help="Wall-clock limit; the documented steps by default."
         ),
     ] = None,
+    budget_s: Annotated[
+        float | None,
+        typer.Option(
+            "--budget-s",
+            min=10,
+            help="Train the second edition, at 128 px, within this many seconds.",
+        ),
+    ] = None,
 ) -> None:
-    """Train the embedded base from scratch: scorer, VAE and denoiser."""
-    from farm.base.embedded.train import train_embedded
+    """Train the embedded base from scratch: scorer, VAE and denoiser.
+
+    `embedded-64` is the first edition and `embedded-128` the second. `embedded` is the first, or,
+    with --budget-s, the second.
+    """
+    from farm.base.embedded.second.edition import EDITION_128
+    from farm.base.names import edition_of
     from farm.errors import UserError
 
-    if name != "embedded":
-        raise UserError(f"{name!r} cannot be trained here", "use `embedded`")
+    is_second = name == EDITION_128.name or (name == "embedded" and budget_s is not None)
+    if not is_second and edition_of(name) != "embedded":
+        raise UserError(
+            f"{name!r} cannot be trained here", "use `embedded`, `embedded-64` or `embedded-128`"
+        )
+    if is_second and minutes is not None:
+        raise UserError("--minutes is for the first edition", "use --budget-s, in seconds")
+    if not is_second and budget_s is not None:
+        raise UserError("--budget-s is for the second edition", "use --minutes")
+    if is_second:
+        from farm.base.embedded.second.train import train_edition
+
+        train_edition(out, EDITION_128, device=device, budget_s=budget_s, seed=seed)
+        return
+    from farm.base.embedded.train import train_embedded
+
     train_embedded(out, seed=seed, device=device, minutes=minutes)

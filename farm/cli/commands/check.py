@@ -80,7 +80,7 @@ def report_document(report: CheckReport) -> dict[str, object]:
     return {
         "manifest": manifest.source,
         "ok": not report.errors,
-        "subjects": len(manifest.written),
+        "subjects": len(manifest.resolved),
         "trainable": len(report.good_subjects),
         "photos": report.num_photos,
         "captions": dict(zip(("captioned", "photos"), report.captions, strict=True)),

@@ -139,7 +139,7 @@ def _classes(subjects: Iterable[Subject]) -> Text:
 
 
 def _verdict(report: CheckReport) -> Text:
-    written, good = len(report.manifest.written), len(report.good_subjects)
+    written, good = len(report.manifest.resolved), len(report.good_subjects)
     text = Text()
     if report.errors:
         text.append(f"✗ {_count(len(report.errors), 'error')}", style="bold red")

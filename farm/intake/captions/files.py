@@ -31,7 +31,7 @@ MAX_CAPTION_BYTES = 64 * 2**10
 """Maximum size of one sidecar file; the text encoder reads 77 tokens."""
 MAX_TABLE_BYTES = 64 * 2**20
 """Maximum size of a table of captions: ten thousand photos with a page of text each."""
-MAX_TOLD_ROWS = 50
+MAX_LISTED_ROWS = 50
 """Rows of one table without a photo that are reported one by one."""
 FEW_ORPHANS = 2
 """Minimum number of texts without a photo that count as captions; fewer may be the user's notes."""
@@ -107,12 +107,12 @@ class Captions:
             tables = [name for name in every if is_table_name(name)]
             for name in sorted(tables, key=lambda one: (not _is_metadata(one), one)):
                 self._take_table(name)
-        self._tell_unread(every)
+        self._report_unread(every)
 
     def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
         """The caption of a photo, by its path from the folder; its faults are added to the list."""
-        told = faults if faults is not None else []
-        return self._beside(photo, told) or self._listed.get(photo)
+        found = faults if faults is not None else []
+        return self._beside(photo, found) or self._listed.get(photo)
 
     def orphans(self, photos: Iterable[str]) -> list[Fault]:
         """A warning of caption files that belong to none of the photos of the folder."""
@@ -165,11 +165,11 @@ class Captions:
         try:
             data = self._read(name)
         except PhotoFault as fault:
-            self._tell(name, None, fault.message, fault.remedy)
+            self.add_fault(name, None, fault.message, fault.remedy)
             return
         if len(data) > MAX_TABLE_BYTES:
             message = f"it is larger than {MAX_TABLE_BYTES // 2**20} MiB"
-            self._tell(
+            self.add_fault(
                 name, None, message, "keep the photos' captions alone", is_warning=not is_meant
             )
             return
@@ -184,17 +184,17 @@ class Captions:
         """Whether a table names photos and holds captions; reports what it lacks."""
         if not table.rows:
             if not table.faults:
-                self._tell(name, None, "it holds no rows", "remove it", is_warning=True)
+                self.add_fault(name, None, "it holds no rows", "remove it", is_warning=True)
             return False
         columns = ", ".join(f"`{column}`" for column in table.columns.values()) or "none"
         if not table.names_photos:
             message = f"no column names the photos; its columns are {columns}"
-            self._tell(name, 1, message, "name the column of the photos `file_name`")
+            self.add_fault(name, 1, message, "name the column of the photos `file_name`")
             return False
         if not table.has_captions:
             message = f"no column holds captions; its columns are {columns}"
             remedy = "name the column of the captions `text`"
-            self._tell(name, 1, message, remedy, is_warning=True)
+            self.add_fault(name, 1, message, remedy, is_warning=True)
             return False
         return True
 
@@ -206,12 +206,13 @@ class Captions:
         severity: Literal["error", "warning"] = "warning" if is_warning else "error"
         return Fault(self._place(name), message, remedy, line, "caption", severity=severity)
 
-    def _tell(
+    def add_fault(
         self, name: str, line: int | None, message: str, remedy: str, *, is_warning: bool = False
     ) -> None:
+        """Add a fault of one file, which is named by its path in the folder."""
         self.faults.append(self._fault(name, line, message, remedy, is_warning))
 
-    def _tell_unread(self, every: list[str]) -> None:
+    def _report_unread(self, every: list[str]) -> None:
         suffix = self._style.unread_suffix
         unread = [name for name in every if suffix and name.lower().endswith(suffix)]
         if not unread or any(True for _ in self._texts):
@@ -221,7 +222,7 @@ class Captions:
             f"`{self._style.suffixes[0]}` where it is not given"
         )
         remedy = f'add `caption_extension = "{suffix}"` to read them as captions'
-        self._tell(unread[0], None, message, remedy, is_warning=True)
+        self.add_fault(unread[0], None, message, remedy, is_warning=True)
 
 
 class _TableMatch:
@@ -238,7 +239,7 @@ class _TableMatch:
         folders = {posixpath.dirname(file) for file in files}
         self._shared = folders.pop() if len(folders) == 1 else ""
         """The folder that all rows name, if they name the same one."""
-        self._told_shared = False
+        self._has_reported_shared = False
 
     def take(self) -> None:
         """Apply every row; report those that caption no photo."""
@@ -249,18 +250,18 @@ class _TableMatch:
             if not self._take(row, file)
         ]
         is_meant = _is_metadata(self._name)
-        for row, file in lost[:MAX_TOLD_ROWS]:
+        for row, file in lost[:MAX_LISTED_ROWS]:
             message = f"`{file}` is not a photo here, so its row captions none"
             if not file:
                 message = "it names no photo"
-            self._owner._tell(
+            self._owner.add_fault(
                 self._name, row.line, message, self._remedy(file), is_warning=not is_meant
             )
-        if len(lost) > MAX_TOLD_ROWS:
-            message = f"{len(lost) - MAX_TOLD_ROWS} more rows from here on caption no photo"
-            line = lost[MAX_TOLD_ROWS][0].line
+        if len(lost) > MAX_LISTED_ROWS:
+            message = f"{len(lost) - MAX_LISTED_ROWS} more rows from here on caption no photo"
+            line = lost[MAX_LISTED_ROWS][0].line
             remedy = "correct the file names, or remove the rows"
-            self._owner._tell(self._name, line, message, remedy, is_warning=not is_meant)
+            self._owner.add_fault(self._name, line, message, remedy, is_warning=not is_meant)
 
     def _take(self, row: PhotoRow, file: str) -> bool:
         photo = self._found(_plain(file), row.line) if file else None
@@ -271,7 +272,7 @@ class _TableMatch:
             return True
         if row.choices > 1:
             message = f"it has {row.choices} captions; the first is taken"
-            self._owner._tell(
+            self._owner.add_fault(
                 self._name, row.line, message, "give each photo one caption", is_warning=True
             )
         text = self._owner._style.finished(row.caption)
@@ -279,7 +280,7 @@ class _TableMatch:
         first = self._owner._listed.setdefault(photo, caption)
         if first.text != text:
             message = f"`{file}` has another caption in {first.file}, line {first.line}, which wins"
-            self._owner._tell(self._name, row.line, message, "remove one", is_warning=True)
+            self._owner.add_fault(self._name, row.line, message, "remove one", is_warning=True)
         return True
 
     def _found(self, file: str, line: int) -> str | None:
@@ -288,7 +289,7 @@ class _TableMatch:
         if photo is not None:
             if _nfc(photo) != _nfc(path):
                 message = f"`{file}` is taken for {photo}, whose name differs in case"
-                self._owner._tell(
+                self._owner.add_fault(
                     self._name, line, message, "spell both names alike", is_warning=True
                 )
             return photo
@@ -303,11 +304,11 @@ class _TableMatch:
             return None
         name = posixpath.join(self._folder, posixpath.basename(file))
         photo = self._names.find(name)
-        if photo is not None and not self._told_shared:
-            self._told_shared = True
+        if photo is not None and not self._has_reported_shared:
+            self._has_reported_shared = True
             message = f"its file names are read without their folder `{self._shared}`"
             remedy = "write them as seen from the table"
-            self._owner._tell(self._name, None, message, remedy, is_warning=True)
+            self._owner.add_fault(self._name, None, message, remedy, is_warning=True)
         return photo
 
     def _remedy(self, file: str) -> str:

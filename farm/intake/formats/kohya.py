@@ -152,7 +152,7 @@ class _Reader:
             names = ", ".join(f"`{name}`" for name in self._dropped)
             where = next(iter(self._dropped.values()))
             remedy = "nothing to do, unless you rely on them"
-            self._tell(where, f"not used: {names}", remedy, is_warning=True)
+            self._add_fault(where, f"not used: {names}", remedy, is_warning=True)
 
     def _note(self, options: Options, place: Path) -> None:
         for name in unused_options(options):
@@ -165,12 +165,12 @@ class _Reader:
         for number, own in enumerate(subsets if isinstance(subsets, list) else []):
             where = (*place, "subsets", number)
             if not isinstance(own, dict):
-                self._tell(where, "a subset must be a table", "write `[[datasets.subsets]]`")
+                self._add_fault(where, "a subset must be a table", "write `[[datasets.subsets]]`")
                 continue
             self._note(own, where)
             subset = {**options, **own}
             if (fault := folder_fault(subset)) is not None:
-                self._tell((*where, "image_dir"), *fault)
+                self._add_fault((*where, "image_dir"), *fault)
                 continue
             tokens = " ".join(str(subset.get("class_tokens") or "").split())
             groups = class_images if subset.get("is_reg") else trained
@@ -179,12 +179,12 @@ class _Reader:
             group.styles.append(self._style(subset, where, group))
         for group in trained.values():
             yield from self._subject(group, class_images)
-        self._tell_unused(class_images)
+        self._report_unused(class_images)
 
     def _style(self, subset: Options, where: Path, group: _Group) -> CaptionStyle:
-        style, told = caption_style(subset)
-        for option, message, remedy in told:
-            self._tell((*where, option), message, remedy, is_warning=True)
+        style, option_faults = caption_style(subset)
+        for option, message, remedy in option_faults:
+            self._add_fault((*where, option), message, remedy, is_warning=True)
         whole, first = decorated(group.tokens, subset), decorated(group.tokens, group.options)
         # photos without a caption take their own subset's prefix, not the first one's
         return style if whole == first else style.with_fallback(whole)
@@ -192,11 +192,11 @@ class _Reader:
     def _subject(self, group: _Group, class_images: dict[str, _Group]) -> Iterator[ManifestRow]:
         identifier, _, noun = group.tokens.partition(" ")
         if not noun:
-            self._tell_tokens(group)
+            self._check_tokens(group)
             return
-        recipe, told = recipe_of(group.options)
-        for option, message, remedy in told:
-            self._tell((*group.place, option), message, remedy)
+        recipe, option_faults = recipe_of(group.options)
+        for option, message, remedy in option_faults:
+            self._add_fault((*group.place, option), message, remedy)
         images = class_images.get(noun) or next(iter(class_images.values()), None)
         if images is None:
             recipe["prior_rows"] = 0
@@ -237,7 +237,7 @@ class _Reader:
             lines["class_images",] = self._line((*images.place, "image_dir"))
         return {path: line for path, line in lines.items() if line is not None}
 
-    def _tell_tokens(self, group: _Group) -> None:
+    def _check_tokens(self, group: _Group) -> None:
         folder = PurePosixPath(group.folders[0].rstrip("/")).name
         named = re.fullmatch(r"\d+_(\S+\s+.+)", folder)
         example = named.group(1) if named else "sks cat"
@@ -245,9 +245,9 @@ class _Reader:
         if not group.tokens:
             message = "`class_tokens` is missing: it must name identifier and class"
         remedy = f'write `class_tokens = "{example}"`: the first word is the identifier'
-        self._tell((*group.place, "class_tokens"), message, remedy)
+        self._add_fault((*group.place, "class_tokens"), message, remedy)
 
-    def _tell_unused(self, class_images: dict[str, _Group]) -> None:
+    def _report_unused(self, class_images: dict[str, _Group]) -> None:
         for group in class_images.values():
             if group.is_used:
                 continue
@@ -257,7 +257,7 @@ class _Reader:
                 "each subject takes the `is_reg` subsets of one class; give these the class of a "
                 "subject as `class_tokens`, or put them into a dataset of their own"
             )
-            self._tell(group.place, message, remedy, is_warning=True)
+            self._add_fault(group.place, message, remedy, is_warning=True)
 
     def _new_id(self, folder: str) -> str:
         name = PurePosixPath(folder.replace("\\", "/").rstrip("/")).name
@@ -275,7 +275,9 @@ class _Reader:
                 return self._lines[place]
         return None
 
-    def _tell(self, path: Path, message: str, remedy: str, *, is_warning: bool = False) -> None:
+    def _add_fault(
+        self, path: Path, message: str, remedy: str, *, is_warning: bool = False
+    ) -> None:
         at = ManifestRow({}, self._head.file, "", self._line(path))
         fault = at.fault(path, message, remedy, severity="warning" if is_warning else "error")
         self._faults.append(fault)

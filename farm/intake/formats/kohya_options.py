@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Options = dict[str, Any]
-Told = list[tuple[str, str, str]]
+OptionFaults = list[tuple[str, str, str]]
 """Option, message and remedy of each."""
 
 TAKEN_OVER = frozenset(
@@ -96,15 +96,15 @@ def _text(options: Options, name: str) -> str:
     return " ".join(str(options.get(name) or "").split())
 
 
-def caption_style(subset: Options) -> tuple[CaptionStyle, Told]:
+def caption_style(subset: Options) -> tuple[CaptionStyle, OptionFaults]:
     """How a subset's captions are read."""
-    told: Told = []
+    faults: OptionFaults = []
     given = subset.get("caption_extension", DEFAULT_CAPTION_EXTENSION)
     extension = str(given).strip()
     if not extension.startswith("."):
         extension = f".{extension}"
         message = f"`{given}` is read as `{extension}`; kohya's scripts want the dot"
-        told.append(("caption_extension", message, f'write "{extension}"'))
+        faults.append(("caption_extension", message, f'write "{extension}"'))
     identifier = _text(subset, "class_tokens").partition(" ")[0] or "sks"
     style = CaptionStyle(
         suffixes=(extension.lower(),),
@@ -117,13 +117,13 @@ def caption_style(subset: Options) -> tuple[CaptionStyle, Told]:
             f'put {identifier} into it, or before every caption: `caption_prefix = "{identifier}"`'
         ),
     )
-    return style, told
+    return style, faults
 
 
-def recipe_of(options: Options) -> tuple[Options, Told]:
+def recipe_of(options: Options) -> tuple[Options, OptionFaults]:
     """The fields of the recipe that a subset's options give."""
     recipe: Options = {}
-    told: Told = []
+    faults: OptionFaults = []
     if "batch_size" in options:
         recipe["instance_rows"] = options["batch_size"]
     if "flip_aug" in options:
@@ -137,5 +137,5 @@ def recipe_of(options: Options) -> tuple[Options, Told]:
         recipe["resolution_px"] = side
     elif side is not None:
         message = f"the resolution {side} is not square"
-        told.append(("resolution", message, "give one number; crops are square"))
-    return recipe, told
+        faults.append(("resolution", message, "give one number; crops are square"))
+    return recipe, faults

@@ -46,12 +46,12 @@ class Delimited:
 def read_delimited(text: str) -> Delimited:
     """Read a table with a header row."""
     text = text.removeprefix("\ufeff")
-    skipped, told = 0, ""
+    skipped, marked = 0, ""
     first, _, rest = text.partition("\n")
     if match := _SEPARATOR_LINE.match(first.rstrip("\r")):
-        told, text, skipped = match["mark"], rest, 1
+        marked, text, skipped = match["mark"], rest, 1
     header = next((line for line in _lines(text) if line.strip(" \t\r\n,;")), "")
-    delimiter = told or _delimiter(header)
+    delimiter = marked or _delimiter(header)
     lines = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     table = Delimited([], iter(()), delimiter)
     rows = _rows(lines, table, skipped)

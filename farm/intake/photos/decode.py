@@ -28,6 +28,7 @@ __all__ = [
     "MIN_SIDE_PX",
     "PHOTO_SUFFIXES",
     "as_rgb",
+    "crop_frames",
     "crops",
     "decoding",
     "is_turned",
@@ -324,16 +325,49 @@ def crops(
     Returns:
         uint8 [N, P, P, 3] with N = count, or 2 x count with ``flip``.
     """
-    random = np.random.default_rng(seed)
-    shorter = min(photo.size)
     pictures = []
-    for index in range(count):
-        side = shorter if index == 0 else shorter * random.uniform(0.85, 1.0)
-        room = np.array([photo.width - side, photo.height - side])
-        left, top = room / 2 if index == 0 else room * random.uniform(size=2)
-        box = (float(left), float(top), float(left + side), float(top + side))
+    for left, top, side in _crop_squares(photo.size, count, seed):
+        box = (left, top, left + side, top + side)
         # reducing_gap is off: it would make a crop depend on how far the photo is shrunk
         picture = photo.resize((resolution_px, resolution_px), Image.Resampling.LANCZOS, box=box)
         pictures.append(np.asarray(picture, dtype=np.uint8))
     plain_NPP3 = np.stack(pictures)
     return np.concatenate([plain_NPP3, plain_NPP3[:, :, ::-1]]) if flip else plain_NPP3
+
+
+def crop_frames(
+    size: tuple[int, int],
+    resolution_px: int,
+    count: int = 1,
+    *,
+    flip: bool = False,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """How ``crops`` cuts a photo of this size: its frames, int64 [N, 6], in the order of the crops.
+
+    A frame is the photo's height and width, the top and left edge of the crop in the photo scaled
+    to the crop's resolution, and the crop's height and width (SDXL's size and crop conditioning).
+    A mirrored crop is one of the mirrored photo.
+    """
+    width, height = size
+    plain, mirrored = [], []
+    for left, top, side in _crop_squares(size, count, seed):
+        scale = resolution_px / side
+        right = width - left - side
+        square = (resolution_px, resolution_px)
+        plain.append((height, width, round(top * scale), round(left * scale), *square))
+        mirrored.append((height, width, round(top * scale), round(right * scale), *square))
+    return np.array(plain + mirrored if flip else plain, dtype=np.int64)
+
+
+def _crop_squares(size: tuple[int, int], count: int, seed: int) -> list[tuple[float, float, float]]:
+    """Left, top and side of each crop, in the photo's pixels."""
+    random = np.random.default_rng(seed)
+    shorter = min(size)
+    squares = []
+    for index in range(count):
+        side = shorter if index == 0 else shorter * random.uniform(0.85, 1.0)
+        room = np.array([size[0] - side, size[1] - side])
+        left, top = room / 2 if index == 0 else room * random.uniform(size=2)
+        squares.append((float(left), float(top), float(side)))
+    return squares

@@ -107,7 +107,7 @@ def find_photos(
         )
     check_reference(reference, is_remote="://" in base)
     url = join_url(base, reference)
-    with _told(url):
+    with _listing_faults(url):
         listing = (
             _find_remote(url, base, reference)
             if "://" in url
@@ -125,7 +125,7 @@ def find_photos(
 
 
 def _add_captions(found: Found, listing: Listing, style: CaptionStyle, beside: Beside) -> None:
-    with PhotoReader() as reader, _told(listing.where):
+    with PhotoReader() as reader, _listing_faults(listing.where):
         names = dict(listing.files)
         if listing.siblings:
             captions = _captions_of(listing, style, reader.read)
@@ -244,7 +244,7 @@ def _nearest_path(path: str) -> str:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def _listing_faults(url: str) -> Iterator[None]:
     """Convert any error of a filesystem to a ``PhotoFault``."""
     try:
         yield

@@ -3,37 +3,26 @@
 Cards use text prompts instead (``scores.pose_labels``), which need no fitting. A small CLIP
 recognises poses less reliably than classes, and a study that counts poses needs a known accuracy.
 
-Legend: G images, D width, K poses.
+Legend: G images, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from farm.base.embedded.world import POSES_OF, render_scene, sample_scene
 from farm.quality.scorer import ImageScorer
 from farm.quality.scores import Poses, poses
+from farm.quality.study.linear_probe import LinearProbe, fit_probe
 
 __all__ = ["PoseReader"]
 
 HELD_OUT = 2_000_003
 """A stream of scenes that no training uses."""
-RIDGE = 0.02
-"""Regularisation of the probe; small, because unit vectors differ little."""
-
-
-@dataclass(frozen=True)
-class _Probe:
-    mean_D: Tensor
-    weight_DK: Tensor
-
-    def __call__(self, pictures_GD: Tensor) -> list[int]:
-        return [int(k) for k in ((pictures_GD - self.mean_D) @ self.weight_DK).argmax(1)]
 
 
 class PoseReader:
@@ -49,7 +38,7 @@ class PoseReader:
             num_held: images per pose for the accuracy.
         """
         self._scorer = scorer
-        self._probes: dict[str, _Probe] = {}
+        self._probes: dict[str, LinearProbe] = {}
         right = total = 0
         for noun in dict.fromkeys(nouns):
             fitted, held = [], []
@@ -58,7 +47,7 @@ class PoseReader:
                 vectors_GD = scorer.embed_images(pictures)
                 fitted.append(vectors_GD[:num_a_pose])
                 held.append(vectors_GD[num_a_pose:])
-            probe = self._probes[noun] = _fit(fitted)
+            probe = self._probes[noun] = fit_probe(fitted)
             for index, vectors_GD in enumerate(held):
                 right += probe(vectors_GD).count(index)
                 total += len(vectors_GD)
@@ -76,15 +65,3 @@ def _pictures(noun: str, pose: str, index: int, num: int) -> list[Image.Image]:
     first = 10_000 * index
     scenes = (sample_scene(HELD_OUT, first + n) for n in range(num))
     return [render_scene(replace(scene, class_noun=noun, pose=pose)) for scene in scenes]
-
-
-def _fit(by_pose: Sequence[Tensor]) -> _Probe:
-    """Ridge regression onto the poses' indicators."""
-    vectors_GD = torch.cat(list(by_pose)).double()
-    labels_G = torch.cat([torch.full((len(part),), k) for k, part in enumerate(by_pose)])
-    targets_GK = torch.nn.functional.one_hot(labels_G, len(by_pose)).double()
-    mean_D = vectors_GD.mean(0)
-    centred_GD = vectors_GD - mean_D
-    square_DD = centred_GD.T @ centred_GD + RIDGE * torch.eye(len(mean_D), dtype=torch.float64)
-    weight_DK = torch.linalg.solve(square_DD, centred_GD.T @ (targets_GK - targets_GK.mean(0)))
-    return _Probe(mean_D.float(), weight_DK.float())

@@ -224,7 +224,7 @@ class AdapterCache:
             waiting = self._flights.pop(ref.key)
         for whose, future in waiting:
             if future.set_running_or_notify_cancel():
-                future.set_exception(_as_told_to(whose, error))
+                future.set_exception(_error_for(whose, error))
 
     # -- loading ------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ def _served_form(record: AdapterRecord) -> tuple[str, list[str]]:
     return single[0], single[:1]
 
 
-def _as_told_to(ref: AdapterRef, error: BaseException) -> BaseException:
+def _error_for(ref: AdapterRef, error: BaseException) -> BaseException:
     """A failed load's error, as reported to one waiting request."""
     if isinstance(error, _Unusable):
         return _bad(ref, error)

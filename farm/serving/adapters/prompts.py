@@ -1,6 +1,6 @@
 """Prompt embeddings, encoded once and cached.
 
-Owns the text side of serving: the text encoder's own bank, into which an adapter's text layers are
+Owns the text side of serving: a bank for each text encoder, into which an adapter's text layers are
 copied when a prompt has to be encoded with them, and the cache of encoded prompts. Because results
 are cached by adapter and prompt, a few slots serve any number of adapters.
 
@@ -13,7 +13,8 @@ Legend: K adapters on one prompt, T tokens, D width; R is always 1 here.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -23,23 +24,20 @@ from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base, Conditioning
 from farm.serving.request import GenerationRequest
 
-__all__ = ["TEXT_ENCODER", "PromptCache", "cut_notes", "has_text_layers"]
+__all__ = ["PromptCache", "cut_notes", "has_text_layers"]
 
-TEXT_ENCODER = "text_encoder"
-"""The text encoder's name among a base's components."""
-
-_TextKey = tuple[tuple[tuple[str, float], ...], str]
+_TextKey = tuple[tuple[tuple[str, float], ...], str, bool]
 
 
-def has_text_layers(weights: AdapterWeights) -> bool:
-    """Whether an adapter changes the text encoder."""
-    return TEXT_ENCODER in weights.components
+def has_text_layers(base: Base, weights: AdapterWeights) -> bool:
+    """Whether an adapter changes a text encoder."""
+    return not set(base.text_names).isdisjoint(weights.components)
 
 
 def cut_notes(base: Base, request: GenerationRequest) -> list[str]:
     """Notes for the caller on parts of the prompts that the text encoder did not read."""
     prompts = [("prompt", request.prompt)]
-    if request.guided:
+    if base.needs_unprompted(request.guidance):
         prompts.append(("negative_prompt", request.negative_prompt))
     return [
         f"{name}: the model reads {base.memory.tokens} tokens; it did not read its end: {unread}"
@@ -52,7 +50,7 @@ class PromptCache:
     """Encodes prompts under any adapters, with a cache keyed by adapters and prompt."""
 
     def __init__(self, base: Base, *, max_adapters: int, max_prompts: int) -> None:
-        """Open a bank on the text encoder.
+        """Open a bank on each text encoder.
 
         Args:
             max_adapters: on one prompt; 0 encodes with the bare text encoder alone.
@@ -60,50 +58,60 @@ class PromptCache:
         """
         self._base = base
         self._max_prompts = max_prompts
-        self.bank = MixedBank(
-            base, TEXT_ENCODER, num_slots=max_adapters, max_per_row=max(1, max_adapters)
-        )
-        self._rows = RowWeights(self.bank)
+        self.banks = {
+            name: MixedBank(base, name, num_slots=max_adapters, max_per_row=max(1, max_adapters))
+            for name in base.text_names
+        }
+        self._rows = {name: RowWeights(bank) for name, bank in self.banks.items()}
         self._known: OrderedDict[_TextKey, Conditioning] = OrderedDict()
         self.num_hits = 0
         self.num_encoded = 0
 
     def close(self) -> None:
-        """Restore the text encoder's own layers."""
-        self.bank.close()
+        """Restore the text encoders' own layers."""
+        for bank in self.banks.values():
+            bank.close()
 
     @torch.no_grad()
     def encode(
-        self, prompt: str, adapters: Sequence[tuple[str, AdapterWeights, float]]
+        self,
+        prompt: str,
+        adapters: Sequence[tuple[str, AdapterWeights, float]],
+        *,
+        is_negative: bool = False,
     ) -> Conditioning:
         """One encoded prompt, one row.
 
         Args:
             adapters: key, weights and factor of the adapters that have text layers.
+            is_negative: whether to encode it as a negative prompt; see ``Base.encode_negative``.
         """
-        key = (tuple((key, factor) for key, _, factor in adapters), prompt)
+        key = (tuple((key, factor) for key, _, factor in adapters), prompt, is_negative)
         known = self._known.get(key)
         if known is not None:
             self.num_hits += 1
             self._known.move_to_end(key)
             return known
         self.num_encoded += 1
-        encoded = self._encode(prompt, adapters)
+        encode = self._base.encode_negative if is_negative else self._base.encode_prompts
+        with self._adapted(adapters):
+            encoded = encode([prompt])
         self._known[key] = encoded
         while len(self._known) > self._max_prompts:
             self._known.popitem(last=False)
         return encoded
 
-    def _encode(
-        self, prompt: str, adapters: Sequence[tuple[str, AdapterWeights, float]]
-    ) -> Conditioning:
-        if not adapters:
-            return self._base.encode_prompts([prompt])
-        for slot, (_, weights, _) in enumerate(adapters):
-            self.bank.set_slot(slot, weights.of_component(TEXT_ENCODER))
-        self._rows.assign([range(len(adapters))], [[factor for _, _, factor in adapters]])
-        with self._rows.active():
-            return self._base.encode_prompts([prompt])
+    @contextmanager
+    def _adapted(self, adapters: Sequence[tuple[str, AdapterWeights, float]]) -> Iterator[None]:
+        """The text encoders with these adapters."""
+        with ExitStack() as active:
+            for name, bank in self.banks.items() if adapters else ():
+                for slot, (_, weights, _) in enumerate(adapters):
+                    bank.set_slot(slot, weights.of_component(name))
+                rows = self._rows[name]
+                rows.assign([range(len(adapters))], [[factor for _, _, factor in adapters]])
+                active.enter_context(rows.active())
+            yield
 
     def forget(self, keys: Collection[str]) -> None:
         """Drop the prompts encoded with these adapters."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from farm.adapters.bank.layout import matching_layers
+from farm.adapters.bank.layout import denoiser_layers, text_layers
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.files.layer_names import layer_names
@@ -17,7 +17,7 @@ from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, UserError
 from farm.serving.adapters.cache import AdapterCache, AdapterSource
-from farm.serving.adapters.prompts import TEXT_ENCODER, PromptCache
+from farm.serving.adapters.prompts import PromptCache
 from farm.serving.adapters.slots import SlotTable
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.memory import free_bytes
@@ -88,12 +88,12 @@ class AdapterSide:
                 f"start the endpoint with a limit of {weights.rank} or more, or with none",
             )
         denoiser = weights.of_component(self._base.denoiser_name)
-        text = weights.of_component(TEXT_ENCODER)
-        for part, what, option in (
-            (denoiser, "layers", "target_modules"),
-            (text, "text-encoder layers", "text_encoder_modules"),
+        for names, what, option in (
+            ((self._base.denoiser_name,), "layers", "target_modules"),
+            (self._base.text_names, "text-encoder layers", "text_encoder_modules"),
         ):
-            outside = sorted(part.layers.keys() - self._allowed[option])
+            found = {layer for name in names for layer in weights.of_component(name).layers}
+            outside = sorted(found - self._allowed[option])
             if outside and getattr(self._config, option) is not None:
                 raise AdapterFileError(
                     f"it changes {len(outside)} {what} that this endpoint's limit excludes, "
@@ -101,7 +101,8 @@ class AdapterSide:
                     "add their endings to the limit, or remove it",
                 )
         self.bank.check_fits(denoiser)
-        self.prompts.bank.check_fits(text)
+        for name, bank in self.prompts.banks.items():
+            bank.check_fits(weights.of_component(name))
         num_bytes = self.bank.num_bytes(denoiser)
         if num_bytes > self.slots.max_bytes:
             raise AdapterFileError(
@@ -142,13 +143,9 @@ def allowed_layers(base: Base, config: EngineConfig) -> dict[str, frozenset[str]
     Raises:
         UserError: if a limit's suffix matches no layer of the base.
     """
-    limits = {
-        "target_modules": (base.denoiser_name, config.target_modules),
-        "text_encoder_modules": (TEXT_ENCODER, config.text_encoder_modules),
-    }
     return {
-        option: frozenset(matching_layers(base, component, endings or ()))
-        for option, (component, endings) in limits.items()
+        "target_modules": frozenset(denoiser_layers(base, config.target_modules or ())),
+        "text_encoder_modules": frozenset(text_layers(base, config.text_encoder_modules or ())),
     }
 
 

@@ -86,7 +86,7 @@ class Denoiser:
             return prompted_PCHW
         plain_GCHW = prediction_RCHW.index_select(0, layout.plain_G)
         guided_GCHW = prompted_PCHW.index_select(0, layout.guided_G)
-        guided_GCHW = plain_GCHW + layout.guidance_G111 * (guided_GCHW - plain_GCHW)
+        guided_GCHW = self._base.guide(guided_GCHW, plain_GCHW, layout.guidance_G111)
         return prompted_PCHW.index_copy(0, layout.guided_G, guided_GCHW)
 
     def forget(self, size: Size) -> None:

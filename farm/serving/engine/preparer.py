@@ -270,7 +270,7 @@ class RowPreparer:
                     self._again(job)
                     return
                 self._uses[key] = job.waiting.uses[key]
-                if has_text_layers(job.hosted[key].value.weights):
+                if has_text_layers(self._base, job.hosted[key].value.weights):
                     self._with_text.add(key)
             else:
                 known = self._uses[key]
@@ -355,9 +355,17 @@ class RowPreparer:
             factors[ref.key] = factors.get(ref.key, 0.0) + factor
         factors = {key: factor for key, factor in factors.items() if factor}  # 0 is the base
         texts = self._texts(job, factors)
+        encode = functools.partial(self._prompts.encode, adapters=texts)
+        width_px, height_px = waiting.size
+        framed = functools.partial(
+            self._base.for_images,
+            width_px=width_px,
+            height_px=height_px,
+            guidance=request.guidance,
+        )
         unprompted = None
-        if request.guided:
-            unprompted = self._prompts.encode(request.negative_prompt, texts)
+        if self._base.needs_unprompted(request.guidance):
+            unprompted = framed(encode(request.negative_prompt, is_negative=True))
         return Row(
             waiting=waiting,
             sampler=Sampler(
@@ -367,7 +375,7 @@ class RowPreparer:
                 seed=request.seed,
                 shape=self._base.latent_shape(*waiting.size),
             ),
-            prompted=self._prompts.encode(request.prompt, texts),
+            prompted=framed(encode(request.prompt)),
             unprompted=unprompted,
             slots=tuple(slot_of[key] for key in factors),
             factors=tuple(factors.values()),
@@ -381,7 +389,7 @@ class RowPreparer:
         return [
             (key, pinned.value.weights, factors[key])
             for key, pinned in job.hosted.items()
-            if key in factors and has_text_layers(pinned.value.weights)
+            if key in factors and has_text_layers(self._base, pinned.value.weights)
         ]
 
 

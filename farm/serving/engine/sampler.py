@@ -12,7 +12,6 @@ Legend: C latent channels, H W latent; the leading 1 is the one row.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from farm.base.device.transfer import sent
 from farm.base.generate import initial_noise
 from farm.base.interface import Base
+from farm.base.stepping import clean_estimate, initial_scale, model_input, takes_generator
 from farm.keys import derive_seed
 from farm.schedulers import SchedulerName
 
@@ -57,19 +57,18 @@ class Sampler:
             UserError: if the base does not know the scheduler.
         """
         seed = stream_seed(seed)
-        self._scheduler: Any = base.scheduler(scheduler)
-        self._scheduler.set_timesteps(steps)
+        self._scheduler: Any = base.start_scheduler(scheduler, steps, shape)
         self._timesteps: list[Tensor] = list(self._scheduler.timesteps)
         self._timestep_values: list[float] = [float(t) for t in self._timesteps]
         noise_1CHW = sent(initial_noise([seed], shape), base.device)
-        self.latents_1CHW = noise_1CHW * self._scheduler.init_noise_sigma
+        self.latents_1CHW = noise_1CHW * initial_scale(self._scheduler)
         self._extra = self._step_arguments(seed, shape)
         self._estimate_1CHW: Tensor | None = None
         self.step = 0
 
     def _step_arguments(self, seed: int, shape: tuple[int, int, int]) -> dict[str, Any]:
         arguments: dict[str, Any] = {"return_dict": False}
-        if "generator" in inspect.signature(self._scheduler.step).parameters:
+        if takes_generator(self._scheduler):
             # samplers that add noise continue the stream of the initial noise
             generator = torch.Generator("cpu").manual_seed(seed)
             torch.randn(shape, generator=generator)
@@ -93,10 +92,7 @@ class Sampler:
 
     def model_input(self) -> Tensor:
         """The denoiser's input at the next step, [1, C, H, W]."""
-        scaled: Tensor = self._scheduler.scale_model_input(
-            self.latents_1CHW, self._timesteps[self.step]
-        )
-        return scaled
+        return model_input(self._scheduler, self.latents_1CHW, self._timesteps[self.step])
 
     def advance(self, prediction_1CHW: Tensor) -> None:
         """Take one step with the denoiser's (guided) prediction, float32 [1, C, H, W]."""
@@ -108,19 +104,11 @@ class Sampler:
         elif hasattr(self._scheduler, "model_outputs"):
             # multistep solvers keep their estimates of the clean latent instead
             self._estimate_1CHW = self._scheduler.model_outputs[-1]
-        else:  # PNDM, the default of Stable Diffusion 1.x, keeps none
-            self._estimate_1CHW = self._estimated(prediction_1CHW, before_1CHW, timestep)
+        else:  # PNDM and flow matching keep none
+            self._estimate_1CHW = clean_estimate(
+                self._scheduler, prediction_1CHW, before_1CHW, timestep
+            )
         self.step += 1
-
-    def _estimated(self, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
-        """The clean latent that a prediction at an integer timestep implies."""
-        alpha = self._scheduler.alphas_cumprod[int(timestep)]
-        signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
-        if self._scheduler.config.prediction_type == "v_prediction":
-            clean: Tensor = signal * latents - spread * prediction
-        else:
-            clean = (latents - spread * prediction) / signal
-        return clean
 
     def estimate(self) -> Tensor:
         """The denoiser's current estimate of the clean latent, [1, C, H, W]; for previews."""

@@ -12,6 +12,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from importlib import resources
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
@@ -332,18 +333,20 @@ def _add_health(app: FastAPI, services: Services) -> None:
 
 # -- the page ----------------------------------------------------------------------------------
 
-PAGE_FILES = {
-    "/": ("index.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
-}
+PAGE_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
 def _add_page(app: FastAPI, limits: Limits) -> None:
-    folder = resources.files("farm.serving.http") / "page"
-    for path, (file, kind) in PAGE_FILES.items():
-        content = (folder / file).read_bytes()
-        _add_file(app, path, _with_limits(content, limits) if "html" in kind else content, kind)
+    """Serve the files of ``page/``, the page itself at the root."""
+    for file in (resources.files("farm.serving.http") / "page").iterdir():
+        kind = PAGE_KINDS.get(PurePath(file.name).suffix)
+        if kind is None:
+            continue
+        content = file.read_bytes()
+        if file.name == "index.html":
+            _add_file(app, "/", _with_limits(content, limits), kind)
+        else:
+            _add_file(app, f"/{file.name}", content, kind)
 
 
 def _with_limits(page: bytes, limits: Limits) -> bytes:

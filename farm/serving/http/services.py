@@ -70,7 +70,7 @@ class Services:
         """Run the maintenance task inside the block."""
         with contextlib.suppress(FarmError):  # the first request tries again
             await self.gate.look()
-        task = asyncio.create_task(self._keep_house())
+        task = asyncio.create_task(self._maintain())
         try:
             yield
         finally:
@@ -80,7 +80,7 @@ class Services:
             self.encoders.shutdown(wait=False, cancel_futures=True)
             self.executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _keep_house(self) -> None:
+    async def _maintain(self) -> None:
         """Publish the engine's numbers, and remove pictures whose links have expired."""
         loop = asyncio.get_running_loop()
         looks = 0
@@ -93,6 +93,6 @@ class Services:
             except FarmError as error:
                 logger.warning("maintenance: %s", error.message)
             except Exception:
-                logger.exception("housekeeping")
+                logger.exception("maintenance")
             looks += 1
             await asyncio.sleep(LOOK_EVERY_S)

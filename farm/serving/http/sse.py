@@ -42,17 +42,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        telling = asyncio.create_task(self._tell(send))
+        sending = asyncio.create_task(self._send_events(send))
         watching = asyncio.create_task(gone(receive))
         try:
-            await asyncio.wait({telling, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (telling, watching):
+            for task in (sending, watching):
                 task.cancel()
-            await asyncio.gather(telling, watching, return_exceptions=True)
+            await asyncio.gather(sending, watching, return_exceptions=True)
             await self._stream.aclose()
 
-    async def _tell(self, send: Send) -> None:
+    async def _send_events(self, send: Send) -> None:
         async def one(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 

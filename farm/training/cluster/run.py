@@ -58,7 +58,7 @@ STUCK_PATIENCE_S = 2.0
 """How long lane runs may take to end once their controllers are killed."""
 ASK_S = 2.0
 """Seconds between two checks of the head while the dispatcher does not answer."""
-TELL_S = 60.0
+REPORT_EVERY_S = 60.0
 """Seconds between two lines about missing nodes."""
 NODE_TIMEOUT_S, AUTOSCALING_TIMEOUT_S = 60.0, 600.0
 """How long nodes may take to join before they are reported missing."""
@@ -136,7 +136,7 @@ class _RayRun:
         self._priors: PriorThread | None = None
         self._began = time.monotonic()
         self._stopped_at: float | None = None
-        self._told_missing = self._told_silence = 0.0
+        self._missing_reported_at = self._silence_reported_at = 0.0
         request = self._prepared.request
         default = AUTOSCALING_TIMEOUT_S if is_autoscaling() else NODE_TIMEOUT_S
         self._node_timeout_s = request.node_timeout_s or default
@@ -178,7 +178,7 @@ class _RayRun:
                     if snapshot.trouble is None:
                         self._answer_requests()
                     self._runs.keep(snapshot)
-                    self._tell_missing(snapshot)
+                    self._report_missing(snapshot)
                 time.sleep(LOOK_S)
             return self._end()
         except (KeyboardInterrupt, HeadLost):
@@ -224,29 +224,30 @@ class _RayRun:
             self._ask(self._dispatcher.nodes_lost.remote(lost))
         if draining := self._watch.take("draining"):
             self._ask(self._dispatcher.nodes_draining.remote(draining))
-            self._driver.tell(
+            self._driver.show_line(
                 snapshot, f"{len(draining)} node(s) are draining: their jobs move to other nodes"
             )
         if self._watch.silent_s < SILENCE_S:
-            self._told_silence = 0.0
-        elif time.monotonic() - self._told_silence > 10:
-            self._told_silence = time.monotonic()
-            self._driver.tell(
+            self._silence_reported_at = 0.0
+        elif time.monotonic() - self._silence_reported_at > 10:
+            self._silence_reported_at = time.monotonic()
+            self._driver.show_line(
                 snapshot,
                 f"the cluster's head does not answer; waiting up to {head_patience_s():.0f} s",
             )
         self._watch.require_head()
 
-    def _tell_missing(self, snapshot: Snapshot) -> None:
+    def _report_missing(self, snapshot: Snapshot) -> None:
         """Show, once a minute, how many nodes are missing, what the cluster has, and why."""
         assert self._runs is not None
         now = time.monotonic()
         missing = self._runs.names_without_lanes(snapshot)
         if not missing:
             self._began = now  # restart the wait
-        if now - max(self._began + self._node_timeout_s - TELL_S, self._told_missing) < TELL_S:
+        due = max(self._began + self._node_timeout_s, self._missing_reported_at + REPORT_EVERY_S)
+        if now < due:
             return
-        self._told_missing = now
+        self._missing_reported_at = now
         plan = self._plan
         share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
         words = [
@@ -255,7 +256,7 @@ class _RayRun:
             f"the cluster has {nodes_words(self._watch.nodes)}",
             autoscaler_words(self._watch.address),
         ]
-        self._driver.tell(snapshot, "; ".join(word for word in words if word))
+        self._driver.show_line(snapshot, "; ".join(word for word in words if word))
 
     def _has_stopped(self, snapshot: Snapshot, waited_s: float) -> bool:
         """Whether the stop is complete: all lanes returned, or none holds a job."""

@@ -117,7 +117,7 @@ class JobResult:
         return {"reason": self.reason, "remedy": self.remedy}
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Reason and remedy in one line."""
         return f"{self.reason} ({self.remedy})" if self.remedy else self.reason
 

@@ -129,7 +129,7 @@ class RunState:
             self._fail(key, lane, result)
         else:
             self.record(result.kind, key, lane=lane, **result.why)
-            self._notify(key, f"{result.kind}: {result.told}", is_bad=True)
+            self._notify(key, f"{result.kind}: {result.summary}", is_bad=True)
 
     def _fail(self, key: str, lane: str, result: JobResult) -> None:
         job = self.record("failed", key, lane=lane, **result.why)
@@ -140,7 +140,7 @@ class RunState:
             return
         self.record("quarantined", key, **result.why)
         what = f"quarantined after {job.failures} failures"
-        self._notify(key, f"{what}: {result.told}", is_bad=True)
+        self._notify(key, f"{what}: {result.summary}", is_bad=True)
 
     def hand_back(self, key: str, lane: str, reason: str) -> None:
         """Take a job from this lane and queue it, unless another lane holds it."""

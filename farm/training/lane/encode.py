@@ -5,7 +5,7 @@ Owns decoding, cropping and encoding, which are done once per job, not per step.
 ``assemble_job`` encodes the prompts and runs in the training thread, because a bank may have
 adapted the text encoder.
 
-Legend: N crops, C channels, H W latent, P pixels, T tokens.
+Legend: N crops, C channels, H W latent, P pixels.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from farm.base.interface import Base, Conditioning
+from farm.base.conditioning import Conditioning, TokenIds
+from farm.base.interface import Base
 from farm.errors import StoreError
 from farm.intake.errors import PhotoFault
 from farm.intake.job import JobSpec
 from farm.intake.photos.bytes import read_photo_bytes
-from farm.intake.photos.decode import crops, open_photo
+from farm.intake.photos.decode import crop_frames, crops, open_photo
 from farm.keys import bytes_digest, derive_seed
 from farm.training.slots.job import PriorSet, TrainingJob
 
@@ -39,8 +40,8 @@ KEPT_PHOTOS = 12
 KEPT_SIDE_PX = 336
 """Shorter side of those photos: the largest common CLIP input. 12 photos take about 5 MB."""
 
-EncodePrompts = Callable[[Sequence[str]], tuple[Tensor, Conditioning]]
-"""Prompts to tokens [R, T] on the CPU and their conditioning."""
+EncodePrompts = Callable[[Sequence[str]], tuple[TokenIds, Conditioning]]
+"""Prompts to tokens on the CPU and their conditioning."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class PreparedPhotos:
     """float32 on the CPU."""
     prompts: tuple[str, ...]
     """One for each crop, or one for all."""
+    frames_N6: Tensor | None = None
+    """int64 on the CPU, for bases that read them; see ``whole_frames``."""
     pictures: tuple[Image.Image, ...] = ()
     """Some of the photos for the judge, uncropped, upright and downscaled."""
 
@@ -64,19 +67,18 @@ def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
     """
     recipe = spec.subject.recipe
     cropped: list[NDArray[np.uint8]] = []
+    frames: list[NDArray[np.int64]] = []
     kept: list[Image.Image] = []
     prompts: list[str] = []
     triples = zip(spec.subject.photos, spec.photo_digests, spec.photo_prompts, strict=True)
     for photo, sha256, prompt in triples:
         whole = open_photo(_checked_bytes(photo.uri, sha256))
-        cut = crops(
-            whole,
-            spec.resolution_px,
-            recipe.crops_per_photo,
-            flip=recipe.flip,
-            seed=derive_seed(recipe.seed, "crops", sha256),
-        )
+        count, seed = recipe.crops_per_photo, derive_seed(recipe.seed, "crops", sha256)
+        cut = crops(whole, spec.resolution_px, count, flip=recipe.flip, seed=seed)
         cropped.append(cut)
+        frames.append(
+            crop_frames(whole.size, spec.resolution_px, count, flip=recipe.flip, seed=seed)
+        )
         prompts += [prompt] * len(cut)
         if len(kept) < KEPT_PHOTOS:
             kept.append(_small(whole))
@@ -86,7 +88,12 @@ def prepare_photos(base: Base, spec: JobSpec) -> PreparedPhotos:
         for start in range(0, len(pixels_NPP3), ENCODE_BATCH)
     ]
     distinct = tuple(prompts[:1]) if len(set(prompts)) == 1 else tuple(prompts)
-    return PreparedPhotos(torch.cat(moments), distinct, tuple(kept))
+    return PreparedPhotos(
+        moments_N2CHW=torch.cat(moments),
+        prompts=distinct,
+        frames_N6=torch.from_numpy(np.concatenate(frames)) if base.uses_frames else None,
+        pictures=tuple(kept),
+    )
 
 
 def _small(photo: Image.Image) -> Image.Image:
@@ -131,7 +138,7 @@ def assemble_job(
 ) -> TrainingJob:
     """Assemble a job from its parts; each distinct prompt is encoded once."""
     distinct = list(dict.fromkeys(photos.prompts))
-    tokens_DT, conditioning = encode(distinct)
+    tokens, conditioning = encode(distinct)
     rows = [distinct.index(prompt) for prompt in photos.prompts]
     return TrainingJob(
         key=spec.key,
@@ -139,7 +146,8 @@ def assemble_job(
         seed=spec.subject.recipe.seed,
         instance_moments=photos.moments_N2CHW,
         instance_conditioning=conditioning[rows],
-        instance_tokens=tokens_DT[rows],
+        instance_tokens=tokens[rows],
+        instance_frames=photos.frames_N6,
         prior=prior,
     )
 
@@ -149,19 +157,19 @@ class PromptCache:
 
     def __init__(self, base: Base, capacity: int = 512) -> None:
         self._base, self._capacity = base, capacity
-        self._kept: OrderedDict[str, tuple[Tensor, Conditioning]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[TokenIds, Conditioning]] = OrderedDict()
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Conditioning]:
-        """Tokens [R, T] on the CPU and conditioning of R prompts; see ``EncodePrompts``."""
+    def __call__(self, prompts: Sequence[str]) -> tuple[TokenIds, Conditioning]:
+        """Tokens on the CPU and conditioning of R prompts; see ``EncodePrompts``."""
         found = [self._one(prompt) for prompt in prompts]
         while len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
-        tokens_RT = torch.cat([tokens for tokens, _ in found])
-        return tokens_RT, Conditioning.concatenate([conditioning for _, conditioning in found])
+        tokens = TokenIds.concatenate([tokens for tokens, _ in found])
+        return tokens, Conditioning.concatenate([conditioning for _, conditioning in found])
 
-    def _one(self, prompt: str) -> tuple[Tensor, Conditioning]:
+    def _one(self, prompt: str) -> tuple[TokenIds, Conditioning]:
         if prompt not in self._kept:
-            tokens_1T = self._base.tokenize([prompt])
-            self._kept[prompt] = (tokens_1T.cpu(), self._base.encode_prompts([prompt]))
+            tokens = self._base.tokenize([prompt])
+            self._kept[prompt] = (tokens.to("cpu"), self._base.encode_prompts([prompt]))
         self._kept.move_to_end(prompt)
         return self._kept[prompt]

@@ -1,6 +1,8 @@
 """What a lane costs: memory and speed, as formulas of a base's plain facts.
 
-Owns both models and their constants, each with its source. The planner chooses with them.
+Owns both models and their constants, each with its source. The constants of the denoiser are those
+of Stable Diffusion v1-5; ``MemoryFacts.counts`` replaces them for a base that was counted itself.
+The planner chooses with them.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ SAVED_PER_CELL = 4.3
 """Values kept for the backward pass, per latent cell and square root of denoiser parameters, with
 flash attention. Counted with saved-tensor hooks on the v1-5 denoiser: 256 MiB at 32×32 cells and
 2,215 MiB at 96×96, bfloat16, one row."""
+COUNTED_SAVED_FACTOR = 1.3
+"""Saved values with real tensors over those counted on shapes: 256 MiB over 190 MiB at 32×32 cells
+and 2,215 MiB over 1,708 MiB at 96×96, on the v1-5 denoiser."""
 SAVED_PER_CELL_CHECKPOINTED = 0.62
 """The same with gradient checkpointing: 142 MiB at 64×64 cells."""
 RECOMPUTED_SHARE = 0.25
@@ -83,8 +88,13 @@ def fixed_bytes(facts: MemoryFacts) -> int:
 def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int:
     """GPU memory of one slot: adapter, optimizer state and saved activations."""
     value_bytes = max(1, round(facts.weight_bytes / facts.num_parameters))
-    adapter = facts.denoiser_parameters * ADAPTER_SHARE_PER_RANK * shape.max_rank
-    whole = SAVED_PER_CELL * math.sqrt(facts.denoiser_parameters) * cells(facts, shape)
+    counts = facts.counts
+    if counts is None:
+        adapter = facts.denoiser_parameters * ADAPTER_SHARE_PER_RANK * shape.max_rank
+        whole = SAVED_PER_CELL * math.sqrt(facts.denoiser_parameters) * cells(facts, shape)
+    else:
+        adapter = counts.adapter_parameters(shape.target_modules, shape.max_rank)
+        whole = COUNTED_SAVED_FACTOR * counts.saved_per_cell * cells(facts, shape)
     per_row = whole
     if checkpointing:
         kept = whole * SAVED_PER_CELL_CHECKPOINTED / SAVED_PER_CELL
@@ -101,6 +111,8 @@ def cells(facts: MemoryFacts, shape: LaneShape) -> int:
 def row_flops(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> float:
     """FLOP of one row's forward and backward pass."""
     forward = FLOP_PER_CELL_PARAMETER * facts.denoiser_parameters * cells(facts, shape)
+    if facts.counts is not None:
+        forward = facts.counts.forward_flops(cells(facts, shape))
     return forward * (TRAINING_FACTOR * (CHECKPOINT_FACTOR if checkpointing else 1.0))
 
 

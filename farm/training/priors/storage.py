@@ -28,13 +28,14 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from farm.base.conditioning import MASK, Conditioning, TokenIds
 from farm.base.generate import generate_images
-from farm.base.interface import Base, Conditioning
+from farm.base.interface import Base
 from farm.errors import StoreError, UserError
 from farm.intake.errors import PhotoFault
 from farm.intake.job import PriorSpec
 from farm.intake.photos.bytes import read_photo_bytes
-from farm.intake.photos.decode import crops, open_photo
+from farm.intake.photos.decode import crop_frames, crops, open_photo
 from farm.keys import bytes_digest, derive_seed
 from farm.storage import Store
 from farm.training.slots.job import PriorSet
@@ -61,8 +62,11 @@ GENERATION_BATCH = 16
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 PriorArrays = dict[str, Array]
-"""``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D], and ``extra.*`` in some
-model families: plain arrays, so that Ray shares one copy among all lanes of a node."""
+"""``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D]; for some bases
+``tokens.*`` of further text encoders, ``extra.*`` and ``frames`` [M, 6]. Plain arrays, so that Ray
+shares one copy among all lanes of a node."""
+FIRST_TOKENS = "text_encoder"
+"""The encoder whose tokens are in the column ``tokens``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +111,20 @@ def generate_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
 
     Returns:
         ``id`` and ``seed`` int64 [M], ``image`` uint8 [M, P, P, 3], ``moments`` [M, 2, C, H, W] in
-        float32, or float16 where the base's own precision is half.
+        float32, or float16 where the base's own precision is half; ``frames`` [M, 6] of the user's
+        own images, for bases that read them.
 
     Raises:
         UserError: if one of the user's own images is not the one that was checked.
     """
     ids = range(part.first, part.stop)
     seeds = [derive_seed(spec.seed, "prior", number) for number in ids]
+    frames: PriorArrays = {}
     if spec.is_brought:
-        images_MPP3 = torch.from_numpy(np.stack([_user_image(spec, number) for number in ids]))
+        brought = [_user_image(spec, number) for number in ids]
+        images_MPP3 = torch.from_numpy(np.stack([image for image, _ in brought]))
+        if base.uses_frames:
+            frames["frames"] = np.stack([frame for _, frame in brought])
     else:
         images_MPP3 = generate_images(
             base,
@@ -135,6 +144,7 @@ def generate_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
         "seed": np.asarray(seeds, dtype=np.int64),
         "image": images_MPP3.numpy(),
         "moments": torch.cat(moments).numpy(),
+        **frames,
     }
 
 
@@ -144,17 +154,18 @@ def _encode(base: Base, images_MPP3: torch.Tensor) -> torch.Tensor:
     return base.encode_photos(pixels_M3PP).to("cpu", kept)
 
 
-def _user_image(spec: PriorSpec, number: int) -> Array:
-    """The centre crop of one of the user's own class images, uint8 [P, P, 3]."""
+def _user_image(spec: PriorSpec, number: int) -> tuple[Array, Array]:
+    """The centre crop of one of the user's own class images, uint8 [P, P, 3], and its frame."""
     uri = spec.image_uris[number]
     try:
         data = read_photo_bytes(uri)
         if bytes_digest(data) != spec.image_digests[number]:
             raise PhotoFault("it changed since it was checked", "run `farm check` again")
-        crop: Array = crops(open_photo(data), spec.resolution_px)[0]
+        whole = open_photo(data)
+        crop: Array = crops(whole, spec.resolution_px)[0]
     except PhotoFault as error:
         raise UserError(f"class image {uri}: {error.message}", error.remedy) from error
-    return crop
+    return crop, crop_frames(whole.size, spec.resolution_px)[0]
 
 
 def write_part(store: Store, attempt: str, part: Part, arrays: Arrays) -> PartRecord:
@@ -166,13 +177,12 @@ def write_part(store: Store, attempt: str, part: Part, arrays: Arrays) -> PartRe
 
 def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> PartRecord:
     """Write the class prompt's embedding and tokens to the attempt's folder."""
-    tokens_1T = base.tokenize([spec.class_prompt])
-    with torch.no_grad():
-        conditioning = base.encode_tokens(tokens_1T.to(base.device))
-    arrays: PriorArrays = {
-        "tokens": tokens_1T.cpu().numpy(),
-        "hidden": conditioning.hidden_RTD.float().cpu().numpy(),
-    }
+    tokens = base.tokenize([spec.class_prompt])
+    conditioning = base.encode_prompts([spec.class_prompt])
+    arrays: PriorArrays = {"hidden": conditioning.hidden_RTD.float().cpu().numpy()}
+    for name, ids_1T in tokens.tensors.items():
+        column = "tokens" if name == FIRST_TOKENS else f"tokens.{name}"
+        arrays[column] = ids_1T.cpu().numpy()
     for name, value in conditioning.extra.items():
         arrays[f"extra.{name}"] = value.float().cpu().numpy()
     data = _parquet(arrays)
@@ -240,7 +250,7 @@ def read_prior_set(store: Store, prior_key: str) -> PriorArrays:
         body = store.read_json(_marker(prior_key))
         folder = f"priors/{prior_key}/{body['attempt']}"
         parts = [
-            _read(store, f"{folder}/{part['file']}", part["sha256"], ["id", "moments"])
+            _read(store, f"{folder}/{part['file']}", part["sha256"], ["id", "moments", "frames"])
             for part in body["parts"]
             if part["num_images"]
         ]
@@ -251,7 +261,9 @@ def read_prior_set(store: Store, prior_key: str) -> PriorArrays:
             f"prior set {prior_key} is incomplete: {error}", f"remove priors/{prior_key} and rerun"
         ) from error
     order = np.argsort(np.concatenate([part["id"] for part in parts]))
-    arrays["moments"] = np.concatenate([part["moments"] for part in parts])[order]
+    for name in ("moments", "frames"):
+        if name in parts[0]:
+            arrays[name] = np.concatenate([part[name] for part in parts])[order]
     return arrays
 
 
@@ -259,6 +271,9 @@ def _read(store: Store, path: str, sha256: str, columns: list[str] | None) -> Pr
     data = store.read(path)
     if bytes_digest(data) != sha256:
         raise StoreError(f"{path} is not the file that was committed", "remove the set and rerun")
+    if columns is not None:
+        there = pq.read_schema(io.BytesIO(data)).names
+        columns = [name for name in columns if name in there]
     table = pq.read_table(io.BytesIO(data), columns=columns)
     return {name: _as_array(table.column(name)) for name in table.column_names}
 
@@ -276,11 +291,16 @@ def _as_array(column: pa.ChunkedArray) -> Array:
 
 def as_prior_set(arrays: Arrays, base: Base) -> PriorSet:
     """The arrays as the trainer takes them; the moments are not copied."""
-    extra = {
-        name.removeprefix("extra."): torch.from_numpy(np.array(value)).to(base.device, base.dtype)
-        for name, value in arrays.items()
-        if name.startswith("extra.")
-    }
+    extra, tokens = {}, {}
+    for column, value in arrays.items():
+        kind, _, name = column.partition(".")
+        if kind == "extra":
+            extra[name] = torch.from_numpy(np.array(value)).to(base.device, base.dtype)
+        elif kind == "tokens":
+            tokens[name or FIRST_TOKENS] = torch.from_numpy(np.array(value)).long()
+    if MASK in extra:
+        extra[MASK] = extra[MASK].bool()
     hidden_1TD = torch.from_numpy(np.array(arrays["hidden"])).to(base.device, base.dtype)
-    tokens_1T = torch.from_numpy(np.array(arrays["tokens"])).long()
-    return PriorSet(arrays["moments"], Conditioning(hidden_1TD, extra), tokens_1T)
+    frames = torch.from_numpy(np.array(arrays["frames"])) if "frames" in arrays else None
+    conditioning = Conditioning(hidden_1TD, extra)
+    return PriorSet(arrays["moments"], conditioning, TokenIds(tokens), frames)

@@ -58,7 +58,7 @@ class Driver:
         if self.view is not None:
             self.view.show(snapshot, news)
         if line := self.patience.heed(snapshot.trouble):
-            self.tell(snapshot, line)
+            self.show_line(snapshot, line)
         if self.patience.error is not None:
             self.stop.set()
         if time.monotonic() - self._renewed > DRIVER_TTL_S / 6:
@@ -69,7 +69,7 @@ class Driver:
                         "another driver took this run over", "let that one finish the run"
                     )
 
-    def tell(self, snapshot: Snapshot, text: str) -> None:
+    def show_line(self, snapshot: Snapshot, text: str) -> None:
         """Show a line from the driver itself."""
         if self.view is not None:
             self.view.show(snapshot, [Notice(self._heard, time.time(), text, is_bad=True)])

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.registry import Registry
-from farm.base.names import Fetched
+from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import Progress, check_manifest
@@ -54,7 +54,7 @@ def prepare_run(
         request.manifest,
         strict=False,
         recipe=request.recipe,
-        base_recipe=BASE_RECIPES.get(request.base),
+        base_recipe=BASE_RECIPES.get(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
     base = base_facts(request.base, request.revision, fetched)
@@ -91,7 +91,8 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
     from farm.base.loading import load_base
 
     base = load_base(name, revision=revision, fetched=fetched)
-    return RunBase(name, base.fingerprint, base.resolution_px, base.memory)
+    memory = replace(base.memory, counts=base.denoiser_counts())
+    return RunBase(name, base.fingerprint, base.resolution_px, memory)
 
 
 def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) -> PreparedRun:

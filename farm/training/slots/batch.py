@@ -1,28 +1,34 @@
-"""The rows of a step: each slot's noised latents, targets, weights and prompts in one batch.
+"""The rows of a step: each slot's noised latents, targets and weights in one batch.
 
-Owns the assembly on the host and the one transfer to the device. All arithmetic on latents is done
-on the CPU in float32, so every device trains on the same values. While the device runs one step,
-the host prepares the next.
+Owns the assembly on the host and the one transfer to the device; ``prompts`` owns their prompts.
+All arithmetic on latents is done on the CPU in float32, so every device trains on the same values.
+While the device runs one step, the host prepares the next.
 
-Legend: S slots, G rows per slot, R = S·G rows, n one job's own rows, C H W latent, T tokens.
+Legend: S slots, G rows per slot, R = S·G rows, n one job's own rows, C H W latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from farm.base.interface import Base, Conditioning
+from farm.base.interface import Base
 from farm.base.schedules import NoiseSchedule
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.job import TrainingJob, moment_rows
 from farm.training.slots.objective import row_weights
-from farm.training.slots.random import RowNoise, evaluation_noise, step_noise, visit_order
+from farm.training.slots.random import (
+    RowNoise,
+    TimestepRule,
+    evaluation_noise,
+    step_noise,
+    visit_order,
+)
 
-__all__ = ["JobRows", "PromptRows", "StepBatch", "evaluation_rows", "prompt_indices", "step_rows"]
+__all__ = ["JobRows", "StepBatch", "evaluation_rows", "step_rows"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class JobRows:
     noisy_nCHW: Tensor
     target_nCHW: Tensor
     timesteps_n: Tensor
+    """What the denoiser reads: ``NoiseSchedule.model_timesteps``."""
     weights_n: Tensor
     instances: list[int]
     """Indices of the cached crops behind the instance rows."""
@@ -51,7 +58,7 @@ def step_rows(
         step,
         rows=job.instance_rows + job.prior_rows,
         latent_shape=latent_shape,
-        num_timesteps=schedule.num_timesteps,
+        timesteps=TimestepRule.of(job.recipe, schedule),
         noise_offset=job.recipe.noise_offset,
     )
     instances = visit_order(job.seed, "photos", step, job.instance_rows, job.num_instances)
@@ -89,7 +96,7 @@ def _noised(
     return JobRows(
         schedule.add_noise(latents_nCHW, noise.noise_RCHW, noise.timesteps_R),
         schedule.target(latents_nCHW, noise.noise_RCHW, noise.timesteps_R),
-        noise.timesteps_R,
+        schedule.model_timesteps(noise.timesteps_R),
         weights_n,
         instances,
         priors,
@@ -127,7 +134,7 @@ class StepBatch:
         pin = base.device.type == "cuda"
         noisy = torch.zeros((count, *latent_shape), pin_memory=pin)
         target = torch.zeros((count, *latent_shape), pin_memory=pin)
-        timesteps = torch.zeros(count, dtype=torch.int64, pin_memory=pin)
+        timesteps = torch.zeros(count, dtype=base.schedule.timestep_dtype, pin_memory=pin)
         weights = torch.zeros(count, pin_memory=pin)
         for slot, job_rows in enumerate(rows):
             if job_rows is None:
@@ -153,71 +160,3 @@ class StepBatch:
             to_device(weights),
             to_device(numbers),
         )
-
-
-class PromptRows:
-    """Each row's prompt, resident on the device; only rows whose caption changes are rewritten.
-
-    Holds encoded prompts, or token ids if the text encoder is adapted too.
-    """
-
-    def __init__(self, base: Base, shape: LaneShape, num_slots: int) -> None:
-        self._base, self._as_tokens = base, bool(shape.text_encoder_modules)
-        self._instance_rows, self._group = shape.instance_rows, shape.rows
-        self._count = num_slots * self._group
-        # blank rows hold the empty prompt, a valid input, so that they give finite numbers
-        empty = base.encode_prompts([""]).to(base.dtype)
-        self._encoded = empty.repeat(self._count)
-        self._tokens_RT = base.tokenize([""]).to(base.device).repeat(self._count, 1)
-
-    def admit(self, slot: int, job: TrainingJob) -> None:
-        """Write a job's prompts; if all photos share one prompt, they never change."""
-        self._write(slot, job, [0] * job.instance_rows, [0] * job.prior_rows)
-
-    def update(self, slot: int, job: TrainingJob, rows: JobRows) -> None:
-        """Write the captions of this step's photos, if each photo has its own."""
-        if self._varies(job):
-            self._write(slot, job, rows.instances, rows.priors)
-
-    def conditioning(self) -> Conditioning:
-        """All rows' prompts; tokens are encoded now, under the caller's routing."""
-        return self._base.encode_tokens(self._tokens_RT) if self._as_tokens else self._encoded
-
-    def _varies(self, job: TrainingJob) -> bool:
-        if self._as_tokens:
-            assert job.instance_tokens is not None
-            prior = job.prior.tokens if job.prior is not None else None
-            return len(job.instance_tokens) > 1 or (prior is not None and len(prior) > 1)
-        prior_count = len(job.prior.conditioning) if job.prior is not None else 1
-        return len(job.instance_conditioning) > 1 or prior_count > 1
-
-    def _write(self, slot: int, job: TrainingJob, instances: list[int], priors: list[int]) -> None:
-        first = slot * self._group
-        second = first + self._instance_rows
-        if self._as_tokens:
-            assert job.instance_tokens is not None
-            _put_tokens(self._tokens_RT, first, job.instance_tokens, instances)
-            if priors and job.prior is not None and job.prior.tokens is not None:
-                _put_tokens(self._tokens_RT, second, job.prior.tokens, priors)
-            return
-        _put(self._encoded, first, job.instance_conditioning, instances)
-        if priors and job.prior is not None:
-            _put(self._encoded, second, job.prior.conditioning, priors)
-
-
-def prompt_indices(prompts: Sized, samples: list[int]) -> list[int]:
-    """The index of each sample's prompt: its own, or that of the only one."""
-    return samples if len(prompts) > 1 else [0] * len(samples)
-
-
-def _put(buffer: Conditioning, start: int, source: Conditioning, indices: list[int]) -> None:
-    # row by row: a list of indices would be copied to the device synchronously
-    for row, index in enumerate(prompt_indices(source, indices), start):
-        buffer.hidden_RTD[row].copy_(source.hidden_RTD[index], non_blocking=True)
-        for name, value in buffer.extra.items():
-            value[row].copy_(source.extra[name][index], non_blocking=True)
-
-
-def _put_tokens(buffer_RT: Tensor, start: int, source: Tensor, indices: list[int]) -> None:
-    chosen = source[prompt_indices(source, indices)]
-    buffer_RT[start : start + len(indices)].copy_(chosen, non_blocking=True)

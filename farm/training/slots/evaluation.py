@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from farm.adapters.bank.bank import Bank
-from farm.base.interface import Base, Conditioning
+from farm.base.interface import Base
 from farm.base.schedules import NoiseSchedule
 from farm.recipe import EarlyStop
-from farm.training.slots.batch import JobRows, evaluation_rows, prompt_indices
+from farm.training.slots.batch import JobRows, evaluation_rows
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.objective import slot_losses
+from farm.training.slots.prompts import evaluation_prompts
 
 __all__ = ["NUM_EVALUATION_ROWS", "evaluation_losses", "is_best", "should_stop"]
 
@@ -61,6 +62,7 @@ def evaluation_losses(
     schedule: NoiseSchedule,
     latent_shape: tuple[int, int, int],
     *,
+    side_px: int,
     max_rows: int,
 ) -> dict[int, float]:
     """The loss of each job on its own fixed rows; waits for the device.
@@ -68,6 +70,7 @@ def evaluation_losses(
     Args:
         jobs: by slot.
         schedule: with its tables on the CPU.
+        side_px: of the training crops.
         max_rows: largest number of rows in one pass, as memory allows.
     """
     jobs_per_pass = max(1, max_rows // NUM_EVALUATION_ROWS)
@@ -79,7 +82,8 @@ def evaluation_losses(
             evaluation_rows(jobs[slot], NUM_EVALUATION_ROWS, schedule, latent_shape)
             for slot in chosen
         ]
-        found = _one_pass(base, bank, [jobs[slot] for slot in chosen], chosen, rows)
+        own = [jobs[slot] for slot in chosen]
+        found = _one_pass(base, bank, own, chosen, rows, side_px)
         losses.update(zip(chosen, found.tolist(), strict=True))
     return losses
 
@@ -90,6 +94,7 @@ def _one_pass(
     jobs: Sequence[TrainingJob],
     slots: Sequence[int],
     rows: Sequence[JobRows],
+    side_px: int,
 ) -> Tensor:
     noisy_RCHW = torch.cat([part.noisy_nCHW for part in rows]).to(base.device, base.dtype)
     target_RCHW = torch.cat([part.target_nCHW for part in rows]).to(base.device)
@@ -97,21 +102,6 @@ def _one_pass(
     weights_R = torch.cat([part.weights_n for part in rows]).to(base.device)
     slots_R = torch.tensor(slots).repeat_interleave(NUM_EVALUATION_ROWS)
     with bank.route(slots_R):
-        prediction_RCHW = base.denoise(noisy_RCHW, timesteps_R, _prompts(base, jobs, rows))
+        prompts = evaluation_prompts(base, jobs, rows, side_px)
+        prediction_RCHW = base.denoise(noisy_RCHW, timesteps_R, prompts)
     return slot_losses(prediction_RCHW, target_RCHW, weights_R, len(slots))
-
-
-def _prompts(base: Base, jobs: Sequence[TrainingJob], rows: Sequence[JobRows]) -> Conditioning:
-    """Each evaluation row's prompt; tokens are encoded here, under the caller's routing."""
-    if jobs[0].recipe.text_encoder_modules:
-        chosen = []
-        for job, part in zip(jobs, rows, strict=True):
-            assert job.instance_tokens is not None
-            chosen.append(job.instance_tokens[prompt_indices(job.instance_tokens, part.instances)])
-        return base.encode_tokens(torch.cat(chosen).to(base.device))
-    return Conditioning.concatenate(
-        [
-            job.instance_conditioning[prompt_indices(job.instance_conditioning, part.instances)]
-            for job, part in zip(jobs, rows, strict=True)
-        ]
-    ).to(base.device, base.dtype)

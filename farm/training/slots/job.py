@@ -2,7 +2,7 @@
 
 Owns the values and their checks. ``farm.training.lane.encode`` creates them from photos.
 
-Legend: N cached crops, M prior images, C H W latent, T tokens; the axis of length 2 holds a
+Legend: N cached crops, M prior images, C H W latent; the axis of length 2 holds a
 latent's mean and standard deviation.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farm.base.interface import Conditioning
+from farm.base.conditioning import Conditioning, TokenIds
 from farm.recipe import Recipe
 from farm.training.plan.shape import LaneShape
 
@@ -32,8 +32,10 @@ class PriorSet:
     """[M, 2, C, H, W]."""
     conditioning: Conditioning
     """One row, the class prompt, or M rows."""
-    tokens: Tensor | None = None
-    """int64 [1 or M, T]; only for text-encoder adapters."""
+    tokens: TokenIds | None = None
+    """1 or M rows; only for text-encoder adapters."""
+    frames: Tensor | None = None
+    """int64 [M, 6], for bases that read them; None means uncropped images."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,11 @@ class TrainingJob:
     """[N, 2, C, H, W]: several crops per photo, in any order."""
     instance_conditioning: Conditioning
     """One row, the instance prompt, or N rows, a caption for each crop."""
-    instance_tokens: Tensor | None = None
-    """int64 [1 or N, T]; only for text-encoder adapters."""
+    instance_tokens: TokenIds | None = None
+    """1 or N rows; only for text-encoder adapters."""
     prior: PriorSet | None = None
+    instance_frames: Tensor | None = None
+    """int64 [N, 6], how each crop was cut, for bases that read it; see ``whole_frames``."""
 
     def __post_init__(self) -> None:
         if self.num_instances < 1:

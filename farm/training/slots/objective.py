@@ -9,13 +9,15 @@ Legend: S slots, G rows per slot, R rows, C H W latent.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from farm.base.schedules import NoiseSchedule
-from farm.recipe import Recipe
+from farm.recipe import LossWeighting, Recipe
 
-__all__ = ["min_snr_weights", "row_weights", "slot_losses"]
+__all__ = ["level_weights", "min_snr_weights", "row_weights", "slot_losses"]
 
 
 def min_snr_weights(schedule: NoiseSchedule, timesteps_R: Tensor, gamma: float) -> Tensor:
@@ -48,7 +50,20 @@ def row_weights(
         weights_R[instance_rows:] = recipe.prior_weight / prior_rows
     if recipe.snr_gamma is not None:
         weights_R *= min_snr_weights(schedule, timesteps_R, recipe.snr_gamma)
+    weighting = recipe.loss_weighting or schedule.weighting
+    if weighting != "none":
+        weights_R *= level_weights(weighting, schedule.sigma_N[timesteps_R])
     return weights_R
+
+
+def level_weights(weighting: LossWeighting, sigma_R: Tensor) -> Tensor:
+    """Weights by noise level, as ``compute_loss_weighting_for_sd3`` of the diffusers scripts has
+    them; ``sigma_squared`` is what its ``precondition_outputs`` amounts to for flow matching."""
+    if weighting == "sigma_sqrt":
+        return sigma_R**-2.0
+    if weighting == "cosmap":
+        return 2 / (math.pi * (1 - 2 * sigma_R + 2 * sigma_R**2))
+    return sigma_R**2 if weighting == "sigma_squared" else torch.ones_like(sigma_R)
 
 
 def slot_losses(

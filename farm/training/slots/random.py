@@ -11,9 +11,11 @@ follows:
   rows; its epoch and position are the quotient and remainder by N. ``(seed, "priors", epoch)`` is
   the same for the M prior images and the step's P prior rows.
 - ``(seed, "step", step)``, steps counted from 0, gives in this order, for the job's own
-  R = I + P rows, instance rows first: ``randint(num_timesteps, (R,))``, the noise
-  ``randn(R, C, H, W)``, the noise of the latents' own distribution ``randn(R, C, H, W)``, and
-  if the recipe offsets noise ``randn(R, C, 1, 1)``.
+  R = I + P rows, instance rows first: the timesteps, the noise ``randn(R, C, H, W)``, the noise of
+  the latents' own distribution ``randn(R, C, H, W)``, and if the recipe offsets noise
+  ``randn(R, C, 1, 1)``. Unshifted uniform timesteps are ``randint(num_timesteps, (R,))``; all
+  others are ``floor(num_timesteps · u)``, with u from ``rand(R)`` or from the sigmoid of
+  ``mean + std · randn(R)``, shifted by s to ``s·u / (1 + (s - 1)·u)``.
 - ``(seed, "evaluation", 0)``: noise, then the latents' noise, for the E evaluation rows.
 
 Legend: N crops, M priors, I instance rows, P prior rows, R rows, C H W latent.
@@ -27,9 +29,45 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from farm.base.schedules import NoiseSchedule
 from farm.keys import derive_seed
+from farm.recipe import Recipe, TimestepSampling
 
-__all__ = ["RowNoise", "evaluation_noise", "step_noise", "visit_order"]
+__all__ = ["RowNoise", "TimestepRule", "evaluation_noise", "step_noise", "visit_order"]
+
+
+@dataclass(frozen=True)
+class TimestepRule:
+    """The distribution of a job's training timesteps."""
+
+    num_timesteps: int
+    sampling: TimestepSampling = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+    @classmethod
+    def of(cls, recipe: Recipe, schedule: NoiseSchedule) -> TimestepRule:
+        """A recipe's rule, with the base's own where the recipe has none."""
+        sampling = recipe.timestep_sampling or schedule.sampling
+        return cls(
+            schedule.num_timesteps,
+            sampling,
+            recipe.logit_mean,
+            recipe.logit_std,
+            recipe.timestep_shift,
+        )
+
+    def sample(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Training timesteps, int64 [R]; 0 is the cleanest."""
+        if self.sampling == "uniform" and self.shift == 1:
+            return torch.randint(self.num_timesteps, (rows,), generator=generator)
+        if self.sampling == "uniform":
+            level_R = torch.rand(rows, generator=generator)
+        else:
+            level_R = torch.sigmoid(self.mean + self.std * torch.randn(rows, generator=generator))
+        level_R = self.shift * level_R / (1 + (self.shift - 1) * level_R)
+        return (level_R * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
 
 @dataclass(frozen=True)
@@ -52,13 +90,13 @@ def step_noise(
     *,
     rows: int,
     latent_shape: tuple[int, int, int],
-    num_timesteps: int,
+    timesteps: TimestepRule,
     noise_offset: float = 0.0,
 ) -> RowNoise:
     """Timesteps and noise of one training step, in the order given in the module docstring."""
     generator = _generator(seed, "step", step)
     shape = (rows, *latent_shape)
-    timesteps_R = torch.randint(num_timesteps, (rows,), generator=generator)
+    timesteps_R = timesteps.sample(rows, generator)
     noise_RCHW = torch.randn(shape, generator=generator)
     latent_noise_RCHW = torch.randn(shape, generator=generator)
     if noise_offset:

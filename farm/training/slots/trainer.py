@@ -228,6 +228,7 @@ class SlotTrainer:
             {slot: self._slot_job(slot).job for slot in chosen},
             self._pass.schedule,
             self._pass.latent_shape,
+            side_px=self.shape.resolution_px,
             # without gradients, twice the rows of a training pass fit easily
             max_rows=max(NUM_EVALUATION_ROWS, 2 * self._pass.num_rows),
         )

@@ -17,10 +17,11 @@ from torch import Tensor
 from farm.adapters.bank.bank import Bank
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
-from farm.training.slots.batch import JobRows, PromptRows, StepBatch, step_rows
+from farm.training.slots.batch import JobRows, StepBatch, step_rows
 from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.objective import slot_losses
 from farm.training.slots.optimizer import SlotAdamW, SlotUpdate
+from farm.training.slots.prompts import PromptRows
 from farm.training.slots.slot import SlotJob, restore, snapshot
 
 __all__ = ["TrainingPass"]

@@ -151,12 +151,13 @@ def test_text_encoder_layers_equal_pefts_model(base: Base, peft_twin: PeftTwin) 
     twin, weights = peft_twin(
         base.components["text_encoder"], "text_encoder", rank=3, alpha=9.0, targets=TEXT
     )
-    tokens_RT = base.tokenize(["a sks cat", "a dog"])
+    tokens = base.tokenize(["a sks cat", "a dog"])
+    tokens_RT = tokens.tensors["text_encoder"]
     bank = Bank(base, num_slots=2, max_rank=4, target_modules=ATTENTION, text_encoder_modules=TEXT)
     bank.set_slot(1, weights)
-    bare_RTD = base.encode_tokens(tokens_RT).hidden_RTD
+    bare_RTD = base.encode_tokens(tokens).hidden_RTD
     with bank.route(torch.tensor([1, -1])):
-        hidden_RTD = base.encode_tokens(tokens_RT).hidden_RTD
+        hidden_RTD = base.encode_tokens(tokens).hidden_RTD
     torch.testing.assert_close(hidden_RTD[0], twin(tokens_RT)[0][0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(hidden_RTD[1], bare_RTD[1], rtol=1e-5, atol=1e-6)
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, get_peft_model
-from support.lora_files import attention_of, change, pair, written
+from support.lora_files import attention_of, change, kohya_name, pair, written
 from torch import Tensor
 
 from farm.adapters.files.folder import load_adapter
-from farm.adapters.files.layer_names import kohya_name
 from farm.base.interface import Base
 from farm.errors import AdapterFileError
 

@@ -12,10 +12,10 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from support.lora_files import kohya_name
 from typer.testing import CliRunner
 
 from farm.adapters.files.importing import Imported, ImportRequest, import_adapter
-from farm.adapters.files.layer_names import kohya_name
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
 from farm.base.loading import load_base

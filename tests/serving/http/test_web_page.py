@@ -1,13 +1,19 @@
-"""The built-in page in a real browser: enter a key, choose an adapter, generate, search."""
+"""The built-in page in a real browser: enter a key, choose subjects, click an example, compare with
+the base, change weights, follow a link; at desktop and phone sizes."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Iterator
+from importlib import resources
+from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -26,7 +32,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEndpoint]
         yield live
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")
@@ -44,6 +50,38 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     chrome.quit()
 
 
+def in_page(browser: Chrome, script: str, *values: object) -> Any:
+    return browser.execute_script(script, *values)
+
+
+def choose(browser: Chrome, name: str) -> None:
+    script = "document.querySelector(`.card[data-name=${arguments[0]}]`).click()"
+    in_page(browser, script, name)
+
+
+def wait_for_pictures(browser: Chrome, count: int) -> None:
+    finished = "figure:not(.waiting) img"
+    eventually(lambda: len(browser.find_elements(By.CSS_SELECTOR, finished)) == count, within_s=60)
+    eventually(lambda: in_page(browser, "return !document.querySelector('#generate').disabled"))
+
+
+def picture(browser: Chrome, selector: str) -> bytes:
+    """The decoded pixels of the first image that matches."""
+    source = in_page(browser, "return document.querySelector(arguments[0]).src", selector)
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+        return image.convert("RGB").tobytes()
+
+
+def click_example(browser: Chrome, words: str) -> None:
+    script = "[...document.querySelectorAll('.example')].find(one => one.innerText == arguments[0])"
+    in_page(browser, f"{script}.click()", words)
+
+
+def set_size(browser: Chrome, width_px: int, *, phone: bool) -> None:
+    metrics = {"width": width_px, "height": 844, "deviceScaleFactor": 1, "mobile": phone}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
 def text_of(browser: Chrome, selector: str) -> list[str]:
     """The texts of all that matches, taken in one moment."""
     script = "return [...document.querySelectorAll(arguments[0])].map(found => found.innerText)"
@@ -55,8 +93,10 @@ def test_the_page_and_its_parts_come_from_the_endpoint_alone(endpoint: LiveEndpo
     page = httpx2.get(endpoint.url)
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    for part in ("page.js", "page.css"):
-        assert part in page.text
+    parts = [file.name for file in (resources.files("farm.serving.http") / "page").iterdir()]
+    assert "page.js" in page.text
+    assert "page.css" in page.text
+    for part in set(parts) - {"index.html"}:
         assert httpx2.get(f"{endpoint.url}/{part}").status_code == 200
     assert "//" not in page.text.replace("<!doctype html>", "")
 
@@ -91,7 +131,7 @@ def test_a_visitor_enters_a_key_chooses_an_adapter_and_generates(
     widths = browser.execute_script(
         "return [...document.querySelectorAll('figure img')].map(image => image.naturalWidth)"
     )
-    assert widths == [64, 64]
+    assert widths == [64] * 4  # the adapter's and the base's, twice
 
     browser.find_element(By.ID, "search").send_keys("RO")
     eventually(lambda: text_of(browser, ".card b") == ["rolf"])
@@ -113,3 +153,91 @@ def test_a_visitor_enters_a_key_chooses_an_adapter_and_generates(
         entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"
     ]
     assert [fault for fault in faults if " 401 " not in fault and " 400 " not in fault] == []
+
+
+@pytest.fixture
+def visitor(endpoint: LiveEndpoint, browser: Chrome) -> Chrome:
+    """A browser with the key already entered, and few steps per picture."""
+    browser.get(endpoint.url)
+    in_page(browser, "sessionStorage.setItem('key', arguments[0])", endpoint.key("acme"))
+    browser.refresh()
+    eventually(lambda: len(text_of(browser, ".card b")) == 4, within_s=30)
+    in_page(browser, "document.querySelector('#steps').value = 2")
+    return browser
+
+
+@pytest.mark.browser
+def test_an_example_shows_the_subject_beside_the_base_and_the_weight_redraws_it(
+    visitor: Chrome,
+) -> None:
+    choose(visitor, "tom")
+    eventually(lambda: in_page(visitor, "return document.querySelector('#prompt').value")
+               == "a photo of [V] dog")  # fmt: skip
+    click_example(visitor, "in space")
+    wait_for_pictures(visitor, 2)
+    assert text_of(visitor, "figcaption div:first-child") == ["a photo of sks dog in space"]
+    own, base = picture(visitor, "figure img"), picture(visitor, ".base img")
+    assert own != base
+
+    slide = """const slider = document.querySelector('.chip input[type=range]');
+        slider.value = arguments[0]; slider.dispatchEvent(new Event('input'));"""
+    in_page(visitor, slide, "0")
+    eventually(lambda: "weight 0.00" in text_of(visitor, "figcaption .quiet")[0], within_s=30)
+    assert picture(visitor, "figure img") == base  # without weight it is the base's picture
+    assert len(text_of(visitor, "figure")) == 1  # in the same place
+
+
+@pytest.mark.browser
+def test_a_link_reproduces_the_picture_on_a_phone(visitor: Chrome) -> None:
+    choose(visitor, "rex")
+    eventually(
+        lambda: "[V] dog" in in_page(visitor, "return document.querySelector('#prompt').value")
+    )
+    click_example(visitor, "in the snow")
+    wait_for_pictures(visitor, 2)
+    own = picture(visitor, "figure img")
+    link = in_page(visitor, "return document.querySelector('a.link').href")
+    set_size(visitor, 390, phone=True)
+    visitor.get("about:blank")
+    visitor.get(link)
+    wait_for_pictures(visitor, 2)
+    assert picture(visitor, "figure img") == own
+    assert in_page(visitor, "return document.documentElement.scrollWidth") == 390
+    set_size(visitor, 1200, phone=False)
+
+
+@pytest.mark.browser
+def test_one_prompt_over_several_subjects_and_several_subjects_in_one_picture(
+    visitor: Chrome,
+) -> None:
+    in_page(visitor, "document.querySelector('#compare').click()")  # without the base's pictures
+    choose(visitor, "rex")
+    in_page(visitor, "document.querySelector('input[value=strip]').click()")
+    choose(visitor, "tom")
+    eventually(lambda: text_of(visitor, ".chip b") == ["rex", "tom"])
+    click_example(visitor, "on the beach")
+    wait_for_pictures(visitor, 2)
+    assert text_of(visitor, ".tag") == ["rex", "tom"]
+    assert text_of(visitor, "figcaption div:first-child") == ["a photo of sks dog on the beach"] * 2
+    seeds = {text.split(" ")[1] for text in text_of(visitor, "figcaption .quiet")}
+    assert len(seeds) == 1
+
+    in_page(visitor, "document.querySelector('input[value=together]').click()")
+    prompt = in_page(visitor, "return document.querySelector('#prompt').value")
+    assert prompt == "a photo of [V:rex] dog and [V:tom] dog on the beach"
+    in_page(visitor, "document.querySelector('#generate').click()")
+    wait_for_pictures(visitor, 3)
+    assert "weight 1.00 + 1.00" in text_of(visitor, "figcaption .quiet")[0]
+
+
+@pytest.mark.browser
+def test_a_hostile_link_is_only_text(endpoint: LiveEndpoint, visitor: Chrome) -> None:
+    attack = "<img src=x onerror=document.title=1>"
+    visitor.get("about:blank")
+    visitor.get(f"{endpoint.url}/#mode={attack}&subject={attack}:1&steps={attack}&prompt={attack}")
+    eventually(lambda: in_page(visitor, "return document.querySelector('#prompt').value") == attack)
+    eventually(
+        lambda: attack in " ".join(text_of(visitor, "figcaption div:first-child")), within_s=60
+    )
+    assert visitor.title == "Farm"
+    assert in_page(visitor, "return document.querySelectorAll('img[src=x]').length") == 0

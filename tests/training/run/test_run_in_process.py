@@ -12,35 +12,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from support.manifests import QUICK, request, write_manifest, write_photo
+from support.manifests import QUICK, adapters, request, write_manifest, write_photo
 from support.s3 import BUCKET, CREDENTIALS, flaky_proxy
 
-from farm.adapters.files.folder import load_adapter
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
-from farm.base.interface import Base
-from farm.base.loading import load_base
 from farm.errors import Interrupted, ManifestError, PlanError, UserError
-from farm.intake.job import JobSpec
 from farm.locks import StoreLock
-from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import prepare_run, resume_run, run_manifest
-from farm.training.lane.encode import PreparedPhotos, prepare_photos
-from farm.training.plan.costs import lane_bytes
 from farm.training.plan.hardware import Hardware
-from farm.training.plan.shape import workload_of
 from farm.training.run.files import ask, list_runs
 from farm.training.run.status import run_status, settle_requests
-from farm.training.slots.trainer import SlotTrainer
-from farm.training.slots.training_pass import TrainingPass
 
 MAIN = "from farm.cli import main; main()"
 LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
@@ -48,16 +37,6 @@ TOLERANCE = 1e-4
 """Other jobs in the slots, and other numbers of slots, change the order of float sums, which Adam
 amplifies where gradients are near zero (4e-5 was seen in one of 64 weights). One lost step moves
 weights by 1e-3."""
-
-
-def adapters(store: Store, folder: Path) -> dict[str, AdapterWeights]:
-    """Every named adapter, fetched, checked and loaded."""
-    registry, base = Registry(store), load_base("tiny")
-    loaded = {}
-    for named in registry.names():
-        registry.fetch(named.job_key, folder / named.name)
-        loaded[named.name] = load_adapter(folder / named.name, base)
-    return loaded
 
 
 def assert_same(first: dict[str, AdapterWeights], second: dict[str, AdapterWeights]) -> None:
@@ -247,85 +226,6 @@ def test_equal_subjects_under_two_names_are_trained_once(tmp_path: Path) -> None
     assert first is not None
     assert second is not None
     assert first.job_key == second.job_key
-
-
-def test_a_run_planned_for_a_gpu_counts_half_precision(tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m", 1)
-    gpu = Hardware("NVIDIA L4", 22 * 2**30, 1, 8)
-    plan = prepare_run(request(manifest, tmp_path / "store", hardware=gpu)).plan
-    facts = load_base("tiny").memory
-    assert plan is not None
-    assert facts.weight_bytes == 4 * facts.num_parameters
-    work = workload_of([Recipe(**QUICK)], 64)
-    bytes_of = partial(
-        lane_bytes, shape=work.shape, slots=plan.slots, checkpointing=plan.checkpointing
-    )
-    assert plan.lane_bytes == bytes_of(facts.halved()) < bytes_of(facts)
-
-
-def test_photos_that_find_too_little_memory_beside_training_are_no_fault_of_their_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused: list[str] = []
-
-    def small_memory(base: Base, spec: JobSpec) -> PreparedPhotos:
-        if len(refused) < 2:
-            refused.append(spec.key)
-            raise torch.OutOfMemoryError("pretend")
-        return prepare_photos(base, spec)
-
-    monkeypatch.setattr("farm.training.lane.prefetch.prepare_photos", small_memory)
-    manifest = write_manifest(tmp_path / "m", 2)
-    store = Store(tmp_path / "store")
-    summary = run_manifest(request(manifest, store.url, slots=8))
-    assert (summary.committed, summary.failed) == (2, 0)
-    (run_id,) = list_runs(store)
-    kinds = Counter(event.kind for event in read_events(store, run_id))
-    assert kinds["failed"] == 0
-    assert kinds["released"] >= 2
-
-
-def test_photos_that_do_not_fit_beside_one_slot_fail_their_own_job_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused: list[str] = []
-
-    def small_memory(base: Base, spec: JobSpec) -> PreparedPhotos:
-        if spec.subject.id == "s001" and not refused:
-            refused.append(spec.key)
-            raise torch.OutOfMemoryError("pretend")
-        return prepare_photos(base, spec)
-
-    monkeypatch.setattr("farm.training.lane.prefetch.prepare_photos", small_memory)
-    manifest = write_manifest(tmp_path / "m", 3, recipe=LONGER)
-    store = Store(tmp_path / "store")
-    summary = run_manifest(request(manifest, store.url, slots=1))
-    assert (summary.committed, summary.failed) == (3, 0)
-    (run_id,) = list_runs(store)
-    failed = [event.job for event in read_events(store, run_id) if event.kind == "failed"]
-    assert failed == refused
-
-
-@pytest.mark.parametrize("where", ["step", "allocate"])
-def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_slots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    owner, name = {"step": (SlotTrainer, "step"), "allocate": (TrainingPass, "_allocate")}[where]
-    original, refused = getattr(owner, name), []
-
-    def small_memory(trainer: SlotTrainer | TrainingPass, *given: object) -> object:
-        if trainer.num_slots > 1:
-            refused.append(trainer.num_slots)
-            raise torch.OutOfMemoryError("pretend")
-        return original(trainer, *given)
-
-    monkeypatch.setattr(owner, name, small_memory)
-    manifest = write_manifest(tmp_path / "m", 3)
-    store = Store(tmp_path / "store")
-    summary = run_manifest(request(manifest, store.url, slots=4))
-    assert (summary.committed, summary.failed) == (3, 0)
-    assert refused
-    assert len(adapters(store, tmp_path / "adapters")) == 3
 
 
 def test_a_photo_that_changed_since_the_check_is_the_users_fault(tmp_path: Path) -> None:

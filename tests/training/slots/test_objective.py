@@ -137,9 +137,10 @@ def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float
     for step in range(recipe.steps):
         latents, noise, timesteps = latents_and_noise(job, step)
         latents, noise = latents.to(base.dtype), noise.to(base.dtype)
-        prompts = [job.instance_tokens.expand(recipe.instance_rows, -1)]
+        prompts = [job.instance_tokens.tensors["text_encoder"].expand(recipe.instance_rows, -1)]
         if job.prior is not None:
-            prompts.append(job.prior.tokens.expand(recipe.prior_rows, -1))
+            tokens = job.prior.tokens.tensors["text_encoder"]
+            prompts.append(tokens.expand(recipe.prior_rows, -1))
         hidden = pipeline.text_encoder(torch.cat(prompts))[0]
         noisy = scheduler.add_noise(latents, noise, timesteps)
         prediction = pipeline.unet(

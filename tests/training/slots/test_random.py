@@ -2,11 +2,11 @@
 
 import torch
 
-from farm.training.slots.random import step_noise
+from farm.training.slots.random import TimestepRule, step_noise
 
 
 def test_streams_depend_on_the_jobs_seed_and_step_alone() -> None:
-    shape = {"rows": 3, "latent_shape": (4, 8, 8), "num_timesteps": 1000}
+    shape = {"rows": 3, "latent_shape": (4, 8, 8), "timesteps": TimestepRule(1000)}
     once, again = step_noise(5, 7, **shape), step_noise(5, 7, **shape)
     assert torch.equal(once.noise_RCHW, again.noise_RCHW)
     assert torch.equal(once.timesteps_R, again.timesteps_R)

@@ -29,6 +29,7 @@ class Capacity:
 
     def __init__(self, base: Base, knee: BatchSizeCurve, *, memory_reserve: float = 0.1) -> None:
         self._device = base.device
+        self._needs_unprompted = base.needs_unprompted
         self._pixels = base.resolution_px**2
         self._knee = knee
         self._memory_reserve = memory_reserve
@@ -75,7 +76,8 @@ class Capacity:
 
     def cost(self, request: GenerationRequest, size: Size) -> float:
         """Row-steps of a request at the base's own size."""
-        return request.steps * request.num_rows * self.area_ratio(size)
+        rows = 2 if self._needs_unprompted(request.guidance) else 1
+        return request.steps * rows * self.area_ratio(size)
 
     # -- memory -------------------------------------------------------------------------------
 

@@ -62,7 +62,10 @@ class CapacityMeter:
         """Prepare the measurement; runs only the text encoder, once."""
         self._base, self._bank, self._config = base, bank, config
         self._weights = None if bank is None else RowWeights(bank)
-        self._prompt: Conditioning = base.encode_prompts([""])
+        side_px = base.resolution_px
+        self._prompt: Conditioning = base.for_images(
+            base.encode_prompts([""]), width_px=side_px, height_px=side_px, guidance=1.0
+        )
         self._peak_bytes = {0: 0}
         self._path = _remembered_at(base, config)
         self._thread: threading.Thread | None = None

@@ -1,221 +1,210 @@
-"use strict";
-// The built-in page: a gallery of the key's adapters, a prompt, pictures that appear as they are generated.
-// Talks only to this endpoint. The key stays in this tab and is forgotten when it is closed.
+// The built-in page: choose subjects, click an example or write a prompt, watch pictures appear.
+// Talks only to this endpoint.
 
-const $ = (id) => document.getElementById(id);
-const state = { base: "", chosen: null, last: "", search: "", generating: null, generation: 0 };
+import { $, complain, make } from "./elements.js";
+import { factsOf, generationEvents, useKey } from "./endpoint.js";
+import { list, search } from "./gallery.js";
+import { fragmentOf, readFragment } from "./links.js";
+import { finish, openResult, preview } from "./pictures.js";
+import { baseOrder, isBaseAlone, ordersOf, phrase, setMode, state, toggle, whenWeightChanges } from "./subjects.js";
 
-function headers() {
-  const key = sessionStorage.getItem("key");
-  return key ? { authorization: `Bearer ${key}` } : {};
-}
+const EXAMPLES = [
+  ["Places", "a photo of {} ", ["in space", "in the snow", "on the beach", "in the forest", "in the city", "under water", "at night", "in the mountains"]],
+  ["Styles", "{} ", ["a photo of", "a pencil drawing of", "a painting of", "a pencil sketch of"]],
+  ["Actions", "a photo of {} ", ["sitting", "sleeping", "jumping", "wearing a red hat", "wearing blue glasses", "wearing a yellow crown"]],
+  ["Both", "a photo of {} ", ["wearing a yellow crown in space", "wearing a red hat in the snow", "jumping on the beach"]],
+];
+const running = { stopping: null, last: null }; // last: {prompt, result, seed, …} of the newest result
 
-async function ask(path, options = {}) {
-  const answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
-  if (answer.status === 401) $("key-form").hidden = false;
-  if (!answer.ok) {
-    const body = await answer.json().catch(() => ({}));
-    const wait = answer.headers.get("retry-after");
-    const message = body.error?.message ?? `the endpoint responded with ${answer.status}`;
-    throw new Error(wait ? `${message}\nTry again in ${wait} s.` : message);
-  }
-  return answer;
-}
+const attempt = async (action) => {
+  complain(null);
+  try { return await action(); } catch (error) { if (error.name !== "AbortError") complain(error); }
+};
 
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
+// -- generating -----------------------------------------------------------------------------------
 
-function complain(error) {
-  $("error").hidden = !error;
-  $("error").textContent = error ? error.message : "";
-}
-
-// -- gallery --------------------------------------------------------------------------------------
-
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (entry.isIntersecting) {
-      seen.unobserve(entry.target);
-      fill(entry.target).catch(() => {}); // a card works without its sample
-    }
-  }
-}, { rootMargin: "200px" });
-
-async function fill(card) {
-  const name = encodeURIComponent(card.dataset.name);
-  const facts = await (await ask(`v1/models/${name}`)).json();
-  card.facts = facts;
-  card.querySelector("span").textContent = facts.class_noun ?? "";
-  if (card.getAttribute("aria-selected") === "true") choose(card);
-  if (!facts.num_samples) return;
-  const blob = await (await ask(`v1/models/${name}/samples/0`)).blob();
-  const image = make("img", { alt: "", src: URL.createObjectURL(blob) });
-  card.querySelector(".picture").replaceChildren(image);
-}
-
-function cardOf(model) {
-  const isBase = model.owned_by === "farm" && !model.job_key;
-  const card = make("button", { className: "card", type: "button" },
-    make("div", { className: "picture" }, isBase ? "∅" : model.id.slice(0, 1).toUpperCase()),
-    make("b", { textContent: model.id, title: model.id }),
-    make("span", { textContent: isBase ? "base model" : "" }));
-  card.dataset.name = model.id;
-  card.isBase = isBase;
-  card.setAttribute("role", "option");
-  card.setAttribute("aria-selected", "false");
-  card.addEventListener("click", () => choose(card));
-  if (isBase) state.base = model.id; else seen.observe(card);
-  return card;
-}
-
-function choose(card) {
-  for (const other of $("gallery").children) other.setAttribute("aria-selected", String(other === card));
-  const changed = state.chosen !== card.dataset.name;
-  state.chosen = card.dataset.name;
-  $("chosen").textContent = card.isBase ? `the base model, ${state.base}` : card.dataset.name;
-  $("hint").textContent = card.isBase ? "" : "[V] stands for the subject of this adapter.";
-  const noun = card.facts?.class_noun;
-  const isOurs = !$("prompt").dataset.touched;
-  if (isOurs && (changed || noun)) {
-    $("prompt").value = card.isBase ? "a photo of a cat" : `a photo of [V] ${noun ?? ""}`.trim();
-  }
-}
-
-async function list(fresh) {
-  const generation = fresh ? ++state.generation : state.generation;
-  if (fresh) state.last = "";
-  const query = new URLSearchParams({ limit: "60", search: state.search, after: state.last });
-  const page = await (await ask(`v1/models?${query}`)).json();
-  if (generation !== state.generation) return; // a newer search has started
-  if (fresh) $("gallery").replaceChildren();
-  $("gallery").append(...page.data.map(cardOf));
-  state.last = page.last_id ?? "";
-  $("more").hidden = !page.has_more;
-  $("total").textContent = `${page.total}`;
-  if (state.base) $("base").textContent = `on ${state.base}`;
-  if (state.chosen === null && $("gallery").firstChild) choose($("gallery").firstChild);
-}
-
-// -- generating --------------------------------------------------------------------------------------
-
-function order() {
+function settings() {
   const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
   return {
-    model: state.chosen ?? undefined,
-    prompt: $("prompt").value,
-    n: number("count"),
+    n: number("count") ?? 1,
     size: $("size").value || undefined,
-    seed: number("seed"),
     num_inference_steps: number("steps"),
     guidance_scale: number("guidance"),
-    adapter_weight: number("weight"),
     scheduler: $("scheduler").value,
     negative_prompt: $("negative").value || undefined,
-    stream: true,
-    partial_images: 3,
-    stream_progress: true,
   };
 }
 
-async function* eventsOf(answer) {
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    text += value;
-    const parts = text.split("\n\n");
-    text = parts.pop();
-    for (const part of parts) {
-      const data = part.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-      if (data && data !== "[DONE]") yield JSON.parse(data);
-    }
-  }
-}
+// All pictures of one generation share the seed, so that subjects and base can be compared.
+const newSeed = () => ($("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : Number($("seed").value));
 
-function frame() {
-  const figure = make("figure", { className: "waiting" }, make("img", { alt: "in progress" }), make("figcaption"));
-  $("pictures").prepend(figure);
-  return figure;
-}
-
-function finish(figure, event) {
-  const link = `data:image/${event.output_format};base64,${event.b64_json}`;
-  figure.className = "";
-  figure.querySelector("img").src = link;
-  figure.querySelector("img").alt = event.revised_prompt;
-  const metadata = JSON.stringify(event.receipt, null, 1);
-  figure.querySelector("figcaption").replaceChildren(
-    make("div", { textContent: event.revised_prompt }),
-    make("div", { className: "quiet", textContent: `seed ${event.seed} · ${event.receipt.steps} steps · ${event.receipt.seconds.total} s` }),
-    make("a", { href: link, download: `${state.chosen}-${event.seed}.${event.output_format}`, textContent: "Save" }),
-    make("details", {}, make("summary", { textContent: "Image metadata" }), make("pre", { textContent: metadata })));
+function plan() {
+  const columns = ordersOf($("prompt").value, { ...settings(), seed: newSeed() });
+  const hasBase = $("compare").checked && !isBaseAlone();
+  return { columns, hasBase, mode: state.mode, prompt: $("prompt").value };
 }
 
 async function generate() {
-  const asked = order();
-  const frames = Array.from({ length: asked.n ?? 1 }, frame).reverse();
-  const steps = frames.map(() => 0);
-  const stopping = new AbortController();
-  state.generating = stopping;
+  const { columns, hasBase, mode, prompt } = plan();
+  const result = openResult(columns.map(({ title }) => title), columns[0].order.n, hasBase, mode);
+  running.last = { prompt, result, mode, seed: columns[0].order.seed, references: referencesOf(columns) };
+  const jobs = columns.map(({ order }, index) => ({ order, figures: result.figures[index] }));
+  const bases = hasBase ? jobs.map(({ order, figures }) => ({ order: baseOrder(order), figures, isBase: true })) : [];
+  history.replaceState(null, "", wholeLink(columns[0].order, mode, prompt));
+  await runAll([...jobs, ...bases], mode, prompt);
+}
+
+// The address of the page reproduces its newest result, all pictures of it.
+function wholeLink(order, mode, prompt) {
+  const subjects = state.chosen.filter(({ name }) => name).map(({ reference, weight }) => ({
+    reference, weight: mode === "strip" ? state.weight : weight,
+  }));
+  const fields = {
+    seed: order.seed, steps: order.num_inference_steps, guidance: order.guidance_scale, size: order.size,
+    scheduler: order.scheduler, negative: order.negative_prompt, count: order.n,
+  };
+  return fragmentOf({ mode, subjects, prompt, fields });
+}
+
+const referencesOf = (columns) => JSON.stringify(columns.map(({ order }) => [order.model, order.adapters?.map((one) => one.model)]));
+
+// The newest result with the weights of now: same prompt, same seed, in the same place.
+async function redraw() {
+  const { last } = running;
+  if (!last?.result.block.isConnected || last.mode !== state.mode) return;
+  const columns = ordersOf(last.prompt, { ...settings(), seed: last.seed, n: last.result.figures[0].length });
+  if (referencesOf(columns) !== last.references) return; // another choice of subjects
+  await runAll(columns.map(({ order }, index) => ({ order, figures: last.result.figures[index] })), last.mode, last.prompt);
+}
+
+async function runAll(jobs, mode, prompt) {
+  running.stopping?.abort();
+  const stopping = running.stopping = new AbortController();
+  const meter = { done: new Map(), total: jobs.reduce((sum, { order }) => sum + order.n * (order.num_inference_steps ?? 25), 0) };
   busy(true);
-  try {
-    const answer = await ask("v1/images/generations", {
-      method: "POST", body: JSON.stringify(asked), signal: stopping.signal,
-      headers: { "content-type": "application/json" },
-    });
-    for await (const event of eventsOf(answer)) {
-      if (event.error) throw new Error(event.error.message);
-      const figure = frames[event.picture_index];
-      if (event.type === "image_generation.completed") {
-        steps[event.picture_index] = asked.num_inference_steps ?? 25;
-        finish(figure, event);
-      } else if (event.type === "image_generation.partial_image") {
-        figure.querySelector("img").src = `data:image/${event.output_format};base64,${event.b64_json}`;
-      } else {
-        steps[event.picture_index] = event.step;
-        $("progress").max = event.num_steps * frames.length;
-        $("status").textContent = event.stage;
-      }
-      $("progress").value = steps.reduce((sum, step) => sum + step, 0);
+  const outcomes = await Promise.allSettled(jobs.map((job, index) => run({ ...job, index, mode, prompt, meter }, stopping)));
+  if (running.stopping !== stopping) return; // a newer generation has started
+  running.stopping = null;
+  busy(false);
+  for (const { figures } of jobs) for (const figure of figures) if (figure.classList.contains("waiting")) drop(figure);
+  const failed = outcomes.find(({ status, reason }) => status === "rejected" && reason.name !== "AbortError");
+  if (failed) throw failed.reason;
+}
+
+// A figure without a picture leaves; one whose base picture alone is missing stays.
+function drop(figure) {
+  if (figure.querySelector("img").classList.contains("done")) {
+    figure.className = "";
+    for (const image of figure.querySelectorAll(".base img:not(.done)")) image.parentElement.remove();
+    return;
+  }
+  const block = figure.parentElement;
+  figure.remove();
+  if (block && !block.children.length) block.remove();
+}
+
+async function run({ order, figures, isBase, index, mode, prompt, meter }, stopping) {
+  const num = order.num_inference_steps ?? 25;
+  for await (const event of generationEvents(order, stopping.signal)) {
+    const at = event.picture_index ?? 0;
+    const figure = figures[at];
+    if (event.type === "image_generation.completed") {
+      meter.done.set(`${index}/${at}`, num);
+      finish(figure, event, { isBase, link: linkOf(event, mode, prompt), file: `${nameOf(order)}-${event.seed}.${event.output_format}` });
+    } else if (event.type === "image_generation.partial_image") {
+      preview(figure, event, isBase);
+    } else {
+      meter.done.set(`${index}/${at}`, event.step);
+      $("status").textContent = event.stage;
     }
-  } catch (error) {
-    if (error.name !== "AbortError") complain(error);
-  } finally {
-    for (const figure of frames) if (figure.className === "waiting") figure.remove();
-    busy(false);
+    $("progress").max = meter.total;
+    $("progress").value = [...meter.done.values()].reduce((sum, steps) => sum + steps, 0);
   }
 }
 
+const nameOf = (order) => [order.model ?? state.base, ...(order.adapters ?? []).map((one) => one.model)].map((name) => name.split("@")[0]).join("+");
+
+// Links name versions, so that a picture stays the same when an adapter is trained again.
+function linkOf({ receipt, seed }, mode, prompt) {
+  const subjects = receipt.adapters.map(({ name, key, weight }) => ({ reference: `${name}@${key}`, weight }));
+  const fields = {
+    seed, steps: receipt.steps, guidance: receipt.guidance, size: `${receipt.width_px}x${receipt.height_px}`,
+    scheduler: receipt.scheduler, negative: receipt.negative_prompt,
+  };
+  return fragmentOf({ mode, subjects, prompt, fields });
+}
+
 function busy(is) {
-  if (!is) state.generating = null;
   $("generate").disabled = is;
   $("stop").hidden = $("progress").hidden = !is;
   $("progress").value = 0;
   $("status").textContent = is ? "sent" : "";
 }
 
+// -- links ----------------------------------------------------------------------------------------
+
+async function openLink() {
+  const wanted = readFragment(location.hash);
+  if (!wanted) return false;
+  setMode(wanted.mode);
+  if (!wanted.subjects.length) await toggle("");
+  state.chosen = wanted.mode === "one" ? state.chosen : [];
+  for (const { reference, weight } of wanted.subjects) {
+    await factsOf(reference); // an unknown subject is reported here
+    await toggle(reference.split("@")[0], reference, weight);
+  }
+  if (wanted.mode === "strip" && wanted.subjects.length) state.weight = wanted.subjects[0].weight;
+  for (const [id, value] of Object.entries({ count: "1", ...wanted.fields })) $(id).value = value;
+  $("prompt").value = wanted.prompt;
+  await generate();
+  return true;
+}
+
 // -- user actions ---------------------------------------------------------------------------------
 
-const attempt = (action) => { complain(null); return action().catch(complain); };
-$("generate-form").addEventListener("submit", (event) => { event.preventDefault(); if (!state.generating) attempt(generate); });
-$("stop").addEventListener("click", () => state.generating?.abort());
-$("more").addEventListener("click", () => attempt(() => list(false)));
-$("prompt").addEventListener("input", () => { $("prompt").dataset.touched = "yes"; });
+function showExamples() {
+  $("examples").replaceChildren(...EXAMPLES.map(([kind, pattern, words]) => make("div", { className: "group" },
+    make("span", { className: "quiet", textContent: kind }),
+    make("div", { className: "words" }, ...words.map((word) => {
+      const button = make("button", { type: "button", textContent: word, className: "example" });
+      button.addEventListener("click", () => {
+        $("prompt").value = kind === "Styles" ? `${word} ${phrase()}` : `${pattern.replace("{}", () => phrase())}${word}`;
+        attempt(generate);
+      });
+      return button;
+    })))));
+}
+
+async function start() {
+  $("prompt").value ||= `a photo of ${phrase()}`;
+  await list(true, attempt);
+  if (await openLink()) return;
+  const first = [...$("gallery").children].find((card) => !card.isBase);
+  if (first && !state.chosen.length) await toggle(first.dataset.name);
+}
+
+$("generate-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(generate); });
+$("stop").addEventListener("click", () => running.stopping?.abort());
+$("more").addEventListener("click", () => attempt(() => list(false, attempt)));
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("generate-form").requestSubmit();
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("key", $("key").value.trim());
-  attempt(async () => { await list(true); $("key-form").hidden = true; });
+  useKey($("key").value.trim());
+  attempt(async () => { await start(); $("key-form").hidden = true; });
 });
+for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", () => setMode(radio.value));
 let typing;
 $("search").addEventListener("input", () => {
   clearTimeout(typing);
-  typing = setTimeout(() => { state.search = $("search").value; attempt(() => list(true)); }, 200);
+  typing = setTimeout(() => attempt(() => search($("search").value, attempt)), 200);
 });
-attempt(() => list(true));
+let sliding;
+whenWeightChanges(() => {
+  clearTimeout(sliding);
+  sliding = setTimeout(() => attempt(redraw), 250);
+});
+addEventListener("hashchange", () => attempt(openLink));
+showExamples();
+attempt(start);

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from farm.base.names import edition_of
 from farm.errors import Fault, UserError
 from farm.intake.check import CheckReport, Progress, check_manifest
 from farm.intake.manifest import Manifest, read_manifest
@@ -64,7 +65,9 @@ def upload_manifest(
         ManifestError: with all faults of the manifest and of its local photos.
         UserError: if the store cannot be written from here.
     """
-    read = read_manifest(manifest, strict=False, recipe=recipe, base_recipe=BASE_RECIPES.get(base))
+    read = read_manifest(
+        manifest, strict=False, recipe=recipe, base_recipe=BASE_RECIPES.get(edition_of(base))
+    )
     check = _checked(read, progress)
     if not skip_faulty:
         check.raise_for_errors()
@@ -96,14 +99,14 @@ def _checked(manifest: Manifest, progress: Progress | None) -> CheckReport:
     """Check the files that only this machine can read; the cluster checks the rest."""
     local = tuple(
         replace(
-            written,
-            uris=tuple(uri for uri in written.uris if not is_remote(uri)),
-            class_images=tuple(uri for uri in written.class_images if not is_remote(uri)),
+            one,
+            uris=tuple(uri for uri in one.uris if not is_remote(uri)),
+            class_images=tuple(uri for uri in one.class_images if not is_remote(uri)),
         )
-        for written in manifest.written
-        if any(not is_remote(uri) for uri in (*written.uris, *written.class_images))
+        for one in manifest.resolved
+        if any(not is_remote(uri) for uri in (*one.uris, *one.class_images))
     )
-    return check_manifest(replace(manifest, written=local), progress=progress)
+    return check_manifest(replace(manifest, resolved=local), progress=progress)
 
 
 def _whole_subjects(manifest: Manifest, check: CheckReport) -> list[Subject]:
