@@ -10,15 +10,15 @@ adapter never changes; a name is a pointer that is replaced atomically.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
+from farm.adapters.names import NamedAdapter, pointed_to, pointer_of
 from farm.adapters.record import AdapterRecord
 from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest, file_digest
@@ -40,29 +40,6 @@ SAMPLES = ("samples/", "samples-others/")
 """Samples for the prompts of the namespace that trained it, and of namespaces that share it."""
 
 
-@dataclass(frozen=True, slots=True)
-class NamedAdapter:
-    """A name and the adapter that it points to."""
-
-    namespace: str
-    name: str
-    job_key: str
-    sha256: str
-    """Digest of the weights file, so that caches can verify their copy; of ``adapter.json`` if
-    there is no weights file."""
-    created: str
-    """When the name was pointed here, ISO 8601 in UTC."""
-    samples: tuple[str, ...] | None = None
-    """The sample images generated for this name's own prompts; an adapter may have others, for
-    another namespace that shares the job. None in pointers written by older versions."""
-    earlier: tuple[NamedAdapter, ...] = ()
-    """Previous adapters of the name, latest first."""
-
-    def version(self, job_key: str) -> NamedAdapter | None:
-        """The current or an earlier adapter of the name, by job key."""
-        return next((it for it in (self, *self.earlier) if it.job_key == job_key), None)
-
-
 class Registry:
     """The committed adapters of one store. Picklable; has no state except the store."""
 
@@ -82,7 +59,8 @@ class Registry:
         """Commit a saved adapter and point its names to it.
 
         Uploads the files, then ``adapter.json``, then writes the names. If it is called again after
-        a crash, it completes what is missing and changes nothing that was committed.
+        a crash, it completes what is missing and changes nothing that was committed. If two lanes
+        publish one job at the same time, the files of the later one are used.
 
         Args:
             record: as returned by ``save_adapter``; ``files`` names the files to upload.
@@ -100,16 +78,22 @@ class Registry:
         fresh = not self.is_committed(record.job_key)
         if fresh:
             _check_files(folder, record)
-            for name in sorted(record.files):
-                self.store.upload(folder / name, _adapter_path(record.job_key, name))
-            fresh = self.store.create(
-                _adapter_path(record.job_key, RECORD_FILE), (folder / RECORD_FILE).read_bytes()
-            )
+            self._upload(record, folder)
+            path, data = _adapter_path(record.job_key, RECORD_FILE), folder / RECORD_FILE
+            fresh = self.store.create(path, data.read_bytes())
+            if not fresh and self.record(record.job_key).files != record.files:
+                # another lane, thought dead, committed it meanwhile, and its files may be replaced
+                self._upload(record, folder)
+                self.store.write(path, data.read_bytes())
         pairs = [(record.namespace, record.name)] if names is None else list(names)
-        committed = record if fresh else self.record(record.job_key)
+        committed = self.record(record.job_key)
         for (namespace, name), own in zip_longest(pairs, list(prompts)[: len(pairs)]):
             self.point(namespace, name, committed, prompts=own)
         return fresh
+
+    def _upload(self, record: AdapterRecord, folder: Path) -> None:
+        for name in sorted(record.files):
+            self.store.upload(folder / name, _adapter_path(record.job_key, name))
 
     def point(
         self,
@@ -144,7 +128,7 @@ class Registry:
             _own_samples(record, namespace, prompts),
             earlier,
         )
-        self.store.write_json(path, _pointer(named))
+        self.store.write_json(path, pointer_of(named))
         return named
 
     # -- finding ------------------------------------------------------------------------------
@@ -319,41 +303,7 @@ class Registry:
                 f"{self.store.url}/{_name_path(namespace, name)} is not a pointer to an adapter",
                 "run the manifest again, or import the adapter again",
             )
-        earlier = body.get("earlier")
-        return replace(
-            _named(namespace, name, body),
-            earlier=tuple(
-                _named(namespace, name, it)
-                for it in (earlier if isinstance(earlier, list) else [])
-                if isinstance(it, dict)
-            ),
-        )
-
-
-def _named(namespace: str, name: str, body: Mapping[str, Any]) -> NamedAdapter:
-    """Parse a pointer; older ones have no samples and no earlier versions."""
-    samples = body.get("samples")
-    return NamedAdapter(
-        namespace,
-        name,
-        job_key=str(body.get("job_key", "")),
-        sha256=str(body.get("sha256", "")),
-        created=str(body.get("created", "")),
-        samples=tuple(map(str, samples)) if isinstance(samples, list) else None,
-    )
-
-
-def _pointer(named: NamedAdapter) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "job_key": named.job_key,
-        "sha256": named.sha256,
-        "created": named.created,
-    }
-    if named.samples is not None:
-        body["samples"] = list(named.samples)
-    if named.earlier:
-        body["earlier"] = [_pointer(it) for it in named.earlier]
-    return body
+        return pointed_to(namespace, name, body)
 
 
 def _own_samples(

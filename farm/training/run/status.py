@@ -22,7 +22,7 @@ from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
 from farm.training.run.driver import DRIVER_TTL_S
 from farm.training.run.failures import WITHOUT_ADAPTER, failures_among
-from farm.training.run.files import read_settings, take_requests
+from farm.training.run.files import close_requests, open_requests, read_settings
 from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
 
 __all__ = ["run_status", "settle_requests"]
@@ -164,7 +164,7 @@ def settle_requests(store: Store, run_id: str) -> int | None:
     try:
         jobs = read_run_jobs(store, run_id)
         ledger = Ledger(store, run_id, epoch=claim.number)
-        requests = take_requests(store, run_id)
+        requests = open_requests(store, run_id)
         dispatcher = Dispatcher(
             jobs,
             ledger,
@@ -173,9 +173,10 @@ def settle_requests(store: Store, run_id: str) -> int | None:
         )
         concerned = sum(
             dispatcher.cancel(keys) if what == "cancel" else dispatcher.retry(keys)
-            for what, keys in requests
+            for _, what, keys in requests
         )
         dispatcher.tick()
+        close_requests(store, requests)
     finally:
         claim.release()
     return concerned
