@@ -194,7 +194,7 @@ def ray_head(
 
 
 def _provider(gcs_port: int) -> dict[str, Any]:
-    """Starts nodes on this machine. ``type: fake_multinode`` needs a file that Ray's wheel lacks."""
+    """Starts nodes on this machine; ``type: fake_multinode`` needs a file that the wheel lacks."""
     package = "ray.autoscaler._private.fake_multi_node.node_provider"
     return {
         "type": "external",

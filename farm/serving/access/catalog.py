@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any, TypeVar
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.registry import NamedAdapter, Registry
-from farm.errors import AdapterFileError, AdapterNotFound, StoreError
+from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
 from farm.safe_names import is_job_key, is_safe_name
-from farm.serving.ttl_cache import MAX_AGE_S, TtlCache
+from farm.serving.ttl_cache import MAX_AGE_S, PATIENCE_S, TtlCache
 
 __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 
@@ -27,7 +29,10 @@ NAME_TTL_S = 2.0
 LISTING_TTL_S = 5.0
 PAGE_TTL_S = 60.0
 """Maximum age of the dates shown in a listing; requests never use them."""
+PAGE_READERS = 12
+"""Threads that read one page, of those for store reads; requests use the others."""
 NUM_RECORDS_KEPT = 20_000
+Result = TypeVar("Result")
 _SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
 
 
@@ -152,21 +157,42 @@ class Catalog:
     ) -> Page:
         """The names after ``after`` that contain ``search``, in order."""
         names, revoked = await asyncio.gather(self._listings.get(namespace), self._revoked.get(""))
-        wanted = search.casefold()
-        matching = [name for name in names if wanted in name.casefold()]
-        behind = [name for name in matching if name > after] if after else matching
-        found = await self._read_page(namespace, behind[:limit])
+        matching: Sequence[str] = names
+        if wanted := search.casefold():
+            matching = await self._in_thread(_containing, names, wanted)
+        start = bisect_right(matching, after) if after else 0
+        found = await self._read_page(namespace, matching[start : start + limit])
         shown = tuple(named for named in found if named and not _is_withdrawn(named, revoked))
-        return Page(shown, len(behind) > limit, len(matching))
+        return Page(shown, len(matching) > start + limit, len(matching))
 
     async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
-        async def one(name: str) -> NamedAdapter | None:
+        """The names' files, several in each thread; None for one that cannot be read."""
+        cached = {name: self._page_names.fresh((namespace, name)) for name in names}
+        missing = [name for name, named in cached.items() if named is None]
+        parts = [missing[start::PAGE_READERS] for start in range(min(PAGE_READERS, len(missing)))]
+        reads = (self._in_thread(self._read_names, namespace, part) for part in parts)
+        try:
+            found = await asyncio.wait_for(asyncio.gather(*reads), PATIENCE_S)
+        except TimeoutError:  # the store does not answer: older values, where there are any
+            found = [[None] * len(part) for part in parts]
+        for part, read in zip(parts, found, strict=True):
+            for name, named in zip(part, read, strict=True):
+                if named is not None:
+                    self._page_names.put((namespace, name), named)
+                cached[name] = named or self._page_names.peek((namespace, name))
+        return [cached[name] for name in names]
+
+    def _read_names(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
+        def one(name: str) -> NamedAdapter | None:
             try:
-                return await self._page_names.get((namespace, name))
-            except (FileNotFoundError, StoreError, AdapterFileError):
+                return self._read_name((namespace, name))
+            except (FarmError, OSError):
                 return None
 
-        return await asyncio.gather(*(one(name) for name in names))
+        return [one(name) for name in names]
+
+    async def _in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     async def sample(self, facts: AdapterFacts, index: int) -> bytes:
         """One of an adapter's sample pictures.
@@ -225,6 +251,10 @@ class Catalog:
             sha256=record.files.get(DIFFUSERS_FILE, ""),
             samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
         )
+
+
+def _containing(names: Iterable[str], wanted: str) -> list[str]:
+    return [name for name in names if wanted in name.casefold()]
 
 
 def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:
