@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from farm.errors import StoreError, UserError
+from farm.errors import StoreError, StoreUnusable, UserError
 from farm.retries import with_retries
 
 __all__ = ["Store"]
@@ -78,6 +78,20 @@ class Store:
     def is_local(self) -> bool:
         """Whether the store is a local folder."""
         return isinstance(self._fs, LocalFileSystem)
+
+    def check_exists(self) -> None:
+        """Check that a local store is a folder. Object stores have no folders to check.
+
+        Raises:
+            StoreUnusable: if it is missing or a file.
+        """
+        if not self.is_local or os.path.isdir(self._root):
+            return
+        what = "is a file, not a store" if os.path.exists(self._root) else "does not exist"
+        raise StoreUnusable(
+            f"the store {self.url} {what}",
+            "correct its path, or train into it first with `farm run`",
+        )
 
     @property
     def filesystem(self) -> Any:

@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["NamedAdapter", "pointer_of", "pointed_to"]
+from farm.adapters.record import AdapterRecord
+
+__all__ = ["SAMPLES", "NamedAdapter", "pointer_of", "pointed_to"]
+
+SAMPLES = ("samples/", "samples-others/")
+"""Samples for the prompts of the namespace that trained it, and of namespaces that share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,13 @@ class NamedAdapter:
     another namespace that shares the job. None in pointers written by older versions."""
     earlier: tuple[NamedAdapter, ...] = ()
     """Previous adapters of the name, latest first."""
+
+    def shows(self, picture: str, record: AdapterRecord) -> bool:
+        """Whether a sample image of the adapter's record is this name's own."""
+        if self.samples is not None:
+            return picture in self.samples
+        # a name of an older farm version: the samples are those of the first training
+        return self.namespace == record.namespace and picture.startswith(SAMPLES[0])
 
     def version(self, job_key: str) -> NamedAdapter | None:
         """The current or an earlier adapter of the name, by job key."""

@@ -18,14 +18,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
-from farm.adapters.names import NamedAdapter, pointed_to, pointer_of
+from farm.adapters.names import SAMPLES, NamedAdapter, pointed_to, pointer_of
 from farm.adapters.record import AdapterRecord
 from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest, file_digest
 from farm.safe_names import is_safe_name
 from farm.storage import Store
 
-__all__ = ["NamedAdapter", "Registry"]
+__all__ = ["SAMPLES", "NamedAdapter", "Registry"]
 
 PARALLEL_READS = 16
 """Concurrent store look-ups; on object stores each takes tens of milliseconds."""
@@ -36,8 +36,6 @@ KEYS_PER_LOOKUP = 32
 slower than look-ups where the keys are fewer than one in this many adapters."""
 MAX_EARLIER = 64
 """Earlier versions of a name that can still be requested by key."""
-SAMPLES = ("samples/", "samples-others/")
-"""Samples for the prompts of the namespace that trained it, and of namespaces that share it."""
 
 
 class Registry:

@@ -157,11 +157,13 @@ def load(
         device: ``cpu`` or ``cuda``.
 
     Raises:
+        StoreUnusable: if the store is a local folder that does not exist.
         UserError: if no adapter has this name, it is revoked, or it belongs to another base.
         AdapterFileError: if its files are missing or damaged.
         BaseModelError: if the base cannot be loaded.
     """
     registry = Registry(store if isinstance(store, Store) else Store(os.fspath(store)))
+    registry.store.check_exists()
     named = _find(registry, name)
     record = registry.record(named.job_key)
     shared = _shared_base(os.fspath(base) if base is not None else record.base_id, device)

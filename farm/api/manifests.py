@@ -11,12 +11,14 @@ import os
 from collections.abc import Sequence
 
 from farm.api.keywords import Location, with_keywords
+from farm.base.names import edition_of
 from farm.base.tokens import prompt_reader
 from farm.cli.execute import run_request, stop_on_signals, write_report
 from farm.cli.options import RunOptions
 from farm.cli.private_hosts import private_hosts
 from farm.intake.check import CheckReport, check_manifest
 from farm.intake.manifest import read_manifest
+from farm.recipe import BASE_RECIPES
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import execute_run
 from farm.training.run.prepare import prepare_run
@@ -55,8 +57,13 @@ def check(
         BaseModelError: if the base does not exist.
     """
     with private_hosts(allow_private_hosts):
-        reader = prompt_reader(os.fspath(base))
-        read = read_manifest(os.fspath(manifest), strict=False, reader=reader)
+        name = os.fspath(base)
+        read = read_manifest(
+            os.fspath(manifest),
+            strict=False,
+            base_recipe=BASE_RECIPES.get(edition_of(name)),
+            reader=prompt_reader(name),
+        )
         return check_manifest(read, workers=workers, resolution_px=resolution)
 
 

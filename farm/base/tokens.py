@@ -30,7 +30,12 @@ USUAL_TOKENS = 77
 class PromptReader:
     """Finds the end of a prompt that exceeds a base's token limit. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int, base: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        base: str,
+    ) -> None:
         """Copy the tokenizer on first use.
 
         Args:
@@ -41,6 +46,8 @@ class PromptReader:
         self._source = tokenizer
         self.max_tokens = max_tokens
         self.base = base
+        self.class_nouns: tuple[str, ...] = ()
+        """The only classes that the base can generate; empty if it has no such list."""
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -75,7 +82,12 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
     if base in get_args(BuiltName):
         return None
     if edition_of(base) == EMBEDDED:
-        return _from_folder(Path(__file__).parent / "embedded" / "weights" / FOLDER, base)
+        from farm.base.embedded.world.words import CLASS_NOUNS
+
+        folder = Path(__file__).parent / "embedded" / "weights" / FOLDER
+        reader = _from_folder(folder, base)
+        reader.class_nouns = CLASS_NOUNS
+        return reader
     if "://" in base:
         return _from_url(base)
     if Path(base).expanduser().is_dir():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
 __all__ = [
+    "check_recipe",
     "confirm",
     "finish",
     "hardware_of",
@@ -49,8 +50,10 @@ def plan_request(manifest: str, options: PlanOptions, *, address: str | None = N
     """The request of a run with the default settings of execution.
 
     Raises:
+        ManifestError: for recipe fields that no manifest could correct.
         UserError: as ``hardware_of``.
     """
+    check_recipe(options)
     from farm.quality.judge import QualityJudge
     from farm.training.run.request import RunRequest
 
@@ -95,6 +98,19 @@ def run_request(manifest: str, options: RunOptions) -> RunRequest:
         take_over=options.take_over,
         node_timeout_s=options.node_timeout,
     )
+
+
+def check_recipe(options: PlanOptions) -> None:
+    """Validate ``--set`` before anything is loaded or read.
+
+    Raises:
+        ManifestError: with the fault of each invalid field.
+    """
+    from farm.errors import ManifestError
+    from farm.intake.layers import command_line_faults
+
+    if faults := command_line_faults(options.recipe):
+        raise ManifestError("--set has invalid recipe fields", "correct them", faults)
 
 
 def hardware_of(options: PlanOptions, address: str | None = None) -> Hardware:
@@ -179,8 +195,8 @@ def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
     from farm.cli.views.run import run_view
     from farm.training.execute import execute_run
 
-    expected_s = prepared.plan.hours * 3600 if prepared.plan is not None else None
-    with stop_on_signals() as (stop, arm), run_view(plain=plain, expected_s=expected_s) as view:
+    expected = prepared.plan.estimate if prepared.plan is not None else None
+    with stop_on_signals() as (stop, arm), run_view(plain=plain, expected=expected) as view:
         return execute_run(prepared, view=view, stop=stop, arm=arm)
 
 

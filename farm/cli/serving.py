@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from farm.cli.listening import bind_sockets
 from farm.cli.views.serve_start import (
     StartLines,
     inventory_beside,
@@ -39,6 +40,7 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
     from farm.serving.metrics import PrometheusMetrics
 
     report = StartLines()
+    sockets = bind_sockets(host, port)
     inventory = inventory_beside(settings.store)
     report(f"loading the base {settings.base} …")
     engine, facts = build_engine(settings)
@@ -57,8 +59,6 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         bounded_config(
             create_app(services),
             settings.connections,
-            host=host,
-            port=port,
             timeout_graceful_shutdown=max(1, int(drain_s)),
         ),
         client,
@@ -66,7 +66,7 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         report,
     )
     try:
-        server.run()
+        server.run(sockets)
     finally:
         engine.stop()
 
@@ -121,9 +121,9 @@ def serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
     from farm.training.cluster.ray_folder import ray_folder_options
 
     use_token_if_there_is_one()
+    port = _free_port(host, port)
     report = StartLines()
     inventory = inventory_beside(settings.store)
-    port = port or _free_port(host)
     report(f"starting Ray Serve with the base {settings.base} …")
     folder = {} if os.environ.get("RAY_ADDRESS") else ray_folder_options()
     ray.init(ignore_reinit_error=True, log_to_driver=False, **folder)
@@ -147,10 +147,14 @@ def serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
         ray.shutdown()
 
 
-def _free_port(host: str) -> int:
-    import socket
+def _free_port(host: str, port: int) -> int:
+    """The port, once it is known to be free; any free one for 0.
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as free:
-        free.bind((host, 0))
-        return int(free.getsockname()[1])
+    Raises:
+        UserError: as ``bind_sockets``.
+    """
+    bound = bind_sockets(host, port)
+    chosen = int(bound[0].getsockname()[1])
+    for one in bound:
+        one.close()
+    return chosen

@@ -10,18 +10,24 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
 from farm.intake.rows import ManifestRow, Path
+from farm.recipe import Recipe
 
-__all__ = ["expected", "faults_of", "nearest", "slug", "validated"]
+__all__ = ["expected", "faults_of", "nearest", "similar_name", "slug", "validated"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+MAX_COMPARED = 1_000
+"""Names compared with a wrong one, to suggest another."""
+MAX_COMPARED_CHARACTERS = 255
+"""Of such a name: the time for a comparison grows with the square of its length."""
 _BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
 
 
@@ -90,7 +96,10 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "missing":
         return f"`{field}` is missing", f"add `{field}`: {expected(model, path)}"
     if kind == "extra_forbidden":
-        return f"unknown key `{field}`", nearest(field, _fields(model, path[:-1]))
+        known = _fields(model, path[:-1])
+        if "recipe" in known and field in Recipe.model_fields:
+            return f"`{field}` is a field of `recipe`", f"name it `recipe.{field}`"
+        return f"unknown key `{field}`", nearest(field, known)
     if kind == "value_error":
         message, _, remedy = str(detail["ctx"]["error"]).partition("; ")
         return message, remedy or "change one of them"
@@ -126,6 +135,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean `{by_fold[close[0]]}`?"
     return f"known here: {', '.join(words)}" if words else "remove it"
+
+
+def similar_name(name: str, names: Iterable[str]) -> str | None:
+    """A file name similar to a wrong one, among the first of the names that are there."""
+    if len(name) > MAX_COMPARED_CHARACTERS:
+        return None
+    some = [one for one in islice(names, MAX_COMPARED) if len(one) <= MAX_COMPARED_CHARACTERS]
+    close = get_close_matches(name, some, n=1, cutoff=0.6)
+    return close[0] if close else None
 
 
 def slug(text: str) -> str:

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
-from farm.intake.faults import faults_of
+from farm.intake.faults import faults_of, validated
 from farm.intake.rows import ManifestRow
 from farm.intake.subject import PriorSettings
 from farm.recipe import PRESETS, PresetName, Recipe
 
-__all__ = ["Layers"]
+__all__ = ["Layers", "command_line_faults"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Fields = Mapping[str, Any]
@@ -103,6 +103,15 @@ class Layers:
             made = self._made[key] = model.model_validate_json(text, strict=True)
         assert isinstance(made, model)
         return made
+
+
+def command_line_faults(recipe: Fields) -> list[Fault]:
+    """Faults of recipe fields that the caller gives for all subjects, such as ``--set``.
+
+    Combinations of fields are validated together with the manifest's own.
+    """
+    _, faults = validated(Recipe, recipe, ManifestRow({}, "the command line", ""), ("recipe",))
+    return [fault for fault in faults if fault.field != "recipe"]
 
 
 def _merged(below: Fields, above: Fields) -> dict[str, Any]:

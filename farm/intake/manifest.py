@@ -110,6 +110,8 @@ def read_manifest(
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
     faults = list(dict.fromkeys((*rows.faults, *resolver.faults, *register.faults)))
+    if (fault := _unknown_classes(url, register.resolved, reader)) is not None:
+        faults.append(fault)
     if not register.resolved and not faults:
         faults.append(Fault(url, "it holds no subjects", "add subjects"))
     subjects = tuple(one.subject for one in register.resolved if one.subject is not None)
@@ -117,6 +119,30 @@ def read_manifest(
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest
+
+
+def _unknown_classes(
+    url: str, resolved: Sequence[ResolvedSubject], reader: Reader | None
+) -> Fault | None:
+    """One warning for all classes that the base cannot generate."""
+    if reader is None or not reader.class_nouns:
+        return None
+    nouns = dict.fromkeys(one.class_noun for one in resolved if one.class_noun)
+    known = reader.class_nouns
+    unknown = [noun for noun in nouns if not f" {noun.casefold()}".endswith(_as_last_words(known))]
+    if not unknown:
+        return None
+    shown = ", ".join(f"`{noun}`" for noun in unknown[:3]) + (", …" if len(unknown) > 3 else "")
+    message = (
+        f"the base `{reader.base}` cannot generate {shown}: it knows {len(known)} classes "
+        f"({', '.join(known)}), and those only as cartoons"
+    )
+    remedy = "name another base with --base, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+    return Fault(url, message, remedy, field="class_noun", severity="warning")
+
+
+def _as_last_words(nouns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f" {noun}" for noun in nouns)
 
 
 def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:

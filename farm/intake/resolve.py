@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from farm.errors import Fault
 from farm.intake.faults import faults_of, slug, validated
-from farm.intake.layers import Layers
+from farm.intake.layers import Layers, command_line_faults
 from farm.intake.photos.fields import ListedPhoto, class_captions, list_photos, list_uris
 from farm.intake.photos.find import Beside
 from farm.intake.prompts.judge import judge_prompts
@@ -23,7 +23,6 @@ from farm.intake.rows import ManifestRow
 from farm.intake.schema import Head, SubjectEntry
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
-from farm.recipe import Recipe
 
 __all__ = ["ResolvedSubject", "Resolver"]
 
@@ -89,9 +88,7 @@ class Resolver:
 
     def _checked(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """The caller's valid recipe fields; the others are reported once."""
-        _, faults = validated(Recipe, recipe, ManifestRow({}, "the command line", ""), ("recipe",))
-        # combinations of fields are validated together with the subject's own, below
-        single = [fault for fault in faults if fault.field != "recipe"]
+        single = command_line_faults(recipe)
         self.faults += single
         refused = {fault.field.split(".")[1] for fault in single}
         return {field: value for field, value in recipe.items() if field not in refused}

@@ -154,7 +154,10 @@ def _with_noun(value: object, noun: str) -> object:
 
 
 def names_identifier(prompt: str, identifier: str) -> bool:
-    """Whether a prompt names the subject: by ``[V]``, or by the identifier as a whole word."""
+    """Whether a prompt names the subject: by ``[V]``, or by the identifier as a whole word.
+
+    Without case, as CLIP's tokenizers read.
+    """
     if PLACEHOLDER in prompt:
         return True
-    return re.search(rf"(?<!\w){re.escape(identifier)}(?!\w)", prompt) is not None
+    return re.search(rf"(?<!\w){re.escape(identifier)}(?!\w)", prompt, re.IGNORECASE) is not None

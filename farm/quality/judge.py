@@ -8,7 +8,7 @@ Owns the choice of scorers and budgets for jobs. Training depends only on the ``
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,12 @@ from farm.base.names import EMBEDDED, edition_of
 from farm.intake.job import JobSpec
 from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
-from farm.quality.protocol import ScoringBudget
+from farm.quality.protocol import (
+    SHORT_SHARE,
+    ScoringBudget,
+    share_to_score,
+    steps_to_score,
+)
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.recipe import Recipe
 from farm.training.lane.settings import JobKind, Judged, Pictures
@@ -31,10 +36,19 @@ NO_SCORER = (
     "No scorer was given: pass --scorer a CLIP folder or hub id, or set FARM_SCORER, or write "
     "`scorer` under the manifest's `defaults`."
 )
-TOO_SHORT = (
-    "Too few training steps: scoring would exceed its share of the training time. Train longer, "
-    "or raise --scoring-share."
-)
+SWITCHED_OFF = "Scoring is switched off: its share of the training cost is 0 (--scoring-share)."
+
+
+def too_short(recipe: Recipe, share: float) -> str:
+    """Why a recipe's adapters are not scored, and what changes that."""
+    if share <= 0:
+        return SWITCHED_OFF
+    return (
+        f"{recipe.steps} training steps are too few: scoring would cost more than "
+        f"{max(share, SHORT_SHARE):.0%} of the training. Train at least "
+        f"{steps_to_score(recipe, share)} steps, or set --scoring-share "
+        f"{share_to_score(recipe):g}."
+    )
 
 
 @dataclass
@@ -69,7 +83,7 @@ class QualityJudge:
         for slot, spec in specs.items():
             budget = self._budget(spec.subject.recipe)
             if budget is None:
-                judged[slot] = Judged(missing_card(TOO_SHORT))
+                judged[slot] = Judged(missing_card(too_short(spec.subject.recipe, self._share)))
             else:
                 groups[budget].append(slot)
         for budget, slots in groups.items():
@@ -81,30 +95,42 @@ class QualityJudge:
                 judged[slot] = _judged(examined)
         return judged
 
-    def pictures(self, base_name: str, kinds: Iterable[tuple[JobKind, int]]) -> Pictures:
+    def pictures(self, base_name: str, kinds: Sequence[tuple[JobKind, int]]) -> Pictures:
         """The cost of the jobs' cards: their own images, and the base's once per class and
         budget."""
         if self._scorer_name(base_name) is None:
-            return Pictures(0, 0)
+            return Pictures(0, 0, (f"no adapter will be scored: {NO_SCORER}",) if kinds else ())
         num = rows = 0
+        unscored: list[tuple[JobKind, int]] = []
         met = set()
         for kind, num_jobs in kinds:
             budget = self._budget(kind.recipe)
             if budget is None:
+                unscored.append((kind, num_jobs))
                 continue
             of_base = (budget, kind.class_noun, kind.class_prompt)
             times = num_jobs + (of_base not in met)
             met.add(of_base)
             num += times * budget.num_pictures
             rows += times * budget.denoiser_rows
-        return Pictures(num, rows)
+        return Pictures(num, rows, self._notes(unscored))
+
+    def _notes(self, unscored: Sequence[tuple[JobKind, int]]) -> tuple[str, ...]:
+        if not unscored:
+            return ()
+        num_jobs = sum(num for _, num in unscored)
+        count = f"{num_jobs} subject{'s' if num_jobs > 1 else ''} will not be scored"
+        return (f"{count}: {too_short(unscored[0][0].recipe, self._share)}",)
 
     def _scorer_name(self, base_name: str) -> str | None:
         return self.settings.scorer or (EMBEDDED if edition_of(base_name) == EMBEDDED else None)
 
     def _budget(self, recipe: Recipe) -> ScoringBudget | None:
-        share = DEFAULT_SHARE if self.settings.share is None else self.settings.share
-        return ScoringBudget.within(recipe, share)
+        return ScoringBudget.within(recipe, self._share)
+
+    @property
+    def _share(self) -> float:
+        return DEFAULT_SHARE if self.settings.share is None else self.settings.share
 
     def _examiner(self, base: Base, bank: Bank, budget: ScoringBudget, name: str) -> Examiner:
         """One examiner per budget; the base's images stay valid when a lane builds a new bank."""

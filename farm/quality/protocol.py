@@ -6,6 +6,7 @@ for the embedded base, which knows no other words) and the scoring budget. Gener
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ __all__ = [
     "ScoringBudget",
     "rendered_protocol",
     "protocol_for",
+    "share_to_score",
+    "steps_to_score",
 ]
 
 SubjectKind = Literal["object", "live"]
@@ -196,6 +199,11 @@ class ScoringBudget:
         return cls(100, 100, 32, steps=50, guidance=7.5, scheduler="ddim")
 
     @classmethod
+    def least(cls) -> ScoringBudget:
+        """The smallest budget with which every score has enough images."""
+        return cls(MIN_PICTURES, MIN_PICTURES, MIN_PICTURES, steps=8)
+
+    @classmethod
     def within(cls, recipe: Recipe, share: float = 0.12) -> ScoringBudget | None:
         """The largest budget that costs at most ``share`` of a training with ``recipe``.
 
@@ -207,11 +215,10 @@ class ScoringBudget:
         Returns:
             None if even the minimum number of images would cost more than that.
         """
-        rows_a_step = recipe.instance_rows + (recipe.prior_rows if recipe.uses_prior else 0)
-        allowed = share * recipe.steps * rows_a_step * TRAINING_COST
+        allowed = share * recipe.steps * _step_cost(recipe)
         if cls().denoiser_rows <= allowed:
             return cls()
-        least = cls(MIN_PICTURES, MIN_PICTURES, MIN_PICTURES, steps=8)
+        least = cls.least()
         if least.denoiser_rows > allowed:
             fits = share > 0 and least.denoiser_rows <= allowed * max(1.0, SHORT_SHARE / share)
             return least if fits else None
@@ -221,6 +228,24 @@ class ScoringBudget:
             num_prompt_pictures=MIN_PICTURES + min(4, (spare + 1) // 2),
             num_class_pictures=MIN_PICTURES + min(2, spare // 2),
         )
+
+
+def steps_to_score(recipe: Recipe, share: float) -> int:
+    """The fewest steps of a recipe with which it is scored; ``share`` must be positive."""
+    rows = ScoringBudget.least().denoiser_rows
+    return math.ceil(rows / (max(share, SHORT_SHARE) * _step_cost(recipe)))
+
+
+def share_to_score(recipe: Recipe) -> float:
+    """The smallest share, in whole percent, with which a recipe is scored."""
+    rows = ScoringBudget.least().denoiser_rows
+    return math.ceil(100 * rows / (recipe.steps * _step_cost(recipe))) / 100
+
+
+def _step_cost(recipe: Recipe) -> float:
+    """The cost of a training step, in denoiser rows."""
+    rows = recipe.instance_rows + (recipe.prior_rows if recipe.uses_prior else 0)
+    return rows * TRAINING_COST
 
 
 SHORT_SHARE = 0.5

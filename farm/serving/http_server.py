@@ -53,18 +53,21 @@ class _Refused(Exception):
 
 
 class _CountingTransport:
-    """A transport that counts what is written to it."""
+    """A transport that counts what is written to it.
+
+    Its methods are the transport's own, found without a detour: they are called for every request.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+        self._write = transport.write
         self.num_written = 0
+        for name in dir(transport):
+            if not name.startswith("_") and name != "write":
+                setattr(self, name, getattr(transport, name))
 
     def write(self, data: bytes) -> None:
         self.num_written += len(data)
-        self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+        self._write(data)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -74,6 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._book = book
         self._limits = book.limits
+        self._max_headers = book.limits.max_headers
         self._reading = IDLE
         self._refused_as = 400
         self._head_bytes = 0
@@ -165,15 +169,25 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading == BODY:  # a trailer; none is needed
-            self._num_trailers += 1
-            if self._num_trailers > self._limits.max_headers:
-                raise _Refused
+        # called most often of all, so it does what uvicorn's does itself
+        headers = self.headers
+        if self._reading == BODY or len(headers) >= self._max_headers:
+            self._refuse_header()
             return
-        if len(self.headers) >= self._limits.max_headers:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        headers.append((name, value))
+
+    def _refuse_header(self) -> None:
+        """Drop a trailer, of which none is needed; refuse one header or trailer too many."""
+        if self._reading == BODY:
+            self._num_trailers += 1
+            if self._num_trailers <= self._max_headers:
+                return
+        else:
             self._refused_as = 431
-            raise _Refused
-        super().on_header(name, value)
+        raise _Refused
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= self._limits.max_pipelined:

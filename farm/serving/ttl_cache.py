@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from farm.errors import StoreError
 
-__all__ = ["MAX_AGE_S", "TtlCache", "store_threads"]
+__all__ = ["MAX_AGE_S", "NUM_STORE_THREADS", "TtlCache", "store_threads"]
 
 logger = logging.getLogger(__name__)
 

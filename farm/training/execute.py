@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from farm.errors import Interrupted, StoreError, StoreUnusable
 from farm.locks import StoreLock
@@ -78,6 +79,7 @@ def execute_run(
         _release(claim)
         guard.close()
     summary = summarise(prepared, jobs, time.monotonic() - began)
+    summary = replace(summary, start=claim.number)
     left = sum(not job.is_final for job in jobs)
     if driver.patience.error is not None and left:
         raise driver.patience.error

@@ -14,13 +14,16 @@ from typer.testing import CliRunner
 from farm.adapters.registry import Registry
 from farm.cli import app
 from farm.cli.execute import hardware_of
+from farm.cli.existing_store import existing_store
 from farm.cli.options import PlanOptions, recipe_fields
-from farm.cli.views.run import Pace
+from farm.cli.views.run import Pace, Work
 from farm.durations import duration
-from farm.errors import FarmError, ManifestError, PlanError, UserError
+from farm.errors import FarmError, ManifestError, PlanError, StoreUnusable, UserError
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.cluster.jobs.submit import entrypoint_of, scoring_arguments
+from farm.training.dispatch.messages import Snapshot
+from farm.training.plan.estimate import Estimate
 from farm.training.run.files import read_settings
 
 QUIET = ["--base", "tiny", "--in-process", "--no-cards", "--no-report", "--sample-steps", "2"]
@@ -137,6 +140,51 @@ def test_a_store_without_runs_says_so(tmp_path: Path) -> None:
         farm("status", "--store", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("logs",),
+        ("report",),
+        ("retry",),
+        ("cancel",),
+        ("score", "tom"),
+        ("export", "out"),
+        ("keys", "list"),
+        ("keys", "revoke", "abc"),
+        ("serve",),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_only_reads_refuses_a_store_that_does_not_exist(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    with pytest.raises(StoreUnusable, match="nowhere does not exist") as caught:
+        farm(*command, "--store", tmp_path / "nowhere")
+    assert caught.value.remedy
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(StoreUnusable, match="is a file, not a store"):
+        farm(*command, "--store", file)
+
+
+def test_an_empty_bucket_is_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert existing_store("memory://nothing/here").list() == []
+    assert "memory://nothing/here holds nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_recipe_fields_on_the_command_line_are_validated_before_anything_is_read(
+    tmp_path: Path, command: str
+) -> None:
+    fields = ["--set", "stesp=9", "--set", "rank=0"]
+    with pytest.raises(ManifestError, match="--set") as caught:
+        farm(command, tmp_path / "nothing", "--base", "nothing", "--skip-faulty", *fields)
+    assert {fault.field for fault in caught.value.faults} == {"recipe.stesp", "recipe.rank"}
+    assert any("`steps`" in fault.remedy for fault in caught.value.faults)
+
+
 def test_a_faulty_manifest_ends_with_its_own_exit_code(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m", 2)
     (tmp_path / "m" / "s001" / "0.png").write_bytes(b"")
@@ -224,6 +272,26 @@ def test_times_are_told_as_people_say_them() -> None:
     pace = Pace()
     assert pace.note(0.0, 0.0) is None
     assert pace.note(10.0, 0.25) == pytest.approx(30.0)
+    assert pace.note(15.0, 0.25) == pytest.approx(25.0)  # counts down between two measurements
+
+
+def test_the_remaining_time_includes_what_follows_the_last_step() -> None:
+    plan = Estimate(start_s=5.0, class_images_s=15.0, training_s=40.0, pictures_s=30.0, end_s=10.0)
+    work = Work(plan)
+
+    def share(trained: float, committed: int) -> float:
+        counts = {"committed": committed}
+        return work.share(Snapshot(counts, 4, trained, (), 0, False, False))
+
+    assert share(0.0, 0) == 0.0  # class images are generated: the plan's own time counts down
+    assert share(0.5, 0) == pytest.approx(0.4)
+    assert share(1.0, 0) == pytest.approx(0.6)
+    assert share(1.0, 2) == pytest.approx(0.8)
+    assert share(1.0, 4) == pytest.approx(1.0)
+    resumed = Work(plan)
+    for trained, committed, expected in ((0.5, 2, 0.0), (0.75, 2, 0.4), (1.0, 4, 1.0)):
+        snapshot = Snapshot({"committed": committed}, 4, trained, (), 0, False, False)
+        assert resumed.share(snapshot) == pytest.approx(expected)
 
 
 @pytest.mark.slow

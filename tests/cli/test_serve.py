@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from farm.cli import app
+from farm.cli.listening import bind_sockets
 from farm.errors import UserError
 
 FARM = [sys.executable, "-c", "from farm.cli import main; main()"]
@@ -100,6 +102,27 @@ def test_without_a_good_key_it_does_not_listen_to_a_network(tmp_path: Path) -> N
     refused = farm("serve", *store, "--base", "tiny", "--host", "0.0.0.0")
     assert refused.returncode == 2
     assert "farm keys create" in refused.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--ray",)], ids=["here", "ray"])
+def test_a_taken_port_is_reported_with_a_remedy_before_the_base_is_loaded(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = ["serve", "--store", str(tmp_path), "--port", str(port), *options]
+        done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, UserError)
+    assert f"port {port} on 127.0.0.1 is already in use" in done.exception.message
+    assert f"--port {port + 1}" in done.exception.remedy
+    assert "loading" not in done.output
+
+
+def test_a_host_of_another_machine_is_reported_with_a_remedy() -> None:
+    for host in ("192.0.2.1", "no.such.host.invalid"):
+        with pytest.raises(UserError, match=host) as caught:
+            bind_sockets(host, 0)
+        assert "127.0.0.1" in caught.value.remedy
 
 
 def test_a_wrong_config_file_is_explained(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_an_identifier_is_one_word_without_brackets(bad: str):
         ("asksb", False),
         ("sksy cat", False),
         ("<sks>, a cat", True),
+        ("Sks cat on a sofa", True),
     ],
 )
 def test_the_identifier_counts_as_a_whole_word_only(prompt: str, named: bool):

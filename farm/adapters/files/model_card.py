@@ -37,7 +37,7 @@ def model_card(
         samples: (path relative to the card, prompt) of each image.
         kohya_name: the name of the kohya file, if there is one.
     """
-    trigger = f"{record.identifier} {record.class_noun}"
+    trigger = f"{record.identifier} {record.class_noun}".strip()
     tags = [*TAGS, *family.tags]
     data = ModelCardData(
         base_model=record.base_id if record.base_id.count("/") == 1 else None,
@@ -65,7 +65,7 @@ def model_card(
 
 
 def _summary(record: AdapterRecord) -> str:
-    about = f"A LoRA adapter for one particular {_prose(record.class_noun)}, "
+    about = f"A LoRA adapter for one particular {_prose(record.class_noun or 'subject')}, "
     if record.recipe is None:
         return f"{about}trained elsewhere, for {_code(record.base_id)}.\n"
     prior = " with class-specific prior preservation" if record.recipe.uses_prior else ""

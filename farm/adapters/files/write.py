@@ -26,7 +26,7 @@ from farm.base.interface import Base
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
 
-__all__ = ["diffusers_file", "kohya_file", "peft_files", "thumbnail_uri"]
+__all__ = ["diffusers_file", "kohya_file", "peft_files", "renamed_kohya_file", "thumbnail_uri"]
 
 THUMBNAIL_PX = 256
 
@@ -100,11 +100,52 @@ def kohya_file(
         **_kohya_header(weights, record, base),
         **_modelspec(record, base, bytes_digest(body)),
     }
+    header |= _naming(record)
     header["sshs_model_hash"] = bytes_digest(body)
     header["sshs_legacy_hash"] = bytes_digest(body)[:8]
     if thumbnail is not None:
         header["modelspec.thumbnail"] = thumbnail
     return save_tensors(tensors, header)
+
+
+def renamed_kohya_file(data: bytes, record: AdapterRecord, thumbnail: str | None) -> bytes:
+    """A kohya file whose header has the record's name, date and origin, and another thumbnail.
+
+    Args:
+        data: as ``kohya_file`` wrote it, for another name of the same adapter.
+    """
+    length = 8 + int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8:length])
+    fields: dict[str, str] = header.pop("__metadata__", {})
+    fields.pop("modelspec.thumbnail", None)
+    fields |= _naming(record)
+    if thumbnail is not None:
+        fields["modelspec.thumbnail"] = thumbnail
+    packed = json.dumps({"__metadata__": fields, **header}, separators=(",", ":")).encode()
+    packed += b" " * (-len(packed) % 8)  # as the format aligns tensors
+    return len(packed).to_bytes(8, "little") + packed + data[length:]
+
+
+def _naming(record: AdapterRecord) -> dict[str, str]:
+    """The header fields that depend on whose adapter it is: names, date and words."""
+    made = "job" if record.imported is None else f"imported from {record.imported.file}, key"
+    trigger = f"{record.identifier} {record.class_noun}".strip()
+    noun = record.class_noun or "subject"
+    fields = {
+        "ss_output_name": record.name,
+        "ss_training_comment": f"dreambooth-farm {record.farm_version}, {made} {record.job_key}",
+        "modelspec.title": record.name,
+        "modelspec.date": record.created,
+        "modelspec.description": f"A LoRA adapter for one {noun}, on {record.base_id}.",
+        "modelspec.trigger_phrase": trigger,
+        "modelspec.usage_hint": f"Write '{trigger}' in the prompt, as in "
+        f"'{record.instance_prompt}'.",
+        "modelspec.tags": f"{noun}, {'dreambooth, ' if record.imported is None else ''}lora",
+    }
+    if record.recipe is not None:
+        frequency = {"photos": {trigger: len(record.photo_digests)}}
+        fields["ss_tag_frequency"] = json.dumps(frequency)
+    return fields
 
 
 def thumbnail_uri(picture: Image.Image) -> str:
@@ -154,7 +195,6 @@ def _number(value: float) -> float | int:
 
 def _kohya_header(weights: AdapterWeights, record: AdapterRecord, base: Base) -> dict[str, str]:
     alpha = Counter(weights.alphas.values()).most_common(1)[0][0]
-    made = "job" if record.imported is None else f"imported from {record.imported.file}, key"
     return {
         "ss_v2": "False",
         "ss_base_model_version": base.family.kohya,
@@ -162,20 +202,16 @@ def _kohya_header(weights: AdapterWeights, record: AdapterRecord, base: Base) ->
         "ss_network_dim": str(weights.rank),
         "ss_network_alpha": str(_number(alpha)),
         "ss_network_args": "{}",
-        "ss_output_name": record.name,
         "ss_sd_model_name": record.base_id,
         "ss_sd_model_hash": record.base_fingerprint,
-        "ss_training_comment": f"dreambooth-farm {record.farm_version}, {made} {record.job_key}",
         **({} if record.recipe is None else _kohya_training(record, record.recipe)),
     }
 
 
 def _kohya_training(record: AdapterRecord, recipe: Recipe) -> dict[str, str]:
     """Fields about the training, which is not known for an imported adapter."""
-    num_photos = len(record.photo_digests)
-    trigger = f"{record.identifier} {record.class_noun}"
     return {
-        "ss_num_train_images": str(num_photos),
+        "ss_num_train_images": str(len(record.photo_digests)),
         "ss_num_reg_images": str(recipe.num_prior_images if recipe.uses_prior else 0),
         "ss_prior_loss_weight": str(recipe.prior_weight),
         "ss_learning_rate": str(recipe.learning_rate),
@@ -190,26 +226,18 @@ def _kohya_training(record: AdapterRecord, recipe: Recipe) -> dict[str, str]:
         "ss_steps": str(record.steps_trained),
         "ss_max_train_steps": str(recipe.steps),
         "ss_seed": str(recipe.seed),
-        "ss_tag_frequency": json.dumps({"photos": {trigger: num_photos}}),
     }
 
 
 def _modelspec(record: AdapterRecord, base: Base, body_digest: str) -> dict[str, str]:
-    trigger = f"{record.identifier} {record.class_noun}"
     prediction = {"v_prediction": "v", "epsilon": "epsilon"}.get(base.prediction_type)
     side_px = (record.recipe and record.recipe.resolution_px) or base.resolution_px
     fields = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{base.family.architecture}/lora",
         "implementation": "diffusers",
-        "title": record.name,
-        "description": f"A LoRA adapter for one {record.class_noun}, on {record.base_id}.",
         **({"author": "dreambooth-farm"} if record.imported is None else {}),
-        "date": record.created,
         "hash_sha256": f"0x{body_digest}",
-        "trigger_phrase": trigger,
-        "usage_hint": f"Write '{trigger}' in the prompt, as in '{record.instance_prompt}'.",
-        "tags": f"{record.class_noun}, {'dreambooth, ' if record.imported is None else ''}lora",
         "resolution": f"{side_px}x{side_px}",
         **({"prediction_type": prediction} if prediction else {}),  # it has no word for flow
     }

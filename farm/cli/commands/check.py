@@ -52,6 +52,7 @@ def check(
 
       farm check photos/ --resolution 512 --json
     """
+    from farm.base.names import edition_of
     from farm.base.tokens import prompt_reader
     from farm.cli.views.check import render_report
     from farm.cli.views.output import print_json, print_rich
@@ -59,8 +60,14 @@ def check(
     from farm.errors import ManifestError
     from farm.intake.check import check_manifest
     from farm.intake.manifest import read_manifest
+    from farm.recipe import BASE_RECIPES
 
-    read = read_manifest(manifest, strict=False, reader=prompt_reader(base))
+    read = read_manifest(
+        manifest,
+        strict=False,
+        base_recipe=BASE_RECIPES.get(edition_of(base)),
+        reader=prompt_reader(base),
+    )
     with progress_bar("checking photos") as progress:
         report = check_manifest(read, workers=workers, resolution_px=resolution, progress=progress)
     is_bad = bool(report.errors or (strict and report.warnings))

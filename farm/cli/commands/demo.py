@@ -77,6 +77,8 @@ def demo(
     request = run_request(str(manifest), options)
     prepared = prepare(replace(request, scoring=ScoringSettings(share=WHOLE_CARD)))
     show_plan(prepared)
+    if prepared.plan is not None:
+        note("then an endpoint on the adapters starts and generates an image per class")
     summary = run_prepared(prepared, plain=json)
     failure = _serve_and_keep(prepared)
     page = finish(prepared, summary, report=True, json=json)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, StoreOption
 from farm.cli.views.output import note, print_json, say
 from farm.visible import visible
@@ -40,10 +41,10 @@ def export(
     With --form only that file is written, named after the adapter. An adapter that cannot be read
     is reported, and the others are exported.
     """
-    from farm.storage import Store
     from farm.training.run.export import export_adapters
 
-    result = export_adapters(Store(store), out, names=names, run_id=run, form=form)
+    opened = existing_store(store)
+    result = export_adapters(opened, out, names=names, run_id=run, form=form)
     if json:
         failed = [
             {"name": name, "error": error.message, "remedy": error.remedy}
@@ -60,4 +61,4 @@ def export(
     if result.failed:
         raise typer.Exit(result.failed[0][1].exit_code)
     if not result.written:
-        note("no committed adapters match")
+        note(f"the store {opened.url} holds no adapters to export")

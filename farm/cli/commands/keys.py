@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption
 
 __all__ = ["register"]
@@ -63,7 +64,6 @@ def list_(store: KeyStoreOption, json: JsonOption = False) -> None:
     """List every key: id, namespace, label, and whether it is valid."""
     from farm.cli.views.output import print_json, print_table
     from farm.serving.access.api_keys import list_keys
-    from farm.storage import Store
 
     rows = [
         (
@@ -73,7 +73,7 @@ def list_(store: KeyStoreOption, json: JsonOption = False) -> None:
             record.created,
             "yes" if good else "revoked",
         )
-        for record, good in list_keys(Store(store))
+        for record, good in list_keys(existing_store(store))
     ]
     headers = ("key_id", "namespace", "label", "created", "good")
     if json:
@@ -89,7 +89,6 @@ def revoke(
 ) -> None:
     """Revoke a key; endpoints refuse it within seconds."""
     from farm.serving.access.api_keys import revoke_key
-    from farm.storage import Store
 
-    revoke_key(Store(store), key_id, reason)
+    revoke_key(existing_store(store), key_id, reason)
     print(f"revoked {key_id}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from farm.cli.chosen_run import chosen_run
+from farm.cli.existing_store import existing_store
 from farm.cli.options import BaseOption, DeviceOption, JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import note, print_json, print_table, say
 
@@ -42,9 +43,8 @@ def report(
 ) -> None:
     """Write the report of a run: one HTML page with images, verdicts, costs and failures."""
     from farm.quality.report.collect import report_run
-    from farm.storage import Store
 
-    opened = Store(store)
+    opened = existing_store(store)
     trackers = None if track is None else tuple(name for name in track if name != "none")
     summary = report_run(opened, chosen_run(opened, run), out=out, price=price, trackers=trackers)
     if json:
@@ -77,10 +77,9 @@ def score(
 ) -> None:
     """Score committed adapters with more images than the budget of training allows."""
     from farm.quality.rescore import score_named
-    from farm.storage import Store
 
     cards = score_named(
-        Store(store), names, base_name=base, scorer_name=scorer, dino_name=dino,
+        existing_store(store), names, base_name=base, scorer_name=scorer, dino_name=dino,
         photos_folder=photos, full=full, device=device,
     )  # fmt: skip
     if json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli.chosen_run import chosen_run
+from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import print_json, say
 
@@ -56,11 +57,10 @@ def _request(
     what: Request, run: str | None, subjects: list[str] | None, store: str, json: bool
 ) -> None:
     from farm.errors import UserError
-    from farm.storage import Store
     from farm.training.run.files import ask, read_assignments
     from farm.training.run.status import settle_requests
 
-    opened = Store(store)
+    opened = existing_store(store)
     run_id = chosen_run(opened, run)
     keys = None
     if subjects:

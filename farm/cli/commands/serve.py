@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli.existing_store import existing_store
 from farm.cli.options import RevisionOption, with_options
 from farm.cli.serving import serve_here, serve_with_ray
 
 if TYPE_CHECKING:
     from farm.serving.settings import EndpointConfig
+    from farm.storage import Store
 
 __all__ = ["register"]
 
@@ -93,7 +95,7 @@ def serve(options: ServeOptions) -> None:
     Stop it with Ctrl-C: it refuses new requests and finishes the running ones.
     """
     settings = _settings(options)
-    _check_exposure(settings.store, options.host)
+    _check_exposure(existing_store(settings.store), options.host)
     if options.ray:
         serve_with_ray(settings, options.host, options.port)
     else:
@@ -182,7 +184,7 @@ def _read_config(file: str) -> dict[str, Any]:
     return values
 
 
-def _check_exposure(store: str, host: str) -> None:
+def _check_exposure(store: Store, host: str) -> None:
     """Refuse to listen on a network without keys.
 
     Raises:
@@ -190,11 +192,10 @@ def _check_exposure(store: str, host: str) -> None:
     """
     from farm.errors import UserError
     from farm.serving.access.api_keys import list_keys
-    from farm.storage import Store
 
-    if host in LOOPBACK or any(is_good for _, is_good in list_keys(Store(store))):
+    if host in LOOPBACK or any(is_good for _, is_good in list_keys(store)):
         return
     raise UserError(
         f"without keys the endpoint does not listen on {host}",
-        f"create one with `farm keys create --store {store}`, or listen on 127.0.0.1",
+        f"create one with `farm keys create --store {store.url}`, or listen on 127.0.0.1",
     )

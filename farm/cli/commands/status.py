@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from farm.cli.chosen_run import chosen_run
+from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import say
 from farm.visible import visible
@@ -34,10 +35,9 @@ def status(
     Reads only the store.
     """
     from farm.cli.views.output import print_json
-    from farm.storage import Store
     from farm.training.run.status import run_status
 
-    opened = Store(store)
+    opened = existing_store(store)
     run_id = chosen_run(opened, run)
     while True:
         facts = run_status(opened, run_id)
@@ -75,11 +75,10 @@ def logs(
     from datetime import UTC, datetime
 
     from farm.cli.views.output import print_json
-    from farm.storage import Store
     from farm.training.dispatch.ledger import read_events
     from farm.training.run.files import read_assignments
 
-    opened = Store(store)
+    opened = existing_store(store)
     run_id = chosen_run(opened, run)
     subjects = {a.spec.key: a.spec.subject.id for a in read_assignments(opened, run_id)}
     chosen = [

@@ -170,13 +170,14 @@ def _parsed(manifest: str, words: list[str]) -> RunOptions:
     """The options as `farm run` will read them, with known hardware.
 
     Raises:
+        ManifestError: for recipe fields that are invalid.
         UserError: for an option that `farm run` does not have, a value that it refuses, or a GPU
             of unknown memory.
     """
     from typer.main import get_command
 
     from farm.cli import app
-    from farm.cli.execute import hardware_of
+    from farm.cli.execute import check_recipe, hardware_of
     from farm.errors import FarmError, UserError
 
     group = get_command(app)
@@ -189,6 +190,7 @@ def _parsed(manifest: str, words: list[str]) -> RunOptions:
         message = getattr(error, "message", "") or "--help cannot be sent to a cluster"
         raise UserError(f"--with: {message}", "see `farm run --help`") from error
     options = read_options(RunOptions, context.params)
+    check_recipe(options)
     if options.gpu is not None or options.cpus is not None:
         hardware_of(options)
     return options

@@ -148,14 +148,22 @@ def _verdict(report: CheckReport) -> Text:
     if report.warnings:
         text.append(", ").append(_count(len(report.warnings), "warning"), style="yellow")
     able = "all" if good == written else f"{good:,}"
-    text.append(f"  ·  {_count(written, 'subject')}, {able} can be trained")
-    size = report.num_bytes / 2**20
-    text.append(f"  ·  {_count(report.num_photos, 'photo')}, {size:,.1f} MiB", style="dim")
+    text.append(f"  ·  {_count(written, 'subject')}")
+    if written:
+        text.append(f", {able} can be trained")
+    size = _size(report.num_bytes)
+    text.append(f"  ·  {_count(report.num_photos, 'photo')}, {size}", style="dim")
     text.append(f", {report.seconds:.1f} s", style="dim")
     captioned, photos = report.captions
     if photos:
         text.append(f"  ·  captions: {captioned:,} of {_count(photos, 'photo')}", style="dim")
     return text
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 2**20:
+        return f"{num_bytes / 2**10:,.0f} KiB"
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _count(number: int, what: str) -> str:

@@ -75,7 +75,7 @@ def _hardware_lines(plan: Plan) -> list[tuple[str, str]]:
     nodes = "" if plan.num_nodes == 1 else f" on {plan.num_nodes} nodes"
     lines = [
         ("lanes", f"{plan.num_lanes}{nodes}, {place}{each}"),
-        ("slots", f"{plan.slots} per lane: {plan.slots * plan.num_lanes} subjects at a time"),
+        ("slots", f"{plan.slots} per lane: {_subjects(plan.slots * plan.num_lanes)} at a time"),
     ]
     if plan.share_bytes:
         share = f"{plan.lane_bytes / GIB:.1f} of {plan.share_bytes / GIB:.1f} GiB per lane"
@@ -87,6 +87,10 @@ def _hardware_lines(plan: Plan) -> list[tuple[str, str]]:
         cost = f"{plan.gpu_hours:.2f} GPU hours, about ${plan.dollars:.2f}"
         lines.insert(-1, ("cost", cost))
     return lines + [("note", note) for note in plan.notes]
+
+
+def _subjects(number: int) -> str:
+    return f"{number:,} subject{'' if number == 1 else 's'}"
 
 
 def _threads(number: int) -> str:

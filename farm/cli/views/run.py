@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from farm.training.dispatch.messages import Notice, Snapshot
+    from farm.training.plan.estimate import Estimate
     from farm.training.run.request import RunSummary
 
 __all__ = [
     "LiveView",
     "Pace",
     "PlainView",
+    "Work",
     "failure_lines",
     "run_view",
     "summary_lines",
@@ -34,39 +36,85 @@ __all__ = [
 
 GIB = 2**30
 PLAIN_EVERY_S = 10.0
+FINAL = ("committed", "quarantined", "rejected", "cancelled")
+"""Statuses of jobs that need no more time."""
 MEASURED_SHARE = 0.1
 """Share of the work after which the remaining time follows from the measured pace."""
 
 
 class Pace:
     """Remaining time: from the pace of about the last minute, or from the plan while too little is
-    done to measure a pace."""
+    done to measure a pace. Between two measurements it counts down."""
 
     def __init__(self, window_s: float = 60.0, expected_s: float | None = None) -> None:
         self._window_s, self._expected_s = window_s, expected_s
         self._began: float | None = None
         self._seen: deque[tuple[float, float]] = deque()
+        self._ends: float | None = None
 
     def note(self, now: float, share: float) -> float | None:
         """Record the share that is done; return the remaining seconds, or None if not known."""
         self._began = now if self._began is None else self._began
         if self._expected_s is not None and share < MEASURED_SHARE:
-            left = self._began + self._expected_s - now
-            return left if left > 0 else None
+            self._ends = self._began + self._expected_s
+        elif not self._seen or share > self._seen[-1][1]:
+            self._ends = self._measured(now, share)
+        left = None if self._ends is None else self._ends - now
+        return left if left is not None and left > 0 else None
+
+    def _measured(self, now: float, share: float) -> float | None:
+        """When the run ends at the pace of the last minute."""
         self._seen.append((now, share))
         while len(self._seen) > 2 and now - self._seen[0][0] > self._window_s:
             self._seen.popleft()
         then, before = self._seen[0]
         if share <= before or now <= then:
-            return None
-        return (1.0 - share) * (now - then) / (share - before)
+            return self._ends
+        return now + (1.0 - share) * (now - then) / (share - before)
+
+
+class Work:
+    """How much of a run is done, measured in the seconds that the plan gives each part.
+
+    Trained steps alone are done long before the run: samples, scores and files follow them.
+    """
+
+    def __init__(self, expected: Estimate | None) -> None:
+        self._expected = expected
+        self._first: tuple[float, float] | None = None
+
+    @property
+    def expected_s(self) -> float | None:
+        """The whole run by the plan."""
+        return self._expected.total_s if self._expected is not None else None
+
+    def share(self, snapshot: Snapshot) -> float:
+        """0 to 1; 0 until this start of the run has trained a step."""
+        parts = self._expected
+        if parts is None or not parts.total_s:
+            return snapshot.done_share
+        ended = sum(snapshot.counts.get(status, 0) for status in FINAL)
+        now = snapshot.done_share, ended / max(snapshot.num_jobs, 1)
+        self._first = self._first or now
+        # the plan covers only what an earlier start has left
+        trained, ended_share = (
+            (value - first) / (1 - first) if first < 1 else 1.0
+            for value, first in zip(now, self._first, strict=True)
+        )
+        if not trained:
+            return 0.0
+        done_s = parts.start_s + parts.class_images_s
+        done_s += (parts.photos_s + parts.training_s) * trained
+        done_s += (parts.pictures_s + parts.end_s) * ended_share
+        return done_s / parts.total_s
 
 
 class PlainView:
     """A line per event, and a line of totals every ten seconds."""
 
-    def __init__(self, expected_s: float | None = None) -> None:
-        self._pace = Pace(expected_s=expected_s)
+    def __init__(self, expected: Estimate | None = None) -> None:
+        self._work = Work(expected)
+        self._pace = Pace(expected_s=self._work.expected_s)
         self._shown_at = 0.0
         self._last = ""
 
@@ -86,7 +134,7 @@ class PlainView:
         for line in news:
             note(visible(line.text))
         now = time.monotonic()
-        left = self._pace.note(now, snapshot.done_share)
+        left = self._pace.note(now, self._work.share(snapshot))
         text = _totals(snapshot, left)
         if now - self._shown_at >= PLAIN_EVERY_S and text != self._last:
             self._shown_at, self._last = now, text
@@ -115,11 +163,12 @@ def _totals(snapshot: Snapshot, left_s: float | None) -> str:
 class LiveView:
     """A table that refreshes itself: the whole run, a row per lane, the last events."""
 
-    def __init__(self, expected_s: float | None = None) -> None:
+    def __init__(self, expected: Estimate | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._pace = Pace(expected_s=expected_s)
+        self._work = Work(expected)
+        self._pace = Pace(expected_s=self._work.expected_s)
         self._news: deque[Notice] = deque(maxlen=6)
         self._live = Live(console=Console(stderr=True), refresh_per_second=2, transient=True)
 
@@ -145,8 +194,9 @@ class LiveView:
             if line.is_bad:
                 self._live.console.print(Text(visible(line.text), style="yellow"))
         self._news.extend(line for line in news if not line.is_bad)
-        left = self._pace.note(time.monotonic(), snapshot.done_share)
-        bar = ProgressBar(total=1.0, completed=snapshot.done_share, width=60)
+        share = self._work.share(snapshot)
+        left = self._pace.note(time.monotonic(), share)
+        bar = ProgressBar(total=1.0, completed=share, width=60)
         last = [
             Text(visible(line.text), style="dim", no_wrap=True, overflow="ellipsis")
             for line in self._news
@@ -172,15 +222,15 @@ def _lanes_table(snapshot: Snapshot) -> Table:
     return table
 
 
-def run_view(*, plain: bool = False, expected_s: float | None = None) -> LiveView | PlainView:
+def run_view(*, plain: bool = False, expected: Estimate | None = None) -> LiveView | PlainView:
     """The live table on a terminal, plain lines elsewhere.
 
     Args:
-        expected_s: duration by the plan, used until the run's own pace is known.
+        expected: the times by the plan, used until the run's own pace is known.
     """
     if plain or not sys.stderr.isatty():
-        return PlainView(expected_s)
-    return LiveView(expected_s)
+        return PlainView(expected)
+    return LiveView(expected)
 
 
 def failure_lines(subject: str, status: str, reason: str, remedy: str = "") -> list[str]:
@@ -195,6 +245,8 @@ def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
         f"run {summary.run}: {summary.committed} trained, {summary.reused} found, "
         f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
     ]
+    if summary.start > 1 and summary.committed:
+        lines[0] += f" since start {summary.start} of this run; the report adds up all starts"
     for failure in summary.failures[:20]:
         shown = failure_lines(failure.subject, failure.status, failure.reason, failure.remedy)
         lines += [f"  {line}" for line in shown]

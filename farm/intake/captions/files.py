@@ -10,25 +10,34 @@ import posixpath
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Literal
 
 from farm.errors import Fault
 from farm.intake.captions.photo_table import PhotoRow, PhotoTable, read_photo_table
+from farm.intake.captions.unread import (
+    TABLE_SUFFIXES,
+    is_table_name,
+    json_sidecars,
+    unread_sidecars,
+    unread_texts,
+    unused_list,
+)
 from farm.intake.errors import PhotoFault
+from farm.intake.faults import similar_name
 from farm.intake.parsing.text_files import text_of
 from farm.intake.rows import CaptionStyle
 
 __all__ = ["TABLE_SUFFIXES", "Caption", "Captions", "Names", "is_table_name"]
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""Suffixes of tables that may caption the photos beside them."""
 METADATA_STEM = "metadata"
 """A table of this name is meant for the photos beside it, as for Hugging Face's imagefolder."""
 MAX_CAPTION_BYTES = 64 * 2**10
 """Maximum size of one sidecar file; the text encoder reads 77 tokens."""
+MAX_TABLES = 20
+"""Tables of captions read in one folder or archive."""
 MAX_TABLE_BYTES = 64 * 2**20
 """Maximum size of a table of captions: ten thousand photos with a page of text each."""
 MAX_LISTED_ROWS = 50
@@ -44,11 +53,6 @@ class Caption:
     text: str
     file: str
     line: int
-
-
-def is_table_name(name: str) -> bool:
-    """Whether a file may be a table of captions, by its suffix."""
-    return name.lower().endswith((*TABLE_SUFFIXES, "metadata.json"))
 
 
 class Names:
@@ -102,12 +106,19 @@ class Captions:
         self._others = Names(name for name in every if not name.lower().endswith(suffixes))
         self._listed: dict[str, Caption] = {}
         self.faults: list[Fault] = []
-        """Of tables, and of texts that are not read."""
+        """Of tables, and of files that are not read."""
+        sidecars: list[str] = []
         if self._style.has_tables:
-            tables = [name for name in every if is_table_name(name)]
-            for name in sorted(tables, key=lambda one: (not _is_metadata(one), one)):
+            sidecars = json_sidecars(every)
+            tables = [name for name in every if is_table_name(name) and name not in sidecars]
+            tables.sort(key=lambda one: (not _is_metadata(one), one))
+            for name in tables[:MAX_TABLES]:
                 self._take_table(name)
-        self._report_unread(every)
+            if len(tables) > MAX_TABLES:
+                message = f"there are {len(tables)} tables here; the first {MAX_TABLES} are read"
+                remedy = "keep the captions in one table"
+                self.add_fault(tables[MAX_TABLES], None, message, remedy, is_warning=True)
+        self._report_unread(every, sidecars)
 
     def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
         """The caption of a photo, by its path from the folder; its faults are added to the list."""
@@ -118,6 +129,10 @@ class Captions:
         """A warning of caption files that belong to none of the photos of the folder."""
         owned = {text for photo in photos for text in self._text_names(photo)}
         orphans = [name for name in self._texts if name not in owned]
+        if len(orphans) == 1:
+            with suppress(PhotoFault):
+                unused = self._unused(orphans[0], self._read(orphans[0]))
+                return [unused] if unused is not None else []
         if len(orphans) < FEW_ORPHANS and not any(name.endswith(".caption") for name in orphans):
             return []
         names = ", ".join(orphans[:3]) + ("…" if len(orphans) > 3 else "")
@@ -175,6 +190,8 @@ class Captions:
             return
         table = read_photo_table(data, self._place(name))
         if not is_meant and not (table.names_photos and table.has_captions):
+            if (unused := self._unused(name, data)) is not None:
+                self.faults.append(unused)
             return
         self.faults += table.faults
         if self._is_fit(table, name):
@@ -198,6 +215,11 @@ class Captions:
             return False
         return True
 
+    def _unused(self, name: str, data: bytes) -> Fault | None:
+        photos = [one for one in self._others if not is_table_name(one)]
+        unused = unused_list(data[:MAX_CAPTION_BYTES], photos)
+        return None if unused is None else self._fault(name, None, *unused, is_warning=True)
+
     # -- faults -----------------------------------------------------------------------------------
 
     def _fault(
@@ -212,17 +234,13 @@ class Captions:
         """Add a fault of one file, which is named by its path in the folder."""
         self.faults.append(self._fault(name, line, message, remedy, is_warning))
 
-    def _report_unread(self, every: list[str]) -> None:
-        suffix = self._style.unread_suffix
-        unread = [name for name in every if suffix and name.lower().endswith(suffix)]
-        if not unread or any(True for _ in self._texts):
+    def _report_unread(self, every: list[str], sidecars: list[str]) -> None:
+        if any(True for _ in self._texts):
             return
-        message = (
-            f"{len(unread)} `{suffix}` files are not read: `caption_extension` is "
-            f"`{self._style.suffixes[0]}` where it is not given"
-        )
-        remedy = f'add `caption_extension = "{suffix}"` to read them as captions'
-        self.add_fault(unread[0], None, message, remedy, is_warning=True)
+        found = self._style.unread_suffix and unread_texts(every, self._style)
+        found = found or unread_sidecars(sidecars, self._read)
+        if found:
+            self.add_fault(*found, is_warning=True)
 
 
 class _TableMatch:
@@ -312,10 +330,10 @@ class _TableMatch:
         return photo
 
     def _remedy(self, file: str) -> str:
-        names = [posixpath.relpath(one, self._folder or ".") for one in self._names]
-        names = [one for one in names if not is_table_name(one)][:1_000]
-        if close := get_close_matches(_plain(file), names, n=1, cutoff=0.6):
-            return f"did you mean `{close[0]}`?"
+        photos = (one for one in self._names if not is_table_name(one))
+        names = (posixpath.relpath(one, self._folder or ".") for one in photos)
+        if (close := similar_name(_plain(file), names)) is not None:
+            return f"did you mean `{close}`?"
         return "correct the name, add the photo, or remove the row"
 
 

@@ -19,11 +19,13 @@ from farm.intake.parsing.delimited import read_delimited
 from farm.intake.parsing.json import read_json, read_jsonl
 from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
 from farm.intake.parsing.text_files import NotText, decoded, is_parquet
+from farm.intake.rows import ManifestRow
 
 __all__ = [
     "CAPTION_COLUMNS",
     "PhotoRow",
     "PhotoTable",
+    "caption_key",
     "folded",
     "is_photo_manifest",
     "is_photo_row",
@@ -108,6 +110,8 @@ def is_photo_row(columns: Iterable[str]) -> bool:
     return photo_column(names) is not None and "photos" not in names
 
 
+_CAPTIONS = frozenset(CAPTION_COLUMNS)
+_IMAGE_NAME = re.compile(r"\.(?:jpe?g|png|webp|bmp|gif|tiff?|avif|hei[cf])$", re.IGNORECASE)
 _SURE_COLUMNS = frozenset(
     ("file_name", "filename", "file_names", "image", "images", "image_path", "image_file", "img")
 )
@@ -146,6 +150,18 @@ def _texts(value: object) -> list[str]:
     return [text for text in texts if text]
 
 
+def caption_key(data: bytes) -> str | None:
+    """The key of a JSON object that holds a caption, such as ``caption``; None without one."""
+    try:
+        value = read_json(decoded(data), "", "").head.value
+    except NotText:
+        return None
+    names = {folded(name): name for name, cell in value.items() if isinstance(cell, str) and cell}
+    # a description beside a photo of a phone is hardly ever its caption
+    wanted = [name for name in CAPTION_COLUMNS if name in names and name != "description"]
+    return names[wanted[0]] if wanted else None
+
+
 def read_photo_table(data: bytes, name: str) -> PhotoTable:
     """Read a table of photos: Parquet, JSON, JSONL or delimited text, whatever its name ends in.
 
@@ -166,6 +182,8 @@ def read_photo_table(data: bytes, name: str) -> PhotoTable:
         is_lines = start == "{" and not name.lower().endswith(".json")
         rows = read_jsonl(text.split("\n"), name, "") if is_lines else read_json(text, name, "")
         _take(table, ((row.line or 1, row.value) for row in rows.subjects))
+        if not table.rows:
+            _take(table, _mapping_rows(rows.head))
         table.faults += rows.faults
     else:
         _take_delimited(table, text, name)
@@ -177,6 +195,17 @@ def _take(table: PhotoTable, rows: Iterable[tuple[int, dict[str, Any]]]) -> None
         for column in value:
             table.columns.setdefault(folded(column), column)
         table.rows.append(photo_row(value, line))
+
+
+def _mapping_rows(head: ManifestRow) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSON object whose keys name photos: ``{"0.jpg": "a caption"}``, or with an
+    object of captions and tags for each, as kohya's scripts write it."""
+    for key, value in head.value.items():
+        if isinstance(value, str) and _IMAGE_NAME.search(key):
+            value = {"caption": value}
+        if not isinstance(value, dict) or not {folded(name) for name in value} & _CAPTIONS:
+            continue
+        yield head.line_of((key,)) or 1, {**value, "file_name": key}
 
 
 def _take_delimited(table: PhotoTable, text: str, name: str) -> None:

@@ -25,7 +25,9 @@ from farm.intake.formats.kohya_options import (
     decorated,
     folder_fault,
     is_escaped_path,
+    misspelled,
     recipe_of,
+    training_settings_fault,
     unused_options,
 )
 from farm.intake.rows import CaptionStyle, ManifestRow, ManifestRows, Path
@@ -65,7 +67,11 @@ def read_kohya(text: str, file: str, base: str) -> ManifestRows:
         return ManifestRows(head, iter(()), [fault])
     datasets = config.get("datasets")
     if not isinstance(datasets, list) or not all(isinstance(one, dict) for one in datasets):
-        fault = head.fault(("datasets",), "there are no `[[datasets]]`", "add one")
+        folder = config.get("train_data_dir")
+        if isinstance(folder, str) and folder:
+            fault = head.fault(*training_settings_fault(folder))
+        else:
+            fault = head.fault(("datasets",), "there are no `[[datasets]]`", "add one")
         return ManifestRows(head, iter(()), [fault])
     faults: list[Fault] = []
     reader = _Reader(config, _lines(text), head, faults)
@@ -156,6 +162,10 @@ class _Reader:
 
     def _note(self, options: Options, place: Path) -> None:
         for name in unused_options(options):
+            if (meant := misspelled(name)) is not None:
+                message, remedy = f"unknown option `{name}`", f"did you mean `{meant}`?"
+                self._add_fault((*place, name), message, remedy)
+                continue
             self._dropped.setdefault(name, (*place, name))
 
     def _dataset(self, options: Options, place: Path) -> Iterator[ManifestRow]:

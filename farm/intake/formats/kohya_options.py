@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from farm.intake.rows import CaptionStyle
@@ -19,7 +20,9 @@ __all__ = [
     "decorated",
     "folder_fault",
     "is_escaped_path",
+    "misspelled",
     "recipe_of",
+    "training_settings_fault",
     "unused_options",
 ]
 
@@ -44,6 +47,21 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "caption_separator": (",",),
 }
 """Options whose usual values change nothing; any option that is off (false, 0, "") is neutral."""
+KNOWN_UNUSED = frozenset(
+    ("keep_tokens", "keep_tokens_separator", "secondary_separator", "shuffle_caption")
+    + ("caption_separator", "caption_dropout_rate", "caption_dropout_every_n_epochs")
+    + ("caption_tag_dropout_rate", "color_aug", "face_crop_aug_range", "random_crop")
+    + (
+        "token_warmup_min",
+        "token_warmup_step",
+        "enable_wildcard",
+        "alpha_mask",
+        "network_multiplier",
+    )
+    + ("conditioning_data_dir", "custom_attributes", "debug_dataset", "validation_split")
+    + ("validation_seed", "batch_size_per_device")
+)
+"""Options of kohya's scripts that have no effect here, and that no other option misspells."""
 DEFAULT_CAPTION_EXTENSION = ".caption"
 """The default of kohya's scripts."""
 ESCAPE_REMEDY = (
@@ -65,6 +83,23 @@ def unused_options(options: Options) -> Iterator[str]:
         if value in NEUTRAL.get(name, ()) and not options.get("shuffle_caption"):
             continue
         yield name
+
+
+def misspelled(name: str) -> str | None:
+    """The option that is used and that an unknown name nearly spells."""
+    if name in KNOWN_UNUSED:
+        return None
+    close = get_close_matches(name, TAKEN_OVER, n=1, cutoff=0.8)
+    return close[0] if close else None
+
+
+def training_settings_fault(folder: str) -> tuple[tuple[str], str, str]:
+    """Field, message and remedy of a file with kohya's settings for a training."""
+    return (
+        ("train_data_dir",),
+        "these are kohya's settings of a training, not a dataset config",
+        f"name its folder of photos instead, {folder}; recipe fields are given with --set",
+    )
 
 
 def folder_fault(subset: Options) -> tuple[str, str] | None:

@@ -29,12 +29,18 @@ from farm.intake.formats.folder import (
 )
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.formats.kohya import read_kohya
+from farm.intake.formats.kohya_options import training_settings_fault
 from farm.intake.formats.tables import read_csv, read_parquet
 from farm.intake.parsing.json import read_json, read_jsonl
 from farm.intake.parsing.text_files import NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
 from farm.intake.photos.files import open_local, words_of
-from farm.intake.photos.listings import list_folder, subfolders
+from farm.intake.photos.listings import (
+    ARCHIVE_SUFFIXES,
+    is_photo_name,
+    list_folder,
+    subfolders,
+)
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
 from farm.retries import remedy_of_reading
@@ -71,6 +77,10 @@ def open_rows(url: str) -> ManifestRows:
         ManifestError: if it is missing, not text, or of an unknown form.
     """
     rows = _open(url, MANIFEST_NAMES)
+    photos = rows.head.value.get("train_data_dir")
+    if isinstance(photos, str) and "subjects" not in rows.head.value:  # kohya_ss saves JSON
+        _, message, remedy = training_settings_fault(photos)
+        raise ManifestError(f"{url}: {message}", remedy)
     table = rows.head.value.get("subjects")
     return _with_table(rows, table) if isinstance(table, str) else rows
 
@@ -115,6 +125,7 @@ def _open_folder(
             rows.faults.append(Fault(folder, message, remedy, severity="warning"))
         return rows
     rows = read_folder(folder, inner, is_split=is_split)
+    rows.faults[:0] = _workbooks(folder)
     if (fault := unused_class_images(folder)) is not None:
         rows.faults.append(fault)
     return rows
@@ -145,10 +156,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
     if suffix not in TEXT_READERS and suffix != ".parquet":
         if "://" not in url and not os.path.exists(url):
             raise ManifestError(f"there is no {url}", "correct the path of the manifest or folder")
-        raise ManifestError(
-            f"{url} has an unknown manifest extension",
-            f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet",
-        )
+        raise ManifestError(f"{url} has an unknown manifest extension", _remedy_of_other(suffix))
     # the suffix is a hint; the content decides
     file = _binary(url, trusted=trusted)
     head = file.read(4)
@@ -157,6 +165,33 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
         return read_parquet(file, url, base)
     rows = _text_reader(text := _text(file, url), suffix)(text, url, base)
     return _grouped(rows)
+
+
+def _remedy_of_other(suffix: str) -> str:
+    """What to do about a file whose suffix is not a manifest's."""
+    if is_photo_name(f"photo{suffix}"):
+        return (
+            "it is a photo: name the folder that holds one folder of photos per subject, and a "
+            "subjects.csv"
+        )
+    if suffix in ARCHIVE_SUFFIXES:
+        return (
+            "it is an archive: unpack it and name the folder; one subject's photos may stay in a "
+            "zip archive that a manifest names in `photos`"
+        )
+    return f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet"
+
+
+def _workbooks(folder: str) -> Iterator[Fault]:
+    """Spreadsheets that look like the table of a folder, which only a CSV file can be."""
+    for name in sorted(_file_names(folder)):
+        stem, suffix = os.path.splitext(name.casefold())
+        if suffix in WORKBOOK_SUFFIXES and stem in {"subjects", "manifest", "metadata"}:
+            yield Fault(
+                f"{folder.rstrip('/')}/{name}",
+                "it is a spreadsheet file, which is not read",
+                f"export it from the spreadsheet program as `CSV UTF-8`, to {stem}.csv beside it",
+            )
 
 
 def _text_reader(text: str, suffix: str) -> TextReader:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 from farm.intake.errors import PhotoFault
@@ -23,7 +23,14 @@ from farm.intake.photos.files import (
 from farm.intake.photos.litter import is_litter
 from farm.intake.photos.uris import filesystem_of
 
-__all__ = ["MAX_ARCHIVE_MEMBERS", "archive_members", "open_archive", "read_member"]
+__all__ = [
+    "MAX_ARCHIVE_MEMBERS",
+    "OTHER_ARCHIVES",
+    "UNPACK",
+    "archive_members",
+    "open_archive",
+    "read_member",
+]
 
 MAX_ARCHIVE_MEMBERS = 10_000
 """Maximum number in one subject's archive, of any kind."""
@@ -36,6 +43,15 @@ MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_DIRECTORY_BYTES = 4 * 2**20
 """Maximum size of an archive's directory: ten thousand members of four hundred bytes."""
 
+UNPACK = "unpack it and name the folder, or pack the photos as a zip archive"
+OTHER_ARCHIVES = (
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"),
+)
+"""First bytes of archives that are not read."""
 _METHODS = frozenset((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
 """LZMA is excluded: its header alone can make a reader allocate up to 4 GiB."""
 
@@ -82,8 +98,19 @@ def open_archive(uri: str) -> Iterator[zipfile.ZipFile]:
                 file = stack.enter_context(_seekable(uri))
                 archive = zipfile.ZipFile(cast("Any", _BoundedDirectory(file)))
         except (zipfile.BadZipFile, EOFError) as error:
+            if (form := _other_form(file)) is not None:
+                raise PhotoFault(f"it is {form}, not a zip archive", UNPACK) from error
             raise PhotoFault(f"it is not a whole zip archive: {error}", "make it again") from error
         yield stack.enter_context(archive)
+
+
+def _other_form(file: Any) -> str | None:
+    """The form of an archive of another program; None if it is unknown."""
+    with suppress(OSError, ValueError):
+        file.seek(0)
+        head = file.read(8)
+        return next((what for start, what in OTHER_ARCHIVES if head.startswith(start)), None)
+    return None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from farm.intake.errors import PhotoFault
+from farm.intake.photos.archives import OTHER_ARCHIVES, UNPACK
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.metadata import bare, trimmed, whole_jpeg_tails
 from farm.intake.photos.structure import check_container, check_cost, is_sane_exif
@@ -55,10 +56,15 @@ PHOTO_SUFFIXES = frozenset(
 reported as unreadable rather than skipped silently."""
 
 _SIGNATURES = (
-    (4, b"ftyphei", "a HEIC photo", "convert it to JPEG; phones: camera `most compatible`"),
+    (4, b"ftyphe", "a HEIC photo", "convert it to JPEG; phones: camera `most compatible`"),
+    (4, b"ftypavi", "a damaged AVIF photo", "copy it again, or convert it to JPEG"),
+    (4, b"ftypcrx", "a camera's RAW photo", "develop it to JPEG or PNG"),
     (4, b"ftypmif1", "a HEIF photo", "convert it to JPEG"),
+    (0, b"\xff\x0a", "a JPEG XL photo", "convert it to JPEG"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL photo", "convert it to JPEG"),
     (4, b"ftyp", "a video", "take photos, or still frames of it"),
     (0, b"%PDF", "a PDF document", "export its pictures as JPEG or PNG"),
+    *((0, start, what, UNPACK) for start, what in OTHER_ARCHIVES),
     (0, b"PK\x03\x04", "an archive", "name it `….zip` in `photos`, or unpack it"),
     (0, b"8BPS", "a Photoshop document", "export it as PNG"),
     (0, b"<svg", "an SVG image", "export it as PNG"),
@@ -200,6 +206,8 @@ def _unidentified(data: bytes, error: Exception) -> PhotoFault:
     for offset, signature, what, remedy in _SIGNATURES:
         if head[offset:].startswith(signature):
             return PhotoFault(f"it is {what}, not a photo that can be read", remedy)
+    if not data[:4096].strip(b"\0"):
+        return PhotoFault("it holds only zeros, as an unfinished copy does", "copy it again")
     is_named = isinstance(error, OSError | SyntaxError) and "decoder object" not in str(error)
     if is_named and not isinstance(error, UnidentifiedImageError):
         return _decode_fault(error)

@@ -6,9 +6,12 @@ Owns the forms that the two fields accept and their faults. ``find.py`` resolves
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import PurePosixPath
 from typing import Literal
 
 from pydantic import ValidationError
@@ -16,14 +19,18 @@ from pydantic import ValidationError
 from farm.errors import Fault
 from farm.intake.captions.files import Caption, Names
 from farm.intake.errors import PhotoFault
-from farm.intake.faults import faults_of
+from farm.intake.faults import faults_of, similar_name
 from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
+from farm.intake.photos.listings import has_magic
 from farm.intake.rows import ManifestRow, Path, join_url
 from farm.intake.schema import PhotoEntry
 from farm.intake.subject import Photo
 
 __all__ = ["CaptionRule", "ListedPhoto", "class_captions", "list_photos", "list_uris"]
 
+MAX_COMPARISONS = 1_000_000
+"""Names that all keys of one `captions` mapping may be compared with."""
+MAX_SUGGESTIONS = 20
 CaptionRule = Mapping[str, str] | Literal["files", "none"]
 
 
@@ -124,16 +131,37 @@ def _beside_the_manifest(
 ) -> Iterator[tuple[Path, PhotoEntry]]:
     name = str(row.value.get("id", ""))
     folder = join_url(row.base, name)
-    if name and ("://" in folder or os.path.isdir(folder)):
+    if not name:
+        return  # its id is missing, which is a fault of its own
+    if "://" in folder or os.path.isdir(folder):
         yield ("photos",), PhotoEntry(uri=folder)
         return
-    faults.append(
-        row.fault(
-            ("photos",),
-            f"`photos` is missing, and there is no folder `{name}` beside the manifest",
-            "give a folder, a glob, a zip archive, or a list",
-        )
-    )
+    names = _folders_in(row.base)
+    if (other := names.find(name)) is not None:
+        if unicodedata.normalize("NFC", other) != unicodedata.normalize("NFC", name):
+            message = f"the folder `{other}` is taken for `{name}`, whose name differs in case"
+            faults.append(row.fault(("photos",), message, "spell both alike", severity="warning"))
+        yield ("photos",), PhotoEntry(uri=join_url(row.base, other))
+        return
+    remedy = "give a folder, a glob, a zip archive, or a list"
+    if (close := similar_name(name, names)) is not None:
+        remedy = f"did you mean the folder `{close}`? Else {remedy}"
+    message = f"`photos` is missing, and there is no folder `{name}` beside the manifest"
+    faults.append(row.fault(("photos",), message, remedy))
+
+
+def _folders_in(base: str) -> Names:
+    try:
+        return _known_folders(base, os.stat(base).st_mtime_ns)
+    except OSError:
+        return Names(())
+
+
+@lru_cache(maxsize=4)
+def _known_folders(base: str, changed: int) -> Names:
+    """The folders in a folder, listed once for all rows of a manifest."""
+    with os.scandir(base) as entries:
+        return Names(sorted(entry.name for entry in entries if entry.is_dir()))
 
 
 def _entry(
@@ -161,11 +189,17 @@ def _found(
         message = f"links in {_short(entry.uri)} lead out of it: {', '.join(found.outside[:3])}"
         remedy = "they are not followed; copy the photos into the folder"
         faults.append(row.fault(path, message, remedy, severity="warning"))
-    if found.passed_over:
-        names = ", ".join(found.passed_over[:3]) + ("…" if len(found.passed_over) > 3 else "")
+    passed_over = [name for name in found.passed_over if not name.lower().endswith(style.suffixes)]
+    if passed_over:
+        names = ", ".join(passed_over[:3]) + ("…" if len(passed_over) > 3 else "")
         message = f"passed over in {_short(entry.uri)}, no photos by their names: {names}"
         remedy = "convert them to JPEG or PNG, or move them away"
-        if any(name.lower().endswith((".xlsx", ".xls", ".ods")) for name in found.passed_over):
+        if any("." not in posixpath.basename(name) for name in passed_over):
+            remedy = (
+                "name photos with their suffix, such as .jpg; convert others to JPEG or PNG, or "
+                "move them away"
+            )
+        if any(name.lower().endswith((".xlsx", ".xls", ".ods")) for name in passed_over):
             remedy += "; export tables of captions as `CSV UTF-8`"
         faults.append(row.fault(path, message, remedy, severity="warning"))
     for uri in found.uris:
@@ -178,23 +212,57 @@ def _apply(
     rule: Mapping[str, str], found: dict[str, ListedPhoto], row: ManifestRow, faults: list[Fault]
 ) -> None:
     """Apply the subject's `captions` mapping to the photos."""
+    keys = _CaptionKeys(found)
     for key, text in rule.items():
-        uris = [uri for uri in found if matches(_name(uri), key)]
-        uris = uris or _near(key, found)
+        try:
+            uris = keys.photos(key)
+        except PhotoFault as fault:
+            faults.append(row.fault(("captions", key), fault.message, fault.remedy))
+            return
         for uri in uris:
             photo = replace(found[uri].photo, caption=text)
             found[uri] = ListedPhoto(photo, ("captions", key))
         if not uris:
-            close = get_close_matches(key, [_short(uri) for uri in found], n=1)
-            remedy = f"did you mean `{close[0]}`?" if close else "remove it, or add the photo"
+            close = keys.similar(key)
+            remedy = f"did you mean `{close}`?" if close else "remove it, or add the photo"
             faults.append(row.fault(("captions", key), "it captions no photo", remedy))
 
 
-def _near(key: str, found: Mapping[str, ListedPhoto]) -> list[str]:
-    """The photo whose name differs from a key only in case or Unicode normalisation."""
-    by_name = {_short(uri): uri for uri in found}
-    name = Names(by_name).find(key)
-    return [by_name[name]] if name is not None else []
+class _CaptionKeys:
+    """Finds the photos that the keys of a `captions` mapping name, with a limit on the work."""
+
+    def __init__(self, uris: Iterable[str]) -> None:
+        self._names = {uri: _name(uri) for uri in uris}
+        self._by_base: dict[str, list[str]] = {}
+        for uri, name in self._names.items():
+            plain = PurePosixPath(name)
+            for base in {plain.name, plain.stem}:
+                self._by_base.setdefault(base, []).append(uri)
+        self._shorts = {_short(uri): uri for uri in self._names}
+        self._near = Names(self._shorts)
+        self._comparisons_left = MAX_COMPARISONS
+        self._suggestions_left = MAX_SUGGESTIONS
+
+    def photos(self, key: str) -> list[str]:
+        """The photos of a key: a name, a path's end, a stem, or a pattern.
+
+        Raises:
+            PhotoFault: if all keys together need too many comparisons.
+        """
+        base = key.rsplit("/", 1)[-1]
+        among = list(self._names) if has_magic(key) else self._by_base.get(base, [])
+        self._comparisons_left -= len(among)
+        if self._comparisons_left < 0:
+            raise PhotoFault("too many patterns for this many photos", "name the photos themselves")
+        uris = [uri for uri in among if matches(self._names[uri], key)]
+        if not uris and (name := self._near.find(key)) is not None:
+            return [self._shorts[name]]  # differs only in case or Unicode normalisation
+        return uris
+
+    def similar(self, key: str) -> str | None:
+        """A photo's name similar to a key that names none; only for the first such keys."""
+        self._suggestions_left -= 1
+        return similar_name(key, self._shorts) if self._suggestions_left >= 0 else None
 
 
 def _name(uri: str) -> str:

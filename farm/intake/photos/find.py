@@ -12,7 +12,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from threading import Lock
@@ -20,6 +19,7 @@ from threading import Lock
 from farm.errors import Fault
 from farm.intake.captions.files import Caption, Captions
 from farm.intake.errors import PhotoFault
+from farm.intake.faults import similar_name
 from farm.intake.photos.bytes import PhotoReader
 from farm.intake.photos.files import split_member_uri, words_of
 from farm.intake.photos.listings import (
@@ -235,11 +235,13 @@ def _nearest_path(path: str) -> str:
         folder, name = os.path.split(folder)
         is_inside = True
     try:
-        names = [one for one in os.listdir(folder) if not is_inside or "." not in one]
+        with os.scandir(folder) as entries:
+            names = (one.name for one in entries if not is_inside or "." not in one.name)
+            close = similar_name(name, names)
     except OSError:
-        names = []
-    if close := get_close_matches(name, names, n=1):
-        return f"did you mean {os.path.join(folder, close[0])}?"
+        close = None
+    if close is not None:
+        return f"did you mean {os.path.join(folder, close)}?"
     return f"{folder} holds no `{name}`; correct the path, or put the photos there"
 
 

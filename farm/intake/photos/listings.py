@@ -9,9 +9,11 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
+import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import translate
 
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.archives import archive_members, open_archive
@@ -21,6 +23,7 @@ from farm.intake.photos.litter import is_litter
 from farm.intake.photos.uris import filesystem_of
 
 __all__ = [
+    "ARCHIVE_SUFFIXES",
     "Listing",
     "has_magic",
     "is_photo_name",
@@ -30,6 +33,8 @@ __all__ = [
     "subfolders",
 ]
 
+MAX_NAMES = 200_000
+"""Maximum number of names that one folder or pattern may make the check look at."""
 _MAGIC = frozenset("*?[")
 _QUIET_SUFFIXES = frozenset(
     (".txt", ".caption", ".json", ".jsonl", ".csv", ".md", ".db", ".ini", ".npz", ".toml", ".yaml")
@@ -70,12 +75,20 @@ class Listing:
                 f"{self.where} holds no photos, only folders",
                 f"name the folder that holds the photos, or `{self.where.rstrip('/')}/**/*`",
             )
+        if any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in self.passed_over):
+            return (
+                f"{self.where} holds no photos, only archives: {', '.join(self.passed_over[:3])}",
+                "unpack them, or name one zip archive of photos per subject",
+            )
         if self.passed_over:
             return (
                 f"{self.where} holds no photos; it holds {', '.join(self.passed_over[:3])}",
                 "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
             )
         return f"{self.where} holds no photos", "put 3 to 20 photos of the subject there"
+
+
+ARCHIVE_SUFFIXES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
 
 def is_photo_name(name: str) -> bool:
@@ -109,8 +122,10 @@ def list_folder(url: str) -> Listing:
 
 def _list_local(path: str) -> Listing:
     names, outside, folders = {}, [], 0
+    looks = _Looks(path)
     with os.scandir(path) as entries:
         for entry in entries:
+            looks.count()
             if is_litter(entry.name):
                 continue
             if entry.is_symlink() and _leaves(path, entry.name):
@@ -186,27 +201,99 @@ def list_glob(base: str, pattern: str) -> Listing:
 
 def _local_glob(base: str, pattern: str) -> Listing:
     shown = os.path.join(base, pattern) if base else pattern
-    whole = os.path.join(glob.escape(base), pattern) if base else pattern
-    root = os.path.join(base, _literal_folder(pattern)) or "/"
-    names = [
-        os.path.relpath(path, root)
-        for path in glob.iglob(whole, recursive=True)
-        if os.path.isfile(path)
-    ]
-    names = [name for name in names if not is_litter(name)]
+    literal = _literal_folder(pattern)
+    root = os.path.join(base, literal) or "/"
+    looks = _Looks(shown)
+    found = _expanded(root, pattern.removeprefix(literal).strip("/").split("/"), looks)
+    names = [name for name in dict.fromkeys(found) if not is_litter(name)]
     if not names:
         raise PhotoFault(f"nothing matches {shown}", "correct the pattern")
     outside = [name for name in names if _leaves(root, name)]
-    matched = {name: os.path.join(root, name) for name in names if name not in outside}
-    beside = {
-        os.path.join(folder, name): os.path.join(root, folder, name)
-        for folder in _around(names)
-        for name in os.listdir(os.path.join(root, folder))
-        if not is_litter(name) and not _leaves(root, os.path.join(folder, name))
-    }
+    matched = {name: os.path.join(root, name) for name in names if name not in set(outside)}
+    beside: dict[str, str] = {}
+    for folder in _around(names):
+        for name in os.listdir(os.path.join(root, folder)):
+            looks.count()
+            path = os.path.join(folder, name)
+            if not is_litter(name) and not _leaves(root, path):
+                beside[path] = os.path.join(root, path)
     listing = _matched(matched, beside, root, shown)
     listing.outside = outside
     return listing
+
+
+class _Looks:
+    """Counts the names that one reference makes the check look at."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown, self._left = shown, MAX_NAMES
+
+    def count(self) -> None:
+        """Count one name.
+
+        Raises:
+            PhotoFault: beyond the limit.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise PhotoFault(
+                f"{self._shown} covers more than {MAX_NAMES} names",
+                "name the folder that holds the subject's photos",
+            )
+
+
+def _expanded(root: str, parts: list[str], looks: _Looks) -> Iterator[str]:
+    """The files below a folder that match a pattern's parts, by their paths from it.
+
+    As Python's ``glob``, but bounded, and ``**`` does not follow links, which may form a loop.
+    """
+    waiting = [("", 0)]
+    while waiting:
+        folder, at = waiting.pop()
+        part, is_last = parts[at], at == len(parts) - 1
+        is_deep = part == "**"
+        if is_deep and not is_last:
+            waiting.append((folder, at + 1))
+        elif not has_magic(part):
+            looks.count()
+            path = os.path.join(folder, part)
+            if not is_last:
+                waiting.append((path, at + 1))
+            elif part and os.path.isfile(os.path.join(root, path)):
+                yield path
+            continue
+        fits = re.compile("" if is_deep else translate(part)).match
+        for entry in _entries(os.path.join(root, folder)):
+            looks.count()
+            if (entry.name.startswith(".") and not part.startswith(".")) or not fits(entry.name):
+                continue
+            path = os.path.join(folder, entry.name)
+            kind = _kind_of(entry, root, path, is_deep=is_deep)
+            if kind == "folder" and (is_deep or not is_last):
+                waiting.append((path, at if is_deep else at + 1))
+            elif kind == "outside" or (is_last and kind == "file"):
+                yield path
+
+
+def _kind_of(entry: os.DirEntry[str], root: str, path: str, *, is_deep: bool) -> str:
+    """``folder``, ``file``, ``outside`` for a linked folder elsewhere below ``**``, or ``""``."""
+    try:
+        if entry.is_dir(follow_symlinks=not is_deep):
+            return "folder"
+        if entry.is_file():
+            return "file"
+        return "outside" if is_deep and entry.is_symlink() and _leaves(root, path) else ""
+    except OSError:  # it is gone, or may not be read
+        return ""
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """A folder's entries; none if it cannot be read."""
+    try:
+        with os.scandir(folder or "/") as entries:
+            yield from entries
+    except OSError:
+        return
 
 
 def _remote_glob(base: str, pattern: str) -> Listing:

@@ -35,6 +35,8 @@ ALLOWED_PROTOCOLS = (
     *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"),
 )
 """Protocols of photos and tables; also allowed is an archive's member: `zip://member::archive`."""
+MAX_CHARACTERS = 8_192
+"""Maximum length of a reference; paths end at 4,096 bytes, signed addresses are longer."""
 _ZIP = "zip://"
 
 
@@ -49,6 +51,8 @@ def check_reference(reference: str, *, is_remote: bool = False) -> None:
     Raises:
         PhotoFault: names the protocol, and the allowed ones.
     """
+    if len(reference) > MAX_CHARACTERS:
+        raise _refusal(reference, f"it is longer than {MAX_CHARACTERS} characters")
     inner = reference
     if reference.startswith(_ZIP):
         member, mark, inner = reference.removeprefix(_ZIP).rpartition("::")

@@ -30,6 +30,8 @@ class Reader(Protocol):
     """The base, as the user named it."""
     max_tokens: int
     """Number of a prompt's tokens that it reads."""
+    class_nouns: tuple[str, ...]
+    """The only classes that it can generate; empty if it has no such list."""
 
     def unread(self, prompt: str) -> str:
         """The end of a prompt that is never read."""

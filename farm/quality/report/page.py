@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from farm.durations import duration
 from farm.quality.report import curve
@@ -22,6 +23,8 @@ from farm.visible import visible_lines
 __all__ = ["render", "write_report"]
 
 LANE_WIDTH = 1000
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*(?: [\d.]*\d)?")
+"""A command's option and its number; a line break inside would make it unreadable."""
 
 
 def render(run: RunView) -> str:
@@ -37,6 +40,7 @@ def render(run: RunView) -> str:
     )
     environment.filters["duration"] = duration
     environment.filters["slug"] = _slug
+    environment.filters["options"] = _unbroken_options
     environment.globals.update(loss_plot=_plot, plot_width=curve.WIDTH, plot_height=curve.HEIGHT)
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -65,6 +69,16 @@ def write_report(run: RunView, path: str | Path) -> Path:
 def _shown(value: object) -> object:
     """Escape a value and neutralise hidden characters of names and messages."""
     return visible_lines(value) if type(value) is str else value
+
+
+def _unbroken_options(text: str) -> Markup:
+    """Escaped text in which each option of a command stays on one line."""
+    parts = _OPTION.sub(r"\0\g<0>\0", visible_lines(text)).split("\0")
+    marked = [
+        Markup('<span class="option">{}</span>').format(part) if index % 2 else escape(part)
+        for index, part in enumerate(parts)
+    ]
+    return Markup("").join(marked)
 
 
 def _plot(subject: SubjectView) -> curve.LossPlot | None:

@@ -87,9 +87,7 @@ def generate_prior_sets(
         )
         centred = images_BPP3.permute(0, 3, 1, 2).float() / 127.5 - 1
         moments = torch.cat([base.encode_photos(part) for part in torch.split(centred, batch)])
-        sets[noun] = PriorSet(
-            moments.cpu(), base.encode_prompts([prompt]), base.tokenize([prompt]).cpu()
-        )
+        sets[noun] = PriorSet(moments.cpu(), base.encode_prompts([prompt]), base.tokenize([prompt]))
     return sets
 
 
@@ -135,7 +133,7 @@ class Bench:
             seed=trainee.recipe.seed,
             instance_moments=self.base.encode_photos(pixels(photos)).cpu(),
             instance_conditioning=self.base.encode_prompts([trainee.instance_prompt]),
-            instance_tokens=self.base.tokenize([trainee.instance_prompt]).cpu(),
+            instance_tokens=self.base.tokenize([trainee.instance_prompt]),
             prior=self.priors.get(trainee.class_noun) if trainee.recipe.uses_prior else None,
         )
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.registry import NamedAdapter, Registry
-from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
+from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.safe_names import is_job_key, is_safe_name
 from farm.serving.ttl_cache import MAX_AGE_S, PATIENCE_S, TtlCache
 
@@ -31,6 +31,8 @@ PAGE_TTL_S = 60.0
 """Maximum age of the dates shown in a listing; requests never use them."""
 PAGE_READERS = 12
 """Threads that read one page, of those for store reads; requests use the others."""
+SLOW_READ_S = 0.25
+"""Time allowed for each read of a thread beyond the caller's patience for one."""
 NUM_RECORDS_KEPT = 20_000
 Result = TypeVar("Result")
 _SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
@@ -46,8 +48,9 @@ class AdapterFacts:
     namespace: str
     name: str
     identifier: str
-    class_noun: str
-    instance_prompt: str
+    class_noun: str | None
+    instance_prompt: str | None
+    """Both as the namespace that trained it wrote them; None for another that shares the job."""
     base_id: str
     base_fingerprint: str
     created: str
@@ -166,27 +169,36 @@ class Catalog:
         return Page(shown, len(matching) > start + limit, len(matching))
 
     async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
-        """The names' files, several in each thread; None for one that cannot be read."""
+        """The names' files, several in each thread; None for one that does not exist or is broken.
+
+        Raises:
+            StoreError: if the store does not answer, and a name was never read before.
+        """
         cached = {name: self._page_names.fresh((namespace, name)) for name in names}
         missing = [name for name, named in cached.items() if named is None]
         parts = [missing[start::PAGE_READERS] for start in range(min(PAGE_READERS, len(missing)))]
         reads = (self._in_thread(self._read_names, namespace, part) for part in parts)
+        patience_s = PATIENCE_S + SLOW_READ_S * (len(missing) / PAGE_READERS)
         try:
-            found = await asyncio.wait_for(asyncio.gather(*reads), PATIENCE_S)
-        except TimeoutError:  # the store does not answer: older values, where there are any
-            found = [[None] * len(part) for part in parts]
+            found = await asyncio.wait_for(asyncio.gather(*reads), patience_s)
+        except (StoreError, TimeoutError) as error:
+            for name in missing:
+                cached[name] = self._page_names.peek((namespace, name))
+            if any(cached[name] is None for name in missing):
+                raise StoreError("the store does not answer", "try again") from error
+            return [cached[name] for name in names]
         for part, read in zip(parts, found, strict=True):
             for name, named in zip(part, read, strict=True):
                 if named is not None:
                     self._page_names.put((namespace, name), named)
-                cached[name] = named or self._page_names.peek((namespace, name))
+                cached[name] = named
         return [cached[name] for name in names]
 
     def _read_names(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
         def one(name: str) -> NamedAdapter | None:
             try:
                 return self._read_name((namespace, name))
-            except (FarmError, OSError):
+            except (FileNotFoundError, AdapterFileError):
                 return None
 
         return [one(name) for name in names]
@@ -269,10 +281,13 @@ def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:
     else:  # a name of an older farm version: the samples are those of the first training
         is_own = facts.namespace == named.namespace
         samples = tuple(file for file in facts.samples if is_own and file.startswith("samples/"))
+    is_own = facts.namespace == named.namespace
     return replace(
         facts,
         namespace=named.namespace,
         name=named.name,
+        class_noun=facts.class_noun if is_own else None,
+        instance_prompt=facts.instance_prompt if is_own else None,
         created=named.created or facts.created,
         samples=samples,
     )

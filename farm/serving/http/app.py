@@ -63,6 +63,8 @@ GENERATE_ERRORS: dict[int | str, dict[str, Any]] = {
 PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}}
 }
+NO_SAMPLES = "no samples were generated for this name's prompts; generate them from this endpoint"
+"""Also shown to a tenant whose job was already committed; it does not say by whom."""
 _bearer = HTTPBearer(auto_error=False, description="A key from `farm keys create`.")
 
 
@@ -262,6 +264,7 @@ def _model(name: str, namespace: str, facts: AdapterFacts) -> ModelAnswer:
         identifier=facts.identifier,
         instance_prompt=facts.instance_prompt,
         num_samples=len(facts.samples),
+        note=None if facts.samples else NO_SAMPLES,
     )
 
 

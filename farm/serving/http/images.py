@@ -47,6 +47,7 @@ async def _make_item(
         **picture.metadata,
         "base": base_id,  # the public name; the engine's own may be a path
         "request": request.id.rsplit("-", 2)[0],
+        "notes": [*order.notes, *picture.metadata.get("notes", ())],
     }
 
     def make() -> dict[str, str]:
@@ -66,7 +67,7 @@ async def _make_item(
         **content,
         "revised_prompt": request.prompt,
         "seed": request.seed,
-        "notes": metadata.get("notes", []),
+        "notes": metadata["notes"],
         "receipt": metadata,
     }
 

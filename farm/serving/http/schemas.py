@@ -227,10 +227,13 @@ class ModelAnswer(BaseModel):
     job_key: str | None = None
     """The current version of the name; ``id@job_key`` pins it."""
     class_noun: str | None = None
+    """Empty, as is the instance prompt, if another namespace wrote it for a shared job."""
     identifier: str | None = None
     instance_prompt: str | None = None
     num_samples: int | None = None
     """Sample pictures, at ``/v1/models/{id}/samples/{index}``."""
+    note: str | None = None
+    """Set if there are no samples for this name's prompts."""
 
 
 class ModelPage(BaseModel):

@@ -10,13 +10,14 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
 
 from farm.errors import RequestRefused
+from farm.intake.subject import names_identifier
 from farm.safe_names import SAFE_NAME
 from farm.serving.access.api_keys import Tenant
 from farm.serving.access.catalog import AdapterFacts
@@ -30,6 +31,8 @@ from farm.serving.request import MAX_SEED, AdapterRef, GenerationRequest
 __all__ = ["Order", "check_adapters", "validate_request"]
 
 DEFAULT_GUIDANCE = 5.0
+_LORA_TAG = re.compile(r"<lora:[^<>]{1,100}>")
+"""How A1111 and similar tools name adapters inside prompts."""
 _PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 
@@ -43,6 +46,8 @@ class Order:
     width_px: int
     height_px: int
     link_root: str
+    notes: tuple[str, ...] = ()
+    """What the caller should know about the prompt, the same for every picture."""
 
     @property
     def output_format(self) -> OutputFormat:
@@ -122,7 +127,8 @@ async def validate_request(
         for index in range(num_pictures)
     )
     root = services.public_url or str(request.base_url).rstrip("/")
-    return Order(asked, tenant, pictures, width_px, height_px, root), base
+    notes = tuple(_prompt_notes(prompt, used))
+    return Order(asked, tenant, pictures, width_px, height_px, root, notes), base
 
 
 def _check_limits(
@@ -207,6 +213,21 @@ async def _find_adapters(
         return facts, AdapterRef(named.job_key, tenant.namespace, named.name, named.sha256), weight
 
     return list(await asyncio.gather(*(find(model, weight) for model, weight in wanted)))
+
+
+def _prompt_notes(
+    prompt: str, used: Sequence[tuple[AdapterFacts, AdapterRef, float]]
+) -> Iterator[str]:
+    """Notes on a prompt that is valid, but hardly what the caller means."""
+    for facts, _, weight in used:
+        if weight and not names_identifier(prompt, facts.identifier):
+            own = "[V]" if facts is used[0][0] else f"[V:{facts.name}]"
+            yield (
+                f"prompt: it does not name the subject of {facts.name}; put {own} where the "
+                f"subject belongs, as in: a photo of {own} {facts.class_noun}"
+            )
+    for tag in dict.fromkeys(_LORA_TAG.findall(prompt)):
+        yield f"prompt: {tag} is read as plain words; name adapters in 'model' and 'adapters'"
 
 
 def _fill(prompt: str, used: Sequence[AdapterFacts]) -> str:

@@ -6,7 +6,7 @@ is passed in from ``farm.quality``, which training never imports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -51,6 +51,8 @@ class Pictures:
     num: int
     rows: int
     """Forward rows of the denoiser."""
+    notes: tuple[str, ...] = ()
+    """What the plan should say about them, such as why an adapter is not scored."""
 
 
 class JobKind(NamedTuple):
@@ -78,7 +80,7 @@ class Judge(Protocol):
             photos: as prepared for training: checked against their digests, upright.
         """
 
-    def pictures(self, base_name: str, kinds: Iterable[tuple[JobKind, int]]) -> Pictures:
+    def pictures(self, base_name: str, kinds: Sequence[tuple[JobKind, int]]) -> Pictures:
         """The cost of the cards of a number of jobs of each kind, for the plan; loads no model."""
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER
+from farm.adapters.files.own_copy import make_own_copy, own_files
+from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, FarmError, StoreError, UserError
 from farm.storage import Store
@@ -89,8 +91,21 @@ def export_adapter(
     target = out / named.namespace / named.name
     if form is not None:
         return _export_form(registry, named, target, form)
-    registry.fetch(named.job_key, target)
+    if own_files(registry.record(named.job_key), named) is None:
+        registry.fetch(named.job_key, target)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".farm-export-", dir=target.parent) as folder:
+        _fetch_own(registry, named, Path(folder))
+        shutil.copytree(folder, target, dirs_exist_ok=True)
     return target
+
+
+def _fetch_own(registry: Registry, named: NamedAdapter, folder: Path) -> AdapterRecord:
+    """Fetch an adapter as its name's namespace may see it."""
+    names = own_files(registry.record(named.job_key), named)
+    record = registry.fetch(named.job_key, folder, names=names)
+    return record if names is None else make_own_copy(folder, record, named)
 
 
 def _check_form(form: str | None) -> None:
@@ -124,7 +139,7 @@ def _named(registry: Registry, text: str) -> tuple[str, str]:
 def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: str) -> Path:
     wanted = FORM_FILES[form]
     with tempfile.TemporaryDirectory(prefix="farm-export-") as folder:
-        record = registry.fetch(named.job_key, folder)
+        record = _fetch_own(registry, named, Path(folder))
         file = next(
             (name for name in record.files if name == wanted or name.endswith(wanted)), None
         )

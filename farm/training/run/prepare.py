@@ -118,7 +118,10 @@ def _plan(
     left: Sequence[int],
     priors: Sequence[PriorSpec],
 ) -> Plan:
-    workload = _workload(request, base, jobs, left, priors)
+    cards = Pictures(0, 0)
+    if request.make_judge is not None:
+        cards = request.make_judge(request.scoring).pictures(base.name, jobs.kinds(left))
+    workload = _workload(request, base, jobs, left, priors, cards)
     hardware = request.hardware or this_machine()
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
@@ -135,7 +138,8 @@ def _plan(
         one = make(replace(hardware, num_nodes=1))
         filled = math.ceil(len(left) / (one.lanes_per_node * one.slots))
         hardware = replace(hardware, num_nodes=min(hardware.num_nodes, filled))
-    return make(hardware)
+    plan = make(hardware)
+    return replace(plan, notes=(*plan.notes, *cards.notes))
 
 
 def _workload(
@@ -144,6 +148,7 @@ def _workload(
     jobs: JobSet,
     left: Sequence[int],
     priors: Sequence[PriorSpec],
+    cards: Pictures,
 ) -> Workload:
     """The run's whole work, samples and quality cards included."""
     generated = [spec for spec in priors if not spec.is_brought]
@@ -154,9 +159,6 @@ def _workload(
     )
     how = request.samples
     samples = how.per_prompt * sum(jobs.num_prompts[number] for number in left)
-    cards = Pictures(0, 0)
-    if request.make_judge is not None:
-        cards = request.make_judge(request.scoring).pictures(base.name, jobs.kinds(left))
     return replace(
         training,
         num_crops=jobs.num_crops(left),

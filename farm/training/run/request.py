@@ -119,6 +119,9 @@ class RunSummary:
     """Jobs that are not retried any more after several failed attempts."""
     cancelled: int
     seconds: float
+    """Of this start alone."""
+    start: int = 1
+    """How many times the run was started, this time included."""
     failures: tuple[JobFailure, ...] = ()
     """Every failed job, with reason and remedy."""
 
@@ -130,9 +133,9 @@ class RunSummary:
         return 4 if self.committed + self.reused else 5
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without ``failures``."""
+        """Plain values, without ``failures`` and ``start``."""
         facts = asdict(self)
-        del facts["failures"]
+        del facts["failures"], facts["start"]
         return facts | {"seconds": round(self.seconds, 3)}
 
 

@@ -66,7 +66,7 @@ def test_a_training_that_its_budget_ended_resumes_and_gives_the_same_weights(
 
 def test_an_album_is_the_same_however_many_processes_fill_it(tmp_path: Path) -> None:
     build_tokenizer(tmp_path)
-    albums = [Album(tmp_path / str(number), tiny_edition().scaled(3.0), 5) for number in (1, 2)]
+    albums = [Album(tmp_path / str(number), tiny_edition().scaled(1.5), 5) for number in (1, 2)]
     albums[0].prepare()
     albums[0].fill(tmp_path / "vocab.json")
     albums[1].prepare()

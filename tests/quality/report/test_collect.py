@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from farm.base.embedded.world import render_subject
 from farm.base.loading import load_base
 from farm.errors import FarmError, UserError
 from farm.intake.job import job_spec
-from farm.intake.scoring import ScoringSettings
+from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.intake.subject import Photo, Subject
 from farm.keys import bytes_digest
-from farm.quality.judge import TOO_SHORT, QualityJudge
+from farm.quality.judge import QualityJudge
 from farm.quality.protocol import ScoringBudget
 from farm.quality.report.collect import collect, report_run
 from farm.quality.rescore import score_named
@@ -28,7 +29,7 @@ from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
 from farm.training.execute import RunRequest, run_manifest
 from farm.training.lane.encode import prepare_photos
-from farm.training.lane.settings import SampleSettings
+from farm.training.lane.settings import JobKind, SampleSettings
 from farm.training.run.files import read_assignments
 from farm.training.run.status import run_status
 from farm.training.slots.slot import NOT_FINITE_REMEDY
@@ -172,7 +173,19 @@ def test_recipes_too_short_for_a_card_say_so(run: tuple[Store, str], clip_folder
         assert judge.judge(base, bank, {0: spec}, photos, {})[0].card is not None
         card = judge.judge(base, bank, {0: spec}, photos, {})[0].card
         assert card is not None
-        assert card["verdict"]["reasons"] == [TOO_SHORT]
+        (reason,) = card["verdict"]["reasons"]
+        numbers = re.search(r"at least (\d+) steps, or set --scoring-share ([\d.]+)\.", reason)
+        assert numbers is not None
+        fewest, share = int(numbers[1]), float(numbers[2])
+        recipe = spec.subject.recipe
+        longer = recipe.model_copy(update={"steps": fewest})
+        assert ScoringBudget.within(longer, DEFAULT_SHARE) is not None
+        shorter = recipe.model_copy(update={"steps": fewest - 1})
+        assert ScoringBudget.within(shorter, DEFAULT_SHARE) is None
+        assert ScoringBudget.within(recipe, share) is not None
+        kind = JobKind(recipe, spec.subject.class_noun, spec.subject.class_prompt)
+        notes = judge.pictures("tiny", [(kind, 1)]).notes
+        assert notes == (f"1 subject will not be scored: {reason}",)
         unnamed = QualityJudge().judge(base, bank, {0: spec}, photos, {})[0].card
         assert unnamed is not None
         assert "FARM_SCORER" in unnamed["verdict"]["reasons"][0]

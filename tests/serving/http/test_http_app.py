@@ -68,6 +68,18 @@ def test_v_stands_for_the_subject_of_the_model(client: openai.OpenAI) -> None:
     assert answer.data[0].revised_prompt == "a photo of zwx dog and zwx"
 
 
+def test_the_answer_notes_a_prompt_that_does_not_name_the_subject(client: openai.OpenAI) -> None:
+    unnamed = generate(client, "rex", "a photo of a dog <lora:tom:0.8>").data[0]
+    assert unnamed.notes == unnamed.receipt["notes"]
+    assert [note.split(";")[0] for note in unnamed.notes] == [
+        "prompt: it does not name the subject of rex",
+        "prompt: <lora:tom:0.8> is read as plain words",
+    ]
+    named = generate(client, "rex", "a photo of [V] dog").data[0]
+    base = generate(client, "tiny", "a photo of a dog").data[0]
+    assert named.notes == base.notes == []
+
+
 def test_two_adapters_on_one_picture_each_by_its_own_name(client: openai.OpenAI) -> None:
     uses = [{"model": "tom", "weight": 0.7}]
     both = generate(client, "rex", "[V] dog beside [V:tom] cat", adapters=uses)
