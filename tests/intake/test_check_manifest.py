@@ -17,6 +17,9 @@ from farm.intake import check as check_module
 from farm.intake.check import check_manifest
 from farm.intake.job import job_spec
 from farm.intake.manifest import Manifest, read_manifest
+from farm.intake.photos import inspect as inspect_module
+from farm.intake.photos.bytes import PhotoReader
+from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
 from farm.keys import file_digest
 
 ManifestOf = Callable[..., Manifest]
@@ -138,6 +141,39 @@ def test_only_a_bounded_number_of_photos_is_in_flight(
     monkeypatch.setattr(check_module, "inspect_changed", counted)
     check_manifest(read_manifest(str(path)), progress=progress, workers=2)
     assert most[0] <= 4 * check_module.WINDOWS
+
+
+def test_a_second_check_reads_only_the_photos_that_changed(
+    draw: Draw, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("FARM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("farm.file_facts.SETTLED_S", -1e9)
+    photos = [draw(f"p/{n}.png", seed=n) for n in range(4)]
+    rows = "".join(f"s{n},cat,{path}\n" for n, path in enumerate(photos))
+    path = write("m.csv", "id,class_noun,photos\n" + rows)
+    read: list[str] = []
+    inspect = inspect_module.inspect_photo
+
+    def noted(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
+        read.append(Path(uri).name)
+        return inspect(uri, reader)
+
+    monkeypatch.setattr(inspect_module, "inspect_photo", noted)
+
+    def check() -> tuple[list[str], dict[str, PhotoFacts]]:
+        read.clear()
+        return read, check_manifest(read_manifest(str(path))).facts
+
+    names, first = check()
+    assert sorted(names) == ["0.png", "1.png", "2.png", "3.png"]
+    assert check() == ([], first)
+    draw("p/2.png", seed=9)
+    names, changed = check()
+    assert names == ["2.png"]
+    assert {uri for uri in first if first[uri] != changed[uri]} == {str(photos[2])}
+    Path(photos[1]).write_bytes(b"broken")
+    for _ in range(2):  # a refusal is not remembered
+        assert check()[0] == ["1.png"]
 
 
 def test_photos_in_stores_and_archives_are_checked(write: Write, tmp_path: Path):
