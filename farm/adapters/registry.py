@@ -73,25 +73,35 @@ class Registry:
             AdapterFileError: if a local file is missing or does not match the record.
         """
         folder = Path(local_folder)
-        fresh = not self.is_committed(record.job_key)
-        if fresh:
-            _check_files(folder, record)
-            self._upload(record, folder)
-            path, data = _adapter_path(record.job_key, RECORD_FILE), folder / RECORD_FILE
-            fresh = self.store.create(path, data.read_bytes())
-            if not fresh and self.record(record.job_key).files != record.files:
-                # another lane, thought dead, committed it meanwhile, and its files may be replaced
-                self._upload(record, folder)
-                self.store.write(path, data.read_bytes())
+        fresh = self._commit(record, folder)
         pairs = [(record.namespace, record.name)] if names is None else list(names)
         committed = self.record(record.job_key)
         for (namespace, name), own in zip_longest(pairs, list(prompts)[: len(pairs)]):
             self.point(namespace, name, committed, prompts=own)
         return fresh
 
-    def _upload(self, record: AdapterRecord, folder: Path) -> None:
+    def _commit(self, record: AdapterRecord, folder: Path) -> bool:
+        """Upload the files and the marker; False if another process was faster."""
+        key, num_uploaded = record.job_key, 0
+        if self.is_committed(key):
+            return False
+        _check_files(folder, record)
+        marker, body = _adapter_path(key, RECORD_FILE), (folder / RECORD_FILE).read_bytes()
         for name in sorted(record.files):
-            self.store.upload(folder / name, _adapter_path(record.job_key, name))
+            # before each file: a process that was paused must not replace committed files
+            if self.is_committed(key):
+                break
+            self.store.upload(folder / name, _adapter_path(key, name))
+            num_uploaded += 1
+        else:
+            if self.store.create(marker, body):
+                return True
+        if num_uploaded and self.record(key).files != record.files:
+            # it was committed meanwhile, and some of its files may have been replaced by these
+            for name in sorted(record.files):
+                self.store.upload(folder / name, _adapter_path(key, name))
+            self.store.write(marker, body)
+        return False
 
     def point(
         self,

@@ -102,3 +102,23 @@ def test_the_inputs_of_a_job_are_freed_once_it_is_in_a_slot(base: Base, pool: Sl
     job.release_inputs(keep_photos=True)
     assert (job.photos, job.prior, job.state) == (None, None, None)
     pool.close()
+
+
+def test_a_failure_that_was_not_read_yet_survives_a_wider_trainer_and_a_released_slot(
+    base: Base, pool: SlotPool
+) -> None:
+    for name in ("a", "b", "c"):
+        pool.admit(ready_job(base, name), SHAPE, 3)
+    trainer = pool.trainer
+    assert trainer is not None
+    trainer._sync_every = 8  # as on a GPU
+    slots = {job.spec.subject.id: slot for slot, job in pool.jobs.items()}
+    trainer.bank.flat_ZP.data[slots["a"], 0] = float("nan")
+    assert trainer.step().failed == ()
+    assert not pool.has_room(num_slots=4, num_ready=1)  # it grows once the failure is reported
+    pool.release(slots["c"])
+    ((failed, key, reason),) = trainer.step().failed
+    assert (failed, key) == (slots["a"], pool.jobs[slots["a"]].key)
+    assert "not finite" in reason
+    assert trainer.take_failures() == ()
+    pool.close()
