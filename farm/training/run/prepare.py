@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.registry import Registry
+from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
@@ -23,6 +24,7 @@ from farm.intake.scoring import ScoringSettings
 from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.lane.settings import Pictures
+from farm.training.plan.calibration import find_calibration
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
 from farm.training.plan.planner import make_plan
@@ -127,6 +129,7 @@ def _plan(
         cards = request.make_judge(request.scoring).pictures(base.name, jobs.kinds(left))
     workload = _workload(request, base, jobs, left, priors, cards)
     hardware = request.hardware or this_machine()
+    hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
     make = partial(
@@ -180,4 +183,10 @@ def this_machine() -> Hardware:
     if not torch.cuda.is_available():
         return Hardware(None, 0, 0, cpus)
     properties = torch.cuda.get_device_properties(0)
-    return Hardware(properties.name, properties.total_memory, torch.cuda.device_count(), cpus)
+    return Hardware(
+        properties.name,
+        properties.total_memory,
+        torch.cuda.device_count(),
+        cpus,
+        uses_mps=mps_is_running(),
+    )
