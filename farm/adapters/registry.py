@@ -82,7 +82,7 @@ class Registry:
 
     def _commit(self, record: AdapterRecord, folder: Path) -> bool:
         """Upload the files and the marker; False if another process was faster."""
-        key, num_uploaded = record.job_key, 0
+        key = record.job_key
         if self.is_committed(key):
             return False
         _check_files(folder, record)
@@ -92,16 +92,19 @@ class Registry:
             if self.is_committed(key):
                 break
             self.store.upload(folder / name, _adapter_path(key, name))
-            num_uploaded += 1
         else:
             if self.store.create(marker, body):
                 return True
-        if num_uploaded and self.record(key).files != record.files:
-            # it was committed meanwhile, and some of its files may have been replaced by these
+        if not self._is_intact(self.record(key)):  # this process replaced some of its files
             for name in sorted(record.files):
                 self.store.upload(folder / name, _adapter_path(key, name))
             self.store.write(marker, body)
         return False
+
+    def _is_intact(self, record: AdapterRecord) -> bool:
+        """Whether the files in the store are those of a record."""
+        paths = {_adapter_path(record.job_key, name): it for name, it in record.files.items()}
+        return all(bytes_digest(self.store.read(path)) == it for path, it in paths.items())
 
     def point(
         self,
