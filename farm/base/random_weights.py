@@ -11,12 +11,22 @@ from typing import Any, get_args
 
 import torch
 
+from farm.base.builds.flow import KLEIN_BUILDS, Z_IMAGE_BUILDS
+from farm.base.builds.flux1 import FLUX1_BUILDS
+from farm.base.builds.sd3 import SD3_BUILDS
 from farm.base.builds.unet import SD_BUILDS, SDXL_BUILDS
 from farm.base.names import BuiltName
 
 __all__ = ["BUILDS", "build_pipeline"]
 
-BUILDS: dict[str, Any] = {**SD_BUILDS, **SDXL_BUILDS}
+BUILDS: dict[str, Any] = {
+    **SD_BUILDS,
+    **SDXL_BUILDS,
+    **Z_IMAGE_BUILDS,
+    **KLEIN_BUILDS,
+    **FLUX1_BUILDS,
+    **SD3_BUILDS,
+}
 """Each has a method ``make``, which builds its pipeline."""
 assert set(BUILDS) == set(get_args(BuiltName))
 

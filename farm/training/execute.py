@@ -90,11 +90,17 @@ def execute_run(
     if driver.stop.is_set() and left:
         raise Interrupted(
             f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "
-            f"committed and safe; {left} jobs are left and keep their last checkpoints "
+            f"committed and safe; {_left(left)} "
             f"(run {prepared.run_id} in {prepared.store.url})",
             "run the same command again to resume",
         )
     return summary
+
+
+def _left(number: int) -> str:
+    if number == 1:
+        return "1 job is left and keeps its last checkpoint"
+    return f"{number} jobs are left and keep their last checkpoints"
 
 
 def _release(claim: StoreLock) -> None:

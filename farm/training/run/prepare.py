@@ -50,14 +50,18 @@ def prepare_run(
         BaseModelError, PlanError: if the base cannot be loaded or does not fit the hardware.
     """
     store = Store(request.store)
-    manifest = read_manifest(
+    read = partial(
+        read_manifest,
         request.manifest,
         strict=False,
         recipe=request.recipe,
-        base_recipe=BASE_RECIPES.get(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
+    edition = BASE_RECIPES.get(edition_of(request.base), {})
+    manifest = read(base_recipe=edition)
     base = base_facts(request.base, request.revision, fetched)
+    if base.recipe:  # known only now: a manifest that cannot be read costs no download
+        manifest = read(base_recipe={**base.recipe, **edition})
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -87,7 +91,7 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
 
     base = load_base(name, revision=revision, fetched=fetched)
     memory = replace(base.memory, counts=base.denoiser_counts())
-    return RunBase(name, base.fingerprint, base.resolution_px, memory)
+    return RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
 
 
 def assignments_of(check: CheckReport, base: RunBase) -> tuple[Assignment, ...]:

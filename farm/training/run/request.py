@@ -73,6 +73,8 @@ class RunBase:
     fingerprint: str
     resolution_px: int
     memory: MemoryFacts
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Recipe fields of the base's family; see ``Base.recipe``."""
 
 
 @dataclass(frozen=True)
