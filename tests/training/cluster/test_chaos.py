@@ -28,7 +28,7 @@ def test_faults_of_every_kind_lose_double_and_leave_nothing(tmp_path: Path) -> N
         [
             *(sys.executable, str(CHAOS), "--subjects", "8", "--faults", "1", "--per-round", "8"),
             *("--seed", "5", "--steps", "60", "--pause", "2", "--round-minutes", "7"),
-            *("--out", str(tmp_path), "--kinds", *KINDS),
+            *("--priors-every", "0", "--out", str(tmp_path), "--kinds", *KINDS),
         ],
         capture_output=True,
         text=True,
