@@ -116,10 +116,14 @@ class Cluster:
         return False
 
     def _node_ids(self) -> dict[str, str]:
-        """Ids of living nodes by name."""
+        """Ids of living nodes by name; empty while the head does not answer."""
         from ray._raylet import GcsClient
+        from ray.exceptions import RpcError
 
-        infos = GcsClient(address=self.head.gcs).get_all_node_info(timeout=30).values()
+        try:
+            infos = GcsClient(address=self.head.gcs).get_all_node_info(timeout=30).values()
+        except RpcError:
+            return {}
         living = [info for info in infos if info.state == 0]
         return {
             resource: info.node_id.hex()
