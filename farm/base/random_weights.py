@@ -37,6 +37,7 @@ def build_pipeline(
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    sample_on: str | torch.device = "cpu",
 ) -> Any:
     """Build a pipeline with random weights that depend only on the seed.
 
@@ -44,12 +45,13 @@ def build_pipeline(
 
     Args:
         dtype: None means float32 on a CPU, and float16 elsewhere.
+        sample_on: another device samples other weights, in a fraction of the time.
     """
     place = torch.device(device)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        with torch.device("meta" if place.type == "meta" else "cpu"):
+        with torch.device("meta" if place.type == "meta" else sample_on):
             pipeline = BUILDS[name].make()
     finally:
         torch.random.set_rng_state(state)

@@ -85,10 +85,12 @@ def lane_main(config: dict[str, Any]) -> None:
     """A Ray Train worker's function: load the base once, then train until no job is left."""
     import torch
 
+    from farm.base.device.sharing import use_expandable_segments
     from farm.base.loading import load_base, training_dtype
     from farm.training.lane.lane import Lane
 
     spec: LaneSpec = config["spec"]
+    use_expandable_segments()
     sweep_folders()  # of lanes that were killed on this node
     if spec.threads:
         torch.set_num_threads(spec.threads)
@@ -106,6 +108,7 @@ def lane_main(config: dict[str, Any]) -> None:
         dtype=training_dtype(spec.device),
         revision=spec.revision,
     )
+    base.release_text_encoders()
     rank = ray.train.get_context().get_world_rank()
     lane = Lane(
         f"{config['run']}.{rank}",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.registry import Registry
+from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
@@ -25,6 +26,7 @@ from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.dispatch.messages import Assignment
 from farm.training.lane.settings import Pictures
+from farm.training.plan.calibration import find_calibration
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
 from farm.training.plan.planner import make_plan
@@ -89,7 +91,7 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
     """Load a base, and keep only its facts."""
     from farm.base.loading import load_base
 
-    base = load_base(name, revision=revision, fetched=fetched)
+    base = load_base(name, device="meta", revision=revision, fetched=fetched)
     memory = replace(base.memory, counts=base.denoiser_counts())
     return RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
 
@@ -145,6 +147,7 @@ def _plan(
         cards = request.make_judge(request.scoring).pictures(base.name, rest)
     workload = _workload(request, base, rest, priors, cards)
     hardware = request.hardware or this_machine()
+    hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
     make = partial(
@@ -202,4 +205,10 @@ def this_machine() -> Hardware:
     if not torch.cuda.is_available():
         return Hardware(None, 0, 0, cpus)
     properties = torch.cuda.get_device_properties(0)
-    return Hardware(properties.name, properties.total_memory, torch.cuda.device_count(), cpus)
+    return Hardware(
+        properties.name,
+        properties.total_memory,
+        torch.cuda.device_count(),
+        cpus,
+        uses_mps=mps_is_running(),
+    )

@@ -30,6 +30,7 @@ from farm.training.slots.evaluation import (
 )
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.slot import SlotJob, StepReport
+from farm.training.slots.speed import Speed
 from farm.training.slots.training_pass import TrainingPass
 
 __all__ = ["SlotTrainer", "StepReport"]
@@ -45,7 +46,7 @@ class SlotTrainer:
         *,
         num_slots: int,
         checkpointing: bool = False,
-        compile: bool | str = False,
+        speed: Speed | None = None,
         sync_every: int | None = None,
     ) -> None:
         """Open a bank on the base and allocate S slots.
@@ -53,12 +54,12 @@ class SlotTrainer:
         Args:
             shape: rows, modules, rank and resolution; jobs with fewer rows leave blanks.
             checkpointing: recompute activations in the backward pass (less memory, +47 % FLOP).
-            compile: compile the denoiser; a string is the mode of ``torch.compile``.
+            speed: how passes run; None means the defaults of the base's device.
             sync_every: steps between two reads from the device; None means 1 on a CPU, else 8.
         """
         self.base, self.shape, self.num_slots = base, shape, num_slots
         self._pass = TrainingPass(
-            base, shape, num_slots=num_slots, checkpointing=checkpointing, compile=compile
+            base, shape, num_slots=num_slots, checkpointing=checkpointing, speed=speed
         )
         self.bank = self._pass.bank
         self._slots: list[SlotJob | None] = [None] * num_slots
@@ -70,6 +71,11 @@ class SlotTrainer:
     def close(self) -> None:
         """Restore the base to its original state."""
         self._pass.close()
+
+    @property
+    def speed_report(self) -> str:
+        """How steps run, in words."""
+        return self._pass.speed_report
 
     # -- life cycle of a slot -----------------------------------------------------------------
 

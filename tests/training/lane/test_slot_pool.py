@@ -59,10 +59,17 @@ def test_a_full_trainer_grows_for_ready_jobs_and_shrinks_when_half_empty(
     pool.close()
 
 
-def test_a_compiled_trainer_keeps_its_width(base: Base) -> None:
+def test_a_compiled_trainer_changes_only_among_the_widths_that_are_compiled(base: Base) -> None:
     pool = SlotPool(base, checkpointing=False, compile=True)
     pool.admit(ready_job(base, "a"), SHAPE, 1)
-    assert not pool.has_room(num_slots=4, num_ready=3)
+    assert not pool.has_room(num_slots=1, num_ready=3)
+    assert pool.has_room(num_slots=16, num_ready=1)
+    assert pool.trainer is not None
+    assert pool.trainer.num_slots == 4
+    pool.drop_empty_slots()
+    assert pool.trainer.num_slots == 1
+    assert pool.has_room(num_slots=3, num_ready=1)
+    assert pool.trainer.num_slots == 3  # the lane's own width is compiled too
     pool.close()
 
 
