@@ -115,13 +115,13 @@ def test_identifiers_that_the_text_encoder_drops_cost_and_training_makes_them_le
     def loss(step: int) -> torch.Tensor:
         return identifiers.loss(scorer.text_model, 0.9, torch.Generator().manual_seed(step))
 
-    before = float(loss(0))
+    before = loss(0).item()
     for step in range(20):
         optimizer.zero_grad()
         loss(step).backward()
         optimizer.step()
     assert before > 0.1
-    assert float(loss(0)) < 0.5 * before
+    assert loss(0).item() < 0.5 * before
 
 
 def test_some_captions_name_an_identifier_and_state_the_same_facts() -> None:

@@ -97,7 +97,7 @@ class Identifiers:
 
     def loss(self, text_model: nn.Module, margin: float, generator: torch.Generator) -> Tensor:
         """How far the distances stay below a margin: without this loss a text encoder maps words
-        that mean nothing to nothing, and an adapter cannot tell its subject from its class."""
+        that mean nothing to nothing, and an adapter cannot separate its subject from its class."""
         apart = self.distances(text_model, generator)
         return relu(margin - torch.stack(apart)).mean(1).sum()
 
