@@ -71,7 +71,7 @@ def count(unet: Any, slots: int, rank: int, *, checkpointing: bool = False) -> C
     with FlopCounterMode(display=False) as flop, bank.route_grouped(ROWS_PER_SLOT):
         output = unet(latents_RCHW, timesteps_R, encoder_hidden_states=hidden_RTD)[0]
         forward = flop.get_total_flops()
-        output.square().sum().backward()
+        bank.backward(output.square().sum())
     total = flop.get_total_flops()
     unet.disable_gradient_checkpointing()
     bank.close()

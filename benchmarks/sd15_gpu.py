@@ -73,6 +73,7 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
 
     from farm.base.loading import load_base
     from farm.training.plan.shape import common_shape
+    from farm.training.slots.speed import Speed
     from farm.training.slots.trainer import SlotTrainer
 
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -85,7 +86,7 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
             common_shape([job.recipe for job in jobs], base.resolution_px),
             num_slots=case.slots,
             checkpointing=case.checkpointing,
-            compile=case.compile or False,
+            speed=Speed(compile=case.compile or False, capture=False),
         )
         for job in jobs:
             trainer.admit(job)

@@ -198,7 +198,7 @@ class OneAdapterBatches:
     def generate(self, requests: Sequence[GenerationRequest]) -> Generated:
         generated: Generated = {}
         for batch in _batches_of_one_adapter(requests, self._waiting, self._pictures):
-            rows = len(batch) * (2 if batch[0].guided else 1)
+            rows = len(batch) * (2 if self._base.needs_unprompted(batch[0].guidance) else 1)
             self._rows.assign([[self._slot[batch[0].adapters[0][0].key]]] * rows)
             generated |= _batch(self._base, batch, lambda _: self._rows.active())
         return generated

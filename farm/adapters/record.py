@@ -18,7 +18,7 @@ from farm.errors import AdapterFileError
 from farm.recipe import Recipe
 from farm.version import __version__
 
-__all__ = ["AdapterRecord", "ImportedFile", "utc_now"]
+__all__ = ["AdapterRecord", "BaseFamily", "ImportedFile", "utc_now"]
 
 
 def is_inner_path(name: str) -> bool:
@@ -51,6 +51,27 @@ class ImportedFile(BaseModel):
     """The original format: ``diffusers``, ``peft``, ``kohya``, ``LoHa`` or ``LoKr``."""
 
 
+class BaseFamily(BaseModel):
+    """The family of an adapter's base, as messages and the model card name it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    title: str
+    """Such as ``Stable Diffusion XL``."""
+    pipeline: str
+    """The diffusers pipeline that loads the base."""
+    tags: tuple[str, ...] = ()
+    """The family's tags on the Hub."""
+
+
+FIRST_FAMILY = BaseFamily(
+    title="Stable Diffusion 1.x or 2.x",
+    pipeline="StableDiffusionPipeline",
+    tags=("stable-diffusion",),
+)
+"""Of records that were written before there were others."""
+
+
 class AdapterRecord(BaseModel):
     """An adapter's inputs, files, training history and scores."""
 
@@ -76,6 +97,8 @@ class AdapterRecord(BaseModel):
     """The base as the user named it."""
     base_fingerprint: str
     """64 hex digits over the base's weights and configs."""
+    base_family: BaseFamily = FIRST_FAMILY
+    """The model family of the base."""
     recipe: Recipe | None = None
     """The complete recipe, so that the training can be repeated; None for an imported adapter."""
     imported: ImportedFile | None = None

@@ -99,19 +99,24 @@ class Registry:
             AdapterFileError: if a local file is missing or does not match the record.
         """
         folder = Path(local_folder)
-        fresh = not self.is_committed(record.job_key)
-        if fresh:
-            _check_files(folder, record)
-            for name in sorted(record.files):
-                self.store.upload(folder / name, _adapter_path(record.job_key, name))
-            fresh = self.store.create(
-                _adapter_path(record.job_key, RECORD_FILE), (folder / RECORD_FILE).read_bytes()
-            )
+        fresh = self._commit(record, folder)
         pairs = [(record.namespace, record.name)] if names is None else list(names)
         committed = record if fresh else self.record(record.job_key)
         for (namespace, name), own in zip_longest(pairs, list(prompts)[: len(pairs)]):
             self.point(namespace, name, committed, prompts=own)
         return fresh
+
+    def _commit(self, record: AdapterRecord, folder: Path) -> bool:
+        """Upload the files and the marker; False if another process was faster."""
+        if not self.is_committed(record.job_key):
+            _check_files(folder, record)
+        for name in sorted(record.files):
+            # before each file: a process that was paused must not replace committed files
+            if self.is_committed(record.job_key):
+                return False
+            self.store.upload(folder / name, _adapter_path(record.job_key, name))
+        marker = _adapter_path(record.job_key, RECORD_FILE)
+        return self.store.create(marker, (folder / RECORD_FILE).read_bytes())
 
     def point(
         self,

@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from farm.base.row_linear import row_linear
 
-__all__ = ["use_fast_blocks", "restore"]
+__all__ = ["is_plain_attention", "restore", "use_fast_blocks"]
 
 Forward = Callable[..., Any]
 
@@ -187,7 +187,8 @@ def _block(block: Any, full: Forward) -> Forward:
     return forward
 
 
-def _attention_fits(attention: Any) -> bool:
+def is_plain_attention(attention: Any) -> bool:
+    """Whether an attention computes only projections and one scaled dot product."""
     return (
         type(attention.processor) is AttnProcessor2_0
         and attention.spatial_norm is None
@@ -245,6 +246,6 @@ _KINDS = (
     (ResnetBlock2D, _resnet_fits, _resnet),
     (Transformer2DModel, _transformer_fits, _transformer),
     (BasicTransformerBlock, _block_fits, _block),
-    (Attention, _attention_fits, _attention),
+    (Attention, is_plain_attention, _attention),
     (FeedForward, _feed_forward_fits, _feed_forward),
 )

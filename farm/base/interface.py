@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -118,6 +119,9 @@ class Base(ABC):
     schedule: NoiseSchedule
     family: FamilyNames
     guidance_kind: GuidanceKind = "cfg"
+    recipe: Mapping[str, object] = MappingProxyType({})
+    """Recipe fields that the family's official script sets otherwise; they override the presets,
+    and the manifest's fields override them."""
     uses_frames: bool = False
     """Whether the denoiser reads how an image was cropped; see ``whole_frames``."""
 

@@ -7,7 +7,24 @@ from typing import Literal
 
 __all__ = ["BuiltName", "EDITIONS", "EMBEDDED", "Fetched", "edition_of"]
 
-BuiltName = Literal["tiny", "tiny-v", "sd15", "tiny-sdxl", "sdxl"]
+BuiltName = Literal[
+    "tiny",
+    "tiny-v",
+    "sd15",
+    "tiny-sdxl",
+    "sdxl",
+    "tiny-z-image",
+    "z-image",
+    "tiny-klein",
+    "tiny-klein-distilled",
+    "klein-4b",
+    "tiny-flux",
+    "tiny-flux-schnell",
+    "flux1-dev",
+    "tiny-sd3",
+    "tiny-sd3-clip",
+    "sd35-medium",
+]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 
 EMBEDDED = "embedded"

@@ -11,12 +11,22 @@ from typing import Any, get_args
 
 import torch
 
+from farm.base.builds.flow import KLEIN_BUILDS, Z_IMAGE_BUILDS
+from farm.base.builds.flux1 import FLUX1_BUILDS
+from farm.base.builds.sd3 import SD3_BUILDS
 from farm.base.builds.unet import SD_BUILDS, SDXL_BUILDS
 from farm.base.names import BuiltName
 
 __all__ = ["BUILDS", "build_pipeline"]
 
-BUILDS: dict[str, Any] = {**SD_BUILDS, **SDXL_BUILDS}
+BUILDS: dict[str, Any] = {
+    **SD_BUILDS,
+    **SDXL_BUILDS,
+    **Z_IMAGE_BUILDS,
+    **KLEIN_BUILDS,
+    **FLUX1_BUILDS,
+    **SD3_BUILDS,
+}
 """Each has a method ``make``, which builds its pipeline."""
 assert set(BUILDS) == set(get_args(BuiltName))
 
@@ -27,6 +37,7 @@ def build_pipeline(
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    sample_on: str | torch.device = "cpu",
 ) -> Any:
     """Build a pipeline with random weights that depend only on the seed.
 
@@ -34,12 +45,13 @@ def build_pipeline(
 
     Args:
         dtype: None means float32 on a CPU, and float16 elsewhere.
+        sample_on: another device samples other weights, in a fraction of the time.
     """
     place = torch.device(device)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        with torch.device("meta" if place.type == "meta" else "cpu"):
+        with torch.device("meta" if place.type == "meta" else sample_on):
             pipeline = BUILDS[name].make()
     finally:
         torch.random.set_rng_state(state)

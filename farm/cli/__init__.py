@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import inspect
 import os
 import sys
 import threading
@@ -56,6 +57,21 @@ def _root(
 
 for _name in COMMANDS:
     importlib.import_module(f"farm.cli.commands.{_name}").register(app)
+
+
+def _rewrap_help(group: typer.Typer) -> None:
+    """Join the lines of each help paragraph: they are broken for the source, not for a terminal."""
+    for command in group.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(
+            text if text.startswith(" ") else " ".join(text.split()) for text in paragraphs
+        )
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _rewrap_help(inner.typer_instance)
+
+
+_rewrap_help(app)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "confirm",
     "finish",
     "hardware_of",
+    "calibrate_device",
     "plan_request",
     "prepare",
     "run_prepared",
@@ -150,6 +151,25 @@ def hardware_of(options: PlanOptions, address: str | None = None) -> Hardware:
         raise UserError(f"the memory of {options.gpu!r} is not known", "give it with --gpu-memory")
     cpus = options.cpus or 8.0 * gpus
     return Hardware(options.gpu, int(gib * 2**30), gpus, cpus, nodes, options.price)
+
+
+def calibrate_device(options: PlanOptions) -> None:
+    """Measure this machine's device with the chosen base, and keep the result for later plans."""
+    import torch
+
+    from farm.base.loading import load_base, training_dtype
+    from farm.training.plan.calibration import save_calibration
+    from farm.training.slots.calibrate import calibrate
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = load_base(
+        os.fspath(options.base),
+        device=device,
+        dtype=training_dtype(device),
+        revision=options.revision,
+    )
+    found = calibrate(base, say=note)
+    note(f"calibration of {found.hardware}: {save_calibration(found)}")
 
 
 # -- before the run ------------------------------------------------------------------------------

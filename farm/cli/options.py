@@ -188,7 +188,12 @@ class RunOptions(ScoringOptions, PlanOptions):
         ),
     ] = None
     in_process: InProcessOption = False
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the denoiser.")] = False
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Compile the denoiser; by default on GPUs, if it pays."
+        ),
+    ] = None
     samples: Annotated[
         int, typer.Option("--samples", min=0, help="Images per sample prompt; 0 for none.")
     ] = 1

@@ -54,6 +54,8 @@ class EngineConfig(BaseModel):
     batch_rows: int | None = Field(None, ge=1, le=1024)
     """Rows of a full pass at the base's own size; None measures the best number, once per base and
     machine."""
+    pad_rows: bool | None = None
+    """Pad passes to a few sizes and replay each as a CUDA graph; None does so on GPUs."""
     max_batch_rows: int = Field(128, ge=2, le=1024)
     """The measurement stops at this size."""
     memory_reserve: float = Field(0.1, ge=0, lt=0.9)

@@ -17,12 +17,13 @@ from farm.errors import Interrupted, StoreError, StoreUnusable
 from farm.locks import StoreLock
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
+from farm.training.lane.publisher import drop_left_checkpoints
+from farm.training.lane.scratch import sweep_folders
 from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
 from farm.training.run.failures import failures_of
 from farm.training.run.lock_guard import LockGuard
 from farm.training.run.prepare import prepare_run, resume_run
 from farm.training.run.request import PreparedRun, RunRequest, RunSummary, RunView
-from farm.training.run.scratch import sweep_folders
 
 __all__ = [
     "PreparedRun",
@@ -75,6 +76,9 @@ def execute_run(
         write_run_files(prepared, claim)
         point_names(prepared)
         jobs = _drive(driver)
+        with suppress(StoreError, StoreUnusable):  # the next start of the run drops them
+            done = {job.key for job in jobs if job.status is Status.COMMITTED}
+            drop_left_checkpoints(prepared.store, done)
     finally:
         _release(claim)
         guard.close()
@@ -86,11 +90,17 @@ def execute_run(
     if driver.stop.is_set() and left:
         raise Interrupted(
             f"stopped: {summary.committed + summary.reused} of {summary.jobs} adapters are "
-            f"committed and safe; {left} jobs are left and keep their last checkpoints "
+            f"committed and safe; {_left(left)} "
             f"(run {prepared.run_id} in {prepared.store.url})",
             "run the same command again to resume",
         )
     return summary
+
+
+def _left(number: int) -> str:
+    if number == 1:
+        return "1 job is left and keeps its last checkpoint"
+    return f"{number} jobs are left and keep their last checkpoints"
 
 
 def _release(claim: StoreLock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,31 @@ def test_publishing_again_changes_nothing_and_completes_a_missing_name(
     named = registry.resolve("default", "kira")
     assert named is not None
     assert named.sha256 == bytes_digest(b"weights")
+
+
+class PausedStore(Store):
+    """Another process publishes after this one's first upload."""
+
+    def __init__(self, url: str, other: Callable[[], object]) -> None:
+        super().__init__(url)
+        self._other: Callable[[], object] | None = other
+
+    def upload(self, local: str | Path, path: str) -> None:
+        super().upload(local, path)
+        if self._other is not None:
+            other, self._other = self._other, None
+            other()
+
+
+def test_a_process_that_was_paused_replaces_no_committed_file(
+    registry: Registry, tmp_path: Path
+) -> None:
+    other = saved(tmp_path / "b", "k1", weights=b"committed while the first process was paused")
+    (tmp_path / "a" / "samples").mkdir(parents=True)
+    late = saved(tmp_path / "a", "k1", weights=b"late")
+    store = PausedStore(registry.store.url, lambda: registry.publish(other, tmp_path / "b"))
+    assert not Registry(store).publish(late, tmp_path / "a")
+    assert registry.fetch("k1", tmp_path / "fetched").files == other.files
 
 
 def test_two_subjects_with_one_key_share_one_adapter(registry: Registry, tmp_path: Path) -> None:

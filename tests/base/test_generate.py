@@ -15,6 +15,7 @@ from farm.schedulers import SchedulerName
 PROMPTS = ["a photo of sks cat", "a mushroom"]
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "generate")
 @pytest.mark.parametrize("name", get_args(SchedulerName))
 @pytest.mark.parametrize("build", ["tiny", "tiny-v"])
 def test_pictures_equal_those_of_the_plain_pipeline(build: str, name: SchedulerName) -> None:

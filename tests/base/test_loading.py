@@ -104,6 +104,7 @@ def test_a_url_is_fetched_once_and_again_when_it_changes(folder: Path) -> None:
     assert load_base(url).prediction_type == "v_prediction"
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "load")
 def test_a_hub_model_loads_from_the_local_cache_while_offline(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

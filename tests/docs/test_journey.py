@@ -123,6 +123,7 @@ def check_every_adapter(shell: PageRun, pipeline: Any, store: str, names: set[st
         assert np.abs(own - plain).max() <= 16, f"{name}: not what plain diffusers generates"
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "run to request")
 def test_the_demos_adapters_are_served(shell: PageRun, pipeline: Any) -> None:
     check_every_adapter(shell, pipeline, "demo/store", {"cat-01", "mushroom-02"})
 

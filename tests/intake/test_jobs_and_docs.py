@@ -39,6 +39,15 @@ def test_the_articles_pair_is_ready(draw_subject: Draw, tmp_path: Path):
     assert cat.recipe.num_prior_images == 200
 
 
+def test_the_sdxl_pair_has_the_official_scripts_numbers(draw_subject: Draw, tmp_path: Path):
+    for folder, count in ARTICLE.items():
+        draw_subject(folder, count)
+    for subject in checked(placed("sdxl.yaml", tmp_path)).subjects:
+        recipe = subject.recipe
+        assert (recipe.steps, recipe.instance_rows, recipe.rank) == (500, 4, 4)
+        assert (recipe.learning_rate, recipe.resolution_px) == (1e-4, 1024)
+
+
 def test_the_papers_thirty_subjects_are_ready(draw_subject: Draw, tmp_path: Path):
     path = placed("dreambooth.yaml", tmp_path)
     for name in re.findall(r"photos: (\S+?)[,}]", path.read_text()):

@@ -97,24 +97,25 @@ class LiveEndpoint:
     def __init__(self, root: Path, **config: Any) -> None:
         self.store = Store(root / "store")
         self.registry = Registry(self.store)
+        name = config.pop("base", "tiny")
         engine = config.pop("engine", EngineConfig(num_slots=6, max_rank=8, batch_rows=8))
         config.setdefault("anonymous_namespace", "default")
         self.config = EndpointConfig(
             store=self.store.url,
-            base="tiny",
+            base=name,
             engine=engine,
             cache_folder=str(root / "disk"),
             **config,
         )
-        self.base = load_base("tiny")
+        self.base = load_base(name)
         self.engine = Engine(
-            load_base("tiny"),
+            load_base(name),
             self.registry,
             self.config.engine_config,
             cache_folder=self.config.disk_folder,
         )
         self.engine.start()
-        self.client = LocalEngine(self.engine, engine_facts(self.engine, "tiny"))
+        self.client = LocalEngine(self.engine, engine_facts(self.engine, name))
         self.services = build_services(
             self.config, self.client, PrometheusMetrics(), link_secret=b"secret"
         )

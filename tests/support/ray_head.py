@@ -34,14 +34,17 @@ class Head:
     temp_dir: str
     process: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every node, beside Ray's own."""
 
     def environment(self, **more: str) -> dict[str, str]:
         """Environment of a client with the token."""
         return clean_environment() | {"RAY_AUTH_TOKEN": self.token} | more
 
-    def start_worker(self, name: str, num_cpus: int = 1) -> subprocess.Popen[bytes]:
+    def start_worker(self, name: str, num_cpus: int = 1, **env: str) -> subprocess.Popen[bytes]:
         """Start another node on this machine, with a resource of its name; killed with the head."""
         ports = free_ports(3, beyond=2000 + 10 * len(self.workers))
+        log = Path(self.temp_dir) / f"{name}.log"
         worker = subprocess.Popen(
             [
                 *(str(BIN / "ray"), "start", "--block", f"--address={self.gcs}"),
@@ -50,9 +53,9 @@ class Head:
                 *(f"--dashboard-agent-listen-port={ports[0]}",),
                 *(f"--dashboard-agent-grpc-port={ports[1]}", f"--metrics-export-port={ports[2]}"),
             ],
-            env=self.environment(RAY_AUTH_MODE="token"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            env=self.environment(RAY_AUTH_MODE="token", **{**self.env, **env}),
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         self.workers.append(worker)
@@ -121,7 +124,7 @@ def free_ports(count: int, *, beyond: int = 0) -> list[int]:
 @contextmanager
 def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[Head]:
     """Start a head, wait for its dashboard, and stop only this head at the end."""
-    token = secrets.token_hex(16)
+    token = (env or {}).get("RAY_AUTH_TOKEN") or secrets.token_hex(16)
     # the paths of Ray's sockets may hold 107 bytes
     with tempfile.TemporaryDirectory(prefix="fr-", ignore_cleanup_errors=True) as folder:
         gcs, dashboard, *others = free_ports(6)
@@ -150,7 +153,14 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
                 stderr=output,
                 start_new_session=True,
             )
-        head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", token, folder, process)
+        head = Head(
+            f"http://127.0.0.1:{dashboard}",
+            f"127.0.0.1:{gcs}",
+            token,
+            folder,
+            process,
+            env=env or {},
+        )
         try:
             _await_dashboard(head, log)
             yield head

@@ -15,21 +15,30 @@ O outputs, r rank (the bank's maximum; adapters of lower rank leave the last col
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from farm.adapters.bank.attention import SharedInputAttention, attentions_with_shared_inputs
+from farm.adapters.bank.grouped import Kernel
 from farm.adapters.bank.layers import (
     BankConv2d,
     BankLayer,
     BankLinear,
+    DownBlock,
     Route,
     StackedWeights,
 )
-from farm.adapters.bank.layout import LayerPlace, denoiser_layers, lay_out, text_layers
+from farm.adapters.bank.layout import (
+    LayerPlace,
+    cross_attentions,
+    denoiser_layers,
+    lay_out,
+    text_layers,
+)
+from farm.adapters.bank.scales import Scales
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.device.transfer import sent
 from farm.base.generate import Routing
@@ -45,8 +54,6 @@ class Bank(nn.Module):
 
     flat_ZP: Tensor
     """The master weights: all slots and the zero adapter."""
-    scale_LZ: Tensor
-    """alpha / rank by layer and slot, in the base's dtype."""
 
     def __init__(
         self,
@@ -81,7 +88,8 @@ class Bank(nn.Module):
         self.dtype = dtype or (torch.float32 if trainable else base.dtype)
         self.compute_dtype = base.dtype
         chosen = denoiser_layers(base, target_modules) | text_layers(base, text_encoder_modules)
-        self.places = lay_out(chosen, max_rank)
+        self.places = lay_out(chosen, max_rank, cross_attentions=cross_attentions(base))
+        self._in_order = list(self.places.values())
         self.num_parameters = sum(
             (place.num_inputs + place.num_outputs) * max_rank for place in self.places.values()
         )
@@ -90,8 +98,13 @@ class Bank(nn.Module):
         self._ranks: list[dict[str, int]] = [{} for _ in range(num_slots)]
         self._route = Route()
         self._wrapped: dict[str, tuple[nn.Module, str]] = {}
+        self._blocks: dict[int, DownBlock] = {}
+        self._leaves: dict[int, Tensor] = {}  # by their start in a flat row
         for index, (name, layer) in enumerate(chosen.items()):
             self._wrap(name, layer, self._stacked(index, self.places[name]))
+        self._attentions = attentions_with_shared_inputs(base.components[base.denoiser_name])
+        for attention in self._attentions:
+            attention.processor = SharedInputAttention(attention.processor)
 
     # -- storage ------------------------------------------------------------------------------
 
@@ -103,30 +116,48 @@ class Bank(nn.Module):
         # what the layers read: the master itself if the dtypes agree, else a cast of it
         shares = self.dtype == self.compute_dtype
         self._compute_ZP = self.flat_ZP if shares else self.flat_ZP.to(self.compute_dtype)
-        scale = torch.zeros(len(self.places), shape[0], dtype=self.compute_dtype, device=device)
-        self.register_buffer("scale_LZ", scale, persistent=False)
+        self._scales = Scales(
+            self.num_slots,
+            len(self.places),
+            down_size=min(place.up_start for place in self._in_order),
+            like=self._compute_ZP,
+            folds=not shares,
+        )
         self.grad_SP: Tensor | None = None
         if self.trainable:
             self.grad_SP = torch.zeros_like(self._compute_ZP[: self.num_slots])
-            # a layer's gradients are strided views of the flat tensor by design
-            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient")
 
     def _stacked(self, index: int, place: LayerPlace) -> StackedWeights:
         down, up = self._views(self._compute_ZP, place)
-        slots_down, slots_up = down[: self.num_slots].detach(), up[: self.num_slots].detach()
-        if self.grad_SP is not None:
-            # leaves whose gradients accumulate in place into one flat tensor
-            slots_down.requires_grad_()
-            slots_up.requires_grad_()
-            slots_down.grad, slots_up.grad = self._views(self.grad_SP, place)
-        return StackedWeights(slots_down, slots_up, down, up, self.scale_LZ[index])
+        block = self._blocks.get(place.block_start)
+        if block is None:
+            of_block = self._block_view(self._compute_ZP[: self.num_slots], place)
+            block = DownBlock(self._leaf(of_block, place.block_start), place.block_layers)
+            self._blocks[place.block_start] = block
+        slots_up = self._leaf(up[: self.num_slots], place.up_start)
+        scale_Z = self._scales.scale_LZ[index]
+        return StackedWeights(block, place.block_place, slots_up, down, up, scale_Z)
+
+    def _leaf(self, view: Tensor, start: int) -> Tensor:
+        self._leaves[start] = view.detach().requires_grad_(self.trainable)
+        return self._leaves[start]
+
+    def _block_view(self, flat: Tensor, place: LayerPlace) -> Tensor:
+        """The down halves [rows, I, k] of the layers that share this layer's input."""
+        width = place.block_layers * self.max_rank
+        block = flat[:, place.block_start : place.block_start + place.num_inputs * width]
+        return block.view(flat.shape[0], -1, width)
 
     def _views(self, flat: Tensor, place: LayerPlace) -> tuple[Tensor, Tensor]:
         """Down [rows, I, r] and up [rows, r, O] of one layer in a flat tensor [rows, P]."""
         rank, rows = self.max_rank, flat.shape[0]
-        down = flat[:, place.down_start : place.down_start + place.num_inputs * rank]
+        first = place.block_place * rank
         up = flat[:, place.up_start : place.up_start + place.num_outputs * rank]
-        return down.view(rows, -1, rank), up.view(rows, rank, -1)
+        down = self._block_view(flat, place)[:, :, first : first + rank]
+        return down, up.view(rows, rank, -1)
+
+    def _down(self, flat: Tensor, index: int) -> Tensor:
+        return self._views(flat, self._in_order[index])[0]
 
     def _wrap(self, name: str, layer: nn.Module, stacked: StackedWeights) -> None:
         kind = BankConv2d if isinstance(layer, nn.Conv2d) else BankLinear
@@ -146,12 +177,41 @@ class Bank(nn.Module):
             assert isinstance(wrapper, BankLayer)
             setattr(parent, attribute, wrapper.base_layer)
         self._wrapped.clear()
+        for attention in self._attentions:
+            attention.processor = attention.processor.original
+        self._attentions.clear()
+
+    # -- training -----------------------------------------------------------------------------
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the master weights to the tensor that the layers read, after a bulk change."""
         if self._compute_ZP is not self.flat_ZP:
-            self._compute_ZP.copy_(self.flat_ZP)
+            self._scales.fold(self._compute_ZP, self.flat_ZP, self._down)
+
+    def backward(self, loss: Tensor) -> None:
+        """Write the loss's gradients into ``grad_SP``, replacing what it held.
+
+        One concatenation writes all of them. Autograd's own accumulation would add each layer's
+        gradient to its part of the tensor, which costs a kernel per layer and zeroing.
+        """
+        assert self.grad_SP is not None, "the bank does not train"
+        leaves = [self._leaves[start] for start in sorted(self._leaves)]  # as in the flat row
+        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        torch.cat([grad.flatten(1) for grad in grads], 1, out=self.grad_SP)
+
+    def unfold_gradients(self, grad_SP: Tensor) -> None:
+        """From gradients of the weights that layers read to those of the master, in place."""
+        self._scales.unfold_gradients(grad_SP, self._down)
+
+    @property
+    def has_late_scale(self) -> bool:
+        """Whether passes multiply by alpha / rank; a captured pass is valid for one answer only."""
+        return self._scales.applies_late
+
+    def use_kernel(self, kernel: Kernel) -> None:
+        """Choose how grouped products are computed."""
+        self._route.kernel = kernel
 
     # -- routing ------------------------------------------------------------------------------
 
@@ -197,6 +257,7 @@ class Bank(nn.Module):
         self, mode: str, slots_RK: Tensor | None, weights_RK: Tensor | None
     ) -> Iterator[None]:
         route = self._route
+        route.has_scale = self._scales.applies_late
         before = (route.mode, route.slots_RK, route.weights_RK)
         route.mode, route.slots_RK, route.weights_RK = mode, slots_RK, weights_RK  # type: ignore[assignment]
         try:
@@ -221,7 +282,7 @@ class Bank(nn.Module):
         """
         self.check_fits(weights)
         row_P = torch.zeros(self.num_parameters, dtype=self.dtype)
-        scale_L = torch.zeros(len(self.places), dtype=torch.float64)
+        scales = [0.0] * len(self.places)
         for index, (name, place) in enumerate(self.places.items()):
             layer = weights.layers.get(name)
             if layer is None:
@@ -229,9 +290,9 @@ class Bank(nn.Module):
             down, up = self._views(row_P.unsqueeze(0), place)
             down[0, :, : layer.rank] = layer.down.detach().flatten(1).T.to(row_P)
             up[0, : layer.rank] = layer.up.detach().flatten(1).T.to(row_P)
-            scale_L[index] = weights.scale(name)
+            scales[index] = weights.scale(name)
+        self._scales.set(self._checked(slot), scales)
         self.write_row(slot, row_P)
-        self.scale_LZ[:, slot].copy_(sent(scale_L, self.scale_LZ.device))
         self._alphas[slot] = dict(weights.alphas)
         self._ranks[slot] = {name: layer.rank for name, layer in weights.layers.items()}
 
@@ -240,7 +301,7 @@ class Bank(nn.Module):
         """Reset a slot to the base model, without an adapter."""
         self.flat_ZP[self._checked(slot)].zero_()
         self._compute_ZP[slot].zero_()
-        self.scale_LZ[:, slot].zero_()
+        self._scales.clear(slot)
         self._alphas[slot], self._ranks[slot] = {}, {}
 
     @torch.no_grad()
@@ -284,7 +345,7 @@ class Bank(nn.Module):
         """Replace a slot's weights with a flat row [P]; its ranks and alphas stay."""
         self.flat_ZP[self._checked(slot)].copy_(sent(row_P, self.flat_ZP.device))
         if self._compute_ZP is not self.flat_ZP:
-            self._compute_ZP[slot].copy_(self.flat_ZP[slot])
+            self._scales.fold_slot(slot, self._compute_ZP, self.flat_ZP, self._down)
 
     def unpack(self, slot: int, row_P: Tensor) -> AdapterWeights:
         """A flat row [P] as an adapter, with the slot's current ranks and alphas."""

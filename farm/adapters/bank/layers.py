@@ -21,12 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from farm.adapters.bank.grouped import Kernel, LinearParts, grouped_linear
+
 __all__ = [
     "AdaptedConv2d",
     "AdaptedLayer",
     "BankConv2d",
     "BankLayer",
     "BankLinear",
+    "DownBlock",
     "Route",
     "StackedWeights",
 ]
@@ -41,6 +44,9 @@ class Route:
     """The slots of the current pass's rows; one object shared by all layers."""
 
     mode: Literal["none", "grouped", "gathered"] = "none"
+    has_scale: bool = False
+    """Whether alpha / rank is still to be applied; not if it is 1 or part of the down halves."""
+    kernel: Kernel = "products"
     slots_RK: Tensor | None = None
     """int64; the index S (the bank's last row, always zero) means no adapter."""
     weights_RK: Tensor | None = None
@@ -48,17 +54,37 @@ class Route:
 
 
 @dataclass(frozen=True)
+class DownBlock:
+    """The down halves of layers that read one input, side by side, of all slots."""
+
+    down_SIk: Tensor
+    """k = layers · r; a leaf with a gradient if the bank is trainable."""
+    num_layers: int
+
+
+@dataclass(frozen=True)
 class StackedWeights:
     """One layer's weights of all slots: views into the bank's flat storage."""
 
-    down_SIr: Tensor
-    """The S slots; a leaf with a gradient if the bank is trainable."""
+    block: DownBlock
+    place: int
+    """The layer's place in the block."""
     up_SrO: Tensor
+    """The S slots; a leaf with a gradient if the bank is trainable."""
     all_down_ZIr: Tensor
     """Z = S + 1: the slots and the zero adapter, for gathering; never needs a gradient."""
     all_up_ZrO: Tensor
     scale_Z: Tensor
     """alpha / rank of this layer in each slot."""
+
+    @property
+    def down(self) -> Tensor:
+        """The layer's own part [S, I, r] of its block."""
+        block = self.block
+        if block.num_layers == 1:
+            return block.down_SIk
+        rank = self.up_SrO.shape[1]
+        return block.down_SIk[:, :, self.place * rank : (self.place + 1) * rank]
 
 
 class AdaptedLayer(nn.Module):
@@ -90,37 +116,52 @@ class BankLayer(AdaptedLayer):
         super().__init__(base_layer)
         self.route = route
         self.stacked = stacked
-        self.num_slots = stacked.down_SIr.shape[0]
+        self.num_slots = stacked.up_SrO.shape[0]
 
-    def gathered(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def grouped_factor(self) -> Tensor | None:
+        """Factors on the slots' hidden values [S, 1, 1]; None means 1."""
+        if not self.route.has_scale:
+            return None
+        return self.stacked.scale_Z[: self.num_slots].view(-1, 1, 1)
+
+    def gathered(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Each row's weights, K adapters side by side along the rank.
 
         Returns:
-            down [R, I, K·r], up [R, K·r, O] and the factors on the hidden values [R, 1, K·r].
+            down [R, I, K·r], up [R, K·r, O] and the factors on the hidden values [R, 1, K·r], None
+            for 1.
         """
         slots_RK, weights_RK = self.route.slots_RK, self.route.weights_RK
         assert slots_RK is not None
         rows, count = slots_RK.shape
         down, up, scale_Z = self.stacked.all_down_ZIr, self.stacked.all_up_ZrO, self.stacked.scale_Z
         rank = down.shape[2]
-        factor_RK = scale_Z[slots_RK]
+        factor_RK = scale_Z[slots_RK] if self.route.has_scale else None
         if weights_RK is not None:
-            factor_RK = factor_RK * weights_RK
-        factor_R1k = factor_RK.repeat_interleave(rank, 1).unsqueeze(1)
+            factor_RK = weights_RK if factor_RK is None else factor_RK * weights_RK
+        factor_R1k = None
+        if factor_RK is not None:
+            factor_R1k = factor_RK.repeat_interleave(rank, 1).unsqueeze(1).to(like.dtype)
         if count == 1:
             slots_R = slots_RK.squeeze(1)
             return (
                 down.index_select(0, slots_R).to(like.dtype),
                 up.index_select(0, slots_R).to(like.dtype),
-                factor_R1k.to(like.dtype),
+                factor_R1k,
             )
         down_RIk = down[slots_RK].transpose(1, 2).reshape(rows, -1, count * rank)
         up_RkO = up[slots_RK].reshape(rows, count * rank, -1)
-        return down_RIk.to(like.dtype), up_RkO.to(like.dtype), factor_R1k.to(like.dtype)
+        return down_RIk.to(like.dtype), up_RkO.to(like.dtype), factor_R1k
 
 
 class BankLinear(BankLayer):
     """``y = W x + b + scale · B A x`` with A and B of each row's slot."""
+
+    @property
+    def parts(self) -> LinearParts:
+        """The frozen layer and the up halves, for a grouped product."""
+        return LinearParts(self.weight, self.bias, self.stacked.up_SrO)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [R, …, I] → [R, …, O]."""
@@ -128,15 +169,17 @@ class BankLinear(BankLayer):
         if mode == "none":
             return functional.linear(x, self.weight, self.bias)
         if mode == "grouped":
-            x_GNI = x.reshape(self.num_slots, -1, x.shape[-1])
-            down, up = self.stacked.down_SIr.to(x.dtype), self.stacked.up_SrO.to(x.dtype)
-            factor = self.stacked.scale_Z[: self.num_slots].view(-1, 1, 1)
-        else:
-            x_GNI = x.reshape(x.shape[0], -1, x.shape[-1])
-            down, up, factor = self.gathered(x)
-        y_GNO = functional.linear(x_GNI, self.weight, self.bias)
-        hidden_GNr = torch.bmm(x_GNI, down) * factor
-        return _with_product(y_GNO, hidden_GNr, up).view(*x.shape[:-1], -1)
+            down = self.stacked.down
+            return grouped_linear(x, [self.parts], down, self.grouped_factor, self.route.kernel)[0]
+        x_RNI = x.reshape(x.shape[0], -1, x.shape[-1])
+        down, up, factor = self.gathered(x)
+        y_RNO = functional.linear(x_RNI, self.weight, self.bias)
+        hidden_RNr = _scaled(torch.bmm(x_RNI, down), factor)
+        return _with_product(y_RNO, hidden_RNr, up).view(*x.shape[:-1], -1)
+
+
+def _scaled(hidden: Tensor, factor: Tensor | None) -> Tensor:
+    return hidden if factor is None else hidden * factor
 
 
 def _with_product(y: Tensor, hidden: Tensor, up: Tensor) -> Tensor:
@@ -215,11 +258,11 @@ class BankConv2d(BankLayer, AdaptedConv2d):
         if mode == "none":
             return y_ROHW
         if mode == "grouped":
-            down, up = self.stacked.down_SIr.to(x.dtype), self.stacked.up_SrO.to(x.dtype)
-            factor = self.stacked.scale_Z[: self.num_slots].view(-1, 1, 1)
+            down, up = self.stacked.down.to(x.dtype), self.stacked.up_SrO.to(x.dtype)
+            factor = self.grouped_factor
         else:
             down, up, factor = self.gathered(x)
-        hidden_GNr = self.hidden(x, down, y_ROHW.shape[2:]) * factor
+        hidden_GNr = _scaled(self.hidden(x, down, y_ROHW.shape[2:]), factor)
         # channels last on both sides; a view if the pass runs in that layout
         y_RHWO = y_ROHW.permute(0, 2, 3, 1)
         y_GNO = y_RHWO.reshape(down.shape[0], -1, y_RHWO.shape[3])

@@ -5,7 +5,7 @@ Owns the matching of target modules and the layout of the row. Holds no weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,6 +17,7 @@ from farm.errors import UserError
 __all__ = [
     "LayerPlace",
     "adaptable_layers",
+    "cross_attentions",
     "denoiser_layers",
     "lay_out",
     "matching_layers",
@@ -34,7 +35,11 @@ class LayerPlace:
     num_inputs: int
     """Rows of the down half: inputs, times the kernel's area for a convolution."""
     num_outputs: int
-    down_start: int
+    block_start: int
+    """Start of the block [I, layers · r] with the down halves of the layers of one input."""
+    block_layers: int
+    block_place: int
+    """The layer's place in the block."""
     up_start: int
 
 
@@ -113,20 +118,54 @@ def _can_carry(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def lay_out(layers: Mapping[str, nn.Module], max_rank: int) -> dict[str, LayerPlace]:
-    """Assign each layer its position in a flat row: all down halves, then all up halves."""
-    sizes: dict[str, tuple[int, int, tuple[int, ...]]] = {}
-    for name, layer in layers.items():
-        if isinstance(layer, nn.Conv2d):
-            high, wide = layer.kernel_size
-            sizes[name] = (layer.in_channels * high * wide, layer.out_channels, (high, wide))
-        else:
-            assert isinstance(layer, nn.Linear)
-            sizes[name] = (layer.in_features, layer.out_features, ())
-    places = {}
-    down_start, up_start = 0, max_rank * sum(inputs for inputs, _, _ in sizes.values())
-    for name, (inputs, outputs, kernel) in sizes.items():
-        places[name] = LayerPlace(name, kernel, inputs, outputs, down_start, up_start)
-        down_start += max_rank * inputs
-        up_start += max_rank * outputs
-    return places
+SHARING = ("to_q", "to_k", "to_v")
+"""The projections of an attention, which read one input unless it attends to other tokens."""
+
+
+def lay_out(
+    layers: Mapping[str, nn.Module], max_rank: int, *, cross_attentions: Collection[str] = ()
+) -> dict[str, LayerPlace]:
+    """Assign each layer its position in a flat row: all down halves, then all up halves.
+
+    Args:
+        cross_attentions: paths of the attentions whose keys and values read another input than
+            their queries.
+    """
+    sizes = {name: _size(layer) for name, layer in layers.items()}
+    blocks: dict[tuple[str, str, int], list[str]] = {}
+    for name, (inputs, _, kernel) in sizes.items():
+        parent, _, ending = name.rpartition(".")
+        group = name
+        if ending in SHARING and not kernel:
+            group = "q" if ending == "to_q" and parent in cross_attentions else "shared"
+        blocks.setdefault((parent, group, inputs), []).append(name)
+    up_start = max_rank * sum(inputs for inputs, _, _ in sizes.values())
+    down_start, places = 0, {}
+    for (_, _, inputs), names in blocks.items():
+        for place, name in enumerate(names):
+            _, outputs, kernel = sizes[name]
+            places[name] = LayerPlace(
+                name, kernel, inputs, outputs, down_start, len(names), place, up_start
+            )
+            up_start += max_rank * outputs
+        down_start += max_rank * inputs * len(names)
+    return {name: places[name] for name in layers}
+
+
+def _size(layer: nn.Module) -> tuple[int, int, tuple[int, ...]]:
+    """Rows of the down half, outputs, and the kernel's size."""
+    if isinstance(layer, nn.Conv2d):
+        high, wide = layer.kernel_size
+        return layer.in_channels * high * wide, layer.out_channels, (high, wide)
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features, layer.out_features, ()
+
+
+def cross_attentions(base: Base) -> set[str]:
+    """Paths of the denoiser's attentions to the prompt."""
+    name = base.denoiser_name
+    return {
+        f"{name}.{path}"
+        for path, module in base.components[name].named_modules()
+        if getattr(module, "is_cross_attention", False)
+    }

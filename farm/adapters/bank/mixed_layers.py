@@ -36,6 +36,8 @@ class RowPart:
     """down [G, I, r] and up [G, r, O] of each layer that the adapters change."""
     factors: Mapping[str, Tensor] | None = None
     """Factors [G, 1, 1] on the hidden values by layer; None means 1."""
+    is_direct: bool = False
+    """Whether ``layers`` are views of a slot and not of the copies in row order."""
 
 
 @dataclass

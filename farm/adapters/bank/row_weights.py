@@ -103,6 +103,15 @@ class RowWeights:
             self._bank.open_layers(part.layers)
         return self._num_copied
 
+    def fixed_parts(self) -> tuple[object, ...] | None:
+        """What a captured pass of these rows reads; equal by identity while the pass is valid.
+
+        None if a factor or a slot is read directly, because those move in memory.
+        """
+        if any(part.factors is not None or part.is_direct for part in self._parts):
+            return None
+        return tuple(part.layers for part in self._parts)
+
     def _add_parts(
         self, k: int, uses: Sequence[_Use], before: dict[tuple[int, Shape], _Copies]
     ) -> None:
@@ -141,23 +150,27 @@ class RowWeights:
                 self._num_copied += 1
         shape = members[0].held.shape
         layers = copies.layers(shape, start, copies.num_used)
-        self._append(members, layers, members)
+        self._append(members, layers, members, is_direct=False)
 
     def _add_direct(self, members: Sequence[_Use]) -> None:
         """Rows that read the slot directly, one group for each run of equal adapters."""
         for _, run in groupby(members, lambda use: (use.held.serial, use.factor)):
             rows = list(run)
             held = rows[0].held
-            self._append(rows, held.shape.views(held.flat_P.unsqueeze(0)), rows[:1])
+            views = held.shape.views(held.flat_P.unsqueeze(0))
+            self._append(rows, views, rows[:1], is_direct=True)
 
     def _append(
         self,
         rows: Sequence[_Use],
         layers: dict[str, tuple[Tensor, Tensor]],
         groups: Sequence[_Use],
+        *,
+        is_direct: bool,
     ) -> None:
+        factors = self._factors(list(layers), groups)
         self._parts.append(
-            RowPart(rows[0].row, rows[-1].row + 1, layers, self._factors(list(layers), groups))
+            RowPart(rows[0].row, rows[-1].row + 1, layers, factors, is_direct=is_direct)
         )
 
     def _factors(self, names: Sequence[str], groups: Sequence[_Use]) -> dict[str, Tensor] | None:

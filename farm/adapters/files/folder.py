@@ -37,7 +37,7 @@ from farm.adapters.files.write import (
     safe_file_name,
     thumbnail_uri,
 )
-from farm.adapters.record import AdapterRecord
+from farm.adapters.record import AdapterRecord, BaseFamily
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import AdapterFileError
@@ -77,11 +77,14 @@ def save_adapter(
     """
     if not weights.layers or not weights.is_finite:
         raise AdapterFileError("the adapter is empty or not finite", "train it again")
+    names = base.family
+    family = BaseFamily(title=names.title, pipeline=names.pipeline, tags=names.tags)
+    record = record.model_copy(update={"base_family": family})
     files = _weight_files(weights, record, base, forms, samples)
     kohya_name = next((name for name in files if name.endswith(KOHYA_ENDING)), None)
     pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
     captions = _captions(pictures)
-    files["README.md"] = model_card(record, captions, kohya_name, base.family).encode()
+    files["README.md"] = model_card(record, captions, kohya_name).encode()
 
     pictures |= {
         f"samples-others/{number:02d}.png": picture

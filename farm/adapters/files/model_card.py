@@ -14,7 +14,6 @@ from huggingface_hub import ModelCardData
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.record import AdapterRecord, ImportedFile
-from farm.base.interface import FamilyNames
 from farm.recipe import Recipe
 
 __all__ = ["model_card"]
@@ -26,10 +25,7 @@ MARKUP = re.compile(r"([\\`*_{}\[\]()<>#!|~&$:@])")
 
 
 def model_card(
-    record: AdapterRecord,
-    samples: Sequence[tuple[str, str]],
-    kohya_name: str | None,
-    family: FamilyNames,
+    record: AdapterRecord, samples: Sequence[tuple[str, str]], kohya_name: str | None
 ) -> str:
     """The card of one adapter.
 
@@ -38,7 +34,7 @@ def model_card(
         kohya_name: the name of the kohya file, if there is one.
     """
     trigger = f"{record.identifier} {record.class_noun}".strip()
-    tags = [*TAGS, *family.tags]
+    tags = [*TAGS, *record.base_family.tags]
     data = ModelCardData(
         base_model=record.base_id if record.base_id.count("/") == 1 else None,
         library_name="diffusers",
@@ -56,7 +52,7 @@ def model_card(
         *(f"![{_prose(prompt or trigger)}]({path})" for path, prompt in samples),
         f"\n## Trigger words\n\nWrite {_code(trigger)} in the prompt, as in "
         f"{_code(record.instance_prompt)}.\n",
-        _usage(record, kohya_name, family.pipeline),
+        _usage(record, kohya_name),
         "" if record.recipe is None else _training(record, record.recipe),
         _quality(record),
         _provenance(record),
@@ -72,7 +68,8 @@ def _summary(record: AdapterRecord) -> str:
     return f"{about}trained by DreamBooth{prior} on {_code(record.base_id)}.\n"
 
 
-def _usage(record: AdapterRecord, kohya_name: str | None, pipeline: str) -> str:
+def _usage(record: AdapterRecord, kohya_name: str | None) -> str:
+    pipeline = record.base_family.pipeline
     lines = [
         "## Use it\n",
         "```python",

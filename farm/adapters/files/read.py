@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from farm.adapters.file_names import PEFT_WEIGHTS
 from farm.adapters.files.layer_names import located
 from farm.adapters.files.lora_settings import LoraSettings, settings_beside, settings_in_header
 from farm.adapters.files.lycoris import CORE, LYCORIS_PARTS, core_pair, lycoris_pair
+from farm.adapters.files.origin import refuse_other_family
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.errors import AdapterFileError
 
@@ -80,7 +81,14 @@ def read_adapter_file(path: Path, known: Collection[str]) -> AdapterWeights:
     tensors, header = _read(path)
     contents = _contents(tensors, path)
     names, unknown = located([*contents.parts, *contents.alphas], known)
-    _refuse_unknown(contents, unknown, path)
+    inputs = {
+        layer: parts["down"].flatten(1).shape[1]
+        for layer, parts in contents.parts.items()
+        if "down" in parts and parts["down"].ndim > 1
+    }
+    refuse_other_family(path, inputs, [one for one in unknown if one in contents.parts], known)
+    if alone := [name for name in unknown if name in contents.alphas]:
+        raise _orphan_alpha(alone[0], path)
     settings = _settings(path, header, tensors)
     alphas = _alphas_by_layer(contents, names, path)
     shapes: Mapping[str, tuple[int, ...]] = known if isinstance(known, Mapping) else {}
@@ -165,7 +173,7 @@ def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
             contents.alphas[layer] = tensor
             continue
         contents.adapters.add(match.groupdict().get("adapter") or "")
-        contents.parts[layer][part] = tensor.float()
+        contents.parts[layer][part] = _as_float(tensor, f"{path}: {key}")
     if len(contents.adapters) > 1:
         several = ", ".join(name or "one without a name" for name in sorted(contents.adapters))
         raise AdapterFileError(
@@ -174,6 +182,14 @@ def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
     if not contents.parts:
         raise AdapterFileError(f"{path}: it holds no LoRA layer", "fetch it again")
     return contents
+
+
+def _as_float(tensor: Tensor, place: str) -> Tensor:
+    if tensor.is_floating_point():
+        with suppress(RuntimeError):  # packed types have no conversion
+            return tensor.float()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    raise AdapterFileError(f"{place} holds numbers of type {kind}", "save it as float16 or float32")
 
 
 def _part_of(key: str) -> tuple[re.Match[str] | None, str]:
@@ -212,18 +228,6 @@ def _foreign(key: str, path: Path) -> AdapterFileError:
     return AdapterFileError(
         f"{path}: the tensor {key} is unknown", "save the adapter with diffusers, PEFT or kohya"
     )
-
-
-def _refuse_unknown(contents: _Contents, unknown: Iterable[str], path: Path) -> None:
-    layers = [name for name in unknown if name in contents.parts]
-    if layers:
-        raise AdapterFileError(
-            f"{path} has {len(layers)} layer{'s' if len(layers) > 1 else ''} that the base lacks, "
-            f"such as {layers[0]}",
-            "use it with the family of base models that it was trained on",
-        )
-    if alone := [name for name in unknown if name in contents.alphas]:
-        raise _orphan_alpha(alone[0], path)
 
 
 def _alphas_by_layer(contents: _Contents, names: Mapping[str, str], path: Path) -> dict[str, float]:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 __all__ = ["VAE_PIXELS", "LatentVae"]
 
+PIXEL_VALUES = 3 * 256
+"""Values per pixel that the decoder's last block keeps."""
 VAE_PIXELS = 512 * 512
-"""Pixels that a GPU encodes or decodes at once. The decoder's last block keeps three tensors of
-256 channels at full size: 384 MiB for 512 x 512 px in half precision."""
+"""Pixels that a GPU encodes or decodes at once; more if memory is free. The decoder's last block
+keeps three tensors of 256 channels at full size: 384 MiB for 512 x 512 px in half precision."""
 
 
 class LatentVae:
@@ -95,9 +97,17 @@ class LatentVae:
         pixels_B3PP = self.decode_latents(self.to_vae(latents_BCHW.to(self.vae.device)))
         return (pixels_B3PP.float() / 2 + 0.5).clamp(0, 1)
 
+    def _affordable_pixels(self) -> int:
+        """Pixels that fit into a quarter of the memory that is free now."""
+        device = self.vae.device
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        num_bytes: int = PIXEL_VALUES * self.vae.dtype.itemsize
+        return int(free) // 4 // num_bytes
+
     def _in_batches(self, run: Callable[[Tensor], Tensor], rows: Tensor, pixels: int) -> Tensor:
         """Process few images at once on a GPU: the VAE needs far more memory than the denoiser."""
         if self.max_pixels is None:
             return run(rows)
-        most = max(1, self.max_pixels // pixels)
+        most = max(1, max(self.max_pixels, self._affordable_pixels()) // pixels)
         return torch.cat([run(part) for part in torch.split(rows, most)])

@@ -24,7 +24,9 @@ from farm.base.tokens import PromptReader
 from farm.errors import UserError
 from farm.schedulers import SCHEDULERS, SchedulerName
 
-__all__ = ["PipelineBase", "padded_ids"]
+__all__ = ["HALF", "PipelineBase", "padded_ids"]
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class PipelineBase(Base):
@@ -36,6 +38,8 @@ class PipelineBase(Base):
     """Further arguments of its ``from_pretrained``."""
     half_dtype: ClassVar[torch.dtype] = torch.float16
     """Dtype on a GPU if none is asked for; flow transformers overflow in float16."""
+    full_precision_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that are loaded in float32 where the base is in half precision."""
     denoiser_part: ClassVar[str] = "unet"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """The pipeline's text encoders, in the order in which they read a prompt."""
@@ -86,10 +90,11 @@ class PipelineBase(Base):
         variant: str | None,
     ) -> Self:
         """Load a folder; only safetensors are read, and nothing is fetched."""
-        default = torch.float32 if device.type == "cpu" else cls.half_dtype
+        dtype = dtype or (torch.float32 if device.type == "cpu" else cls.half_dtype)
+        full = dict.fromkeys(cls.full_precision_parts, torch.float32)
         pipeline = cls.pipeline_class.from_pretrained(
             folder,
-            dtype=dtype or default,
+            dtype={"default": dtype, **full} if full and dtype in HALF else dtype,
             variant=variant,
             use_safetensors=True,
             local_files_only=True,

@@ -18,6 +18,10 @@ __all__ = ["FAMILIES", "family_of"]
 FAMILIES = {
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusionBase"),
     "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXLBase"),
+    "ZImagePipeline": ("z_image", "ZImageBase"),
+    "Flux2KleinPipeline": ("flux2", "Flux2KleinBase"),
+    "FluxPipeline": ("flux1", "Flux1Base"),
+    "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3Base"),
 }
 """Module in ``farm.base.families`` and class, by the name of the diffusers pipeline."""
 

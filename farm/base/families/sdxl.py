@@ -19,7 +19,7 @@ from torch import Tensor
 from farm.base.conditioning import Conditioning, TokenIds
 from farm.base.families.counting import count_denoiser
 from farm.base.families.latent_vae import LatentVae
-from farm.base.families.pipeline_base import PipelineBase, padded_ids
+from farm.base.families.pipeline_base import HALF, PipelineBase, padded_ids
 from farm.base.families.stable_diffusion import DIFFUSION_SCHEDULERS, diffusion_schedule
 from farm.base.interface import DenoiserCounts, FamilyNames, MemoryFacts
 from farm.base.schedules import NoiseSchedule
@@ -41,6 +41,7 @@ class StableDiffusionXLBase(PipelineBase):
         "feature_extractor": None,
         "add_watermarker": False,
     }
+    full_precision_parts: ClassVar[tuple[str, ...]] = ("vae",)
     text_parts: ClassVar[tuple[str, ...]] = TEXT_PARTS
     adaptable_text: ClassVar[tuple[str, ...]] = TEXT_PARTS
     scheduler_classes: ClassVar[Mapping[str, Any]] = DIFFUSION_SCHEDULERS
@@ -71,8 +72,8 @@ class StableDiffusionXLBase(PipelineBase):
         return diffusion_schedule(self._pipeline.scheduler)
 
     def _wrap_vae(self, vae: Any) -> LatentVae:
-        if self._upcasts_vae:
-            vae.to(torch.float32)  # its activations overflow in float16
+        # the original one's activations overflow in float16
+        vae.to(torch.float32 if self._upcasts_vae else self.dtype)
         wrapped = super()._wrap_vae(vae)
         mean, std = (vae.config.get(f"latents_{kind}") for kind in ("mean", "std"))
         if mean is not None and std is not None:  # Playground and others normalise by channel
@@ -84,7 +85,7 @@ class StableDiffusionXLBase(PipelineBase):
     @property
     def _upcasts_vae(self) -> bool:
         config = self._pipeline.vae.config
-        return self.dtype in (torch.float16, torch.bfloat16) and bool(config.force_upcast)
+        return self.dtype in HALF and bool(config.force_upcast)
 
     # -- text ---------------------------------------------------------------------------------
 

@@ -12,7 +12,10 @@ from farm.cli.options import DeviceOption, JsonOption, RevisionOption
 __all__ = ["register"]
 
 NameArgument = Annotated[
-    str, typer.Argument(help="embedded, tiny, tiny-v, sd15, a folder, a URL or a hub id.")
+    str,
+    typer.Argument(
+        help="embedded, a folder, a URL, a hub id, or a random-weight build such as tiny or sdxl."
+    ),
 ]
 
 
@@ -41,11 +44,14 @@ def show(name: NameArgument, revision: RevisionOption = None, json: JsonOption =
     memory = base.memory
     facts = {
         "name": name,
+        "family": base.family.title,
         "folder": str(folder) if folder else None,
         "fingerprint": base.fingerprint,
         "bytes": _folder_bytes(folder) if folder else memory.weight_bytes,
         "parameters": memory.num_parameters,
         "denoiser_parameters": memory.denoiser_parameters,
+        "adapted_parts": ", ".join(base.components),
+        "guidance": base.guidance_kind,
         "prediction_type": base.prediction_type,
         "resolution_px": base.resolution_px,
         "latent_channels": memory.latent_channels,

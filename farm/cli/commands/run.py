@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from farm.cli.execute import (
+    calibrate_device,
     confirm,
     finish,
     plan_request,
@@ -27,11 +28,25 @@ def register(app: typer.Typer) -> None:
 
 
 @with_options
-def plan(manifest: ManifestArgument, options: PlanOptions, json: JsonOption = False) -> None:
+def plan(
+    manifest: ManifestArgument,
+    options: PlanOptions,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure this machine's GPU first, for about a minute; later plans for this card "
+            "use the result.",
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Show how a manifest would be trained, how long it takes and what it costs. Spends nothing."""
     from farm.cli.views.output import print_json, print_rich
     from farm.cli.views.plan import plan_facts, plan_table
 
+    if calibrate:
+        calibrate_device(options)
     prepared = prepare(plan_request(manifest, options))
     if json:
         print_json(plan_facts(prepared))

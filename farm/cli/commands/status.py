@@ -34,13 +34,20 @@ def status(
 
     Reads only the store.
     """
-    from farm.cli.views.output import print_json
+    from farm.cli.views.output import note, print_json
+    from farm.errors import StoreError
     from farm.training.run.status import run_status
 
     opened = existing_store(store)
     run_id = chosen_run(opened, run)
     while True:
-        facts = run_status(opened, run_id)
+        try:
+            facts = run_status(opened, run_id)
+        except StoreError as error:
+            if not watch:
+                raise
+            note(f"{error.message}; trying again")
+            continue
         print_json(facts) if json else _print_status(run_id, facts)
         if not watch or facts["left"] == 0:
             return

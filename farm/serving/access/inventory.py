@@ -89,7 +89,7 @@ def _reason(named: Named, config: EngineConfig, base_fingerprint: str) -> str:
     if record is None:
         return "the record cannot be read"
     if record.base_fingerprint != base_fingerprint:
-        return f"trained on another base ({record.base_id})"
+        return f"trained on another base ({record.base_id}, {record.base_family.title})"
     if not any(name.endswith(".safetensors") for name in record.files):
         return "no safetensors file"
     recipe = record.recipe

@@ -265,7 +265,9 @@ class AdapterCache:
         if record.job_key != ref.key:
             raise _Unusable("its record names another job")
         if record.base_fingerprint != self._base_fingerprint:
-            raise _Unusable(f"it was trained on another base, {record.base_id}")
+            raise _Unusable(
+                f"it was trained on another base, {record.base_id} ({record.base_family.title})"
+            )
         return record
 
     def _fetch(self, ref: AdapterRef, record: AdapterRecord, folder: Path) -> None:

@@ -11,7 +11,7 @@ Legend: P pictures, G guided ones among them, R rows, K adapters per row, C H W 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,9 @@ from farm.adapters.bank.row_weights import RowWeights
 from farm.base.device.transfer import sent
 from farm.base.fast_blocks import restore, use_fast_blocks
 from farm.base.interface import Base, Conditioning
+from farm.serving.engine.passes import Passes, padded_rows
 from farm.serving.engine.row import Row, Size
+from farm.serving.engine.sampler import inputs_of
 
 __all__ = ["Denoiser", "arranged"]
 
@@ -40,6 +42,7 @@ class _Layout:
     rows: tuple[Row, ...]
     groups: Grouped
     lines: list[Line]
+    """In order, and repetitions of the last one that pad the pass."""
     pictures_R: Tensor
     """int64: the picture of each row."""
     prompted_P: Tensor
@@ -56,9 +59,16 @@ class _Layout:
 class Denoiser:
     """Runs the denoiser for many pictures in one pass."""
 
-    def __init__(self, base: Base, bank: MixedBank | None) -> None:
+    def __init__(self, base: Base, bank: MixedBank | None, *, pads: bool | None = None) -> None:
+        """Use the base's denoiser.
+
+        Args:
+            pads: whether passes are padded to a few sizes, and captured; None means on GPUs.
+        """
         self._base = base
         self._bank = bank
+        self._pads = base.device.type == "cuda" if pads is None else pads
+        self._passes = Passes(base, captures=self._pads)
         if base.device.type == "cpu":
             use_fast_blocks(base.components[base.denoiser_name])
         # sizes take turns: each keeps its own assembled layout
@@ -72,15 +82,20 @@ class Denoiser:
         One pass of the denoiser; the pictures must share a size. Does not modify them.
         """
         layout = self._layout_of(tuple(rows))
-        latents_PCHW = torch.cat([row.sampler.model_input() for row in rows])
+        latents_PCHW = inputs_of([row.sampler for row in rows])
         latents_RCHW = latents_PCHW.index_select(0, layout.pictures_R).to(self._base.dtype)
         timesteps_R = sent(
             torch.tensor([row.sampler.timestep for row, _ in layout.lines], dtype=torch.float32),
             self._base.device,
         )
-        with self._routed(layout):
-            prediction_RCHW = self._base.denoise(latents_RCHW, timesteps_R, layout.conditioning)
-        prediction_RCHW = prediction_RCHW.float()
+        weights = self._weights[rows[0].waiting.size] if layout.has_adapters else None
+        prediction_RCHW = self._passes.run(
+            latents_RCHW,
+            timesteps_R,
+            layout.conditioning,
+            weights,
+            nullcontext() if weights is None else weights.active(),
+        ).float()
         prompted_PCHW = prediction_RCHW.index_select(0, layout.prompted_P)
         if not len(layout.guided_G):
             return prompted_PCHW
@@ -94,14 +109,14 @@ class Denoiser:
         self._layouts.pop(size, None)
         self._weights.pop(size, None)
 
+    def free_graphs(self) -> None:
+        """Free the memory of captured passes; called after running out of it."""
+        self._passes.forget()
+
     def close(self) -> None:
         """Restore the original forward of the base's blocks."""
+        self._passes.forget()
         restore(self._base.components[self._base.denoiser_name])
-
-    def _routed(self, layout: _Layout) -> AbstractContextManager[None]:
-        if not layout.has_adapters:
-            return nullcontext()  # the bare base, at its own cost
-        return self._weights[layout.rows[0].waiting.size].active()
 
     def _layout_of(self, rows: tuple[Row, ...]) -> _Layout:
         size = rows[0].waiting.size
@@ -118,6 +133,8 @@ class Denoiser:
         groups = self._grouped(before, wanted)
         lines = [line for group in groups.values() for line in group]
         place = {line: i for i, line in enumerate(lines)}
+        if self._pads:
+            lines += lines[-1:] * (padded_rows(len(lines)) - len(lines))
         picture = {row: i for i, row in enumerate(rows)}
         guided = [i for i, row in enumerate(rows) if row.unprompted is not None]
         guidance_G = torch.tensor([rows[i].request.guidance for i in guided])

@@ -32,6 +32,7 @@ from farm.serving.engine.denoiser import Denoiser
 from farm.serving.engine.loop_calls import LoopCalls, stopping
 from farm.serving.engine.preparer import RowPreparer
 from farm.serving.engine.row import Row, Waiting, size_of
+from farm.serving.engine.sampler import advance_all
 from farm.serving.engine.sizing.capacity import Capacity
 from farm.serving.engine.sizing.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.request import GenerationRequest, Progress, Ticket
@@ -86,7 +87,7 @@ class Engine:
             listen = self.cache.revocations.listen
             listen(lambda keys: self._inbox.post(lambda: self._revoked(keys)))
         self._meter: CapacityMeter | None = None
-        self._denoiser = Denoiser(base, self._adapters.bank)
+        self._denoiser = Denoiser(base, self._adapters.bank, pads=self.config.pad_rows)
         self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
         self._preparer = RowPreparer(
             base,
@@ -103,11 +104,12 @@ class Engine:
         meter = self._meter = CapacityMeter(self.base, self._adapters.bank, self.config)
         known = meter.known()
         self.capacity = known or self.capacity
-        meter.warm_up(self.capacity.rows)
         self._adapters.start()
         self._decoder.start()
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
         self._thread.start()
+        # in the loop's own thread, for which libraries choose their kernels
+        self._inbox.result(lambda: meter.warm_up(self.capacity.rows))
         if known is None:
             meter.begin(self._inbox.result, lambda: self._counts.num_open == 0, self._use)
         else:
@@ -272,30 +274,29 @@ class Engine:
             if not isinstance(error, torch.OutOfMemoryError):
                 LOG.exception("a pass of %d pictures failed", len(rows))
             failed = without_frames(error)
-        # outside the handler, which holds the failed pass's memory
-        if isinstance(failed, torch.OutOfMemoryError):
-            self._shrink(rows)
-            return
-        if failed is not None:
-            self._isolate(rows)
+        if failed is not None:  # outside the handler, which holds the failed pass's memory
+            is_full = isinstance(failed, torch.OutOfMemoryError)
+            self._shrink(rows) if is_full else self._isolate(rows)
             return
         num_rows = sum(row.num_rows for row in rows)
-        for row, prediction_CHW in zip(rows, predictions_PCHW, strict=True):
+        for row in rows:
             row.rows_seen += num_rows
             row.largest_pass = max(row.largest_pass, num_rows)
-            self._advance(row, prediction_CHW.unsqueeze(0))
+        self._advance(rows, predictions_PCHW)
         self.capacity.pace()
         self._count_pass(rows, num_rows, time.monotonic() - started_s)
         self._finish([row for row in rows if row.sampler.is_done])
 
-    def _advance(self, row: Row, prediction_1CHW: torch.Tensor) -> None:
-        try:
-            row.sampler.advance(prediction_1CHW)
-        except Exception as error:
-            LOG.exception("a scheduler step failed")
-            failure = FarmError("the scheduler failed", "try another scheduler")
-            self._fail_row(row, caused_by(error, failure))
-            return
+    def _advance(self, rows: list[Row], predictions_PCHW: torch.Tensor) -> None:
+        errors = advance_all([row.sampler for row in rows], predictions_PCHW)
+        for row, failed in zip(rows, errors, strict=True):
+            if failed is None:
+                self._report(row)
+            else:
+                failure = FarmError("the scheduler failed", "try another scheduler")
+                self._fail_row(row, caused_by(failed, failure))
+
+    def _report(self, row: Row) -> None:
         step, steps = row.sampler.step, row.sampler.num_steps
         row.ticket.report(Progress("denoising", step, steps))
         every = row.request.preview_every
@@ -360,6 +361,7 @@ class Engine:
     def _shrink(self, rows: list[Row]) -> None:
         """Handle a pass that did not fit in memory: halve the limit, or fail a single row."""
         self._denoiser.forget(rows[0].waiting.size)
+        self._denoiser.free_graphs()
         num_rows = sum(row.num_rows for row in rows)
         LOG.warning("a pass of %d rows ran out of memory", num_rows)
         self.capacity.release_memory()
@@ -376,7 +378,7 @@ class Engine:
         self._denoiser.forget(rows[0].waiting.size)
         for row in rows:
             try:
-                self._advance(row, self._denoiser.predict([row]))
+                self._advance([row], self._denoiser.predict([row]))
             except Exception as error:
                 failure = FarmError("the picture could not be generated", "try again")
                 self._fail_row(row, caused_by(error, failure))

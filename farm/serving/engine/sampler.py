@@ -1,17 +1,20 @@
 """Denoising of one picture: its own scheduler object, timesteps and random stream.
 
-Owns the per-picture state of denoising. Independent of batches: each row of a pass has its own
-sampler, so rows may differ in scheduler, step count and progress.
+Owns the per-picture state of denoising. Each row of a pass has its own sampler, so rows may differ
+in scheduler, step count and progress.
 
-The scheduler objects are diffusers' own, with their tables on the CPU. A step of DDIM, Euler or
-DPM++ 2M multiplies device latents by CPU scalars, which needs no synchronisation. Euler a copies
-new noise from the CPU at each step, and UniPC its tables; on a GPU both wait for the copy.
+The scheduler objects are diffusers' own, with their tables on the CPU. Pictures whose steps are in
+a table (``step_tables``) advance together, in a few operations for the whole pass. The others step
+alone: Euler a copies new noise from the CPU at each step, and UniPC its tables; on a GPU both wait
+for the copy.
 
 Legend: C latent channels, H W latent; the leading 1 is the one row.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +26,11 @@ from farm.base.interface import Base
 from farm.base.stepping import clean_estimate, initial_scale, model_input, takes_generator
 from farm.keys import derive_seed
 from farm.schedulers import SchedulerName
+from farm.serving.engine.step_tables import step_all, table_of
 
-__all__ = ["Sampler", "stream_seed"]
+LOG = logging.getLogger(__name__)
+
+__all__ = ["Sampler", "advance_all", "inputs_of", "stream_seed"]
 
 
 def stream_seed(seed: int) -> int:
@@ -64,6 +70,8 @@ class Sampler:
         self.latents_1CHW = noise_1CHW * initial_scale(self._scheduler)
         self._extra = self._step_arguments(seed, shape)
         self._estimate_1CHW: Tensor | None = None
+        self.table = table_of(base, scheduler, steps, shape)
+        """Its steps as numbers; None if only the scheduler object can take them."""
         self.step = 0
 
     def _step_arguments(self, seed: int, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -90,6 +98,12 @@ class Sampler:
         """The timestep of the next step; fractional for Euler samplers."""
         return self._timestep_values[self.step]
 
+    @property
+    def input_scale(self) -> float:
+        """The factor on the latent that gives the next input, if there is a table."""
+        assert self.table is not None
+        return self.table.input_scale_T[self.step]
+
     def model_input(self) -> Tensor:
         """The denoiser's input at the next step, [1, C, H, W]."""
         return model_input(self._scheduler, self.latents_1CHW, self._timesteps[self.step])
@@ -110,6 +124,55 @@ class Sampler:
             )
         self.step += 1
 
+    def take(self, latents_1CHW: Tensor, estimate_1CHW: Tensor) -> None:
+        """Continue from a step that was taken elsewhere; see ``advance_all``."""
+        self.latents_1CHW, self._estimate_1CHW = latents_1CHW, estimate_1CHW
+        self.step += 1
+
     def estimate(self) -> Tensor:
         """The denoiser's current estimate of the clean latent, [1, C, H, W]; for previews."""
         return self.latents_1CHW if self._estimate_1CHW is None else self._estimate_1CHW
+
+
+def inputs_of(samplers: Sequence[Sampler]) -> Tensor:
+    """The denoiser's inputs at the samplers' next steps, [P, C, H, W]."""
+    # a picture's own rounding must not depend on which others are in the pass
+    latents_PCHW = torch.cat(
+        [one.model_input() if one.table is None else one.latents_1CHW for one in samplers]
+    )
+    scales = [1.0 if one.table is None else one.input_scale for one in samplers]
+    if all(scale == 1 for scale in scales):
+        return latents_PCHW
+    return latents_PCHW * sent(torch.tensor(scales), latents_PCHW.device).view(-1, 1, 1, 1)
+
+
+def advance_all(samplers: Sequence[Sampler], predictions_PCHW: Tensor) -> list[Exception | None]:
+    """Take each sampler's next step, those with a table together; returns each one's error.
+
+    Args:
+        predictions_PCHW: the (guided) predictions, float32.
+    """
+    errors: list[Exception | None] = [None] * len(samplers)
+    together = [i for i, sampler in enumerate(samplers) if sampler.table is not None]
+    for i in sorted(set(range(len(samplers))) - set(together)):
+        try:
+            samplers[i].advance(predictions_PCHW[i : i + 1])
+        except Exception as error:
+            LOG.exception("a scheduler step failed")
+            errors[i] = error
+    if together:
+        chosen_PCHW = predictions_PCHW
+        if len(together) < len(samplers):
+            chosen_PCHW = torch.cat([predictions_PCHW[i : i + 1] for i in together])
+        _advance_together([samplers[i] for i in together], chosen_PCHW)
+    return errors
+
+
+def _advance_together(samplers: Sequence[Sampler], predictions_PCHW: Tensor) -> None:
+    latents_PCHW = torch.cat([sampler.latents_1CHW for sampler in samplers])
+    # before the first step there is no estimate, and its factor is 0
+    estimates_PCHW = torch.cat([sampler.estimate() for sampler in samplers])
+    factors = [one.table.factors_T6[one.step] for one in samplers if one.table is not None]
+    after_PCHW, clean_PCHW = step_all(latents_PCHW, predictions_PCHW, estimates_PCHW, factors)
+    for i, sampler in enumerate(samplers):
+        sampler.take(after_PCHW[i : i + 1], clean_PCHW[i : i + 1])

@@ -15,6 +15,7 @@ import ray.exceptions
 
 from farm.errors import FarmError
 from farm.store_trouble import StoreTrouble
+from farm.training.cluster.start import keep_ray_stopped
 from farm.training.plan.plan import Plan
 from farm.training.priors.builder import PriorBuilder
 from farm.training.priors.ray_data import PRIOR_WORKER_CPUS, PriorWorkerSettings, generate_with_ray
@@ -64,8 +65,8 @@ class PriorThread:
         self._builder.stopped.set()
 
     def end(self, stopped_at: float | None) -> None:
-        """Stop, and wait until the current part is written: a Ray call after shutdown would start
-        Ray again.
+        """Stop, and wait until the current part is written. If that takes too long, the thread's
+        next call of Ray fails instead of starting Ray again.
 
         Args:
             stopped_at: monotonic time at which the user stopped the run.
@@ -75,6 +76,8 @@ class PriorThread:
         if stopped_at is not None:
             patience_s = max(0.0, STOP_S - (time.monotonic() - stopped_at))
         self._thread.join(patience_s)
+        if self._thread.is_alive():
+            keep_ray_stopped()
 
     def _run(self) -> None:
         # Ray ends with the driver; then there is no dispatcher left to report to

@@ -28,8 +28,8 @@ from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.cluster.dispatch_actor import RayLink
+from farm.training.lane.scratch import scratch_folder, sweep_folders
 from farm.training.lane.settings import JudgeMaker, LaneSettings
-from farm.training.run.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from farm.training.lane.lane import Lane
@@ -85,10 +85,13 @@ def lane_main(config: dict[str, Any]) -> None:
     """A Ray Train worker's function: load the base once, then train until no job is left."""
     import torch
 
+    from farm.base.device.sharing import use_expandable_segments
     from farm.base.loading import load_base, training_dtype
     from farm.training.lane.lane import Lane
 
     spec: LaneSpec = config["spec"]
+    use_expandable_segments()
+    sweep_folders()  # of lanes that were killed on this node
     if spec.threads:
         torch.set_num_threads(spec.threads)
     if spec.memory_fraction is not None and torch.cuda.is_available():
@@ -146,7 +149,7 @@ class LaneRun:
         self.error: BaseException | None = None
         environment = {**dict(spec.env), **worker_environment()}
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        self._folder = scratch_folder()
+        self._folder = scratch_folder("train")
         self._trainer = DataParallelTrainer(
             lane_main,
             train_loop_config={"spec": replace(spec), "run": name},

@@ -5,6 +5,7 @@ Owns the environment that Ray reads when it starts.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from farm.errors import HeadLost, LaneLost, UserError
 from farm.training.cluster.auth import TOKEN_REMEDY, require_token, use_token_if_there_is_one
 from farm.training.cluster.ray_folder import ray_folder_options
 
-__all__ = ["quiet_ray", "start_ray"]
+__all__ = ["keep_ray_stopped", "quiet_ray", "start_ray"]
 
 RAY_STARTS = 4
 CONNECT_S = 10.0
@@ -66,6 +67,19 @@ def start_ray(**options: Any) -> None:
                     f"Ray did not start within 30 s, {attempt} times: {error}",
                     "the machine is too busy; try again, or use --in-process",
                 ) from error
+
+
+def keep_ray_stopped() -> None:
+    """Let calls of Ray after its shutdown fail, in threads that outlive it.
+
+    Ray otherwise starts a second Ray for such a call, with its own lines on the terminal. Explicit
+    ``ray.init`` still works.
+    """
+    from ray._private import auto_init_hook  # the environment variable is read on import only
+
+    auto_init_hook.enable_auto_connect = False
+    if not os.environ.get("FARM_DEBUG"):  # Ray Data logs the failing call with its whole stack
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -52,7 +52,8 @@ class Dispatcher:
         ready_priors: Iterable[str] = (),
         committed: Iterable[str] = (),
         settings: DispatchSettings | None = None,
-        clock: Clock = time.time,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
     ) -> None:
         """Take over a run.
 
@@ -62,7 +63,10 @@ class Dispatcher:
             resolution_px: the base's own.
             ready_priors: keys of the prior sets that are complete in the store.
             committed: keys of the jobs whose adapters are in the store.
+            clock: measures how long lanes are silent; one that does not jump.
+            wall_clock: for the times that users and the ledger see.
         """
+        self._wall_clock = wall_clock
         self._settings, self._clock = settings or DispatchSettings(), clock
         self._run = assignments if isinstance(assignments, RunJobs) else RunJobs.of(assignments)
         self._state = RunState(
@@ -71,7 +75,7 @@ class Dispatcher:
             resolution_px=resolution_px,
             ready_priors=ready_priors,
             settings=self._settings,
-            clock=clock,
+            clock=wall_clock,
         )
         self._queues = self._state.queues
         self._lanes = LaneTable()
@@ -141,7 +145,7 @@ class Dispatcher:
         """Note progress; take back jobs leased in a response that the lane never received."""
         state = self._state
         is_due = now - lane.journaled >= self._settings.journal_s
-        expires = now + self._settings.lease_s
+        expires = self._wall_clock() + self._settings.lease_s
         for key, step in report.held.items():
             if step < 0 or not state.is_held_by(key, name):
                 continue
@@ -174,12 +178,13 @@ class Dispatcher:
             key = self._queues.pop(group)
             if key is None:
                 break
-            leases.append(self._lease(key, name, now))
+            leases.append(self._lease(key, name))
         return group, tuple(leases)
 
-    def _lease(self, key: str, lane: str, now: float) -> Lease:
+    def _lease(self, key: str, lane: str) -> Lease:
+        expires = self._wall_clock() + self._settings.lease_s
         may_resume = self._state.was_started or bool(self._state.job(key).lane)
-        self._state.record("leased", key, lane=lane, expires=now + self._settings.lease_s)
+        self._state.record("leased", key, lane=lane, expires=expires)
         return Lease(self._run.assignment(key), may_resume)
 
     def _fair_share(self, group: Group, lane: LaneEntry, now: float) -> int:

@@ -9,7 +9,7 @@ prepare jobs (``prefetch``), write to the store (``publisher``) and communicate 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -113,7 +113,7 @@ class Lane:
         if self._table.out_of_memory:
             return
         trainer = self._pool.trainer
-        if trainer is not None and trainer.active_slots:
+        if trainer is not None and (trainer.active_slots or trainer.has_failures):
             self._step(trainer)
             return
         self._table.wait(IDLE_S)
@@ -132,8 +132,7 @@ class Lane:
         self._table.rows_per_s = self._throughput.add(rows, time.perf_counter() - began)
 
     def _handle(self, trainer: SlotTrainer, report: StepReport) -> None:
-        for slot, key, reason in report.failed:
-            self._give_up(slot, JobResult(key, "failed", reason, remedy=NOT_FINITE_REMEDY))
+        self._give_up_failed(report.failed)
         for slot in report.due_checkpoint:
             self._publisher.checkpoint(trainer.state(slot))
         if report.due_sample:
@@ -222,10 +221,15 @@ class Lane:
         """Checkpoint every running job, and return all jobs to the queue."""
         trainer = self._pool.trainer
         if trainer is not None:
+            self._give_up_failed(trainer.take_failures())
             for slot in trainer.active_slots:
                 self._publisher.checkpoint(trainer.state(slot))
         self._publisher.wait()
         self._table.release_all("its lane saved it and returned")
+
+    def _give_up_failed(self, failed: Iterable[tuple[int, str, str]]) -> None:
+        for slot, key, reason in failed:
+            self._give_up(slot, JobResult(key, "failed", reason, remedy=NOT_FINITE_REMEDY))
 
     def _give_up(self, slot: int, result: JobResult) -> None:
         """Free a slot whose job ends without an adapter."""

@@ -7,10 +7,9 @@ and its checkpoints are deleted once its adapter is committed.
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,10 @@ from farm.retries import OUTAGE_BUDGET_S
 from farm.storage import Store
 from farm.store_trouble import TroubleNote
 from farm.training.dispatch.messages import Assignment, JobResult
+from farm.training.lane.scratch import scratch_folder
 from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
 
-__all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
+__all__ = ["FinishedJob", "Publisher", "drop_left_checkpoints", "load_checkpoint"]
 
 HURRIED_S = 15.0
 """How long writes are retried once the lane has to return."""
@@ -133,8 +133,8 @@ class Publisher:
 
     def _save_checkpoint(self, state: SlotState) -> None:
         folder = f"checkpoints/{state.key}"
-        if self._is_hopeless:
-            return
+        if self._is_hopeless or not state.is_finite:
+            return  # a job whose weights are not finite fails, and resumes from the one before
         try:
             files = state.to_files()
             # the facts are written last: they mark the checkpoint as complete
@@ -198,7 +198,7 @@ class Publisher:
             self._hurried.wait(seconds)
 
     def _save_and_commit(self, job: FinishedJob) -> bool:
-        with tempfile.TemporaryDirectory(prefix="farm-adapter-") as folder:
+        with scratch_folder("adapter") as folder:
             record = save_adapter(
                 Path(folder),
                 job.weights,
@@ -218,6 +218,20 @@ class Publisher:
         except (StoreError, StoreUnusable) as error:
             # leftover files are harmless: a committed job never reads them
             self._trouble.failed(error)
+
+
+def drop_left_checkpoints(store: Store, committed: Collection[str]) -> int:
+    """Delete checkpoints of jobs whose adapters are committed; returns of how many jobs.
+
+    A lane that is killed between the commit and the deletion leaves them.
+
+    Raises:
+        StoreError, StoreUnusable: if the store does not answer; call it again later.
+    """
+    left = [key for key in store.list("checkpoints") if key in committed]
+    for key in left:
+        store.delete(f"checkpoints/{key}")
+    return len(left)
 
 
 def load_checkpoint(store: Store, key: str) -> SlotState | None:

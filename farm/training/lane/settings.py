@@ -95,7 +95,8 @@ class LaneSettings:
 
     slots: int = 4
     checkpointing: bool = False
-    compile: bool = False
+    compile: bool | None = None
+    """Compile the denoiser's training pass; None compiles on GPUs. A run follows its plan."""
     samples: SampleSettings = field(default_factory=SampleSettings)
     forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
     beat_s: float = 1.0

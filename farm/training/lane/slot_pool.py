@@ -20,6 +20,7 @@ from farm.training.lane.job_table import LaneJob
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.job import TrainingJob
+from farm.training.slots.speed import Speed, compiled_width
 from farm.training.slots.trainer import SlotTrainer
 
 __all__ = ["SlotPool"]
@@ -28,9 +29,15 @@ __all__ = ["SlotPool"]
 class SlotPool:
     """At most one trainer, and which job is in which of its slots."""
 
-    def __init__(self, base: Base, *, checkpointing: bool, compile: bool) -> None:
+    def __init__(self, base: Base, *, checkpointing: bool, compile: bool | None = None) -> None:
+        """Start without a trainer.
+
+        Args:
+            compile: None compiles on GPUs.
+        """
         self._base = base
-        self._checkpointing, self._compile = checkpointing, compile
+        self._checkpointing, self._speed = checkpointing, Speed(compile=compile)
+        self._is_compiled = base.device.type == "cuda" if compile is None else compile
         self._encode_prompts = PromptCache(base)
         self._jobs: dict[int, LaneJob] = {}
         self.trainer: SlotTrainer | None = None
@@ -40,12 +47,6 @@ class SlotPool:
         """The jobs by slot."""
         return self._jobs
 
-    @property
-    def can_resize(self) -> bool:
-        """Whether the width may change: not with a compiled pass, whose shape is fixed. Otherwise
-        narrowing pays, because a blank row costs as much as any other."""
-        return not self._compile
-
     def has_room(self, *, num_slots: int, num_ready: int) -> bool:
         """Whether a job can be admitted; widens the trainer for jobs that are ready.
 
@@ -53,8 +54,8 @@ class SlotPool:
             num_slots: upper bound of the trainer's slots.
         """
         trainer = self.trainer
-        if trainer is not None and not trainer.free_slots and self.can_resize:
-            wanted = min(num_slots, trainer.num_slots + num_ready)
+        if trainer is not None and not trainer.free_slots:
+            wanted = self._width(min(num_slots, trainer.num_slots + num_ready), num_slots)
             if wanted > trainer.num_slots:
                 self._resize(trainer, wanted)
         return self.trainer is None or bool(self.trainer.free_slots)
@@ -80,12 +81,14 @@ class SlotPool:
         return job
 
     def drop_empty_slots(self) -> None:
-        """Narrow the trainer once at least half of its slots are empty."""
+        """Narrow the trainer once at least half of its slots are empty: a blank row costs as much
+        as any other."""
         trainer = self.trainer
-        if trainer is None or not self.can_resize:
+        if trainer is None or not self._jobs or len(self._jobs) > trainer.num_slots // 2:
             return
-        if self._jobs and len(self._jobs) <= trainer.num_slots // 2:
-            self._resize(trainer, len(self._jobs))
+        wanted = self._width(len(self._jobs), trainer.num_slots)
+        if wanted < trainer.num_slots:
+            self._resize(trainer, wanted)
 
     def close(self) -> None:
         """Free the trainer and forget the jobs."""
@@ -109,17 +112,24 @@ class SlotPool:
             self.trainer = self._build(shape, num_slots)
         return self.trainer
 
+    def _width(self, slots: int, most: int) -> int:
+        """The trainer's width for a number of slots: a compiled one has few, each compiled once."""
+        return compiled_width(slots, most) if self._is_compiled else slots
+
     def _build(self, shape: LaneShape, num_slots: int) -> SlotTrainer:
         return SlotTrainer(
             self._base,
             shape,
             num_slots=num_slots,
             checkpointing=self._checkpointing,
-            compile=self._compile,
+            speed=self._speed,
         )
 
     def _resize(self, trainer: SlotTrainer, num_slots: int) -> None:
-        """Move the jobs to a trainer of another width by means of checkpoints."""
+        """Move the jobs to a trainer of another width by means of checkpoints; not while a slot has
+        failed, which the next step reports."""
+        if trainer.has_failures:
+            return
         moved = [(trainer.job(slot), trainer.state(slot), job) for slot, job in self._jobs.items()]
         shape = trainer.shape
         self._close_trainer()

@@ -13,6 +13,8 @@ from farm.base.interface import MemoryFacts
 from farm.training.plan.shape import LaneShape
 
 __all__ = [
+    "COMPILE_S",
+    "COMPILING_PAYS",
     "CONTEXT_BYTES",
     "fixed_bytes",
     "cpu_rows_per_s",
@@ -71,6 +73,12 @@ CPU_FULL_SHARE = 1.13
 """Factor on ``CPU_FLOPS`` in the limit of large passes."""
 SMALL_BASE_THREADS = 1.3
 """Speed of a small base's passes on two cores over one core."""
+COMPILE_S = 60.0
+"""Seconds in which a lane on a GPU compiles its pass for the first time; a guess, because no GPU
+was measured. A calibration has the measured value."""
+COMPILING_PAYS = 5.0
+"""A lane compiles if it trains this many times longer than compiling takes: the gain was counted at
+a fifth to a quarter of a step."""
 SHARING_LOSS = 0.03
 """Share of the time lost to context switches if several lanes share a GPU."""
 

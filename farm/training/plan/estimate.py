@@ -53,14 +53,17 @@ class Estimate:
     """Expected wall seconds of each part of a run, on otherwise idle hardware."""
 
     start_s: float = 0.0
-    """Starting Ray and the lanes' processes, loading the base."""
+    """Starting Ray and the lanes' processes, loading the base, compiling on GPUs."""
     class_images_s: float = 0.0
     """Generating and encoding the missing class images."""
     photos_s: float = 0.0
     """Encoding the subjects' crops."""
     training_s: float = 0.0
+    """Steps, and the evaluations of ``keep_best`` and ``early_stop``."""
     pictures_s: float = 0.0
     """Generating samples and the images that quality cards score."""
+    compiles: bool = False
+    """Whether lanes compile their passes, which ``start_s`` then includes."""
     end_s: float = 0.0
     """Publishing adapters, the report."""
 
@@ -86,7 +89,7 @@ def estimate(workload: Workload, speed: Speed) -> Estimate:
         start_s=_start_s(workload, speed),
         class_images_s=workload.num_prior_images * each * speed.forward_s / speed.prior_workers,
         photos_s=workload.num_crops * ENCODE_ROWS * lane_row_s,
-        training_s=workload.row_steps / speed.rows_per_s,
+        training_s=workload.row_steps / speed.rows_per_s + workload.evaluation_rows * lane_row_s,
         pictures_s=pictures * lane_row_s,
         end_s=workload.num_jobs * JOB_CPU_S / speed.lanes,
     )

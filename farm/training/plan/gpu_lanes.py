@@ -7,12 +7,14 @@ the candidates.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from farm.base.interface import MemoryFacts
 from farm.errors import PlanError
 from farm.training.plan.costs import (
     CHECKPOINT_FACTOR,
+    COMPILE_S,
+    COMPILING_PAYS,
     CONTEXT_BYTES,
     FILL,
     PEAK_SHARE,
@@ -79,8 +81,8 @@ def _candidate(inputs: PlanInputs, split: Split, checkpointing: bool) -> Plan | 
     """The plan of one split; None if it does not fit."""
     facts, shape, hardware = inputs.facts, inputs.shape, inputs.hardware
     share = int(hardware.gpu_bytes * split.lane_fraction)
-    room = int(share * FILL) - fixed_bytes(facts)
-    most = room // slot_bytes(facts, shape, checkpointing)
+    fixed, each = _lane_memory(inputs, checkpointing)
+    most = (int(share * FILL) - fixed) // each
     if most < max(inputs.slots or 1, 1):
         return None
     lanes = min(split.max_lanes, inputs.workload.num_jobs)
@@ -88,7 +90,7 @@ def _candidate(inputs: PlanInputs, split: Split, checkpointing: bool) -> Plan | 
     lanes_per_gpu = min(int(1 / split.lane_fraction), math.ceil(lanes / hardware.gpus_per_node))
     num_gpus = math.ceil(lanes / lanes_per_gpu) * hardware.num_nodes
     work = row_flops(facts, shape, checkpointing)
-    rate = rows_per_s(work, slots * shape.rows, hardware.peak_flops) * num_gpus
+    rate = _gpu_rows_per_s(hardware, work, slots * shape.rows) * num_gpus
     if lanes_per_gpu > 1:
         rate *= 1 - SHARING_LOSS
     expected = _estimate(inputs, checkpointing, rate=rate, num_gpus=num_gpus)
@@ -101,7 +103,7 @@ def _candidate(inputs: PlanInputs, split: Split, checkpointing: bool) -> Plan | 
         cpus_per_lane=inputs.cpus_per_lane(lanes),
         slots=slots,
         checkpointing=checkpointing,
-        lane_bytes=lane_bytes(facts, shape, slots, checkpointing=checkpointing),
+        lane_bytes=fixed + slots * each,
         share_bytes=share,
         rows_per_s=rate,
         hours=expected.total_s / 3600,
@@ -113,20 +115,43 @@ def _candidate(inputs: PlanInputs, split: Split, checkpointing: bool) -> Plan | 
     )
 
 
+def _lane_memory(inputs: PlanInputs, checkpointing: bool) -> tuple[int, int]:
+    """Bytes of a lane without slots, and of a slot; from the card's calibration if there is one."""
+    fixed = fixed_bytes(inputs.facts)
+    each = slot_bytes(inputs.facts, inputs.shape, checkpointing)
+    measured = inputs.hardware.calibration
+    if measured is None:
+        return fixed, each
+    return fixed + measured.fixed_bytes_more, max(1, round(each * measured.slot_bytes_ratio))
+
+
+def _gpu_rows_per_s(hardware: Hardware, work: float, rows: int) -> float:
+    measured = hardware.calibration
+    if measured is not None:
+        return measured.rows_per_s(work, rows)
+    return rows_per_s(work, rows, hardware.peak_flops)
+
+
 def _estimate(inputs: PlanInputs, checkpointing: bool, *, rate: float, num_gpus: int) -> Estimate:
     hardware = inputs.hardware
     work = row_flops(inputs.facts, inputs.shape, checkpointing)
     forward = work / TRAINING_FACTOR / (CHECKPOINT_FACTOR if checkpointing else 1.0)
+    measured = hardware.calibration
+    flops = hardware.peak_flops * PEAK_SHARE if measured is None else measured.flops_per_s
     speed = Speed(
         rows_per_s=rate,
-        forward_s=forward / (hardware.peak_flops * PEAK_SHARE),
+        forward_s=forward / flops,
         lanes=num_gpus,
         prior_workers=num_gpus,
         cores=hardware.cpus_per_node * hardware.num_nodes,
         weight_bytes=inputs.facts.weight_bytes,
         uses_ray=inputs.workload.uses_ray,
     )
-    return estimate(inputs.workload, speed)
+    expected = estimate(inputs.workload, speed)
+    warm_up_s = COMPILE_S if measured is None else measured.warm_up_s
+    if expected.training_s < COMPILING_PAYS * warm_up_s:
+        return expected
+    return replace(expected, start_s=expected.start_s + warm_up_s, compiles=True)
 
 
 def _split(inputs: PlanInputs, fraction: float) -> Split | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from farm.training.plan.calibration import Calibration
 from farm.training.plan.costs import CPU_FLOPS
 
 __all__ = ["GPUS", "Hardware", "memory_of"]
@@ -42,6 +43,10 @@ class Hardware:
     """None uses a rough market price for the GPU's name."""
     nodes_are_a_limit: bool = False
     """Whether ``num_nodes`` is an upper bound; the plan then uses as many as the work needs."""
+    uses_mps: bool | None = None
+    """Whether NVIDIA's MPS runs on the nodes; None if that is not known."""
+    calibration: Calibration | None = None
+    """The card's measured speed and memory; None uses the model's constants."""
 
     @property
     def has_gpu(self) -> bool:

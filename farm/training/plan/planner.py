@@ -68,7 +68,18 @@ def _choose(candidates: Sequence[Plan], inputs: PlanInputs) -> Plan:
     elif len(candidates) > 1:
         need = lane_bytes(inputs.facts, inputs.shape, 1, checkpointing=True) / GIB
         reason = f"1/8 of the GPU cannot hold the base and one slot ({need:.1f} GiB)"
-    return replace(chosen, reason=reason, notes=(_checkpoint_note(candidates, chosen),))
+    notes = [_checkpoint_note(candidates, chosen), *_sharing_notes(inputs.hardware, chosen)]
+    return replace(chosen, reason=reason, notes=tuple(notes))
+
+
+def _sharing_notes(hardware: Hardware, chosen: Plan) -> list[str]:
+    """What to know where several lanes share a GPU."""
+    if chosen.lanes_per_node <= hardware.gpus_per_node:
+        return []
+    if hardware.uses_mps:
+        return ["NVIDIA MPS runs: lanes on one GPU overlap; the hours do not count this gain"]
+    known = "does not run" if hardware.uses_mps is False else "was not looked for"
+    return [f"lanes on one GPU take turns: NVIDIA MPS {known}; with it, their kernels overlap"]
 
 
 def _checkpoint_note(candidates: Sequence[Plan], chosen: Plan) -> str:

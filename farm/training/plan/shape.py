@@ -6,14 +6,27 @@ Pure functions, independent of memory and hardware.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from farm.errors import PlanError
-from farm.recipe import Recipe
+from farm.recipe import EarlyStop, Recipe
 
-__all__ = ["LaneShape", "Workload", "common_shape", "lane_shape", "run_shapes", "workload_of"]
+__all__ = [
+    "NUM_EVALUATION_ROWS",
+    "LaneShape",
+    "Workload",
+    "common_shape",
+    "evaluation_period",
+    "lane_shape",
+    "run_shapes",
+    "workload_of",
+]
+
+NUM_EVALUATION_ROWS = 8
+"""Photos × timesteps of one evaluation; eight forward rows cost about three of training."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,8 @@ class Workload:
     num_jobs: int
     row_steps: int
     """Rows times steps over all jobs: passes of one row."""
+    evaluation_rows: int = 0
+    """Forward rows of the evaluations on fixed noise."""
     num_prior_images: int = 0
     """Class images that are missing and must be generated first."""
     prior_steps: int = 25
@@ -128,5 +143,18 @@ def workload_of(
         row_steps=sum(
             recipe.steps * shape.rows for recipe, shape in zip(recipes, shapes, strict=True)
         ),
+        evaluation_rows=sum(map(_evaluation_rows, recipes)),
         num_prior_images=num_prior_images,
     )
+
+
+def evaluation_period(recipe: Recipe) -> int:
+    """Steps between evaluations; 0 if the recipe asks for none."""
+    if recipe.early_stop is not None:
+        return recipe.early_stop.every_steps
+    return EarlyStop().every_steps if recipe.keep_best else 0
+
+
+def _evaluation_rows(recipe: Recipe) -> int:
+    period = evaluation_period(recipe)
+    return math.ceil(recipe.steps / period) * NUM_EVALUATION_ROWS if period else 0

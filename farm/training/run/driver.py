@@ -80,7 +80,7 @@ class Driver:
         return LaneSettings(
             slots=plan.slots,
             checkpointing=plan.checkpointing,
-            compile=request.compile,
+            compile=plan.estimate.compiles if request.compile is None else request.compile,
             samples=request.samples,
             forms=request.forms,
             beat_s=request.beat_s,

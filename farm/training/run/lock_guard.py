@@ -22,7 +22,7 @@ from dataclasses import asdict
 from farm.errors import FarmError
 from farm.locks import Owner, StoreLock, release_dead
 from farm.storage import Store
-from farm.training.run.scratch import sweep_folders
+from farm.training.lane.scratch import sweep_folders
 
 __all__ = ["LockGuard"]
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.registry import Registry
+from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
@@ -25,6 +26,7 @@ from farm.recipe import BASE_RECIPES
 from farm.storage import Store
 from farm.training.dispatch.messages import Assignment
 from farm.training.lane.settings import Pictures
+from farm.training.plan.calibration import find_calibration
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
 from farm.training.plan.planner import make_plan
@@ -50,14 +52,18 @@ def prepare_run(
         BaseModelError, PlanError: if the base cannot be loaded or does not fit the hardware.
     """
     store = Store(request.store)
-    manifest = read_manifest(
+    read = partial(
+        read_manifest,
         request.manifest,
         strict=False,
         recipe=request.recipe,
-        base_recipe=BASE_RECIPES.get(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
+    edition = BASE_RECIPES.get(edition_of(request.base), {})
+    manifest = read(base_recipe=edition)
     base = base_facts(request.base, request.revision, fetched)
+    if base.recipe:  # known only now: a manifest that cannot be read costs no download
+        manifest = read(base_recipe={**base.recipe, **edition})
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -87,7 +93,7 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
 
     base = load_base(name, revision=revision, fetched=fetched)
     memory = replace(base.memory, counts=base.denoiser_counts())
-    return RunBase(name, base.fingerprint, base.resolution_px, memory)
+    return RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
 
 
 def assignments_of(check: CheckReport, base: RunBase) -> tuple[Assignment, ...]:
@@ -141,6 +147,7 @@ def _plan(
         cards = request.make_judge(request.scoring).pictures(base.name, rest)
     workload = _workload(request, base, rest, priors, cards)
     hardware = request.hardware or this_machine()
+    hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
     make = partial(
@@ -198,4 +205,10 @@ def this_machine() -> Hardware:
     if not torch.cuda.is_available():
         return Hardware(None, 0, 0, cpus)
     properties = torch.cuda.get_device_properties(0)
-    return Hardware(properties.name, properties.total_memory, torch.cuda.device_count(), cpus)
+    return Hardware(
+        properties.name,
+        properties.total_memory,
+        torch.cuda.device_count(),
+        cpus,
+        uses_mps=mps_is_running(),
+    )

@@ -46,7 +46,8 @@ class RunRequest:
     """Per node."""
     gpu_fraction: float | None = None
     checkpointing: bool | None = None
-    compile: bool = False
+    compile: bool | None = None
+    """Compile the denoiser's training pass; None lets the plan choose: on GPUs, if it pays."""
     samples: SampleSettings = field(default_factory=SampleSettings)
     forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
     dispatch: DispatchSettings = field(default_factory=DispatchSettings)
@@ -73,6 +74,8 @@ class RunBase:
     fingerprint: str
     resolution_px: int
     memory: MemoryFacts
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Recipe fields of the base's family; see ``Base.recipe``."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Legend: S slots, G rows per slot, R = S·G rows, n one job's own rows, C H W lat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -160,3 +160,8 @@ class StepBatch:
             to_device(weights),
             to_device(numbers),
         )
+
+    def copy_(self, other: StepBatch) -> None:
+        """Overwrite this batch with another one on the same device."""
+        for field in fields(self):
+            getattr(self, field.name).copy_(getattr(other, field.name))

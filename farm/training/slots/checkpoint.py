@@ -46,6 +46,11 @@ class SlotState:
     facts: Mapping[str, str] = field(default_factory=dict)
     """The caller's own values."""
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether training can continue from it: no weight or moment is NaN or infinite."""
+        return all(part.is_finite for part in (self.weights, self.first, self.second))
+
     def to_files(self) -> dict[str, bytes]:
         """The state as file names and bytes: tensors in safetensors, the rest in JSON."""
         tensors: dict[str, Tensor] = {}

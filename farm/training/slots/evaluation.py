@@ -18,16 +18,13 @@ from farm.adapters.bank.bank import Bank
 from farm.base.interface import Base
 from farm.base.schedules import NoiseSchedule
 from farm.recipe import EarlyStop
+from farm.training.plan.shape import NUM_EVALUATION_ROWS
 from farm.training.slots.batch import JobRows, evaluation_rows
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.objective import slot_losses
 from farm.training.slots.prompts import evaluation_prompts
 
 __all__ = ["NUM_EVALUATION_ROWS", "evaluation_losses", "is_best", "should_stop"]
-
-NUM_EVALUATION_ROWS = 8
-"""E: photos × timesteps of one evaluation; eight forward rows cost about three of training."""
-
 
 KEEP_TOLERANCE = 0.02
 """Relative difference below which two evaluation losses count as equal; of equal steps the latest

@@ -99,14 +99,9 @@ class SlotAdamW:
         self.first_SP[slot].zero_()
         self.second_SP[slot].zero_()
 
-    def drop_gradients(self) -> None:
-        """Zero the gradients that an interrupted backward pass left behind."""
-        assert self.bank.grad_SP is not None
-        self.bank.grad_SP.zero_()
-
     @torch.no_grad()
     def step(self, table_SK: Tensor, losses_S: Tensor, loss_scale: float = 1.0) -> Tensor:
-        """Clip and apply the bank's gradients, then zero them.
+        """Clip and apply the bank's gradients, and overwrite them.
 
         A slot whose loss or gradient is not finite, or that is not active, keeps its weights and
         moments bit for bit.
@@ -123,6 +118,7 @@ class SlotAdamW:
         assert gradients is not None
         master = self.first_SP.dtype
         grad_SP = gradients if gradients.dtype == master else gradients.to(master)
+        self.bank.unfold_gradients(grad_SP)
         if loss_scale != 1.0:
             grad_SP.mul_(1 / loss_scale)
         norm_S1 = torch.linalg.vector_norm(grad_SP, dim=1, keepdim=True)
@@ -147,7 +143,6 @@ class SlotAdamW:
         grad_SP.mul_(clip_S1).masked_fill_(~good_S1, 0.0)
         _update(weights_SP, self.first_SP, self.second_SP, grad_SP, rates)
         self.bank.refresh()
-        gradients.zero_()
         norm_S: Tensor = norm_S1.squeeze(1)
         return norm_S
 

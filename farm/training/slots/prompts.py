@@ -50,6 +50,11 @@ class PromptRows:
             self._write(slot, job, rows.instances, rows.priors)
         self._write_frames(slot, job, rows.instances, rows.priors)
 
+    @property
+    def num_tokens(self) -> int:
+        """T of the encoded prompts; it grows, and they move in memory, if a prompt is longer."""
+        return self._encoded.num_tokens
+
     def conditioning(self) -> Conditioning:
         """All rows' prompts; tokens are encoded now, under the caller's routing."""
         prompts = self._base.encode_tokens(self._tokens) if self._as_tokens else self._encoded

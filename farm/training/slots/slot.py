@@ -13,7 +13,8 @@ from typing import Literal
 from torch import Tensor
 
 from farm.adapters.bank.bank import Bank
-from farm.recipe import EarlyStop, Recipe
+from farm.recipe import Recipe
+from farm.training.plan.shape import evaluation_period
 from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.optimizer import SlotAdamW
@@ -69,9 +70,7 @@ class SlotJob:
     @property
     def evaluation_every(self) -> int:
         """Steps between evaluations; 0 if the recipe asks for none."""
-        if self.recipe.early_stop is not None:
-            return self.recipe.early_stop.every_steps
-        return EarlyStop().every_steps if self.recipe.keep_best else 0
+        return evaluation_period(self.recipe)
 
     def is_due(self, every: int) -> bool:
         """Whether the current step is a multiple of a period."""

@@ -30,6 +30,7 @@ from farm.training.slots.evaluation import (
 )
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.slot import SlotJob, StepReport
+from farm.training.slots.speed import Speed
 from farm.training.slots.training_pass import TrainingPass
 
 __all__ = ["SlotTrainer", "StepReport"]
@@ -45,7 +46,7 @@ class SlotTrainer:
         *,
         num_slots: int,
         checkpointing: bool = False,
-        compile: bool | str = False,
+        speed: Speed | None = None,
         sync_every: int | None = None,
     ) -> None:
         """Open a bank on the base and allocate S slots.
@@ -53,21 +54,28 @@ class SlotTrainer:
         Args:
             shape: rows, modules, rank and resolution; jobs with fewer rows leave blanks.
             checkpointing: recompute activations in the backward pass (less memory, +47 % FLOP).
-            compile: compile the denoiser; a string is the mode of ``torch.compile``.
+            speed: how passes run; None means the defaults of the base's device.
             sync_every: steps between two reads from the device; None means 1 on a CPU, else 8.
         """
         self.base, self.shape, self.num_slots = base, shape, num_slots
         self._pass = TrainingPass(
-            base, shape, num_slots=num_slots, checkpointing=checkpointing, compile=compile
+            base, shape, num_slots=num_slots, checkpointing=checkpointing, speed=speed
         )
         self.bank = self._pass.bank
         self._slots: list[SlotJob | None] = [None] * num_slots
         self._pending: list[tuple[list[int], Tensor]] = []
+        self._unreported: list[int] = []
+        """Slots that failed since the last report: any read of the device can find a failure."""
         self._sync_every = sync_every or (1 if base.device.type == "cpu" else 8)
 
     def close(self) -> None:
         """Restore the base to its original state."""
         self._pass.close()
+
+    @property
+    def speed_report(self) -> str:
+        """How steps run, in words."""
+        return self._pass.speed_report
 
     # -- life cycle of a slot -----------------------------------------------------------------
 
@@ -112,6 +120,7 @@ class SlotTrainer:
         """Free a slot, whether its job has finished, failed or is still training."""
         self._read_pending()
         self._slots[slot] = None
+        self._unreported = [failed for failed in self._unreported if failed != slot]
         self._pass.clear(slot)
 
     # -- the step -----------------------------------------------------------------------------
@@ -128,6 +137,7 @@ class SlotTrainer:
         due = len(self._pending) >= self._sync_every or any(
             self._slot_job(slot).needs_sync for slot in self.active_slots
         )
+        due = due or bool(self._unreported)
         report = self._sync(len(active)) if due else StepReport(num_active=len(active))
         share = (time.perf_counter() - began) / max(1, len(active))
         for slot in active:
@@ -158,7 +168,7 @@ class SlotTrainer:
         """Read the device, evaluate, and report which slots finished, failed or are due."""
         before = self.active_slots
         self._read_pending()
-        training = [slot for slot in before if self._slot_job(slot).status == "training"]
+        training = list(self.active_slots)
         self._evaluate(training)
         for slot in training:
             if self._slot_job(slot).is_done and self._slot_job(slot).status == "training":
@@ -167,11 +177,7 @@ class SlotTrainer:
         running = [(slot, slot_job) for slot, slot_job in jobs if slot_job.status == "training"]
         return StepReport(
             tuple((slot, slot_job.key) for slot, slot_job in jobs if slot_job.status == "finished"),
-            tuple(
-                (slot, slot_job.key, slot_job.stopped_because)
-                for slot, slot_job in jobs
-                if slot_job.status == "failed"
-            ),
+            self.take_failures(),
             tuple(
                 slot
                 for slot, slot_job in running
@@ -183,9 +189,24 @@ class SlotTrainer:
             num_active,
         )
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether a job has failed that was not reported yet; waits for the device."""
+        self._read_pending()
+        return bool(self._unreported)
+
+    def take_failures(self) -> tuple[tuple[int, str, str], ...]:
+        """(slot, job key, reason) of jobs that failed since the last report; waits for the
+        device."""
+        self._read_pending()
+        failed, self._unreported = self._unreported, []
+        jobs = [(slot, self._slot_job(slot)) for slot in failed]
+        return tuple((slot, job.key, job.stopped_because) for slot, job in jobs)
+
     def _fail(self, slot: int, reason: str) -> None:
         slot_job = self._slot_job(slot)
         slot_job.status, slot_job.stopped_because = "failed", reason
+        self._unreported.append(slot)
         self._pass.clear(slot)
 
     def _finish(self, slot: int, why: str) -> None:

@@ -9,12 +9,17 @@ Legend: S slots, G rows per slot, R = S·G rows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from farm.adapters.bank import kernels
 from farm.adapters.bank.bank import Bank
+from farm.base.device.attention import attention_shape, choose_attention
+from farm.base.device.captured import Captured
+from farm.base.device.compiled import Compiled
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.batch import JobRows, StepBatch, step_rows
@@ -23,15 +28,14 @@ from farm.training.slots.objective import slot_losses
 from farm.training.slots.optimizer import SlotAdamW, SlotUpdate
 from farm.training.slots.prompts import PromptRows
 from farm.training.slots.slot import SlotJob, restore, snapshot
+from farm.training.slots.speed import Speed
 
 __all__ = ["TrainingPass"]
 
+LOG = logging.getLogger(__name__)
+
 HALF_LOSS_SCALE = 1024.0
 """Prevents underflow of float16 gradients; bfloat16 needs no scale."""
-
-WIDE_BATCH_ROWS = 16
-"""Rows from which channels-last is faster on a CPU: 5 % at 16, 10 % at 48; slower at 2
-(measured)."""
 
 
 class TrainingPass:
@@ -44,7 +48,7 @@ class TrainingPass:
         *,
         num_slots: int,
         checkpointing: bool = False,
-        compile: bool | str = False,
+        speed: Speed | None = None,
     ) -> None:
         """Open a bank on the base and allocate S slots; see ``SlotTrainer`` for the arguments."""
         self.base, self.shape, self.num_slots = base, shape, num_slots
@@ -59,45 +63,64 @@ class TrainingPass:
             dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
             trainable=True,
         )
-        self._checkpointing, self._compiled = checkpointing, bool(compile)
-        # channels-last is faster for convolutions on GPUs, and on CPUs for large batches
-        self._channels_last = base.device.type == "cuda" or self.num_rows >= WIDE_BATCH_ROWS
+        self._checkpointing = checkpointing
+        self._speed = (speed or Speed()).on(
+            base.device, slots=num_slots, rows=self.num_rows, checkpointing=checkpointing
+        )
+        self._denoise = Compiled(
+            base.denoise, self._speed.compile or False, name="the denoiser's training pass"
+        )
         try:
-            self._allocate(compile)
+            self._allocate()
         except BaseException:  # such as out of memory: restore the base before raising
             self.close()
             raise
 
-    def _allocate(self, compile: bool | str) -> None:
-        base = self.base
+    def _allocate(self) -> None:
+        base, device = self.base, self.base.device
         self._optimizer = SlotAdamW(self.bank)
         self._prompts = PromptRows(base, self.shape, self.num_slots)
         self._loss_scale = HALF_LOSS_SCALE if base.dtype == torch.float16 else 1.0
         denoiser = base.components[base.denoiser_name]
         if self._checkpointing:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        if self._channels_last:
+        if self._speed.channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._denoise = base.denoise
-        if compile:
-            mode = compile if isinstance(compile, str) else None
-            self._denoise = torch.compile(base.denoise, dynamic=False, mode=mode)
+        if self._speed.kernel == "triton":
+            missing = kernels.why_unavailable(device)
+            if missing is None:
+                self.bank.use_kernel("triton")
+            else:
+                LOG.warning("adapters run as batched products: %s", missing)
+        shape = attention_shape(denoiser, self.latent_shape, self.num_rows)
+        self._attention = choose_attention(shape, base.dtype, device, trains=True)
+        # what a captured step reads; and the step, by what would change its kernels or addresses
+        self._static: StepBatch | None = None
+        self._captured: dict[tuple[bool, int], Captured] = {}
 
     def close(self) -> None:
         """Restore the base to its original state."""
         self.bank.close()
-        if self._compiled:  # dynamo stops compiling code that it has compiled for many shapes
-            torch.compiler.reset()
+        self._denoise.close()
         denoiser = self.base.components[self.base.denoiser_name]
         if self._checkpointing:
             denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
-        if self._channels_last:
+        if self._speed.channels_last:
             denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     @property
     def num_rows(self) -> int:
         """R, the rows of every step, blanks included."""
         return self.num_slots * self.shape.rows
+
+    @property
+    def speed_report(self) -> str:
+        """How steps run, in words: what was asked, and what the device allowed."""
+        is_replayed = any(step.is_replayed for step in self._captured.values())
+        words = ["compiled" if self._denoise.is_compiled else "eager"]
+        words += ["captured"] * is_replayed + ["checkpointing"] * self._checkpointing
+        words.append("channels-last" if self._speed.channels_last else "channels-first")
+        return f"{', '.join(words)}; {self._attention.report}"
 
     # -- slots --------------------------------------------------------------------------------
 
@@ -137,11 +160,26 @@ class TrainingPass:
             rows[slot], table[slot] = job_rows, SlotUpdate.of(job.recipe, step).row()
             self._prompts.update(slot, job, job_rows)
         batch = StepBatch.assemble(self.base, self.shape, rows, table)
-        try:
-            losses_S = self._backward(batch)
-        except BaseException:  # out of memory: a partial gradient must not reach the next step
-            self._optimizer.drop_gradients()
-            raise
+        with self._attention.active():
+            if self._speed.capture:
+                return self._replayed(batch).clone()
+            return self._train(batch)
+
+    def _replayed(self, batch: StepBatch) -> Tensor:
+        """The step on tensors that stay where they are, as a graph needs them."""
+        if self._static is None:
+            self._static = batch
+        else:
+            self._static.copy_(batch)
+        static, key = self._static, (self.bank.has_late_scale, self._prompts.num_tokens)
+        if key not in self._captured:
+            self._captured[key] = Captured(
+                lambda: self._train(static), self.base.device, name="the training step"
+            )
+        return self._captured[key]()
+
+    def _train(self, batch: StepBatch) -> Tensor:
+        losses_S = self._backward(batch)
         norms_S = self._optimizer.step(batch.table_SK, losses_S, self._loss_scale)
         return torch.stack([losses_S, norms_S.to(losses_S)])
 
@@ -154,5 +192,5 @@ class TrainingPass:
             losses_S = slot_losses(
                 prediction_RCHW, batch.target_RCHW, batch.weights_R, self.num_slots
             )
-            (losses_S.sum() * self._loss_scale).backward()  # type: ignore[no-untyped-call]
+            self.bank.backward(losses_S.sum() * self._loss_scale)
         return losses_S.detach()

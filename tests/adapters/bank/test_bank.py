@@ -75,7 +75,7 @@ def test_grouped_rows_equal_pefts_model_forward_and_backward(
         bank.set_slot(slot, twins[number][1])
     with bank.route_grouped(2):
         output_RCHW = base.denoise(*inputs)
-    ((output_RCHW - target_RCHW) ** 2).sum().backward()
+    bank.backward(((output_RCHW - target_RCHW) ** 2).sum())
 
     assert bank.grad_SP is not None
     for slot, number in enumerate(order):
@@ -177,7 +177,7 @@ def test_a_poisoned_slot_reaches_no_other_row_bit_for_bit(
         bank.grad_SP.zero_()
         with bank.route_grouped(1):
             grouped_RCHW = base.denoise(*inputs)
-        (grouped_RCHW**2).sum().backward()
+        bank.backward((grouped_RCHW**2).sum())
         with torch.no_grad(), bank.route(torch.tensor([2, 1, 0, 3])):
             gathered_RCHW = base.denoise(*inputs)
         return grouped_RCHW.detach(), bank.grad_SP.clone(), gathered_RCHW
@@ -303,7 +303,7 @@ def test_a_half_precision_base_keeps_float32_adapters(base: Base) -> None:
     with bank.route_grouped(1):
         output = half.denoise(*denoiser_input(half, 2))
     assert output.dtype == torch.bfloat16
-    output.float().square().sum().backward()
+    bank.backward(output.float().square().sum())
     assert bank.grad_SP is not None
     assert bank.grad_SP[1].abs().sum() > 0
     reference = Bank(base, num_slots=2, max_rank=4, target_modules=ATTENTION, trainable=True)

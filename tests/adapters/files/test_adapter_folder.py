@@ -164,6 +164,7 @@ def test_the_kohya_form_generates_the_same_image_merged_as_web_uis_merge_it(
     assert_same_picture(picture_of_pipeline(pipeline), wanted)
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "PEFT file")
 def test_the_peft_form_generates_the_same_image_in_peft(
     base: Base, record: AdapterRecord, tmp_path: Path, shape: Shape
 ) -> None:
@@ -198,6 +199,8 @@ def trained(shape: Shape) -> tuple[StableDiffusionPipeline, PeftModel, PeftModel
     return pipeline, unet, adapted(pipeline.text_encoder, text) if text else None
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "diffusers file")
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "kohya file")
 def test_files_of_diffusers_peft_and_kohya_load_into_a_slot_and_generate_the_same_image(
     base: Base,
     trained: tuple[StableDiffusionPipeline, PeftModel, PeftModel | None],

@@ -8,10 +8,7 @@ from markdown_it import MarkdownIt
 
 from farm.adapters.files.model_card import model_card
 from farm.adapters.record import AdapterRecord
-from farm.base.interface import FamilyNames
 from farm.recipe import Recipe
-
-FAMILY = FamilyNames("Stable Diffusion 1.x", "StableDiffusionPipeline", "x", "y")
 
 HOSTILE = [
     'sks cat").images; __import__("os").system("echo RAN"); print("',
@@ -38,7 +35,7 @@ def card_of(text: str) -> str:
         recipe=Recipe(),
         quality={text: 0.5},
     )
-    return model_card(record, [("samples/00.png", text)], "tom.kohya.safetensors", FAMILY)
+    return model_card(record, [("samples/00.png", text)], "tom.kohya.safetensors")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -19,6 +19,10 @@ class Facts:
     class device:  # noqa: N801
         type = "cpu"
 
+    @staticmethod
+    def needs_unprompted(guidance: float) -> bool:
+        return guidance > 1
+
 
 @pytest.fixture
 def capacity():

@@ -123,6 +123,7 @@ def plain_diffusers(registry, request, folder):
     return (picture * 255).round().astype(np.uint8)
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "serve mixed")
 def test_adapters_of_any_kind_in_one_batch_are_each_what_plain_diffusers_generates(
     make_engine, registry, commit, tmp_path
 ):

@@ -205,6 +205,26 @@ def test_the_jobs_of_a_lost_node_are_freed_when_ray_knows(head: Head, run: Run) 
     assert all("died" in event.reason for event in lost)  # not: was silent for 60 s
 
 
+def test_a_pod_that_is_drained_before_its_end_loses_no_step(head: Head, run: Run) -> None:
+    """``farm drain --now``, the ``preStop`` hook of Kubernetes."""
+    lane = run.training_lane()
+    (node_id,) = head.node_ids().values()
+    head.start_worker("worker3")
+    await_nodes(head, 2)
+    done = subprocess.run(
+        [
+            *(str(BIN / "farm"), "drain", "--now", "--seconds", "20"),
+            *("--address", head.gcs, "--node-id", node_id),
+        ],
+        env=head.environment(RAY_AUTH_MODE="token"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "drains" in done.stderr
+    run.assert_no_step_lost(lane, run.await_next_lane(lane))
+
+
 def test_a_stop_saves_running_jobs_and_ends_with_130(run: Run) -> None:
     lane = run.training_lane()
     run.stop()

@@ -65,3 +65,17 @@ def test_ray_starts_below_a_long_temporary_folder(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "17"
+
+
+def test_a_thread_that_outlives_ray_does_not_start_it_again() -> None:
+    code = (
+        "import ray\n"
+        "from farm.training.cluster.start import keep_ray_stopped\n"
+        "keep_ray_stopped()\n"
+        "try:\n"
+        "    ray.put(1)\n"
+        "except ray.exceptions.RayError:\n"
+        "    print(ray.is_initialized())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

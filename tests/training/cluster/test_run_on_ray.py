@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +19,6 @@ from farm.adapters.files.folder import load_adapter
 from farm.adapters.registry import Registry
 from farm.base.loading import load_base
 from farm.intake.scoring import WHOLE_CARD, ScoringSettings
-from farm.keys import file_digest
 from farm.quality.judge import QualityJudge
 from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
@@ -32,7 +27,6 @@ from farm.training.execute import prepare_run, run_manifest
 from farm.training.priors.storage import read_prior_set
 from farm.training.run.files import list_runs
 
-MAIN = "from farm.cli import main; main()"
 RECIPE = QUICK | {"steps": 60, "checkpoint_every": 10}
 
 
@@ -162,35 +156,3 @@ def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: 
     np.testing.assert_array_equal(
         link.prior(spec.key)["moments"], read_prior_set(store, spec.key)["moments"]
     )
-
-
-@pytest.mark.slow
-def test_a_killed_driver_on_ray_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m", 4, recipe=RECIPE | {"prior_rows": 0})
-    store = Store(tmp_path / "store")
-    command = [sys.executable, "-c", MAIN, "run", str(manifest), "--store", store.url]
-    command += ["--base", "tiny", "--slots", "2", "--no-cards", "--no-report", "--samples", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    while process.poll() is None and not Registry(store).committed_keys():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    done = subprocess.run(
-        [*command, "--json"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["committed"] + summary["reused"] == 4
-    assert set(commits(store).values()) <= {1}
-    assert_all_loadable(store, 4, tmp_path / "adapters")
-    kept = {
-        path: file_digest(path) for path in (tmp_path / "store" / "adapters").rglob("*.safetensors")
-    }
-    again = subprocess.run(
-        [*command, "--json"], env=environment, capture_output=True, text=True, check=True
-    )
-    assert json.loads(again.stdout.splitlines()[-1])["reused"] == 4
-    assert kept == {path: file_digest(path) for path in kept}

@@ -186,8 +186,18 @@ def test_a_dead_driver_is_started_again(head: Head, tmp_path: Path) -> None:
     sent = submit(head, manifest, store, "--retry", "2")
     owner = holder(store, f"runs/{sent['run']}/drivers")
     assert owner is not None
+    # a machine that has the store and no way to the cluster
+    watch = subprocess.Popen(
+        [str(BIN / "farm"), "status", sent["run"], "--store", store.url, "--watch", "--json"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     os.kill(owner.pid, signal.SIGKILL)
     assert await_end(head, sent["job"]) == "SUCCEEDED", client_of(head).get_job_logs(sent["job"])
     assert len(list(Registry(store).names())) == 1
     log = client_of(head).get_job_logs(sent["job"])
     assert "the driver died (signal 9); it is started again" in log
+    shown, _ = watch.communicate(timeout=60)
+    assert watch.returncode == 0
+    assert json.loads(shown.splitlines()[-1])["counts"]["committed"] == 1

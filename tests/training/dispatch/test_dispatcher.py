@@ -31,6 +31,8 @@ class World:
 
     def __init__(self, folder: Path, assignments: Sequence[Assignment], **options: Any) -> None:
         self.now = 1000.0
+        self.jump = 0.0
+        """By how much the wall clock is wrong."""
         self.store = Store(folder)
         self.assignments = list(assignments)
         self.epoch = 0
@@ -38,9 +40,14 @@ class World:
 
     def restart(self, **options: Any) -> None:
         self.epoch += 1
-        ledger = Ledger(self.store, "r", epoch=self.epoch, clock=lambda: self.now)
+        ledger = Ledger(self.store, "r", epoch=self.epoch, clock=lambda: self.now + self.jump)
         self.dispatcher = Dispatcher(
-            self.assignments, ledger, resolution_px=64, clock=lambda: self.now, **options
+            self.assignments,
+            ledger,
+            resolution_px=64,
+            clock=lambda: self.now,
+            wall_clock=lambda: self.now + self.jump,
+            **options,
         )
 
     def say(self, lane: str = "0", **words: Any) -> LaneOrders:
@@ -173,6 +180,23 @@ def test_a_replaced_lane_frees_the_jobs_of_its_forerunner_at_once(tmp_path: Path
     assert all(lease.may_resume for lease in orders.leases)
     assert world.job("a").losses == 1
     assert world.job("a").failures == 0
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 7200.0])
+def test_a_clock_that_jumps_takes_no_job_from_a_lane_that_reports(
+    tmp_path: Path, jump: float
+) -> None:
+    world = World(tmp_path, [assignment("a")])
+    (held,) = keys(world.say(want=1))
+    world.jump, world.now = jump, world.now + 1
+    world.dispatcher.tick()
+    assert world.say(held={held: 3}).drop == ()
+    world.now += 59
+    world.dispatcher.tick()
+    assert world.status("a") is Status.TRAINING
+    world.now += 2
+    world.dispatcher.tick()
+    assert world.status("a") is Status.QUEUED
 
 
 def test_a_silent_lane_loses_its_jobs_and_its_late_words_count_for_nothing(tmp_path: Path) -> None:

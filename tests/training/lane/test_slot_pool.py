@@ -59,10 +59,17 @@ def test_a_full_trainer_grows_for_ready_jobs_and_shrinks_when_half_empty(
     pool.close()
 
 
-def test_a_compiled_trainer_keeps_its_width(base: Base) -> None:
+def test_a_compiled_trainer_changes_only_among_the_widths_that_are_compiled(base: Base) -> None:
     pool = SlotPool(base, checkpointing=False, compile=True)
     pool.admit(ready_job(base, "a"), SHAPE, 1)
-    assert not pool.has_room(num_slots=4, num_ready=3)
+    assert not pool.has_room(num_slots=1, num_ready=3)
+    assert pool.has_room(num_slots=16, num_ready=1)
+    assert pool.trainer is not None
+    assert pool.trainer.num_slots == 4
+    pool.drop_empty_slots()
+    assert pool.trainer.num_slots == 1
+    assert pool.has_room(num_slots=3, num_ready=1)
+    assert pool.trainer.num_slots == 3  # the lane's own width is compiled too
     pool.close()
 
 
@@ -101,4 +108,24 @@ def test_the_inputs_of_a_job_are_freed_once_it_is_in_a_slot(base: Base, pool: Sl
     pool.admit(job, SHAPE, 1)
     job.release_inputs(keep_photos=True)
     assert (job.photos, job.prior, job.state) == (None, None, None)
+    pool.close()
+
+
+def test_a_failure_that_was_not_read_yet_survives_a_wider_trainer_and_a_released_slot(
+    base: Base, pool: SlotPool
+) -> None:
+    for name in ("a", "b", "c"):
+        pool.admit(ready_job(base, name), SHAPE, 3)
+    trainer = pool.trainer
+    assert trainer is not None
+    trainer._sync_every = 8  # as on a GPU
+    slots = {job.spec.subject.id: slot for slot, job in pool.jobs.items()}
+    trainer.bank.flat_ZP.data[slots["a"], 0] = float("nan")
+    assert trainer.step().failed == ()
+    assert not pool.has_room(num_slots=4, num_ready=1)  # it grows once the failure is reported
+    pool.release(slots["c"])
+    ((failed, key, reason),) = trainer.step().failed
+    assert (failed, key) == (slots["a"], pool.jobs[slots["a"]].key)
+    assert "not finite" in reason
+    assert trainer.take_failures() == ()
     pool.close()

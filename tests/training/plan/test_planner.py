@@ -196,3 +196,12 @@ def test_every_plan_fits_its_share(memory: int, gpus: int, jobs: int, rows: int,
     assert plan.lanes_per_node * plan.gpu_fraction <= gpus
     assert plan.hours > 0
     assert plan.reason
+
+
+def test_a_plan_of_lanes_that_share_a_gpu_mentions_mps() -> None:
+    work = workload_of([RECIPE] * 1000, 512)
+    for uses_mps, word in ((True, "MPS runs"), (False, "does not run"), (None, "not looked for")):
+        plan = make_plan(SD15, work, replace(A100, uses_mps=uses_mps), fraction=0.125)
+        assert any(word in note for note in plan.notes)
+    whole = make_plan(SD15, work, A100, fraction=1.0)
+    assert not any("MPS" in note for note in whole.notes)

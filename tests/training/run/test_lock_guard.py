@@ -11,24 +11,25 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from farm import locks as claims
 from farm.locks import StoreLock, holder
 from farm.storage import Store
-from farm.training.run.scratch import scratch_folder, sweep_folders
+from farm.training.lane.scratch import scratch_folder, sweep_folders
 
 DRIVER = """
 import sys, time
 from farm.storage import Store
 from farm.training.run.lock_guard import LockGuard
 from farm.locks import StoreLock
-from farm.training.run.scratch import scratch_folder
+from farm.training.lane.scratch import scratch_folder
 store = Store(sys.argv[1])
 claim = StoreLock.take(store, "c", ttl_s=3600)
 guard = LockGuard(store, claim)
-folder = scratch_folder()
+folder = scratch_folder("train")
 print(folder.name, flush=True)
 time.sleep(120)
 """
@@ -81,8 +82,9 @@ def test_a_claim_that_another_driver_took_meanwhile_stays_its_own(tmp_path: Path
     assert holder(store, "c") == other.owner
 
 
-def test_folders_of_living_processes_are_left_alone() -> None:
-    with scratch_folder() as folder:
+@pytest.mark.parametrize("use", ["train", "adapter"])
+def test_folders_of_living_processes_are_left_alone(use: Literal["train", "adapter"]) -> None:
+    with scratch_folder(use) as folder:
         sweep_folders()
         assert Path(folder).is_dir()
     # a folder of another process with the same id, started at another time

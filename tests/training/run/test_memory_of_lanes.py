@@ -1,4 +1,4 @@
-"""Lanes that run out of memory: photos wait, slots are given up, no job is lost."""
+"""Lanes that run out of memory: photos wait, slots are reduced, no job is lost."""
 
 from __future__ import annotations
 

@@ -101,6 +101,18 @@ def test_the_same_manifest_again_finds_everything_and_trains_nothing(
     assert set(commits(store).values()) == {1}
 
 
+def test_the_next_start_drops_checkpoints_that_killed_lanes_left_of_committed_jobs(
+    manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]]
+) -> None:
+    store, _ = undisturbed
+    committed, unknown = next(iter(commits(store))), "f" * 32
+    for key in (committed, unknown):
+        store.write(f"checkpoints/{key}/0000010/state.json", b"{}")
+    run_manifest(request(manifest, store.url))
+    assert store.list("checkpoints") == [unknown]  # perhaps another run's, so it stays
+    store.delete("checkpoints")
+
+
 def test_a_moved_manifest_is_the_same_run(
     manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]], tmp_path: Path
 ) -> None:

@@ -5,8 +5,6 @@ scheduler objects, peft's layers and torch's AdamW, clip and learning-rate sched
 the documented random streams with the trainer, and derives them independently.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +12,20 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import compute_snr
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig
 from support.jobs import open_trainer
+from support.plain_dreambooth import (
+    add_peft,
+    latents_and_noise,
+    loss_of,
+    optimizer_of,
+    peft_weights,
+)
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from farm.adapters.weights import AdapterWeights, LayerWeights
+from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.base.schedules import NoiseSchedule
@@ -35,39 +38,6 @@ from farm.training.slots.random import visit_order
 MakeJob = Callable[..., TrainingJob]
 
 
-def stream(*parts: object) -> torch.Generator:
-    text = json.dumps(list(parts), separators=(",", ":")).encode()
-    seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
-    return torch.Generator("cpu").manual_seed(seed)
-
-
-def visited(seed: int, name: str, step: int, rows: int, count: int) -> list[int]:
-    numbers = range(step * rows, step * rows + rows)
-    return [
-        int(torch.randperm(count, generator=stream(seed, name, number // count))[number % count])
-        for number in numbers
-    ]
-
-
-def add_peft(module: Any, component: str, endings: tuple[str, ...], job: TrainingJob) -> None:
-    recipe = job.recipe
-    module.add_adapter(
-        LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha or recipe.rank,
-            init_lora_weights="gaussian",
-            target_modules=list(endings),
-        )
-    )
-    for name, layer in module.named_modules():
-        if hasattr(layer, "lora_A"):
-            down = layer.lora_A["default"].weight
-            noise = torch.randn(
-                down.shape, generator=stream(job.seed, "init", f"{component}.{name}")
-            )
-            down.data = (noise / recipe.rank).to(down.dtype)
-
-
 def adapted_modules(pipeline: Any, job: TrainingJob) -> dict[str, torch.nn.Module]:
     recipe = job.recipe
     adapted = {"unet": pipeline.unet}
@@ -76,55 +46,6 @@ def adapted_modules(pipeline: Any, job: TrainingJob) -> dict[str, torch.nn.Modul
         adapted["text_encoder"] = pipeline.text_encoder
         add_peft(pipeline.text_encoder, "text_encoder", recipe.text_encoder_modules, job)
     return adapted
-
-
-def optimizer_of(parameters: list[Any], recipe: Recipe) -> tuple[torch.optim.Optimizer, Any]:
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        weight_decay=recipe.weight_decay,
-        eps=recipe.adam_epsilon,
-    )
-    name = recipe.learning_rate_schedule
-    rates = get_scheduler(
-        "constant_with_warmup" if name == "constant" else name,
-        optimizer,
-        num_warmup_steps=recipe.warmup_steps,
-        num_training_steps=recipe.steps,
-    )
-    return optimizer, rates
-
-
-def latents_and_noise(job: TrainingJob, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    recipe = job.recipe
-    moments = job.instance_moments[
-        visited(job.seed, "photos", step, recipe.instance_rows, len(job.instance_moments))
-    ]
-    if job.prior is not None:
-        chosen = visited(job.seed, "priors", step, recipe.prior_rows, len(job.prior.moments))
-        moments = torch.cat([moments, job.prior.moments[chosen]])
-    generator = stream(job.seed, "step", step)
-    timesteps = torch.randint(1000, (len(moments),), generator=generator)
-    noise = torch.randn(moments[:, 0].shape, generator=generator)
-    latents = moments[:, 0] + moments[:, 1] * torch.randn(noise.shape, generator=generator)
-    if recipe.noise_offset:
-        shape = (*noise.shape[:2], 1, 1)
-        noise = noise + recipe.noise_offset * torch.randn(shape, generator=generator)
-    return latents, noise, timesteps
-
-
-def loss_of(error: Tensor, timesteps: Tensor, scheduler: Any, job: TrainingJob) -> Tensor:
-    recipe = job.recipe
-    if recipe.snr_gamma is not None:
-        snr = compute_snr(scheduler, timesteps)
-        capped = torch.minimum(snr, torch.full_like(snr, recipe.snr_gamma))
-        velocity = scheduler.config.prediction_type == "v_prediction"
-        error = error * capped / (snr + 1 if velocity else snr)
-    loss = error[: recipe.instance_rows].mean()
-    if job.prior is not None:
-        loss = loss + recipe.prior_weight * error[recipe.instance_rows :].mean()
-    return loss
 
 
 def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float]]:
@@ -158,15 +79,7 @@ def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float
         rates.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    layers = {
-        f"{component}.{name}": LayerWeights(
-            layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-        )
-        for component, module in adapted.items()
-        for name, layer in module.named_modules()
-        if hasattr(layer, "lora_A")
-    }
-    return AdapterWeights.with_alpha(layers, float(recipe.alpha or recipe.rank)), losses
+    return peft_weights(adapted, recipe), losses
 
 
 CASES: dict[str, dict[str, object]] = {
@@ -188,6 +101,8 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "train")
+@pytest.mark.proves("Stable Diffusion 1.x and 2.x", "train text encoders")
 @pytest.mark.parametrize("name", ["tiny", "tiny-v"])
 @pytest.mark.parametrize("case", CASES)
 def test_training_equals_an_independent_diffusers_and_peft_loop(

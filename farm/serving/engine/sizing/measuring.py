@@ -30,6 +30,7 @@ from farm.base.interface import Base, Conditioning
 from farm.errors import Draining
 from farm.keys import digest
 from farm.serving.config import EngineConfig
+from farm.serving.engine.passes import padded_rows
 from farm.serving.engine.sizing.batch_size_search import BatchSizeCurve, find_batch_size
 from farm.serving.engine.sizing.capacity import Capacity
 from farm.serving.memory import device_memory
@@ -86,13 +87,19 @@ class CapacityMeter:
                 return Capacity(self._base, knee, memory_reserve=config.memory_reserve)
         return None
 
-    def warm_up(self, rows: int) -> None:
-        """Run one pass on a GPU, whose first pass takes seconds to load kernels and would make the
-        engine's first measurements far too slow."""
-        if self._base.device.type == "cuda":
-            self._pass_of(rows)()
-            torch.cuda.synchronize(self._base.device)
-            self._end_probe()
+    def warm_up(self, rows: int) -> float:
+        """Run a pass of each size on a GPU; called in the thread that runs passes.
+
+        A first pass takes seconds to load kernels, and each new size some tenths of a second:
+        requests would wait, and measurements be far too slow.
+        """
+        if self._base.device.type != "cuda":
+            return 0.0
+        sizes = sorted({padded_rows(count) for count in range(1, rows + 1)}, reverse=True)
+        for size in sizes:
+            self._pass_of(size)()
+        torch.cuda.synchronize(self._base.device)
+        return self._end_probe()
 
     def begin(
         self, in_loop: InLoop, is_idle: Callable[[], bool], use: Callable[[Capacity], None]

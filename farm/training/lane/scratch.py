@@ -8,19 +8,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from farm.keys import bytes_digest
 from farm.locks import Owner, current_owner
 
 __all__ = ["scratch_folder", "sweep_folders"]
 
-PREFIX = "farm-train"
+USES = ("train", "adapter")
 
 
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+def scratch_folder(use: Literal["train", "adapter"]) -> tempfile.TemporaryDirectory[str]:
     """A temporary folder of this process, removed when it is closed."""
     owner = current_owner()
-    name = f"{PREFIX}-{_machine_of(owner)}-{owner.pid}-{owner.started or 0}-"
+    name = f"farm-{use}-{_machine_of(owner)}-{owner.pid}-{owner.started or 0}-"
     return tempfile.TemporaryDirectory(prefix=name, ignore_cleanup_errors=True)
 
 
@@ -28,11 +29,11 @@ def sweep_folders() -> int:
     """Remove the folders of processes of this machine that are gone; returns how many."""
     me = current_owner()
     swept = 0
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-{_machine_of(me)}-*"):
-        parts = path.name.removeprefix(f"{PREFIX}-").split("-")
-        if len(parts) < 4 or not parts[1].isdigit():
+    for path in Path(tempfile.gettempdir()).glob(f"farm-*-{_machine_of(me)}-*"):
+        _, use, _, pid, *rest = path.name.split("-")
+        if use not in USES or len(rest) < 2 or not pid.isdigit():
             continue
-        if Owner(me.machine, int(parts[1]), parts[2], "").is_dead():
+        if Owner(me.machine, int(pid), rest[0], "").is_dead():
             shutil.rmtree(path, ignore_errors=True)
             swept += 1
     return swept

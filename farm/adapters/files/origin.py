@@ -1,0 +1,83 @@
+"""The model family that an adapter file belongs to, recognised by its layers.
+
+Owns the recognition and its error. A family is only named in messages: whether an adapter fits is
+decided by layers and shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from farm.errors import AdapterFileError
+
+__all__ = ["refuse_other_family"]
+
+CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv](?:_lora)?$")
+TEXT_WIDTHS = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "Stable Diffusion XL",
+}
+"""Families with a UNet, by the width of the text states that it attends to."""
+MARKS = (
+    (re.compile(r"^lora_te2_|^text_encoder_2\."), "Stable Diffusion XL"),
+    (re.compile(r"context_refiner|noise_refiner"), "Z-Image"),
+    (re.compile(r"double_blocks|single_blocks|single_transformer_blocks"), "FLUX"),
+    (re.compile(r"txt_mlp|img_mlp"), "Qwen-Image"),
+    (re.compile(r"^transformer\.|joint_blocks"), "a family with a transformer as its denoiser"),
+)
+"""Families by names of layers, where no width decides."""
+
+
+def refuse_other_family(
+    path: Path,
+    inputs: Mapping[str, int],
+    unknown: Sequence[str],
+    known: Iterable[str],
+) -> None:
+    """Refuse a file whose layers are not the base's, with both families and what differs.
+
+    Args:
+        inputs: number of inputs of each of the file's layers.
+        unknown: those of them that the base lacks.
+        known: the base's layers, with the shapes of their weights if it is a mapping.
+
+    Raises:
+        AdapterFileError: if layers are unknown, or the text states differ in width.
+    """
+    shapes = known if isinstance(known, Mapping) else {}
+    theirs = _text_width(inputs)
+    ours = _text_width({name: shape[1] for name, shape in shapes.items() if len(shape) > 1})
+    remedy = "use it with the family of base models that it was trained on"
+    if theirs and ours and theirs != ours:
+        raise AdapterFileError(
+            f"{path} is an adapter of {_named(inputs, theirs)}, whose denoiser reads text states "
+            f"of width {theirs}; the base is {_named(shapes, ours)}, of width {ours}",
+            remedy,
+        )
+    if unknown:
+        family = _named(inputs, theirs)
+        whose = f"is an adapter of {family} and " if family != "another family" else ""
+        raise AdapterFileError(
+            f"{path} {whose}has {len(unknown)} layer{'s' if len(unknown) > 1 else ''} that the "
+            f"base lacks, such as {unknown[0]}",
+            remedy,
+        )
+
+
+def _text_width(inputs: Mapping[str, int]) -> int | None:
+    """Inputs of the cross-attention's keys and values."""
+    return next((width for name, width in inputs.items() if CROSS_ATTENTION.search(name)), None)
+
+
+def _named(layers: Iterable[str], width: int | None) -> str:
+    """The family's name, or ``another family``."""
+    if width in TEXT_WIDTHS:
+        return TEXT_WIDTHS[width]
+    names = list(layers)
+    for mark, family in MARKS:
+        if any(mark.search(name) for name in names):
+            return family
+    return "another family"

@@ -1,0 +1,108 @@
+"""Random-weight pipelines of FLUX.1."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+from farm.base.builds.flow import LARGE_VAE, TINY_VAE
+from farm.base.builds.parts import byte_tokenizer, clip_text
+
+__all__ = ["FLUX1_BUILDS", "FluxBuild", "letter_tokenizer"]
+
+
+def letter_tokenizer() -> T5TokenizerFast:
+    """A T5 tokenizer whose tokens are printable ASCII characters."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters = [(letter, -3.0) for letter in string.printable if not letter.isspace()]
+    return T5TokenizerFast(vocab=[*special, *letters], extra_ids=0)
+
+
+@dataclass(frozen=True)
+class FluxBuild:
+    """The configs of one FLUX.1 pipeline."""
+
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+    clip: dict[str, Any]
+    t5: dict[str, Any]
+    clip_tokens: int
+
+    def make(self) -> FluxPipeline:
+        """Build it with torch's current random state, on the current device."""
+        short, long = byte_tokenizer(self.clip_tokens), letter_tokenizer()
+        t5 = T5Config(**{"vocab_size": len(long), "feed_forward_proj": "gated-gelu", **self.t5})
+        return FluxPipeline(
+            tokenizer=short,
+            tokenizer_2=long,
+            text_encoder=clip_text(short, self.clip),
+            text_encoder_2=T5EncoderModel(t5),
+            transformer=FluxTransformer2DModel(**self.transformer),
+            vae=AutoencoderKL(**self.vae),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        )
+
+
+_FORM = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+_PLAIN = {"use_quant_conv": False, "use_post_quant_conv": False}
+_TINY = FluxBuild(
+    transformer={
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 16,
+        "axes_dims_rope": (4, 4, 8),
+        "guidance_embeds": True,
+    },
+    vae={**TINY_VAE, **_FORM, "latent_channels": 4},
+    clip={
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+    },
+    t5={"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2},
+    clip_tokens=32,
+)
+
+FLUX1_BUILDS = {
+    "tiny-flux": _TINY,
+    "tiny-flux-schnell": replace(
+        _TINY, transformer={**_TINY.transformer, "guidance_embeds": False}
+    ),
+    # black-forest-labs/FLUX.1-dev: the config.json of each part
+    "flux1-dev": FluxBuild(
+        transformer={"guidance_embeds": True},
+        vae={**LARGE_VAE, **_FORM, **_PLAIN, "latent_channels": 16},
+        clip={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "max_position_embeddings": 77,
+            "vocab_size": 49408,
+        },
+        t5={
+            "d_model": 4096,
+            "d_kv": 64,
+            "d_ff": 10240,
+            "num_layers": 24,
+            "num_heads": 64,
+            "vocab_size": 32128,
+        },
+        clip_tokens=77,
+    ),
+}

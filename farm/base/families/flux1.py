@@ -1,0 +1,140 @@
+"""FLUX.1 as a base: pooled CLIP text, T5 token states, guidance as an input of the transformer.
+
+Legend: R rows, C latent channels, H W latent, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+from torch.nn import functional
+
+from farm.base.conditioning import Conditioning, TokenIds
+from farm.base.families.flow import FlowBase, shift_by_size
+from farm.base.families.pipeline_base import padded_ids
+from farm.base.interface import FamilyNames
+
+__all__ = ["Flux1Base"]
+
+POOLED, GUIDANCE = "pooled", "guidance"
+"""Entries of ``Conditioning.extra``."""
+TRAINING_GUIDANCE = 3.5
+"""``guidance_scale`` of the official training script."""
+T5_TOKENS = 512
+PATCH = 2
+"""Latent cells per transformer token along one side."""
+
+
+class Flux1Base(FlowBase):
+    """A frozen ``FluxPipeline``, dev or schnell; ``Base`` documents each method."""
+
+    pipeline_class: ClassVar[Any] = FluxPipeline
+    load_options: ClassVar[Mapping[str, Any]] = {"image_encoder": None, "feature_extractor": None}
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    adaptable_text: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    family = FamilyNames("FLUX.1", "FluxPipeline", "flux-1-dev", "flux1", tags=("flux",))
+
+    def __init__(self, pipeline: FluxPipeline, *, name: str, fingerprint: str) -> None:
+        super().__init__(pipeline, name=name, fingerprint=fingerprint)
+        has_guidance = bool(pipeline.transformer.config.guidance_embeds)
+        self.guidance_kind = "embedded" if has_guidance else "none"
+
+    def _reading_tokenizer(self) -> Any:
+        return self._pipeline.tokenizer_2
+
+    @property
+    def num_tokens(self) -> int:
+        return T5_TOKENS
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self._denoiser.config.in_channels) // PATCH**2
+
+    @property
+    def size_multiple(self) -> int:
+        return self.latent_factor * PATCH
+
+    # -- text ---------------------------------------------------------------------------------
+
+    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+        long = self._pipeline.tokenizer_2(
+            list(prompts),
+            padding="max_length",
+            max_length=T5_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        )
+        short = padded_ids(self._pipeline.tokenizer, prompts)
+        return TokenIds({"text_encoder": short, "text_encoder_2": long.input_ids})
+
+    def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
+        pooled_RD = self._text["text_encoder"](tokens.tensors["text_encoder"]).pooler_output
+        hidden_RTD = self._text["text_encoder_2"](tokens.tensors["text_encoder_2"])[0]
+        return _guided(Conditioning(hidden_RTD, {POOLED: pooled_RD}), TRAINING_GUIDANCE)
+
+    def for_images(
+        self, conditioning: Conditioning, *, width_px: int, height_px: int, guidance: float
+    ) -> Conditioning:
+        return _guided(conditioning, guidance)
+
+    # -- denoising ----------------------------------------------------------------------------
+
+    def denoise(
+        self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        hidden_RTD = conditioning.hidden_RTD
+        height, width = latents_RCHW.shape[2] // PATCH, latents_RCHW.shape[3] // PATCH
+        is_guided = self.guidance_kind == "embedded"
+        predicted_RNC = self._denoiser(
+            hidden_states=functional.pixel_unshuffle(latents_RCHW, PATCH).flatten(2).mT,
+            timestep=timesteps_R.to(latents_RCHW.dtype) / 1000,
+            guidance=conditioning.extra[GUIDANCE].float() if is_guided else None,
+            pooled_projections=conditioning.extra[POOLED],
+            encoder_hidden_states=hidden_RTD,
+            txt_ids=torch.zeros(hidden_RTD.shape[1], 3, device=hidden_RTD.device),
+            img_ids=_image_places(height, width, latents_RCHW.device),
+            return_dict=False,
+        )[0]
+        return functional.pixel_shuffle(predicted_RNC.mT.unflatten(2, (height, width)), PATCH)
+
+    def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
+        return shift_by_size((shape[1] // PATCH) * (shape[2] // PATCH), config)
+
+    def _run_on_shapes(self) -> Callable[[Any, int], Any]:
+        config = self._denoiser.config
+        meta = torch.device("meta")
+
+        def run(transformer: Any, side: int) -> Any:
+            cells = (side // PATCH) ** 2
+            return transformer(
+                hidden_states=torch.empty(1, cells, config.in_channels, device=meta),
+                timestep=torch.empty(1, device=meta),
+                guidance=torch.empty(1, device=meta) if config.guidance_embeds else None,
+                pooled_projections=torch.empty(1, config.pooled_projection_dim, device=meta),
+                encoder_hidden_states=torch.empty(
+                    1, T5_TOKENS, config.joint_attention_dim, device=meta
+                ),
+                txt_ids=torch.empty(T5_TOKENS, 3, device=meta),
+                img_ids=torch.empty(cells, 3, device=meta),
+                return_dict=False,
+            )
+
+        return run
+
+
+def _guided(conditioning: Conditioning, guidance: float) -> Conditioning:
+    """The conditioning with a guidance scale, float [R]."""
+    pooled_RD = conditioning.extra[POOLED]
+    return conditioning.with_extra(**{GUIDANCE: pooled_RD.new_full((len(pooled_RD),), guidance)})
+
+
+def _image_places(height: int, width: int, device: torch.device) -> Tensor:
+    """Position ids (0, row, column) of transformer tokens, float [N, 3]."""
+    places_HW3 = torch.zeros(height, width, 3, device=device)
+    places_HW3[..., 1] = torch.arange(height, device=device)[:, None]
+    places_HW3[..., 2] = torch.arange(width, device=device)
+    return places_HW3.flatten(0, 1)

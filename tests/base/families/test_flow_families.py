@@ -1,0 +1,208 @@
+"""The flow-transformer families: equal to diffusers' pipelines, scripts and adapter loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from support.adapters import random_weights
+from support.jobs import assert_close, build_job, open_trainer, train_alone
+
+from farm.adapters.bank.bank import Bank
+from farm.adapters.files.folder import load_adapter, save_adapter
+from farm.adapters.record import AdapterRecord
+from farm.base.families.registry import family_of
+from farm.base.fingerprint import fingerprint_folder
+from farm.base.generate import generate_images
+from farm.base.interface import Base
+from farm.base.loading import load_base
+from farm.base.random_weights import build_pipeline
+from farm.errors import UserError
+from farm.recipe import Recipe
+
+PROMPTS = ["a photo of sks cat", "a small mushroom in the rain"]
+FAMILIES = ("tiny-z-image", "tiny-klein", "tiny-flux", "tiny-sd3")
+VARIANTS = ("tiny-klein-distilled", "tiny-flux-schnell", "tiny-sd3-clip")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+NO_NEGATIVE = ("tiny-klein", "tiny-klein-distilled", "tiny-flux", "tiny-flux-schnell")
+"""Their pipelines take no negative prompt at this guidance."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def base(request: pytest.FixtureRequest) -> Base:
+    return load_base(request.param)
+
+
+def image_of(pipeline: Any, prompt: str, seed: int, **options: Any) -> np.ndarray:
+    """The plain pipeline's image, float [64, 64, 3] in levels of 0 to 255."""
+    image = pipeline(
+        prompt=prompt,
+        num_inference_steps=3,
+        width=64,
+        height=64,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+        **{"guidance_scale": 3.0, **options},
+    ).images[0]
+    return np.asarray(image * 255)
+
+
+@pytest.mark.proves("Z-Image", "generate")
+@pytest.mark.proves("FLUX.2-klein", "generate")
+@pytest.mark.proves("FLUX.1", "generate")
+@pytest.mark.proves("Stable Diffusion 3", "generate")
+@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
+def test_images_equal_those_of_the_plain_pipeline(name: str) -> None:
+    """Two prompts of different lengths in one batch, each as if it were alone."""
+    base = load_base(name)
+    ours = generate_images(base, PROMPTS, [3, 4], steps=3, guidance=3.0).numpy().astype(float)
+    for image, prompt, seed in zip(ours, PROMPTS, (3, 4), strict=True):
+        assert np.abs(image - image_of(base.pipeline(), prompt, seed)).max() <= 1.0
+    assert ours[0].std() > 10
+    if name not in NO_NEGATIVE:
+        (ours,) = generate_images(
+            base, PROMPTS[:1], [3], steps=3, guidance=3.0, negative_prompt="blurry"
+        )
+        theirs = image_of(base.pipeline(), PROMPTS[0], 3, negative_prompt="blurry")
+        assert np.abs(ours.numpy() - theirs).max() <= 1.0
+
+
+def test_guidance_costs_a_second_row_only_where_the_family_has_it() -> None:
+    assert load_base("tiny-klein").needs_unprompted(3.0)
+    assert not load_base("tiny-klein").needs_unprompted(1.0)
+    assert not load_base("tiny-klein-distilled").needs_unprompted(3.0)
+    assert not load_base("tiny-flux").needs_unprompted(3.0)
+    assert load_base("tiny-z-image").needs_unprompted(0.5)
+
+
+def test_a_training_target_is_the_official_scripts(base: Base) -> None:
+    """``noise - latent`` at ``(1 - σ) · latent + σ · noise``, σ by the scheduler's own table."""
+    schedule, scheduler = base.schedule, base.pipeline().scheduler
+    plain = type(scheduler).from_config(scheduler.config)
+    latents, noise = torch.randn(2, *base.latent_shape(64, 64)), torch.randn(2, 4, 8, 8)
+    noise = torch.randn_like(latents)
+    indices = torch.tensor([100, 700])  # of the script's table, which begins with noise
+    ours = schedule.num_timesteps - 1 - indices
+    sigmas = plain.sigmas[indices].view(-1, 1, 1, 1)
+    noisy = (1 - sigmas) * latents + sigmas * noise
+    torch.testing.assert_close(schedule.add_noise(latents, noise, ours), noisy)
+    torch.testing.assert_close(schedule.target(latents, noise, ours), noise - latents)
+    torch.testing.assert_close(schedule.model_timesteps(ours), plain.timesteps[indices].float())
+
+
+def test_photos_are_encoded_as_the_pipeline_decodes_them(base: Base) -> None:
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    moments = base.encode_photos(pixels)
+    assert moments.shape == (1, 2, *base.latent_shape(64, 64))
+    decoded = base.decode(moments[:, 0])
+    vae = base.pipeline().vae
+    with torch.no_grad():
+        wanted = (vae.decode(vae.encode(pixels).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(decoded, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_sizes_that_the_patches_do_not_fit_are_refused(base: Base) -> None:
+    with pytest.raises(UserError, match="72x64 px does not fit") as refused:
+        base.latent_shape(72, 64)
+    assert "multiples of 16 px" in refused.value.remedy
+
+
+@pytest.mark.proves("Z-Image", "train")
+@pytest.mark.proves("FLUX.2-klein", "train")
+@pytest.mark.proves("FLUX.1", "train")
+@pytest.mark.proves("Stable Diffusion 3", "train")
+def test_four_slots_train_what_each_alone_trains(base: Base) -> None:
+    jobs = [build_job(base, number, steps=3, rank=2 + number) for number in range(3)]
+    trainer = open_trainer(base, num_slots=4, max_rank=4)
+    slots = {job.key: trainer.admit(job) for job in jobs}
+    while trainer.active_slots:
+        trainer.step()
+    together = {job.key: trainer.bank.slot_weights(slots[job.key]) for job in jobs}
+    trainer.close()
+    for job in jobs[:2]:
+        assert_close(together[job.key], train_alone(base, job), 5e-3)
+
+
+@pytest.mark.proves("Z-Image", "diffusers file")
+@pytest.mark.proves("FLUX.2-klein", "diffusers file")
+@pytest.mark.proves("FLUX.1", "diffusers file")
+@pytest.mark.proves("Stable Diffusion 3", "diffusers file")
+@pytest.mark.proves("Z-Image", "PEFT file")
+@pytest.mark.proves("FLUX.2-klein", "PEFT file")
+@pytest.mark.proves("FLUX.1", "PEFT file")
+@pytest.mark.proves("Stable Diffusion 3", "PEFT file")
+def test_an_adapter_file_gives_the_same_image_in_diffusers_and_in_peft(
+    base: Base, tmp_path: Path
+) -> None:
+    weights = random_weights(base, 1, alpha=6.0, strength=0.4)
+    record = AdapterRecord(
+        job_key="k" * 32,
+        subject_id="tom",
+        name="tom",
+        class_noun="cat",
+        instance_prompt=PROMPTS[0],
+        base_id=base.name,
+        base_fingerprint=base.fingerprint,
+        recipe=Recipe(),
+    )
+    save_adapter(tmp_path, weights, record, base, forms=("diffusers", "peft"))
+    bare = image_of(base.pipeline(), PROMPTS[0], 5)
+    bank = Bank(base, num_slots=1, max_rank=4, target_modules=ATTENTION)
+    bank.set_slot(0, weights)
+    try:
+        (ours,) = generate_images(
+            base, PROMPTS[:1], [5], steps=3, guidance=3.0,
+            routing=lambda images_R: bank.route(torch.zeros_like(images_R)),
+        )  # fmt: skip
+    finally:
+        bank.close()
+    pipeline = build_pipeline(base.name)  # type: ignore[arg-type]
+    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    theirs = image_of(pipeline, PROMPTS[0], 5)
+    assert np.abs(ours.numpy() - theirs).max() <= 2.0
+    assert np.abs(bare - theirs).max() > 10
+    plain = build_pipeline(base.name)  # type: ignore[arg-type]
+    PeftModel.from_pretrained(plain.transformer, tmp_path / "peft")
+    assert np.abs(image_of(plain, PROMPTS[0], 5) - theirs).max() <= 1.0
+    back = load_adapter(tmp_path / "pytorch_lora_weights.safetensors", base)
+    assert back.alphas == weights.alphas
+    assert all(torch.equal(back.layers[n].down, one.down) for n, one in weights.layers.items())
+
+
+@pytest.mark.proves("Z-Image", "load")
+@pytest.mark.proves("FLUX.2-klein", "load")
+@pytest.mark.proves("FLUX.1", "load")
+@pytest.mark.proves("Stable Diffusion 3", "load")
+def test_a_folder_loads_by_its_pipeline_and_has_one_fingerprint(base: Base, tmp_path: Path) -> None:
+    base.pipeline().save_pretrained(tmp_path, safe_serialization=True)
+    loaded = load_base(str(tmp_path))
+    assert type(loaded) is family_of(base.name, base.family.pipeline)
+    assert loaded.fingerprint == fingerprint_folder(tmp_path)
+    with torch.no_grad():
+        wanted, found = (one.encode_prompts(PROMPTS).hidden_RTD for one in (base, loaded))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("z-image", 6_154_908_736),
+        ("klein-4b", 3_875_544_576),
+        ("flux1-dev", 11_901_408_320),
+        ("sd35-medium", 2_243_171_520),
+    ],
+)
+def test_the_build_of_the_true_shape_has_the_models_own_size(name: str, parameters: int) -> None:
+    pipeline = build_pipeline(name, device="meta")  # type: ignore[arg-type]
+    assert sum(p.numel() for p in pipeline.transformer.parameters()) == parameters
+
+
+def test_counts_of_the_denoiser_are_its_own(base: Base) -> None:
+    counts = base.denoiser_counts()
+    assert counts is not None
+    assert counts.adapter_parameters(ATTENTION, 4) > 0
+    assert counts.forward_flops(16_384) > 2 * counts.forward_flops(1024)

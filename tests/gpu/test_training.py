@@ -1,0 +1,120 @@
+"""Training on a device: the CPU's adapters, whatever makes the pass fast; memory may run out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.jobs import assert_close, build_job, open_trainer
+
+from farm.adapters.weights import AdapterWeights
+from farm.base.interface import Base
+from farm.base.loading import load_base
+from farm.training.slots.speed import Speed
+from farm.training.slots.trainer import SlotTrainer
+
+TOLERANCE = 2e-3
+STEPS = 5
+PLAIN = Speed(compile=False, capture=False)
+
+
+@pytest.fixture
+def base(device: torch.device) -> Base:
+    return load_base("tiny", device=device, dtype=torch.float32)
+
+
+def opened(
+    base: Base, speed: Speed | None, *, alphas: tuple[float, ...] = (4.0, 4.0)
+) -> SlotTrainer:
+    trainer = open_trainer(base, num_slots=3, max_rank=4, speed=speed)
+    for number, alpha in enumerate(alphas):
+        trainer.admit(build_job(base, number, steps=50, rank=4, alpha=alpha, learning_rate=1e-3))
+    return trainer
+
+
+def trained(base: Base, speed: Speed | None, **options: Any) -> list[AdapterWeights]:
+    trainer = opened(base, speed, **options)
+    try:
+        for _ in range(STEPS):
+            trainer.step()
+        return [trainer.weights(slot) for slot in range(2)]
+    finally:
+        trainer.close()
+
+
+def assert_all_close(found: list[AdapterWeights], wanted: list[AdapterWeights]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, other, TOLERANCE)
+
+
+def test_the_device_trains_the_adapters_that_the_cpu_trains(base: Base) -> None:
+    assert_all_close(trained(base, PLAIN), trained(load_base("tiny"), PLAIN))
+
+
+@pytest.mark.parametrize("alphas", [(4.0, 4.0), (4.0, 12.0)])
+def test_a_captured_step_trains_the_same_adapters(base: Base, alphas: tuple[float, ...]) -> None:
+    captured = trained(base, Speed(compile=False, capture=True), alphas=alphas)
+    assert_all_close(captured, trained(base, PLAIN, alphas=alphas))
+
+
+def test_a_captured_step_is_replayed_on_a_gpu_and_sees_jobs_come_and_go(base: Base) -> None:
+    ends = []
+    for speed in (PLAIN, Speed(compile=False, capture=True)):
+        trainer = opened(base, speed)
+        for _ in range(4):
+            trainer.step()
+        trainer.release(0)
+        # another scale: the captured step is made again
+        trainer.admit(build_job(base, 7, steps=50, rank=2, alpha=6.0))
+        for _ in range(4):
+            trainer.step()
+        if speed.capture and base.device.type == "cuda":
+            assert "captured" in trainer.speed_report
+        ends.append([trainer.weights(slot) for slot in range(2)])
+        trainer.close()
+    assert_all_close(*ends)
+
+
+def test_a_compiled_pass_trains_the_same_adapters(base: Base) -> None:
+    how = True if base.device.type == "cuda" else "aot_eager"
+    trainer = opened(base, Speed(compile=how, capture=False))
+    trainer.step()
+    assert "compiled" in trainer.speed_report
+    trainer.close()
+    assert_all_close(trained(base, Speed(compile=how, capture=False)), trained(base, PLAIN))
+
+
+def test_bfloat16_trains_nearly_the_same_adapters(base: Base, device: torch.device) -> None:
+    half = load_base("tiny", device=device, dtype=torch.bfloat16)
+    wanted, found = trained(base, PLAIN), trained(half, PLAIN, alphas=(4.0, 4.0))
+    for one, other in zip(found, wanted, strict=True):
+        for name, layer in other.layers.items():
+            difference = (one.layers[name].down - layer.down).norm() / layer.down.norm()
+            assert difference < 0.02, name
+
+
+def test_training_goes_on_after_memory_ran_out_in_a_pass(
+    base: Base, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the failed step had not been tried."""
+    wanted = trained(base, PLAIN)
+    trainer = opened(base, PLAIN)
+    trainer.step()
+    denoise = trainer._pass._denoise
+
+    def run_out(*args: Any) -> Any:
+        denoise(*args)
+        if device.type == "cuda":
+            torch.empty(1 << 50, dtype=torch.uint8, device=device)
+        raise torch.OutOfMemoryError("on a CPU, pretended")
+
+    monkeypatch.setattr(trainer._pass, "_denoise", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step()
+    monkeypatch.undo()
+    for _ in range(STEPS - 1):
+        trainer.step()
+    found = [trainer.weights(slot) for slot in range(2)]
+    trainer.close()
+    assert_all_close(found, wanted)

@@ -1,0 +1,149 @@
+"""What must be true after a round, however many faults it had."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from farm.adapters.files.folder import load_adapter
+from farm.adapters.registry import Registry
+from farm.base.loading import load_base
+from farm.errors import FarmError
+from farm.storage import Store
+from farm.training.dispatch.compaction import read_state
+from farm.training.dispatch.ledger import Status, replay
+from support.chaos.faults import CONTROLLER, DISPATCHER, LANE
+
+if TYPE_CHECKING:
+    from support.chaos.round import Round
+
+TOLERANCE = 1e-3
+"""Largest difference of a weight, as a share of its tensor's largest."""
+PATIENCE_S = 20.0
+"""How long the cluster's processes may take to end after the driver."""
+
+
+@dataclass
+class Findings:
+    """What is wrong; empty lists are right."""
+
+    lost: list[str] = field(default_factory=list)
+    """Subjects without an adapter."""
+    doubled: list[str] = field(default_factory=list)
+    """Jobs that were committed twice, and adapters that no subject has."""
+    wrong: list[str] = field(default_factory=list)
+    """Adapters that do not load, or are not those of the undisturbed run."""
+    checkpoints: list[str] = field(default_factory=list)
+    locks: list[str] = field(default_factory=list)
+    processes: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    ledger: list[str] = field(default_factory=list)
+    worst_difference: float = 0.0
+
+    @property
+    def faulty(self) -> dict[str, list[str]]:
+        """Whatever was found, by name."""
+        found = {name: value for name, value in vars(self).items() if isinstance(value, list)}
+        return {name: value for name, value in found.items() if value}
+
+
+def check_round(round_: Round, *, is_complete: bool) -> Findings:
+    """Check store, ledger, processes and folders after the last driver has ended."""
+    found = Findings()
+    store = round_.ledger.store
+    if not is_complete:
+        found.lost.append(f"the run did not end in time: {round_.ends[-3:]}")
+    _check_adapters(round_, found)
+    _check_ledger(round_, found)
+    found.checkpoints += list(store.walk("checkpoints"))
+    found.locks += [path for path in _last_locks(store) if not _is_released(store, path)]
+    _check_processes(round_, found)
+    tmp = round_.folder / "tmp"
+    found.folders += sorted(path.name for path in tmp.iterdir() if path.name.startswith("farm"))
+    return found
+
+
+def _check_adapters(round_: Round, found: Findings) -> None:
+    registry = Registry(round_.ledger.store)
+    reference = Registry(Store(round_.folder / "reference"))
+    named = {one.name: one for one in registry.names()}
+    expected = {one.name: one for one in reference.names()}
+    assert len(expected) == round_.subjects, (round_.folder / "reference.log").read_text()[-500:]
+    found.lost += sorted(expected.keys() - named.keys())
+    found.doubled += sorted(named.keys() - expected.keys())
+    keys = {one.job_key for one in expected.values()}
+    found.doubled += sorted(set(registry.store.list("adapters")) - keys)
+    base = load_base("tiny")
+    for name in sorted(expected.keys() & named.keys()):
+        key = expected[name].job_key
+        if named[name].job_key != key:
+            found.wrong.append(f"{name}: the name points to {named[name].job_key}")
+            continue
+        folders = [round_.folder / kind / name for kind in ("fetched", "expected")]
+        try:
+            registry.fetch(key, folders[0])
+            ours = load_adapter(folders[0], base)
+        except FarmError as error:
+            found.wrong.append(f"{name}: {error}")
+            continue
+        reference.fetch(key, folders[1])
+        difference = _difference(ours, load_adapter(folders[1], base))
+        found.worst_difference = max(found.worst_difference, difference)
+        if not difference <= TOLERANCE:
+            found.wrong.append(f"{name}: differs by {difference:.2g}")
+
+
+def _difference(ours: object, theirs: object) -> float:
+    worst = 0.0
+    for name, layer in theirs.layers.items():  # type: ignore[attr-defined]
+        mine = ours.layers[name]  # type: ignore[attr-defined]
+        for one, other in ((mine.down, layer.down), (mine.up, layer.up)):
+            scale = other.abs().max().clamp_min(1e-12)
+            worst = max(worst, float(torch.nan_to_num((one - other).abs().max() / scale, nan=1e9)))
+    return worst
+
+
+def _check_ledger(round_: Round, found: Findings) -> None:
+    store, events = round_.ledger.store, round_.ledger.events
+    replayed = replay(events)
+    if read_state(store, round_.ledger.run_id).jobs != replayed:
+        found.ledger.append("the state file and the events lead to different states")
+    left = Counter(job.status for job in replayed.values() if job.status is not Status.COMMITTED)
+    found.ledger += [f"{count} {status} after the end" for status, count in left.items()]
+    commits = Counter(event.job for event in events if event.kind == "committed")
+    found.doubled += [
+        f"{key} committed {count} times" for key, count in commits.items() if count > 1
+    ]
+
+
+def _last_locks(store: Store) -> list[str]:
+    folders = [f"runs/{run}/drivers" for run in store.list("runs")]
+    folders += [f"priors/{key}/claims" for key in store.list("priors")]
+    return [f"{folder}/{names[-1]}" for folder in folders if (names := store.list(folder))]
+
+
+def _is_released(store: Store, path: str) -> bool:
+    return bool(json.loads(store.read(path))["released"])
+
+
+def _check_processes(round_: Round, found: Findings) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        left = [
+            f"{title} on {name}"
+            for title in (LANE, CONTROLLER, DISPATCHER)
+            for name, _ in round_.cluster.processes(title)
+        ]
+        if not left or time.monotonic() > until:
+            break
+        time.sleep(0.5)
+    found.processes += left
+
+
+__all__ = ["Findings", "Path", "check_round"]

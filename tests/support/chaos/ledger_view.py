@@ -1,0 +1,113 @@
+"""What a round's ledger shows while faults are injected: who holds a job, when a fault is over."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from farm.storage import Store
+from farm.training.dispatch.job_state import Event, replay
+from farm.training.dispatch.ledger import read_events
+from farm.training.run.files import list_runs
+
+PROGRESS = ("progress", "committed", "reused")
+
+
+@dataclass
+class Fault:
+    """One fault, and how the run came through it."""
+
+    kind: str
+    at: float
+    """Monotonic time at which it began, or at which it ended if it lasts."""
+    affected: dict[str, str] = field(default_factory=dict)
+    """The lane of each job that the fault took down; empty if it took down the whole run."""
+    waiting: set[str] = field(default_factory=set)
+    """Affected jobs that do not train again yet."""
+    is_measured: bool = True
+    """Whether the run has something to recover from."""
+    recovered_s: float | None = None
+    steps_lost: int = 0
+
+
+class LedgerView:
+    """Reads the ledger of the store's only run past the proxy, and measures recoveries."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.run_id = ""
+        self.events: list[Event] = []
+        self.arrived: list[float] = []
+        self.faults: list[Fault] = []
+
+    def refresh(self) -> None:
+        """Read new events, and note the faults that they end."""
+        if not self.run_id:
+            self.run_id = next(iter(list_runs(self.store)), "")
+        if not self.run_id:
+            return
+        events = list(read_events(self.store, self.run_id))
+        now = time.monotonic()
+        for event in events[len(self.events) :]:
+            self.events.append(event)
+            self.arrived.append(now)
+            for fault in self.faults:
+                if fault.is_measured and fault.recovered_s is None and now > fault.at:
+                    _note(fault, event, now)
+
+    def held(self) -> dict[str, str]:
+        """The lane of each job that is leased or trains."""
+        jobs = replay(self.events)
+        return {key: job.lane for key, job in jobs.items() if job.is_held}
+
+    def num_open(self) -> int:
+        """Jobs that have not ended; -1 before the run begins."""
+        jobs = replay(self.events)
+        return sum(not job.is_final for job in jobs.values()) if jobs else -1
+
+    def has_progress_since(self, moment: float) -> bool:
+        """Whether a lane has trained since then."""
+        pairs = zip(reversed(self.events), reversed(self.arrived), strict=True)
+        return any(event.kind in PROGRESS for event, at in pairs if at > moment)
+
+    def count_lost_steps(self) -> int:
+        """Note the steps that each fault made lanes train again; returns those of no fault."""
+        others = 0
+        known: dict[str, tuple[str, int]] = {}
+        for event, at in zip(self.events, self.arrived, strict=True):
+            if event.kind == "failed" and event.job in known:
+                known[event.job] = ("", known[event.job][1])  # the same lane may train it again
+            if event.kind != "progress":
+                continue
+            lane, step = known.get(event.job, (event.lane, 0))
+            if lane != event.lane and event.step < step:
+                cause = next(
+                    (one for one in reversed(self.faults) if _explains(one, event.job, lane, at)),
+                    None,
+                )
+                if cause is None:
+                    others += step - event.step
+                else:
+                    cause.steps_lost += step - event.step
+                step = event.step
+            known[event.job] = (event.lane, max(step, event.step))
+        return others
+
+
+def _note(fault: Fault, event: Event, now: float) -> None:
+    if fault.affected:
+        was = fault.affected.get(event.job)
+        ended = event.kind in ("committed", "reused", "quarantined", "rejected")
+        if was is not None and (ended or (event.kind == "progress" and event.lane != was)):
+            fault.waiting.discard(event.job)
+        if fault.waiting:
+            return
+    elif event.kind not in PROGRESS:
+        return
+    fault.recovered_s = now - fault.at
+
+
+def _explains(fault: Fault, job: str, lane: str, at: float) -> bool:
+    if fault.at > at:
+        return False
+    return fault.affected.get(job) == lane or (not lane and fault.kind.startswith("NaN"))

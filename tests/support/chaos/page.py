@@ -1,0 +1,107 @@
+"""The page of a campaign."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from support.chaos.ledger_view import Fault
+from support.chaos.round import Outcome
+
+
+def write_page(
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    asked: argparse.Namespace,
+    day: datetime.date,
+    num_cpus: int,
+) -> Path:
+    """Write it; its name has what was reached."""
+    subjects = sum(one.subjects for one in outcomes)
+    faults = [fault for one in outcomes for fault in one.faults]
+    path = folder / f"chaos-{subjects}x{len(faults)}-{num_cpus}cpu-{day}.md"
+    lines = [
+        f"# {len(faults)} faults against {subjects} subjects",
+        "",
+        f"{day}, {num_cpus} CPU cores shared with other work, {len(outcomes)} rounds in "
+        f"{sum(one.seconds for one in outcomes) / 60:.0f} minutes; "
+        f"`python benchmarks/chaos.py --subjects {asked.subjects} --faults {asked.faults} "
+        f"--seed {asked.seed} --steps {asked.steps} --pause {asked.pause:g}`. Each round: a Ray "
+        "cluster with a head without CPUs and three nodes on one machine, an S3 server as the "
+        f"store, two lanes of three slots, jobs of {asked.steps} steps with a checkpoint every 10.",
+        "",
+        *_totals(outcomes),
+        "",
+        *_by_kind(faults),
+        "",
+        *_ends(outcomes),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _totals(outcomes: Sequence[Outcome]) -> list[str]:
+    found = [one.findings for one in outcomes]
+    rows = [
+        ("adapters lost", sum(len(one.lost) for one in found)),
+        ("adapters doubled", sum(len(one.doubled) for one in found)),
+        ("adapters wrong", sum(len(one.wrong) for one in found)),
+        ("checkpoints left of committed jobs", sum(len(one.checkpoints) for one in found)),
+        ("locks left", sum(len(one.locks) for one in found)),
+        ("processes left", sum(len(one.processes) for one in found)),
+        ("temporary folders left", sum(len(one.folders) for one in found)),
+        ("ledgers that replay to another state", sum(bool(one.ledger) for one in found)),
+    ]
+    worst = max((one.worst_difference for one in found), default=0.0)
+    details = [f"- round {i}: {one.faulty}" for i, one in enumerate(found) if one.faulty]
+    return [
+        "| | found | wanted |",
+        "|---|---|---|",
+        *(f"| {name} | {count} | 0 |" for name, count in rows),
+        "",
+        "Largest difference of a weight from the undisturbed run, as a share of its tensor's "
+        f"largest: {worst:.1e}. The driver was started "
+        f"{sum(one.starts for one in outcomes)} times.",
+        *(["", *details] if details else []),
+    ]
+
+
+def _by_kind(faults: Sequence[Fault]) -> list[str]:
+    kinds = defaultdict(list)
+    for fault in faults:
+        kinds[fault.kind].append(fault)
+    lines = [
+        "## Faults by kind",
+        "",
+        "Time to recover: from the fault, or from the end of one that lasts, until the ledger "
+        "shows that all affected jobs train again (any job, for faults of the whole run); read "
+        "every 1.5 s, and progress is recorded at least every 10 s. Steps lost: trained before "
+        "and again after, as far as the ledger recorded them.",
+        "",
+        "| fault | number | measured | median s | worst s | steps lost |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, group in sorted(kinds.items()):
+        times = [fault.recovered_s for fault in group if fault.recovered_s is not None]
+        middle = f"{statistics.median(times):.0f}" if times else ""
+        worst = f"{max(times):.0f}" if times else ""
+        lost = sum(fault.steps_lost for fault in group)
+        lines.append(f"| {kind} | {len(group)} | {len(times)} | {middle} | {worst} | {lost} |")
+    return lines
+
+
+def _ends(outcomes: Sequence[Outcome]) -> list[str]:
+    ends = Counter(end for one in outcomes for end in one.ends)
+    if not ends:
+        return ["No driver ended early."]
+    return [
+        "## Drivers that ended early",
+        "",
+        "The same command was run again.",
+        "",
+        *(f"- {count} × {end}" for end, count in ends.most_common()),
+    ]

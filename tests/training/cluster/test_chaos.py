@@ -1,0 +1,42 @@
+"""The short form of the campaign of faults (``benchmarks/chaos.py``)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAOS = Path(__file__).parents[3] / "benchmarks" / "chaos.py"
+KINDS = (
+    "driver killed",
+    "lane killed",
+    "dispatcher killed",
+    "store refused",
+    "torn transfers",
+    "NaN in a slot",
+    "photo replaced",
+    "clock jump",
+)
+
+
+@pytest.mark.slow
+def test_faults_of_every_kind_lose_double_and_leave_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(CHAOS), "--subjects", "8", "--faults", "1", "--per-round", "8"),
+            *("--seed", "5", "--steps", "60", "--pause", "2", "--round-minutes", "7"),
+            *("--out", str(tmp_path), "--kinds", *KINDS),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (round_,) = json.loads(done.stdout)["rounds"]
+    assert round_["found"] == {}
+    assert len(round_["faults"]) >= 6  # the run may end before the last ones
+    assert set(round_["faults"]) <= set(KINDS)
+    assert list(tmp_path.glob("chaos-*.md"))
