@@ -66,13 +66,15 @@ class _CountingTransport:
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self._write = transport.write
+        self._write, self._is_closing = transport.write, transport.is_closing
         self.num_written = 0
         for name in dir(transport):
             if not name.startswith("_") and name != "write":
                 setattr(self, name, getattr(transport, name))
 
     def write(self, data: bytes) -> None:
+        if self._is_closing():  # the client left before a pipelined request was answered
+            return
         self.num_written += len(data)
         self._write(data)
 
