@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the suite runs as many processes as there are cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # how long an example takes says nothing on a busy machine
 settings.register_profile("farm", deadline=None)

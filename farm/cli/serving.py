@@ -1,7 +1,8 @@
-"""Running the endpoint: in this process, or as an application of Ray Serve.
+"""Running the endpoint in this process.
 
 Owns the life of the server, from loading the base to the drained shutdown, and the lines printed
-meanwhile. The options belong to ``farm.cli.commands.serve``.
+meanwhile. The options belong to ``farm.cli.commands.serve``; ``serving_on_ray.py`` runs the
+endpoint as an application of Ray Serve.
 """
 
 from __future__ import annotations
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
     from farm.serving.client import LocalEngine
     from farm.serving.settings import EndpointConfig
 
-__all__ = ["serve_here", "serve_with_ray"]
-
-APPLICATION = "farm"
-"""Name of the application on Ray Serve."""
+__all__ = ["serve_here"]
 
 
 def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -> None:
@@ -94,67 +92,3 @@ def _draining_server(
             self.should_exit = True
 
     return DrainingServer(config)
-
-
-def serve_with_ray(settings: EndpointConfig, host: str, port: int) -> None:
-    """Run the Ray Serve application on a cluster, or on a local one started for it.
-
-    On a shared cluster the applications of others keep running when this one ends.
-    """
-    import contextlib
-    import os
-    import signal
-    import threading
-
-    from farm.serving.http_server import ray_environment
-
-    # Ray reads these when it is imported, and so do the processes that it starts
-    for name, value in ray_environment(settings.connections).items():
-        os.environ.setdefault(name, value)
-
-    import ray
-    from ray import serve as ray_serve
-
-    from farm.serving.app import build_app
-    from farm.serving.cluster.client import ENGINE
-    from farm.training.cluster.auth import use_token_if_there_is_one
-    from farm.training.cluster.ray_folder import ray_folder_options
-
-    use_token_if_there_is_one()
-    port = _free_port(host, port)
-    report = StartLines()
-    inventory = inventory_beside(settings.store)
-    report(f"starting Ray Serve with the base {settings.base} …")
-    folder = {} if os.environ.get("RAY_ADDRESS") else ray_folder_options()
-    ray.init(ignore_reinit_error=True, log_to_driver=False, **folder)
-    try:
-        ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
-        stop = threading.Event()
-        for sign in (signal.SIGTERM, signal.SIGINT):  # a requested stop is not an error
-            signal.signal(sign, lambda *_: stop.set())
-        engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
-        facts = engine.facts.remote().result(timeout_s=60)
-        for line in what_is_served(inventory, settings, facts.fingerprint):
-            report(line)
-        report(f"serving {settings.public_base} at http://{host}:{port}")
-        stop.wait()
-    finally:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray_serve.delete(APPLICATION)
-            if not ray_serve.status().applications:
-                ray_serve.shutdown()
-        ray.shutdown()
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, once it is known to be free; any free one for 0.
-
-    Raises:
-        UserError: as ``bind_sockets``.
-    """
-    bound = bind_sockets(host, port)
-    chosen = int(bound[0].getsockname()[1])
-    for one in bound:
-        one.close()
-    return chosen

@@ -17,32 +17,32 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import (
-    AutoscalingConfig,
-    AutoscalingContext,
-    AutoscalingPolicy,
-    RequestRouterConfig,
-)
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from farm.errors import FarmError
 from farm.serving.build import build_engine, build_services
 from farm.serving.client import ImageEvent, ServedBase, flat_stats, generate_with
 from farm.serving.cluster.client import ENGINE, ReplicaClient
+from farm.serving.cluster.deploy import INGRESS
 from farm.serving.cluster.metrics import RayMetrics
+from farm.serving.cluster.places import choose_ingresses
 from farm.serving.cluster.router import AdapterRouter
-from farm.serving.cluster.routing import wanted_replicas
+from farm.serving.cluster.scaling import cluster_nodes
 from farm.serving.http.app import create_app
 from farm.serving.http.services import Services
 from farm.serving.metrics import observe_stats
 from farm.serving.request import GenerationRequest, Picture
 from farm.serving.settings import EndpointConfig
 
-__all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app", "scale_on_backlog"]
+__all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app"]
 
 LINK_SECRET_VARIABLE = "FARM_LINK_SECRET"
+HEALTH_PERIOD_S = 2.0
+"""A dead replica is replaced at its next health check; Ray Serve's period is 10 s."""
 
 
 # -- engines -------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class EngineReplica:
         return {"wait_s": stats.wait_s, "at_s": time.time(), "stats": flat}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The input of ``scale_on_backlog``."""
+        """The input of ``cluster/scaling.py``."""
         return {"backlog_s": self._engine.stats().backlog_s}
 
     def __del__(self) -> None:
@@ -104,22 +104,6 @@ class EngineReplica:
         if engine is not None:
             # Ray Serve has waited for the requests in flight; nothing is left to drain
             engine.stop()
-
-
-def scale_on_backlog(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """Ray Serve's autoscaling policy: the number of engines for the current backlog.
-
-    Engines report seconds of work, because a count of requests says little: one may be 12 steps at
-    512 px, another 1,500 at 1024. A request that waits for any engine counts as one target.
-    """
-    config = context.config
-    target_s = float(getattr(config, "target_ongoing_requests", None) or 10.0)
-    reported = (context.aggregated_metrics or {}).get("backlog_s", {})
-    backlog_s = sum(reported.values())
-    unplaced = float(context.total_queued_requests or 0)
-    wanted = wanted_replicas(context.current_num_replicas, backlog_s, target_s)
-    floor = 1.0 if context.total_num_requests else 0.0
-    return max(floor, wanted + min(unplaced, 1.0)), context.policy_state
 
 
 # -- ingresses -----------------------------------------------------------------------------------
@@ -155,7 +139,10 @@ def build_app(args: Mapping[str, Any] | EndpointConfig) -> serve.Application:
         FarmError: if the config is wrong.
     """
     config = _parse(args)
-    replicas = config.replicas
+    # Ray Serve builds the application on the cluster; elsewhere its nodes are not known
+    nodes = cluster_nodes() if ray.is_initialized() else []
+    num_ingresses = choose_ingresses(nodes, config.replicas)
+    replicas = config.replicas.model_copy(update={"num_ingresses": num_ingresses})
     secret = os.environ.get(LINK_SECRET_VARIABLE, "").encode() or secrets.token_bytes(32)
     engine = serve.deployment(
         EngineReplica,
@@ -172,23 +159,28 @@ def build_app(args: Mapping[str, Any] | EndpointConfig) -> serve.Application:
             target_ongoing_requests=replicas.target_wait_s,
             upscale_delay_s=replicas.upscale_delay_s,
             downscale_delay_s=replicas.downscale_delay_s,
-            policy=AutoscalingPolicy(policy_function="farm.serving.app:scale_on_backlog"),
+            policy=AutoscalingPolicy(
+                policy_function="farm.serving.cluster.scaling:ScaleOnBacklog",
+                policy_kwargs=replicas.model_dump(),
+            ),
         ),
         request_router_config=RequestRouterConfig(
             request_router_class=AdapterRouter,
             request_router_kwargs={"load_bound": replicas.load_bound},
             request_routing_stats_period_s=replicas.stats_every_s,
         ),
-        health_check_period_s=5.0,
+        health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=replicas.drain_s,
     ).bind(config)
     ingress = serve.deployment(
         Ingress,
-        name="ingress",
+        name=INGRESS,
         num_replicas=replicas.num_ingresses,
         ray_actor_options={"num_cpus": replicas.cpus_per_ingress},
         max_ongoing_requests=1000,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=replicas.drain_s,
     )
     return ingress.bind(config, secret, engine)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from farm.serving.http.connections import (
@@ -28,7 +29,13 @@ from farm.serving.http.connections import (
 )
 from farm.serving.http.errors import error_body
 
-__all__ = ["BoundedProtocol", "bound_ray_proxy", "bounded_config", "ray_environment"]
+__all__ = [
+    "BoundedProtocol",
+    "bound_ray_proxy",
+    "bounded_config",
+    "proxy_environment",
+    "ray_environment",
+]
 
 LINGER_S = 2.0
 """How long a refused client may continue to send, so that it can read the refusal."""
@@ -289,7 +296,7 @@ def bounded_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicor
     )
 
 
-def bound_ray_proxy() -> list[Any]:
+def bound_ray_proxy() -> list[Middleware]:
     """Bound the connections of a Ray Serve proxy in the same way.
 
     Ray calls it in each proxy process before the server is created, if the environment sets
@@ -297,25 +304,36 @@ def bound_ray_proxy() -> list[Any]:
     limits are the defaults, unless ``FARM_CONNECTION_LIMITS`` sets others, as JSON.
 
     Returns:
-        No middleware: the limits apply below the app.
+        The middleware that repeats requests whose ingress is lost; the limits apply below it.
     """
     from uvicorn.config import HTTP_PROTOCOLS
+
+    from farm.serving.cluster.proxy import RetryingProxy
 
     limits = ConnectionLimits.model_validate_json(os.environ.get(RAY_PROXY_LIMITS, "{}"))
     _RAY_BOOKS[:] = [ConnectionBook(limits, connections_within(limits, raise_file_limit()))]
     HTTP_PROTOCOLS["auto"] = "farm.serving.http_server:_ray_protocol"
-    return []
+    return [Middleware(RetryingProxy)]
+
+
+def proxy_environment(limits: ConnectionLimits) -> dict[str, str]:
+    """Environment variables of Ray Serve's controller, and of the proxies that it starts: they
+    bound the proxies' connections, and have a dead proxy replaced within seconds."""
+    return {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
+        RAY_PROXY_LIMITS: limits.model_dump_json(),
+        # a proxy is replaced after three failed checks; Ray's period of 10 s makes that 30 s
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # Ray's 5 s end a proxy that starts on a busy machine, and its replacement too
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    }
 
 
 def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
-    """Environment variables to set before Ray is imported.
-
-    They bound the proxies' connections. If no cluster is named, they also make a local Ray require
-    tokens and keep it, with its metrics port, on loopback."""
-    variables = {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
-        RAY_PROXY_LIMITS: limits.model_dump_json(),
-    }
+    """Environment variables to set before Ray is imported: those of the proxies. If no cluster is
+    named, they also make a local Ray require tokens and keep it, with its metrics port, on
+    loopback."""
+    variables = proxy_environment(limits)
     if not os.environ.get("RAY_ADDRESS"):
         variables |= {
             "RAY_AUTH_MODE": "token",

@@ -33,7 +33,9 @@ class ReplicaConfig(BaseModel):
     gpus_per_engine: float = Field(0.0, ge=0)
     """Fractions share a GPU; 0.125, 0.25 and 0.5 add up without rounding."""
     cpus_per_engine: float = Field(1.0, ge=0)
-    num_ingresses: int = Field(1, ge=1)
+    num_ingresses: int | None = Field(None, ge=1)
+    """None is two, so that one remains when the other is lost, or one on a cluster that has no room
+    for a second beside the engines."""
     cpus_per_ingress: float = Field(0.5, ge=0)
     requests_per_engine: int = Field(256, ge=1)
     """HTTP requests that an engine may hold at once; its queue orders and bounds them."""
@@ -42,7 +44,10 @@ class ReplicaConfig(BaseModel):
     upscale_delay_s: float = Field(15.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
     drain_s: float = Field(120.0, gt=0)
-    """How long an engine being removed may finish running requests."""
+    """How long running requests may finish when an engine is removed, and at the end."""
+    unready_s: float = Field(2.0, ge=0)
+    """At the end of ``farm serve --ray``: how long ``/ready`` answers 503 before new requests are
+    refused, so that load balancers stop sending them first."""
     stats_every_s: float = Field(1.0, gt=0)
     """How often engines report their load to the ingresses."""
     engine_wait_s: float = Field(10.0, gt=0)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -184,10 +184,31 @@ def test_on_ray_it_starts_generates_and_stops_when_told(tmp_path: Path) -> None:
         ask = {"extra_body": {"seed": 1, "num_inference_steps": 2}}
         generated = client.images.generate(model="tiny", prompt="a photo", **ask).data[0]
         assert generated.receipt["engine"]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        body = {"prompt": "a photo", "seed": 1, "num_inference_steps": 2}
+        statuses = set()
+        while process.poll() is None:
+            with suppress(httpx2.TransportError):
+                answer = httpx2.post(f"{url}/v1/images/generations", json=body, timeout=30)
+                statuses.add((answer.status_code, answer.headers.get("retry-after")))
         assert process.wait(60) == 0
+        assert statuses == {(200, None), (503, "1")}
+        assert process.stderr is not None
+        printed = process.stderr.read()
+        assert "stopping" in printed
+        assert not re.search("INFO|WARNING|ray::|died|Traceback", printed)
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{url}/health")
+
+
+def test_engines_that_do_not_fit_are_refused_before_ray_starts(tmp_path: Path) -> None:
+    told = farm(
+        *("serve", "--ray", "--engines", "4000", "--store", str(tmp_path), "--base", "tiny"),
+        RAY_ADDRESS="",
+    )
+    assert told.returncode == 2
+    assert "4000 engines of 1 CPU" in told.stderr
+    assert "remedy: --engines " in told.stderr or "add nodes" in told.stderr
 
 
 @pytest.mark.slow

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,8 +50,9 @@ def test_every_block_works(block: Block, documentation: Documentation) -> None:
 
 
 def check_nginx(text: str) -> None:
-    """Directives end with a semicolon, and the proxy's limits admit what the endpoint admits."""
+    """nginx accepts it, where there is one, and its limits are those of the endpoint."""
     from farm.serving.access.limits import Limits
+    from farm.serving.http.connections import ConnectionLimits
 
     uncommented = re.sub(r"#.*", "", text)
     *directives, rest = uncommented.split(";")
@@ -57,10 +62,33 @@ def check_nginx(text: str) -> None:
         name, value = directive.split(None, 1)
         assert re.fullmatch(r"[a-z_]+", name), directive
         values[name] = value.strip()
-    limits = Limits()
+    limits, connections = Limits(), ConnectionLimits()
     assert values["client_max_body_size"] == f"{limits.max_body_bytes // 1024}k"
     assert values["client_body_timeout"] == f"{limits.body_timeout_s:g}s"
+    assert values["client_header_timeout"] == f"{connections.head_timeout_s:g}s"
+    assert values["send_timeout"] == f"{connections.write_timeout_s:g}s"
+    # nginx closes idle connections before the endpoint does
+    assert float(values["keepalive_timeout"].removesuffix("s")) < connections.idle_timeout_s
+    count, size = values["large_client_header_buffers"].removesuffix("k").split()
+    assert int(count) * int(size) * 1024 == connections.max_head_bytes
     assert float(values["proxy_read_timeout"].removesuffix("s")) > limits.deadline_s
+    if (nginx := shutil.which("nginx")) is not None:
+        _run_nginx_check(nginx, text)
+
+
+def _run_nginx_check(nginx: str, text: str) -> None:
+    server = "server { listen 127.0.0.1:8080; location / { proxy_pass http://127.0.0.1:8000; } }"
+    with TemporaryDirectory() as folder:
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        paths = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+        config = Path(folder) / "nginx.conf"
+        config.write_text(
+            f"error_log {folder}/log; pid {folder}/pid; events {{}}\n"
+            f"http {{ access_log off; {paths}\n{text}\n{server} }}\n"
+        )
+        command = [nginx, "-t", "-c", str(config), "-p", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 # -- code in sentences ---------------------------------------------------------------------------

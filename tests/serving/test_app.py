@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve: two engines, one ingress, and killed replicas."""
+"""The endpoint on a real Ray Serve: two engines, two ingresses, killed processes and a drain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -54,6 +53,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     from ray import serve
 
     from farm.serving.app import build_app
+    from farm.serving.cluster import deploy
+    from farm.serving.settings import EndpointConfig
+    from farm.training.cluster.start import start_ray
 
     root = tmp_path_factory.mktemp("serve")
     store, base = Store(root / "store"), load_base("tiny")
@@ -62,20 +64,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # replicas are niced to 15 by default, which on a busy machine is never
+    # replicas are niced by default, which on a busy machine is never
     os.environ[NICENESS] = "0"
     ray_folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets have short names
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        _temp_dir=ray_folder,
-    )
+    start_ray(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder)
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        config = {
+        args = {
             "store": store.url,
             "base": "tiny",
             "anonymous_namespace": "default",
@@ -89,7 +83,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 "stats_every_s": 0.5,
             },
         }
-        serve.run(build_app(config), name="farm", route_prefix="/")
+        config = deploy.place_ingresses(EndpointConfig.model_validate(args))
+        deploy.deploy(build_app(config), config, "127.0.0.1", port)
+        assert deploy.wait_ready(
+            config.replicas, 240, print, cluster_words=str, stop=threading.Event()
+        )
         live = Cluster(f"http://127.0.0.1:{port}", store, base)
         eventually(lambda: httpx2.get(f"{live.url}/ready").status_code == 200, within_s=60)
         yield live
@@ -199,59 +197,155 @@ def test_a_picture_whose_engine_is_killed_is_generated_by_another(
     assert are_same(pixels_of(results[0].b64_json), pixels_of(alone.b64_json))
 
 
-def ingresses() -> set[str]:
-    """The names of the ingress processes that are there."""
+def actors(prefix: str) -> set[str]:
+    """The names of living actors."""
     import ray
 
-    prefix = "SERVE_REPLICA::farm#ingress#"
     named = ray.util.list_named_actors(all_namespaces=True)
     return {entry["name"] for entry in named if entry["name"].startswith(prefix)}
 
 
-@pytest.mark.slow
-def test_an_ingress_that_is_killed_is_replaced_and_generates_the_same(cluster: Cluster) -> None:
+def kill(name: str) -> None:
     import ray
 
-    before = pixels_of(cluster.generate("bob").b64_json)
-    (killed,) = ingresses()
-    ray.kill(ray.get_actor(killed, namespace="serve"))
-    statuses: set[int] = set()
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+@contextlib.contextmanager
+def callers(cluster: Cluster, count: int = 4) -> Iterator[list[httpx2.Response]]:
+    """Requests from several threads while the block runs; the responses, once it has ended."""
+    answers: list[httpx2.Response] = []
+    stop = threading.Event()
+    body = {"model": "bob", "prompt": "a photo", **FEW}
+
+    def ask() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(httpx2.TransportError):
+                answers.append(
+                    httpx2.post(f"{cluster.url}/v1/images/generations", json=body, timeout=60)
+                )
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(90)
+
+
+def assert_honest(answers: list[httpx2.Response], picture: np.ndarray[Any, Any]) -> None:
+    """Every response is the picture, or the endpoint's own 503."""
+    assert answers
+    for answer in answers:
+        if answer.status_code == 200:
+            assert are_same(pixels_of(answer.json()["data"][0]["b64_json"]), picture)
+        else:
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "service_unavailable"
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+INGRESSES = "SERVE_REPLICA::farm#ingress#"
+
+
+@pytest.mark.slow
+def test_a_killed_ingress_costs_no_caller_more_than_a_503(cluster: Cluster) -> None:
+    picture = pixels_of(cluster.generate("bob").b64_json)
+    before = actors(INGRESSES)
+    assert len(before) == 2
+    with callers(cluster) as answers:
+        eventually(lambda: len(answers) > 4)
+        kill(min(before))
+        eventually(lambda: len(actors(INGRESSES) - {min(before)}) == 2, within_s=90)
+    assert_honest(answers, picture)
+
+
+@pytest.mark.slow
+def test_a_killed_proxy_is_back_within_seconds(cluster: Cluster) -> None:
+    from farm.serving.cluster.deploy import PROXIES
+
+    (proxy,) = actors(PROXIES)
+    kill(proxy)
 
     def is_back() -> bool:
-        try:
-            statuses.add(httpx2.get(f"{cluster.url}/ready", timeout=30).status_code)
-        except httpx2.TransportError:
-            statuses.add(0)
-        return 200 in statuses and killed not in ingresses()
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(f"{cluster.url}/ready", timeout=10).status_code == 200
+        return False
 
-    eventually(is_back, within_s=90)
-    assert statuses <= {0, 200, 500, 503}  # the proxy's own status while no replica is behind it
-    assert are_same(pixels_of(cluster.generate("bob").b64_json), before)
-    assert len(ingresses()) == 1
-    assert httpx2.get(f"{cluster.url}/ready").status_code == 200
+    eventually(lambda: not is_back())
+    eventually(is_back, within_s=120)
+    assert cluster.generate("bob").receipt["engine"]
+
+
+@pytest.mark.slow
+def test_a_drain_finishes_requests_and_answers_new_ones_with_503(cluster: Cluster) -> None:
+    from farm.serving.cluster import deploy
+    from farm.serving.settings import ReplicaConfig
+
+    picture = pixels_of(cluster.generate("bob").b64_json)
+    finished: list[Any] = []
+    long = {"num_inference_steps": 120, "size": "128x128"}
+    asking = threading.Thread(target=lambda: finished.append(cluster.generate("ada", **long)))
+    asking.start()
+    eventually(lambda: busy_engine() is not None, within_s=60)
+    ready: list[int] = []
+    try:
+        with callers(cluster) as answers:
+
+            def look(line: str) -> None:  # called once requests are refused
+                ready.append(httpx2.get(f"{cluster.url}/ready").status_code)
+
+            left = deploy.drain(ReplicaConfig(unready_s=0.5), 60, look, threading.Event())
+            eventually(lambda: answers[-1].status_code == 503)
+        asking.join(60)
+        assert (left, len(finished)) == (0, 1)
+        assert ready in ([503], [])
+        assert {answer.status_code for answer in answers} == {200, 503}
+        assert_honest(answers, picture)
+        assert httpx2.get(f"{cluster.url}/-/healthz").status_code == 503
+    finally:
+        deploy.set_proxies("serving", is_alone=False)
+    assert httpx2.get(f"{cluster.url}/-/healthz").status_code == 200
+
+
+@pytest.mark.slow
+def test_a_start_has_a_deadline_and_says_what_is_pending(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import serve
+
+    from farm.serving.app import build_app
+    from farm.serving.cluster import deploy
+    from farm.serving.settings import EndpointConfig
+
+    monkeypatch.setattr(deploy, "APPLICATION", "late")
+    replicas = {"cpus_per_engine": 64, "num_ingresses": 1, "drain_s": 1}
+    args = {"store": cluster.store.url, "base": "tiny", "replicas": replicas}
+    config = EndpointConfig.model_validate(args)
+    with pytest.raises(FarmError, match=r"1 engine of 64 CPU.*together 64.5 CPU"):
+        deploy.place_ingresses(config)
+    target = serve.RunTarget(build_app(config), name="late", route_prefix="/late")
+    serve.run_many([target], wait_for_applications_running=False)
+    try:
+        with pytest.raises(FarmError) as caught:
+            deploy.wait_ready(
+                config.replicas,
+                1,
+                print,
+                cluster_words=lambda: "the cluster has 4 CPU",
+                stop=threading.Event(),
+            )
+        assert "engine: 0 of 1 running, 1 waiting" in caught.value.message
+        assert "the cluster has 4 CPU" in caught.value.message
+        assert "--start-timeout" in caught.value.remedy
+    finally:
+        serve.delete("late", _blocking=False)  # Ray Serve waits for engines without resources
 
 
 # -- without a cluster -------------------------------------------------------------------------
-
-
-def test_engines_follow_their_backlog_in_seconds() -> None:
-    from farm.serving.app import scale_on_backlog
-
-    def wanted(backlogs: dict[str, float], requests: float = 0, queued: float = 0) -> float:
-        context = SimpleNamespace(
-            config=SimpleNamespace(target_ongoing_requests=10.0),
-            aggregated_metrics={"backlog_s": backlogs},
-            current_num_replicas=len(backlogs),
-            total_num_requests=requests,
-            total_queued_requests=queued,
-            policy_state={},
-        )
-        return scale_on_backlog(context)[0]  # type: ignore[arg-type]
-
-    assert wanted({"a": 0.0, "b": 0.0}) == 0.0
-    assert wanted({"a": 0.0}, requests=1) == 1.0
-    assert wanted({"a": 30.0, "b": 15.0}, requests=40) == 4.5
-    assert wanted({}, requests=3, queued=3) == 1.0
 
 
 def test_a_wrong_field_of_the_config_is_named() -> None:
@@ -265,6 +359,8 @@ def test_the_shipped_serve_config_is_whole() -> None:
     import yaml
     from ray.serve.schema import ServeDeploySchema
 
+    from farm.serving.http.connections import ConnectionLimits
+    from farm.serving.http_server import proxy_environment
     from farm.serving.settings import EndpointConfig
 
     file = Path(__file__).parents[2] / "jobs" / "serve.yaml"
@@ -274,3 +370,6 @@ def test_the_shipped_serve_config_is_whole() -> None:
     assert application.import_path == "farm.serving.app:build_app"
     assert values["http_options"]["request_timeout_s"] > config.limits.deadline_s
     assert config.replicas.drain_s <= config.limits.deadline_s
+    assert values["proxy_location"] == "EveryNode"
+    variables = values["controller_options"]["runtime_env"]["env_vars"]
+    assert variables.items() <= proxy_environment(ConnectionLimits()).items()

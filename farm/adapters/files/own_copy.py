@@ -55,7 +55,8 @@ def make_own_copy(folder: Path, record: AdapterRecord, named: NamedAdapter) -> A
     kohya_name = next((file for file in kept if file.endswith(KOHYA_ENDING)), None)
     if CARD in kept:
         shown = [(file, pictures.get(file, "")) for file in kept if file.startswith(SAMPLES)]
-        (folder / CARD).write_text(model_card(own, shown, kohya_name), encoding="utf-8")
+        card = folder / CARD
+        card.write_text(model_card(own, shown, kohya_name), encoding="utf-8")
     digests = {file: file_digest(folder / file) for file in kept}
     own = own.model_copy(update={"files": digests})
     (folder / RECORD_FILE).write_text(own.to_json(), encoding="utf-8")

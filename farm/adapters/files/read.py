@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
             contents.alphas[layer] = tensor
             continue
         contents.adapters.add(match.groupdict().get("adapter") or "")
-        contents.parts[layer][part] = tensor.float()
+        contents.parts[layer][part] = _as_float(tensor, f"{path}: {key}")
     if len(contents.adapters) > 1:
         several = ", ".join(name or "one without a name" for name in sorted(contents.adapters))
         raise AdapterFileError(
@@ -182,6 +182,14 @@ def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
     if not contents.parts:
         raise AdapterFileError(f"{path}: it holds no LoRA layer", "fetch it again")
     return contents
+
+
+def _as_float(tensor: Tensor, place: str) -> Tensor:
+    if tensor.is_floating_point():
+        with suppress(RuntimeError):  # packed types have no conversion
+            return tensor.float()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    raise AdapterFileError(f"{place} holds numbers of type {kind}", "save it as float16 or float32")
 
 
 def _part_of(key: str) -> tuple[re.Match[str] | None, str]:

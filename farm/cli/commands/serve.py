@@ -9,7 +9,8 @@ import typer
 
 from farm.cli.existing_store import existing_store
 from farm.cli.options import RevisionOption, with_options
-from farm.cli.serving import serve_here, serve_with_ray
+from farm.cli.serving import serve_here
+from farm.cli.serving_on_ray import RayRun, serve_with_ray
 
 if TYPE_CHECKING:
     from farm.serving.settings import EndpointConfig
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+DRAIN_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -83,9 +85,26 @@ class ServeOptions:
     engines: Annotated[
         int, typer.Option("--engines", min=1, help="Engine processes, with --ray.")
     ] = 1
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            envvar="RAY_ADDRESS",
+            help="Ray cluster for --ray, or auto for the one of this machine; else one is started.",
+        ),
+    ] = None
+    start_timeout: Annotated[
+        float,
+        typer.Option("--start-timeout", min=1, help="Seconds until --ray must be ready."),
+    ] = 600.0
     drain: Annotated[
-        float, typer.Option("--drain", min=0, help="Seconds to finish running requests at the end.")
-    ] = 30.0
+        float | None,
+        typer.Option(
+            "--drain",
+            min=0,
+            help="Seconds to finish running requests at the end; 30, or replicas.drain_s on Ray.",
+        ),
+    ] = None
 
 
 @with_options
@@ -97,9 +116,17 @@ def serve(options: ServeOptions) -> None:
     settings = _settings(options)
     _check_exposure(existing_store(settings.store), options.host)
     if options.ray:
-        serve_with_ray(settings, options.host, options.port)
+        run = RayRun(
+            host=options.host,
+            port=options.port,
+            address=options.address,
+            start_timeout_s=options.start_timeout,
+            drain_s=options.drain,
+        )
+        serve_with_ray(settings, run)
     else:
-        serve_here(settings, options.host, options.port, options.drain)
+        drain_s = DRAIN_S if options.drain is None else options.drain
+        serve_here(settings, options.host, options.port, drain_s)
 
 
 def _settings(options: ServeOptions) -> EndpointConfig:
