@@ -16,7 +16,9 @@ budget=${2:-480}
 python=${PYTHON:-python3}
 wheels=${WHEELS:-$here/gpu/wheels}
 mkdir -p "$out"
-if ! "$python" -c 'import diffusers, pydantic, tenacity' 2>/dev/null; then
+present='import sys; from importlib.util import find_spec
+sys.exit(not all(map(find_spec, ("diffusers", "pydantic", "tenacity"))))'
+if ! "$python" -c "$present"; then
     site=$(mktemp -d)
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
         --disable-pip-version-check --target "$site" "$wheels"/*.whl

@@ -30,16 +30,20 @@ CARRIED = (
     "importlib-metadata",
 )  # fmt: skip
 """The seven wheels."""
-BLOCKER = """
+HIDER = """
 import sys
+from importlib.machinery import PathFinder
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Hider(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            return None
+        return PathFinder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[:] = [Hider if finder is PathFinder else finder for finder in sys.meta_path]
 """
+"""Makes packages look as if they were not installed."""
 
 
 def needed(names: tuple[str, ...]) -> set[str]:
@@ -63,16 +67,16 @@ def needed(names: tuple[str, ...]) -> set[str]:
 def bare(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a process that sees no other packages."""
     allowed = needed(THERE + CARRIED)
-    blocked = {
+    hidden = {
         package
         for package, names in metadata.packages_distributions().items()
         if not {re.sub(r"[-_.]+", "-", name).lower() for name in names} & allowed
         and package not in ("farm", "_distutils_hack", "setuptools", "pkg_resources")
     }
-    assert {"ray", "fastapi", "hypothesis"} <= blocked
+    assert {"ray", "fastapi", "hypothesis"} <= hidden
     site = tmp_path / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(f"BLOCKED = {sorted(blocked)}\n{BLOCKER}")
+    (site / "sitecustomize.py").write_text(f"HIDDEN = {sorted(hidden)}\n{HIDER}")
     return {
         **os.environ,
         "PYTHON": sys.executable,

@@ -30,7 +30,10 @@ def _tests(setting: Setting, results: Results) -> Iterator[Result]:
     ini = Path(__file__).with_name("pytest.ini")
     command = [sys.executable, "-m", "pytest", "-c", str(ini), "--rootdir", str(ROOT)]
     command += ["--confcutdir", str(ROOT / "tests" / "gpu"), "-p", "no:cacheprovider"]
-    command += ["-m", "gpu" if setting.on_gpu else "not gpu", str(ROOT / "tests" / "gpu")]
+    # on a CPU, where the project's own test run covers the others, one file shows that it works
+    tests = ROOT / "tests" / "gpu"
+    chosen = ["-m", "gpu", tests] if setting.on_gpu else [tests / "test_device_loss.py"]
+    command += map(str, chosen)
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=180, cwd=ROOT,
         env={

@@ -36,6 +36,7 @@ from farm.adapters.bank.layout import (
     cross_attentions,
     denoiser_layers,
     lay_out,
+    shares_inputs,
     text_layers,
 )
 from farm.adapters.bank.scales import Scales
@@ -88,7 +89,9 @@ class Bank(nn.Module):
         self.dtype = dtype or (torch.float32 if trainable else base.dtype)
         self.compute_dtype = base.dtype
         chosen = denoiser_layers(base, target_modules) | text_layers(base, text_encoder_modules)
-        self.places = lay_out(chosen, max_rank, cross_attentions=cross_attentions(base))
+        shares = trainable and shares_inputs(base.device)
+        crossed = cross_attentions(base)
+        self.places = lay_out(chosen, max_rank, shares=shares, cross_attentions=crossed)
         self._in_order = list(self.places.values())
         self.num_parameters = sum(
             (place.num_inputs + place.num_outputs) * max_rank for place in self.places.values()

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import re2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.adapters.file_names import PEFT_CONFIG
@@ -189,6 +188,8 @@ def _matcher(pattern: str, source: str) -> _Pattern:
             f"{source} has a pattern of {len(pattern)} characters",
             f"use at most {MAX_PATTERN_CHARACTERS}",
         )
+    import re2  # only patterns need it: the rest reads adapters without this package
+
     options = re2.Options()
     options.log_errors = False
     try:

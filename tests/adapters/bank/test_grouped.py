@@ -72,6 +72,13 @@ def adapter(bank: Bank, seed: int, alpha: float, *, uneven: bool = False) -> Ada
     return AdapterWeights(filled, alphas)
 
 
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of GPUs: the projections of one input share a block."""
+    monkeypatch.setattr("farm.adapters.bank.bank.shares_inputs", lambda device: True)
+
+
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("uneven", [False, True])
 def test_a_scale_that_is_part_of_the_weights_gives_the_gradients_of_one_that_is_not(
     uneven: bool,
@@ -107,6 +114,45 @@ def test_a_scale_that_is_part_of_the_weights_gives_the_gradients_of_one_that_is_
     for other in found[1:]:
         for ours, theirs in zip(other, found[0], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_attentions_that_read_an_input_once_train_like_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also with only some of the projections, with uneven scales, and after the bank is closed."""
+    base = load_base("tiny", dtype=torch.float64)
+    attentions = [m for m in base.components["unet"].modules() if hasattr(m, "processor")]
+    before = [attention.processor for attention in attentions]
+    for targets in (ATTENTION, ("to_q", "to_v")):
+        found = []
+        for shares in (False, True):
+            monkeypatch.setattr("farm.adapters.bank.bank.shares_inputs", lambda _, it=shares: it)
+            bank = Bank(
+                base, num_slots=2, max_rank=RANK, target_modules=targets, trainable=True,
+                dtype=torch.float64,
+            )  # fmt: skip
+            weights = [adapter(bank, 0, 12.0, uneven=True), adapter(bank, 1, 4.0)]
+            for slot, one in enumerate(weights):
+                bank.set_slot(slot, one)
+            replaced = [m.processor for m in attentions] != before
+            assert replaced == (shares and targets == ATTENTION)
+            generator = torch.Generator().manual_seed(3)
+            latents = torch.randn(2, 4, 8, 8, generator=generator, dtype=base.dtype)
+            hidden = torch.randn(2, 5, 16, generator=generator, dtype=base.dtype)
+            with bank.route_grouped(1):
+                output = base.denoise(latents, torch.tensor([10, 500]), Conditioning(hidden, {}))
+            bank.backward(output.square().sum())
+            assert bank.grad_SP is not None
+            gradients = [bank.unpack(slot, bank.grad_SP[slot]) for slot in range(2)]
+            found.append((output.detach(), gradients))
+            bank.close()
+            assert [attention.processor for attention in attentions] == before
+        (output, wanted), (other, gradients) = found
+        torch.testing.assert_close(other, output, rtol=1e-9, atol=1e-9)
+        for ours, theirs in zip(gradients, wanted, strict=True):
+            for name, layer in theirs.layers.items():
+                torch.testing.assert_close(ours.layers[name].down, layer.down)
+                torch.testing.assert_close(ours.layers[name].up, layer.up)
 
 
 def test_default_recipes_multiply_by_no_scale(base: Base) -> None:
