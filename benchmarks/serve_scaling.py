@@ -87,11 +87,13 @@ def write_config(root: Path, store: Store, port: int) -> Path:
 
 
 def engines(head: Head) -> int:
-    """Engine processes of the cluster."""
+    """Engines of the cluster that have loaded the base."""
     count = 0
     for process in psutil.Process(head.process.pid).children(recursive=True):
         with suppress(psutil.Error):
-            count += (process.cmdline() or [""])[0].startswith(ENGINE_TITLE)
+            title = (process.cmdline() or [""])[0]
+            # a process that still loads the base has the name of that call
+            count += title.startswith(ENGINE_TITLE) and "initialize" not in title
     return count
 
 
