@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -40,6 +40,8 @@ WEIGHTED_PARTS = (
 )
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 FETCHED_ENDINGS = (".json", ".txt", ".safetensors", ".model", ".jinja")
+HUB_VARIANTS = ["*.fp16*", "*.non_ema*"]
+"""Copies of weights in other forms; fetched only if a part has no others."""
 HUB_PATTERNS = ["model_index.json", *(f"*/*{ending}" for ending in FETCHED_ENDINGS)]
 
 
@@ -62,7 +64,7 @@ def load_base(
         name: ``embedded`` or an edition of it; ``tiny``, ``tiny-v`` or ``sd15`` (random weights);
             a folder; an fsspec URL of a folder; or a hub id such as
             ``stable-diffusion-v1-5/stable-diffusion-v1-5``.
-        device: where the weights go.
+        device: where the weights go; ``meta`` reads none, for facts that need shapes alone.
         dtype: of the weights; None means float32 on a CPU, and elsewhere the half precision that
             suits the family.
         revision: branch, tag or commit on the hub; refused for anything else.
@@ -179,6 +181,8 @@ def _checked(folder: Path, name: str) -> Path:
 
 
 def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dtype | None) -> Base:
+    from safetensors import SafetensorError
+
     from farm.base.families.registry import family_of
 
     try:
@@ -196,7 +200,7 @@ def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dty
             dtype=dtype,
             variant="fp16" if weights and ".fp16" in weights[0].name else None,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseModelError(
             f"{name} cannot be loaded: {error}", "fetch or save the model again"
         ) from error
@@ -212,14 +216,16 @@ def _fetch_hub(name: str, revision: str | None, fetched: Fetched | None) -> Path
 
     try:
         with quiet_loading():
-            return Path(
-                snapshot_download(
-                    name,
-                    revision=revision,
-                    allow_patterns=HUB_PATTERNS,
-                    tqdm_class=_byte_counter(fetched),
-                )
+            fetch = partial(
+                snapshot_download,
+                name,
+                revision=revision,
+                allow_patterns=HUB_PATTERNS,
+                tqdm_class=_byte_counter(fetched),
             )
+            folder = Path(fetch(ignore_patterns=HUB_VARIANTS))
+            parts = [folder / part for part in WEIGHTED_PARTS if (folder / part).is_dir()]
+            return folder if all(map(weight_files, parts)) else Path(fetch())
     except LocalEntryNotFoundError as error:
         raise BaseModelError(
             f"{name} is not in the local hub cache and the hub is not reachable",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -40,8 +41,8 @@ class SdBuild:
             text_encoder=text,
             unet=unet,
             vae=vae,
-            scheduler=DDIMScheduler(
-                **BETAS, clip_sample=False, set_alpha_to_one=False, **self.scheduler
+            scheduler=_on_cpu(
+                DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **self.scheduler
             ),
             safety_checker=None,
             feature_extractor=None,
@@ -70,7 +71,7 @@ class SdxlBuild:
             text_encoder_2=clip_text(second, self.text_2, projects=True),
             unet=UNet2DConditionModel(**self.unet),
             vae=AutoencoderKL(**self.vae),
-            scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
+            scheduler=_on_cpu(EulerDiscreteScheduler, timestep_spacing="leading"),
             add_watermarker=False,
         )
 
@@ -81,6 +82,13 @@ BETAS: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
+
+
+def _on_cpu(scheduler: Any, **config: Any) -> Any:
+    """A scheduler, whose tables hold numbers even where the models have none."""
+    with torch.device("cpu"):
+        return scheduler(**BETAS, **config)
+
 
 _TINY = SdBuild(
     unet={

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from farm.base.conditioning import Conditioning, TokenIds
 from farm.base.families.latent_vae import LatentVae
+from farm.base.families.meta_parts import meta_parts
 from farm.base.interface import Base, MemoryFacts
 from farm.base.tokens import PromptReader
 from farm.errors import UserError
@@ -46,7 +47,8 @@ class PipelineBase(Base):
     adaptable_text: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Those of them that can have adapters, which diffusers' loader of the family reads."""
     releases_text: ClassVar[bool] = False
-    """Whether text encoders leave the device between prompts once they are released."""
+    """Whether text encoders that cannot have adapters leave the device between prompts once they
+    are released."""
     scheduler_classes: ClassVar[Mapping[str, Any]] = {}
     """diffusers' classes by ``SchedulerName``, without ``base``."""
 
@@ -72,7 +74,7 @@ class PipelineBase(Base):
         }
         for module in (self._denoiser, pipeline.vae, *self._text.values()):
             module.requires_grad_(False).eval()
-        self._text_is_released = False
+        self._released: list[Any] = []
         tokenizer = self._reading_tokenizer()
         self._reader = PromptReader(tokenizer.backend_tokenizer, self.num_tokens, name)
         self._vae = self._wrap_vae(pipeline.vae)
@@ -89,7 +91,11 @@ class PipelineBase(Base):
         dtype: torch.dtype | None,
         variant: str | None,
     ) -> Self:
-        """Load a folder; only safetensors are read, and nothing is fetched."""
+        """Load a folder; only safetensors are read, and nothing is fetched.
+
+        On the device ``meta`` no weights are read: the parts have shapes alone.
+        """
+        parts = meta_parts(folder) if device.type == "meta" else {}
         dtype = dtype or (torch.float32 if device.type == "cpu" else cls.half_dtype)
         full = dict.fromkeys(cls.full_precision_parts, torch.float32)
         pipeline = cls.pipeline_class.from_pretrained(
@@ -98,10 +104,11 @@ class PipelineBase(Base):
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
-            **cls.load_options,
+            **{**cls.load_options, **parts},
         )
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline.to(device), name=name, fingerprint=fingerprint)
+        placed = pipeline if parts else pipeline.to(device)
+        return cls(placed, name=name, fingerprint=fingerprint)
 
     # -- what a family adds -------------------------------------------------------------------
 
@@ -168,25 +175,26 @@ class PipelineBase(Base):
         """Run the text encoders, which are on the device."""
 
     def release_text_encoders(self) -> None:
-        if self.releases_text and self.device.type != "cpu":
-            self._text_is_released = True
-            for module in self._text.values():
+        if self.device.type == "cuda":
+            self._released = self._releasable()
+            for module in self._released:
                 module.to("cpu")
+
+    def _releasable(self) -> list[Any]:
+        """The text encoders that leave the device between prompts."""
+        kept = self.adaptable_text if self.releases_text else self.text_parts
+        return [module for name, module in self._text.items() if name not in kept]
 
     @contextmanager
     def _text_on_device(self) -> Iterator[None]:
         """The text encoders on the device, for as long as they encode if they are released."""
-        if not self._text_is_released:
-            yield
-            return
         try:
-            for module in self._text.values():
+            for module in self._released:
                 module.to(self.device)
             yield
         finally:
-            for module in self._text.values():
+            for module in self._released:
                 module.to("cpu")
-            torch.cuda.empty_cache()
 
     # -- images -------------------------------------------------------------------------------
 
@@ -226,7 +234,8 @@ class PipelineBase(Base):
 
     @property
     def memory(self) -> MemoryFacts:
-        text = () if self.releases_text else tuple(self._text.values())
+        released = [id(module) for module in self._releasable()]
+        text = [module for module in self._text.values() if id(module) not in released]
         parts = (self._denoiser, *text, self._pipeline.vae)
         tensors = [tensor for part in parts for tensor in part.parameters()]
         return MemoryFacts(

@@ -40,7 +40,7 @@ def show(name: NameArgument, revision: RevisionOption = None, json: JsonOption =
     built = name in get_args(BuiltName)
     with loading_base(name) as fetched:
         folder = None if built else resolve_folder(name, revision=revision, fetched=fetched)
-        base = load_base(name, revision=revision, fetched=fetched)
+        base = load_base(name, device="meta", revision=revision, fetched=fetched)
     memory = base.memory
     facts = {
         "name": name,

@@ -108,6 +108,7 @@ def lane_main(config: dict[str, Any]) -> None:
         dtype=training_dtype(spec.device),
         revision=spec.revision,
     )
+    base.release_text_encoders()
     rank = ray.train.get_context().get_world_rank()
     lane = Lane(
         f"{config['run']}.{rank}",

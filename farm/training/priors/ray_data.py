@@ -70,6 +70,7 @@ class PriorWorker:
         if settings.memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction)
         self._base = load_base(settings.base, device=settings.device, revision=settings.revision)
+        self._base.release_text_encoders()
         if settings.device == "cpu":
             use_fast_blocks(self._base.components[self._base.denoiser_name])
         self._store, self._attempt = store, attempt

@@ -83,6 +83,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
         dtype=training_dtype(plan.device),
         revision=request.revision,
     )
+    base.release_text_encoders()
     link = LocalLink(dispatcher, store)
     keeper = _Keeper(driver, link)
     keeper.start()

@@ -96,7 +96,7 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
     """Load a base, and keep only its facts."""
     from farm.base.loading import load_base
 
-    base = load_base(name, revision=revision, fetched=fetched)
+    base = load_base(name, device="meta", revision=revision, fetched=fetched)
     memory = replace(base.memory, counts=base.denoiser_counts())
     return RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
 
