@@ -29,6 +29,7 @@ MARKS = (
     (re.compile(r"^transformer\.|joint_blocks"), "a family with a transformer as its denoiser"),
 )
 """Families by names of layers, where no width decides."""
+UNNAMED = "another family"
 
 
 def refuse_other_family(
@@ -45,21 +46,23 @@ def refuse_other_family(
         known: the base's layers, with the shapes of their weights if it is a mapping.
 
     Raises:
-        AdapterFileError: if layers are unknown, or the text states differ in width.
+        AdapterFileError: if layers are unknown, or if the text states of a known family have another
+            width.
     """
     shapes = known if isinstance(known, Mapping) else {}
     theirs = _text_width(inputs)
     ours = _text_width({name: shape[1] for name, shape in shapes.items() if len(shape) > 1})
     remedy = "use it with the family of base models that it was trained on"
-    if theirs and ours and theirs != ours:
+    names = (_named(inputs, theirs), _named(shapes, ours))
+    # where neither has a name, the layer and both shapes are reported by the reader
+    if theirs and ours and theirs != ours and set(names) != {UNNAMED}:
         raise AdapterFileError(
-            f"{path} is an adapter of {_named(inputs, theirs)}, whose denoiser reads text states "
-            f"of width {theirs}; the base is {_named(shapes, ours)}, of width {ours}",
+            f"{path} is an adapter of {names[0]}, whose denoiser reads text states "
+            f"of width {theirs}; the base is {names[1]}, of width {ours}",
             remedy,
         )
     if unknown:
-        family = _named(inputs, theirs)
-        whose = f"is an adapter of {family} and " if family != "another family" else ""
+        whose = f"is an adapter of {names[0]} and " if names[0] != UNNAMED else ""
         raise AdapterFileError(
             f"{path} {whose}has {len(unknown)} layer{'s' if len(unknown) > 1 else ''} that the "
             f"base lacks, such as {unknown[0]}",
@@ -73,11 +76,11 @@ def _text_width(inputs: Mapping[str, int]) -> int | None:
 
 
 def _named(layers: Iterable[str], width: int | None) -> str:
-    """The family's name, or ``another family``."""
+    """The family's name, or ``UNNAMED``."""
     if width in TEXT_WIDTHS:
         return TEXT_WIDTHS[width]
     names = list(layers)
     for mark, family in MARKS:
         if any(mark.search(name) for name in names):
             return family
-    return "another family"
+    return UNNAMED
