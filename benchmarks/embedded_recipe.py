@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from farm.cli.commands.demo import RECIPE, STEPS
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import embedded_scorer
 from farm.quality.study.bench import Bench, Trainee, generate_prior_sets
-from farm.quality.study.identity import SubjectReader, mean_scores, photos_of
+from farm.quality.study.identity import IdentityScores, SubjectReader, mean_scores, photos_of
 from farm.quality.study.rendered_subjects import sample_subjects
 from farm.recipe import BASE_RECIPES, WIDE_MODULES, Recipe
 
@@ -79,14 +80,20 @@ def run_variant(name: str, change: dict[str, Any], options: argparse.Namespace) 
         "change": change,
         "subjects": options.subjects,
         "seed": options.seed,
-        **{key: round(value, 4) for key, value in asdict(scores).items()},
+        **_rounded(scores),
         "gain_median": round(median(gains), 3),
         "diversity": round(fmean(one["diversity_ratio"] for one in evidence), 3),
         "prompt": round(fmean(one["prompt_ratio"] for one in evidence), 3),
         "verdicts": dict(Counter(card["verdict"]["label"] for card in cards)),
         "training_s": round(bench.training_s, 1),
-        "readers": {key: round(value, 4) for key, value in asdict(reader.held_out).items()},
+        "readers": _rounded(reader.held_out),
     }
+
+
+def _rounded(scores: IdentityScores) -> dict[str, float | None]:
+    """Plain values; None where nothing was measured."""
+    values = asdict(scores).items()
+    return {key: None if math.isnan(value) else round(value, 4) for key, value in values}
 
 
 def _keep(folder: Path, name: str, trainees: list[Trainee], found: dict[str, Any]) -> None:

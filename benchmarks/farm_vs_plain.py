@@ -169,7 +169,7 @@ def train_one_plainly(
     from farm.training.run.request import RunRequest
 
     prepared = prepare_run(RunRequest(str(manifest), store, base=base_name))
-    spec = prepared.assignments[number].spec
+    spec = list(prepared.jobs.assignments())[number].spec
     base = load_base(base_name)
     assert spec.prior_key is not None
     prior = as_prior_set(read_prior_set(prepared.store, spec.prior_key), base)

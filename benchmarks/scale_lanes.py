@@ -14,10 +14,22 @@ from farm.training.dispatch.messages import Assignment, JobResult, LaneOrders, L
 from farm.training.plan.shape import LaneShape
 
 STEPS, CHECKPOINT_STEPS, SLOTS, PHOTOS = 800, 100, 8, 5
+RECIPES = tuple(Recipe(steps=STEPS, rank=rank) for rank in (4, 8, 16))
 JOB_S = 120.0
 """Virtual seconds that a slot trains one job."""
 REPLACED_S = 180.0
 """Virtual seconds from the loss of a lane to its replacement's first report."""
+
+
+def make_subject(index: int) -> Subject:
+    """One subject of a manifest, of one of three recipes."""
+    name = f"subject-{index:07d}"
+    return Subject(
+        id=name,
+        class_noun="cat",
+        photos=tuple(Photo(f"s3://studio/{name}/{photo:02d}.jpg") for photo in range(PHOTOS)),
+        recipe=RECIPES[index % len(RECIPES)],
+    )  # type: ignore[call-arg]
 
 
 def make_jobs(number: int) -> Iterator[Assignment]:

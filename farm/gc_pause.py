@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["gc_paused"]
+__all__ = ["gc_paused", "leave_to_counts"]
 
 
 @contextmanager
@@ -20,3 +20,10 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def leave_to_counts() -> None:
+    """Exclude all objects that are alive now from cyclic garbage collection; they are still freed
+    when their reference counts reach zero."""
+    gc.collect(1)
+    gc.freeze()

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from farm.errors import StoreError
 from farm.storage import Store
 
 __all__ = ["StoreLock", "Owner", "current_owner", "holder", "release_dead"]
@@ -171,7 +172,11 @@ def _highest(store: Store, folder: str) -> int:
 
 
 def _read(store: Store, folder: str, number: int) -> _Body:
-    return _Body.decode(store.read(_path(folder, number)))
+    path = _path(folder, number)
+    try:
+        return _Body.decode(store.read(path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{store.url}/{path} is not a lock: {error!r}", "try again") from error
 
 
 def _path(folder: str, number: int) -> str:

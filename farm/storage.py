@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ Result = TypeVar("Result")
 CLIENT_RETRIES = 2
 """Attempts of the S3 client below each of ours; its own defaults multiply to 25."""
 S3_PREFIXES = ("s3://", "s3a://")
+PREFIX_LISTINGS = (*S3_PREFIXES, "gs://", "gcs://")
+"""Stores whose client lists the objects whose names have a prefix."""
 
 
 class Store:
@@ -195,6 +198,34 @@ class Store:
 
         return self._attempt(path, names)
 
+    def folders_with(self, path: str, name: str, *, prefixes: Sequence[str] = ("",)) -> set[str]:
+        """The names of the folders directly in a folder that contain an object of this name.
+
+        Lists all objects below ``path``: for many folders much faster than one look-up each.
+
+        Args:
+            prefixes: the folders' names begin with one of these; where the store can list by
+                prefix, there is one listing for each, all at the same time.
+        """
+        full = self.full_path(path)
+        if self.is_local:
+            inside = self._attempt(path, lambda: _local_folders(full))
+            return {folder for folder in inside if os.path.exists(f"{full}/{folder}/{name}")}
+
+        def found(prefix: str) -> set[str]:
+            options = {"prefix": prefix} if prefix else {}
+            try:
+                paths = map(str, self._attempt(path, lambda: self._fs.find(full, **options)))
+            except FileNotFoundError:
+                return set()
+            parts = (one[len(full) + 1 :].split("/") for one in paths)
+            return {part[0] for part in parts if len(part) == 2 and part[1] == name}
+
+        if not self.url.startswith(PREFIX_LISTINGS):
+            return found("")
+        with ThreadPoolExecutor(len(prefixes)) as pool:
+            return set().union(*pool.map(found, prefixes))
+
     def walk(self, path: str = "") -> Iterator[str]:
         """The paths of all objects below a folder, sorted."""
         full = self.full_path(path)
@@ -255,6 +286,14 @@ def _normal_url(url: str) -> str:
     if "://" in url and not url.startswith("file://"):
         return url.rstrip("/")
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+
+
+def _local_folders(full: str) -> list[str]:
+    try:
+        with os.scandir(full) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _write_aside(full: str, data: bytes) -> Path:

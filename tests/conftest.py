@@ -20,7 +20,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the suite runs as many processes as t
 settings.register_profile("farm", deadline=None)
 settings.load_profile("farm")
 
-LONGEST_FILES = ("test_blocks", "test_cluster_runs", "test_submit", "test_journey", "test_terminal")
+LONGEST_FILES = (
+    "test_blocks",
+    "test_chaos",
+    "test_cluster_runs",
+    "test_submit",
+    "test_journey",
+    "test_terminal",
+)
 """Files that take minutes. They start first, so that no process ends long after the other."""
 
 

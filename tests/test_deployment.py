@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import tomllib
@@ -199,12 +200,16 @@ def _yaml(path: str) -> Any:
 
 
 def test_the_workflow_runs_what_ci_runs() -> None:
-    (job,) = _yaml(".github/workflows/ci.yaml")["jobs"].values()
-    assert any(step.get("run") == ".ci/run" for step in job["steps"])
-    for step in job["steps"]:
-        assert ("uses" in step) != ("run" in step)
-        assert "uses" not in step or re.search(r"@v\d+$", step["uses"])
-    assert job["permissions"] == {"contents": "read"}
+    jobs = _yaml(".github/workflows/ci.yaml")["jobs"]
+    for name, script in (("checks-and-tests", ".ci/run"), ("lowest-versions", ".ci/lowest")):
+        steps = jobs[name]["steps"]
+        assert any(step.get("run") == script for step in steps)
+        assert os.access(ROOT / script, os.X_OK)
+    for job in jobs.values():
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step)
+            assert "uses" not in step or re.search(r"@v\d+$", step["uses"])
+        assert job["permissions"] == {"contents": "read"}
 
 
 def test_the_citation_names_this_version() -> None:

@@ -51,6 +51,17 @@ def test_names_are_listed_one_level_deep_and_walked_all_the_way(store: Store) ->
     assert list(store.walk("nowhere")) == []
 
 
+def test_folders_that_contain_a_marker_are_found_in_listings(store: Store) -> None:
+    for name in ("a1", "a2", "b1"):
+        store.write(f"adapters/{name}/weights", b"w")
+        store.write(f"adapters/{name}/deep/marker", b"not here")
+    for name in ("a1", "b1"):
+        store.write(f"adapters/{name}/marker", b"m")
+    assert store.folders_with("adapters", "marker") == {"a1", "b1"}
+    assert store.folders_with("adapters", "marker", prefixes=["a", "b"]) == {"a1", "b1"}
+    assert store.folders_with("none", "marker") == set()
+
+
 def test_new_names_are_seen_at_once(store: Store) -> None:
     assert store.list("f") == []
     assert not store.exists("f/1")

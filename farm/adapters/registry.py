@@ -10,15 +10,15 @@ adapter never changes; a name is a pointer that is replaced atomically.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
+from farm.adapters.names import SAMPLES, NamedAdapter, pointed_to, pointer_of
 from farm.adapters.record import AdapterRecord
 from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest, file_digest
@@ -29,40 +29,13 @@ __all__ = ["SAMPLES", "NamedAdapter", "Registry"]
 
 PARALLEL_READS = 16
 """Concurrent store look-ups; on object stores each takes tens of milliseconds."""
+FEW_KEYS = 64
+"""Up to this many keys are looked up without a listing."""
+KEYS_PER_LOOKUP = 32
+"""A listing of everything names about ten objects per adapter, a thousand in one request; it is
+slower than look-ups where the keys are fewer than one in this many adapters."""
 MAX_EARLIER = 64
 """Earlier versions of a name that can still be requested by key."""
-SAMPLES = ("samples/", "samples-others/")
-"""Samples for the prompts of the namespace that trained it, and of namespaces that share it."""
-
-
-@dataclass(frozen=True, slots=True)
-class NamedAdapter:
-    """A name and the adapter that it points to."""
-
-    namespace: str
-    name: str
-    job_key: str
-    sha256: str
-    """Digest of the weights file, so that caches can verify their copy; of ``adapter.json`` if
-    there is no weights file."""
-    created: str
-    """When the name was pointed here, ISO 8601 in UTC."""
-    samples: tuple[str, ...] | None = None
-    """The sample images generated for this name's own prompts; an adapter may have others, for
-    another namespace that shares the job. None in pointers written by older versions."""
-    earlier: tuple[NamedAdapter, ...] = ()
-    """Previous adapters of the name, latest first."""
-
-    def shows(self, picture: str, record: AdapterRecord) -> bool:
-        """Whether a sample image of the adapter's record is this name's own."""
-        if self.samples is not None:
-            return picture in self.samples
-        # a name of an older farm version: the samples are those of the first training
-        return self.namespace == record.namespace and picture.startswith(SAMPLES[0])
-
-    def version(self, job_key: str) -> NamedAdapter | None:
-        """The current or an earlier adapter of the name, by job key."""
-        return next((it for it in (self, *self.earlier) if it.job_key == job_key), None)
 
 
 class Registry:
@@ -84,7 +57,8 @@ class Registry:
         """Commit a saved adapter and point its names to it.
 
         Uploads the files, then ``adapter.json``, then writes the names. If it is called again after
-        a crash, it completes what is missing and changes nothing that was committed.
+        a crash, it completes what is missing and changes nothing that was committed. If two lanes
+        publish one job at the same time, the files of the later one are used.
 
         Args:
             record: as returned by ``save_adapter``; ``files`` names the files to upload.
@@ -101,22 +75,36 @@ class Registry:
         folder = Path(local_folder)
         fresh = self._commit(record, folder)
         pairs = [(record.namespace, record.name)] if names is None else list(names)
-        committed = record if fresh else self.record(record.job_key)
+        committed = self.record(record.job_key)
         for (namespace, name), own in zip_longest(pairs, list(prompts)[: len(pairs)]):
             self.point(namespace, name, committed, prompts=own)
         return fresh
 
     def _commit(self, record: AdapterRecord, folder: Path) -> bool:
         """Upload the files and the marker; False if another process was faster."""
-        if not self.is_committed(record.job_key):
-            _check_files(folder, record)
+        key = record.job_key
+        if self.is_committed(key):
+            return False
+        _check_files(folder, record)
+        marker, body = _adapter_path(key, RECORD_FILE), (folder / RECORD_FILE).read_bytes()
         for name in sorted(record.files):
             # before each file: a process that was paused must not replace committed files
-            if self.is_committed(record.job_key):
-                return False
-            self.store.upload(folder / name, _adapter_path(record.job_key, name))
-        marker = _adapter_path(record.job_key, RECORD_FILE)
-        return self.store.create(marker, (folder / RECORD_FILE).read_bytes())
+            if self.is_committed(key):
+                break
+            self.store.upload(folder / name, _adapter_path(key, name))
+        else:
+            if self.store.create(marker, body):
+                return True
+        if not self._is_intact(self.record(key)):  # this process replaced some of its files
+            for name in sorted(record.files):
+                self.store.upload(folder / name, _adapter_path(key, name))
+            self.store.write(marker, body)
+        return False
+
+    def _is_intact(self, record: AdapterRecord) -> bool:
+        """Whether the files in the store are those of a record."""
+        paths = {_adapter_path(record.job_key, name): it for name, it in record.files.items()}
+        return all(bytes_digest(self.store.read(path)) == it for path, it in paths.items())
 
     def point(
         self,
@@ -151,7 +139,7 @@ class Registry:
             _own_samples(record, namespace, prompts),
             earlier,
         )
-        self.store.write_json(path, _pointer(named))
+        self.store.write_json(path, pointer_of(named))
         return named
 
     # -- finding ------------------------------------------------------------------------------
@@ -161,17 +149,27 @@ class Registry:
         return self.store.exists(_adapter_path(job_key, RECORD_FILE))
 
     def committed_among(self, job_keys: Iterable[str]) -> set[str]:
-        """The given keys that are committed; looked up in parallel."""
-        keys = list(job_keys)
-        present = set(self.store.list("adapters")) if len(keys) > PARALLEL_READS else set(keys)
-        candidates = [key for key in keys if key in present]
+        """The given keys that are committed: looked up one by one if they are few, else found in
+        listings of the store."""
+        keys = set(job_keys)
+        if len(keys) > FEW_KEYS:
+            present = self.store.list("adapters")
+            keys.intersection_update(present)
+            if len(keys) > max(FEW_KEYS, len(present) // KEYS_PER_LOOKUP):
+                return keys & self._complete(present)
+        ordered = sorted(keys)
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
-            found = pool.map(self.is_committed, candidates)
-            return {key for key, committed in zip(candidates, found, strict=True) if committed}
+            found = pool.map(self.is_committed, ordered)
+            return {key for key, committed in zip(ordered, found, strict=True) if committed}
 
     def committed_keys(self) -> list[str]:
         """The keys of all committed adapters, sorted; incomplete ones are left out."""
-        return sorted(self.committed_among(self.store.list("adapters")))
+        return sorted(self._complete(self.store.list("adapters")))
+
+    def _complete(self, present: Iterable[str]) -> set[str]:
+        """The adapters' folders that contain a record; ``present`` are the names of all folders."""
+        firsts = sorted({key[0] for key in present}) or [""]
+        return self.store.folders_with("adapters", RECORD_FILE, prefixes=firsts)
 
     def record(self, job_key: str) -> AdapterRecord:
         """The record of a committed adapter.
@@ -316,41 +314,7 @@ class Registry:
                 f"{self.store.url}/{_name_path(namespace, name)} is not a pointer to an adapter",
                 "run the manifest again, or import the adapter again",
             )
-        earlier = body.get("earlier")
-        return replace(
-            _named(namespace, name, body),
-            earlier=tuple(
-                _named(namespace, name, it)
-                for it in (earlier if isinstance(earlier, list) else [])
-                if isinstance(it, dict)
-            ),
-        )
-
-
-def _named(namespace: str, name: str, body: Mapping[str, Any]) -> NamedAdapter:
-    """Parse a pointer; older ones have no samples and no earlier versions."""
-    samples = body.get("samples")
-    return NamedAdapter(
-        namespace,
-        name,
-        job_key=str(body.get("job_key", "")),
-        sha256=str(body.get("sha256", "")),
-        created=str(body.get("created", "")),
-        samples=tuple(map(str, samples)) if isinstance(samples, list) else None,
-    )
-
-
-def _pointer(named: NamedAdapter) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "job_key": named.job_key,
-        "sha256": named.sha256,
-        "created": named.created,
-    }
-    if named.samples is not None:
-        body["samples"] = list(named.samples)
-    if named.earlier:
-        body["earlier"] = [_pointer(it) for it in named.earlier]
-    return body
+        return pointed_to(namespace, name, body)
 
 
 def _own_samples(

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import BaseModelError
+from farm.file_facts import cache_folder
 from farm.keys import digest, file_digest
 
-__all__ = ["cache_folder", "fingerprint_folder", "fingerprint_inputs", "weight_files"]
+__all__ = ["fingerprint_folder", "fingerprint_inputs", "weight_files"]
 
 PARTS = (
     "tokenizer",
@@ -51,14 +52,6 @@ TOKENIZER_FILES = {
 }
 INDEX_KEYS = ("force_zeros_for_empty_prompt", "is_distilled")
 """Settings of ``model_index.json`` that affect the generated images."""
-
-
-def cache_folder() -> Path:
-    """Where digests are cached: ``$FARM_CACHE``, else the platform's user cache."""
-    root = os.environ.get("FARM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "dreambooth-farm"
-    )
-    return Path(root).expanduser()
 
 
 def fingerprint_folder(folder: str | Path) -> str:

@@ -15,10 +15,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from farm.base.fingerprint import cache_folder, fingerprint_folder, weight_files
+from farm.base.fingerprint import fingerprint_folder, weight_files
 from farm.base.names import EMBEDDED, BuiltName, Fetched, edition_of
 from farm.base.quiet import quiet_loading
 from farm.errors import BaseModelError
+from farm.file_facts import cache_folder
 from farm.keys import digest
 
 if TYPE_CHECKING:

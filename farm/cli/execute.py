@@ -190,12 +190,11 @@ def show_plan(prepared: PreparedRun) -> None:
     from farm.cli.views.plan import plan_table
     from farm.visible import visible
 
-    if prepared.check is not None:
-        for fault in prepared.check.warnings[:SHOWN_WARNINGS]:
-            note(f"warning: {visible(str(fault))}")
-        more = len(prepared.check.warnings) - SHOWN_WARNINGS
-        if more > 0:
-            note(f"… and {more:,} more warnings: farm check shows them")
+    for fault in prepared.warnings[:SHOWN_WARNINGS]:
+        note(f"warning: {visible(str(fault))}")
+    more = len(prepared.warnings) - SHOWN_WARNINGS
+    if more > 0:
+        note(f"… and {more:,} more warnings: farm check shows them")
     if prepared.plan is not None:
         print_rich(plan_table(prepared), stderr=True)
 

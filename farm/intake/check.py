@@ -21,7 +21,7 @@ from farm.errors import Fault
 from farm.intake.compare import PhotoComparer
 from farm.intake.manifest import Manifest, invalid
 from farm.intake.photos.bytes import is_remote, split_member_uri
-from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal, inspect_photos
+from farm.intake.photos.inspect import KnownPhotos, PhotoFacts, PhotoRefusal, inspect_changed
 from farm.intake.resolve import ResolvedSubject
 from farm.intake.subject import Subject
 
@@ -35,7 +35,7 @@ WINDOW_SUBJECTS = 64
 WINDOWS = 3
 """Windows of subjects in flight: one is awaited while the others keep the threads busy."""
 
-_Sent = tuple[list[str], Future[list[PhotoFacts | PhotoRefusal]]]
+_Sent = tuple[list[str], Future[list[tuple[PhotoFacts | PhotoRefusal, str | None]]]]
 Progress = Callable[[int, int], None]
 """Called with the number of photos done and the number known so far."""
 
@@ -139,6 +139,7 @@ class _Inspector:
         self._progress = progress
         self._total = len({uri for subject in subjects for uri in _uris(subject)})
         self._sent: set[str] = set()
+        self._known = KnownPhotos()
         self.verdicts: dict[str, PhotoFacts | PhotoRefusal] = {}
         """Results for every photo of the subjects that ``run`` has returned."""
 
@@ -158,6 +159,7 @@ class _Inspector:
             # an interrupted check does not wait for queued photos
             local.shutdown(cancel_futures=True)
             remote.shutdown(cancel_futures=True)
+            self._known.save()
 
     def _send(
         self, window: list[ResolvedSubject], local: ThreadPoolExecutor, remote: ThreadPoolExecutor
@@ -165,17 +167,22 @@ class _Inspector:
         uris = [uri for subject in window for uri in _uris(subject)]
         fresh = [uri for uri in dict.fromkeys(uris) if uri not in self._sent]
         self._sent.update(fresh)
+        known = self._known.of(fresh)
         sent = []
         for chunk in _chunks(fresh):
             pool = remote if is_remote(chunk[0]) else local
-            sent.append((chunk, pool.submit(inspect_photos, chunk)))
+            own = {uri: known[uri] for uri in chunk if uri in known}
+            sent.append((chunk, pool.submit(inspect_changed, chunk, own)))
         return sent
 
     def _receive(
         self, window: list[ResolvedSubject], sent: list[_Sent]
     ) -> Iterator[ResolvedSubject]:
         for chunk, future in sent:
-            self.verdicts.update(zip(chunk, future.result(), strict=True))
+            for uri, (verdict, version) in zip(chunk, future.result(), strict=True):
+                self.verdicts[uri] = verdict
+                if version is not None and isinstance(verdict, PhotoFacts):
+                    self._known.remember(uri, version, verdict)
             if self._progress is not None:
                 self._progress(len(self.verdicts), self._total)
         yield from window

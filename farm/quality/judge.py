@@ -28,7 +28,7 @@ from farm.quality.protocol import (
 )
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.recipe import Recipe
-from farm.training.lane.settings import Judged, Pictures
+from farm.training.lane.settings import JobKind, Judged, Pictures
 
 __all__ = ["QualityJudge"]
 
@@ -81,7 +81,7 @@ class QualityJudge:
         judged = {}
         groups: dict[ScoringBudget, list[int]] = defaultdict(list)
         for slot, spec in specs.items():
-            budget = self._budget(spec)
+            budget = self._budget(spec.subject.recipe)
             if budget is None:
                 judged[slot] = Judged(missing_card(too_short(spec.subject.recipe, self._share)))
             else:
@@ -95,37 +95,38 @@ class QualityJudge:
                 judged[slot] = _judged(examined)
         return judged
 
-    def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
-        """The cost of these jobs' cards: their own images, and the base's once per class and
+    def pictures(self, base_name: str, kinds: Sequence[tuple[JobKind, int]]) -> Pictures:
+        """The cost of the jobs' cards: their own images, and the base's once per class and
         budget."""
         if self._scorer_name(base_name) is None:
-            return Pictures(0, 0, (f"no adapter will be scored: {NO_SCORER}",) if specs else ())
+            return Pictures(0, 0, (f"no adapter will be scored: {NO_SCORER}",) if kinds else ())
         num = rows = 0
-        unscored: list[JobSpec] = []
+        unscored: list[tuple[JobKind, int]] = []
         met = set()
-        for spec in specs:
-            budget = self._budget(spec)
+        for kind, num_jobs in kinds:
+            budget = self._budget(kind.recipe)
             if budget is None:
-                unscored.append(spec)
+                unscored.append((kind, num_jobs))
                 continue
-            kind = (budget, spec.subject.class_noun, spec.subject.class_prompt)
-            times = 1 if kind in met else 2
-            met.add(kind)
+            of_base = (budget, kind.class_noun, kind.class_prompt)
+            times = num_jobs + (of_base not in met)
+            met.add(of_base)
             num += times * budget.num_pictures
             rows += times * budget.denoiser_rows
         return Pictures(num, rows, self._notes(unscored))
 
-    def _notes(self, unscored: Sequence[JobSpec]) -> tuple[str, ...]:
+    def _notes(self, unscored: Sequence[tuple[JobKind, int]]) -> tuple[str, ...]:
         if not unscored:
             return ()
-        count = f"{len(unscored)} subject{'s' if len(unscored) > 1 else ''} will not be scored"
-        return (f"{count}: {too_short(unscored[0].subject.recipe, self._share)}",)
+        num_jobs = sum(num for _, num in unscored)
+        count = f"{num_jobs} subject{'s' if num_jobs > 1 else ''} will not be scored"
+        return (f"{count}: {too_short(unscored[0][0].recipe, self._share)}",)
 
     def _scorer_name(self, base_name: str) -> str | None:
         return self.settings.scorer or (EMBEDDED if edition_of(base_name) == EMBEDDED else None)
 
-    def _budget(self, spec: JobSpec) -> ScoringBudget | None:
-        return ScoringBudget.within(spec.subject.recipe, self._share)
+    def _budget(self, recipe: Recipe) -> ScoringBudget | None:
+        return ScoringBudget.within(recipe, self._share)
 
     @property
     def _share(self) -> float:

@@ -108,6 +108,15 @@ class TtlCache(Generic[Key, Value]):
         known = self._known.get(key)
         return known.value if known is not None else None
 
+    def fresh(self, key: Key) -> Value | None:
+        """The value, if it is no older than ``ttl_s``; without a read."""
+        known = self._known.get(key)
+        return None if known is None or self._is_stale(known, None) else known.value
+
+    def put(self, key: Key, value: Value) -> None:
+        """Note a value that the caller has just read."""
+        self._keep(key, _Known(value, None, self._clock()))
+
     def forget(self, key: Key) -> None:
         """Drop a value, so that the next call reads it again."""
         self._known.pop(key, None)
@@ -161,8 +170,11 @@ class TtlCache(Generic[Key, Value]):
         except Exception as error:  # any error of a store's driver means that it did not answer
             logger.warning("reading %r failed: %s", key, error)
             raise StoreError(f"the store did not answer: {error}", "try again") from error
+        self._keep(key, known)
+        return known
+
+    def _keep(self, key: Key, known: _Known[Value]) -> None:
         self._known[key] = known
         self._known.move_to_end(key)
         while len(self._known) > self._max_items:
             self._known.popitem(last=False)
-        return known

@@ -20,7 +20,7 @@ from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.lane.publisher import drop_left_checkpoints
 from farm.training.lane.scratch import sweep_folders
 from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
-from farm.training.run.failures import failures_of
+from farm.training.run.failures import failures_among
 from farm.training.run.lock_guard import LockGuard
 from farm.training.run.prepare import prepare_run, resume_run
 from farm.training.run.request import PreparedRun, RunRequest, RunSummary, RunView
@@ -123,7 +123,7 @@ def _drive(driver: Driver) -> list[Job]:
 
         return run_on_ray(driver)
     dispatcher = Dispatcher(
-        prepared.assignments,
+        prepared.jobs,
         Ledger(prepared.store, prepared.run_id, epoch=driver.claim.number),
         resolution_px=prepared.base.resolution_px,
         ready_priors=driver.ready_priors,
@@ -153,5 +153,5 @@ def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> Run
         quarantined=tally["quarantined"],
         cancelled=tally["cancelled"],
         seconds=seconds,
-        failures=failures_of(prepared.assignments, jobs),
+        failures=failures_among(prepared.jobs.subjects(), jobs),
     )

@@ -218,3 +218,16 @@ def test_a_name_that_is_no_pointer_is_the_adapters_fault(registry: Registry) -> 
     registry.store.write("names/default/tom.json", b"[1]")
     with pytest.raises(AdapterFileError, match="is not a pointer"):
         registry.resolve("default", "tom")
+
+
+@pytest.mark.parametrize("num_present", [5, 300])
+def test_committed_adapters_among_many_are_found_without_a_look_up_for_each(
+    registry: Registry, num_present: int
+) -> None:
+    for number in range(num_present):
+        registry.store.write(f"adapters/{number:04x}/weights", b"w")
+        if number % 2:
+            registry.store.write(f"adapters/{number:04x}/{RECORD_FILE}", b"{}")
+    expected = {f"{number:04x}" for number in range(1, num_present, 2)}
+    assert registry.committed_among(f"{number:04x}" for number in range(400)) == expected
+    assert registry.committed_keys() == sorted(expected)

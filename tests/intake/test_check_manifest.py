@@ -4,6 +4,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -16,6 +17,9 @@ from farm.intake import check as check_module
 from farm.intake.check import check_manifest
 from farm.intake.job import job_spec
 from farm.intake.manifest import Manifest, read_manifest
+from farm.intake.photos import inspect as inspect_module
+from farm.intake.photos.bytes import PhotoReader
+from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
 from farm.keys import file_digest
 
 ManifestOf = Callable[..., Manifest]
@@ -121,22 +125,55 @@ def test_only_a_bounded_number_of_photos_is_in_flight(
     rows = "".join(f"s{n},cat,{path}\n" for n, path in enumerate(photos))
     path = write("m.csv", "id,class_noun,photos\n" + rows)
     monkeypatch.setattr(check_module, "WINDOW_SUBJECTS", 4)
-    inspect = check_module.inspect_photos
+    inspect = check_module.inspect_changed
     lock, submitted, received = threading.Lock(), [0], [0]
     most = [0]
 
-    def counted(uris: list[str]) -> object:
+    def counted(uris: list[str], known: Any) -> object:
         with lock:
             submitted[0] += len(uris)
             most[0] = max(most[0], submitted[0] - received[0])
-        return inspect(uris)
+        return inspect(uris, known)
 
     def progress(done: int, total: int) -> None:
         received[0] = done
 
-    monkeypatch.setattr(check_module, "inspect_photos", counted)
+    monkeypatch.setattr(check_module, "inspect_changed", counted)
     check_manifest(read_manifest(str(path)), progress=progress, workers=2)
     assert most[0] <= 4 * check_module.WINDOWS
+
+
+def test_a_second_check_reads_only_the_photos_that_changed(
+    draw: Draw, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("FARM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("farm.file_facts.SETTLED_S", -1e9)
+    photos = [draw(f"p/{n}.png", seed=n) for n in range(4)]
+    rows = "".join(f"s{n},cat,{path}\n" for n, path in enumerate(photos))
+    path = write("m.csv", "id,class_noun,photos\n" + rows)
+    read: list[str] = []
+    inspect = inspect_module.inspect_photo
+
+    def noted(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
+        read.append(Path(uri).name)
+        return inspect(uri, reader)
+
+    monkeypatch.setattr(inspect_module, "inspect_photo", noted)
+
+    def check() -> tuple[list[str], dict[str, PhotoFacts]]:
+        read.clear()
+        return read, check_manifest(read_manifest(str(path))).facts
+
+    names, first = check()
+    assert sorted(names) == ["0.png", "1.png", "2.png", "3.png"]
+    assert check() == ([], first)
+    draw("p/2.png", seed=9)
+    names, changed = check()
+    assert names == ["2.png"]
+    assert {uri for uri in first if first[uri] != changed[uri]} == {str(photos[2])}
+    Path(photos[1]).write_bytes(b"broken")
+    for _ in range(2):  # a refusal is not remembered
+        assert check()[0] == ["1.png"]
 
 
 def test_photos_in_stores_and_archives_are_checked(write: Write, tmp_path: Path):

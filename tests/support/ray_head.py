@@ -16,10 +16,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 BIN = Path(sys.executable).parent
+HEAD_ID = "f" * 51 + "00000"
+FAKE_NODES = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+}
 END_S = 15.0
 """How long a head may take to end on request; one whose server was killed does not end."""
 
@@ -122,8 +131,17 @@ def free_ports(count: int, *, beyond: int = 0) -> list[int]:
 
 
 @contextmanager
-def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """Start a head, wait for its dashboard, and stop only this head at the end."""
+def ray_head(
+    *,
+    num_cpus: int = 2,
+    env: Mapping[str, str] | None = None,
+    autoscaling: Mapping[str, Any] | None = None,
+) -> Iterator[Head]:
+    """Start a head, wait for its dashboard, and stop only this head at the end.
+
+    Args:
+        autoscaling: a cluster file without a provider, whose nodes are started on this machine.
+    """
     token = (env or {}).get("RAY_AUTH_TOKEN") or secrets.token_hex(16)
     # the paths of Ray's sockets may hold 107 bytes
     with tempfile.TemporaryDirectory(prefix="fr-", ignore_cleanup_errors=True) as folder:
@@ -134,6 +152,12 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             **(env or {}),
         }
+        scaling: list[str] = []
+        if autoscaling is not None:
+            environment |= FAKE_NODES
+            config = Path(folder) / "cluster.json"  # JSON is YAML
+            config.write_text(json.dumps({**autoscaling, "provider": _provider(gcs)}))
+            scaling = [f"--autoscaling-config={config}"]
         log = Path(folder) / "head.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -146,7 +170,7 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
                     *(f"--dashboard-agent-listen-port={others[1]}",),
                     *(f"--dashboard-agent-grpc-port={others[2]}",),
                     *(f"--metrics-export-port={others[3]}",),
-                    *("--min-worker-port=0", "--max-worker-port=0"),
+                    *("--min-worker-port=0", "--max-worker-port=0", *scaling),
                 ],
                 env=environment,
                 stdout=output,
@@ -177,6 +201,18 @@ def ray_head(*, num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iter
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
             process.wait()
+
+
+def _provider(gcs_port: int) -> dict[str, Any]:
+    """Starts nodes on this machine; ``type: fake_multinode`` needs a file that the wheel lacks."""
+    package = "ray.autoscaler._private.fake_multi_node.node_provider"
+    return {
+        "type": "external",
+        "module": f"{package}.FakeMultiNodeProvider",
+        "gcs_address": f"127.0.0.1:{gcs_port}",
+        "head_node_id": HEAD_ID,
+        "launch_multiple": True,
+    }
 
 
 def _await_dashboard(head: Head, log: Path) -> None:

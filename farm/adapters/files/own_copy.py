@@ -13,8 +13,8 @@ from PIL import Image
 from farm.adapters.file_names import KOHYA_ENDING, RECORD_FILE
 from farm.adapters.files.model_card import model_card
 from farm.adapters.files.write import renamed_kohya_file, safe_file_name, thumbnail_uri
+from farm.adapters.names import SAMPLES, NamedAdapter
 from farm.adapters.record import AdapterRecord
-from farm.adapters.registry import SAMPLES, NamedAdapter
 from farm.keys import file_digest
 
 __all__ = ["make_own_copy", "own_files"]

@@ -10,7 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 
 from farm.base.device.cuda_errors import without_frames
-from farm.base.fingerprint import cache_folder
+from farm.file_facts import cache_folder
 
 __all__ = ["Compiled", "share_compile_cache"]
 

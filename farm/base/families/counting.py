@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from farm.base.fingerprint import cache_folder
 from farm.base.interface import DenoiserCounts
+from farm.file_facts import cache_folder
 from farm.keys import digest
 
 __all__ = ["SIDES", "count_denoiser"]

@@ -124,7 +124,7 @@ def _prompts_by_class(prepared: PreparedRun) -> Mapping[str, str]:
 
     registry = Registry(prepared.store)
     chosen: dict[str, tuple[str, str]] = {}
-    for assignment in prepared.assignments:
+    for assignment in prepared.jobs.assignments():
         subject = assignment.spec.subject
         namespace, name = assignment.names[0]
         if subject.class_noun not in chosen and registry.resolve(namespace, name) is not None:

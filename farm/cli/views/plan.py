@@ -27,7 +27,7 @@ def plan_facts(prepared: PreparedRun) -> dict[str, Any]:
         "store": prepared.store.url,
         "base": prepared.base.name,
         "base_fingerprint": prepared.base.fingerprint,
-        "jobs": len(prepared.assignments),
+        "jobs": len(prepared.jobs),
         "committed": len(prepared.committed),
         "to_train": prepared.num_to_train,
         "rejected": prepared.num_rejected,

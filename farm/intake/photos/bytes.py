@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from farm.file_facts import local_version, object_version
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.archives import open_archive, read_member
 from farm.intake.photos.budget import MAX_PHOTO_BYTES, READING, SMALL_BYTES
@@ -33,6 +34,7 @@ __all__ = [
     "member_uri",
     "read_photo_bytes",
     "split_member_uri",
+    "version_of",
 ]
 
 READ_ATTEMPTS = 4
@@ -47,6 +49,21 @@ def read_photo_bytes(uri: str) -> bytes:
     """
     with PhotoReader() as reader:
         return reader.read(uri)
+
+
+def version_of(uri: str) -> str | None:
+    """A token that changes with a photo, or with its archive; None if its storage has none, as web
+    servers, or does not answer."""
+    place = split_member_uri(uri)[1] if uri.startswith("zip://") else uri
+    if "://" not in place or place.startswith("file://"):
+        return local_version(place.removeprefix("file://"))
+    if place.startswith(("http://", "https://")):
+        return None
+    try:
+        filesystem, path = filesystem_of(place)
+        return object_version(filesystem.info(path))
+    except Exception:  # each filesystem raises errors of its own; reading reports them
+        return None
 
 
 class PhotoReader:

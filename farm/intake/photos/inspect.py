@@ -1,20 +1,23 @@
 """Inspection of one photo: readable, complete, large enough; its digest and perceptual hash.
 
-Owns the check of a single photo, which can run in any process. Comparisons between photos are in
-``intake/compare.py``.
+Owns the check of a single photo, which can run in any process, and the facts of earlier checks:
+a usable photo is read again only once its file or object has changed. Comparisons between photos
+are in ``intake/compare.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+import PIL
 from PIL import Image
 
+from farm.file_facts import FactsTable
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.budget import DECODING
-from farm.intake.photos.bytes import PhotoReader
+from farm.intake.photos.bytes import PhotoReader, version_of
 from farm.intake.photos.decode import (
     MIN_SIDE_PX,
     as_rgb,
@@ -25,14 +28,25 @@ from farm.intake.photos.decode import (
 )
 from farm.intake.photos.structure import decoding_bytes, opening_bytes
 from farm.keys import bytes_digest
+from farm.version import __version__
 
-__all__ = ["PhotoFacts", "PhotoRefusal", "inspect_photo", "inspect_photos"]
+__all__ = [
+    "KnownPhotos",
+    "PhotoFacts",
+    "PhotoRefusal",
+    "inspect_changed",
+    "inspect_photo",
+    "inspect_photos",
+]
 
 LARGE_PIXELS = 16_000_000
 """Palette and deep grey pictures above this are sampled, not converted whole."""
 LOOK_SIDE_PX = 64
 """Side at which JPEG decoders may shrink a photo while decoding: all bytes are read, so truncation
 is found, at a fraction of the time."""
+METHOD = 1
+"""Increase it with every change of what a photo's facts are, or of what is refused."""
+SAVED_TOGETHER = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,10 @@ class PhotoFacts:
     """Perceptual hash of 64 bits: near-duplicates differ in a few of them."""
 
 
+Known = tuple[str, PhotoFacts]
+"""The version of a photo and its facts."""
+
+
 @dataclass(frozen=True, slots=True)
 class PhotoRefusal:
     """Why a photo cannot be used; the message follows the photo's name."""
@@ -57,10 +75,58 @@ class PhotoRefusal:
     remedy: str
 
 
+class KnownPhotos:
+    """Facts of usable photos from earlier checks on this machine. Use it in one thread."""
+
+    def __init__(self) -> None:
+        self._table = FactsTable("photos", f"{__version__} {PIL.__version__} {METHOD}")
+        self._new: list[tuple[str, str, PhotoFacts]] = []
+
+    def of(self, uris: Iterable[str]) -> dict[str, Known]:
+        """The facts that are known of some photos, and the version that each had."""
+        found = self._table.known(uris)
+        return {uri: (version, PhotoFacts(*facts)) for uri, (version, facts) in found.items()}
+
+    def remember(self, uri: str, version: str, facts: PhotoFacts) -> None:
+        """Add a photo; ``save`` stores it."""
+        self._new.append((uri, version, facts))
+        if len(self._new) >= SAVED_TOGETHER:
+            self.save()
+
+    def save(self) -> None:
+        """Store the photos added since the last call."""
+        self._table.add((uri, version, astuple(facts)) for uri, version, facts in self._new)
+        self._new.clear()
+
+
 def inspect_photos(uris: Sequence[str]) -> list[PhotoFacts | PhotoRefusal]:
     """Read, decode and check photos one after the other, in one thread."""
     with PhotoReader() as reader:
         return [inspect_photo(uri, reader) for uri in uris]
+
+
+def inspect_changed(
+    uris: Sequence[str], known: Mapping[str, Known]
+) -> list[tuple[PhotoFacts | PhotoRefusal, str | None]]:
+    """The same for photos that may be known: one whose version is the same is not read.
+
+    Returns:
+        The result of each photo; and its version, if the result is new and may be remembered.
+    """
+    with PhotoReader() as reader:
+        return [_inspect(uri, reader, known) for uri in uris]
+
+
+def _inspect(
+    uri: str, reader: PhotoReader, known: Mapping[str, Known]
+) -> tuple[PhotoFacts | PhotoRefusal, str | None]:
+    version = version_of(uri)
+    before = known.get(uri)
+    if before is not None and before[0] == version:
+        return before[1], None
+    verdict = inspect_photo(uri, reader)
+    is_lasting = isinstance(verdict, PhotoFacts) and version == version_of(uri)
+    return verdict, version if is_lasting else None
 
 
 def inspect_photo(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:

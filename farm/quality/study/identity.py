@@ -134,6 +134,8 @@ class SubjectReader:
 
 
 def _is_mark(found: FoundMark, individual: Individual) -> bool:
+    if individual.mark is None:
+        return found.kind is None
     return (found.kind, found.colour) == (individual.mark, individual.mark_colour)
 
 

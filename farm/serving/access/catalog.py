@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any, TypeVar
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.safe_names import is_job_key, is_safe_name
-from farm.serving.ttl_cache import MAX_AGE_S, NUM_STORE_THREADS, TtlCache
+from farm.serving.ttl_cache import MAX_AGE_S, PATIENCE_S, TtlCache
 
 __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 
@@ -27,7 +29,12 @@ NAME_TTL_S = 2.0
 LISTING_TTL_S = 5.0
 PAGE_TTL_S = 60.0
 """Maximum age of the dates shown in a listing; requests never use them."""
+PAGE_READERS = 12
+"""Threads that read one page, of those for store reads; requests use the others."""
+SLOW_READ_S = 0.25
+"""Time allowed for each read of a thread beyond the caller's patience for one."""
 NUM_RECORDS_KEPT = 20_000
+Result = TypeVar("Result")
 _SAMPLE = re.compile(r"samples(?:-others)?/[A-Za-z0-9_.\-]{1,100}\.(png|jpg|jpeg|webp)")
 
 
@@ -153,25 +160,51 @@ class Catalog:
     ) -> Page:
         """The names after ``after`` that contain ``search``, in order."""
         names, revoked = await asyncio.gather(self._listings.get(namespace), self._revoked.get(""))
-        wanted = search.casefold()
-        matching = [name for name in names if wanted in name.casefold()]
-        behind = [name for name in matching if name > after] if after else matching
-        found = await self._read_page(namespace, behind[:limit])
+        matching: Sequence[str] = names
+        if wanted := search.casefold():
+            matching = await self._in_thread(_containing, names, wanted)
+        start = bisect_right(matching, after) if after else 0
+        found = await self._read_page(namespace, matching[start : start + limit])
         shown = tuple(named for named in found if named and not _is_withdrawn(named, revoked))
-        return Page(shown, len(behind) > limit, len(matching))
+        return Page(shown, len(matching) > start + limit, len(matching))
 
     async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
-        # a name waits here for its turn, so that the cache's patience counts only its own read
-        turns = asyncio.Semaphore(NUM_STORE_THREADS)
+        """The names' files, several in each thread; None for one that does not exist or is broken.
 
-        async def one(name: str) -> NamedAdapter | None:
+        Raises:
+            StoreError: if the store does not answer, and a name was never read before.
+        """
+        cached = {name: self._page_names.fresh((namespace, name)) for name in names}
+        missing = [name for name, named in cached.items() if named is None]
+        parts = [missing[start::PAGE_READERS] for start in range(min(PAGE_READERS, len(missing)))]
+        reads = (self._in_thread(self._read_names, namespace, part) for part in parts)
+        patience_s = PATIENCE_S + SLOW_READ_S * (len(missing) / PAGE_READERS)
+        try:
+            found = await asyncio.wait_for(asyncio.gather(*reads), patience_s)
+        except (StoreError, TimeoutError) as error:
+            for name in missing:
+                cached[name] = self._page_names.peek((namespace, name))
+            if any(cached[name] is None for name in missing):
+                raise StoreError("the store does not answer", "try again") from error
+            return [cached[name] for name in names]
+        for part, read in zip(parts, found, strict=True):
+            for name, named in zip(part, read, strict=True):
+                if named is not None:
+                    self._page_names.put((namespace, name), named)
+                cached[name] = named
+        return [cached[name] for name in names]
+
+    def _read_names(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
+        def one(name: str) -> NamedAdapter | None:
             try:
-                async with turns:
-                    return await self._page_names.get((namespace, name))
+                return self._read_name((namespace, name))
             except (FileNotFoundError, AdapterFileError):
                 return None
 
-        return await asyncio.gather(*(one(name) for name in names))
+        return [one(name) for name in names]
+
+    async def _in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     async def sample(self, facts: AdapterFacts, index: int) -> bytes:
         """One of an adapter's sample pictures.
@@ -230,6 +263,10 @@ class Catalog:
             sha256=record.files.get(DIFFUSERS_FILE, ""),
             samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
         )
+
+
+def _containing(names: Iterable[str], wanted: str) -> list[str]:
+    return [name for name in names if wanted in name.casefold()]
 
 
 def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:

@@ -43,7 +43,7 @@ from farm.training.cluster.watch import (
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.run.driver import Driver
-from farm.training.run.files import take_requests
+from farm.training.run.files import OpenRequest, close_requests, open_requests
 
 __all__ = ["run_on_ray"]
 
@@ -136,6 +136,7 @@ class _RayRun:
         self._priors: PriorThread | None = None
         self._began = time.monotonic()
         self._stopped_at: float | None = None
+        self._carried_out: list[OpenRequest] = []
         self._missing_reported_at = self._silence_reported_at = 0.0
         request = self._prepared.request
         default = AUTOSCALING_TIMEOUT_S if is_autoscaling() else NODE_TIMEOUT_S
@@ -316,10 +317,17 @@ class _RayRun:
         return jobs
 
     def _answer_requests(self) -> None:
+        """Carry out new requests, and close those of the last time: the dispatcher has written its
+        ledger since."""
+        store = self._prepared.store
         with suppress(StoreError, StoreUnusable):
-            for what, keys in take_requests(self._prepared.store, self._prepared.run_id):
-                method = self._dispatcher.cancel if what == "cancel" else self._dispatcher.retry
-                self._ask(method.remote(keys))
+            close_requests(store, self._carried_out)
+            self._carried_out = []
+            for request in open_requests(store, self._prepared.run_id):
+                is_cancel = request.what == "cancel"
+                method = self._dispatcher.cancel if is_cancel else self._dispatcher.retry
+                self._ask(method.remote(request.keys))
+                self._carried_out.append(request)
 
     # -- lanes --------------------------------------------------------------------------------
 

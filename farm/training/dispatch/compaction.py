@@ -2,39 +2,29 @@
 
 Owns ``runs/<run_id>/ledger/<segment>.state``. A state file only saves time: the segments are kept,
 and a reader that finds no complete state file replays them from the start.
-
-A file is a JSON header line, then zlib-compressed JSON lines, each with the columns of several
-thousand jobs. The header contains the last segment covered, the number of segments up to it and the
-digest of the remaining lines, so that a torn file and a ledger with added or missing segments are
-detected.
+``state_file`` owns their form.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, repeat
-from typing import Any
+from itertools import islice
 
 from farm.errors import FarmError
 from farm.gc_pause import gc_paused
-from farm.keys import bytes_digest
 from farm.storage import Store
-from farm.training.dispatch.job_state import Event, Job, Status, advance
+from farm.training.dispatch.job_state import Event, Job, advance
 from farm.training.dispatch.segments import ledger_folder, read_segments, segment_names
+from farm.training.dispatch.state_file import CHUNK, StateFile
 
-__all__ = ["Compactor", "LedgerState", "read_state"]
+__all__ = ["Compactor", "JobsCopy", "LedgerState", "newest_file", "read_state"]
 
 SUFFIX = ".state"
-VERSION = 1
-CHUNK = 5_000
-"""Jobs per line: encoding a line holds the interpreter, and so delays the lanes' exchanges, for a
-few milliseconds."""
+COPIED_AT_ONCE = 25_000
+"""Jobs copied with each write of the ledger: a millisecond."""
 KEPT_FILES = 2
-DEFAULTS = Job("")
 
 
 @dataclass
@@ -68,23 +58,31 @@ def read_state(store: Store, run_id: str) -> LedgerState:
     """
     names = segment_names(store, run_id)
     with gc_paused():
-        state, covered = _newest(store, run_id, names)
+        file = newest_file(store, run_id, names)
+        state = LedgerState()
+        if file is not None:
+            for chunk in file.chunks:
+                state.jobs.update((job.key, job) for job in chunk.jobs())
+            state.first_lease = file.first_lease
         state.segments = tuple(names)
+        covered = file.num_segments if file is not None else 0
         for event in read_segments(store, run_id, names[covered:]):
             state.apply(event)
             state.num_replayed += 1
     return state
 
 
-def _newest(store: Store, run_id: str, names: Sequence[str]) -> tuple[LedgerState, int]:
-    """The newest complete state, and how many segments it covers."""
+def newest_file(store: Store, run_id: str, names: Sequence[str]) -> StateFile | None:
+    """The newest complete state file of a ledger with these segments; None if there is none."""
     for path in reversed(_state_paths(store, run_id)):
         last = path.rsplit("/", 1)[-1].removesuffix(SUFFIX)
-        covered = sum(name <= last for name in names)
-        state = _load(store, path, covered)
-        if state is not None:
-            return state, covered
-    return LedgerState(), 0
+        try:
+            file = StateFile.decode(store.read(path))
+        except (FarmError, OSError):
+            continue
+        if file is not None and file.num_segments == sum(name <= last for name in names):
+            return file
+    return None
 
 
 def _state_paths(store: Store, run_id: str) -> list[str]:
@@ -92,86 +90,44 @@ def _state_paths(store: Store, run_id: str) -> list[str]:
     return [f"{folder}/{name}" for name in store.list(folder) if name.endswith(SUFFIX)]
 
 
-# -- the file -------------------------------------------------------------------------------------
-
-
-def _load(store: Store, path: str, num_segments: int) -> LedgerState | None:
-    """A state file; None if it is torn, unreadable, or of another set of segments."""
-    try:
-        head, _, body = store.read(path).partition(b"\n")
-        header = json.loads(head)
-        expected = (VERSION, num_segments, bytes_digest(body))
-        if (header["version"], header["segments"], header["sha256"]) != expected:
-            return None
-        jobs: dict[str, Job] = {}
-        for line in zlib.decompress(body).splitlines():
-            columns = json.loads(line)
-            jobs.update(zip(columns["key"], _decode(columns), strict=True))
-        if len(jobs) != header["jobs"]:
-            return None
-        return LedgerState(jobs, float(header["first_lease"]))
-    except (FarmError, OSError, ValueError, TypeError, KeyError, AttributeError, zlib.error):
-        return None
-
-
-def _encode_file(jobs: Sequence[Job], *, num_segments: int, first_lease: float) -> bytes:
-    packer = zlib.compressobj(1)
-    parts = []
-    for chunk in _chunks(jobs):
-        line = json.dumps(_columns(chunk), separators=(",", ":")).encode()
-        parts.append(packer.compress(line + b"\n"))
-    body = b"".join([*parts, packer.flush()])
-    header = {
-        "version": VERSION,
-        "segments": num_segments,
-        "jobs": len(jobs),
-        "first_lease": first_lease,
-        "sha256": bytes_digest(body),
-    }
-    return json.dumps(header).encode() + b"\n" + body
-
-
-def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    source = iter(jobs)
-    while chunk := list(islice(source, CHUNK)):
-        yield chunk
-
-
-def _columns(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The fields of jobs by name, without those that have their default value in all jobs.
-
-    Texts other than keys recur, so each is written once and referred to by its index.
-    """
-    columns: dict[str, Any] = {}
-    for name, values in zip(Job._fields, zip(*jobs, strict=True), strict=True):
-        default = getattr(DEFAULTS, name)
-        if name == "key":
-            columns[name] = values
-        elif isinstance(default, str):
-            numbers: dict[str, int] = {}
-            rows = [numbers.setdefault(value, len(numbers)) for value in values]
-            if list(numbers) != [default]:
-                columns[name] = {"texts": list(numbers), "rows": rows}
-        elif any(value != default for value in values):
-            columns[name] = values
-    return columns
-
-
-def _decode(columns: dict[str, Any]) -> Iterable[Job]:
-    fields: list[Iterable[Any]] = []
-    for name in Job._fields:
-        column = columns.get(name)
-        if column is None:
-            fields.append(repeat(getattr(DEFAULTS, name), len(columns["key"])))
-        elif isinstance(column, dict):
-            texts = [Status(text) if name == "status" else text for text in column["texts"]]
-            fields.append([texts[row] for row in column["rows"]])
-        else:
-            fields.append(column)
-    return map(Job._make, zip(*fields, strict=True))
-
-
 # -- writing --------------------------------------------------------------------------------------
+
+
+class JobsCopy:
+    """All jobs as they were at one moment, copied in parts while they change.
+
+    Copying a million jobs at once would delay the lanes' exchanges by 50 ms.
+    """
+
+    def __init__(
+        self, jobs: Mapping[str, Job], segment: str, *, num_segments: int, first_lease: float
+    ) -> None:
+        """Begin with the state after a segment, the ``num_segments``th of the ledger."""
+        self.segment, self.num_segments, self.first_lease = segment, num_segments, first_lease
+        self._source = iter(jobs.values())
+        self._copied: list[Job] = []
+        self._before: dict[str, Job] = {}
+
+    def note(self, before: Job) -> None:
+        """Note what a job was before it changed; call it with every change."""
+        self._before.setdefault(before.key, before)
+
+    def advance(self) -> bool:
+        """Copy the next part; returns whether all jobs are copied.
+
+        Raises:
+            RuntimeError: if jobs were added meanwhile.
+        """
+        part = list(islice(self._source, COPIED_AT_ONCE))
+        self._copied += part
+        return len(part) < COPIED_AT_ONCE
+
+    def chunks(self) -> Iterator[list[Job]]:
+        """The jobs as they were, ``CHUNK`` at a time."""
+        before = self._before
+        for start in range(0, len(self._copied), CHUNK):
+            part = self._copied[start : start + CHUNK]
+            yield [before.get(job.key, job) for job in part] if before else part
 
 
 class Compactor:
@@ -186,17 +142,18 @@ class Compactor:
         """Whether a file is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(
-        self, jobs: Sequence[Job], segment: str, *, num_segments: int, first_lease: float
-    ) -> None:
-        """Write the state after a segment; ``jobs`` must not be changed afterwards."""
+    def start(self, copy: JobsCopy) -> None:
+        """Write a complete copy."""
 
         def work() -> None:
-            data = _encode_file(jobs, num_segments=num_segments, first_lease=first_lease)
             try:
-                self._store.write(f"{ledger_folder(self._run_id)}/{segment}{SUFFIX}", data)
-                for path in _state_paths(self._store, self._run_id)[:-KEPT_FILES]:
-                    self._store.delete(path)
+                file = StateFile.of(
+                    copy.chunks(), num_segments=copy.num_segments, first_lease=copy.first_lease
+                )
+                path = f"{ledger_folder(self._run_id)}/{copy.segment}{SUFFIX}"
+                self._store.write(path, file.encode())
+                for old in _state_paths(self._store, self._run_id)[:-KEPT_FILES]:
+                    self._store.delete(old)
             except (FarmError, OSError):
                 return  # the next file suffices; until then the segments are replayed
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Unpack
 
+from farm.gc_pause import leave_to_counts
 from farm.storage import Store
-from farm.training.dispatch.compaction import Compactor, read_state
+from farm.training.dispatch.compaction import Compactor, JobsCopy, read_state
 from farm.training.dispatch.job_state import (
     FINAL,
     Event,
@@ -57,6 +58,8 @@ SEGMENT_BYTES = 64 * 1024
 Object stores cannot append, and thousands of one-line objects would be slow to read."""
 COMPACT_EVENTS = 20_000
 """Fewest events between two state files: replaying them takes a tenth of a second."""
+MANY_JOBS = 100_000
+"""From this many on, a collection of cyclic garbage would delay the lanes' exchanges noticeably."""
 COMPACT_SHARE = 8
 """A state file is due after as many events as an eighth of the jobs, so that writing the files
 costs a bounded share of writing the events."""
@@ -90,6 +93,8 @@ class Ledger:
         self._bytes = 0
         self._is_dirty = False
         self._compactor = Compactor(store, run_id)
+        self._copy: JobsCopy | None = None
+        """Of the state for the next state file."""
         self._compact_events = compact_events
         self._num_uncompacted = self._state.num_replayed
 
@@ -105,6 +110,8 @@ class Ledger:
         event = Event(kind, job, self._clock(), **details)
         before, after = self._state.apply(event)
         if after is not before:
+            if self._copy is not None and before is not None:
+                self._copy.note(before)
             self._add(event.encode())
         return after
 
@@ -127,8 +134,12 @@ class Ledger:
         Raises:
             StoreError: if the store does not accept it; the events are kept for the next attempt.
         """
-        if not self._is_dirty:
-            return
+        if self._is_dirty:
+            self._write_segment()
+        if self._copy is not None:
+            self._continue_copy()
+
+    def _write_segment(self) -> None:
         name = segment_name(self._epoch, self._segment)
         path = f"{ledger_folder(self._run_id)}/{name}{SUFFIX}"
         self._store.write(path, ("\n".join(self._lines) + "\n").encode())
@@ -141,18 +152,32 @@ class Ledger:
             self._compact(name)
 
     def _compact(self, segment: str) -> None:
-        """Write a state file if one is due; ``segment`` has just been completed."""
+        """Begin a state file if one is due; ``segment`` has just been completed."""
         due = max(self._compact_events, len(self.jobs) // COMPACT_SHARE)
-        if self._num_uncompacted < due or self._compactor.is_busy:
+        if self._num_uncompacted < due or self._copy is not None or self._compactor.is_busy:
             return
         self._num_uncompacted = 0
-        self._compactor.start(
-            list(self.jobs.values()),
+        self._copy = JobsCopy(
+            self.jobs,
             segment,
             num_segments=self._num_segments,
             first_lease=self._state.first_lease,
         )
 
+    def _continue_copy(self) -> None:
+        assert self._copy is not None
+        try:
+            if not self._copy.advance():
+                return
+            self._compactor.start(self._copy)
+        except RuntimeError:  # jobs were added: the next state file contains them
+            pass
+        self._copy = None
+        if len(self.jobs) >= MANY_JOBS:
+            leave_to_counts()
+
     def settle(self) -> None:
-        """Wait for a state file that is being written."""
+        """Complete a state file that has been begun."""
+        while self._copy is not None:
+            self._continue_copy()
         self._compactor.join()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from farm.errors import explain
 from farm.intake.job import JobSpec
@@ -17,6 +17,7 @@ from farm.training.dispatch.ledger import Why
 from farm.training.plan.shape import LaneShape
 
 __all__ = [
+    "AdapterNames",
     "Assignment",
     "DispatchSettings",
     "JobResult",
@@ -178,9 +179,8 @@ class LaneOrders:
     """Upper bound of slots, from an earlier process in this place that ran out of memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class LaneView:
-    """A lane as the live view shows it."""
+class LaneView(NamedTuple):
+    """A lane as the live view shows it. A named tuple: a thousand are made twice a second."""
 
     lane: str
     held: int

@@ -1,16 +1,17 @@
 """The jobs of a run in little memory: columns for decisions, full specifications on demand.
 
-Owns both. A job's full specification takes twenty kilobytes as an object; the dispatcher needs a
-few fields of each job, and the full specification only to lease it.
+Owns the columns: preparation and dispatcher need a few fields of each job, and its full
+specification (``job_blocks``) only to lease it.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from farm.recipe import Recipe
+from farm.training.dispatch.job_blocks import JobBlocks, batches, encode
 from farm.training.dispatch.messages import Assignment
 
 __all__ = ["JobColumns", "RunJobs"]
@@ -56,17 +57,22 @@ class JobColumns:
 class RunJobs:
     """All jobs of a run by key, one per key."""
 
-    def __init__(self, columns: JobColumns, load: Callable[[int], Assignment]) -> None:
-        """``load`` returns a job's assignment by its number in the columns."""
-        self.columns, self._load = columns, load
+    def __init__(self, columns: JobColumns, blocks: JobBlocks) -> None:
+        """From columns and blocks of the same jobs in the same order."""
+        self.columns, self.blocks = columns, blocks
         self.number = {key: number for number, key in enumerate(columns.keys)}
         """Of each key, in the manifest's order."""
 
     @classmethod
-    def of(cls, assignments: Sequence[Assignment]) -> RunJobs:
+    def of(cls, assignments: Iterable[Assignment]) -> RunJobs:
         """From assignments in memory; of equal keys the last one is used."""
-        items = list({item.spec.key: item for item in assignments}.values())
-        return cls(JobColumns.of(items), items.__getitem__)
+        return cls.pack({item.spec.key: item for item in assignments}.values())
+
+    @classmethod
+    def pack(cls, assignments: Iterable[Assignment]) -> RunJobs:
+        """From assignments with distinct keys, which are iterated once and not kept."""
+        blocks = JobBlocks()
+        return cls(JobColumns.of(_packed(assignments, blocks)), blocks)
 
     def __len__(self) -> int:
         return len(self.columns.keys)
@@ -77,20 +83,35 @@ class RunJobs:
     def __contains__(self, key: str) -> bool:
         return key in self.number
 
+    def assignments(self) -> Iterator[Assignment]:
+        """Everything about every job, in the manifest's order; a few are in memory at a time."""
+        return iter(self.blocks)
+
     def assignment(self, key: str) -> Assignment:
         """Everything about a job.
 
         Raises:
             KeyError: if the run has no such job.
         """
-        return self._load(self.number[key])
+        return self.blocks.job(self.number[key])
 
     def subject(self, key: str) -> str:
         """The subject's id, or the key itself for a job that is not in the run."""
         number = self.number.get(key)
         return key if number is None else self.columns.subjects[number]
 
+    def subjects(self) -> dict[str, str]:
+        """The subject's id of every key."""
+        return dict(zip(self.columns.keys, self.columns.subjects, strict=True))
+
     def prior_key(self, key: str) -> str | None:
         """The prior set that a job trains against."""
         prior = self.columns.prior_of[self.number[key]]
         return None if prior < 0 else self.columns.priors[prior]
+
+
+def _packed(assignments: Iterable[Assignment], blocks: JobBlocks) -> Iterator[Assignment]:
+    """The assignments, once each block of them is compressed."""
+    for batch in batches(assignments):
+        blocks.add([encode(item) for item in batch])
+        yield from batch

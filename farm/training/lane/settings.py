@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from farm.adapters.files.folder import Form
 from farm.base.interface import Base
 from farm.intake.job import JobSpec
 from farm.intake.scoring import ScoringSettings
+from farm.recipe import Recipe
 from farm.training.dispatch.messages import LaneOrders, LaneReport
 from farm.training.priors.storage import PriorArrays
 
@@ -54,6 +55,14 @@ class Pictures:
     """What the plan should say about them, such as why an adapter is not scored."""
 
 
+class JobKind(NamedTuple):
+    """What determines the cost of a job's quality card."""
+
+    recipe: Recipe
+    class_noun: str
+    class_prompt: str
+
+
 class Judge(Protocol):
     """Scores finished adapters while they are still in the bank (``farm.quality``)."""
 
@@ -71,8 +80,8 @@ class Judge(Protocol):
             photos: as prepared for training: checked against their digests, upright.
         """
 
-    def pictures(self, base_name: str, specs: Sequence[JobSpec]) -> Pictures:
-        """The cost of these jobs' cards, for the plan; loads no model."""
+    def pictures(self, base_name: str, kinds: Sequence[tuple[JobKind, int]]) -> Pictures:
+        """The cost of the cards of a number of jobs of each kind, for the plan; loads no model."""
 
 
 JudgeMaker = Callable[[ScoringSettings], Judge]

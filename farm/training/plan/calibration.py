@@ -12,9 +12,9 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from farm.base.fingerprint import cache_folder
 from farm.base.interface import MemoryFacts
 from farm.errors import UserError
+from farm.file_facts import cache_folder
 from farm.training.plan.costs import CONTEXT_BYTES, fixed_bytes, row_flops, slot_bytes
 from farm.training.plan.shape import LaneShape
 

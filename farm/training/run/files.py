@@ -14,23 +14,26 @@ and restart its driver.
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from farm.keys import key_of
 from farm.storage import Store
-from farm.training.dispatch.messages import Assignment
+from farm.training.dispatch.messages import AdapterNames
 from farm.training.run.job_files import read_assignments, write_assignments
 
 __all__ = [
     "Request",
+    "OpenRequest",
     "ask",
+    "close_requests",
     "list_runs",
     "name_run",
+    "open_requests",
     "read_assignments",
     "read_settings",
-    "take_requests",
     "write_assignments",
     "write_settings",
 ]
@@ -38,10 +41,10 @@ __all__ = [
 RUN_ID_LENGTH = 12
 
 
-def name_run(assignments: Iterable[Assignment]) -> str:
-    """The run id of these jobs: the same manifest on the same base is the same run."""
-    named = {item.spec.key: [list(pair) for pair in sorted(item.names)] for item in assignments}
-    jobs = [[key, names] for key, names in sorted(named.items())]
+def name_run(names: Mapping[str, AdapterNames]) -> str:
+    """The run id of jobs, given their keys and names: the same manifest on the same base is the
+    same run."""
+    jobs = [[key, [list(pair) for pair in sorted(names[key])]] for key in sorted(names)]
     return key_of("run", jobs=jobs)[:RUN_ID_LENGTH]
 
 
@@ -69,18 +72,34 @@ def read_settings(store: Store, run_id: str) -> dict[str, Any]:
 Request = Literal["cancel", "retry"]
 
 
+class OpenRequest(NamedTuple):
+    """A request that no driver has carried out yet."""
+
+    path: str
+    what: Request
+    keys: list[str] | None
+    """None means all jobs."""
+
+
 def ask(store: Store, run_id: str, what: Request, keys: Sequence[str] | None) -> None:
     """Store a request for the run's driver: the current one, or the next one."""
     body = {"what": what, "keys": None if keys is None else list(keys)}
-    store.write_json(f"runs/{run_id}/requests/{uuid.uuid4().hex}.json", body)
+    name = f"{time.time_ns():020d}-{uuid.uuid4().hex}"
+    store.write_json(f"runs/{run_id}/requests/{name}.json", body)
 
 
-def take_requests(store: Store, run_id: str) -> list[tuple[Request, list[str] | None]]:
-    """Remove and return the requests since the last call."""
-    taken: list[tuple[Request, list[str] | None]] = []
+def open_requests(store: Store, run_id: str) -> list[OpenRequest]:
+    """The requests that are not closed, in the order in which they were made."""
+    found = []
     for name in store.list(f"runs/{run_id}/requests"):
         path = f"runs/{run_id}/requests/{name}"
         body = store.read_json(path)
-        store.delete(path)
-        taken.append((body["what"], body["keys"]))
-    return taken
+        found.append(OpenRequest(path, body["what"], body["keys"]))
+    return found
+
+
+def close_requests(store: Store, requests: Iterable[OpenRequest]) -> None:
+    """Remove requests, once they are carried out and the ledger is written: a driver that is killed
+    before leaves them to the next one. Carrying one out twice does no harm."""
+    for request in requests:
+        store.delete(request.path)

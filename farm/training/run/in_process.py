@@ -33,7 +33,7 @@ from farm.training.priors.storage import (
     write_prompt,
 )
 from farm.training.run.driver import Driver
-from farm.training.run.files import Request, take_requests
+from farm.training.run.files import OpenRequest, close_requests, open_requests
 
 __all__ = ["LocalLink", "generate_here", "run_in_process"]
 
@@ -151,13 +151,15 @@ class _Keeper:
         dispatcher = self._link.dispatcher
         requests = self._requests()
         with self._link.lock:
-            for what, keys in requests:
+            for _, what, keys in requests:
                 dispatcher.cancel(keys) if what == "cancel" else dispatcher.retry(keys)
             if self._driver.stop.is_set():
                 dispatcher.stop()
         try:
             with self._link.lock:
                 dispatcher.tick()
+            with suppress(StoreError, StoreUnusable):  # carried out again, which does no harm
+                close_requests(self._driver.prepared.store, requests)
         finally:
             with self._link.lock:
                 snapshot, news = dispatcher.snapshot(), dispatcher.news(self._driver.heard)
@@ -166,9 +168,9 @@ class _Keeper:
                 snapshot = replace(snapshot, trouble=worst)
             self._driver.show(snapshot, news)
 
-    def _requests(self) -> list[tuple[Request, list[str] | None]]:
+    def _requests(self) -> list[OpenRequest]:
         if self._link.dispatcher.trouble.current() is not None:
             return []
         with suppress(StoreError, StoreUnusable):
-            return take_requests(self._driver.prepared.store, self._driver.prepared.run_id)
+            return open_requests(self._driver.prepared.store, self._driver.prepared.run_id)
         return []

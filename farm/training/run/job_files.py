@@ -14,22 +14,22 @@ import io
 import json
 import zlib
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import islice
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import Any
 
-from farm.errors import StoreError, UserError
+from farm.errors import UserError
 from farm.gc_pause import gc_paused
-from farm.intake.job import JobSpec, PriorSpec
+from farm.intake.job import PriorSpec
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
 from farm.storage import Store
+from farm.training.dispatch.job_blocks import JobBlocks, batches, decode
 from farm.training.dispatch.messages import Assignment
 from farm.training.dispatch.run_jobs import JobColumns, RunJobs
 
 __all__ = [
+    "count_jobs",
     "read_assignments",
     "read_keys",
     "read_run_jobs",
@@ -37,14 +37,8 @@ __all__ = [
     "write_assignments",
 ]
 
-BLOCK = 64
-"""Jobs compressed together: enough for a good compression ratio, and few enough that reading one
-job decompresses at most 200 KB."""
-OPEN_BLOCKS = 32
-"""Decompressed blocks in memory; jobs are mostly leased in the manifest's order."""
 VERSION = 1
 COLUMNS = ("sha256", "blocks", *(column.name for column in fields(JobColumns)))
-Item = TypeVar("Item")
 
 
 def _jobs_path(run_id: str) -> str:
@@ -58,42 +52,23 @@ def _index_path(run_id: str) -> str:
 # -- writing --------------------------------------------------------------------------------------
 
 
-def write_assignments(store: Store, run_id: str, assignments: Iterable[Assignment]) -> None:
+def write_assignments(
+    store: Store, run_id: str, assignments: RunJobs | Iterable[Assignment]
+) -> None:
     """Store the run's jobs. Keys and names never change; sample prompts, priorities and photo
     locations are those of the last start."""
-    blocks = _Blocks()
-    columns = JobColumns.of(_packed(assignments, blocks))
-    data = blocks.join()
+    run = assignments if isinstance(assignments, RunJobs) else RunJobs.pack(assignments)
+    data = run.blocks.join()
     store.write(_jobs_path(run_id), data)
-    store.write(_index_path(run_id), _index_file(columns, blocks.sizes, bytes_digest(data)))
-
-
-def _packed(assignments: Iterable[Assignment], blocks: _Blocks) -> Iterator[Assignment]:
-    """The assignments, once each block of them is compressed."""
-    for batch in _batches(assignments):
-        blocks.add([_encode(item) for item in batch])
-        yield from batch
-
-
-def _encode(item: Assignment) -> str:
-    body = {
-        "spec": item.spec.model_dump(mode="json"),
-        "names": item.names,
-        "prompts": item.prompts,
-    }
-    return json.dumps(body)
-
-
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    source = iter(items)
-    while batch := list(islice(source, BLOCK)):
-        yield batch
+    index = _index_file(run.columns, run.blocks.sizes, bytes_digest(data))
+    store.write(_index_path(run_id), index)
 
 
 def _index_file(columns: JobColumns, sizes: Sequence[int], sha256: str) -> bytes:
     """One line per column, so that a reader decodes only the columns it needs."""
     body = {
         "version": VERSION,
+        "jobs": len(columns.keys),
         "sha256": sha256,
         "blocks": list(sizes),
         "keys": columns.keys,
@@ -117,7 +92,7 @@ def read_assignments(store: Store, run_id: str) -> list[Assignment]:
     Raises:
         UserError: if there is no such run.
     """
-    return [_decode(line) for line in _lines(_read_jobs(store, run_id))]
+    return [decode(line) for line in _lines(_read_jobs(store, run_id))]
 
 
 def read_run_jobs(store: Store, run_id: str) -> RunJobs:
@@ -130,14 +105,24 @@ def read_run_jobs(store: Store, run_id: str) -> RunJobs:
         data = _read_jobs(store, run_id)
         index = _read_index(store, run_id)
         if index is not None and index["sha256"] == bytes_digest(data):
-            return RunJobs(_columns(index), _Blocks.cut(data, index["blocks"]).job)
-        columns, blocks = JobColumns(), _Blocks()
+            return RunJobs(_columns(index), JobBlocks.cut(data, index["blocks"]))
+        columns, blocks = JobColumns(), JobBlocks()
         numbers = _Numbers(columns)
-        for lines in _batches(_lines(data)):
+        for lines in batches(_lines(data)):
             blocks.add(lines)
             for line in lines:
                 numbers.add(json.loads(line)["spec"])
-        return RunJobs(columns, blocks.job)
+        return RunJobs(columns, blocks)
+
+
+def count_jobs(store: Store, run_id: str) -> int:
+    """The number of the run's jobs.
+
+    Raises:
+        UserError: if there is no such run.
+    """
+    index = _read_index(store, run_id, ("jobs",))
+    return int(index["jobs"]) if index is not None else len(read_keys(store, run_id))
 
 
 def read_keys(store: Store, run_id: str) -> list[str]:
@@ -211,15 +196,6 @@ def _lines(data: bytes) -> Iterator[str]:
             yield line.decode().rstrip("\n")
 
 
-def _decode(line: str) -> Assignment:
-    row = json.loads(line)
-    return Assignment(
-        JobSpec.model_validate(row["spec"]),
-        tuple((str(space), str(name)) for space, name in row["names"]),
-        tuple(tuple(map(str, prompts)) for prompts in row.get("prompts", ())),
-    )
-
-
 class _Numbers:
     """Fills columns from JSON specifications without building objects."""
 
@@ -257,53 +233,3 @@ class _Numbers:
 
 def _prior_key(body: Any) -> str:
     return PriorSpec.model_validate(body).key
-
-
-@dataclass
-class _Blocks:
-    """The jobs' lines, compressed in blocks and decompressed on demand."""
-
-    packed: list[bytes] = field(default_factory=list)
-    _open: OrderedDict[int, list[str]] = field(default_factory=OrderedDict)
-
-    @classmethod
-    def cut(cls, data: bytes, sizes: Iterable[int]) -> _Blocks:
-        """Blocks from a file and their sizes."""
-        blocks, start = cls(), 0
-        for size in sizes:
-            blocks.packed.append(data[start : start + size])
-            start += size
-        return blocks
-
-    def add(self, lines: Sequence[str]) -> None:
-        """Compress the next block; every block but the last has the same number of lines."""
-        text = "".join(f"{line}\n" for line in lines)
-        self.packed.append(gzip.compress(text.encode(), compresslevel=6, mtime=0))
-
-    @property
-    def sizes(self) -> list[int]:
-        """Size of each block in bytes."""
-        return [len(block) for block in self.packed]
-
-    def join(self) -> bytes:
-        """The file: concatenated gzip members, which any gzip reader reads as one."""
-        return b"".join(self.packed)
-
-    def job(self, number: int) -> Assignment:
-        """A job by its number.
-
-        Raises:
-            StoreError: if its block is damaged.
-        """
-        block, row = divmod(number, BLOCK)
-        lines = self._open.get(block)
-        if lines is None:
-            try:
-                lines = gzip.decompress(self.packed[block]).decode().splitlines()
-            except (OSError, EOFError, zlib.error) as error:
-                raise StoreError(f"the run's jobs are damaged: {error}") from error
-            self._open[block] = lines
-            while len(self._open) > OPEN_BLOCKS:
-                self._open.popitem(last=False)
-        self._open.move_to_end(block)
-        return _decode(lines[row])

@@ -17,14 +17,12 @@ from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
-from farm.intake.check import CheckReport, Progress, check_manifest
-from farm.intake.job import JobSpec, PriorSpec, job_spec
+from farm.intake.check import Progress, check_manifest
+from farm.intake.job import PriorSpec
 from farm.intake.manifest import read_manifest
 from farm.intake.scoring import ScoringSettings
-from farm.intake.subject import Subject
 from farm.recipe import BASE_RECIPES
 from farm.storage import Store
-from farm.training.dispatch.messages import Assignment
 from farm.training.lane.settings import Pictures
 from farm.training.plan.calibration import find_calibration
 from farm.training.plan.hardware import Hardware
@@ -32,10 +30,12 @@ from farm.training.plan.plan import Plan
 from farm.training.plan.planner import make_plan
 from farm.training.plan.shape import Workload, workload_of
 from farm.training.priors.builder import missing_priors
-from farm.training.run.files import name_run, read_assignments, read_settings
+from farm.training.run.files import name_run, read_settings
+from farm.training.run.job_files import read_run_jobs
+from farm.training.run.job_set import JobSet, jobs_of
 from farm.training.run.request import PreparedRun, RunBase, RunRequest
 
-__all__ = ["assignments_of", "base_facts", "prepare_run", "resume_run", "this_machine"]
+__all__ = ["base_facts", "prepare_run", "resume_run", "this_machine"]
 
 
 def prepare_run(
@@ -67,24 +67,29 @@ def prepare_run(
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
-    assignments = assignments_of(check, base)
-    if not assignments:
+    jobs = jobs_of(check, base)
+    if not jobs.run:
         check.raise_for_errors()
         raise UserError(f"{request.manifest} has no subjects", "add at least one")
     faulty = {fault.subject for fault in check.errors if fault.subject}
     request = replace(request, scoring=request.scoring.over(manifest.scoring))
-    prepared = _prepared(request, store, base, assignments)
-    return replace(prepared, num_rejected=len(faulty), manifest=manifest, check=check)
+    prepared = _prepared(request, store, base, jobs)
+    return replace(
+        prepared,
+        num_rejected=len(faulty),
+        manifest_parquet=manifest.to_parquet(),
+        warnings=check.warnings,
+    )
 
 
 def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
     """Prepare a run from its files in the store; the manifest is not read again."""
     store = Store(request.store)
-    assignments = tuple(read_assignments(store, run_id))
+    jobs = JobSet.of(read_run_jobs(store, run_id).assignments())
     asked = read_settings(store, run_id).get("request") or {}
     kept = ScoringSettings(**asked.get("scoring", {}))
     request = replace(request, scoring=request.scoring.over(kept))
-    return _prepared(request, store, base_facts(request.base, request.revision), assignments)
+    return _prepared(request, store, base_facts(request.base, request.revision), jobs)
 
 
 def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> RunBase:
@@ -96,56 +101,33 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
     return RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
 
 
-def assignments_of(check: CheckReport, base: RunBase) -> tuple[Assignment, ...]:
-    """The jobs of all valid subjects; subjects with identical jobs share one."""
-    specs: dict[str, JobSpec] = {}
-    sharers: dict[str, list[Subject]] = {}
-    for subject in check.good_subjects:
-        spec = job_spec(
-            subject,
-            check.photo_digests(subject),
-            base_fingerprint=base.fingerprint,
-            resolution_px=base.resolution_px,
-            class_image_digests=check.class_image_digests(subject),
-        )
-        specs.setdefault(spec.key, spec)
-        sharers.setdefault(spec.key, []).append(subject)
-    return tuple(
-        Assignment(
-            spec,
-            tuple((it.namespace, it.name) for it in sharers[key]),
-            tuple(tuple(map(it.prompt, it.sample_prompts)) for it in sharers[key]),
-        )
-        for key, spec in specs.items()
-    )
-
-
-def _prepared(
-    request: RunRequest, store: Store, base: RunBase, assignments: tuple[Assignment, ...]
-) -> PreparedRun:
-    committed = frozenset(Registry(store).committed_among(a.spec.key for a in assignments))
-    rest = [item.spec for item in assignments if item.spec.key not in committed]
-    by_need = sorted(rest, key=lambda spec: -spec.subject.priority)
-    priors = missing_priors(store, (spec.prior for spec in by_need if spec.prior is not None))
+def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) -> PreparedRun:
+    committed = frozenset(Registry(store).committed_among(jobs.run))
+    left = jobs.left(committed)
+    priors = missing_priors(store, jobs.priors(left))
     return PreparedRun(
         request=request,
-        run_id=name_run(assignments),
+        run_id=name_run(jobs.names),
         store=store,
         base=base,
-        assignments=assignments,
+        jobs=jobs.run,
         committed=committed,
         priors=tuple(priors),
-        plan=_plan(request, base, rest, priors) if rest else None,
+        plan=_plan(request, base, jobs, left, priors) if left else None,
     )
 
 
 def _plan(
-    request: RunRequest, base: RunBase, rest: Sequence[JobSpec], priors: Sequence[PriorSpec]
+    request: RunRequest,
+    base: RunBase,
+    jobs: JobSet,
+    left: Sequence[int],
+    priors: Sequence[PriorSpec],
 ) -> Plan:
     cards = Pictures(0, 0)
     if request.make_judge is not None:
-        cards = request.make_judge(request.scoring).pictures(base.name, rest)
-    workload = _workload(request, base, rest, priors, cards)
+        cards = request.make_judge(request.scoring).pictures(base.name, jobs.kinds(left))
+    workload = _workload(request, base, jobs, left, priors, cards)
     hardware = request.hardware or this_machine()
     hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
@@ -161,7 +143,7 @@ def _plan(
     )
     if hardware.nodes_are_a_limit and hardware.num_nodes > 1:
         one = make(replace(hardware, num_nodes=1))
-        filled = math.ceil(len(rest) / (one.lanes_per_node * one.slots))
+        filled = math.ceil(len(left) / (one.lanes_per_node * one.slots))
         hardware = replace(hardware, num_nodes=min(hardware.num_nodes, filled))
     plan = make(hardware)
     return replace(plan, notes=(*plan.notes, *cards.notes))
@@ -170,31 +152,27 @@ def _plan(
 def _workload(
     request: RunRequest,
     base: RunBase,
-    rest: Sequence[JobSpec],
+    jobs: JobSet,
+    left: Sequence[int],
     priors: Sequence[PriorSpec],
     cards: Pictures,
 ) -> Workload:
     """The run's whole work, samples and quality cards included."""
-    drawn = [spec for spec in priors if not spec.is_brought]
+    generated = [spec for spec in priors if not spec.is_brought]
     training = workload_of(
-        [spec.subject.recipe for spec in rest],
+        map(jobs.recipe, left),
         base.resolution_px,
-        num_prior_images=sum(spec.num_images for spec in drawn),
+        num_prior_images=sum(spec.num_images for spec in generated),
     )
     how = request.samples
-    samples = how.per_prompt * sum(len(spec.subject.sample_prompts) for spec in rest)
+    samples = how.per_prompt * sum(jobs.num_prompts[number] for number in left)
     return replace(
         training,
-        num_crops=sum(_num_crops(spec) for spec in rest),
+        num_crops=jobs.num_crops(left),
         picture_rows=samples * how.steps * (2 if how.guidance > 1 else 1) + cards.rows,
         num_pictures=samples + cards.num,
         uses_ray=request.executor == "ray",
     )
-
-
-def _num_crops(spec: JobSpec) -> int:
-    recipe = spec.subject.recipe
-    return len(spec.photo_digests) * recipe.crops_per_photo * (2 if recipe.flip else 1)
 
 
 def this_machine() -> Hardware:

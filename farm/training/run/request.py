@@ -11,12 +11,12 @@ from typing import Any, Literal, Protocol
 
 from farm.adapters.files.folder import Form
 from farm.base.interface import MemoryFacts
-from farm.intake.check import CheckReport
+from farm.errors import Fault
 from farm.intake.job import PriorSpec
-from farm.intake.manifest import Manifest
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
-from farm.training.dispatch.messages import Assignment, DispatchSettings, Notice, Snapshot
+from farm.training.dispatch.messages import DispatchSettings, Notice, Snapshot
+from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.lane.settings import JudgeMaker, SampleSettings
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
@@ -86,7 +86,7 @@ class PreparedRun:
     run_id: str
     store: Store
     base: RunBase
-    assignments: tuple[Assignment, ...]
+    jobs: RunJobs
     committed: frozenset[str]
     """Keys of the jobs that are committed in the store."""
     priors: tuple[PriorSpec, ...]
@@ -95,13 +95,15 @@ class PreparedRun:
     """None if nothing is left to train."""
     num_rejected: int = 0
     """Subjects excluded for their faults."""
-    manifest: Manifest | None = None
-    check: CheckReport | None = field(default=None, repr=False)
+    manifest_parquet: bytes | None = field(default=None, repr=False)
+    """The resolved manifest; None for a run that was read from the store."""
+    warnings: tuple[Fault, ...] = field(default=(), repr=False)
+    """Warnings of the check."""
 
     @property
     def num_to_train(self) -> int:
         """Number of jobs that are not committed."""
-        return len(self.assignments) - len(self.committed)
+        return len(self.jobs) - len(self.committed)
 
 
 @dataclass(frozen=True)

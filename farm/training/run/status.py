@@ -6,20 +6,24 @@ Owns the reading of ledgers by processes other than their writer.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from farm.adapters.registry import Registry
 from farm.gc_pause import gc_paused
 from farm.locks import StoreLock, holder
 from farm.storage import Store
-from farm.training.dispatch.compaction import read_state
+from farm.training.dispatch.compaction import LedgerState, newest_file
 from farm.training.dispatch.dispatcher import Dispatcher
-from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status, counts
+from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
+from farm.training.dispatch.segments import read_segments, segment_names
+from farm.training.dispatch.state_file import Chunk
 from farm.training.run.driver import DRIVER_TTL_S
 from farm.training.run.failures import WITHOUT_ADAPTER, failures_among
-from farm.training.run.files import read_settings, take_requests
-from farm.training.run.job_files import read_keys, read_run_jobs, read_subjects
+from farm.training.run.files import close_requests, open_requests, read_settings
+from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
 
 __all__ = ["run_status", "settle_requests"]
 
@@ -34,20 +38,18 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     """
     now = time.time() if now is None else now
     with gc_paused():
-        keys = read_keys(store, run_id)
-        ledger = read_state(store, run_id)
-        jobs = _in_order(ledger.jobs, keys)
-        tally = counts(jobs)
-        failures = _failures(store, run_id, jobs)
+        num_jobs = count_jobs(store, run_id)
+        tally = _Tally.read(store, run_id, num_jobs)
+        failures = _failures(store, run_id, tally.failed)
     owner = holder(store, f"runs/{run_id}/drivers", now)
-    left = len(jobs) - sum(tally[status] for status in FINAL)
-    per_s = _commits_per_s(jobs, ledger.first_lease, now)
+    left = num_jobs - sum(tally.counts[status] for status in FINAL)
+    per_s = tally.commits_per_s()
     return {
         "run": run_id,
         "store": store.url,
-        "jobs": len(jobs),
+        "jobs": num_jobs,
         "left": left,
-        "counts": tally,
+        "counts": {str(status): tally.counts[status] for status in Status},
         "driver": f"process {owner.pid}" if owner is not None else None,
         "started": read_settings(store, run_id).get("started"),
         "jobs_per_hour": per_s * 3600,
@@ -56,33 +58,98 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     }
 
 
-def _in_order(known: Mapping[str, Job], keys: Sequence[str]) -> list[Job]:
-    """The run's jobs in the manifest's order; the ledger mostly has them in that order already."""
-    if list(known) == keys:
-        return list(known.values())
-    return [known.get(key) or Job(key) for key in keys]
+@dataclass
+class _Tally:
+    """Sums over all jobs of a ledger, most of them from the columns of a state file.
+
+    Only the jobs that later events concern become objects: a million would take seconds.
+    """
+
+    counts: Counter[Status] = field(default_factory=Counter)
+    commits: list[Sequence[float]] = field(default_factory=list)
+    """When jobs were committed by this run, in the last ten minutes of a part of the ledger."""
+    last: float = 0.0
+    """Time of the last event."""
+    first_lease: float = 0.0
+    failed: list[Job] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, store: Store, run_id: str, num_jobs: int) -> _Tally:
+        """Read a run's ledger; jobs that it does not contain yet are queued."""
+        names = segment_names(store, run_id)
+        file = newest_file(store, run_id, names)
+        covered = file.num_segments if file is not None else 0
+        events = list(read_segments(store, run_id, names[covered:]))
+        tally = cls(first_lease=file.first_lease if file is not None else 0.0)
+        state = LedgerState(first_lease=tally.first_lease)
+        touched = {event.job for event in events}
+        for chunk in file.chunks if file is not None else ():
+            tally._add_chunk(chunk, touched, state.jobs)
+        for event in events:
+            state.apply(event)
+        tally.first_lease = state.first_lease
+        tally._add_jobs(list(state.jobs.values()))
+        tally.counts[Status.QUEUED] += max(0, num_jobs - tally.counts.total())
+        return tally
+
+    def _add_chunk(self, chunk: Chunk, touched: set[str], jobs: dict[str, Job]) -> None:
+        """Count a chunk, except the jobs in ``touched``, which are added to ``jobs``."""
+        keys = chunk.keys()
+        statuses = chunk.column("status", len(keys))
+        changed = chunk.column("changed", len(keys))
+        self.counts.update(statuses)
+        ours = touched.intersection(keys)
+        rows = [row for row, key in enumerate(keys) if key in ours] if ours else []
+        for row in rows:  # these are counted as the later events leave them
+            self.counts[statuses[row]] -= 1
+            changed[row] = 0.0
+        if not WITHOUT_ADAPTER.isdisjoint(statuses):
+            rows += [row for row, status in enumerate(statuses) if status in WITHOUT_ADAPTER]
+        for job in chunk.some(keys, rows) if rows else ():
+            if job.key in ours:
+                jobs[job.key] = job
+            else:
+                self.failed.append(job)
+        self._add_commits(changed, statuses, chunk.column("reused", len(keys)))
+
+    def _add_jobs(self, jobs: Sequence[Job]) -> None:
+        self.counts.update(job.status for job in jobs)
+        self.failed += [job for job in jobs if job.status in WITHOUT_ADAPTER]
+        changed = [job.changed for job in jobs]
+        self._add_commits(changed, [job.status for job in jobs], [job.reused for job in jobs])
+
+    def _add_commits(
+        self, changed: Sequence[float], statuses: Iterable[Status], reused: Iterable[bool]
+    ) -> None:
+        last = max(changed, default=0.0)
+        self.last = max(self.last, last)
+        if last < self.last - RATE_WINDOW_S:
+            return
+        self.commits.append(
+            [
+                at
+                for at, status, was_reused in zip(changed, statuses, reused, strict=True)
+                if status is Status.COMMITTED and not was_reused and self.last - at <= RATE_WINDOW_S
+            ]
+        )
+
+    def commits_per_s(self) -> float:
+        """Over the last ten minutes of work, or since the first lease if that is later."""
+        recent = sum(self.last - at <= RATE_WINDOW_S for part in self.commits for at in part)
+        if not recent or not self.first_lease:
+            return 0.0
+        begin = max(self.last - RATE_WINDOW_S, self.first_lease)
+        return recent / max(self.last - begin, 1.0)
 
 
-def _failures(store: Store, run_id: str, jobs: Sequence[Job]) -> list[dict[str, str]]:
-    failed = [job for job in jobs if job.status in WITHOUT_ADAPTER]
+def _failures(store: Store, run_id: str, failed: Sequence[Job]) -> list[dict[str, str]]:
+    """The failures in the manifest's order."""
     if not failed:
         return []
     subjects = read_subjects(store, run_id)
-    return [failure._asdict() for failure in failures_among(subjects, failed)]
-
-
-def _commits_per_s(jobs: Sequence[Job], first_lease: float, now: float) -> float:
-    """Over the last ten minutes of work, or since the first lease if that is later."""
-    last = max((job.changed for job in jobs), default=now)
-    recent = sum(
-        not job.reused and job.status is Status.COMMITTED
-        for job in jobs
-        if last - job.changed <= RATE_WINDOW_S
-    )
-    if not recent or not first_lease:
-        return 0.0
-    begin = max(last - RATE_WINDOW_S, first_lease)
-    return recent / max(last - begin, 1.0)
+    by_key = {job.key: job for job in failed}
+    ordered = [by_key[key] for key in subjects if key in by_key]
+    return [failure._asdict() for failure in failures_among(subjects, ordered)]
 
 
 def settle_requests(store: Store, run_id: str) -> int | None:
@@ -97,7 +164,7 @@ def settle_requests(store: Store, run_id: str) -> int | None:
     try:
         jobs = read_run_jobs(store, run_id)
         ledger = Ledger(store, run_id, epoch=claim.number)
-        requests = take_requests(store, run_id)
+        requests = open_requests(store, run_id)
         dispatcher = Dispatcher(
             jobs,
             ledger,
@@ -106,9 +173,10 @@ def settle_requests(store: Store, run_id: str) -> int | None:
         )
         concerned = sum(
             dispatcher.cancel(keys) if what == "cancel" else dispatcher.retry(keys)
-            for what, keys in requests
+            for _, what, keys in requests
         )
         dispatcher.tick()
+        close_requests(store, requests)
     finally:
         claim.release()
     return concerned

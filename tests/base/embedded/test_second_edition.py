@@ -13,13 +13,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from farm.base.embedded.second.album import Album, WordEncoder, edition_scene
+from farm.base.embedded.second.album import Album, WordEncoder, edition_scene, with_identifier
 from farm.base.embedded.second.edition import EDITION_128, tiny_edition
-from farm.base.embedded.second.losses import QUESTIONS, sample_timesteps
-from farm.base.embedded.second.models import build_unet, build_vae
+from farm.base.embedded.second.losses import QUESTIONS, Identifiers, sample_timesteps
+from farm.base.embedded.second.models import build_scorer, build_unet, build_vae
 from farm.base.embedded.second.train import train_edition
 from farm.base.embedded.tokenizer import build_tokenizer
-from farm.base.embedded.world import write_caption, write_short_caption
+from farm.base.embedded.world import RARE_TOKENS, write_caption, write_short_caption
 from farm.base.loading import embedded_folder, resolve_folder
 
 UNET = Path("weights/unet/diffusion_pytorch_model.safetensors")
@@ -101,6 +101,41 @@ def test_the_edition_stays_within_its_size() -> None:
     assert EDITION_128.latent_px == 16
     rows = EDITION_128.denoiser.num_steps * EDITION_128.denoiser.batch_size
     assert rows >= 10 * 45_000 * 32  # ten times the first edition's images
+
+
+def test_identifiers_that_the_text_encoder_drops_cost_and_training_makes_them_legible(
+    tmp_path: Path,
+) -> None:
+    tokenizer = build_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    scorer = build_scorer(tiny_edition(), tokenizer)
+    identifiers = Identifiers.of(tokenizer, torch.device("cpu"))
+    optimizer = torch.optim.Adam(scorer.text_model.parameters(), lr=3e-3)
+
+    def loss(step: int) -> torch.Tensor:
+        return identifiers.loss(scorer.text_model, 0.9, torch.Generator().manual_seed(step))
+
+    before = loss(0).item()
+    for step in range(20):
+        optimizer.zero_grad()
+        loss(step).backward()
+        optimizer.step()
+    assert before > 0.1
+    assert loss(0).item() < 0.5 * before
+
+
+def test_some_captions_name_an_identifier_and_state_the_same_facts() -> None:
+    scene = edition_scene(EDITION_128, 3, 1)
+    rng = random.Random(0)
+    plain = write_caption(scene, rng).text
+    named = with_identifier(plain, scene, rng)
+    assert len(named.split()) == len(plain.split())
+    changed = [
+        pair for pair in zip(plain.split(), named.split(), strict=True) if len(set(pair)) > 1
+    ]
+    assert len(changed) == 1
+    assert changed[0][0] in ("a", "an", "the")
+    assert changed[0][1] in RARE_TOKENS
 
 
 def test_timesteps_are_spread_with_a_share_in_the_middle() -> None:

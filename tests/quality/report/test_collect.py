@@ -29,7 +29,7 @@ from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
 from farm.training.execute import RunRequest, run_manifest
 from farm.training.lane.encode import prepare_photos
-from farm.training.lane.settings import SampleSettings
+from farm.training.lane.settings import JobKind, SampleSettings
 from farm.training.run.files import read_assignments
 from farm.training.run.status import run_status
 from farm.training.slots.slot import NOT_FINITE_REMEDY
@@ -183,7 +183,9 @@ def test_recipes_too_short_for_a_card_say_so(run: tuple[Store, str], clip_folder
         shorter = recipe.model_copy(update={"steps": fewest - 1})
         assert ScoringBudget.within(shorter, DEFAULT_SHARE) is None
         assert ScoringBudget.within(recipe, share) is not None
-        assert judge.pictures("tiny", [spec]).notes == (f"1 subject will not be scored: {reason}",)
+        kind = JobKind(recipe, spec.subject.class_noun, spec.subject.class_prompt)
+        notes = judge.pictures("tiny", [(kind, 1)]).notes
+        assert notes == (f"1 subject will not be scored: {reason}",)
         unnamed = QualityJudge().judge(base, bank, {0: spec}, photos, {})[0].card
         assert unnamed is not None
         assert "FARM_SCORER" in unnamed["verdict"]["reasons"][0]

@@ -21,6 +21,8 @@ from support.s3 import CREDENTIALS
 HOOKS = Path(__file__).parent / "hooks"
 MARK = "FARM_CHAOS_ROUND"
 ANSWER_S = 2.0
+END_S = 20.0
+"""How long processes may take to end, such as the guard of a killed driver's lock."""
 START_ATTEMPTS = 2
 ADD_EVERY_S = 40.0
 """Seconds between two nodes that replace others: Ray gives each 30 s to start."""
@@ -116,10 +118,14 @@ class Cluster:
         return False
 
     def _node_ids(self) -> dict[str, str]:
-        """Ids of living nodes by name."""
+        """Ids of living nodes by name; empty while the head does not answer."""
         from ray._raylet import GcsClient
+        from ray.exceptions import RpcError
 
-        infos = GcsClient(address=self.head.gcs).get_all_node_info(timeout=30).values()
+        try:
+            infos = GcsClient(address=self.head.gcs).get_all_node_info(timeout=30).values()
+        except RpcError:
+            return {}
         living = [info for info in infos if info.state == 0]
         return {
             resource: info.node_id.hex()
@@ -168,7 +174,13 @@ class Cluster:
         return path.read_text() if path.exists() else ""
 
     def left_over(self) -> list[str]:
-        """Processes of this round that still run."""
+        """Processes of this round that still run after a while."""
+        until = time.monotonic() + END_S
+        while (found := self._running()) and time.monotonic() < until:
+            time.sleep(0.5)
+        return found
+
+    def _running(self) -> list[str]:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             with suppress(psutil.Error, OSError):

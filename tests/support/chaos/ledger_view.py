@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from farm.storage import Store
 from farm.training.dispatch.job_state import Event, replay
-from farm.training.dispatch.ledger import read_events
+from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.run.files import list_runs
 
 PROGRESS = ("progress", "committed", "reused")
@@ -36,6 +36,7 @@ class LedgerView:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.run_id = ""
+        self._segments: dict[str, list[Event]] = {}
         self.events: list[Event] = []
         self.arrived: list[float] = []
         self.faults: list[Fault] = []
@@ -46,7 +47,7 @@ class LedgerView:
             self.run_id = next(iter(list_runs(self.store)), "")
         if not self.run_id:
             return
-        events = list(read_events(self.store, self.run_id))
+        events = self._read()
         now = time.monotonic()
         for event in events[len(self.events) :]:
             self.events.append(event)
@@ -54,6 +55,14 @@ class LedgerView:
             for fault in self.faults:
                 if fault.is_measured and fault.recovered_s is None and now > fault.at:
                     _note(fault, event, now)
+
+    def _read(self) -> list[Event]:
+        """All events; segments before the last two do not change any more."""
+        names = segment_names(self.store, self.run_id)
+        for name in names:
+            if name not in self._segments or name in names[-2:]:
+                self._segments[name] = list(read_segments(self.store, self.run_id, [name]))
+        return [event for name in names for event in self._segments[name]]
 
     def held(self) -> dict[str, str]:
         """The lane of each job that is leased or trains."""

@@ -143,7 +143,7 @@ def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: 
     store, (spec,) = prepared.store, prepared.priors
     outcomes = generate_here(load_base("tiny"), store, [spec], "a1")
     commit_prior_set(store, spec, "a1", [one for one in outcomes if isinstance(one, PartRecord)])
-    write_assignments(store, prepared.run_id, prepared.assignments)
+    write_assignments(store, prepared.run_id, prepared.jobs)
     dispatch = DispatchSpec(store.url, prepared.run_id, 1, 64, DispatchSettings())
     actor = start_dispatcher(dispatch)
     link = RayLink(dispatcher_name(dispatch), store)

@@ -32,9 +32,9 @@ from farm.base.embedded.world.captions import (
 )
 from farm.base.embedded.world.render import render_scene
 from farm.base.embedded.world.scene import Scene, sample_scene, sample_second_colour
-from farm.base.embedded.world.words import MARKS, POSES_OF
+from farm.base.embedded.world.words import MARKS, POSES_OF, RARE_TOKENS
 
-__all__ = ["Album", "WordEncoder", "edition_scene"]
+__all__ = ["Album", "WordEncoder", "edition_scene", "with_identifier"]
 
 CHUNK = 64
 """Images between two marks of progress."""
@@ -72,6 +72,12 @@ def edition_scene(edition: Edition, seed: int, index: int) -> Scene:
         colour = scene.mark_colour or sample_second_colour(rng, scene.colour)
         return replace(scene, mark=scene.mark or rng.choice(MARKS), mark_colour=colour)
     return replace(scene, mark=None, mark_colour=None)
+
+
+def with_identifier(text: str, scene: Scene, rng: random.Random) -> str:
+    """The caption with a rare token in place of the class noun's article."""
+    phrase = rf"\b(?:a|an|the) (?=(?:{scene.colour} )?{scene.class_noun}\b)"
+    return re.sub(phrase, f"{rng.choice(RARE_TOKENS)} ", text, count=1)
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,9 @@ class Album:
         for place in range(self.edition.num_captions):
             is_short = place == self.edition.num_captions - 1
             caption = (write_short_caption if is_short else write_caption)(scene, rng)
-            ids[index, place] = encode(caption.text)
+            is_named = rng.random() < self.edition.identifier_share
+            text = with_identifier(caption.text, scene, rng) if is_named else caption.text
+            ids[index, place] = encode(text)
             stated[index, place] = stated_vector(scene, caption)
 
     def start(self, vocabulary: Path, num_workers: int) -> list[Any]:

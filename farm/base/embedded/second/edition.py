@@ -48,6 +48,11 @@ class Edition:
     """Classes whose shapes are learned last; `hard_share` of the scenes show one of them in place
     of their own class."""
     hard_share: float = 0.12
+    identifier_share: float = 0.15
+    """Share of the captions with a rare token before the class noun. It means nothing: the base
+    then reads `sks cat` as some cat, and its text encoder does not drop the token."""
+    identifier_margin: float = 0.5
+    """Relative distance that a rare token must make in a prompt's embedding."""
     empty_share: float = 0.1
     """Share of empty prompts, for classifier-free guidance."""
     middle_share: float = 0.5

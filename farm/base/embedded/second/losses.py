@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss, normalize
-from transformers import CLIPModel
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss, normalize, relu
+from transformers import CLIPModel, CLIPTokenizer
 
 from farm.base.embedded.denoiser import MIDDLE_TIMESTEPS, NUM_TRAIN_TIMESTEPS
-from farm.base.embedded.scorer import article, contrastive_loss
+from farm.base.embedded.scorer import article, contrastive_loss, encode_texts
 from farm.base.embedded.world.captions import FACTS, UNSTATED
-from farm.base.embedded.world.words import CLASS_NOUNS, MARKS, POSES, POSES_OF
+from farm.base.embedded.world.words import CLASS_NOUNS, MARKS, POSES, POSES_OF, RARE_TOKENS
 
-__all__ = ["QUESTIONS", "Questions", "denoiser_loss", "scorer_loss", "vae_loss"]
+__all__ = ["QUESTIONS", "Identifiers", "Questions", "denoiser_loss", "scorer_loss", "vae_loss"]
 
 QUESTIONS = (
     [article(noun) for noun in CLASS_NOUNS]
@@ -64,6 +64,42 @@ class Questions:
         if (mark >= 0).any():
             loss = loss + 0.5 * cross_entropy(marks, mark.clamp_min(-1), ignore_index=-1)
         return loss
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """Prompts with every rare token before every class noun, and the same prompts without one."""
+
+    named_CIT: Tensor
+    """C class nouns, I identifiers."""
+    plain_CT: Tensor
+
+    @classmethod
+    def of(cls, tokenizer: CLIPTokenizer, device: torch.device) -> Identifiers:
+        """The prompts `a photo of sks cat` and `a photo of a cat`, for all tokens and nouns."""
+        named = [f"a photo of {token} {noun}" for noun in CLASS_NOUNS for token in RARE_TOKENS]
+        plain = [f"a photo of {article(noun)}" for noun in CLASS_NOUNS]
+        ids = encode_texts(tokenizer, named).view(len(CLASS_NOUNS), len(RARE_TOKENS), -1)
+        return cls(ids.to(device), encode_texts(tokenizer, plain).to(device))
+
+    def distances(self, text_model: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Relative distances of prompt embeddings for one random token per noun, [C]: to the prompt
+        without it, and to the prompt with another token."""
+        nouns, num = torch.arange(len(self.plain_CT)), self.named_CIT.shape[1]
+        first = torch.randint(num, (len(nouns),), generator=generator, device=generator.device)
+        other = (first + 1 + torch.randint(num - 1, first.shape, generator=generator,
+                                           device=generator.device)) % num  # fmt: skip
+        texts = [self.plain_CT, self.named_CIT[nouns, first], self.named_CIT[nouns, other]]
+        states = text_model(input_ids=torch.cat(texts)).last_hidden_state.float().flatten(1)
+        plain, named, another = states.chunk(3)
+        size = plain.norm(dim=1)
+        return (named - plain).norm(dim=1) / size, (named - another).norm(dim=1) / size
+
+    def loss(self, text_model: nn.Module, margin: float, generator: torch.Generator) -> Tensor:
+        """How far the distances stay below a margin: without this loss a text encoder maps words
+        that mean nothing to nothing, and an adapter cannot separate its subject from its class."""
+        apart = self.distances(text_model, generator)
+        return relu(margin - torch.stack(apart)).mean(1).sum()
 
 
 def _own_poses(facts_NF: Tensor, device: torch.device) -> Tensor:

@@ -38,6 +38,7 @@ from farm.base.embedded.second.edition import Edition
 from farm.base.embedded.second.loop import BudgetSpent, Clock, Loop, Plan
 from farm.base.embedded.second.losses import (
     QUESTIONS,
+    Identifiers,
     Questions,
     denoiser_loss,
     scorer_loss,
@@ -71,7 +72,7 @@ def train_edition(
         budget_s: seconds for this call; the steps of every stage are measured to fit. None trains
             the edition's own steps.
         num_workers: processes that render; None leaves one core to the training.
-        compiled: whether to compile the models with `torch.compile`.
+        compiled: whether to compile the UNet with `torch.compile`.
 
     Returns:
         `out/result`; its `weights` load in plain `StableDiffusionPipeline.from_pretrained`.
@@ -132,13 +133,12 @@ class _Work:
         began = time.monotonic()
         pictures = self._pictures("vae", self.edition.vae.num_pictures, seconds)
         vae = self._built(build_vae(self.edition))
-        called = self._compiled(vae)
 
         def loss_of(step: int) -> Tensor:
             batch, generator = self._batch("vae", step, len(pictures), self.edition.vae.batch_size)
             unit = self._unit(pictures[batch], step)
             with self._precision():
-                return vae_loss(called, unit, generator)
+                return vae_loss(vae, unit, generator)
 
         loop = self._loop("vae", vae, weight_decay=1e-4)
         loop.run(loss_of, seconds - (time.monotonic() - began))
@@ -157,7 +157,7 @@ class _Work:
         pictures = self._pictures("scorer", self.edition.scorer.num_pictures, seconds)
         ids, stated, facts = self._captions(len(pictures))
         scorer = self._built(build_scorer(self.edition, self.tokenizer))
-        called = self._compiled(scorer)
+        identifiers = Identifiers.of(self.tokenizer, self.device)
         questions = Questions(encode_texts(self.tokenizer, list(QUESTIONS)).to(self.device))
 
         def loss_of(step: int) -> Tensor:
@@ -168,7 +168,9 @@ class _Work:
             unit = self._unit(pictures[batch], step)
             chosen = (ids[rows, which.flatten()].long(), stated[rows, which.flatten()])
             with self._precision():
-                return scorer_loss(called, unit, *chosen, facts[batch], questions)
+                loss = scorer_loss(scorer, unit, *chosen, facts[batch], questions)
+                margin = self.edition.identifier_margin
+                return loss + identifiers.loss(scorer.text_model, margin, generator)
 
         loop = self._loop("scorer", scorer, betas=(0.9, 0.98), weight_decay=0.05)
         loop.after_step = lambda: _limit_scale(scorer)
@@ -188,7 +190,7 @@ class _Work:
         empty = encode_texts(self.tokenizer, [""]).to(self.device)
         text_encoder = text_encoder.to(self.device)
         unet = self._built(build_unet(self.edition)).to(memory_format=torch.channels_last)
-        called = self._compiled(unet)
+        called = torch.compile(unet) if self.compiled else unet
         alphas_bar = build_schedule().alphas_cumprod.to(self.device)
 
         def loss_of(step: int) -> Tensor:
@@ -288,9 +290,6 @@ class _Work:
                 part.reset_parameters()
         return module.to(self.device).train()
 
-    def _compiled(self, module: Any) -> Any:
-        return torch.compile(module) if self.compiled else module
-
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
         """bfloat16 on a GPU; float32 on a CPU, where bfloat16 is slower."""
@@ -354,8 +353,16 @@ class _Work:
             "num_held_out": num,
             "vae_psnr_db": round(measure_psnr(vae, held), 3),
             "scorer": measure_scorer(scorer, self.tokenizer, held, scenes),
+            "identifier_distance": round(self._identifier_distance(scorer), 3),
         }
         (self.out / "result" / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+    @torch.no_grad()
+    def _identifier_distance(self, scorer: CLIPModel) -> float:
+        """How far rare tokens move a prompt's embedding, on average."""
+        identifiers = Identifiers.of(self.tokenizer, torch.device("cpu"))
+        apart = identifiers.distances(scorer.text_model, torch.Generator().manual_seed(0))
+        return float(torch.stack(apart).mean())
 
 
 def _limit_scale(scorer: CLIPModel) -> None:

@@ -25,9 +25,9 @@ import torch
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
 from farm.adapters.weights import AdapterWeights, LayerWeights
-from farm.base.fingerprint import cache_folder
 from farm.base.interface import Base, Conditioning
 from farm.errors import Draining
+from farm.file_facts import cache_folder
 from farm.keys import digest
 from farm.serving.config import EngineConfig
 from farm.serving.engine.passes import padded_rows
