@@ -44,7 +44,10 @@ def _tests(setting: Setting, results: Results) -> Iterator[Result]:
     )  # fmt: skip
     text = done.stdout + done.stderr
     (results.folder / "tests.txt").write_text(text)
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", text)}
-    if not counts.get("passed"):
+    counts = {
+        f"tests_{word}": int(n)
+        for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", text)
+    }
+    if not counts.get("tests_passed"):
         raise RuntimeError(f"no test passed: {(text.strip().splitlines() or ['no output'])[-1]}")
     yield {**counts, "exit": done.returncode}
