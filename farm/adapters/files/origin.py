@@ -46,8 +46,8 @@ def refuse_other_family(
         known: the base's layers, with the shapes of their weights if it is a mapping.
 
     Raises:
-        AdapterFileError: if layers are unknown, or if the text states of a known family have another
-            width.
+        AdapterFileError: if layers are unknown, or if the text states of a known family have
+            another width.
     """
     shapes = known if isinstance(known, Mapping) else {}
     theirs = _text_width(inputs)

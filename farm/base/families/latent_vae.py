@@ -98,12 +98,18 @@ class LatentVae:
         return (pixels_B3PP.float() / 2 + 0.5).clamp(0, 1)
 
     def _affordable_pixels(self) -> int:
-        """Pixels that fit into a quarter of the memory that is free now."""
+        """Pixels that fit into a quarter of the memory that is free now, within the process's
+        share; 0 where nothing limits them."""
         device = self.vae.device
-        free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if device.type != "cuda":
+            return 0
+        free, total = torch.cuda.mem_get_info(device)
+        used = torch.cuda.memory_allocated(device)
+        free += torch.cuda.memory_reserved(device) - used
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        free = min(free, int(share * total) - used)
         num_bytes: int = PIXEL_VALUES * self.vae.dtype.itemsize
-        return int(free) // 4 // num_bytes
+        return max(0, free) // 4 // num_bytes
 
     def _in_batches(self, run: Callable[[Tensor], Tensor], rows: Tensor, pixels: int) -> Tensor:
         """Process few images at once on a GPU: the VAE needs far more memory than the denoiser."""
