@@ -106,7 +106,8 @@ class LatentVae:
         free, total = torch.cuda.mem_get_info(device)
         used = torch.cuda.memory_allocated(device)
         free += torch.cuda.memory_reserved(device) - used
-        share = torch.cuda.get_per_process_memory_fraction(device)
+        get_share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.8
+        share = 1.0 if get_share is None else get_share(device)
         free = min(free, int(share * total) - used)
         num_bytes: int = PIXEL_VALUES * self.vae.dtype.itemsize
         return max(0, free) // 4 // num_bytes
