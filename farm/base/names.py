@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["BuiltName", "EDITIONS", "EMBEDDED", "Fetched", "edition_of"]
+__all__ = ["BuiltName", "EDITIONS", "EMBEDDED", "EMBEDDED_NOUNS", "Fetched", "edition_of"]
 
 BuiltName = Literal[
     "tiny",
@@ -29,6 +29,9 @@ BuiltName = Literal[
 
 EMBEDDED = "embedded"
 """The small Stable Diffusion that ships inside the package, in its current edition."""
+
+EMBEDDED_NOUNS = ("cat", "dog", "bird", "fish", "mushroom", "robot", "car", "teapot")
+"""The class nouns that the embedded base knows."""
 
 EDITIONS = {"embedded-64": EMBEDDED}
 """Editions of the embedded base by name: ``embedded-`` and the side of their images. The current

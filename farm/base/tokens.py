@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from tokenizers import Tokenizer
 
-from farm.base.names import EMBEDDED, BuiltName, edition_of
+from farm.base.names import EMBEDDED, EMBEDDED_NOUNS, BuiltName, edition_of
 from farm.errors import BaseModelError
 
 __all__ = ["PromptReader", "prompt_reader"]
@@ -82,11 +82,9 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
     if base in get_args(BuiltName):
         return None
     if edition_of(base) == EMBEDDED:
-        from farm.base.embedded.world.words import CLASS_NOUNS
-
         folder = Path(__file__).parent / "embedded" / "weights" / FOLDER
         reader = _from_folder(folder, base)
-        reader.class_nouns = CLASS_NOUNS
+        reader.class_nouns = EMBEDDED_NOUNS
         return reader
     if "://" in base:
         return _from_url(base)

@@ -42,7 +42,7 @@ def serve_with_ray(settings: EndpointConfig, run: RayRun) -> None:
     """
     import os
 
-    from farm.serving.http_server import ray_environment
+    from farm.serving.cluster.environment import ray_environment
 
     if run.address:
         os.environ["RAY_ADDRESS"] = run.address

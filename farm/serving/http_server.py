@@ -3,20 +3,18 @@
 Owns the protocol class: size and number of headers, the URL's length, the time to a complete head,
 trailers, pipelined requests, and responses that the client does not read. Complete requests are
 checked in ``http/middleware.py``. ``bounded_config`` configures the server of ``farm serve``;
-``bound_ray_proxy`` installs the same class in Ray Serve's proxies.
+``cluster/environment.py`` installs the same class in Ray Serve's proxies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 from functools import partial
 from typing import Any
 
 import uvicorn
-from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from farm.serving.http.connections import (
@@ -29,13 +27,7 @@ from farm.serving.http.connections import (
 )
 from farm.serving.http.errors import error_body
 
-__all__ = [
-    "BoundedProtocol",
-    "bound_ray_proxy",
-    "bounded_config",
-    "proxy_environment",
-    "ray_environment",
-]
+__all__ = ["BoundedProtocol", "bounded_config"]
 
 LINGER_S = 2.0
 """How long a refused client may continue to send, so that it can read the refusal."""
@@ -296,57 +288,3 @@ def bounded_config(app: Any, limits: ConnectionLimits, **options: Any) -> uvicor
         forwarded_allow_ips=list(limits.trusted_proxies),
         **options,
     )
-
-
-def bound_ray_proxy() -> list[Middleware]:
-    """Bound the connections of a Ray Serve proxy in the same way.
-
-    Ray calls it in each proxy process before the server is created, if the environment sets
-    ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=farm.serving.http_server:bound_ray_proxy``. The
-    limits are the defaults, unless ``FARM_CONNECTION_LIMITS`` sets others, as JSON.
-
-    Returns:
-        The middleware that repeats requests whose ingress is lost; the limits apply below it.
-    """
-    from uvicorn.config import HTTP_PROTOCOLS
-
-    from farm.serving.cluster.proxy import RetryingProxy
-
-    limits = ConnectionLimits.model_validate_json(os.environ.get(RAY_PROXY_LIMITS, "{}"))
-    _RAY_BOOKS[:] = [ConnectionBook(limits, connections_within(limits, raise_file_limit()))]
-    HTTP_PROTOCOLS["auto"] = "farm.serving.http_server:_ray_protocol"
-    return [Middleware(RetryingProxy)]
-
-
-def proxy_environment(limits: ConnectionLimits) -> dict[str, str]:
-    """Environment variables of Ray Serve's controller, and of the proxies that it starts: they
-    bound the proxies' connections, and have a dead proxy replaced within seconds."""
-    return {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "farm.serving.http_server:bound_ray_proxy",
-        RAY_PROXY_LIMITS: limits.model_dump_json(),
-        # a proxy is replaced after three failed checks; Ray's period of 10 s makes that 30 s
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        # Ray's 5 s end a proxy that starts on a busy machine, and its replacement too
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    }
-
-
-def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
-    """Environment variables to set before Ray is imported: those of the proxies. If no cluster is
-    named, they also make a local Ray require tokens and keep it, with its metrics port, on
-    loopback."""
-    variables = proxy_environment(limits)
-    if not os.environ.get("RAY_ADDRESS"):
-        variables |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its address is then loopback
-        }
-    return variables
-
-
-RAY_PROXY_LIMITS = "FARM_CONNECTION_LIMITS"
-_RAY_BOOKS: list[ConnectionBook] = []
-
-
-def _ray_protocol(*arguments: Any, **named: Any) -> BoundedProtocol:
-    return BoundedProtocol(*arguments, book=_RAY_BOOKS[0], **named)

@@ -359,8 +359,8 @@ def test_the_shipped_serve_config_is_whole() -> None:
     import yaml
     from ray.serve.schema import ServeDeploySchema
 
+    from farm.serving.cluster.environment import proxy_environment
     from farm.serving.http.connections import ConnectionLimits
-    from farm.serving.http_server import proxy_environment
     from farm.serving.settings import EndpointConfig
 
     file = Path(__file__).parents[2] / "jobs" / "serve.yaml"

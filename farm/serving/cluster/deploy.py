@@ -20,10 +20,10 @@ from ray import serve
 from farm.errors import FarmError
 from farm.serving.client import ServedBase
 from farm.serving.cluster.client import ENGINE
+from farm.serving.cluster.environment import proxy_environment
 from farm.serving.cluster.places import check_fits, choose_ingresses
 from farm.serving.cluster.proxy import ProxyReport, Stage, set_stage
 from farm.serving.cluster.scaling import cluster_limit, cluster_nodes
-from farm.serving.http_server import proxy_environment
 from farm.serving.settings import EndpointConfig, ReplicaConfig
 
 __all__ = [

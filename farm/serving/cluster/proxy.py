@@ -5,8 +5,8 @@ drains: a second try on another ingress, or this endpoint's own 503 with ``Retry
 itself would answer with plain-text 404s and 500s. Every request of the endpoint may be repeated: it
 changes nothing, and an image depends on its request alone.
 
-Installed by ``farm.serving.http_server.bound_ray_proxy``. Requests to other applications on the
-same cluster pass through unchanged. Imports no Ray.
+Installed by ``environment.bound_ray_proxy``. Requests to other applications on the same cluster
+pass through unchanged. Imports no Ray.
 """
 
 from __future__ import annotations

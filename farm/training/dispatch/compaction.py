@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from farm.errors import FarmError
-from farm.gc_pause import gc_paused
 from farm.storage import Store
 from farm.training.dispatch.job_state import Event, Job, advance
 from farm.training.dispatch.segments import ledger_folder, read_segments, segment_names
 from farm.training.dispatch.state_file import CHUNK, StateFile
+from farm.training.gc_pause import gc_paused
 
 __all__ = ["Compactor", "JobsCopy", "LedgerState", "newest_file", "read_state"]
 

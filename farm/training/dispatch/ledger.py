@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Unpack
 
-from farm.gc_pause import leave_to_counts
 from farm.storage import Store
 from farm.training.dispatch.compaction import Compactor, JobsCopy, read_state
 from farm.training.dispatch.job_state import (
@@ -36,6 +35,7 @@ from farm.training.dispatch.segments import (
     read_events,
     segment_name,
 )
+from farm.training.gc_pause import leave_to_counts
 
 __all__ = [
     "FINAL",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Literal, Unpack
 
-from farm.gc_pause import gc_paused
 from farm.training.dispatch.job_index import JobIndex
 from farm.training.dispatch.job_state import EventDetails, EventKind, Job, Status
 from farm.training.dispatch.lanes import NoticeLog
@@ -17,6 +16,7 @@ from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import DispatchSettings, JobResult
 from farm.training.dispatch.queues import Group, JobQueues
 from farm.training.dispatch.run_jobs import RunJobs
+from farm.training.gc_pause import gc_paused
 from farm.training.plan.shape import run_shapes
 
 __all__ = ["RunState"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm.adapters.registry import Registry
-from farm.gc_pause import gc_paused
 from farm.locks import StoreLock, holder
 from farm.storage import Store
 from farm.training.dispatch.compaction import LedgerState, newest_file
@@ -20,6 +19,7 @@ from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
+from farm.training.gc_pause import gc_paused
 from farm.training.run.driver import DRIVER_TTL_S
 from farm.training.run.failures import WITHOUT_ADAPTER, failures_among
 from farm.training.run.files import close_requests, open_requests, read_settings

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from farm.base.names import EMBEDDED_NOUNS
+
 RGB = tuple[int, int, int]
 
 COLOURS: Final[dict[str, RGB]] = {
@@ -25,7 +27,7 @@ COLOURS: Final[dict[str, RGB]] = {
 }
 """sRGB value of each colour word, before the small jitter of each individual."""
 
-CLASS_NOUNS: Final = ("cat", "dog", "bird", "fish", "mushroom", "robot", "car", "teapot")
+CLASS_NOUNS: Final = EMBEDDED_NOUNS
 
 _ANIMAL_POSES: Final = ("sitting", "standing", "jumping", "sleeping")
 _THING_POSES: Final = ("standing", "tilted", "upside down", "jumping")
