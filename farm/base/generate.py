@@ -106,15 +106,19 @@ def generate_latents(
     with _entered(routing, images_R):
         for timestep in sampler.timesteps:
             rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
-            rows_RCHW = model_input(sampler, rows_RCHW, timestep)
+            rows_RCHW = model_input(sampler, rows_RCHW, timestep).to(base.dtype)
             timesteps_R = timestep.expand(len(rows_RCHW))
-            prediction_RCHW = base.denoise(rows_RCHW.to(base.dtype), timesteps_R, conditioning)
-            prediction_RCHW = prediction_RCHW.float()
+            prediction_RCHW = base.denoise(rows_RCHW, timesteps_R, conditioning).float()
             if guided:
-                plain_RCHW, prompted_RCHW = prediction_RCHW.chunk(2)
-                prediction_RCHW = base.guide(prompted_RCHW, plain_RCHW, guidance)
+                prediction_RCHW = _guided(base, prediction_RCHW, guidance)
             latents_RCHW = sampler.step(prediction_RCHW, timestep, latents_RCHW, **extra)[0]
     return latents_RCHW.float()
+
+
+def _guided(base: Base, prediction_RCHW: Tensor, guidance: float) -> Tensor:
+    """The guided prediction of a pass whose first half has the negative prompts."""
+    plain_RCHW, prompted_RCHW = prediction_RCHW.chunk(2)
+    return base.guide(prompted_RCHW, plain_RCHW, guidance)
 
 
 def _step_arguments(

@@ -36,7 +36,7 @@ from farm.serving.http.app import create_app
 from farm.serving.http.services import Services
 from farm.serving.metrics import observe_stats
 from farm.serving.request import GenerationRequest, Picture
-from farm.serving.settings import EndpointConfig
+from farm.serving.settings import EndpointConfig, ReplicaConfig
 
 __all__ = ["EngineReplica", "Ingress", "ReplicaClient", "build_app"]
 
@@ -144,7 +144,22 @@ def build_app(args: Mapping[str, Any] | EndpointConfig) -> serve.Application:
     num_ingresses = choose_ingresses(nodes, config.replicas)
     replicas = config.replicas.model_copy(update={"num_ingresses": num_ingresses})
     secret = os.environ.get(LINK_SECRET_VARIABLE, "").encode() or secrets.token_bytes(32)
-    engine = serve.deployment(
+    ingress = serve.deployment(
+        Ingress,
+        name=INGRESS,
+        num_replicas=replicas.num_ingresses,
+        ray_actor_options={"num_cpus": replicas.cpus_per_ingress},
+        max_ongoing_requests=1000,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=replicas.drain_s,
+    )
+    return ingress.bind(config, secret, _engine(replicas).bind(config))
+
+
+def _engine(replicas: ReplicaConfig) -> serve.Deployment:
+    """The deployment of the engines, which grows and shrinks with the backlog."""
+    return serve.deployment(
         EngineReplica,
         name=ENGINE,
         ray_actor_options={
@@ -172,18 +187,7 @@ def build_app(args: Mapping[str, Any] | EndpointConfig) -> serve.Application:
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=replicas.drain_s,
-    ).bind(config)
-    ingress = serve.deployment(
-        Ingress,
-        name=INGRESS,
-        num_replicas=replicas.num_ingresses,
-        ray_actor_options={"num_cpus": replicas.cpus_per_ingress},
-        max_ongoing_requests=1000,
-        health_check_period_s=HEALTH_PERIOD_S,
-        health_check_timeout_s=30.0,
-        graceful_shutdown_timeout_s=replicas.drain_s,
     )
-    return ingress.bind(config, secret, engine)
 
 
 def _parse(args: Mapping[str, Any] | EndpointConfig) -> EndpointConfig:

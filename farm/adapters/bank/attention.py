@@ -19,7 +19,7 @@ from farm.adapters.bank.grouped import grouped_linear
 from farm.adapters.bank.layers import BankLinear
 from farm.base.fast_blocks import is_plain_attention
 
-__all__ = ["SharedInputAttention", "attentions_with_shared_inputs"]
+__all__ = ["SharedInputAttention", "share_attention_inputs"]
 
 
 class SharedInputAttention:
@@ -57,15 +57,23 @@ def _by_head(x_RND: Tensor, heads: int) -> Tensor:
     return x_RND.view(rows, positions, heads, width // heads).transpose(1, 2)
 
 
-def attentions_with_shared_inputs(denoiser: nn.Module) -> list[Any]:
-    """The attentions of a wrapped denoiser in which adapters of one input are stored together."""
-    return [
+def share_attention_inputs(denoiser: nn.Module) -> list[Any]:
+    """Replace the processors of a wrapped denoiser's attentions in which the adapters of one input
+    are stored together.
+
+    Returns:
+        These attentions; their own processors are ``attention.processor.original``.
+    """
+    attentions: list[Any] = [
         module
         for module in denoiser.modules()
         if hasattr(module, "processor")
         and is_plain_attention(module)
         and any(_together(layers) for layers in _inputs_of(module))
     ]
+    for attention in attentions:
+        attention.processor = SharedInputAttention(attention.processor)
+    return attentions
 
 
 def _inputs_of(attention: Any) -> Sequence[Sequence[Any]]:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from farm.adapters.bank.attention import SharedInputAttention, attentions_with_shared_inputs
+from farm.adapters.bank.attention import share_attention_inputs
 from farm.adapters.bank.grouped import Kernel
 from farm.adapters.bank.layers import (
     BankConv2d,
@@ -105,9 +105,7 @@ class Bank(nn.Module):
         self._leaves: dict[int, Tensor] = {}  # by their start in a flat row
         for index, (name, layer) in enumerate(chosen.items()):
             self._wrap(name, layer, self._stacked(index, self.places[name]))
-        self._attentions = attentions_with_shared_inputs(base.components[base.denoiser_name])
-        for attention in self._attentions:
-            attention.processor = SharedInputAttention(attention.processor)
+        self._attentions = share_attention_inputs(base.components[base.denoiser_name])
 
     # -- storage ------------------------------------------------------------------------------
 

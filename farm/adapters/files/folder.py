@@ -96,11 +96,16 @@ def save_adapter(
     digests = {name: bytes_digest(data) for name, data in files.items()}
     whole = record.model_copy(update={"files": digests, "sample_prompts": prompts})
     files[RECORD_FILE] = whole.to_json().encode()
-    for name, data in files.items():  # the record is the last entry
-        path = Path(folder) / name
+    _write(Path(folder), files)
+    return whole
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files in order; the record is the last of them."""
+    for name, data in files.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return whole
 
 
 def _weight_files(
