@@ -173,6 +173,7 @@ def test_on_ray_it_starts_generates_and_stops_when_told(tmp_path: Path) -> None:
         "replicas: {cpus_per_engine: 0.5, cpus_per_ingress: 0.2}\n"
         f"cache_folder: {tmp_path / 'disk'}\n"
     )
+    (tmp_path / "store").mkdir()
     options = ("--store", str(tmp_path / "store"), "--config", str(config), "--ray")
     with serving(*options) as (url, process):
         until_s = time.monotonic() + 120
@@ -214,6 +215,7 @@ def test_engines_that_do_not_fit_are_refused_before_ray_starts(tmp_path: Path) -
 @pytest.mark.slow
 def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
     """A run commits an adapter while the endpoint is up; the next request generates with it."""
+    (tmp_path / "store").mkdir()
     store = str(tmp_path / "store")
     manifest = tmp_path / "manifest.jsonl"
     subject = {

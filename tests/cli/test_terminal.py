@@ -29,6 +29,7 @@ OURS = (
     r"serving .* at http://.*",
     r" *\d+\.\d s  .*",  # the endpoint's start, with its seconds
     r"warning: .*",
+    r"note: the store .* holds nothing yet; .*",
 )
 """Every line that the commands below may write on stderr."""
 

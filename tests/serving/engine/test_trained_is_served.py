@@ -113,4 +113,6 @@ def test_the_start_says_what_is_served_and_what_not_and_why(store: Path, engine:
     assert "3 cannot be served" in told
     assert "high: a rank above the limit of 16 (--max-rank)" in told
     assert "by_default, narrow: layers outside the limit" in told
-    assert "another base (embedded)" in "\n".join(summary(inventory, engine.config, "0" * 64))
+    assert "another base (embedded, Stable Diffusion 1.x)" in "\n".join(
+        summary(inventory, engine.config, "0" * 64)
+    )

@@ -68,7 +68,7 @@ def test_an_adapters_file_gives_the_bank_of_any_device_the_same_weights(
     images = []
     for one in (base, cpu):
         bank = Bank(one, num_slots=1, max_rank=4, target_modules=ATTENTION)
-        loaded = load_adapter(folder / "pytorch_lora_weights.safetensors", bank.places)
+        loaded = load_adapter(folder / "pytorch_lora_weights.safetensors", one)
         for name, layer in weights.layers.items():
             torch.testing.assert_close(loaded.layers[name].up, layer.up)
         bank.set_slot(0, loaded)
