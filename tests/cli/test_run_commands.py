@@ -275,6 +275,15 @@ def test_times_are_told_as_people_say_them() -> None:
     assert pace.note(15.0, 0.25) == pytest.approx(25.0)  # counts down between two measurements
 
 
+def test_the_remaining_time_does_not_jump_while_lanes_start() -> None:
+    """As in a demo: no step for a minute, then a few slow ones while others still wait."""
+    pace = Pace(expected_s=176.0)
+    seen = [(0, 0.0), (60, 0.0), (70, 0.331), (80, 0.333), (90, 0.34), (120, 0.5), (150, 0.7)]
+    left = [pace.note(float(now), share) for now, share in seen]
+    assert left[:2] == [176.0, 116.0]
+    assert all(one is not None and 50 < one < 200 for one in left[2:])
+
+
 def test_the_remaining_time_includes_what_follows_the_last_step() -> None:
     plan = Estimate(start_s=5.0, class_images_s=15.0, training_s=40.0, pictures_s=30.0, end_s=10.0)
     work = Work(plan)

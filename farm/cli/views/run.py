@@ -43,34 +43,29 @@ MEASURED_SHARE = 0.1
 
 
 class Pace:
-    """Remaining time: from the pace of about the last minute, or from the plan while too little is
-    done to measure a pace. Between two measurements it counts down."""
+    """Remaining time: from the pace since the start, or from the plan while too little is done to
+    measure one. Between two measurements it counts down.
 
-    def __init__(self, window_s: float = 60.0, expected_s: float | None = None) -> None:
-        self._window_s, self._expected_s = window_s, expected_s
-        self._began: float | None = None
-        self._seen: deque[tuple[float, float]] = deque()
+    The pace of the last minute alone would mislead: lanes start one after another, and samples
+    and scores follow the last step.
+    """
+
+    def __init__(self, expected_s: float | None = None) -> None:
+        self._expected_s = expected_s
+        self._first: tuple[float, float] | None = None
+        self._share = -1.0
         self._ends: float | None = None
 
     def note(self, now: float, share: float) -> float | None:
         """Record the share that is done; return the remaining seconds, or None if not known."""
-        self._began = now if self._began is None else self._began
+        began, first = self._first = self._first or (now, share)
         if self._expected_s is not None and share < MEASURED_SHARE:
-            self._ends = self._began + self._expected_s
-        elif not self._seen or share > self._seen[-1][1]:
-            self._ends = self._measured(now, share)
+            self._ends = began + self._expected_s
+        elif share > max(first, self._share) and now > began:
+            self._ends = now + (1.0 - share) * (now - began) / (share - first)
+        self._share = share
         left = None if self._ends is None else self._ends - now
         return left if left is not None and left > 0 else None
-
-    def _measured(self, now: float, share: float) -> float | None:
-        """When the run ends at the pace of the last minute."""
-        self._seen.append((now, share))
-        while len(self._seen) > 2 and now - self._seen[0][0] > self._window_s:
-            self._seen.popleft()
-        then, before = self._seen[0]
-        if share <= before or now <= then:
-            return self._ends
-        return now + (1.0 - share) * (now - then) / (share - before)
 
 
 class Work:
