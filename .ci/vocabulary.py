@@ -39,7 +39,7 @@ CLEAN = (
     "farm/cli",
     "farm/durations.py",
     "farm/errors.py",
-    "farm/gc_pause.py",
+    "farm/training/gc_pause.py",
     "farm/intake",
     "farm/keys.py",
     "farm/locks.py",
