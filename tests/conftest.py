@@ -21,6 +21,8 @@ settings.register_profile("farm", deadline=None)
 settings.load_profile("farm")
 
 LONGEST_FILES = (
+    "test_run_on_ray",
+    "test_app",
     "test_blocks",
     "test_chaos",
     "test_cluster_runs",
@@ -28,7 +30,9 @@ LONGEST_FILES = (
     "test_journey",
     "test_terminal",
 )
-"""Files that take minutes. They start first, so that no process ends long after the other."""
+"""Files that take minutes. They start first, so that no process ends long after the other. The
+first two start Ray in the test process itself, which must not yet have used another cluster's
+token: Ray keeps the first one for as long as the process lives."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
