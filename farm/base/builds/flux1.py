@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,19 +11,18 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from farm.base.builds.flow import LARGE_VAE, TINY_VAE
-from farm.base.builds.parts import byte_tokenizer, clip_text
+from farm.base.builds.parts import (
+    CLIP_L,
+    T5_XXL,
+    byte_tokenizer,
+    clip_text,
+    letter_tokenizer,
+    t5_text,
+)
 
-__all__ = ["FLUX1_BUILDS", "FluxBuild", "letter_tokenizer"]
-
-
-def letter_tokenizer() -> T5TokenizerFast:
-    """A T5 tokenizer whose tokens are printable ASCII characters."""
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    letters = [(letter, -3.0) for letter in string.printable if not letter.isspace()]
-    return T5TokenizerFast(vocab=[*special, *letters], extra_ids=0)
+__all__ = ["FLUX1_BUILDS", "FluxBuild"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,11 @@ class FluxBuild:
     def make(self) -> FluxPipeline:
         """Build it with torch's current random state, on the current device."""
         short, long = byte_tokenizer(self.clip_tokens), letter_tokenizer()
-        t5 = T5Config(**{"vocab_size": len(long), "feed_forward_proj": "gated-gelu", **self.t5})
         return FluxPipeline(
             tokenizer=short,
             tokenizer_2=long,
             text_encoder=clip_text(short, self.clip),
-            text_encoder_2=T5EncoderModel(t5),
+            text_encoder_2=t5_text(long, self.t5),
             transformer=FluxTransformer2DModel(**self.transformer),
             vae=AutoencoderKL(**self.vae),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
@@ -87,22 +84,8 @@ FLUX1_BUILDS = {
     "flux1-dev": FluxBuild(
         transformer={"guidance_embeds": True},
         vae={**LARGE_VAE, **_FORM, **_PLAIN, "latent_channels": 16},
-        clip={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "max_position_embeddings": 77,
-            "vocab_size": 49408,
-        },
-        t5={
-            "d_model": 4096,
-            "d_kv": 64,
-            "d_ff": 10240,
-            "num_layers": 24,
-            "num_heads": 64,
-            "vocab_size": 32128,
-        },
+        clip=CLIP_L,
+        t5=T5_XXL,
         clip_tokens=77,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,31 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
 )
 
-__all__ = ["byte_tokenizer", "clip_text"]
+__all__ = ["CLIP_L", "T5_XXL", "byte_tokenizer", "clip_text", "letter_tokenizer", "t5_text"]
+
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+}
+"""The text encoder of openai/clip-vit-large-patch14."""
+T5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+}
+"""The encoder of google/t5-v1_1-xxl."""
 
 
 def clip_text(
@@ -36,3 +59,16 @@ def byte_tokenizer(tokens: int) -> CLIPTokenizer:
     vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     merges = [("s", "k"), ("sk", "s</w>")]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
+
+
+def t5_text(tokenizer: T5TokenizerFast, shape: Mapping[str, Any]) -> T5EncoderModel:
+    """A T5 text encoder for a tokenizer."""
+    form = {"vocab_size": len(tokenizer), "feed_forward_proj": "gated-gelu", **shape}
+    return T5EncoderModel(T5Config(**form))
+
+
+def letter_tokenizer() -> T5TokenizerFast:
+    """A T5 tokenizer whose tokens are printable ASCII characters."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters = [(letter, -3.0) for letter in string.printable if not letter.isspace()]
+    return T5TokenizerFast(vocab=[*special, *letters], extra_ids=0)

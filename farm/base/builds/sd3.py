@@ -11,11 +11,16 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import T5Config, T5EncoderModel
 
 from farm.base.builds.flow import LARGE_VAE, TINY_VAE
-from farm.base.builds.flux1 import letter_tokenizer
-from farm.base.builds.parts import byte_tokenizer, clip_text
+from farm.base.builds.parts import (
+    CLIP_L,
+    T5_XXL,
+    byte_tokenizer,
+    clip_text,
+    letter_tokenizer,
+    t5_text,
+)
 
 __all__ = ["SD3_BUILDS", "Sd3Build"]
 
@@ -34,11 +39,10 @@ class Sd3Build:
     def make(self) -> StableDiffusion3Pipeline:
         """Build it with torch's current random state, on the current device."""
         first, second = byte_tokenizer(self.clip_tokens), byte_tokenizer(self.clip_tokens)
-        long = None if self.t5 is None else letter_tokenizer()
-        t5 = None
+        long = t5 = None
         if self.t5 is not None:
-            shape = {"vocab_size": len(long or ()), "feed_forward_proj": "gated-gelu", **self.t5}
-            t5 = T5EncoderModel(T5Config(**shape))
+            long = letter_tokenizer()
+            t5 = t5_text(long, self.t5)
         return StableDiffusion3Pipeline(
             tokenizer=first,
             tokenizer_2=second,
@@ -107,15 +111,7 @@ SD3_BUILDS = {
             "qk_norm": "rms_norm",
         },
         vae={**LARGE_VAE, **_FORM, "latent_channels": 16},
-        clip={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "max_position_embeddings": 77,
-            "vocab_size": 49408,
-            "projection_dim": 768,
-        },
+        clip={**CLIP_L, "projection_dim": 768},
         clip_2={
             "hidden_size": 1280,
             "intermediate_size": 5120,
@@ -126,14 +122,7 @@ SD3_BUILDS = {
             "projection_dim": 1280,
             "hidden_act": "gelu",
         },
-        t5={
-            "d_model": 4096,
-            "d_kv": 64,
-            "d_ff": 10240,
-            "num_layers": 24,
-            "num_heads": 64,
-            "vocab_size": 32128,
-        },
+        t5=T5_XXL,
         clip_tokens=77,
     ),
 }

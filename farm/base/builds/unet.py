@@ -15,7 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from farm.base.builds.parts import byte_tokenizer, clip_text
+from farm.base.builds.parts import CLIP_L, byte_tokenizer, clip_text
 
 __all__ = ["SDXL_BUILDS", "SD_BUILDS", "SdBuild", "SdxlBuild"]
 
@@ -145,14 +145,7 @@ _SD15 = SdBuild(
         "norm_num_groups": 32,
         "sample_size": 512,
     },
-    text={
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 77,
-        "vocab_size": 49408,
-    },
+    text=CLIP_L,
     tokens=77,
 )
 

@@ -122,8 +122,13 @@ class ChatPrompts(FlowBase):
         return states
 
 
-def shift_by_size(cells: int, config: Mapping[str, Any]) -> float:
-    """``calculate_shift`` of the pipelines: ``mu`` for an image with this number of tokens."""
+def shift_by_size(shape: tuple[int, int, int], patch: int, config: Mapping[str, Any]) -> float:
+    """``calculate_shift`` of the pipelines: ``mu`` for a latent of [C, H, W].
+
+    Args:
+        patch: latent cells per transformer token along one side.
+    """
+    cells = (shape[1] // patch) * (shape[2] // patch)
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (most - least) / (high - low)

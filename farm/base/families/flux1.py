@@ -102,7 +102,7 @@ class Flux1Base(FlowBase):
         return functional.pixel_shuffle(predicted_RNC.mT.unflatten(2, (height, width)), PATCH)
 
     def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
-        return shift_by_size((shape[1] // PATCH) * (shape[2] // PATCH), config)
+        return shift_by_size(shape, PATCH, config)
 
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         config = self._denoiser.config

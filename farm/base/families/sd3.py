@@ -128,8 +128,7 @@ class StableDiffusion3Base(FlowBase):
         return scheduler
 
     def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
-        patch = int(self._denoiser.config.patch_size)
-        return shift_by_size((shape[1] // patch) * (shape[2] // patch), config)
+        return shift_by_size(shape, int(self._denoiser.config.patch_size), config)
 
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         config = self._denoiser.config

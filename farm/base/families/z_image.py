@@ -70,7 +70,7 @@ class ZImageBase(ChatPrompts):
         return prompted_GCHW + guidance * (prompted_GCHW - plain_GCHW)
 
     def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
-        return shift_by_size((shape[1] // PATCH) * (shape[2] // PATCH), config)
+        return shift_by_size(shape, PATCH, config)
 
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         channels, width = self.latent_channels, int(self._denoiser.config.cap_feat_dim)
