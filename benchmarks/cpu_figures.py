@@ -5,7 +5,8 @@
 Runs the shortest form of ``slots_cpu.py``, ``farm_vs_plain.py`` and ``serve_engine.py`` that gives
 a ratio, and with ``--old`` also ``serve_pair.py``. Writes ``cpu-figures-<n>cpu-<date>.md``. Every
 number is of CPU time, which other programs change least. Threads are those of the earlier pages:
-two for the slots (one is measured too), one for serving, and PyTorch's own choice for the farm's peer.
+two for the slots (one is measured too), one for serving, and PyTorch's own choice for the farm's
+peer.
 """
 
 from __future__ import annotations

@@ -103,15 +103,15 @@ def generate_latents(
         conditioning, width_px=width_px, height_px=height_px, guidance=guidance
     )
     extra = _step_arguments(sampler, seeds, shape)
-    with _entered(routing, images_R):
-        for timestep in sampler.timesteps:
-            rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
-            rows_RCHW = model_input(sampler, rows_RCHW, timestep).to(base.dtype)
-            timesteps_R = timestep.expand(len(rows_RCHW))
+    for timestep in sampler.timesteps:
+        rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
+        rows_RCHW = model_input(sampler, rows_RCHW, timestep).to(base.dtype)
+        timesteps_R = timestep.expand(len(rows_RCHW))
+        with _entered(routing, images_R):  # for each pass, so that training steps fit in between
             prediction_RCHW = base.denoise(rows_RCHW, timesteps_R, conditioning).float()
-            if guided:
-                prediction_RCHW = _guided(base, prediction_RCHW, guidance)
-            latents_RCHW = sampler.step(prediction_RCHW, timestep, latents_RCHW, **extra)[0]
+        if guided:
+            prediction_RCHW = _guided(base, prediction_RCHW, guidance)
+        latents_RCHW = sampler.step(prediction_RCHW, timestep, latents_RCHW, **extra)[0]
     return latents_RCHW.float()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from farm.base.conditioning import Conditioning, TokenIds, whole_frames
+from farm.base.device.queues import adopt
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.batch import JobRows
@@ -41,6 +42,8 @@ class PromptRows:
 
     def admit(self, slot: int, job: TrainingJob) -> None:
         """Write a job's prompts; if all photos share one prompt, they never change."""
+        prior = () if job.prior is None else job.prior.conditioning.tensors
+        adopt((*job.instance_conditioning.tensors, *prior), None, self._base.device)
         self._write(slot, job, [0] * job.instance_rows, [0] * job.prior_rows)
         self._write_frames(slot, job, [0] * job.instance_rows, [0] * job.prior_rows)
 

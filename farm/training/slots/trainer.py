@@ -48,6 +48,7 @@ class SlotTrainer:
         checkpointing: bool = False,
         speed: Speed | None = None,
         sync_every: int | None = None,
+        num_kept: int = 0,
     ) -> None:
         """Open a bank on the base and allocate S slots.
 
@@ -56,16 +57,23 @@ class SlotTrainer:
             checkpointing: recompute activations in the backward pass (less memory, +47 % FLOP).
             speed: how passes run; None means the defaults of the base's device.
             sync_every: steps between two reads from the device; None means 1 on a CPU, else 8.
+            num_kept: copies of slots that may exist at once; see ``keep``.
         """
         self.base, self.shape, self.num_slots = base, shape, num_slots
         self._pass = TrainingPass(
-            base, shape, num_slots=num_slots, checkpointing=checkpointing, speed=speed
+            base,
+            shape,
+            num_slots=num_slots,
+            checkpointing=checkpointing,
+            speed=speed,
+            num_kept=num_kept,
         )
         self.bank = self._pass.bank
         self._slots: list[SlotJob | None] = [None] * num_slots
         self._pending: list[tuple[list[int], Tensor]] = []
         self._unreported: list[int] = []
         """Slots that failed since the last report: any read of the device can find a failure."""
+        self._free_kept = list(range(num_kept))
         self._sync_every = sync_every or (1 if base.device.type == "cpu" else 8)
 
     def close(self) -> None:
@@ -259,6 +267,17 @@ class SlotTrainer:
     def weights(self, slot: int) -> AdapterWeights:
         """The adapter's current weights; of a finished job, those to commit."""
         return self.bank.slot_weights(slot)
+
+    def keep(self, slot: int) -> int | None:
+        """Copy a slot's weights to a row that training does not change; ``sample`` takes it like a
+        slot. None if there are already as many copies as there may be."""
+        if not self._free_kept:
+            return None
+        return self.bank.keep(slot, self._free_kept.pop())
+
+    def drop_kept(self, row: int) -> None:
+        """Give back a row of ``keep``."""
+        self._free_kept.append(row - self.num_slots - 1)
 
     def loss_curve(self, slot: int) -> tuple[float, ...]:
         """Training loss of each completed step."""

@@ -49,6 +49,7 @@ class TrainingPass:
         num_slots: int,
         checkpointing: bool = False,
         speed: Speed | None = None,
+        num_kept: int = 0,
     ) -> None:
         """Open a bank on the base and allocate S slots; see ``SlotTrainer`` for the arguments."""
         self.base, self.shape, self.num_slots = base, shape, num_slots
@@ -62,6 +63,7 @@ class TrainingPass:
             text_encoder_modules=shape.text_encoder_modules,
             dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
             trainable=True,
+            num_kept=num_kept,
         )
         self._checkpointing = checkpointing
         self._speed = (speed or Speed()).on(
