@@ -52,6 +52,7 @@ def generate_by_slot(
     side_px: int,
     steps: int = 25,
     guidance: float = 5.0,
+    batch: int = 16,
 ) -> dict[int, Tensor]:
     """Square images of several slots' prompts, all generated together.
 
@@ -70,6 +71,7 @@ def generate_by_slot(
         [text for _, _, text in asked],
         [seeds[i % len(seeds)] for _, i, _ in asked],
         [slot for slot, _, _ in asked],
+        batch=batch,
         steps=steps,
         guidance=guidance,
         width_px=side_px,

@@ -140,7 +140,7 @@ class Lane:
         if self._table.out_of_memory:
             return
         trainer = self._pool.trainer
-        if trainer is not None and (trainer.active_slots or trainer.has_failures):
+        if trainer is not None and (trainer.active_slots or trainer.has_news):
             self._step(trainer)
             return
         self._table.wait(IDLE_S)

@@ -140,7 +140,7 @@ class SlotPool:
     def _resize(self, trainer: SlotTrainer, num_slots: int) -> None:
         """Move the jobs to a trainer of another width by means of checkpoints; not while a slot has
         failed, which the next step reports."""
-        if trainer.has_failures:
+        if trainer.has_news:
             return
         moved = [(trainer.job(slot), trainer.state(slot), job) for slot, job in self._jobs.items()]
         shape = trainer.shape

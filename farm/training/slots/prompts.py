@@ -15,6 +15,7 @@ from torch import Tensor
 
 from farm.base.conditioning import Conditioning, TokenIds, whole_frames
 from farm.base.device.queues import adopt
+from farm.base.device.transfer import sent
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.batch import JobRows
@@ -118,7 +119,7 @@ def evaluation_prompts(
         for job, part in pairs:
             assert job.instance_tokens is not None
             chosen.append(job.instance_tokens[_prompt_indices(job.instance_tokens, part.instances)])
-        prompts = base.encode_tokens(TokenIds.concatenate(chosen).to(base.device))
+        prompts = base.encode_tokens(TokenIds.concatenate(chosen).sent(base.device))
     else:
         prompts = Conditioning.concatenate(
             [
@@ -133,7 +134,7 @@ def evaluation_prompts(
     frames_R6 = torch.cat(
         [_frames_of(job.instance_frames, part.instances, side_px) for job, part in pairs]
     )
-    return base.for_crops(prompts, frames_R6.to(base.device))
+    return base.for_crops(prompts, sent(frames_R6, base.device))
 
 
 def _frames_of(frames_N6: Tensor | None, chosen: list[int], side_px: int) -> Tensor:

@@ -36,6 +36,8 @@ class Speed:
     channels_last: bool | None = None
     """Memory layout of convolutions. Default: on GPUs, and on CPUs for wide batches."""
     kernel: Kernel = "products"
+    evaluate_beside: bool | None = None
+    """Evaluate slots in a queue of low priority while they train on. Default: on GPUs."""
 
     def on(self, device: torch.device, *, slots: int, rows: int, checkpointing: bool) -> Speed:
         """The options with their defaults for a device filled in."""
@@ -47,6 +49,7 @@ class Speed:
             on_gpu and few if self.capture is None else self.capture,
             wide if self.channels_last is None else self.channels_last,
             self.kernel,
+            on_gpu if self.evaluate_beside is None else self.evaluate_beside,
         )
 
 

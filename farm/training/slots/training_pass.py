@@ -55,6 +55,10 @@ class TrainingPass:
         self.base, self.shape, self.num_slots = base, shape, num_slots
         self.latent_shape = base.latent_shape(shape.resolution_px, shape.resolution_px)
         self.schedule = base.schedule.to("cpu")
+        self._speed = (speed or Speed()).on(
+            base.device, slots=num_slots, rows=self.num_rows, checkpointing=checkpointing
+        )
+        self.evaluates_beside = bool(self._speed.evaluate_beside)
         self.bank = Bank(
             base,
             num_slots=num_slots,
@@ -63,12 +67,9 @@ class TrainingPass:
             text_encoder_modules=shape.text_encoder_modules,
             dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
             trainable=True,
-            num_kept=num_kept,
+            num_kept=num_kept + num_slots * self.evaluates_beside,
         )
         self._checkpointing = checkpointing
-        self._speed = (speed or Speed()).on(
-            base.device, slots=num_slots, rows=self.num_rows, checkpointing=checkpointing
-        )
         self._denoise = Compiled(
             base.denoise, self._speed.compile or False, name="the denoiser's training pass"
         )

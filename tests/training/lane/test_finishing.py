@@ -64,7 +64,7 @@ def finish_two(base: Base, *, beside: bool) -> tuple[list[FinishedJob], list[Ada
     slots = [slot for slot, _ in ended]
     finishing.sample(trainer, {2: assignment("cat-2").spec})
     given = {slot: assignment(f"cat-{slot}", Recipe(steps=STEPS)) for slot in slots}
-    finishing.finish(trainer, given, {slot: () for slot in slots}, trainer.release)
+    finishing.finish(trainer, given, dict.fromkeys(slots, ()), trainer.release)
     assert trainer.free_slots == (0, 1)
     trainer.admit(build_job(base, 5, steps=STEPS, rank=4, alpha=4.0))
     while trainer.active_slots:
