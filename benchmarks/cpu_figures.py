@@ -1,6 +1,6 @@
 """The three figures of a CPU in one run: slots, the farm, and serving, each against its peer.
 
-    python benchmarks/cpu_figures.py [--old OLD_TREE]
+    GOMP_SPINCOUNT=0 python benchmarks/cpu_figures.py [--old OLD_TREE]
 
 Runs the shortest form of ``slots_cpu.py``, ``farm_vs_plain.py`` and ``serve_engine.py`` that gives
 a ratio, and with ``--old`` also ``serve_pair.py``. Writes ``cpu-figures-<n>cpu-<date>.md``. Every
@@ -33,7 +33,7 @@ def slots_figure(threads: int, before: str) -> str:
     import slots_cpu
 
     torch.set_num_threads(threads)
-    found = slots_cpu.measure("embedded", [SLOTS], rounds=2, rows_per_burst=96)
+    found = slots_cpu.measure("embedded", [SLOTS], rounds=2, rows_per_burst=48)
     torch.set_num_threads(1)
     plain, ours = found["plain"]["rows_per_cpu_s"], found[str(SLOTS)]["rows_per_cpu_s"]
     what = f"rows, {SLOTS} slots against the plain loop, {threads} thread(s)"
@@ -138,9 +138,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    assert os.environ.get("GOMP_SPINCOUNT") == "0", "set it: waiting threads would count as work"
     load, today = os.getloadavg()[0], datetime.datetime.now(datetime.UTC).date().isoformat()
-    lines = [slots_figure(2, "3.6×"), slots_figure(1, ""), *serving_figure(arguments.images, 2)]
+    lines = [*serving_figure(arguments.images, 2)]
     pair = pair_figure(arguments.old) if arguments.old else ""
+    lines += [slots_figure(1, ""), slots_figure(2, "3.6×")]
     lines += farm_figure(arguments.subjects, arguments.steps)
     page = HERE / f"cpu-figures-{os.cpu_count()}cpu-{today}.md"
     page.write_text(

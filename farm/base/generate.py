@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from farm.base.conditioning import Conditioning
+from farm.base.device.transfer import sent
 from farm.base.interface import Base
 from farm.base.stepping import initial_scale, model_input, takes_generator
 from farm.schedulers import SchedulerName
@@ -91,7 +92,8 @@ def generate_latents(
     shape = base.latent_shape(width_px, height_px)
     name, steps = options.get("scheduler", "base"), options.get("steps", 25)
     sampler = base.start_scheduler(name, steps, shape, base.device)
-    latents_RCHW: Tensor = initial_noise(seeds, shape).to(base.device) * initial_scale(sampler)
+    noise_RCHW = sent(initial_noise(seeds, shape), base.device)
+    latents_RCHW: Tensor = noise_RCHW * initial_scale(sampler)
     images_R = torch.arange(count)
     guided = base.needs_unprompted(guidance)
     if guided:

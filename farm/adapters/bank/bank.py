@@ -215,9 +215,9 @@ class Bank(nn.Module):
         self._scales.unfold_gradients(grad_SP, self._down)
 
     @property
-    def has_late_scale(self) -> bool:
-        """Whether passes multiply by alpha / rank; a captured pass is valid for one answer only."""
-        return self._scales.applies_late
+    def scale_kinds(self) -> tuple[object, ...]:
+        """How alpha / rank is applied; a captured pass is valid for one answer only."""
+        return self._scales.kinds
 
     def use_kernel(self, kernel: Kernel) -> None:
         """Choose how grouped products are computed."""

@@ -61,6 +61,11 @@ class Scales:
         """The same for rows that use the copies of slots."""
         return not self._folds and _differ(self._kept)
 
+    @property
+    def kinds(self) -> tuple[object, ...]:
+        """Whether hidden values are multiplied, and the factors that a step reads as numbers."""
+        return self.applies_late, *((slot, self._by_slot[slot]) for slot in self._uneven())
+
     def keep(self, slot: int, place: int) -> None:
         """Copy a slot's factors to a kept row."""
         self._kept[place] = self._by_slot[slot]

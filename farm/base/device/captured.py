@@ -104,7 +104,7 @@ class Captured:
     def _beside(self, run: Callable[[], Tensor]) -> Tensor:
         """Run in another stream, as warm-up for a capture must."""
         current = torch.cuda.current_stream(self._device)
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream = self._stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             found = run()

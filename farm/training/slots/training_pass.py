@@ -70,6 +70,9 @@ class TrainingPass:
             num_kept=num_kept + num_slots * self.evaluates_beside,
         )
         self._checkpointing = checkpointing
+        # what a captured step reads; and the step, by what would change its kernels or addresses
+        self._static: StepBatch | None = None
+        self._captured: dict[tuple[object, ...], Captured] = {}
         self._denoise = Compiled(
             base.denoise, self._speed.compile or False, name="the denoiser's training pass"
         )
@@ -97,12 +100,10 @@ class TrainingPass:
                 LOG.warning("adapters run as batched products: %s", missing)
         shape = attention_shape(denoiser, self.latent_shape, self.num_rows)
         self._attention = choose_attention(shape, base.dtype, device, trains=True)
-        # what a captured step reads; and the step, by what would change its kernels or addresses
-        self._static: StepBatch | None = None
-        self._captured: dict[tuple[bool, int], Captured] = {}
 
     def close(self) -> None:
         """Restore the base to its original state."""
+        self._captured.clear()
         self.bank.close()
         self._denoise.close()
         denoiser = self.base.components[self.base.denoiser_name]
@@ -174,15 +175,26 @@ class TrainingPass:
             self._static = batch
         else:
             self._static.copy_(batch)
-        static, key = self._static, (self.bank.has_late_scale, self._prompts.num_tokens)
+        static, tokens = self._static, self._prompts.num_tokens
+        key = (tokens, *self.bank.scale_kinds)
         if key not in self._captured:
+            for old in [old for old in self._captured if old[0] != tokens]:
+                del self._captured[old]  # the prompts have moved
             self._captured[key] = Captured(
                 lambda: self._train(static), self.base.device, name="the training step"
             )
         return self._captured[key]()
 
     def _train(self, batch: StepBatch) -> Tensor:
-        losses_S = self._backward(batch)
+        try:
+            losses_S = self._backward(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self._denoise.give_up(error):
+                raise
+            losses_S = self._backward(batch)
+        self._denoise.is_proven = True
         norms_S = self._optimizer.step(batch.table_SK, losses_S, self._loss_scale)
         return torch.stack([losses_S, norms_S.to(losses_S)])
 
