@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from farm.adapters.bank import kernels
 from farm.adapters.bank.bank import Bank
-from farm.base.device.attention import attention_shape, choose_attention
+from farm.adapters.bank.grouped import Kernel
+from farm.adapters.bank.kernel_choice import choose_kernel
+from farm.base.device.attention import AttentionShape, attention_shape, choose_attention
 from farm.base.device.captured import Captured
 from farm.base.device.compiled import Compiled
+from farm.base.device.layout import channels_last_is_faster
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.batch import JobRows, StepBatch, step_rows
@@ -90,6 +94,8 @@ class TrainingPass:
         denoiser = base.components[base.denoiser_name]
         if self._checkpointing:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        shape = attention_shape(denoiser, self.latent_shape, self.num_rows)
+        self._measure(denoiser, shape)
         if self._speed.channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._speed.kernel == "triton":
@@ -98,8 +104,26 @@ class TrainingPass:
                 self.bank.use_kernel("triton")
             else:
                 LOG.warning("adapters run as batched products: %s", missing)
-        shape = attention_shape(denoiser, self.latent_shape, self.num_rows)
         self._attention = choose_attention(shape, base.dtype, device, trains=True)
+
+    def _measure(self, denoiser: nn.Module, attention: AttentionShape | None) -> None:
+        """Choose what ``Speed.on`` left open: the layout and the kernel of eager passes."""
+        speed, dtype, device = self._speed, self.base.dtype, self.base.device
+        if speed.channels_last is None:
+            last = channels_last_is_faster(
+                denoiser, self.latent_shape, self.num_rows, dtype, device
+            )
+            speed = replace(speed, channels_last=last)
+        if speed.kernel is None:
+            kernel: Kernel = "products"
+            if attention is not None:
+                _, heads, positions, width = attention
+                layer = (
+                    self.num_slots, positions * self.shape.rows, heads * width, self.shape.max_rank,
+                )  # fmt: skip
+                kernel = choose_kernel(layer, dtype, device)
+            speed = replace(speed, kernel=kernel)
+        self._speed = speed
 
     def close(self) -> None:
         """Restore the base to its original state."""
@@ -124,6 +148,7 @@ class TrainingPass:
         words = ["compiled" if self._denoise.is_compiled else "eager"]
         words += ["captured"] * is_replayed + ["checkpointing"] * self._checkpointing
         words.append("channels-last" if self._speed.channels_last else "channels-first")
+        words += ["Triton"] * (self._speed.kernel == "triton")
         return f"{', '.join(words)}; {self._attention.report}"
 
     # -- slots --------------------------------------------------------------------------------
