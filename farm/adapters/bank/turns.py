@@ -1,8 +1,8 @@
 """Whose turn it is to use a bank's layers: threads take turns, in the order in which they asked.
 
 A bank's layers share one routing. While a lane's training thread queues a step, another thread that
-generates images waits, and the other way round. Python's own lock would let a busy thread take the
-next turn too, again and again.
+generates images waits, and the other way round. With Python's own lock, a busy thread would
+take the next turns as well.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Crowded(Finalizer):
 def test_images_that_do_not_fit_beside_training_are_generated_alone(
     base: Base, failures: int
 ) -> None:
-    """If they do not fit alone either, the job ends as too large, and the lane is told."""
+    """If they do not fit alone either, the job ends as too large, and the error is raised."""
     done: list[FinishedJob] = []
     lost: list[str] = []
     trainer = open_trainer(base, num_slots=1, max_rank=4, num_kept=1)
