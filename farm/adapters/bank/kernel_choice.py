@@ -35,7 +35,7 @@ def choose_kernel(
     try:
         seconds, values = {}, {}
         for kernel in ("products", "triton"):
-            seconds[kernel], values[kernel] = _measured(shape, dtype, device, kernel)  # type: ignore[arg-type]
+            seconds[kernel], values[kernel] = _measured(shape, dtype, device, kernel)
     except Exception as error:  # such as a compiler that does not know the card
         LOG.warning("adapters run as batched products: %s", str(error).strip()[:300])
         return "products"

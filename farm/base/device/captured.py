@@ -115,6 +115,16 @@ class Captured:
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
         # other threads may use the device meanwhile
-        with torch.cuda.graph(graph, pool=self._pool.handle(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph,
+            pool=self._pool.handle(),
+            stream=self._stream(),
+            capture_error_mode="thread_local",
+        ):
             self._output = self._run()
         self._graph = graph
+
+    def _stream(self) -> torch.cuda.Stream:
+        """A stream of the current one's priority, which the kernels of a graph keep."""
+        priority = torch.cuda.current_stream(self._device).priority
+        return torch.cuda.Stream(self._device, priority=priority)  # type: ignore[no-untyped-call]

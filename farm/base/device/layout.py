@@ -9,6 +9,7 @@ Legend: R rows, C channels, H W latent.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ def _seconds(
     layout: torch.memory_format,
 ) -> float:
     channels, (_, high, wide) = norm.num_channels, latent_shape
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     x = torch.zeros(rows, channels, high, wide, **options).to(memory_format=layout)
     x.requires_grad_(True)
     kernel = torch.zeros(channels, channels, 3, 3, **options).to(memory_format=layout)

@@ -130,6 +130,7 @@ class Denoiser:
             for _ in range(calls):
                 routing = nullcontext() if one is None else one.active()
                 self._passes.run(latents_RCHW, timesteps_R, prompts, one, routing)
+        self._layouts.pop((side_px, side_px), None)  # running rows get their weights back
 
     def forget(self, size: Size) -> None:
         """Drop the layout of a size; called when its last picture has left."""

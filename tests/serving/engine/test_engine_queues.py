@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.adapters import published
-from support.engine import ask, generate
+from support.engine import WAIT_S, ask, assert_same, generate
 from support.streams import RecordedStreams
 
 from farm.base.conditioning import Conditioning
@@ -87,3 +87,21 @@ def test_a_padded_engine_has_made_its_passes_before_the_first_request(tmp_path: 
             generate(engine, ask(number, refs[0]), ask(number + 10, refs[1], guidance=1.0))
             generate(engine, ask(number))
         assert set(fixed) == set(before)
+
+
+def test_making_passes_while_pictures_run_changes_none_of_them(tmp_path: Path) -> None:
+    """As after the measurement of the batch limit, which ends while the engine serves."""
+    registry, refs = published(tmp_path, load_base("tiny"), 2)
+    config = EngineConfig(batch_rows=4, pad_rows=True)
+    with Engine(load_base("tiny"), registry, config, cache_folder=tmp_path / "cache") as engine:
+        request = ask(1, refs[0], steps=30)
+        (alone,) = generate(engine, request)
+        ticket = engine.submit(ask(2, refs[0], seed=1, steps=30))
+        warmed_at, meter = set(), engine._meter
+        assert meter is not None
+        while not ticket.ended:
+            steps = [row.sampler.step for row in engine._batch]
+            engine._inbox.result(lambda: meter.warm_up(2, engine._denoiser.warm_up))
+            warmed_at.update(steps)
+        assert len(warmed_at - {0, 30}) > 1
+        assert_same(ticket.result(WAIT_S).pixels, alone)

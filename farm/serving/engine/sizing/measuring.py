@@ -125,8 +125,10 @@ class CapacityMeter:
         def measure() -> None:
             try:
                 capacity = self._measured(in_loop, is_idle)
-                for count in padded_counts(capacity.rows) if warm is not None else ():
-                    in_loop(functools.partial(self._warm_one, count, warm))
+                if warm is not None:
+                    for count in padded_counts(capacity.rows):
+                        in_loop(functools.partial(self._warm_one, count, warm))
+                    in_loop(self._end_probe)
                 use(capacity)
             except (Draining, InterruptedError):  # the engine stops
                 pass
