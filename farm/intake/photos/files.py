@@ -5,6 +5,7 @@ Owns opening and reading them within limits, and how a filesystem's errors becom
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import zipfile
@@ -89,11 +90,11 @@ def read_bounded(file: BinaryIO, reserve: Callable[[int], None] | None = None) -
     Args:
         reserve: called with that limit once a file of unknown size turns out to be large.
     """
-    parts: list[bytes] = []
+    whole = io.BytesIO()  # unlike joined parts, it is never held twice
     left = MAX_PHOTO_BYTES + 1
     is_small = True
-    while left and (part := file.read(min(left, 2**22))):
-        parts.append(part)
+    while left and (part := file.read(min(left, 2**20))):
+        whole.write(part)
         left -= len(part)
         if is_small and MAX_PHOTO_BYTES - left > SMALL_BYTES:
             is_small = False
@@ -101,7 +102,7 @@ def read_bounded(file: BinaryIO, reserve: Callable[[int], None] | None = None) -
                 reserve(MAX_PHOTO_BYTES)
     if not left:
         raise too_many_bytes()
-    return b"".join(parts)
+    return whole.getvalue()
 
 
 def too_many_bytes() -> PhotoFault:
