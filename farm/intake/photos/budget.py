@@ -1,7 +1,8 @@
-"""Memory that all threads of a check share, so that many large photos at once cannot exhaust it.
+"""What a check may take: memory that its threads share, and names that its manifest looks at.
 
 Owns the total memory of photos: their bytes while they are read, and their pixels while they are
 decoded. Reservations are upper limits: a photo that could take more than a whole budget is refused.
+Owns also the number of names in folders, archives and stores that one manifest makes a check list.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, Lock
 
+from farm.intake.errors import PhotoFault
+
 __all__ = [
     "DECODING",
     "MAX_COPIED_BYTES",
     "MAX_PHOTO_BYTES",
     "READING",
     "SMALL_BYTES",
+    "LookBudget",
     "MemoryBudget",
     "reading_bytes",
 ]
@@ -86,3 +90,49 @@ SMALL_BYTES = 4 * 2**20
 def reading_bytes(size: int) -> int:
     """The memory for a photo's bytes and the copy of them that is made of smaller ones."""
     return size + (size if size <= MAX_COPIED_BYTES else 0)
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+MAX_LOOKS = 1_000_000
+"""Names that one manifest may make a check look at, besides those of each subject."""
+LOOKS_PER_SUBJECT = 200
+LOOKS_TOGETHER = 20
+"""Names counted at once; also what a reference counts that looks at fewer."""
+MAX_SUGGESTIONS = 50
+"""Missing names of one manifest for which a similar one is searched."""
+
+
+class LookBudget:
+    """What all references of one manifest may look at. Safe in several threads."""
+
+    def __init__(self) -> None:
+        self._left = MAX_LOOKS
+        self._suggestions_left = MAX_SUGGESTIONS
+        self._lock = Lock()
+
+    def add_subject(self) -> None:
+        """Add what one subject may look at."""
+        with self._lock:
+            self._left += LOOKS_PER_SUBJECT
+
+    def take(self, count: int) -> None:
+        """Count names.
+
+        Raises:
+            PhotoFault: if the manifest is over the limit.
+        """
+        with self._lock:
+            self._left -= min(count, max(self._left, 0) + 1)
+            if self._left < 0:
+                raise PhotoFault(
+                    "the manifest's folders, patterns and archives cover too many names in all",
+                    f"give each subject a folder of its own; {MAX_LOOKS:,} names, and "
+                    f"{LOOKS_PER_SUBJECT} for each subject, are looked at",
+                )
+
+    def take_suggestion(self) -> bool:
+        """Whether a similar name may still be searched; counts it."""
+        with self._lock:
+            self._suggestions_left -= 1
+            return self._suggestions_left >= 0

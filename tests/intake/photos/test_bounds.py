@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from farm.errors import FarmError
 from farm.intake.check import check_manifest
 from farm.intake.errors import PhotoFault
 from farm.intake.manifest import read_manifest
-from farm.intake.photos import fields, listings
+from farm.intake.photos import budget, fields, listings
 from farm.intake.photos.find import find_photos
 
 CHECK = """
@@ -140,6 +141,54 @@ def test_a_hostile_address_is_one_fault_in_little_time(
     assert faults
     assert not any("root:x:" in fault for fault in faults)  # of /etc/passwd
     assert time.monotonic() - started_s < 20
+
+
+# -- a whole manifest -------------------------------------------------------------------------
+
+
+def rows_of(path: Path, rows: Iterable[dict[str, object]]) -> Path:
+    path.write_text("\n".join(json.dumps({"class_noun": "cat", **row}) for row in rows))
+    return path
+
+
+def test_photos_missing_from_a_large_folder_are_found_missing_in_little_time(
+    tmp_path: Path,
+) -> None:
+    for number in range(1_000):
+        (tmp_path / f"photo-{number}.txt").touch()
+    named = [{"id": f"n{n}", "photos": f"photo-{n}.png"} for n in range(1_000)]
+    beside: list[dict[str, object]] = [{"id": f"photo-{n}"} for n in range(1_000)]
+    path = rows_of(tmp_path / "m.jsonl", [*named, *beside])
+    started_s = time.process_time()
+    assert len(read_manifest(str(path), strict=False).errors) == 2_000
+    assert time.process_time() - started_s < 10  # a second; minutes if each searched for a name
+
+
+@pytest.mark.parametrize("photos", ["all", "**/*", "all.zip"])
+def test_the_references_of_a_manifest_together_look_at_a_bounded_number_of_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: str
+) -> None:
+    monkeypatch.setattr(budget, "MAX_LOOKS", 3_000)
+    (tmp_path / "all").mkdir()
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for number in range(400):
+            (tmp_path / f"all/{number}.png").touch()
+            archive.writestr(f"{number}.png", b"")
+    rows = [{"id": f"s{number}", "photos": photos} for number in range(30)]
+    messages = checked(rows_of(tmp_path / "m.jsonl", rows))
+    refused = [message for message in messages if "too many names in all" in message]
+    assert 10 <= len(refused) < 30  # the first subjects are read
+
+
+def test_the_wrong_values_of_one_subject_are_reported_up_to_a_number(tmp_path: Path) -> None:
+    unknown = {f"key{number}": 1 for number in range(5_000)}
+    row: dict[str, object] = {"id": "a", "photos": ".", "recipe": dict(unknown), **unknown}
+    path = rows_of(tmp_path / "m.jsonl", [row])
+    started_s = time.process_time()
+    faults = read_manifest(str(path), strict=False).errors
+    assert 100 < len(faults) < 300
+    assert any("more values are wrong" in fault.message for fault in faults)
+    assert time.process_time() - started_s < 5
 
 
 # -- captions --------------------------------------------------------------------------------
