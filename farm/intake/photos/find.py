@@ -214,8 +214,8 @@ def _in_other_form(path: str, budget: LookBudget) -> str | None:
 def _find_remote(url: str, base: str, reference: str, budget: LookBudget) -> Listing:
     if url.startswith("file://"):
         path = url.removeprefix("file://")
-        plain = [text.removeprefix("file://") for text in (base, reference)]
-        return _find_local(path, *plain, budget)
+        start, named = (text.removeprefix("file://") for text in (base, reference))
+        return _find_local(path, start, named, budget)
     if url.startswith("zip://"):
         member, archive = split_member_uri(url)
         return Listing(archive, [(member, url)], is_whole=False)

@@ -54,7 +54,7 @@ for path in sys.argv[1:]:
     data = Path(path).read_bytes()
     reserved.clear()
     budget._give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = mib("VmRSS")
     inspect.judge_photo(data)
     taken.append([mib("VmHWM") - before, sum(reserved) / 2**20])
