@@ -29,6 +29,13 @@ FAKE_NODES = {
     "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
 }
+NO_COMMANDS = (
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "cluster_synced_files",
+)
+"""Without them, Ray's autoscaler ends at once under a provider of type ``external``."""
 END_S = 15.0
 """How long a head may take to end on request; one whose server was killed does not end."""
 
@@ -141,6 +148,7 @@ def ray_head(
 
     Args:
         autoscaling: a cluster file without a provider, whose nodes are started on this machine.
+            Ray calls the head's node type ``ray.head.default``.
     """
     token = (env or {}).get("RAY_AUTH_TOKEN") or secrets.token_hex(16)
     # the paths of Ray's sockets may hold 107 bytes
@@ -156,7 +164,12 @@ def ray_head(
         if autoscaling is not None:
             environment |= FAKE_NODES
             config = Path(folder) / "cluster.json"  # JSON is YAML
-            config.write_text(json.dumps({**autoscaling, "provider": _provider(gcs)}))
+            body = {
+                **_with_known_head(autoscaling),
+                **dict.fromkeys(NO_COMMANDS, []),
+                "provider": _provider(gcs),
+            }
+            config.write_text(json.dumps(body))
             scaling = [f"--autoscaling-config={config}"]
         log = Path(folder) / "head.log"
         with log.open("wb") as output:
@@ -192,7 +205,7 @@ def ray_head(
             for worker in head.workers:
                 if worker.poll() is None:
                     head.kill_worker(worker)
-            family = psutil.Process(process.pid).children(recursive=True)
+            family = [] if process.poll() is not None else _family(process.pid)
             # `ray start --block` ends the processes that it started
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -201,6 +214,17 @@ def ray_head(
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
             process.wait()
+
+
+def _with_known_head(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the head's node type to what ``ray start`` reports."""
+    types, known = dict(cluster["available_node_types"]), "ray.head.default"
+    types[known] = types.pop(cluster["head_node_type"])
+    return {**cluster, "available_node_types": types, "head_node_type": known}
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
 
 
 def _provider(gcs_port: int) -> dict[str, Any]:
