@@ -164,12 +164,7 @@ def ray_head(
         if autoscaling is not None:
             environment |= FAKE_NODES
             config = Path(folder) / "cluster.json"  # JSON is YAML
-            body = {
-                **_with_known_head(autoscaling),
-                **dict.fromkeys(NO_COMMANDS, []),
-                "provider": _provider(gcs),
-            }
-            config.write_text(json.dumps(body))
+            config.write_text(json.dumps(_on_this_machine(autoscaling, gcs)))
             scaling = [f"--autoscaling-config={config}"]
         log = Path(folder) / "head.log"
         with log.open("wb") as output:
@@ -216,11 +211,13 @@ def ray_head(
             process.wait()
 
 
-def _with_known_head(cluster: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the head's node type to what ``ray start`` reports."""
-    types, known = dict(cluster["available_node_types"]), "ray.head.default"
-    types[known] = types.pop(cluster["head_node_type"])
-    return {**cluster, "available_node_types": types, "head_node_type": known}
+def _on_this_machine(cluster: Mapping[str, Any], gcs_port: int) -> dict[str, Any]:
+    """A cluster file whose nodes are raylets on this machine, and whose head has the node type that
+    ``ray start`` reports."""
+    types, head_type = dict(cluster["available_node_types"]), "ray.head.default"
+    types[head_type] = types.pop(cluster["head_node_type"])
+    changed = {"available_node_types": types, "head_node_type": head_type}
+    return {**cluster, **changed, **dict.fromkeys(NO_COMMANDS, []), "provider": _provider(gcs_port)}
 
 
 def _family(pid: int) -> list[psutil.Process]:
