@@ -1,7 +1,7 @@
 """Prompts longer than CLIP reads at once, in windows of 75 tokens, as ComfyUI and A1111 read them.
 
 Owns the division of token ids into windows, each with its own start and end, and the mask over the
-windows that a row lacks. A family encodes each window by itself and joins the states along T.
+windows that a row lacks. A family encodes each window separately and joins the states along T.
 
 Legend: R rows, T tokens.
 """
@@ -49,7 +49,7 @@ def windows_of(ids_RT: Tensor, length: int) -> list[Tensor]:
     """The windows of token ids, each [R, length]; where a row has none, any valid ids."""
     if ids_RT.shape[1] == length:
         return [ids_RT]
-    return list(ids_RT.clamp(min=0).split(length, dim=1))
+    return list(torch.split(ids_RT.clamp(min=0), length, dim=1))
 
 
 def mask_of(ids_RT: Tensor, length: int) -> dict[str, Tensor]:
