@@ -112,6 +112,7 @@ async def validate_request(
         steps=asked.steps,
         guidance=asked.guidance_scale if asked.guidance_scale is not None else DEFAULT_GUIDANCE,
         scheduler=asked.scheduler or "base",
+        long_prompts=asked.long_prompts or (used[0][0].long_prompts if used else "cut"),
         width_px=width_px,
         height_px=height_px,
         adapters=tuple((ref, weight) for _, ref, weight in used),
