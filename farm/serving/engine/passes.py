@@ -99,9 +99,9 @@ class Passes:
         conditioning: Conditioning,
         kept: tuple[object, ...],
     ) -> _Fixed:
-        tokens = conditioning.hidden_RTD.shape[1]
+        extra = sorted((name, value.shape) for name, value in conditioning.extra.items())
         # the kept objects live as long as their entry, so their ids stay theirs
-        key = (latents_RCHW.shape, tokens, *map(id, kept))
+        key = (latents_RCHW.shape, conditioning.hidden_RTD.shape, *extra, *map(id, kept))
         fixed = self._fixed.get(key)
         if fixed is None:
             fixed = self._fixed[key] = self._made(latents_RCHW, timesteps_R, conditioning, kept)

@@ -20,6 +20,7 @@ from torch import Tensor
 from farm.adapters.generate import generate_by_slot
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
+from farm.recipe import Recipe
 from farm.training.plan.costs import BESIDE_ROWS
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.checkpoint import SlotState
@@ -77,6 +78,7 @@ class SlotTrainer:
         self._ended: list[int] = []
         """Slots that finished since the last report."""
         self._free_kept = list(range(num_kept))
+        self._kept: dict[int, Recipe] = {}
         beside = self._pass.evaluates_beside
         self._evaluator = Evaluator(
             base,
@@ -309,11 +311,18 @@ class SlotTrainer:
         slot. None if there are already as many copies as there may be."""
         if not self._free_kept:
             return None
-        return self.bank.keep(slot, self._free_kept.pop())
+        row = self.bank.keep(slot, self._free_kept.pop())
+        self._kept[row] = self._slot_job(slot).recipe
+        return row
 
     def drop_kept(self, row: int) -> None:
         """Give back a row of ``keep``."""
+        del self._kept[row]
         self._free_kept.append(row - self.num_slots - 1)
+
+    def _recipe(self, row: int) -> Recipe:
+        """The recipe of a slot or of a copy."""
+        return self._kept.get(row) or self._slot_job(row).recipe
 
     def loss_curve(self, slot: int) -> tuple[float, ...]:
         """Training loss of each completed step."""
@@ -378,6 +387,7 @@ class SlotTrainer:
             guidance=guidance,
             # on GPUs beside training steps, which need the memory
             batch=BESIDE_ROWS // 2 if on_gpu else 16,
+            chunked=[row for row in prompts if self._recipe(row).long_prompts == "chunk"],
         )
 
     def _slot_job(self, slot: int) -> SlotJob:

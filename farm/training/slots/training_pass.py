@@ -200,10 +200,10 @@ class TrainingPass:
             self._static = batch
         else:
             self._static.copy_(batch)
-        static, tokens = self._static, self._prompts.num_tokens
-        key = (tokens, *self.bank.scale_kinds)
+        static, addresses = self._static, self._prompts.addresses
+        key = (addresses, *self.bank.scale_kinds)
         if key not in self._captured:
-            for old in [old for old in self._captured if old[0] != tokens]:
+            for old in [old for old in self._captured if old[0] != addresses]:
                 del self._captured[old]  # the prompts have moved
             self._captured[key] = Captured(
                 lambda: self._train(static), self.base.device, name="the training step"

@@ -37,8 +37,8 @@ def test_prompts_and_pictures_have_queues_of_low_priority_and_the_batch_never_wa
         passes.append(streams.work())
         return denoise(*args)
 
-    def encoding(prompts: Any) -> Any:
-        found = encode(prompts)
+    def encoding(*args: Any) -> Any:
+        found = encode(*args)
         made = streams.work()
         encoded.update({one.data_ptr(): (made, found) for one in found.tensors})
         return found
