@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -47,6 +46,9 @@ class FamilyNames:
     """Each component's prefix in kohya's files; empty where the family has no such form."""
     kohya_uses_sgm: bool = False
     """Whether kohya names a UNet's layers as Stability's own code does (``input_blocks_4_1``)."""
+    kohya_fuses: bool = False
+    """Whether kohya names a transformer's layers as its authors' own code does, with one adapter
+    for query, key and value."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,13 @@ class Base(ABC):
     schedule: NoiseSchedule
     family: FamilyNames
     guidance_kind: GuidanceKind = "cfg"
-    recipe: Mapping[str, object] = MappingProxyType({})
-    """Recipe fields that the family's official script sets otherwise; they override the presets,
-    and the manifest's fields override them."""
     uses_frames: bool = False
     """Whether the denoiser reads how an image was cropped; see ``whole_frames``."""
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """Recipe fields of the family's official script; presets and manifests override them."""
+        return {}
 
     @property
     def prediction_type(self) -> PredictionType:

@@ -87,6 +87,7 @@ def read_manifest(
     strict: bool = True,
     recipe: Mapping[str, object] | None = None,
     base_recipe: Mapping[str, object] | None = None,
+    family_recipe: Mapping[str, object] | None = None,
     reader: Reader | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
@@ -97,6 +98,7 @@ def read_manifest(
         strict: raise if there is any error; otherwise the faults are in the manifest.
         recipe: fields that override everything in the manifest, for every subject.
         base_recipe: fields that override only presets; see ``farm.recipe.BASE_RECIPES``.
+        family_recipe: fields that presets override; see ``farm.recipe.FAMILY_RECIPES``.
         reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
             does not check their length.
 
@@ -105,7 +107,9 @@ def read_manifest(
             cannot be read at all.
     """
     rows = open_rows(url)
-    resolver = Resolver(rows.head, recipe, base_recipe, reader)
+    resolver = Resolver(
+        rows.head, recipe, base_recipe=base_recipe, family_recipe=family_recipe, reader=reader
+    )
     register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)

@@ -23,6 +23,7 @@ from farm.base.families.meta_parts import meta_parts
 from farm.base.interface import Base, MemoryFacts
 from farm.base.tokens import PromptReader
 from farm.errors import UserError
+from farm.recipe import FAMILY_RECIPES
 from farm.schedulers import SCHEDULERS, SchedulerName
 
 __all__ = ["HALF", "PipelineBase", "padded_ids"]
@@ -146,6 +147,14 @@ class PipelineBase(Base):
     def size_multiple(self) -> int:
         """Pixels that sides must be multiples of."""
         return self.latent_factor
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        fields = dict(FAMILY_RECIPES.get(type(self._pipeline).__name__, {}))
+        side_px = fields.get("resolution_px")
+        if isinstance(side_px, int) and side_px > self.resolution_px:
+            del fields["resolution_px"]  # a smaller base than the script is for
+        return fields
 
     # -- modules ------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def prepare_run(
     manifest = read(base_recipe=edition)
     base = base_facts(request.base, request.revision, fetched)
     if base.recipe:  # known only now: a manifest that cannot be read costs no download
-        manifest = read(base_recipe={**base.recipe, **edition})
+        manifest = read(base_recipe=edition, family_recipe=base.recipe)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
