@@ -8,6 +8,7 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
+from farm.adapters.record import BaseFamily
 from farm.adapters.registry import Registry
 from farm.serving.access.api_keys import Gate
 from farm.serving.access.catalog import Catalog
@@ -54,6 +55,7 @@ def engine_facts(engine: Engine, public_id: str) -> ServedBase:
         fingerprint=base.fingerprint,
         resolution_px=base.resolution_px,
         side_multiple_px=base.memory.latent_factor,
+        family=BaseFamily.of(base.family),
     )
 
 

@@ -77,9 +77,7 @@ def save_adapter(
     """
     if not weights.layers or not weights.is_finite:
         raise AdapterFileError("the adapter is empty or not finite", "train it again")
-    names = base.family
-    family = BaseFamily(title=names.title, pipeline=names.pipeline, tags=names.tags)
-    record = record.model_copy(update={"base_family": family})
+    record = record.model_copy(update={"base_family": BaseFamily.of(base.family)})
     files = _weight_files(weights, record, base, forms, samples)
     kohya_name = next((name for name in files if name.endswith(KOHYA_ENDING)), None)
     pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
