@@ -19,6 +19,7 @@ from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
+from farm.quantization import Quantization
 
 __all__ = ["Manifest", "invalid", "read_manifest"]
 
@@ -42,6 +43,8 @@ class Manifest:
     """All subjects of the file, with or without errors, for the check."""
     scoring: ScoringSettings = ScoringSettings()
     """The settings for quality cards in its defaults."""
+    quantization: Quantization | None = None
+    """How its defaults keep the base."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -119,7 +122,14 @@ def read_manifest(
     if not register.resolved and not faults:
         faults.append(Fault(url, "it holds no subjects", "add subjects"))
     subjects = tuple(one.subject for one in register.resolved if one.subject is not None)
-    manifest = Manifest(url, subjects, tuple(faults), tuple(register.resolved), resolver.scoring)
+    manifest = Manifest(
+        url,
+        subjects,
+        tuple(faults),
+        tuple(register.resolved),
+        scoring=resolver.scoring,
+        quantization=resolver.quantization,
+    )
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest

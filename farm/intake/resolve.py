@@ -88,6 +88,7 @@ class Resolver:
             family=family_recipe,
         )
         self.faults += self._layers.faults
+        self.quantization = defaults.quantize
         self.scoring = ScoringSettings(defaults.scorer, defaults.dino, defaults.scoring_share)
         self._above = self._checked(recipe or {})
         self._class_images = {

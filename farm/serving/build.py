@@ -40,7 +40,13 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, ServedBase]:
     has_gpu = torch.cuda.is_available()
     device = ("cuda" if has_gpu else "cpu") if config.device == "auto" else config.device
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    base = load_base(config.base, device=device, dtype=dtype, revision=config.revision)
+    base = load_base(
+        config.base,
+        device=device,
+        dtype=dtype,
+        revision=config.revision,
+        quantization=config.quantization,
+    )
     base.release_text_encoders()
     registry = Registry(Store(config.store))
     engine = Engine(base, registry, config.engine_config, cache_folder=config.disk_folder)

@@ -43,12 +43,21 @@ def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
     """Every layer of a base that can have an adapter, with or without a bank, and the shape of its
     weight."""
     return {
-        f"{component}.{path}": tuple(layer.weight.shape)
+        f"{component}.{path}": _shape(layer)
         for component, module in base.components.items()
         for path, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d | AdaptedLayer)
         and not path.endswith(".base_layer")
     }
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, also where the weight itself is packed."""
+    layer = layer.base_layer if isinstance(layer, AdaptedLayer) else layer
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    assert isinstance(layer, nn.Conv2d)
+    return tuple(layer.weight.shape)
 
 
 def canonical_name(name: str) -> str:
