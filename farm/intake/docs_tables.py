@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -105,7 +106,7 @@ def _words(info: FieldInfo) -> str:
     return re.sub(r"``([^`]*)``", r"`\1`", text)
 
 
-def _recipes(recipes: Mapping[str, Mapping[str, object]]) -> list[str]:
+def _recipes(recipes: Mapping[Any, Mapping[str, object]]) -> list[str]:
     """A table of partial recipes by name."""
     fields = list(dict.fromkeys(name for recipe in recipes.values() for name in recipe))
     lines = [

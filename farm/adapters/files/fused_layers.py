@@ -183,7 +183,7 @@ def _members(
     """Each member's name, halves, and the factor by which its alpha is smaller."""
     count, rows = len(members), torch.split(up_OR, list(sizes))
     rank, rest = divmod(up_OR.shape[1], count)
-    blocks = [up.split(rank, 1) if rank and not rest else () for up in rows]
+    blocks = [torch.split(up, rank, 1) if rank and not rest else () for up in rows]
     is_diagonal = (
         bool(rank)
         and not rest

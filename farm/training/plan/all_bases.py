@@ -20,7 +20,7 @@ from farm.quantization import Quantization
 from farm.training.plan.costs import FILL, fixed_bytes, slot_bytes
 from farm.training.plan.gpu_lanes import MAX_SLOTS
 from farm.training.plan.plan import GIB
-from farm.training.plan.shape import lane_shape
+from farm.training.plan.shape import workload_of
 
 __all__ = ["CARDS_GIB", "BaseOnCards", "all_bases", "refreshed"]
 
@@ -55,7 +55,7 @@ def all_bases() -> Iterator[BaseOnCards]:
 
 def _on_cards(name: str, build: CountedBuild, kind: Quantization | None) -> BaseOnCards:
     facts = build.memory.quantized(kind)
-    shape = lane_shape(build.recipe, build.resolution_px)
+    shape = workload_of([build.recipe], build.resolution_px).shape
 
     def slots(checkpointing: bool) -> tuple[int, ...]:
         each = slot_bytes(facts, shape, checkpointing)
