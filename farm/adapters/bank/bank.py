@@ -36,6 +36,7 @@ from farm.adapters.bank.layers import (
 from farm.adapters.bank.layout import (
     LayerPlace,
     check_fits,
+    component_columns,
     cross_attentions,
     denoiser_layers,
     lay_out,
@@ -69,7 +70,6 @@ class Bank(nn.Module):
         text_encoder_modules: Sequence[str] = (),
         dtype: torch.dtype | None = None,
         trainable: bool = False,
-        max_per_row: int = 1,
         num_kept: int = 0,
     ) -> None:
         """Wrap the base's layers. ``close`` unwraps them; a base can have one bank at a time.
@@ -79,7 +79,6 @@ class Bank(nn.Module):
             text_encoder_modules: the same for the text encoders; see ``text_layers``.
             dtype: dtype of the stored weights; None means float32 for training, else the base's.
             trainable: whether the grouped route keeps gradients (in ``grad_SP``).
-            max_per_row: maximum number of adapters that one row may use at once.
             num_kept: rows for copies of slots; see ``keep``.
 
         Raises:
@@ -89,8 +88,7 @@ class Bank(nn.Module):
         if num_slots < 1 or max_rank < 1:
             raise ValueError("a bank needs at least one slot and one rank")
         self.base = [base]  # in a list: the base's modules are not the bank's children
-        self.num_slots, self.max_rank, self.max_per_row = num_slots, max_rank, max_per_row
-        self.num_kept = num_kept
+        self.num_slots, self.max_rank, self.num_kept = num_slots, max_rank, num_kept
         self.turns = Turns()
         """Held within every routing; also for other uses of the layers by several threads."""
         self.trainable = trainable
@@ -104,6 +102,7 @@ class Bank(nn.Module):
         self.num_parameters = sum(
             (place.num_inputs + place.num_outputs) * max_rank for place in self.places.values()
         )
+        self.columns = component_columns(self.places, base.denoiser_name, self.num_parameters)
         self._allocate(base.device)
         self._alphas: list[dict[str, float]] = [{} for _ in range(num_slots)]
         self._ranks: list[dict[str, int]] = [{} for _ in range(num_slots)]
@@ -230,15 +229,13 @@ class Bank(nn.Module):
         """Within the context, each row of a pass uses its own slots; -1 means no adapter.
 
         Args:
-            slots_R: int64 [R], or [R, K] with up to ``max_per_row`` adapters per row.
+            slots_R: int64 [R], or [R, K] for several adapters per row.
             weights_RK: factors on the adapters, the shape of ``slots_R``; None means 1.
 
         A captured CUDA graph reads the tensors passed here if they are on the device and have no
         negative entries: keep them, change them in place, and use ``num_slots`` instead of -1.
         """
         slots_RK = slots_R.unsqueeze(1) if slots_R.ndim == 1 else slots_R
-        if slots_RK.shape[1] > self.max_per_row:
-            raise ValueError(f"{slots_RK.shape[1]} adapters per row; at most {self.max_per_row}")
         device = self.flat_ZP.device
         if slots_RK.device != device or device.type == "cpu":
             if int(slots_RK.max()) > self.num_slots + self.num_kept or int(slots_RK.min()) < -1:

@@ -104,15 +104,13 @@ def fixed_bytes(facts: MemoryFacts) -> int:
 
 def beside_bytes(facts: MemoryFacts, shape: LaneShape) -> int:
     """GPU memory for generating images beside training: one pass, and one image in the VAE."""
-    value_bytes = max(1, round(facts.weight_bytes / facts.num_parameters))
     rows = BESIDE_ROWS * FORWARD_SHARE * _saved_values(facts, shape)
     pixels = DECODER_VALUES_PER_PIXEL * shape.resolution_px**2
-    return round((rows + pixels) * value_bytes)
+    return round((rows + pixels) * facts.value_bytes)
 
 
 def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int:
     """GPU memory of one slot: adapter, optimizer state and saved activations."""
-    value_bytes = max(1, round(facts.weight_bytes / facts.num_parameters))
     if facts.counts is None:
         adapter = facts.denoiser_parameters * ADAPTER_SHARE_PER_RANK * shape.max_rank
     else:
@@ -121,7 +119,7 @@ def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int
     if checkpointing:
         kept = whole * SAVED_PER_CELL_CHECKPOINTED / SAVED_PER_CELL
         per_row = kept + whole * RECOMPUTED_SHARE
-    activations = per_row * value_bytes * TRANSIENT_FACTOR * shape.rows
+    activations = per_row * facts.value_bytes * TRANSIENT_FACTOR * shape.rows
     return round(adapter * STATE_BYTES_PER_WEIGHT + activations)
 
 
