@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "BASE_RECIPES",
+    "FAMILY_RECIPES",
     "PRESETS",
     "WIDE_MODULES",
     "EarlyStop",
+    "LongPrompts",
     "LossWeighting",
     "PresetName",
     "Recipe",
@@ -24,6 +26,9 @@ __all__ = [
 TimestepSampling = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "sigma_sqrt", "cosmap", "sigma_squared"]
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
+LongPrompts = Literal["cut", "chunk"]
+"""What happens to a prompt longer than the text encoder reads at once: ``cut`` drops its end,
+``chunk`` reads it in several windows, as ComfyUI and A1111 do."""
 PresetName = Literal["object", "live", "style"]
 """``object``: things; ``live``: people and animals; ``style``: a look rather than a thing."""
 
@@ -67,6 +72,8 @@ class Recipe(BaseModel):
     """LoRA scale numerator; the update is scaled by alpha/rank. None means alpha = rank."""
     learning_rate: float = Field(1e-4, gt=0, le=1)
     """AdamW step size; 1e-4 constant is the diffusers README recipe."""
+    text_encoder_learning_rate: float | None = Field(None, gt=0, le=1)
+    """The same for the text encoders' layers; None takes `learning_rate`."""
     learning_rate_schedule: LearningRateSchedule = "constant"
     """Shape after warm-up; cosine and linear end at zero with the last step."""
     warmup_steps: int = Field(0, ge=0, le=100_000)
@@ -107,6 +114,10 @@ class Recipe(BaseModel):
     """Endings of the names of denoiser modules that get an adapter; attention by default."""
     text_encoder_modules: tuple[str, ...] = ()
     """The same for the text encoder, such as ``("q_proj", "k_proj", "v_proj", "out_proj")``."""
+    long_prompts: LongPrompts = "cut"
+    """Prompts and captions longer than the 75 tokens that CLIP reads: `cut` drops the end, `chunk`
+    reads them in windows of 75, as ComfyUI and A1111 do. Without effect on bases with long text
+    encoders; class prompts are always cut."""
     checkpoint_every: int = Field(100, ge=1, le=100_000)
     """Steps between two resumable checkpoints: the most that a lost lane costs."""
     sample_every: int = Field(0, ge=0, le=100_000)
@@ -180,3 +191,53 @@ BASE_RECIPES: dict[str, dict[str, object]] = {
 }
 """Recipe fields of bases that differ from Stable Diffusion, by name of the base. They override the
 presets, which are made for Stable Diffusion; fields of the manifest override them."""
+
+_SCRIPT: dict[str, object] = {
+    "steps": 500,
+    "learning_rate": 1e-4,
+    "text_encoder_learning_rate": 5e-6,
+    "weight_decay": 1e-4,
+    "rank": 4,
+}
+"""What the diffusers scripts and their README commands for these families agree on."""
+_JOINT = tuple(
+    f"attn.{name}"
+    for name in (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    )
+)  # fmt: skip
+"""Attention layers of transformers in which text and image attend to each other."""
+
+FAMILY_RECIPES: dict[str, dict[str, object]] = {
+    # train_dreambooth_lora_sdxl.py; 1024 px is the base's own side
+    "StableDiffusionXLPipeline": _SCRIPT,
+    # train_dreambooth_lora_sd3.py; its README trains at 4e-4
+    "StableDiffusion3Pipeline": {
+        **_SCRIPT,
+        "learning_rate": 4e-4,
+        "resolution_px": 512,
+        "target_modules": _JOINT,
+    },
+    # train_dreambooth_lora_flux.py; its README uses Prodigy, the rate is the script's for AdamW
+    "FluxPipeline": {
+        **_SCRIPT,
+        "resolution_px": 512,
+        "target_modules": (
+            *_JOINT, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+        ),
+    },
+    # train_dreambooth_lora_flux2_klein.py; `to_out` is the output of the single blocks, which the
+    # script lists one by one for 24 blocks
+    "Flux2KleinPipeline": {
+        **_SCRIPT,
+        "resolution_px": 512,
+        "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out"),
+    },
+    # train_dreambooth_lora_z_image.py; 1024 px is the base's own side
+    "ZImagePipeline": _SCRIPT,
+}  # fmt: skip
+"""Recipe fields of a model family's official training script, by the diffusers pipeline of its
+bases. Presets override them. The scripts accumulate four samples for a step; here a step has
+``instance_rows`` of them, because more rows of one subject are memory that other subjects' slots
+could use. How timesteps are sampled and losses weighted follows the base where a recipe says
+nothing; see ``timestep_sampling`` and ``loss_weighting``."""

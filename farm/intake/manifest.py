@@ -19,6 +19,7 @@ from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
+from farm.quantization import Quantization
 
 __all__ = ["Manifest", "invalid", "read_manifest"]
 
@@ -42,6 +43,8 @@ class Manifest:
     """All subjects of the file, with or without errors, for the check."""
     scoring: ScoringSettings = ScoringSettings()
     """The settings for quality cards in its defaults."""
+    quantization: Quantization | None = None
+    """How its defaults keep the base."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -87,6 +90,7 @@ def read_manifest(
     strict: bool = True,
     recipe: Mapping[str, object] | None = None,
     base_recipe: Mapping[str, object] | None = None,
+    family_recipe: Mapping[str, object] | None = None,
     reader: Reader | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
@@ -97,6 +101,7 @@ def read_manifest(
         strict: raise if there is any error; otherwise the faults are in the manifest.
         recipe: fields that override everything in the manifest, for every subject.
         base_recipe: fields that override only presets; see ``farm.recipe.BASE_RECIPES``.
+        family_recipe: fields that presets override; see ``farm.recipe.FAMILY_RECIPES``.
         reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
             does not check their length.
 
@@ -105,17 +110,27 @@ def read_manifest(
             cannot be read at all.
     """
     rows = open_rows(url)
-    resolver = Resolver(rows.head, recipe, base_recipe, reader)
+    resolver = Resolver(
+        rows.head, recipe, base_recipe=base_recipe, family_recipe=family_recipe, reader=reader
+    )
     register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
     faults = list(dict.fromkeys((*rows.faults, *resolver.faults, *register.faults)))
-    if (fault := _unknown_classes(url, register.resolved, reader)) is not None:
-        faults.append(fault)
+    for judge in (_unknown_classes, _unread_windows):
+        if (fault := judge(url, register.resolved, reader)) is not None:
+            faults.append(fault)
     if not register.resolved and not faults:
         faults.append(Fault(url, "it holds no subjects", "add subjects"))
     subjects = tuple(one.subject for one in register.resolved if one.subject is not None)
-    manifest = Manifest(url, subjects, tuple(faults), tuple(register.resolved), resolver.scoring)
+    manifest = Manifest(
+        url,
+        subjects,
+        tuple(faults),
+        tuple(register.resolved),
+        scoring=resolver.scoring,
+        quantization=resolver.quantization,
+    )
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest
@@ -139,6 +154,21 @@ def _unknown_classes(
     )
     remedy = "name another base with --base, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
     return Fault(url, message, remedy, field="class_noun", severity="warning")
+
+
+def _unread_windows(
+    url: str, resolved: Sequence[ResolvedSubject], reader: Reader | None
+) -> Fault | None:
+    """One warning if long prompts are to be read in windows, and the base does not read them."""
+    if reader is None or reader.max_windows > 1:
+        return None
+    subjects = (one.subject for one in resolved if one.subject is not None)
+    if not any(subject.recipe.long_prompts == "chunk" for subject in subjects):
+        return None
+    message = (
+        f"`chunk` has no effect on the base `{reader.base}`, which reads prompts at one length"
+    )
+    return Fault(url, message, "leave it out", field="long_prompts", severity="warning")
 
 
 def _as_last_words(nouns: Sequence[str]) -> tuple[str, ...]:

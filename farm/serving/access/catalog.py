@@ -18,8 +18,10 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from farm.adapters.file_names import DIFFUSERS_FILE
+from farm.adapters.record import BaseFamily
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
+from farm.recipe import LongPrompts
 from farm.safe_names import is_job_key, is_safe_name
 from farm.serving.ttl_cache import MAX_AGE_S, PATIENCE_S, TtlCache
 
@@ -53,9 +55,12 @@ class AdapterFacts:
     """Both as the namespace that trained it wrote them; None for another that shares the job."""
     base_id: str
     base_fingerprint: str
+    base_family: BaseFamily
     created: str
     sha256: str
     """Digest of the weights file."""
+    long_prompts: LongPrompts
+    """How prompts were read in training."""
     samples: tuple[str, ...]
     """Sample pictures by their paths within the adapter's folder."""
 
@@ -259,8 +264,10 @@ class Catalog:
             instance_prompt=record.instance_prompt,
             base_id=record.base_id,
             base_fingerprint=record.base_fingerprint,
+            base_family=record.base_family,
             created=record.created,
             sha256=record.files.get(DIFFUSERS_FILE, ""),
+            long_prompts=record.recipe.long_prompts if record.recipe else "cut",
             samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
         )
 
