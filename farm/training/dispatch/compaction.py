@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 SUFFIX = ".state"
-COPIED_AT_ONCE = 25_000
-"""Jobs copied with each write of the ledger: a millisecond."""
+COPIED_AT_ONCE = 10_000
+"""Jobs copied with each write of the ledger: half a millisecond on an idle machine."""
 KEPT_FILES = 2
 TALLY = "tally.json"
 TALLY_LAG = 50
