@@ -120,11 +120,10 @@ async def validate_request(
         deadline_s=limits.deadline_s,
         preview_every=_preview_every(asked),
     )
-    request_id = request.state.request_id
-    # a unique id, even if a caller gives two requests the same id
-    unique = secrets.token_hex(4)
+    # unique even if a caller gives two requests the same id
+    order_id = f"{request.state.request_id}-{secrets.token_hex(4)}"
     pictures = tuple(
-        replace(template, id=f"{request_id}-{unique}-{index}", seed=first_seed + index)
+        replace(template, id=f"{order_id}-{index}", seed=first_seed + index)
         for index in range(num_pictures)
     )
     root = services.public_url or str(request.base_url).rstrip("/")
@@ -206,8 +205,12 @@ async def _find_adapters(
     async def find(model: str, weight: float) -> tuple[AdapterFacts, AdapterRef, float]:
         named, facts = await services.catalog.resolve(tenant.namespace, model)
         if facts.base_fingerprint != base.fingerprint:
+            theirs, ours = facts.base_family, base.family
+            families = ""
+            if theirs.pipeline != ours.pipeline:
+                families = f": on {theirs.title}, not on {ours.title}"
             raise RequestRefused(
-                f"{named.name} was trained on another base than this endpoint holds",
+                f"{named.name} was trained on another base than this endpoint holds{families}",
                 "train it on this base, or use the endpoint of its own base",
                 "model",
             )
