@@ -45,9 +45,10 @@ HUB_VARIANTS = ["*.fp16*", "*.non_ema*"]
 HUB_PATTERNS = ["model_index.json", *(f"*/*{ending}" for ending in FETCHED_ENDINGS)]
 
 
-def embedded_folder() -> Path:
-    """The folder of the embedded base inside the package."""
-    return Path(__file__).parent / "embedded" / "weights"
+def embedded_folder(edition: str = EMBEDDED) -> Path:
+    """The folder of the embedded base, or of an earlier edition of it, inside the package."""
+    folder = "weights" if edition == EMBEDDED else f"weights-{edition}"
+    return Path(__file__).parent / "embedded" / folder
 
 
 def load_base(
@@ -76,7 +77,6 @@ def load_base(
     """
     import torch as torch_
 
-    name = edition_of(name)
     place = torch_.device(device)
     if name in get_args(BuiltName):
         _refuse_revision(name, revision)
@@ -111,7 +111,7 @@ def resolve_folder(
     """
     if edition_of(name) == EMBEDDED:
         _refuse_revision(name, revision)
-        return _checked(embedded_folder(), name)
+        return _checked(embedded_folder(name), name)
     if "://" in name:
         _refuse_revision(name, revision)
         return _checked(_fetch_url(name, fetched), name)
