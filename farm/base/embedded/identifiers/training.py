@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.folder import load_pipeline, write_base
@@ -98,9 +98,8 @@ def make_legible(
     _train(lesson, plan, out)
     pipeline.text_encoder.eval()
     blind(pipeline.unet, directions_DQ)
-    write_base(
-        out / "weights", pipeline.tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet
-    )
+    tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer")  # as saved: without padding
+    write_base(out / "weights", tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet)
     return load_pipeline(out / "weights")
 
 
