@@ -81,9 +81,9 @@ def _letters(rng: random.Random) -> str:
 
 
 def make_legible(
-    source: Path, out: Path, plan: LegibilityPlan | None = None
-) -> StableDiffusionPipeline:
-    """Train in `out`, or resume there, and write the base to `out/weights`.
+    source: Path, work: Path, weights: Path, plan: LegibilityPlan | None = None
+) -> None:
+    """Train in `work`, or resume there, and write the base's folder to `weights`.
 
     Args:
         source: the folder of a base whose text encoder drops identifiers.
@@ -95,12 +95,11 @@ def make_legible(
     with torch.no_grad():
         directions_DQ = unused_directions(old(encode_texts(pipeline.tokenizer, texts))[0])
     lesson = _Lesson(pipeline, old, directions_DQ, plan)
-    _train(lesson, plan, out)
+    _train(lesson, plan, work)
     pipeline.text_encoder.eval()
     blind(pipeline.unet, directions_DQ)
     tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer")  # as saved: without padding
-    write_base(out / "weights", tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet)
-    return load_pipeline(out / "weights")
+    write_base(weights, tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet)
 
 
 def _prompts(plan: LegibilityPlan, step: int, num: int, *, plain: bool = False) -> list[str]:
@@ -138,11 +137,11 @@ class _Lesson:
         return rest.square().sum(2).mean(), (coded - codes).square().sum(2).mean()
 
 
-def _train(lesson: _Lesson, plan: LegibilityPlan, out: Path) -> None:
+def _train(lesson: _Lesson, plan: LegibilityPlan, work: Path) -> None:
     torch.manual_seed(plan.seed)
     encoder = lesson.encoder.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=plan.learning_rate, weight_decay=0.0)
-    progress, checkpoint = ProgressLog(out / "progress.jsonl"), out / "state.safetensors"
+    progress, checkpoint = ProgressLog(work / "progress.jsonl"), work / "state.safetensors"
     for step in range(load_checkpoint(checkpoint, encoder, optimizer), plan.num_steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * one_cycle(step, plan.num_steps)
@@ -166,7 +165,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=LegibilityPlan.num_steps)
     options = parser.parse_args()
     plan = LegibilityPlan(num_steps=options.steps)
-    make_legible(resolve_folder("embedded-64"), options.out, plan)
+    out: Path = options.out
+    make_legible(resolve_folder("embedded-64"), out, out / "weights", plan)
 
 
 if __name__ == "__main__":
