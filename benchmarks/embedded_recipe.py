@@ -86,7 +86,7 @@ def train_group(
     trainees = [Trainee(one.name, one.class_noun, photos_of(one), recipe) for one in group]
     nouns = [one.class_noun for one in group]
     priors = prior_sets(base, nouns, recipe.num_prior_images, folder)
-    bench = Bench(base, trainees, priors, embedded_scorer(), ScoringBudget(12, 12, 4))
+    bench = Bench(base, trainees, priors, embedded_scorer(), ScoringBudget(12, 6, 4))
     try:
         bench.train_to(recipe.steps)
         return bench.examine(), bench.training_s
@@ -149,9 +149,11 @@ def sweep(options: argparse.Namespace) -> None:
     base = load_base(options.base)
     for name in options.variants:
         change = VARIANTS[name] if name in VARIANTS else json.loads(name)
-        recipe = Recipe(**{**DEMO, "checkpoint_every": 100_000, **change})
+        fields = {**DEMO, "steps": options.steps, "checkpoint_every": 100_000, **change}
+        recipe = Recipe(**fields)
         done = {(one["variant"], one["subject"]) for one in lines_of(results)}
-        missing = [one for one in subjects if (name, one.name) not in done]
+        wanted = subjects[: options.first] if options.first else subjects
+        missing = [one for one in wanted if (name, one.name) not in done]
         for first in range(0, len(missing), GROUP):
             if time.monotonic() - began > options.budget_s:
                 return
@@ -180,7 +182,9 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="names, or JSON")
     parser.add_argument("--base", default="embedded", help="name or folder of the base")
     parser.add_argument("--subjects", type=int, default=8)
+    parser.add_argument("--first", type=int, help="train only the first N of the subjects")
     parser.add_argument("--seed", type=int, default=77)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--budget-s", type=float, default=math.inf)
     parser.add_argument("--table", action="store_true", help="print the means, and train nothing")
     options = parser.parse_args()
