@@ -50,15 +50,15 @@ def refuse_other_family(
             another width.
     """
     shapes = known if isinstance(known, Mapping) else {}
-    theirs = _text_width(inputs)
-    ours = _text_width({name: shape[1] for name, shape in shapes.items() if len(shape) > 1})
+    layer, theirs = _text_layer(inputs)
+    _, ours = _text_layer({name: shape[1] for name, shape in shapes.items() if len(shape) > 1})
     remedy = "use it with the family of base models that it was trained on"
     names = (_named(inputs, theirs), _named(shapes, ours))
     # where neither has a name, the layer and both shapes are reported by the reader
     if theirs and ours and theirs != ours and set(names) != {UNNAMED}:
         raise AdapterFileError(
             f"{path} is an adapter of {names[0]}, whose denoiser reads text states "
-            f"of width {theirs}; the base is {names[1]}, of width {ours}",
+            f"of width {theirs}, as in {layer}; the base is {names[1]}, of width {ours}",
             remedy,
         )
     if unknown:
@@ -70,9 +70,10 @@ def refuse_other_family(
         )
 
 
-def _text_width(inputs: Mapping[str, int]) -> int | None:
-    """Inputs of the cross-attention's keys and values."""
-    return next((width for name, width in inputs.items() if CROSS_ATTENTION.search(name)), None)
+def _text_layer(inputs: Mapping[str, int]) -> tuple[str, int | None]:
+    """One of the cross-attention's layers of keys and values, and its number of inputs."""
+    found = (pair for pair in inputs.items() if CROSS_ATTENTION.search(pair[0]))
+    return next(found, ("", None))
 
 
 def _named(layers: Iterable[str], width: int | None) -> str:

@@ -88,7 +88,7 @@ class ChatPrompts(FlowBase):
     def num_tokens(self) -> int:
         return CHAT_TOKENS
 
-    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+    def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
         tokens = self._pipeline.tokenizer(
             [self._in_template(prompt) for prompt in prompts],
             padding="max_length",
