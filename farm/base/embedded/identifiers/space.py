@@ -35,7 +35,8 @@ def unused_directions(states_NTD: Tensor, num: int = NUM_DIRECTIONS) -> Tensor:
     """The `num` orthonormal directions (D, Q) in which embeddings have the least energy."""
     flat = states_NTD.flatten(0, 1).double()
     _, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
-    return vectors[:, :num].float()
+    weakest: Tensor = vectors[:, :num].float()
+    return weakest
 
 
 @dataclass(frozen=True)
