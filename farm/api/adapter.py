@@ -179,7 +179,8 @@ def load(
     shared = _shared_base(os.fspath(base) if base is not None else known_as, device)
     if record.base_fingerprint != shared.base.fingerprint:
         raise UserError(
-            f"{name} was trained on {known_as}, not on {shared.base.name}",
+            f"{name} was trained on {known_as} ({record.base_family.title}), not on "
+            f"{shared.base.name} ({shared.base.family.title})",
             f"give base={known_as!r}, in the revision it was trained on",
         )
     files = [DIFFUSERS_FILE] if DIFFUSERS_FILE in record.files else None

@@ -156,7 +156,8 @@ def _check_base(base: Base, found: Iterable[_Found]) -> None:
         if one.record.base_fingerprint != base.fingerprint:
             known_as = trained_on(one.record.base_id, one.record.base_fingerprint)
             raise UserError(
-                f"{one.name} was trained on {known_as}, not on {base.name}",
+                f"{one.name} was trained on {known_as} "
+                f"({one.record.base_family.title}), not on {base.name} ({base.family.title})",
                 f"give --base {known_as}",
             )
 

@@ -49,7 +49,13 @@ class Flux2KleinBase(ChatPrompts):
     pipeline_class: ClassVar[Any] = Flux2KleinPipeline
     thinking: ClassVar[bool] = False
     family = FamilyNames(
-        "FLUX.2-klein", "Flux2KleinPipeline", "flux-2-klein", "flux2_klein", tags=("flux2-klein",)
+        "FLUX.2-klein",
+        "Flux2KleinPipeline",
+        "flux-2-klein",
+        "flux2_klein",
+        tags=("flux2-klein",),
+        kohya_prefixes={"transformer": "lora_unet_"},
+        kohya_fuses=True,
     )
 
     def __init__(self, pipeline: Flux2KleinPipeline, *, name: str, fingerprint: str) -> None:

@@ -21,7 +21,7 @@ from farm.intake.check import Progress, check_manifest
 from farm.intake.job import PriorSpec
 from farm.intake.manifest import read_manifest
 from farm.intake.scoring import ScoringSettings
-from farm.recipe import BASE_RECIPES
+from farm.recipe import BASE_PRIORS, BASE_RECIPES
 from farm.storage import Store
 from farm.training.lane.settings import Pictures
 from farm.training.plan.calibration import find_calibration
@@ -57,13 +57,14 @@ def prepare_run(
         request.manifest,
         strict=False,
         recipe=request.recipe,
+        base_prior=BASE_PRIORS.get(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
     edition = BASE_RECIPES.get(edition_of(request.base), {})
     manifest = read(base_recipe=edition)
     base = base_facts(request.base, request.revision, fetched)
     if base.recipe:  # known only now: a manifest that cannot be read costs no download
-        manifest = read(base_recipe={**base.recipe, **edition})
+        manifest = read(base_recipe=edition, family_recipe=base.recipe)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -72,7 +73,11 @@ def prepare_run(
         check.raise_for_errors()
         raise UserError(f"{request.manifest} has no subjects", "add at least one")
     faulty = {fault.subject for fault in check.errors if fault.subject}
-    request = replace(request, scoring=request.scoring.over(manifest.scoring))
+    request = replace(
+        request,
+        scoring=request.scoring.over(manifest.scoring),
+        quantization=request.quantization or manifest.quantization,
+    )
     prepared = _prepared(request, store, base, jobs)
     return replace(
         prepared,
@@ -88,7 +93,11 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
     jobs = JobSet.of(read_run_jobs(store, run_id).assignments())
     asked = read_settings(store, run_id).get("request") or {}
     kept = ScoringSettings(**asked.get("scoring", {}))
-    request = replace(request, scoring=request.scoring.over(kept))
+    request = replace(
+        request,
+        scoring=request.scoring.over(kept),
+        quantization=request.quantization or asked.get("quantization"),
+    )
     return _prepared(request, store, base_facts(request.base, request.revision), jobs)
 
 
@@ -132,6 +141,7 @@ def _plan(
     hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
+    memory = memory.quantized(request.quantization)
     make = partial(
         make_plan,
         memory,
