@@ -20,6 +20,7 @@ from farm.training.plan.costs import (
     PEAK_SHARE,
     SHARING_LOSS,
     TRAINING_FACTOR,
+    beside_bytes,
     fixed_bytes,
     lane_bytes,
     row_flops,
@@ -118,6 +119,8 @@ def _candidate(inputs: PlanInputs, split: Split, checkpointing: bool) -> Plan | 
 def _lane_memory(inputs: PlanInputs, checkpointing: bool) -> tuple[int, int]:
     """Bytes of a lane without slots, and of a slot; from the card's calibration if there is one."""
     fixed = fixed_bytes(inputs.facts)
+    if inputs.workload.num_pictures:
+        fixed += beside_bytes(inputs.facts, inputs.shape)
     each = slot_bytes(inputs.facts, inputs.shape, checkpointing)
     measured = inputs.hardware.calibration
     if measured is None:
