@@ -149,6 +149,8 @@ class Flux2DevBase(Flux2Base):
     @classmethod
     def _complete(cls, pipeline: Any, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        if not tokenizer.chat_template:
+            raise ValueError("its tokenizer has no chat template")
         pipeline.register_modules(tokenizer=tokenizer)
 
     def _in_chat(self, prompts: Sequence[str], **options: Any) -> Any:

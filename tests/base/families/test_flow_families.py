@@ -242,6 +242,9 @@ def test_a_folder_loads_by_its_pipeline_and_has_one_fingerprint(base: Base, tmp_
         ("klein-4b", 3_875_544_576),
         ("flux1-dev", 11_901_408_320),
         ("sd35-medium", 2_243_171_520),
+        ("flux2-dev", 32_223_281_152),
+        ("qwen-image", 20_430_401_088),
+        ("krea2", 12_820_073_036),
     ],
 )
 def test_the_build_of_the_true_shape_has_the_models_own_size(name: str, parameters: int) -> None:

@@ -93,7 +93,7 @@ def test_a_row_of_a_mixed_batch_is_the_row_alone(name: str, tmp_path: Path) -> N
 def test_a_manifest_is_run_served_and_asked_for_by_an_openai_client(
     name: str, tmp_path: Path
 ) -> None:
-    recipe = QUICK | {"steps": 3, "num_prior_images": 2, "learning_rate": 1e-2}
+    recipe = QUICK | {"steps": 3, "num_prior_images": 2, "learning_rate": 1e-2, "rank": 4}
     manifest = write_manifest(tmp_path / "m", 2, recipe=recipe, nouns=("cat",))
     store = Store(tmp_path / "served" / "store")
     summary = run_manifest(request(manifest, store.url, base=name, slots=2))

@@ -46,9 +46,7 @@ class Krea2Base(QwenFamily):
 
     pipeline_class: ClassVar[Any] = Krea2Pipeline
     family = FamilyNames("Krea 2", "Krea2Pipeline", "Krea-2", "krea2", tags=("krea-2",))
-    recipe = MappingProxyType(
-        {"rank": 32, "alpha": 32.0, "learning_rate": 3e-4, "target_modules": TARGETS}
-    )
+    recipe = MappingProxyType({"rank": 32, "learning_rate": 3e-4, "target_modules": TARGETS})
 
     def __init__(self, pipeline: Krea2Pipeline, *, name: str, fingerprint: str) -> None:
         super().__init__(pipeline, name=name, fingerprint=fingerprint)
