@@ -17,7 +17,7 @@ def s3_endpoint() -> Iterator[str]:
         yield endpoint
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A local Ray with two logical CPUs, in a private folder."""
     os.environ.setdefault("RAY_worker_niceness", "0")

@@ -121,9 +121,9 @@ def read_hardware(
     """Connect to a cluster and choose its nodes; see ``choose_hardware``."""
     import ray
 
-    from farm.training.cluster.start import start_ray
+    from farm.training.cluster.start import is_connected, start_ray
 
-    is_own = not ray.is_initialized()
+    is_own = not is_connected(address)
     if is_own:
         start_ray(address=address, log_to_driver=False)
     try:

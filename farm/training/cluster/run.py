@@ -29,7 +29,7 @@ from farm.training.cluster.dispatch_actor import (
 from farm.training.cluster.lane_runs import LaneRuns
 from farm.training.cluster.prior_thread import PriorThread
 from farm.training.cluster.ray_train import LaneRun, LaneSpec
-from farm.training.cluster.start import start_ray
+from farm.training.cluster.start import is_connected, start_ray
 from farm.training.cluster.watch import (
     SILENCE_S,
     ClusterWatch,
@@ -78,10 +78,10 @@ def run_on_ray(driver: Driver) -> list[Job]:
 @contextmanager
 def _connected(driver: Driver) -> Iterator[None]:
     """Connect to a cluster, or start Ray here and shut it down afterwards."""
-    if ray.is_initialized():  # the caller's connection, such as a notebook's
+    address = driver.prepared.request.address
+    if is_connected(address):  # the caller's connection, such as a notebook's
         yield
         return
-    address = driver.prepared.request.address
     options: dict[str, Any] = {"log_to_driver": bool(os.environ.get("FARM_DEBUG"))}
     if address is None:
         plan = driver.prepared.plan

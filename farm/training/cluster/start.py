@@ -19,7 +19,7 @@ from farm.errors import HeadLost, LaneLost, UserError
 from farm.training.cluster.auth import TOKEN_REMEDY, require_token, use_token_if_there_is_one
 from farm.training.cluster.ray_folder import ray_folder_options
 
-__all__ = ["keep_ray_stopped", "quiet_ray", "start_ray"]
+__all__ = ["is_connected", "keep_ray_stopped", "quiet_ray", "start_ray"]
 
 RAY_STARTS = 4
 CONNECT_S = 10.0
@@ -67,6 +67,32 @@ def start_ray(**options: Any) -> None:
                     f"Ray did not start within 30 s, {attempt} times: {error}",
                     "the machine is too busy; try again, or use --in-process",
                 ) from error
+
+
+def is_connected(address: str | None) -> bool:
+    """Whether this process is already connected to the cluster at ``address``, or, if None, to any.
+
+    Raises:
+        UserError: if it is connected to another cluster: a process can only use one.
+    """
+    if not ray.is_initialized():
+        return False
+    current = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto") and _resolved(str(address)) != _resolved(current):
+        raise UserError(
+            f"this process is already connected to the Ray cluster at {current}, not {address}",
+            "call ray.shutdown() first, or leave out the address",
+        )
+    return True
+
+
+def _resolved(address: str) -> str:
+    """``host:port`` with the host's first IP address, if it has one; others as they are."""
+    host, colon, port = address.rpartition(":")
+    try:
+        return socket.gethostbyname(host) + colon + port
+    except OSError:
+        return address
 
 
 def keep_ray_stopped() -> None:

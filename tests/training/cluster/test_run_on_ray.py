@@ -18,9 +18,11 @@ from support.scorers import save_clip
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.registry import Registry
 from farm.base.loading import load_base
+from farm.errors import UserError
 from farm.intake.scoring import WHOLE_CARD, ScoringSettings
 from farm.quality.judge import QualityJudge
 from farm.storage import Store
+from farm.training.cluster.start import is_connected
 from farm.training.dispatch.ledger import read_events
 from farm.training.dispatch.messages import DispatchSettings, Notice, Snapshot
 from farm.training.execute import prepare_run, run_manifest
@@ -156,3 +158,11 @@ def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: 
     np.testing.assert_array_equal(
         link.prior(spec.key)["moments"], read_prior_set(store, spec.key)["moments"]
     )
+
+
+def test_a_connected_process_does_not_use_another_cluster_unnoticed(ray_here: Any) -> None:
+    current = ray_here.get_runtime_context().gcs_address
+    for address in (None, "auto", current):
+        assert is_connected(address)
+    with pytest.raises(UserError, match=r"connected to the Ray cluster at .*, not 10\.0\.0\.1"):
+        is_connected("10.0.0.1:6379")
