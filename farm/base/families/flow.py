@@ -190,4 +190,5 @@ def to_tokens(latents_RCHW: Tensor, patch: int) -> Tensor:
 
 def from_tokens(tokens_RND: Tensor, height: int, width: int, patch: int) -> Tensor:
     """Transformer tokens as latents of ``height`` by ``width`` patches."""
-    return functional.pixel_shuffle(tokens_RND.mT.unflatten(2, (height, width)), patch)
+    rows, _, channels = tokens_RND.shape
+    return functional.pixel_shuffle(tokens_RND.mT.reshape(rows, channels, height, width), patch)

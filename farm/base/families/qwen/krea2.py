@@ -87,13 +87,14 @@ class Krea2Base(QwenFamily):
         self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
     ) -> Tensor:
         height, width = latents_RCHW.shape[2] // PATCH, latents_RCHW.shape[3] // PATCH
+        rows, tokens, _ = conditioning.hidden_RTD.shape
         layers = int(self._denoiser.config.num_text_layers)
         predicted_RND = self._denoiser(
             hidden_states=to_tokens(latents_RCHW, PATCH),
-            encoder_hidden_states=conditioning.hidden_RTD.unflatten(2, (layers, -1)),
+            encoder_hidden_states=conditioning.hidden_RTD.reshape(rows, tokens, layers, -1),
             timestep=timesteps_R.to(latents_RCHW.dtype) / 1000,
             position_ids=self._pipeline.prepare_position_ids(
-                conditioning.num_tokens, height, width, latents_RCHW.device
+                tokens, height, width, latents_RCHW.device
             ),
             encoder_attention_mask=conditioning.extra[MASK],
             return_dict=False,
@@ -167,7 +168,7 @@ class _AcrossLayers:
         image_rotary_emb: Any = None,
     ) -> Tensor:
         def heads(values: Tensor, count: int) -> Tensor:
-            return values.unflatten(-1, (count, attn.head_dim)).flatten(0, 1)
+            return values.reshape(-1, values.shape[-2], count, attn.head_dim)
 
         query = attn.norm_q(heads(attn.to_q(hidden_states), attn.num_heads))
         key = attn.norm_k(heads(attn.to_k(hidden_states), attn.num_kv_heads))
@@ -176,6 +177,6 @@ class _AcrossLayers:
         if groups > 1:
             key, value = (one.repeat_interleave(groups, dim=2) for one in (key, value))
         attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        attended = attended.flatten(2).unflatten(0, hidden_states.shape[:2])
-        output: Tensor = attn.to_out[0](attended * torch.sigmoid(attn.to_gate(hidden_states)))
-        return output
+        attended = attended.reshape(hidden_states.shape)
+        gated: Tensor = attn.to_out[0](attended * torch.sigmoid(attn.to_gate(hidden_states)))
+        return gated

@@ -98,5 +98,6 @@ class QwenImageBase(QwenFamily):
 
 def _token_norms(prediction_GCHW: Tensor) -> Tensor:
     """The norm of each cell's transformer token, [G, 1, H, W]."""
-    norms_G1HW = functional.pixel_unshuffle(prediction_GCHW, PATCH).norm(dim=1, keepdim=True)
+    tokens_GDHW = functional.pixel_unshuffle(prediction_GCHW, PATCH)
+    norms_G1HW = torch.linalg.vector_norm(tokens_GDHW, dim=1, keepdim=True)
     return norms_G1HW.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
