@@ -164,7 +164,8 @@ def train_one_plainly(
 
     from farm.base.loading import load_base
     from farm.training.lane.encode import assemble_job, prepare_photos
-    from farm.training.priors.storage import as_prior_set, read_prior_set
+    from farm.training.priors.generate import as_prior_set
+    from farm.training.priors.storage import read_prior_set
     from farm.training.run.prepare import prepare_run
     from farm.training.run.request import RunRequest
 

@@ -23,7 +23,7 @@ from farm.training.lane.encode import prepare_photos
 from farm.training.lane.job_table import JobTable, LaneJob
 from farm.training.lane.publisher import load_checkpoint
 from farm.training.lane.settings import Link
-from farm.training.priors.storage import as_prior_set
+from farm.training.priors.generate import as_prior_set
 from farm.training.slots.job import PriorSet
 
 __all__ = ["Prefetcher"]

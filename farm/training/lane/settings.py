@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from PIL import Image
-
-from farm.adapters.bank.bank import Bank
-from farm.adapters.files.folder import Form
-from farm.base.interface import Base
 from farm.intake.job import JobSpec
 from farm.intake.scoring import ScoringSettings
 from farm.recipe import Recipe
 from farm.training.dispatch.messages import LaneOrders, LaneReport
-from farm.training.priors.storage import PriorArrays
+
+if TYPE_CHECKING:  # Ray's controllers read these settings: without torch and diffusers they start
+    # seconds earlier
+    from PIL import Image
+
+    from farm.adapters.bank.bank import Bank
+    from farm.adapters.files.folder import Form
+    from farm.base.interface import Base
+    from farm.training.priors.storage import PriorArrays
 
 __all__ = ["Judge", "JudgeMaker", "Judged", "LaneSettings", "Link", "Pictures", "SampleSettings"]
 

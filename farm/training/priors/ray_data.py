@@ -22,14 +22,8 @@ from farm.errors import FarmError
 from farm.intake.job import PriorSpec
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure
-from farm.training.priors.storage import (
-    Part,
-    PartRecord,
-    generate_part,
-    parts_of,
-    write_part,
-    write_prompt,
-)
+from farm.training.priors.generate import generate_part
+from farm.training.priors.storage import Part, PartRecord, parts_of, write_part, write_prompt
 
 __all__ = ["PRIOR_WORKER_CPUS", "PriorWorkerSettings", "PriorWorker", "generate_with_ray"]
 

@@ -1,7 +1,7 @@
-"""Prior sets in the store: generated in parts, written as Parquet with tensor columns.
+"""Prior sets in the store: written in parts, as Parquet with tensor columns.
 
-Owns the files of a prior set, how one part is generated, and how a set is read. ``builder`` decides
-which sets are generated. Uses no Ray.
+Owns the files of a prior set and how a set is read. ``generate`` makes the parts, ``builder``
+decides which sets are generated. Uses no Ray and no torch: the dispatcher reads sets without it.
 
     priors/<key>/<attempt>/part-000000.parquet   id, seed, image [P, P, 3], moments [2, C, H, W]
     priors/<key>/<attempt>/prompt.parquet        one row: the class prompt's embedding and tokens
@@ -20,33 +20,26 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
-from farm.base.conditioning import MASK, Conditioning, TokenIds
-from farm.base.generate import generate_images
-from farm.base.interface import Base
-from farm.errors import StoreError, UserError
-from farm.intake.errors import PhotoFault
+from farm.errors import StoreError
 from farm.intake.job import PriorSpec
-from farm.intake.photos.bytes import read_photo_bytes
-from farm.intake.photos.decode import crop_frames, crops, open_photo
-from farm.keys import bytes_digest, derive_seed
+from farm.keys import bytes_digest
 from farm.storage import Store
-from farm.training.slots.job import PriorSet
+
+if TYPE_CHECKING:
+    from farm.base.interface import Base
 
 __all__ = [
     "Part",
     "PartRecord",
     "PriorArrays",
-    "as_prior_set",
     "commit_prior_set",
-    "generate_part",
     "is_ready",
     "parts_of",
     "read_prior_set",
@@ -56,8 +49,9 @@ __all__ = [
 
 PART_IMAGES = 32
 """Images of one part: generated in two batches. At most one part is lost if a worker dies."""
-GENERATION_BATCH = 16
-"""Images generated together; fixed, so that a rerun repeats exactly the same passes."""
+PROMPT_FILE = "prompt.parquet"
+FIRST_TOKENS = "text_encoder"
+"""The encoder whose tokens are in the column ``tokens``."""
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -65,8 +59,6 @@ PriorArrays = dict[str, Array]
 """``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D]; for some bases
 ``tokens.*`` of further text encoders, ``extra.*`` and ``frames`` [M, 6]. Plain arrays, so that Ray
 shares one copy among all lanes of a node."""
-FIRST_TOKENS = "text_encoder"
-"""The encoder whose tokens are in the column ``tokens``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,71 +95,6 @@ def parts_of(spec: PriorSpec, part_images: int = PART_IMAGES) -> list[Part]:
     ]
 
 
-# -- generating ---------------------------------------------------------------------------------
-
-
-def generate_part(base: Base, spec: PriorSpec, part: Part) -> PriorArrays:
-    """Generate the images of one part, or read the user's own, and encode them.
-
-    Returns:
-        ``id`` and ``seed`` int64 [M], ``image`` uint8 [M, P, P, 3], ``moments`` [M, 2, C, H, W] in
-        float32, or float16 where the base's own precision is half; ``frames`` [M, 6] of the user's
-        own images, for bases that read them.
-
-    Raises:
-        UserError: if one of the user's own images is not the one that was checked.
-    """
-    ids = range(part.first, part.stop)
-    seeds = [derive_seed(spec.seed, "prior", number) for number in ids]
-    frames: PriorArrays = {}
-    if spec.is_brought:
-        brought = [_user_image(spec, number) for number in ids]
-        images_MPP3 = torch.from_numpy(np.stack([image for image, _ in brought]))
-        if base.uses_frames:
-            frames["frames"] = np.stack([frame for _, frame in brought])
-    else:
-        images_MPP3 = generate_images(
-            base,
-            [spec.class_prompt] * len(seeds),
-            seeds,
-            batch=GENERATION_BATCH,
-            steps=spec.steps,
-            guidance=spec.guidance,
-            width_px=spec.resolution_px,
-            height_px=spec.resolution_px,
-            scheduler=spec.scheduler,
-        )
-    starts = range(0, len(images_MPP3), GENERATION_BATCH)
-    moments = [_encode(base, images_MPP3[start : start + GENERATION_BATCH]) for start in starts]
-    return {
-        "id": np.arange(part.first, part.stop, dtype=np.int64),
-        "seed": np.asarray(seeds, dtype=np.int64),
-        "image": images_MPP3.numpy(),
-        "moments": torch.cat(moments).numpy(),
-        **frames,
-    }
-
-
-def _encode(base: Base, images_MPP3: torch.Tensor) -> torch.Tensor:
-    pixels_M3PP = images_MPP3.permute(0, 3, 1, 2).float() / 127.5 - 1
-    kept = torch.float32 if base.dtype == torch.float32 else torch.float16
-    return base.encode_photos(pixels_M3PP).to("cpu", kept)
-
-
-def _user_image(spec: PriorSpec, number: int) -> tuple[Array, Array]:
-    """The centre crop of one of the user's own class images, uint8 [P, P, 3], and its frame."""
-    uri = spec.image_uris[number]
-    try:
-        data = read_photo_bytes(uri)
-        if bytes_digest(data) != spec.image_digests[number]:
-            raise PhotoFault("it changed since it was checked", "run `farm check` again")
-        whole = open_photo(data)
-        crop: Array = crops(whole, spec.resolution_px)[0]
-    except PhotoFault as error:
-        raise UserError(f"class image {uri}: {error.message}", error.remedy) from error
-    return crop, crop_frames(whole.size, spec.resolution_px)[0]
-
-
 def write_part(store: Store, attempt: str, part: Part, arrays: Arrays) -> PartRecord:
     """Write one part to its attempt's folder."""
     data = _parquet(arrays)
@@ -186,8 +113,8 @@ def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> Par
     for name, value in conditioning.extra.items():
         arrays[f"extra.{name}"] = value.float().cpu().numpy()
     data = _parquet(arrays)
-    store.write(f"priors/{spec.key}/{attempt}/prompt.parquet", data)
-    return PartRecord(spec.key, "prompt.parquet", 0, bytes_digest(data))
+    store.write(f"priors/{spec.key}/{attempt}/{PROMPT_FILE}", data)
+    return PartRecord(spec.key, PROMPT_FILE, 0, bytes_digest(data))
 
 
 def commit_prior_set(
@@ -199,7 +126,7 @@ def commit_prior_set(
         StoreError: if parts are missing.
     """
     parts = sorted(records, key=lambda record: record.file)
-    expected = [part.file for part in parts_of(spec)] + ["prompt.parquet"]
+    expected = [part.file for part in parts_of(spec)] + [PROMPT_FILE]
     if [record.file for record in parts] != expected:
         raise StoreError(f"prior set {spec.key}: {len(parts)} of {len(expected)} parts are there")
     body = {
@@ -287,20 +214,3 @@ def _as_array(column: pa.ChunkedArray) -> Array:
         return tensors
     values: Array = chunk.to_numpy(zero_copy_only=False)
     return values
-
-
-def as_prior_set(arrays: Arrays, base: Base) -> PriorSet:
-    """The arrays as the trainer takes them; the moments are not copied."""
-    extra, tokens = {}, {}
-    for column, value in arrays.items():
-        kind, _, name = column.partition(".")
-        if kind == "extra":
-            extra[name] = torch.from_numpy(np.array(value)).to(base.device, base.dtype)
-        elif kind == "tokens":
-            tokens[name or FIRST_TOKENS] = torch.from_numpy(np.array(value)).long()
-    if MASK in extra:
-        extra[MASK] = extra[MASK].bool()
-    hidden_1TD = torch.from_numpy(np.array(arrays["hidden"])).to(base.device, base.dtype)
-    frames = torch.from_numpy(np.array(arrays["frames"])) if "frames" in arrays else None
-    conditioning = Conditioning(hidden_1TD, extra)
-    return PriorSet(arrays["moments"], conditioning, TokenIds(tokens), frames)

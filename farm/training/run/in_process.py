@@ -23,10 +23,10 @@ from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import LaneOrders, LaneReport
 from farm.training.lane.lane import Lane
 from farm.training.priors.builder import PartFailure, PriorBuilder
+from farm.training.priors.generate import generate_part
 from farm.training.priors.storage import (
     PartRecord,
     PriorArrays,
-    generate_part,
     parts_of,
     read_prior_set,
     write_part,

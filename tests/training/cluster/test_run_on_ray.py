@@ -107,7 +107,8 @@ def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
 
 
 def prior_moments_alone(spec: Any, folder: Path) -> Any:
-    from farm.training.priors.storage import generate_part, parts_of
+    from farm.training.priors.generate import generate_part
+    from farm.training.priors.storage import parts_of
 
     base = load_base("tiny")
     return np.concatenate([generate_part(base, spec, part)["moments"] for part in parts_of(spec)])

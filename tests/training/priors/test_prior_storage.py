@@ -19,11 +19,10 @@ from farm.keys import file_digest
 from farm.locks import StoreLock
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure, PriorBuilder, missing_priors
+from farm.training.priors.generate import as_prior_set, generate_part
 from farm.training.priors.storage import (
     PartRecord,
-    as_prior_set,
     commit_prior_set,
-    generate_part,
     is_ready,
     parts_of,
     read_prior_set,
