@@ -99,5 +99,5 @@ class QwenImageBase(QwenFamily):
 def _token_norms(prediction_GCHW: Tensor) -> Tensor:
     """The norm of each cell's transformer token, [G, 1, H, W]."""
     tokens_GDHW = functional.pixel_unshuffle(prediction_GCHW, PATCH)
-    norms_G1HW = torch.linalg.vector_norm(tokens_GDHW, dim=1, keepdim=True)
+    norms_G1HW: Tensor = torch.linalg.vector_norm(tokens_GDHW, dim=1, keepdim=True)
     return norms_G1HW.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
