@@ -140,7 +140,8 @@ def page(rows: list[dict[str, float]], load: float) -> str:
         f"{datetime.date.today()}, {os.cpu_count()} CPU cores shared with other work (load average"
         f" {load:.1f}), Ray's autoscaler with raylets on one machine, `cluster.yaml`'s node types"
         f" with one core each, idle time {IDLE_S} s. `python benchmarks/autoscaling.py`; the head"
-        " of the script describes the method.",
+        " of the script describes the method. Each node holds one lane; the class images are"
+        " generated on the same nodes, and neither they nor the finished lanes keep one.",
         "",
         "| | first manifest | second manifest | wanted |",
         "|---|---|---|---|",

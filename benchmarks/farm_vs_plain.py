@@ -178,7 +178,7 @@ def train_one_plainly(
         generated = generate_class_images(base, spec, spec.subject.recipe.num_prior_images)
         prior = replace(prior, moments=generated)
 
-    def encode(prompts: Any) -> Any:
+    def encode(prompts: Any, _: str) -> Any:
         return base.tokenize(prompts), base.encode_prompts(prompts)
 
     job = assemble_job(spec, prepare_photos(base, spec), prior, encode)

@@ -98,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_names(Path(folder), arguments.names)
         results = [probe_in(tree.resolve(), folder) for tree in trees]
-    heads = ["before", "after"][-len(results) :]
+    heads = ["before", "after"] if arguments.against else ["measured"]
     lines = [
         f"# Listing {arguments.names:,} adapters",
         "",

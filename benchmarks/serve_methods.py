@@ -54,11 +54,22 @@ class PlainDiffusers:
 
     def generate_together(self, requests: Sequence[GenerationRequest]) -> Generated:
         """One pipeline call for requests with the same adapter and settings."""
-        first = requests[0]
-        ((ref, _),) = first.adapters
+        ((ref, _),) = requests[0].adapters
+        self._load(ref.key)
+        generated = self._call(requests)
+        self._unload()
+        return generated
+
+    def _load(self, key: str, **options: Any) -> None:
         self._pipeline.load_lora_weights(
-            self._folder / ref.key, weight_name="pytorch_lora_weights.safetensors"
+            self._folder / key, weight_name="pytorch_lora_weights.safetensors", **options
         )
+
+    def _unload(self) -> None:
+        self._pipeline.unload_lora_weights()
+
+    def _call(self, requests: Sequence[GenerationRequest]) -> Generated:
+        first = requests[0]
         self._pipeline.scheduler = self._base.scheduler(first.scheduler)
         images = self._pipeline(
             [request.prompt for request in requests],
@@ -67,7 +78,6 @@ class PlainDiffusers:
             generator=[torch.Generator("cpu").manual_seed(one.seed) for one in requests],
             output_type="np",
         ).images
-        self._pipeline.unload_lora_weights()
         pixels = (images * 255).round().astype(np.uint8)
         return {request.id: one for request, one in zip(requests, pixels, strict=True)}
 

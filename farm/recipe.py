@@ -15,6 +15,7 @@ __all__ = [
     "PRESETS",
     "WIDE_MODULES",
     "EarlyStop",
+    "LongPrompts",
     "LossWeighting",
     "PresetName",
     "Recipe",
@@ -24,6 +25,9 @@ __all__ = [
 TimestepSampling = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "sigma_sqrt", "cosmap", "sigma_squared"]
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
+LongPrompts = Literal["cut", "chunk"]
+"""What happens to a prompt longer than the text encoder reads at once: ``cut`` drops its end,
+``chunk`` reads it in several windows, as ComfyUI and A1111 do."""
 PresetName = Literal["object", "live", "style"]
 """``object``: things; ``live``: people and animals; ``style``: a look rather than a thing."""
 
@@ -107,6 +111,10 @@ class Recipe(BaseModel):
     """Endings of the names of denoiser modules that get an adapter; attention by default."""
     text_encoder_modules: tuple[str, ...] = ()
     """The same for the text encoder, such as ``("q_proj", "k_proj", "v_proj", "out_proj")``."""
+    long_prompts: LongPrompts = "cut"
+    """Prompts and captions longer than the 75 tokens that CLIP reads: `cut` drops the end, `chunk`
+    reads them in windows of 75, as ComfyUI and A1111 do. Without effect on bases with long text
+    encoders; class prompts are always cut."""
     checkpoint_every: int = Field(100, ge=1, le=100_000)
     """Steps between two resumable checkpoints: the most that a lost lane costs."""
     sample_every: int = Field(0, ge=0, le=100_000)

@@ -51,6 +51,39 @@ def test_spot_nodes_come_first_and_go_when_they_idle(config: dict[str, Any]) -> 
         assert node["idle_timeout_s"] <= 300
 
 
+def test_rays_autoscaler_starts_a_spot_node_for_each_lane_run(config: dict[str, Any]) -> None:
+    assert launches(config, lane_runs=3) == {"a100-spot": 3}
+    assert launches(config, lane_runs=30) == {"a100-spot": 8}  # no more than max_workers
+    assert launches(config, lane_runs=0) == {}
+
+
+def test_on_demand_nodes_start_only_where_no_spot_node_can_be_had(config: dict[str, Any]) -> None:
+    assert launches(config, lane_runs=1, available={"a100-spot": 0.0}) == {"a100-on-demand": 1}
+
+
+def launches(
+    config: dict[str, Any], *, lane_runs: int, available: dict[str, float] | None = None
+) -> dict[str, int]:
+    """The nodes that Ray's own scheduler starts for lane runs that each fill a node; a benchmark
+    (``benchmarks/autoscaling.py``) shows it with real nodes, and that they go again."""
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated.autoscaler_pb2 import GangResourceRequest
+
+    known = AutoscalingConfig({**config, "cluster_synced_files": []}, skip_content_hash=True)
+    node = ResourceRequestUtil.make({"GPU": 8.0, "CPU": 8.0})
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=known.get_node_type_configs(),
+        max_num_nodes=known.get_max_num_worker_nodes(),
+        gang_resource_requests=[GangResourceRequest(requests=[node])] * lane_runs,
+        recoverable_resource_availabilities=available or {},
+    )
+    reply = ResourceDemandScheduler(None).schedule(request)
+    return {one.instance_type: one.count for one in reply.to_launch if one.instance_type != "head"}
+
+
 def test_every_node_speaks_with_a_token(config: dict[str, Any]) -> None:
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         start = next(command for command in commands if "ray start" in command)

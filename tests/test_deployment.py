@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema import ValidationError as ValidationFault
 from pydantic import ValidationError
-from support import kuberay
+from support import kuberay, kuberay_crds
 from support.doc_commands import WrongCommand, check_command, check_line
 from support.dockerfile import Instruction, instructions, stages
+from support.pod_schema import check_pod
 
 ROOT = Path(__file__).parent.parent
 KUBERAY = sorted((ROOT / "deploy/kuberay").glob("*.yaml"))
@@ -45,6 +48,93 @@ def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:
     broken.write_text(text.replace("enableInTreeAutoscaling", "enableAutoscaling"))
     with pytest.raises(ValidationError, match="enableAutoscaling"):
         kuberay.read(broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (("emptyDir:", "emptyDirectory:"), "emptyDirectory"),
+        (("containerPort: 6379", 'containerPort: "6379"'), "containerPort"),
+        (("terminationGracePeriodSeconds", "gracePeriodSeconds"), "gracePeriodSeconds"),
+    ],
+)
+def test_pod_templates_are_those_of_kubernetes(change: tuple[str, str], place: str) -> None:
+    text = (ROOT / "deploy/kuberay/run.yaml").read_text()
+    check_pods(text)
+    with pytest.raises(ValueError, match=place):
+        check_pods(text.replace(*change))
+
+
+def check_pods(text: str) -> None:
+    cluster = yaml.safe_load(text)["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        check_pod(group["template"], "template")
+
+
+@pytest.fixture(scope="module")
+def definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Definitions in the published form, made from the tests' own description of the API."""
+    folder = tmp_path_factory.mktemp("crds")
+    for kind, model in kuberay.KINDS.items():
+        schema = inlined(model.model_json_schema())
+        version = {"name": "v1", "schema": {"openAPIV3Schema": schema}}
+        body = {"kind": "CustomResourceDefinition", "spec": {"versions": [version]}}
+        (folder / f"ray.io_{kind.lower()}s.yaml").write_text(yaml.safe_dump(body))
+    return folder
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without references and without closed objects, as resource definitions are."""
+    kinds = schema.get("$defs", {})
+
+    def expand(part: Any) -> Any:
+        if isinstance(part, list):
+            return [expand(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return expand(kinds[part["$ref"].rsplit("/", 1)[-1]])
+        if "anyOf" in part and {"type": "null"} in part["anyOf"]:
+            return expand(next(one for one in part["anyOf"] if one != {"type": "null"}))
+        return {
+            name: expand(value)
+            for name, value in part.items()
+            if name != "$defs" and (name, value) != ("additionalProperties", False)
+        }
+
+    return expand(schema)
+
+
+def test_files_are_checked_against_definitions_in_the_published_form(definitions: Path) -> None:
+    for path in KUBERAY:
+        document = yaml.safe_load(path.read_text())
+        kuberay.check_published(document, definitions)
+        with pytest.raises(ValueError, match=r"unknown fields: .spec.colour"):
+            kuberay.check_published(
+                {**document, "spec": {**document["spec"], "colour": 1}}, definitions
+            )
+    job = yaml.safe_load((ROOT / "deploy/kuberay/run.yaml").read_text())
+    job["spec"]["backoffLimit"] = "5"
+    with pytest.raises(ValidationFault, match="'5' is not of type 'integer'"):
+        kuberay.check_published(job, definitions)
+
+
+def test_definitions_are_fetched_by_version(definitions: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there/v9" / kuberay_crds.FOLDER_THERE
+    shutil.copytree(definitions, there)
+    source = (tmp_path / "there").as_uri()
+    fetched = kuberay_crds.fetch(tmp_path / "here", "v9", source)
+    assert [path.name for path in fetched] == list(kuberay_crds.FILES)
+    assert fetched[0].read_text() == (there / fetched[0].name).read_text()
+    (there / fetched[0].name).write_text("kind: Page\n")
+    with pytest.raises(ValueError, match="holds no CustomResourceDefinition"):
+        kuberay_crds.fetch(tmp_path / "here", "v9", source)
+
+
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder")
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_kuberays_published_definitions_accept_the_manifest(path: Path) -> None:
+    kuberay.check_published(yaml.safe_load(path.read_text()), Path(os.environ["KUBERAY_CRDS"]))
 
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)

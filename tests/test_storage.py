@@ -164,7 +164,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
 ) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    with flaky_proxy(endpoint, every=3) as proxy:
+    with flaky_proxy(endpoint, every=4) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
         store = Store(f"s3://{BUCKET}/{tmp_path.name}-flaky")
         for number in range(12):

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from serve_methods import Generated, OneAdapterBatches, Ours, PeftMixed, PlainDiffusers
+from serve_methods import OneAdapterBatches, Ours, PeftMixed, PlainDiffusers
 from serve_trace import Workload, make_workload
 
 from farm.adapters.bank.mixed import MixedBank
@@ -41,25 +40,12 @@ class Hotswap(PlainDiffusers):
         super().__init__(base, workload)
         self._is_first = True
 
-    def generate_together(self, requests: Any) -> Generated:
-        first = requests[0]
-        ((ref, _),) = first.adapters
-        self._pipeline.load_lora_weights(
-            self._folder / ref.key,
-            weight_name="pytorch_lora_weights.safetensors",
-            adapter_name="swapped",
-            hotswap=not self._is_first,
-        )
+    def _load(self, key: str, **options: Any) -> None:
+        super()._load(key, adapter_name="swapped", hotswap=not self._is_first)
         self._is_first = False
-        self._pipeline.scheduler = self._base.scheduler(first.scheduler)
-        images = self._pipeline(
-            [request.prompt for request in requests],
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance,
-            generator=[torch.Generator("cpu").manual_seed(one.seed) for one in requests],
-            output_type="np",
-        ).images
-        return {request.id: one for request, one in zip(requests, images, strict=True)}
+
+    def _unload(self) -> None:
+        """The adapter stays until the next one replaces it."""
 
 
 def cases(setting: Setting) -> list[Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Unpack
 
 import torch
@@ -23,6 +23,7 @@ def generate_adapted(
     slots: Sequence[int],
     *,
     negative_prompt: str = "",
+    chunked: Sequence[bool] | None = None,
     batch: int = 16,
     **options: Unpack[SamplingOptions],
 ) -> Tensor:
@@ -37,6 +38,7 @@ def generate_adapted(
         prompts,
         seeds,
         negative_prompt=negative_prompt,
+        chunked=chunked,
         batch=batch,
         routing=routing,
         **options,
@@ -52,11 +54,13 @@ def generate_by_slot(
     side_px: int,
     steps: int = 25,
     guidance: float = 5.0,
+    chunked: Container[int] = (),
 ) -> dict[int, Tensor]:
     """Square images of several slots' prompts, all generated together.
 
     Args:
         prompts: by slot; the i-th prompt of each slot uses the i-th seed.
+        chunked: slots whose long prompts are read in windows.
 
     Returns:
         uint8 [prompts, P, P, 3] on the CPU by slot.
@@ -70,6 +74,7 @@ def generate_by_slot(
         [text for _, _, text in asked],
         [seeds[i % len(seeds)] for _, i, _ in asked],
         [slot for slot, _, _ in asked],
+        chunked=[slot in chunked for slot, _, _ in asked],
         steps=steps,
         guidance=guidance,
         width_px=side_px,

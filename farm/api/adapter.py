@@ -27,6 +27,7 @@ from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.errors import UserError
 from farm.intake.subject import PLACEHOLDER
+from farm.recipe import LongPrompts
 from farm.schedulers import SCHEDULERS, SchedulerName
 from farm.storage import Store
 from farm.training.run.export import export_adapter
@@ -68,6 +69,7 @@ class Adapter:
         negative_prompt: str = "",
         size_px: tuple[int, int] | None = None,
         scheduler: SchedulerName = "base",
+        long_prompts: LongPrompts | None = None,
     ) -> Image.Image:
         """Generate one image, the same that the endpoint generates for these values.
 
@@ -78,6 +80,7 @@ class Adapter:
             guidance: classifier-free guidance scale; 1 or less turns guidance off.
             size_px: width and height; None takes the resolution of the base.
             scheduler: ``base`` takes the scheduler of the base.
+            long_prompts: ``cut`` or ``chunk``; None takes the recipe's.
 
         Raises:
             UserError: if a value is out of range.
@@ -93,6 +96,7 @@ class Adapter:
                     [prompt.replace(PLACEHOLDER, self.record.identifier)],
                     [seed],
                     negative_prompt=negative_prompt,
+                    chunked=[(long_prompts or self._long_prompts) == "chunk"],
                     routing=bank.image_routing([0]),
                     steps=steps,
                     guidance=guidance,
@@ -119,6 +123,10 @@ class Adapter:
             AdapterFileError: if a file in the store is missing or damaged.
         """
         return export_adapter(self._registry, self._named, Path(out), form=form)
+
+    @property
+    def _long_prompts(self) -> LongPrompts:
+        return self.record.recipe.long_prompts if self.record.recipe else "cut"
 
     def _bank(self) -> Bank:
         """A bank with this adapter in its only slot."""

@@ -18,11 +18,13 @@ from torch.nn import functional
 
 from farm.base.device.transfer import sent
 
-__all__ = ["MASK", "Conditioning", "TokenIds", "whole_frames"]
+__all__ = ["ABSENT", "MASK", "Conditioning", "TokenIds", "whole_frames"]
 
 MASK = "mask"
 """The entry of ``Conditioning.extra`` that marks real tokens, bool [R, T]. A family without it has
-prompts of one fixed length."""
+prompts of one fixed length, unless they are read in windows."""
+ABSENT = -1
+"""The token id where a prompt has fewer windows of tokens than the longest of its rows."""
 
 Rows = slice | Tensor | list[int]
 
@@ -55,8 +57,29 @@ class TokenIds:
         """Copied to a device without waiting."""
         return self._each(lambda tensor: sent(tensor, device))
 
+    @property
+    def num_tokens(self) -> int:
+        """T of the longest tensor, padding included."""
+        return max(tensor.shape[1] for tensor in self.tensors.values())
+
+    def as_long_as(self, other: TokenIds) -> TokenIds:
+        """Each tensor padded with ``ABSENT`` to at least the T of the other's; self if none is."""
+        missing = {
+            name: max(0, other.tensors[name].shape[1] - tensor.shape[1])
+            for name, tensor in self.tensors.items()
+        }
+        if not any(missing.values()):
+            return self
+        return TokenIds(
+            {
+                name: functional.pad(tensor, (0, missing[name]), value=ABSENT)
+                for name, tensor in self.tensors.items()
+            }
+        )
+
     def write(self, start: int, source: TokenIds) -> None:
-        """Overwrite rows from ``start`` in place."""
+        """Overwrite rows from ``start`` in place; the source must not be longer."""
+        source = source.as_long_as(self)
         for name, tensor in self.tensors.items():
             tensor[start : start + len(source)].copy_(source.tensors[name], non_blocking=True)
 
@@ -65,7 +88,9 @@ class TokenIds:
 
     @staticmethod
     def concatenate(parts: Sequence[TokenIds]) -> TokenIds:
-        """All rows of all parts in order; the parts must come from one base."""
+        """All rows of all parts in order, padded to one length; all parts are of one base."""
+        longest = max(parts, key=lambda part: part.num_tokens)
+        parts = [part.as_long_as(longest) for part in parts]
         return TokenIds(
             {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
         )
@@ -112,6 +137,13 @@ class Conditioning:
         """T, padding included."""
         return self.hidden_RTD.shape[1]
 
+    def masked(self) -> Conditioning:
+        """The same prompts with a ``MASK``; all tokens are real where there was none."""
+        if MASK in self.extra:
+            return self
+        shape, device = self.hidden_RTD.shape[:2], self.hidden_RTD.device
+        return self.with_extra(**{MASK: torch.ones(shape, dtype=torch.bool, device=device)})
+
     def padded(self, num_tokens: int) -> Conditioning:
         """The same prompts with T padded to ``num_tokens``, zeros masked out.
 
@@ -136,6 +168,8 @@ class Conditioning:
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         """All rows of all parts in order, padded to one length; the parts must come from one
         family."""
+        if any(MASK in part.extra for part in parts):
+            parts = [part.masked() for part in parts]
         longest = max(part.num_tokens for part in parts)
         parts = [part.padded(longest) for part in parts]
         return Conditioning(

@@ -26,6 +26,7 @@ __all__ = [
     "SamplingOptions",
     "generate_images",
     "generate_latents",
+    "image_windows",
     "in_batches",
     "initial_noise",
     "to_uint8",
@@ -171,6 +172,7 @@ def generate_images(
     seeds: Sequence[int],
     *,
     negative_prompt: str = "",
+    chunked: Sequence[bool] | None = None,
     batch: int = 16,
     routing: Routing | None = None,
     **options: Unpack[SamplingOptions],
@@ -178,19 +180,41 @@ def generate_images(
     """Images as uint8 [R, P, P, 3] on the CPU, generated in batches; see ``generate_latents``.
 
     Prompts are encoded under the routing too, so adapters of the text encoder take effect.
+
+    Args:
+        chunked: which prompts are read in windows where they are long; None cuts all of them.
     """
+    windows = image_windows(base, prompts, negative_prompt, chunked)
 
     def generate(rows: slice) -> Tensor:
         count, mine = rows.stop - rows.start, _shifted(routing, rows.start)
         with _entered(mine, torch.arange(count)):
-            conditioning = base.encode_prompts(prompts[rows])
-            negative = base.encode_negative([negative_prompt] * count)
+            mine_windows = None if windows is None else windows[rows]
+            conditioning = base.encode_prompts(prompts[rows], mine_windows)
+            negative = base.encode_negative([negative_prompt] * count, mine_windows)
         latents_RCHW = generate_latents(
             base, conditioning, seeds[rows], negative=negative, routing=mine, **options
         )
         return to_uint8(base.decode(latents_RCHW))
 
     return in_batches(len(prompts), batch, generate)
+
+
+def image_windows(
+    base: Base, prompts: Sequence[str], negative_prompt: str, chunked: Sequence[bool] | None
+) -> list[int] | None:
+    """Windows of each image: those of the longer of its prompts, 1 where they are cut.
+
+    Returns:
+        None if every image has one.
+    """
+    if chunked is None or not any(chunked):
+        return None
+    least = base.num_windows(negative_prompt)
+    return [
+        max(least, base.num_windows(prompt)) if is_chunked else 1
+        for prompt, is_chunked in zip(prompts, chunked, strict=True)
+    ]
 
 
 def _shifted(routing: Routing | None, start: int) -> Routing | None:

@@ -125,6 +125,9 @@ class Base(ABC):
     uses_frames: bool = False
     """Whether the denoiser reads how an image was cropped; see ``whole_frames``."""
 
+    reads_windows: bool = False
+    """Whether a prompt longer than ``memory.tokens`` can be read in several windows."""
+
     @property
     def prediction_type(self) -> PredictionType:
         """What the denoiser predicts."""
@@ -151,11 +154,20 @@ class Base(ABC):
     # -- text ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
-        """Token ids, padded and truncated as in the base's pipeline."""
+    def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
+        """Token ids, padded and truncated as in the base's pipeline.
+
+        Args:
+            windows: into how many windows each prompt is divided, the last ones empty where the
+                text is shorter; None, and a base that does not read windows, takes one.
+        """
+
+    def num_windows(self, prompt: str) -> int:
+        """Windows that the whole prompt takes; 1 where the base does not read windows."""
+        return 1
 
     @abstractmethod
-    def unread(self, prompt: str) -> str:
+    def unread(self, prompt: str, windows: int = 1) -> str:
         """The end of a prompt that ``tokenize`` cuts off; empty if nothing is cut off."""
 
     @abstractmethod
@@ -163,13 +175,20 @@ class Base(ABC):
         """Run the text encoders; gradients flow where adapters require them."""
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts without gradients, one row each."""
-        return self.encode_tokens(self.tokenize(prompts).sent(self.device))
+    def encode_prompts(
+        self, prompts: Sequence[str], windows: Sequence[int] | None = None
+    ) -> Conditioning:
+        """Encode prompts without gradients, one row each; ``tokenize`` documents the windows."""
+        return self.encode_tokens(self.tokenize(prompts, windows).sent(self.device))
 
-    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode negative prompts; some families replace an empty one, as their pipelines do."""
-        return self.encode_prompts(prompts)
+    def encode_negative(
+        self, prompts: Sequence[str], windows: Sequence[int] | None = None
+    ) -> Conditioning:
+        """Encode negative prompts; some families replace an empty one, as their pipelines do.
+
+        An image's negative prompt takes as many windows as its prompt.
+        """
+        return self.encode_prompts(prompts, windows)
 
     def release_text_encoders(self) -> None:  # noqa: B027 - most families keep them
         """Free the device memory of text encoders that carry no adapter. They return for as long

@@ -8,7 +8,9 @@ checked without them.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -18,13 +20,17 @@ from tokenizers import Tokenizer
 from farm.base.names import EMBEDDED, EMBEDDED_NOUNS, BuiltName, edition_of
 from farm.errors import BaseModelError
 
-__all__ = ["PromptReader", "prompt_reader"]
+__all__ = ["MAX_WINDOWS", "PromptReader", "prompt_reader"]
 
-FOLDER = "tokenizer"
+FOLDER, INDEX = "tokenizer", "model_index.json"
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
          "special_tokens_map.json")  # fmt: skip
 USUAL_TOKENS = 77
 """CLIP's limit, used if a tokenizer's config has none."""
+WINDOWED_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Pipelines whose prompts can be read in windows."""
+MAX_WINDOWS = 16
+"""Windows of tokens that a prompt is read in at most: 1,200 of CLIP's tokens."""
 
 
 class PromptReader:
@@ -48,6 +54,8 @@ class PromptReader:
         self.base = base
         self.class_nouns: tuple[str, ...] = ()
         """The only classes that the base can generate; empty if it has no such list."""
+        self.max_windows = MAX_WINDOWS
+        """Windows of tokens in which it can read a long prompt; 1 if it reads one length only."""
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -61,12 +69,24 @@ class PromptReader:
         """Number of text tokens, without the start and end tokens."""
         return self.max_tokens - int(self._tokenizer.num_special_tokens_to_add(False))
 
-    def unread(self, prompt: str) -> str:
-        """The end of a prompt that the text encoder ignores; empty if it reads everything."""
-        if prompt.isascii() and len(prompt) <= self._room:
+    def unread(self, prompt: str, windows: int = 1) -> str:
+        """The end of a prompt that the text encoder ignores; empty if it reads everything.
+
+        Args:
+            windows: in which the prompt is read.
+        """
+        room = windows * self._room
+        if prompt.isascii() and len(prompt) <= room:
             return ""  # a token is at least one byte
         offsets = self._tokenizer.encode(prompt, add_special_tokens=False).offsets
-        return prompt[offsets[self._room][0] :] if len(offsets) > self._room else ""
+        return prompt[offsets[room][0] :] if len(offsets) > room else ""
+
+    def num_windows(self, prompt: str) -> int:
+        """Windows of tokens that the whole prompt takes, at most ``MAX_WINDOWS``."""
+        if prompt.isascii() and len(prompt) <= self._room:
+            return 1
+        count = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        return min(MAX_WINDOWS, max(1, math.ceil(count / self._room)))
 
 
 @lru_cache(maxsize=8)
@@ -82,19 +102,28 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
     if base in get_args(BuiltName):
         return None
     if edition_of(base) == EMBEDDED:
-        folder = Path(__file__).parent / "embedded" / "weights" / FOLDER
+        folder = Path(__file__).parent / "embedded" / "weights"
         reader = _from_folder(folder, base)
         reader.class_nouns = EMBEDDED_NOUNS
         return reader
     if "://" in base:
         return _from_url(base)
     if Path(base).expanduser().is_dir():
-        return _from_folder(Path(base).expanduser() / FOLDER, base)
+        return _from_folder(Path(base).expanduser(), base)
     return _from_hub(base, revision)
 
 
-def _from_folder(folder: Path, base: str) -> PromptReader:
-    """The tokenizer of a diffusers folder: ``tokenizer.json``, or one built from its vocabulary."""
+def _from_folder(root: Path, base: str) -> PromptReader:
+    """The reader for a diffusers folder."""
+    reader = _from_tokenizer(root / FOLDER, base)
+    with suppress(OSError, ValueError, AttributeError):
+        pipeline = json.loads((root / INDEX).read_bytes()).get("_class_name")
+        reader.max_windows = MAX_WINDOWS if pipeline in WINDOWED_PIPELINES else 1
+    return reader
+
+
+def _from_tokenizer(folder: Path, base: str) -> PromptReader:
+    """The reader for a tokenizer: ``tokenizer.json``, or one built from its vocabulary."""
     try:
         if (folder / "tokenizer.json").is_file():
             config = json.loads((folder / "tokenizer_config.json").read_bytes())
@@ -121,7 +150,9 @@ def _from_url(url: str) -> PromptReader:
     store = Store(url)
     with tempfile.TemporaryDirectory(prefix="farm-tokenizer-") as folder:
         for name in set(store.list(FOLDER)) & set(FILES):
-            store.download(f"{FOLDER}/{name}", Path(folder) / name)
+            store.download(f"{FOLDER}/{name}", Path(folder) / FOLDER / name)
+        if store.exists(INDEX):
+            store.download(INDEX, Path(folder) / INDEX)
         return _from_folder(Path(folder), url)
 
 
@@ -129,10 +160,10 @@ def _from_hub(base: str, revision: str | None) -> PromptReader:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(base, revision=revision, allow_patterns=[f"{FOLDER}/*"])
+        folder = snapshot_download(base, revision=revision, allow_patterns=[f"{FOLDER}/*", INDEX])
     except Exception as error:  # offline, gated, unknown: the hub's errors share no base class
         raise BaseModelError(
             f"the tokenizer of {base} cannot be fetched: {error}",
             "name 'embedded', an existing folder, a URL, or a hub id such as 'owner/model'",
         ) from error
-    return _from_folder(Path(folder) / FOLDER, base)
+    return _from_folder(Path(folder), base)

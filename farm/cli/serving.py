@@ -28,6 +28,7 @@ __all__ = ["serve_here"]
 
 def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -> None:
     """Run engine and HTTP server in this process, until it is stopped."""
+    import gc
     import secrets
     import threading
 
@@ -63,6 +64,7 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         f"{settings.public_base} and the adapters of {settings.store}",
         report,
     )
+    gc.collect()  # what loading left; the server excludes the rest from collections
     try:
         server.run(sockets)
     finally:

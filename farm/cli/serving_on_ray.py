@@ -143,17 +143,14 @@ def _cluster_words() -> str:
 
 
 def _hush_ray() -> None:
-    """Keep Ray's reports of dead workers and retries off the terminal. The endpoint answers for
-    them, and they are in Ray's logs. ``log_to_driver`` does not cover them."""
+    """Keep Ray Serve's log lines off the terminal; they are in Ray's logs."""
     import logging
     import os
 
     if os.environ.get("FARM_DEBUG"):
         return
-    import ray._private.worker
     import ray.serve  # noqa: F401 - its import sets the level of its logger
 
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 

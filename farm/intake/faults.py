@@ -26,6 +26,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_COMPARED = 1_000
 """Names compared with a wrong one, to suggest another."""
+MAX_FIELD_FAULTS = 100
+"""Wrong values of one subject that are reported one by one."""
 MAX_COMPARED_CHARACTERS = 255
 """Of such a name: the time for a comparison grows with the square of its length."""
 _BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
@@ -42,12 +44,17 @@ def faults_of(
         prefix: path from the row to the validated value.
     """
     found: dict[Path, Fault] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details[:MAX_FIELD_FAULTS]:
         # pydantic adds the branch of a union to the place; a field's path ends before it
         path = tuple(part for part in detail["loc"] if not _is_branch(part))
         message, remedy = _words(detail, path, model)
         found.setdefault(prefix + path, row.fault(prefix + path, message, remedy))
-    return list(found.values())
+    faults = list(found.values())
+    if len(details) > MAX_FIELD_FAULTS:
+        message = f"{len(details) - MAX_FIELD_FAULTS} more values are wrong"
+        faults.append(row.fault(prefix, message, "correct the others first"))
+    return faults
 
 
 def validated(

@@ -19,6 +19,7 @@ __all__ = ["JobSpec", "PriorSpec", "job_spec"]
 
 LATER_FIELDS = (
     "timestep_sampling", "logit_mean", "logit_std", "timestep_shift", "loss_weighting",
+    "long_prompts",
 )  # fmt: skip
 """Recipe fields that are part of a job's key only where they differ from their defaults."""
 

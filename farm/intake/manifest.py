@@ -110,8 +110,9 @@ def read_manifest(
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
     faults = list(dict.fromkeys((*rows.faults, *resolver.faults, *register.faults)))
-    if (fault := _unknown_classes(url, register.resolved, reader)) is not None:
-        faults.append(fault)
+    for judge in (_unknown_classes, _unread_windows):
+        if (fault := judge(url, register.resolved, reader)) is not None:
+            faults.append(fault)
     if not register.resolved and not faults:
         faults.append(Fault(url, "it holds no subjects", "add subjects"))
     subjects = tuple(one.subject for one in register.resolved if one.subject is not None)
@@ -139,6 +140,21 @@ def _unknown_classes(
     )
     remedy = "name another base with --base, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
     return Fault(url, message, remedy, field="class_noun", severity="warning")
+
+
+def _unread_windows(
+    url: str, resolved: Sequence[ResolvedSubject], reader: Reader | None
+) -> Fault | None:
+    """One warning if long prompts are to be read in windows, and the base does not read them."""
+    if reader is None or reader.max_windows > 1:
+        return None
+    subjects = (one.subject for one in resolved if one.subject is not None)
+    if not any(subject.recipe.long_prompts == "chunk" for subject in subjects):
+        return None
+    message = (
+        f"`chunk` has no effect on the base `{reader.base}`, which reads prompts at one length"
+    )
+    return Fault(url, message, "leave it out", field="long_prompts", severity="warning")
 
 
 def _as_last_words(nouns: Sequence[str]) -> tuple[str, ...]:

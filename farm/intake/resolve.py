@@ -82,7 +82,7 @@ class Resolver:
         self.scoring = ScoringSettings(defaults.scorer, defaults.dino, defaults.scoring_share)
         self._above = self._checked(recipe or {})
         self._class_images = {
-            noun: list_uris(references, head, ("class_images", noun), self.faults)
+            noun: list_uris(references, head, ("class_images", noun), self.faults, self._beside)
             for noun, references in (self._head.class_images or {}).items()
         }
 
@@ -136,7 +136,9 @@ class Resolver:
             remedy = row.hints.get(("class_noun",), "say what it is, such as `cat`")
             faults.append(row.fault(("class_noun",), message, remedy))
         if entry.class_images is not None:
-            values["class_images"] = list_uris(entry.class_images, row, ("class_images",), faults)
+            values["class_images"] = list_uris(
+                entry.class_images, row, ("class_images",), faults, self._beside
+            )
             if texts := class_captions(entry.class_images, row, self._beside):
                 values["class_prompt"] = _class_prompt(texts, values, row, faults)
         elif noun in self._class_images:

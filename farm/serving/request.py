@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.errors import RequestRefused
+from farm.recipe import LongPrompts
 from farm.schedulers import SCHEDULERS, SchedulerName
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class GenerationRequest:
     width_px: int | None = None
     """None is the base's own resolution."""
     height_px: int | None = None
+    long_prompts: LongPrompts = "cut"
+    """Whether prompts longer than the text encoder reads at once are read in windows."""
     adapters: tuple[tuple[AdapterRef, float], ...] = ()
     """Adapters with their weights (1 is as trained); empty for the bare base."""
     tenant: str = ""
@@ -105,7 +108,7 @@ class RequestLimits(BaseModel):
     max_steps: int = Field(150, ge=1, le=MAX_STEPS)
     max_side_px: int = Field(2048, ge=64, le=MAX_SIDE_PX)
     max_prompt_characters: int = Field(4000, ge=1, le=MAX_PROMPT_CHARACTERS)
-    """The text encoder reads 77 tokens; text beyond them only costs time."""
+    """About what ``long_prompts`` reads in windows; text beyond them only costs time."""
     max_guidance: float = Field(50.0, gt=0, le=MAX_GUIDANCE)
     max_adapters: int = Field(4, ge=1, le=MAX_ADAPTERS)
     """Adapters on one picture."""
@@ -121,7 +124,7 @@ class RequestLimits(BaseModel):
             if len(getattr(request, field_name)) > self.max_prompt_characters:
                 raise RequestRefused(
                     f"{field_name} is longer than {self.max_prompt_characters} characters",
-                    "shorten it; the text encoder reads 77 tokens",
+                    "shorten it",
                     field_name,
                 )
         if request.scheduler not in SCHEDULERS:

@@ -104,7 +104,10 @@ def test_prompts_of_different_lengths_are_padded_under_their_mask() -> None:
     assert both.extra["guidance"].dtype == torch.float16
     unmasked = Conditioning(torch.ones(1, 2, 3), {})
     with pytest.raises(ValueError, match="cannot become 5"):
-        Conditioning.concatenate([unmasked, prompt(5)])
+        Conditioning.concatenate([unmasked, Conditioning(torch.ones(1, 5, 3), {})])
+    with_mask = Conditioning(torch.ones(1, 5, 3), {MASK: torch.ones(1, 5, dtype=torch.bool)})
+    mixed = Conditioning.concatenate([unmasked, with_mask])
+    assert mixed.extra[MASK].tolist() == [[True] * 2 + [False] * 3, [True] * 5]
 
 
 def test_token_ids_of_several_encoders_move_by_rows() -> None:

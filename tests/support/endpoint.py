@@ -68,6 +68,7 @@ def publish(
     class_noun: str = "dog",
     base_fingerprint: str | None = None,
     strength: float = 0.4,
+    **recipe: Any,
 ) -> AdapterRecord:
     """Commit an adapter to a store, as a lane does."""
     record = AdapterRecord(
@@ -80,7 +81,7 @@ def publish(
         instance_prompt=f"a photo of {identifier} {class_noun}",
         base_id=base.name,
         base_fingerprint=base_fingerprint or base.fingerprint,
-        recipe=Recipe(rank=RANK),
+        recipe=Recipe(rank=RANK, **recipe),
         steps_trained=1,
     )
     sample = Image.new("RGB", (8, 8), (seed % 255, 0, 0))

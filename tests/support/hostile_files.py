@@ -39,11 +39,13 @@ NAMES = (
 
 @cache
 def zeros(num_bytes: int) -> bytes:
-    """That many zeros, packed by zlib, without ever holding them."""
-    packer, parts, block = zlib.compressobj(9), [], bytes(1 << 20)
-    for _ in range(num_bytes >> 20):
-        parts.append(packer.compress(block))
-    return b"".join([*parts, packer.compress(bytes(num_bytes % (1 << 20))), packer.flush()])
+    """That many zeros, packed by zlib, without ever holding or packing them."""
+    packer = zlib.compressobj(9)
+    head = packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    last = packer.compress(bytes(num_bytes % (1 << 20))) + packer.flush()[:-4]
+    checksum = num_bytes % 65_521 << 16 | 1
+    return head + block * (num_bytes >> 20) + last + struct.pack(">I", checksum)
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -99,6 +101,38 @@ def _jpeg_of(width: int, height: int, *, progressive: bool = False) -> bytes:
     data = bytearray(file.getvalue())
     at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def _scan_by_scan(_: Dice) -> bytes:
+    """A baseline JPEG of 98 megapixels whose first scan holds one of its components."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "JPEG", subsampling=0)
+    data = bytearray(file.getvalue())
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", 9_900, 9_900)
+    at = data.index(b"\xff\xda")
+    data[at : at + 14] = b"\xff\xda\x00\x08\x01" + bytes(data[at + 5 : at + 7]) + b"\x00\x3f\x00"
+    return bytes(data)
+
+
+def _deep_tiff(_: Dice) -> bytes:
+    """99 megapixels of 64-bit floats, in one strip."""
+    width, height = 9_900, 10_000
+    data = zeros(width * height * 8)
+    tags = {258: (3, 1, 64), 259: (3, 1, 8), 262: (3, 1, 1), 273: (4, 1, 10 + 12 * 10 + 4)}
+    tags |= {277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, len(data)), 339: (3, 1, 3)}
+    return _tiff(width, height, tags, data)
+
+
+@cache
+def _avif_bytes() -> bytes:
+    """36 megapixels that say they are few."""
+    file = io.BytesIO()
+    Image.new("L", (6_000, 6_000)).save(file, "AVIF", speed=10, quality=1)
+    data = bytearray(file.getvalue())
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 64, 64)
     return bytes(data)
 
 
@@ -234,6 +268,16 @@ KINDS: dict[str, Callable[[Dice], bytes]] = {
     "progressive JPEG": lambda _: _jpeg_of(9_900, 9_900, progressive=True),
     "JPEG of many scans": _many_scans,
     "JPEG of many segments": _segments,
+    "JPEG scan by scan": _scan_by_scan,
+    "JPEG without an end": lambda _: _jpeg_of(9_900, 6_000)[:-2],
+    "EXIF in thousands of segments": lambda _: (
+        b"\xff\xd8" + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)) * 500 + _jpeg_of(64, 64)[2:]
+    ),
+    "deep TIFF": _deep_tiff,
+    "AVIF larger than it says": lambda dice: _avif_bytes(),
+    "GIF of countless controls": lambda _: (
+        b"GIF89a" + struct.pack("<HH", 64, 64) + bytes(3) + b"!\xf9\0" * 2_500_000
+    ),
     "GIF": _gif,
     "WebP": _webp,
     "AVIF": _avif,
@@ -259,7 +303,7 @@ def hostile_zip(number: int) -> bytes:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         kind = number % 5
         if kind == 0:
-            archive.writestr("a.png", bytes(300 * 2**20))
+            archive.writestr("a.png", bytes(30 * 2**20))
         elif kind == 1:
             for member in range(12_000):
                 archive.writestr(f"{member}.png", b"")

@@ -35,8 +35,10 @@ def open_trainer(
     return SlotTrainer(base, shape, num_slots=num_slots, **options)
 
 
-def build_job(base: Base, number: int, *, photos: int = 5, **recipe: object) -> TrainingJob:
-    """A job whose latents, prompts and seed are derived from its number."""
+def build_job(
+    base: Base, number: int, *, photos: int = 5, prompt: str = "", **recipe: object
+) -> TrainingJob:
+    """A job whose latents, seed and prompt, unless one is given, are derived from its number."""
     generator = torch.Generator().manual_seed(1000 + number)
     shape = base.latent_shape(base.resolution_px, base.resolution_px)
 
@@ -47,14 +49,16 @@ def build_job(base: Base, number: int, *, photos: int = 5, **recipe: object) -> 
 
     settings = Recipe.model_validate({"steps": 12, "learning_rate": 1e-2, "seed": number, **recipe})
     instance, prior = moments(photos), moments(7)
-    prompts = [f"a photo of sks thing {number}"]
+    prompts = [prompt or f"a photo of sks thing {number}"]
+    chunked = settings.long_prompts == "chunk"
+    windows = [base.num_windows(prompts[0]) if chunked else 1]
     return TrainingJob(
         key=f"job-{number}",
         recipe=settings,
         seed=settings.seed,
         instance_moments=instance,
-        instance_conditioning=base.encode_prompts(prompts),
-        instance_tokens=base.tokenize(prompts),
+        instance_conditioning=base.encode_prompts(prompts, windows),
+        instance_tokens=base.tokenize(prompts, windows),
         prior=PriorSet(
             prior,
             base.encode_prompts(["a photo of a thing"]),

@@ -1,19 +1,24 @@
-"""The part of KubeRay's API (ray.io/v1, KubeRay 1.5) that ``deploy/kuberay`` uses.
+"""The part of KubeRay's API (ray.io/v1, from KubeRay 1.5.1) that ``deploy/kuberay`` uses.
 
-Owns the names, types and allowed values of those fields, written from KubeRay's API reference:
-unknown fields are refused, as ``kubectl`` refuses them. Where the folder in ``KUBERAY_CRDS`` holds
-the published resource definitions (``ray.io_rayjobs.yaml``, ``ray.io_rayservices.yaml``), files are
-also checked against those.
+Owns the names, types and allowed values of those fields, written from KubeRay's API reference and
+compared with its published definitions: unknown fields are refused, as ``kubectl`` refuses them.
+Pod templates are also checked against Kubernetes' schema, and, where the folder in
+``KUBERAY_CRDS`` holds KubeRay's definitions (``kuberay_crds`` fetches them), whole files against
+those.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jsonschema
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
+
+from support.pod_schema import check_pod
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Quantity = Annotated[str, Field(pattern=r"^[0-9.]+(m|[KMGT]i?)?$")]
@@ -187,14 +192,32 @@ def read(path: Path) -> RayJob | RayService:
     """
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     checked = KINDS[document["kind"]].model_validate(document)
+    for place, template in _pod_templates(document["spec"], "spec"):
+        check_pod(template, place)
     if folder := os.environ.get("KUBERAY_CRDS"):
-        _check_published(document, Path(folder))
+        check_published(document, Path(folder))
     return checked
 
 
-def _check_published(document: dict[str, Any], folder: Path) -> None:
-    import jsonschema
+def _pod_templates(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Every pod template in a document, with its place."""
+    items = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        items = ((f"[{index}]", item) for index, item in enumerate(value))
+    for name, item in items:
+        inner = f"{place}{name}" if isinstance(value, list) else f"{place}.{name}"
+        if name == "template":
+            yield inner, item
+        else:
+            yield from _pod_templates(item, inner)
 
+
+def check_published(document: dict[str, Any], folder: Path) -> None:
+    """Check a file against the published definition of its kind.
+
+    Raises:
+        ValueError, jsonschema.ValidationError: if a field is unknown, or has a wrong value.
+    """
     definition = yaml.safe_load(
         (folder / f"ray.io_{document['kind'].lower()}s.yaml").read_text(encoding="utf-8")
     )

@@ -29,6 +29,13 @@ FAKE_NODES = {
     "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
 }
+NO_COMMANDS = (
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "cluster_synced_files",
+)
+"""Without them, Ray's autoscaler ends at once under a provider of type ``external``."""
 END_S = 15.0
 """How long a head may take to end on request; one whose server was killed does not end."""
 
@@ -141,6 +148,7 @@ def ray_head(
 
     Args:
         autoscaling: a cluster file without a provider, whose nodes are started on this machine.
+            Ray calls the head's node type ``ray.head.default``.
     """
     token = (env or {}).get("RAY_AUTH_TOKEN") or secrets.token_hex(16)
     # the paths of Ray's sockets may hold 107 bytes
@@ -156,7 +164,7 @@ def ray_head(
         if autoscaling is not None:
             environment |= FAKE_NODES
             config = Path(folder) / "cluster.json"  # JSON is YAML
-            config.write_text(json.dumps({**autoscaling, "provider": _provider(gcs)}))
+            config.write_text(json.dumps(_on_this_machine(autoscaling, gcs)))
             scaling = [f"--autoscaling-config={config}"]
         log = Path(folder) / "head.log"
         with log.open("wb") as output:
@@ -192,7 +200,7 @@ def ray_head(
             for worker in head.workers:
                 if worker.poll() is None:
                     head.kill_worker(worker)
-            family = psutil.Process(process.pid).children(recursive=True)
+            family = [] if process.poll() is not None else _family(process.pid)
             # `ray start --block` ends the processes that it started
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -201,6 +209,19 @@ def ray_head(
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
             process.wait()
+
+
+def _on_this_machine(cluster: Mapping[str, Any], gcs_port: int) -> dict[str, Any]:
+    """A cluster file whose nodes are raylets on this machine, and whose head has the node type that
+    ``ray start`` reports."""
+    types, head_type = dict(cluster["available_node_types"]), "ray.head.default"
+    types[head_type] = types.pop(cluster["head_node_type"])
+    changed = {"available_node_types": types, "head_node_type": head_type}
+    return {**cluster, **changed, **dict.fromkeys(NO_COMMANDS, []), "provider": _provider(gcs_port)}
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
 
 
 def _provider(gcs_port: int) -> dict[str, Any]:

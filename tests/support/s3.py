@@ -70,32 +70,33 @@ def flaky_proxy(endpoint: str, every: int, *, port: int | None = None) -> Iterat
         yield proxy
 
 
-class _Proxy(BaseHTTPRequestHandler):
+class ForwardingHandler(BaseHTTPRequestHandler):
+    """Forwards requests to a server on this machine; subclasses decide which of them fail."""
+
     protocol_version = "HTTP/1.1"
     upstream_port = 0
-    every = 0
-    numbers = itertools.count(1)
 
-    def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        number = next(self.numbers)
-        fails, kind = number % self.every == 0, number // self.every % 2
-        if fails and kind == 0:
-            self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
-            return
+    def handle_one(self) -> None:
+        """Answer one request."""
+        raise NotImplementedError
+
+    def read_body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """The server's status, headers and body."""
         upstream = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
         upstream.request(self.command, self.path, body, headers)
         response = upstream.getresponse()
         data = response.read()
         upstream.close()
-        if fails:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        self._answer(response.status, response.getheaders(), data)
+        return response.status, response.getheaders(), data
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
+    def answer(
+        self, status: int, headers: list[tuple[str, str]], data: bytes, *, sent: int | None = None
+    ) -> None:
+        """Respond; of the body only the first ``sent`` bytes if given."""
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
@@ -105,12 +106,38 @@ class _Proxy(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length if is_head else str(len(data)))
         self.end_headers()
         if not is_head:
-            self.wfile.write(data)
+            self.wfile.write(data[:sent])
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+    def answer_slow_down(self) -> None:
+        """Respond as a store that is too busy."""
+        self.answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
+
+    def do_GET(self) -> None:  # noqa: N802
+        self.handle_one()
+
+    do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+class _Proxy(ForwardingHandler):
+    every = 0
+    numbers = itertools.count(1)
+
+    def handle_one(self) -> None:
+        body = self.read_body()
+        number = next(self.numbers)
+        fails, kind = number % self.every == 0, number // self.every % 2
+        if fails and kind == 0:
+            self.answer_slow_down()
+            return
+        status, headers, data = self.forward(body)
+        if fails:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.answer(status, headers, data)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ or after any request. After every change it calls an observer, which sees the st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,15 @@ from typing import Any, Literal
 import fsspec
 from fsspec import AbstractFileSystem
 
+from farm.errors import FarmError
 from farm.storage import Store
 
 Fault = Literal["", "refused", "unanswered", "late", "cut", "killed before", "killed after"]
 FAULTS: tuple[Fault, ...] = (
     "refused", "unanswered", "late", "cut", "killed before", "killed after",
 )  # fmt: skip
+_names = itertools.count()
+Work = Callable[[], object]
 LATE_BY = 3
 """Requests after which a late one arrives."""
 
@@ -176,3 +180,36 @@ def unreliable_store(name: str) -> tuple[Store, Objects]:
     """An empty store of this name, and its objects."""
     objects = UnreliableFileSystem.stores[name] = Objects()
     return Store(f"unreliable://{name}"), objects
+
+
+def open_store() -> tuple[Store, Objects]:
+    """A new store and its objects."""
+    return unreliable_store(f"s{next(_names)}")
+
+
+def carry_out(objects: Objects, work: Work, plan: list[Fault]) -> bool:
+    """Do the work under a plan of faults, repeatedly as restarted processes do, until it is
+    done; returns whether the first attempt succeeded."""
+    objects.fail(plan)
+    for attempt in range(len(plan) + 2):
+        try:
+            work()
+            objects.land()
+            return not attempt
+        except Killed:
+            objects.land()
+        except FarmError:
+            pass
+    raise AssertionError("the work is never done, although the store works again")
+
+
+def at_every_point(
+    make: Callable[[], tuple[Objects, Work]], *, faults: tuple[Fault, ...] = FAULTS
+) -> None:
+    """Meet each single fault at each request of some work."""
+    objects, work = make()
+    work()
+    for fault, point in itertools.product(faults, range(objects.num_requests)):
+        objects, work = make()
+        carry_out(objects, work, [""] * point + [fault])
+        objects.observe()

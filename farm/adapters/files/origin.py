@@ -66,14 +66,15 @@ def refuse_other_family(
     """
     shapes = known if isinstance(known, Mapping) else {}
     widths = {name: shape[1] for name, shape in shapes.items() if len(shape) > 1}
-    theirs, ours = _text_width(inputs), _text_width(widths)
+    layer, theirs = _text_layer(inputs)
+    _, ours = _text_layer(widths)
     remedy = "use it with the family of base models that it was trained on"
     names = (_named(inputs), _named(widths))
     # where neither has a name, the layer and both shapes are reported by the reader
     if theirs and ours and theirs != ours and set(names) != {UNNAMED}:
         raise AdapterFileError(
             f"{path} is an adapter of {names[0]}, whose denoiser reads text states "
-            f"of width {theirs}; the base is {names[1]}, of width {ours}",
+            f"of width {theirs}, as in {layer}; the base is {names[1]}, of width {ours}",
             remedy,
         )
     if unknown:
@@ -93,9 +94,10 @@ def refuse_other_family(
         )
 
 
-def _text_width(inputs: Mapping[str, int]) -> int | None:
-    """Inputs of the cross-attention's keys and values."""
-    return next((width for name, width in inputs.items() if CROSS_ATTENTION.search(name)), None)
+def _text_layer(inputs: Mapping[str, int]) -> tuple[str, int | None]:
+    """One of the cross-attention's layers of keys and values, and its number of inputs."""
+    found = (pair for pair in inputs.items() if CROSS_ATTENTION.search(pair[0]))
+    return next(found, ("", None))
 
 
 def _joint_blocks(inputs: Mapping[str, int]) -> tuple[int, ...]:
@@ -114,7 +116,7 @@ def _named(inputs: Mapping[str, int]) -> str:
     Args:
         inputs: number of inputs of each layer.
     """
-    width, blocks = _text_width(inputs), _joint_blocks(inputs)
+    (_, width), blocks = _text_layer(inputs), _joint_blocks(inputs)
     if width in TEXT_WIDTHS:
         return TEXT_WIDTHS[width]
     for mark, family in MARKS:

@@ -314,7 +314,8 @@ def _low_rank(
         return down, up, down.shape[0]
     if "down" in parts or "up" in parts:
         raise AdapterFileError(
-            f"{place} is not a plain LoRA: it has LyCORIS parts beside its halves", "fetch it again"
+            f"{place} is not a plain LoRA: it has LyCORIS parts beside its halves",
+            "save or train it as a plain LoRA",
         )
     try:
         pair = lycoris_pair(parts)

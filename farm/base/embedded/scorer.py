@@ -45,9 +45,16 @@ _MAX_LOGIT_SCALE = 4.6052
 """CLIP's limit: logits are scaled by at most 100."""
 
 
-def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Build the scorer with new weights from torch's global generator."""
-    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+def build_scorer(
+    tokenizer: CLIPTokenizer,
+    *,
+    width: int = WIDTH,
+    side_px: int = 64,
+    patch_px: int = 8,
+    vision_layers: int = 3,
+) -> CLIPModel:
+    """Build a scorer with new weights from torch's global generator."""
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 4}
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=MAX_TOKENS,
@@ -55,14 +62,18 @@ def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        projection_dim=WIDTH,
+        projection_dim=width,
         **shape,
     )
     vision = CLIPVisionConfig(
-        image_size=64, patch_size=8, num_hidden_layers=3, projection_dim=WIDTH, **shape
+        image_size=side_px,
+        patch_size=patch_px,
+        num_hidden_layers=vision_layers,
+        projection_dim=width,
+        **shape,
     )
     config = CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width
     )
     return CLIPModel(config)
 

@@ -112,7 +112,7 @@ class ChatPrompts(FlowBase):
         """Tokens of a prompt that are read beside the template."""
         return CHAT_TOKENS - len(self._in_chat([""], padding=False).input_ids[0])
 
-    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+    def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
         tokens = self._in_chat(prompts, padding="max_length", return_tensors="pt")
         return TokenIds(
             {"text_encoder": tokens.input_ids, "text_encoder.mask": tokens.attention_mask}

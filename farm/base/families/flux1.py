@@ -65,7 +65,7 @@ class Flux1Base(FlowBase):
 
     # -- text ---------------------------------------------------------------------------------
 
-    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+    def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
         long = self._pipeline.tokenizer_2(
             list(prompts),
             padding="max_length",

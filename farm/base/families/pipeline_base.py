@@ -168,8 +168,11 @@ class PipelineBase(Base):
 
     # -- text ---------------------------------------------------------------------------------
 
-    def unread(self, prompt: str) -> str:
-        return self._reader.unread(prompt)
+    def num_windows(self, prompt: str) -> int:
+        return self._reader.num_windows(prompt) if self.reads_windows else 1
+
+    def unread(self, prompt: str, windows: int = 1) -> str:
+        return self._reader.unread(prompt, windows if self.reads_windows else 1)
 
     def encode_tokens(self, tokens: TokenIds) -> Conditioning:
         with self._text_on_device():

@@ -64,7 +64,7 @@ class StableDiffusion3Base(FlowBase):
 
     # -- text ---------------------------------------------------------------------------------
 
-    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
+    def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
         first, second = self._pipeline.tokenizer, self._pipeline.tokenizer_2
         ids = {
             CLIP_PARTS[0]: padded_ids(first, prompts),

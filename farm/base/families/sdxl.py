@@ -16,10 +16,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from farm.base.conditioning import Conditioning, TokenIds
+from farm.base.conditioning import MASK, Conditioning, TokenIds
+from farm.base.families.clip_windows import mask_of, window_ids, windows_of
 from farm.base.families.counting import count_denoiser
 from farm.base.families.latent_vae import LatentVae
-from farm.base.families.pipeline_base import HALF, PipelineBase, padded_ids
+from farm.base.families.pipeline_base import HALF, PipelineBase
 from farm.base.families.stable_diffusion import DIFFUSION_SCHEDULERS, diffusion_schedule
 from farm.base.interface import DenoiserCounts, FamilyNames, MemoryFacts
 from farm.base.schedules import NoiseSchedule
@@ -46,6 +47,7 @@ class StableDiffusionXLBase(PipelineBase):
     adaptable_text: ClassVar[tuple[str, ...]] = TEXT_PARTS
     scheduler_classes: ClassVar[Mapping[str, Any]] = DIFFUSION_SCHEDULERS
     uses_frames = True
+    reads_windows = True
     family = FamilyNames(
         "Stable Diffusion XL",
         "StableDiffusionXLPipeline",
@@ -89,28 +91,34 @@ class StableDiffusionXLBase(PipelineBase):
 
     # -- text ---------------------------------------------------------------------------------
 
-    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
-        first, second = self._pipeline.tokenizer, self._pipeline.tokenizer_2
-        ids = (padded_ids(first, prompts), padded_ids(second, prompts))
+    def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
+        tokenizers = (self._pipeline.tokenizer, self._pipeline.tokenizer_2)
+        ids = [window_ids(tokenizer, prompts, windows) for tokenizer in tokenizers]
         return TokenIds(dict(zip(TEXT_PARTS, ids, strict=True)))
 
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
         states, pooled_RD = [], None
         for part in TEXT_PARTS:
-            output = self._text[part](tokens.tensors[part], output_hidden_states=True)
-            states.append(output.hidden_states[-2])
-            pooled_RD = output[0]  # of the second encoder, projected
+            outputs = [
+                self._text[part](window_RT, output_hidden_states=True)
+                for window_RT in windows_of(tokens.tensors[part], self.num_tokens)
+            ]
+            states.append(torch.cat([output.hidden_states[-2] for output in outputs], dim=1))
+            pooled_RD = outputs[0][0]  # of the second encoder's first window, projected
         assert pooled_RD is not None
-        return Conditioning(torch.cat(states, dim=-1), {POOLED: pooled_RD})
+        mask = mask_of(tokens.tensors[TEXT_PARTS[0]], self.num_tokens)
+        return Conditioning(torch.cat(states, dim=-1), {POOLED: pooled_RD, **mask})
 
-    def encode_negative(self, prompts: Sequence[str]) -> Conditioning:
-        encoded = self.encode_prompts(prompts)
+    def encode_negative(
+        self, prompts: Sequence[str], windows: Sequence[int] | None = None
+    ) -> Conditioning:
+        encoded = self.encode_prompts(prompts, windows)
         if not self._pipeline.config.force_zeros_for_empty_prompt:
             return encoded
         kept_R1 = torch.tensor([[prompt != ""] for prompt in prompts], device=self.device)
         return Conditioning(
             torch.where(kept_R1[:, None], encoded.hidden_RTD, 0.0),
-            {POOLED: torch.where(kept_R1, encoded.extra[POOLED], 0.0)},
+            {**encoded.extra, POOLED: torch.where(kept_R1, encoded.extra[POOLED], 0.0)},
         )
 
     def for_crops(self, conditioning: Conditioning, frames_R6: Tensor) -> Conditioning:
@@ -131,6 +139,7 @@ class StableDiffusionXLBase(PipelineBase):
                 latents_RCHW,
                 timesteps_R,
                 encoder_hidden_states=conditioning.hidden_RTD,
+                encoder_attention_mask=conditioning.extra.get(MASK),
                 added_cond_kwargs=added,
                 return_dict=False,
             )[0],

@@ -3,7 +3,7 @@
 Owns what is specific to this family, and the noise schedules and schedulers of all epsilon and
 velocity UNets.
 
-Legend: R rows, C latent channels, H W latent.
+Legend: R rows, C latent channels, H W latent, T tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -21,8 +22,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from farm.base.conditioning import Conditioning, TokenIds
-from farm.base.families.pipeline_base import PipelineBase, padded_ids
+from farm.base.conditioning import MASK, Conditioning, TokenIds
+from farm.base.families.clip_windows import mask_of, window_ids, windows_of
+from farm.base.families.pipeline_base import PipelineBase
 from farm.base.interface import FamilyNames
 from farm.base.schedules import NoiseSchedule, PredictionType
 from farm.errors import BaseModelError
@@ -50,6 +52,7 @@ class StableDiffusionBase(PipelineBase):
         "requires_safety_checker": False,
     }
     scheduler_classes: ClassVar[Mapping[str, Any]] = DIFFUSION_SCHEDULERS
+    reads_windows = True
 
     def __init__(self, pipeline: StableDiffusionPipeline, *, name: str, fingerprint: str) -> None:
         super().__init__(pipeline, name=name, fingerprint=fingerprint)
@@ -59,11 +62,16 @@ class StableDiffusionBase(PipelineBase):
     def _training_schedule(self) -> NoiseSchedule:
         return diffusion_schedule(self._pipeline.scheduler)
 
-    def tokenize(self, prompts: Sequence[str]) -> TokenIds:
-        return TokenIds({"text_encoder": padded_ids(self._pipeline.tokenizer, prompts)})
+    def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
+        return TokenIds({"text_encoder": window_ids(self._pipeline.tokenizer, prompts, windows)})
 
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
-        return Conditioning(self._pipeline.text_encoder(tokens.tensors["text_encoder"])[0], {})
+        ids_RT = tokens.tensors["text_encoder"]
+        states = [
+            self._pipeline.text_encoder(window_RT)[0]
+            for window_RT in windows_of(ids_RT, self.num_tokens)
+        ]
+        return Conditioning(torch.cat(states, dim=1), mask_of(ids_RT, self.num_tokens))
 
     def denoise(
         self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
@@ -74,6 +82,7 @@ class StableDiffusionBase(PipelineBase):
                 latents_RCHW,
                 timesteps_R,
                 encoder_hidden_states=conditioning.hidden_RTD,
+                encoder_attention_mask=conditioning.extra.get(MASK),
                 return_dict=False,
             )[0],
         )

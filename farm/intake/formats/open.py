@@ -34,6 +34,7 @@ from farm.intake.formats.tables import read_csv, read_parquet
 from farm.intake.parsing.json import read_json, read_jsonl
 from farm.intake.parsing.text_files import NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
+from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.files import open_local, words_of
 from farm.intake.photos.listings import (
     ARCHIVE_SUFFIXES,
@@ -265,7 +266,7 @@ def _file_names(folder: str) -> set[str]:
     if "://" not in folder:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    return set(list_folder(folder).siblings)
+    return set(list_folder(folder, LookBudget()).siblings)
 
 
 def _binary(url: str, *, trusted: bool) -> Any:

@@ -1,6 +1,6 @@
 """The bytes of a photo, wherever it is stored: local files, fsspec URLs, members of archives.
 
-Owns reading with retries, and the memory reserved for the bytes of large photos. Decoding is in
+Owns reading with retries, and the memory reserved for the bytes of photos. Decoding is in
 ``decode.py``.
 """
 
@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from farm.file_facts import local_version, object_version
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.archives import open_archive, read_member
-from farm.intake.photos.budget import MAX_PHOTO_BYTES, READING, SMALL_BYTES
+from farm.intake.photos.budget import MAX_PHOTO_BYTES, READING, reading_bytes
 from farm.intake.photos.files import (
     filesystem_faults,
     is_remote,
@@ -69,7 +69,7 @@ def version_of(uri: str) -> str | None:
 class PhotoReader:
     """Reads photos one after the other; consecutive members of one archive open it once.
 
-    A large photo keeps its reservation of the shared memory until the next one is read.
+    A photo keeps its reservation of the shared memory until the next one is read.
     """
 
     def __init__(self) -> None:
@@ -98,8 +98,9 @@ class PhotoReader:
     def _reserve(self, num_bytes: int) -> None:
         """Wait until there is memory for a photo of this size."""
         self._memory.close()
-        if num_bytes > SMALL_BYTES:
-            self._memory.enter_context(READING.reserve(num_bytes))
+        if num_bytes > MAX_PHOTO_BYTES:
+            raise too_many_bytes()
+        self._memory.enter_context(READING.reserve(reading_bytes(num_bytes)))
 
     def _opened(self, archive: str) -> zipfile.ZipFile:
         if self._archive is None or self._archive[0] != archive:

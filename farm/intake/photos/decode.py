@@ -7,6 +7,7 @@ Legend: N crops, P pixels of a side.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import warnings
@@ -20,8 +21,9 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.archives import OTHER_ARCHIVES, UNPACK
+from farm.intake.photos.budget import MAX_COPIED_BYTES
 from farm.intake.photos.bytes import read_photo_bytes
-from farm.intake.photos.metadata import bare, trimmed, whole_jpeg_tails
+from farm.intake.photos.metadata import MAX_PROFILE_BYTES, bare, trimmed, whole_jpeg_tails
 from farm.intake.photos.structure import check_container, check_cost, is_sane_exif
 
 __all__ = [
@@ -45,7 +47,7 @@ MIN_SIDE_PX = 32
 """Minimum shorter side; below it there is nothing to learn at any resolution."""
 
 BLOCK_ROWS = 64
-"""Rows of deep grey pictures converted at once."""
+"""Rows of a picture converted or compared at once."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 """Decoders that photos may use. Pillow's others (PostScript, PSD, fonts …) are disabled."""
 PHOTO_SUFFIXES = frozenset(
@@ -151,6 +153,8 @@ def open_header(data: bytes) -> Image.Image:
     check_cost(image, data)
     if not is_sane_exif(image.info.get("exif") or b""):
         del image.info["exif"]
+    if len(image.info.get("icc_profile") or b"") > MAX_PROFILE_BYTES:
+        del image.info["icc_profile"]
     return image
 
 
@@ -189,16 +193,22 @@ def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
 
 def _without_end(image: Image.Image, data: bytes) -> Image.Image | None:
     """A JPEG that lacks only its end marker."""
-    tails = whole_jpeg_tails(data) if image.format in {"JPEG", "MPO"} else None
-    if tails is None:
-        return None
-    pictures = []
-    for tail in tails:
-        picture = _identified(data.removesuffix(b"\xff") + tail)
+    is_jpeg = image.format in {"JPEG", "MPO"} and len(data) <= MAX_COPIED_BYTES
+    digests = set()
+    picture = None
+    for tail in (whole_jpeg_tails(data) if is_jpeg else None) or ():
+        picture = _identified(data.removesuffix(b"\xff") + tail)  # frees the one before
         picture.load()
-        pictures.append(picture)
-    first = pictures[0].tobytes()
-    return pictures[0] if all(one.tobytes() == first for one in pictures[1:]) else None
+        digests.add(_pixels_digest(picture))
+    return picture if len(digests) == 1 else None
+
+
+def _pixels_digest(image: Image.Image) -> bytes:
+    digest = hashlib.sha256()
+    for top in range(0, image.height, BLOCK_ROWS):
+        box = (0, top, image.width, min(top + BLOCK_ROWS, image.height))
+        digest.update(image.crop(box).tobytes())
+    return digest.digest()
 
 
 def _unidentified(data: bytes, error: Exception) -> PhotoFault:

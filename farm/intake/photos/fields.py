@@ -58,12 +58,14 @@ def list_photos(
         value: of the field `photos`.
         rule: of the field `captions`.
         faults: faults are added to it.
-        beside: captions of folders whose photos are named one by one, kept between subjects.
+        beside: what the references of the manifest share.
     """
-    beside = (beside or Beside()) if rule != "none" else None
+    beside = beside or Beside()
+    beside.budget.add_subject()
+    is_read = rule != "none"
     found: dict[str, ListedPhoto] = {}
-    for path, entry in _entries(value, row, faults):
-        for photo in _found(path, entry, row, beside, faults):
+    for path, entry in _entries(value, row, faults, beside):
+        for photo in _found(path, entry, row, beside, faults, is_read=is_read):
             uri = photo.photo.uri
             if uri in found:
                 message = f"{_short(uri)} is named twice"
@@ -74,12 +76,19 @@ def list_photos(
     return list(found.values())
 
 
-def list_uris(value: object, row: ManifestRow, path: Path, faults: list[Fault]) -> tuple[str, ...]:
+def list_uris(
+    value: object,
+    row: ManifestRow,
+    path: Path,
+    faults: list[Fault],
+    beside: Beside | None = None,
+) -> tuple[str, ...]:
     """The photos that a list of references resolves to, without captions."""
     uris: dict[str, None] = {}
+    beside = beside or Beside()
     for index, reference in enumerate(value if isinstance(value, list) else [value]):
         entry = PhotoEntry(uri=str(reference))
-        for photo in _found((*path, index), entry, row, None, faults):
+        for photo in _found((*path, index), entry, row, beside, faults, is_read=False):
             uris.setdefault(photo.photo.uri)
     return tuple(uris)
 
@@ -102,11 +111,11 @@ def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]
 
 
 def _entries(
-    value: object, row: ManifestRow, faults: list[Fault]
+    value: object, row: ManifestRow, faults: list[Fault], beside: Beside
 ) -> Iterator[tuple[Path, PhotoEntry]]:
     """The references under `photos`, each with its path in the row."""
     if value is None:
-        yield from _beside_the_manifest(row, faults)
+        yield from _beside_the_manifest(row, faults, beside)
     elif isinstance(value, str):
         yield from _entry(("photos",), {"uri": value}, row, faults)
     elif isinstance(value, dict) and "uri" in value:
@@ -127,7 +136,7 @@ def _entries(
 
 
 def _beside_the_manifest(
-    row: ManifestRow, faults: list[Fault]
+    row: ManifestRow, faults: list[Fault], beside: Beside
 ) -> Iterator[tuple[Path, PhotoEntry]]:
     name = str(row.value.get("id", ""))
     folder = join_url(row.base, name)
@@ -144,7 +153,8 @@ def _beside_the_manifest(
         yield ("photos",), PhotoEntry(uri=join_url(row.base, other))
         return
     remedy = "give a folder, a glob, a zip archive, or a list"
-    if (close := similar_name(name, names)) is not None:
+    close = similar_name(name, names) if beside.budget.take_suggestion() else None
+    if close is not None:
         remedy = f"did you mean the folder `{close}`? Else {remedy}"
     message = f"`photos` is missing, and there is no folder `{name}` beside the manifest"
     faults.append(row.fault(("photos",), message, remedy))
@@ -174,11 +184,17 @@ def _entry(
 
 
 def _found(
-    path: Path, entry: PhotoEntry, row: ManifestRow, beside: Beside | None, faults: list[Fault]
+    path: Path,
+    entry: PhotoEntry,
+    row: ManifestRow,
+    beside: Beside,
+    faults: list[Fault],
+    *,
+    is_read: bool = True,
 ) -> Iterator[ListedPhoto]:
-    """The photos that one entry resolves to."""
+    """The photos that one entry resolves to, with their captions if these are read."""
     style = row.style(path)
-    is_read = beside is not None and entry.caption is None
+    is_read = is_read and entry.caption is None
     try:
         found = find_photos(entry.uri, row.base, with_captions=is_read, style=style, beside=beside)
     except PhotoFault as fault:

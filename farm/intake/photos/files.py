@@ -5,12 +5,15 @@ Owns opening and reading them within limits, and how a filesystem's errors becom
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from contextlib import aclosing, contextmanager
+from typing import Any, BinaryIO
+
+import fsspec
 
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.budget import MAX_PHOTO_BYTES, SMALL_BYTES
@@ -22,11 +25,14 @@ __all__ = [
     "member_uri",
     "open_local",
     "read_bounded",
+    "remote_entries",
     "split_member_uri",
     "too_many_bytes",
     "words_of",
 ]
 
+LIST_S = 60.0
+"""How long one listing of a store may take."""
 _ZIP = "zip://"
 
 
@@ -89,11 +95,11 @@ def read_bounded(file: BinaryIO, reserve: Callable[[int], None] | None = None) -
     Args:
         reserve: called with that limit once a file of unknown size turns out to be large.
     """
-    parts: list[bytes] = []
+    whole = io.BytesIO()  # unlike joined parts, it is never held twice
     left = MAX_PHOTO_BYTES + 1
     is_small = True
-    while left and (part := file.read(min(left, 2**22))):
-        parts.append(part)
+    while left and (part := file.read(min(left, 2**20))):
+        whole.write(part)
         left -= len(part)
         if is_small and MAX_PHOTO_BYTES - left > SMALL_BYTES:
             is_small = False
@@ -101,7 +107,62 @@ def read_bounded(file: BinaryIO, reserve: Callable[[int], None] | None = None) -
                 reserve(MAX_PHOTO_BYTES)
     if not left:
         raise too_many_bytes()
-    return b"".join(parts)
+    return whole.getvalue()
+
+
+def remote_entries(
+    filesystem: Any, path: str, count: Callable[[], None], *, is_deep: bool = False
+) -> list[dict[str, Any]]:
+    """The entries of a folder of a store, or with ``is_deep`` all files below it.
+
+    S3 is listed page by page and other stores within ``LIST_S``, so that a prefix of millions of
+    objects is never held.
+
+    Args:
+        count: called for each entry; raises beyond a limit.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    if hasattr(filesystem, "_iterdir"):
+        arguments = (filesystem, path, count)
+        found = fsspec.asyn.sync(
+            filesystem.loop, _pages, *arguments, is_deep=is_deep, timeout=LIST_S
+        )
+    elif getattr(filesystem, "async_impl", False):
+        list_one = filesystem._find if is_deep else filesystem._ls
+        found = fsspec.asyn.sync(filesystem.loop, list_one, path, detail=True, timeout=LIST_S)
+    else:
+        found = (filesystem.find if is_deep else filesystem.ls)(path, detail=True)
+    if isinstance(found, dict):
+        found = list(found.values())
+    if not hasattr(filesystem, "_iterdir"):
+        for _ in found:
+            count()
+    if not found:
+        raise FileNotFoundError(path)
+    return list(found)
+
+
+async def _pages(
+    filesystem: Any, path: str, count: Callable[[], None], *, is_deep: bool
+) -> list[dict[str, Any]]:
+    bucket, _, key = path.strip("/").partition("/")
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    pages = filesystem._iterdir(bucket, delimiter="" if is_deep else "/", prefix=prefix)
+    found = []
+    try:
+        async with aclosing(pages):
+            async for entry in pages:
+                count()
+                found.append(entry)
+    except PhotoFault:
+        raise
+    except Exception as error:
+        from s3fs.errors import translate_boto_error
+
+        raise translate_boto_error(error) from error
+    return found
 
 
 def too_many_bytes() -> PhotoFault:

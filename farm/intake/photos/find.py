@@ -20,6 +20,7 @@ from farm.errors import Fault
 from farm.intake.captions.files import Caption, Captions
 from farm.intake.errors import PhotoFault
 from farm.intake.faults import similar_name
+from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.bytes import PhotoReader
 from farm.intake.photos.files import split_member_uri, words_of
 from farm.intake.photos.listings import (
@@ -57,12 +58,14 @@ class Found:
 
 
 class Beside:
-    """Captions beside photos that a manifest names one by one; each folder is read once.
+    """What the references of one manifest share: a limit on what they look at, and the captions
+    beside photos named one by one, whose folders are read once.
 
     Safe in several threads.
     """
 
     def __init__(self) -> None:
+        self.budget = LookBudget()
         self._known: dict[tuple[str, CaptionStyle], tuple[Captions, Listing]] = {}
         self._lock = Lock()
 
@@ -72,12 +75,16 @@ class Beside:
             if (folder, style) not in self._known:
                 try:
                     is_archive = folder.lower().endswith(".zip")
-                    listing = list_archive(folder) if is_archive else list_folder(folder)
+                    listing = _listed(folder, self.budget, is_archive=is_archive)
                 except Exception:  # a photo may be readable though its folder cannot be listed
                     listing = Listing(folder)
                 listing.is_whole = False
                 self._known[folder, style] = _captions_of(listing, style, _read), listing
             return self._known[folder, style]
+
+
+def _listed(url: str, budget: LookBudget, *, is_archive: bool) -> Listing:
+    return list_archive(url, budget) if is_archive else list_folder(url, budget)
 
 
 def find_photos(
@@ -95,7 +102,7 @@ def find_photos(
         base: folder or URL that relative paths start from.
         with_captions: also read the caption files beside them.
         style: which files are captions, and how they are read.
-        beside: captions already read from folders whose photos are named one by one.
+        beside: what the references of the manifest share.
 
     Raises:
         PhotoFault: if there is nothing, no photo, or an unsafe archive.
@@ -107,12 +114,10 @@ def find_photos(
         )
     check_reference(reference, is_remote="://" in base)
     url = join_url(base, reference)
+    beside = beside or Beside()
     with _listing_faults(url):
-        listing = (
-            _find_remote(url, base, reference)
-            if "://" in url
-            else _find_local(url, base, reference)
-        )
+        find = _find_remote if "://" in url else _find_local
+        listing = find(url, base, reference, beside.budget)
     if not listing.files:
         raise PhotoFault(*listing.emptiness())
     if len(listing.files) > MAX_PHOTOS:
@@ -120,7 +125,7 @@ def find_photos(
     uris = [uri for _, uri in listing.files]
     found = Found(uris, passed_over=listing.passed_over, outside=listing.outside)
     if with_captions:
-        _add_captions(found, listing, style or CaptionStyle(), beside or Beside())
+        _add_captions(found, listing, style or CaptionStyle(), beside)
     return found
 
 
@@ -167,24 +172,27 @@ def _single(uri: str) -> Listing:
     return Listing(folder or "/", [(name, uri)], is_whole=False)
 
 
-def _find_local(path: str, base: str, reference: str) -> Listing:
+def _find_local(path: str, base: str, reference: str, budget: LookBudget) -> Listing:
     path = os.path.abspath(os.path.expanduser(path))
     if os.path.isdir(path):
-        return list_folder(path)
+        return list_folder(path, budget)
     if os.path.isfile(path):
-        return list_archive(path) if path.lower().endswith(".zip") else _single(path)
+        return list_archive(path, budget) if path.lower().endswith(".zip") else _single(path)
     if has_magic(reference):
         is_relative = not reference.startswith(("/", "~"))
-        return list_glob(os.path.abspath(base), reference) if is_relative else list_glob("", path)
+        start, pattern = (os.path.abspath(base), reference) if is_relative else ("", path)
+        return list_glob(start, pattern, budget)
     if os.path.exists(path):
         raise PhotoFault(f"{path} is neither a file nor a folder", "name photos")
-    if (other := _in_other_form(path)) is not None:
-        return _find_local(other, base, other)
-    raise PhotoFault(f"there is no {path}", _nearest_path(path))
+    if (other := _in_other_form(path, budget)) is not None:
+        return _find_local(other, base, other, budget)
+    raise PhotoFault(f"there is no {path}", _nearest_path(path, budget))
 
 
-def _in_other_form(path: str) -> str | None:
+def _in_other_form(path: str, budget: LookBudget) -> str | None:
     """An existing path that differs only in Unicode normalisation."""
+    if path.isascii():
+        return None
     parts = [part for part in path.split("/") if part]
     found = ""
     for part in parts:
@@ -193,6 +201,7 @@ def _in_other_form(path: str) -> str | None:
                 names = os.listdir(found or "/")
             except OSError:
                 return None
+            budget.take(len(names))
             form = unicodedata.normalize("NFC", part)
             same = [name for name in names if unicodedata.normalize("NFC", name) == form]
             if not same:
@@ -202,33 +211,37 @@ def _in_other_form(path: str) -> str | None:
     return found
 
 
-def _find_remote(url: str, base: str, reference: str) -> Listing:
+def _find_remote(url: str, base: str, reference: str, budget: LookBudget) -> Listing:
     if url.startswith("file://"):
         path = url.removeprefix("file://")
-        return _find_local(path, base.removeprefix("file://"), reference.removeprefix("file://"))
+        start, named = (text.removeprefix("file://") for text in (base, reference))
+        return _find_local(path, start, named, budget)
     if url.startswith("zip://"):
         member, archive = split_member_uri(url)
         return Listing(archive, [(member, url)], is_whole=False)
     if url.startswith(("http://", "https://")):
         plain = url.split("?", 1)[0]
         if plain.lower().endswith(".zip"):
-            return list_archive(url)
+            return list_archive(url, budget)
         return Listing(url, [(plain.rsplit("/", 1)[-1], url)], is_web=True)
     if url.lower().endswith(".zip"):
-        return list_archive(url)
+        return list_archive(url, budget)
     if has_magic(reference):
         filesystem, path = filesystem_of(url)
         # `?` and `[` may be part of a key or mark a pattern
         if not filesystem.exists(path):
             is_relative = "://" not in reference
-            return list_glob(base, reference) if is_relative else list_glob("", url)
+            start, pattern = (base, reference) if is_relative else ("", url)
+            return list_glob(start, pattern, budget)
     if is_photo_name(url):
         return _single(url)
-    return list_folder(url)
+    return list_folder(url, budget)
 
 
-def _nearest_path(path: str) -> str:
+def _nearest_path(path: str, budget: LookBudget) -> str:
     """A remedy that names the existing path nearest to a missing one."""
+    if not budget.take_suggestion():
+        return "correct the path, or put the photos there"
     folder, name = os.path.split(path)
     is_inside = False
     while folder != "/" and not os.path.isdir(folder):

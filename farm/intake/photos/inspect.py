@@ -26,7 +26,12 @@ from farm.intake.photos.decode import (
     load_pixels,
     open_header,
 )
-from farm.intake.photos.structure import decoding_bytes, opening_bytes
+from farm.intake.photos.structure import (
+    AVERAGED_MODES,
+    LARGE_PIXELS,
+    decoding_bytes,
+    opening_bytes,
+)
 from farm.keys import bytes_digest
 from farm.version import __version__
 
@@ -37,10 +42,11 @@ __all__ = [
     "inspect_changed",
     "inspect_photo",
     "inspect_photos",
+    "judge_photo",
 ]
 
-LARGE_PIXELS = 16_000_000
-"""Palette and deep grey pictures above this are sampled, not converted whole."""
+TILE_PX = 1_024
+"""Side of the tiles in which pictures with transparency are reduced."""
 LOOK_SIDE_PX = 64
 """Side at which JPEG decoders may shrink a photo while decoding: all bytes are read, so truncation
 is found, at a fraction of the time."""
@@ -132,19 +138,33 @@ def _inspect(
 def inspect_photo(uri: str, reader: PhotoReader) -> PhotoFacts | PhotoRefusal:
     """Read, decode and check one photo; never raises, whatever the photo holds."""
     try:
-        return _facts(reader.read(uri))
+        data = reader.read(uri)
     except PhotoFault as fault:
         return PhotoRefusal(fault.message, fault.remedy)
+    return judge_photo(data)
 
 
-def _facts(data: bytes) -> PhotoFacts:
+def judge_photo(data: bytes) -> PhotoFacts | PhotoRefusal:
+    """Decode and check the bytes of one photo; never raises."""
     with ExitStack() as memory:
-        if (num_bytes := opening_bytes(data)) > 0:
-            memory.enter_context(DECODING.reserve(num_bytes))
-        return _decoded_facts(data, memory, is_reserved=num_bytes > 0)
+        # a fault's traceback holds the pixels: it ends before the reservation does
+        try:
+            if (num_bytes := opening_bytes(data)) > 0:
+                _reserve(num_bytes, memory)
+            return _facts(data, memory, reserved=num_bytes)
+        except PhotoFault as fault:
+            return PhotoRefusal(fault.message, fault.remedy)
 
 
-def _decoded_facts(data: bytes, memory: ExitStack, *, is_reserved: bool) -> PhotoFacts:
+def _reserve(num_bytes: int, memory: ExitStack) -> None:
+    if num_bytes > DECODING.capacity:
+        raise PhotoFault(
+            f"it may take more than {DECODING.capacity // 2**20} MiB to decode", "save it smaller"
+        )
+    memory.enter_context(DECODING.reserve(num_bytes))
+
+
+def _facts(data: bytes, memory: ExitStack, *, reserved: int) -> PhotoFacts:
     image = open_header(data)
     width_px, height_px = image.size
     if min(width_px, height_px) < MIN_SIDE_PX:
@@ -155,8 +175,12 @@ def _decoded_facts(data: bytes, memory: ExitStack, *, is_reserved: bool) -> Phot
     full_size = image.size
     with decoding():
         image.draft("RGB", (LOOK_SIDE_PX, LOOK_SIDE_PX))
-        if not is_reserved:
-            memory.enter_context(DECODING.reserve(decoding_bytes(image, full_size)))
+    num_bytes = decoding_bytes(image, full_size, data)
+    if not reserved:
+        _reserve(num_bytes, memory)
+    elif num_bytes > reserved:
+        raise PhotoFault("its headers differ in size", "save it again as PNG or JPEG")
+    with decoding():
         image = load_pixels(image, data)
         # checked only now: the EXIF block of a PNG may follow its pixels, so this may decode it
         if is_turned(image):
@@ -169,9 +193,8 @@ def _decoded_facts(data: bytes, memory: ExitStack, *, is_reserved: bool) -> Phot
 
 def _shrunk(image: Image.Image) -> Image.Image:
     """A smaller picture of the same kind; colours of palettes and deep grey cannot be averaged."""
-    if image.mode in {"RGB", "L", "RGBA", "LA", "CMYK", "YCbCr"}:
-        factor = max(image.size) // (2 * LOOK_SIDE_PX)
-        reduced = image.reduce(factor)
+    if image.mode in AVERAGED_MODES:
+        reduced = _reduced(image, max(image.size) // (2 * LOOK_SIDE_PX))
         reduced.info = image.info
         return reduced
     if image.width * image.height > LARGE_PIXELS:
@@ -182,6 +205,20 @@ def _shrunk(image: Image.Image) -> Image.Image:
         reduced.info = image.info
         return reduced
     return image
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """``Image.reduce``, tile by tile where it would first copy the whole picture."""
+    if image.mode not in {"RGBA", "LA"}:
+        return image.reduce(factor)
+    size = (-(-image.width // factor), -(-image.height // factor))
+    reduced = Image.new(image.mode, size)
+    side = factor * max(1, TILE_PX // factor)
+    for top in range(0, image.height, side):
+        for left in range(0, image.width, side):
+            box = (left, top, min(left + side, image.width), min(top + side, image.height))
+            reduced.paste(image.crop(box).reduce(factor), (left // factor, top // factor))
+    return reduced
 
 
 def _look(image: Image.Image) -> int:

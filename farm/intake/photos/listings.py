@@ -15,10 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
 
+from fsspec.utils import glob_translate
+
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.archives import archive_members, open_archive
+from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES
-from farm.intake.photos.files import member_uri
+from farm.intake.photos.files import member_uri, remote_entries
 from farm.intake.photos.litter import is_litter
 from farm.intake.photos.uris import filesystem_of
 
@@ -115,14 +118,14 @@ def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
 # -- folders --------------------------------------------------------------------------------------
 
 
-def list_folder(url: str) -> Listing:
+def list_folder(url: str, budget: LookBudget) -> Listing:
     """The files directly in a folder, local or remote."""
-    return _list_remote(url) if "://" in url else _list_local(url)
+    looks = _Looks(url, budget)
+    return _list_remote(url, looks) if "://" in url else _list_local(url, looks)
 
 
-def _list_local(path: str) -> Listing:
+def _list_local(path: str, looks: _Looks) -> Listing:
     names, outside, folders = {}, [], 0
-    looks = _Looks(path)
     with os.scandir(path) as entries:
         for entry in entries:
             looks.count()
@@ -149,11 +152,11 @@ def _leaves(root: str, name: str) -> bool:
     return os.path.commonpath([real, os.path.realpath(os.path.join(root, name))]) != real
 
 
-def _list_remote(url: str) -> Listing:
+def _list_remote(url: str, looks: _Looks) -> Listing:
     filesystem, path = filesystem_of(url)
     own = path.rstrip("/")
     names, folders = {}, 0
-    for entry in filesystem.ls(path, detail=True):
+    for entry in remote_entries(filesystem, path, looks.count):
         full = str(entry["name"])
         # a folder's marker is listed as an object of the folder's own name
         if full.rstrip("/") == own or is_litter(full.rsplit("/", 1)[-1] or full.rstrip("/")):
@@ -187,7 +190,7 @@ def subfolders(url: str) -> list[str]:
 # -- globs ----------------------------------------------------------------------------------------
 
 
-def list_glob(base: str, pattern: str) -> Listing:
+def list_glob(base: str, pattern: str, budget: LookBudget) -> Listing:
     """The photos that match a pattern below a folder, and everything beside them.
 
     Args:
@@ -195,15 +198,16 @@ def list_glob(base: str, pattern: str) -> Listing:
             absolute.
     """
     if "://" in (base or pattern):
-        return _remote_glob(base, pattern)
-    return _local_glob(base, pattern)
-
-
-def _local_glob(base: str, pattern: str) -> Listing:
+        shown = f"{base.rstrip('/')}/{pattern}" if base else pattern
+        return _remote_glob(base, pattern, _Looks(shown, budget))
     shown = os.path.join(base, pattern) if base else pattern
+    return _local_glob(base, pattern, _Looks(shown, budget))
+
+
+def _local_glob(base: str, pattern: str, looks: _Looks) -> Listing:
+    shown = looks.shown
     literal = _literal_folder(pattern)
     root = os.path.join(base, literal) or "/"
-    looks = _Looks(shown)
     found = _expanded(root, pattern.removeprefix(literal).strip("/").split("/"), looks)
     names = [name for name in dict.fromkeys(found) if not is_litter(name)]
     if not names:
@@ -225,19 +229,21 @@ def _local_glob(base: str, pattern: str) -> Listing:
 class _Looks:
     """Counts the names that one reference makes the check look at."""
 
-    def __init__(self, shown: str) -> None:
-        self._shown, self._left = shown, MAX_NAMES
+    def __init__(self, shown: str, budget: LookBudget) -> None:
+        self.shown, self._left, self._budget = shown, MAX_NAMES, budget
 
     def count(self) -> None:
         """Count one name.
 
         Raises:
-            PhotoFault: beyond the limit.
+            PhotoFault: beyond the limit of the reference, or of its manifest.
         """
+        if self._left % LOOKS_TOGETHER == 0:
+            self._budget.take(LOOKS_TOGETHER)
         self._left -= 1
         if self._left < 0:
             raise PhotoFault(
-                f"{self._shown} covers more than {MAX_NAMES} names",
+                f"{self.shown} covers more than {MAX_NAMES} names",
                 "name the folder that holds the subject's photos",
             )
 
@@ -296,25 +302,28 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _remote_glob(base: str, pattern: str) -> Listing:
-    shown = f"{base.rstrip('/')}/{pattern}" if base else pattern
+def _remote_glob(base: str, pattern: str, looks: _Looks) -> Listing:
     whole = f"{glob.escape(base.rstrip('/'))}/{pattern}" if base else pattern
     filesystem, path = filesystem_of(whole)
     literal = _literal_folder(pattern)
     root = f"{base.rstrip('/')}/{literal}".rstrip("/") if base else literal
     inside = filesystem_of(root)[1].strip("/")
-    found = filesystem.glob(path, detail=True)
-    files = [name for name, entry in found.items() if entry.get("type") != "directory"]
-    names = [str(name).strip("/").removeprefix(inside).lstrip("/") for name in files]
+    fits = re.compile(glob_translate(path.strip("/"))).match
+    try:
+        found = remote_entries(filesystem, inside, looks.count, is_deep=True)
+    except FileNotFoundError:
+        found = []
+    files = [str(one["name"]).strip("/") for one in found if one.get("type") != "directory"]
+    names = [name.removeprefix(inside).lstrip("/") for name in files if fits(name)]
     names = [name for name in names if name and not is_litter(name)]
     if not names:
-        message = f"nothing matches {shown}, so it holds no photos"
+        message = f"nothing matches {looks.shown}, so it holds no photos"
         raise PhotoFault(message, "correct the pattern")
     beside: dict[str, str] = {}
     for folder in _around(names):
-        listed = _list_remote(f"{root}/{folder}".rstrip("/"))
+        listed = _list_remote(f"{root}/{folder}".rstrip("/"), looks)
         beside |= {posixpath.join(folder, name): uri for name, uri in listed.siblings.items()}
-    return _matched({name: f"{root}/{name}" for name in names}, beside, root, shown)
+    return _matched({name: f"{root}/{name}" for name in names}, beside, root, looks.shown)
 
 
 def _around(names: Iterable[str]) -> list[str]:
@@ -342,9 +351,11 @@ def _matched(names: Mapping[str, str], beside: Mapping[str, str], root: str, sho
 # -- archives -------------------------------------------------------------------------------------
 
 
-def list_archive(uri: str) -> Listing:
+def list_archive(uri: str, budget: LookBudget) -> Listing:
     """The members of a zip archive, in all its folders."""
+    budget.take(LOOKS_TOGETHER)
     with open_archive(uri) as archive:
+        budget.take(len(archive.filelist))
         members = {
             _shown_member(archive.getinfo(name)): member_uri(name, uri)
             for name in archive_members(archive)

@@ -9,26 +9,40 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from farm.intake.errors import PhotoFault
-from farm.intake.photos.structure import has_all_scans, is_sane_exif, jpeg_segments
+from farm.intake.photos.budget import MAX_COPIED_BYTES
+from farm.intake.photos.structure import (
+    has_all_scans,
+    is_sane_exif,
+    jpeg_segments,
+    lacks_end,
+)
 
-__all__ = ["Trimmed", "bare", "trimmed", "whole_jpeg_tails"]
+__all__ = ["MAX_PROFILE_BYTES", "Trimmed", "bare", "trimmed", "whole_jpeg_tails"]
 
-MAX_TEXT_BYTES = 2**20
-"""Of a text chunk, unpacked; Pillow's own limit."""
-MAX_TEXTS_BYTES = 2**25
-"""Of all text chunks of a file together; Pillow's own limit is twice that."""
-MAX_PROFILE_BYTES = 2**24
-"""Of an ICC profile, unpacked: those with lookup tables have one to four MB."""
+MAX_TEXT_BYTES = 2**16
+"""Of a text chunk, unpacked. Every thread of a check holds one photo's texts."""
+MAX_TEXTS_BYTES = 2**20
+"""Of all text chunks of a file together."""
+MAX_INNER_PROFILE_BYTES = 2**20
+"""Of an ICC profile that the decoder unpacks; Pillow's own limit."""
+MAX_PROFILE_BYTES = 2**22
+"""Of any ICC profile, unpacked: those with lookup tables have one to four MB."""
 MAX_RAW_EXIF_BYTES = 2**14
 """Of EXIF in a text chunk, in hexadecimal: its tags may multiply this a hundredfold."""
 MAX_CHUNKS = 200_000
 """Of one PNG: 256 MiB in the usual pieces of 8 KiB are 33,000."""
+MAX_DROPPED = 10_000
+"""Metadata chunks left out of one PNG."""
 MAX_GIF_BLOCKS = 1_000_000
-"""Pieces of comments before the first picture of a GIF."""
+"""Extensions, and pieces of them, before the first picture of a GIF."""
+MAX_EXIF_SEGMENTS = 16
+"""EXIF segments of one JPEG, which decoders join one by one."""
+MAX_SEGMENTS_BYTES = 2**25
+"""Of all metadata of one JPEG, of which decoders make a copy."""
 _RAW_EXIF = b"raw profile type exif\0"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -63,7 +77,7 @@ def trimmed(data: bytes) -> Trimmed:
 def bare(data: bytes) -> bytes | None:
     """The photo without any metadata, for decoders that failed on it; None for unknown formats."""
     if data.startswith(_PNG):
-        return b"".join(_png(data, lambda name, _: name[:1].isupper() or name in _PNG_SHOWN))
+        return _joined(_png(data, lambda name, _: name[:1].isupper() or name in _PNG_SHOWN))
     if data.startswith(b"\xff\xd8"):
         return _bare_jpeg(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -102,7 +116,7 @@ class _Texts:
 
     def _keeps_profile(self, body: memoryview) -> bool:
         profile = _inflated(_after_names(body, 1, 1), MAX_PROFILE_BYTES)
-        if profile is not None and len(profile) < MAX_TEXT_BYTES:
+        if profile is not None and len(profile) < MAX_INNER_PROFILE_BYTES:
             return True
         self.profile = profile
         return False
@@ -113,31 +127,49 @@ def _trimmed_png(data: bytes) -> Trimmed:
     parts = _png(data, texts.keeps)
     if not texts.left_out and bytes(parts[-1][-12:]) == data[-12:]:
         return Trimmed(data)
-    return Trimmed(b"".join(parts), texts.profile)
+    return Trimmed(_joined(parts), texts.profile)
+
+
+def _joined(parts: Sequence[memoryview | bytes]) -> bytes:
+    """A copy of parts of a photo.
+
+    Raises:
+        PhotoFault: if it is too large to be copied.
+    """
+    if sum(map(len, parts)) > MAX_COPIED_BYTES:
+        raise PhotoFault(
+            f"its metadata is damaged or over the limits, and it is larger than "
+            f"{MAX_COPIED_BYTES // 2**20} MiB",
+            "save it again without metadata",
+        )
+    return b"".join(parts)
 
 
 def _png(data: bytes, keeps: Callable[[bytes, memoryview], bool]) -> list[memoryview | bytes]:
     """The parts of a PNG to keep. A truncated chunk after the pixels is dropped."""
     view = memoryview(data)
-    parts: list[memoryview | bytes] = [view[:8]]
-    at, count, has_pixels = 8, 0, False
+    parts: list[memoryview | bytes] = []
+    begin, at, count, num_dropped, has_pixels = 0, 8, 0, 0, False
     while at + 8 <= len(data):
         count += 1
-        if count > MAX_CHUNKS:
-            raise PhotoFault(f"it has more than {MAX_CHUNKS} chunks", "save it again as PNG")
+        if count > MAX_CHUNKS or num_dropped > MAX_DROPPED:
+            most = MAX_CHUNKS if count > MAX_CHUNKS else MAX_DROPPED
+            raise PhotoFault(f"it has more than {most} chunks", "save it again as PNG")
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):
             if has_pixels and name != b"IDAT":
                 break
-            parts.append(view[at:])
-            return parts
+            return [*parts, view[begin:]]
         has_pixels |= name == b"IDAT"
-        if keeps(name, view[at + 8 : at + 8 + length]):
-            parts.append(view[at:end])
+        if not keeps(name, view[at + 8 : at + 8 + length]):
+            num_dropped += 1
+            parts.append(view[begin:at])
+            begin = end
         at = end
         if name == b"IEND":
-            return parts
+            return [*parts, view[begin:at]]
+    parts.append(view[begin:at])
     if has_pixels:
         parts.append(b"\x00\x00\x00\x00IEND\xaeB`\x82")
     return parts
@@ -190,8 +222,12 @@ def _has_sane_tags(data: bytes) -> bool:
     """Whether the EXIF and multi-picture blocks of a JPEG can be read within bounds."""
     view = memoryview(data)
     exif: list[memoryview] = []
+    total = 0
     for marker, start, end in jpeg_segments(data):
         body = view[start + 4 : end]
+        total += end - start if _is_metadata(marker) else 0
+        if total > MAX_SEGMENTS_BYTES or len(exif) > MAX_EXIF_SEGMENTS:
+            return False
         if marker == 0xE1 and bytes(body[:6]) == b"Exif\0\0":
             exif.append(body[6:] if exif else body)
         elif marker == 0xE2 and bytes(body[:4]) == _MPF and not is_sane_exif(bytes(body[4:])):
@@ -199,15 +235,20 @@ def _has_sane_tags(data: bytes) -> bool:
     return is_sane_exif(b"".join(exif))
 
 
+def _is_metadata(marker: int) -> bool:
+    return 0xE0 <= marker <= 0xEF or marker == 0xFE
+
+
 def _bare_jpeg(data: bytes) -> bytes | None:
     view = memoryview(data)
     parts: list[memoryview] = [view[:2]]
     for marker, at, end in jpeg_segments(data):
         if marker == 0xDA:
-            return b"".join([*parts, view[at:]])
-        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+            return _joined([*parts, view[at:]])
         start, length = bytes(view[at + 4 : at + 9]), end - at - 2
-        if not is_metadata or any(start == name and length >= size for name, size in _JPEG_SHOWN):
+        if not _is_metadata(marker) or any(
+            start == name and length >= size for name, size in _JPEG_SHOWN
+        ):
             parts.append(view[at:end])
     return None
 
@@ -218,7 +259,7 @@ def whole_jpeg_tails(data: bytes) -> list[bytes] | None:
     The decoder accepts any of them. If all pixels are there the pictures are equal; if pixels are
     missing, each end replaces them differently.
     """
-    if not data.startswith(b"\xff\xd8") or not has_all_scans(data):
+    if not data.startswith(b"\xff\xd8") or not lacks_end(data) or not has_all_scans(data):
         return None
     return [fill * 32 + b"\xff\xd9" for fill in (b"", b"\xaa", b"\x15")]
 
@@ -230,27 +271,31 @@ def _trimmed_gif(data: bytes) -> bytes:
     """A GIF without comments before its first picture, which decoders join piece by piece."""
     view = memoryview(data)
     flags = data[10] if len(data) > 13 else 0
-    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    parts, count = [view[:at]], 0
+    begin = at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    control = view[:0]
+    count = 0
     while at + 2 < len(data) and data[at] == 0x21:
         end = at + 2
+        count += 1
         while end < len(data) and data[end]:
             end += data[end] + 1
             count += 1
-            if count > MAX_GIF_BLOCKS:
-                raise PhotoFault("its comments have too many blocks", "save it again as PNG")
-        if data[at + 1] == 0xF9:
-            parts.append(view[at : end + 1])
+        if count > MAX_GIF_BLOCKS:
+            raise PhotoFault("its comments have too many blocks", "save it again as PNG")
+        if data[at + 1] == 0xF9:  # a later one replaces it
+            control = view[at : end + 1]
         at = end + 1
-    if len(parts) * 8 + 13 + 768 >= at:
+    if at - begin <= len(control) + 768:
         return data
-    return b"".join([*parts, view[at:]])
+    return _joined([view[:begin], control, view[at:]])
 
 
 # -- WebP -----------------------------------------------------------------------------------------
 
 
 def _bare_webp(data: bytes) -> bytes | None:
+    if len(data) > MAX_COPIED_BYTES:
+        return None
     parts: list[bytes] = []
     at = 12
     while at + 8 <= len(data):

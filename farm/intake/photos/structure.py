@@ -16,14 +16,18 @@ from typing import Literal
 from PIL import Image
 
 from farm.intake.errors import PhotoFault
+from farm.intake.photos.budget import DECODING, MAX_COPIED_BYTES
 
 __all__ = [
+    "AVERAGED_MODES",
+    "LARGE_PIXELS",
     "check_container",
     "check_cost",
     "decoding_bytes",
     "has_all_scans",
     "is_sane_exif",
     "jpeg_segments",
+    "lacks_end",
     "opening_bytes",
 ]
 
@@ -37,21 +41,31 @@ MAX_TAGS = 65_536
 MAX_HEADS = 64
 MAX_STRIPS = 100_000
 """Strips or tiles of one TIFF."""
-MAX_TAG_BYTES = 8 * 2**20
+MAX_TAG_BYTES = 2 * 2**20
 """Maximum size of all tags of an image directory together, unless the file itself is larger."""
 MAX_SLOW_BYTES = 16 * 2**20
 MAX_SLOW_PIXELS = 16_000_000
 """Maximum size of files that Pillow decodes in Python: text PPM, run-length BMP."""
-MAX_JPEG2000_BYTES = 64 * 2**20
-MAX_PIXELS = {"WEBP": 50_000_000, "AVIF": 40_000_000, "JPEG2000": 25_000_000}
+MAX_PIXELS = {"WEBP": 40_000_000, "AVIF": 37_000_000, "JPEG2000": 25_000_000}
 """Maximum sizes of formats whose decoders hold several copies of the picture."""
-_DECODER_BYTES = {"WEBP": 16, "AVIF": 18, "JPEG2000": 26, "TIFF": 10, "GIF": 9}
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 18}
 """Bytes a pixel that decoders hold at once, the result included."""
+LARGE_PIXELS = 16_000_000
+"""Palette and deep grey pictures above this are sampled, not converted whole."""
+AVERAGED_MODES = frozenset(("RGB", "L", "RGBA", "LA", "CMYK", "YCbCr"))
+"""Modes that are reduced before they are converted."""
+_CONVERSION_BYTES = 18
+"""Bytes a pixel for converting a picture of another mode to RGB, with transparency and profile."""
+_SLOW_BYTES = 12
+"""Bytes a pixel that decoders in Python hold besides the picture."""
+_BLOCKS_BYTES = 2**25
+"""For the parts in which a picture is reduced, or compared to find whether it lacks its end."""
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000_HEADS = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
 _TILE_WIDTH, _TILE_LENGTH, _STRIP_OFFSETS, _TILE_OFFSETS = 322, 323, 273, 324
+_BITS, _SAMPLES, _ROWS_PER_STRIP = 258, 277, 278
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 """Markers of baseline, extended and progressive frames; others are not decoded as photos."""
@@ -71,10 +85,18 @@ def check_container(data: bytes) -> None:
             raise _refusal(f"it has more than {MAX_SCANS} scans")
     elif data[:2] in {b"P1", b"P2", b"P3"} and len(data) > MAX_SLOW_BYTES:
         raise _refusal(f"it is a text bitmap larger than {MAX_SLOW_BYTES // 2**20} MiB")
-    elif data[4:8] == b"ftyp" and not _is_sane_avif(data):
+    elif data[4:8] == b"ftyp" and len(data) <= MAX_COPIED_BYTES and not _is_sane_avif(data):
         raise _refusal("its EXIF block is damaged")
-    elif data.startswith(_JPEG2000_HEADS) and len(data) > MAX_JPEG2000_BYTES:
-        raise _refusal(f"it is a JPEG 2000 larger than {MAX_JPEG2000_BYTES // 2**20} MiB")
+    elif _is_copied(data) and len(data) > MAX_COPIED_BYTES:
+        raise _refusal(
+            f"it is a JPEG 2000, WebP or AVIF larger than {MAX_COPIED_BYTES // 2**20} MiB"
+        )
+
+
+def _is_copied(data: bytes) -> bool:
+    """Whether the decoder of a file makes a copy of it."""
+    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    return is_webp or data[4:8] == b"ftyp" or data.startswith(_JPEG2000_HEADS)
 
 
 def check_cost(image: Image.Image, data: bytes) -> None:
@@ -98,23 +120,38 @@ def check_cost(image: Image.Image, data: bytes) -> None:
         raise _refusal("its header and its codestream differ in size")
 
 
-def decoding_bytes(image: Image.Image, full_size: tuple[int, int]) -> int:
-    """A conservative estimate of the memory for decoding an opened photo.
+def decoding_bytes(image: Image.Image, full_size: tuple[int, int], data: bytes) -> int:
+    """An upper limit of the memory for decoding an opened photo and reducing it.
 
     Args:
         full_size: of the photo in its file; the image itself may be a reduced draft of it.
+        data: the file.
     """
     shown, pixels = image.width * image.height, full_size[0] * full_size[1]
-    if image.format in {"JPEG", "MPO"}:
+    form = image.format or ""
+    if form in {"JPEG", "MPO"}:
         # a decoder of several scans holds the coefficients of the whole picture
-        held = 8 * pixels if "progressive" in image.info or "progression" in image.info else 0
-        return held + 8 * shown
-    deep = 12 if image.mode in {"I", "F"} or image.mode.startswith("I;") else 8
-    return pixels * _DECODER_BYTES.get(image.format or "", deep)
+        held = 2 * getattr(image, "layers", 4) * pixels if _has_several_scans(data) else 0
+        # one without an end is decoded at full size
+        return held + 8 * shown + (4 * pixels + _BLOCKS_BYTES if lacks_end(data) else 0)
+    if form in _DECODER_BYTES:
+        return pixels * _DECODER_BYTES[form]
+    if form == "JPEG2000":
+        return pixels * (2 + 8 * len(image.getbands()))
+    held = pixels if image.mode in {"1", "L", "P"} else 4 * pixels
+    if image.mode in {"RGBA", "LA"}:
+        held += _BLOCKS_BYTES
+    elif image.mode not in AVERAGED_MODES:
+        held += _CONVERSION_BYTES * min(pixels, LARGE_PIXELS)
+    if form == "TIFF":
+        held += _tiff_block_bytes(data, full_size)
+    if {str(tile[0]) for tile in getattr(image, "tile", None) or ()} & _SLOW_DECODERS:
+        held += _SLOW_BYTES * pixels
+    return held
 
 
 def opening_bytes(data: bytes) -> int:
-    """The memory that opening a file takes, for decoders that allocate immediately."""
+    """The memory that a file takes, for decoders that allocate when they open it."""
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         kind, body = data[12:16], data[20:30]
         if kind == b"VP8X":
@@ -127,11 +164,8 @@ def opening_bytes(data: bytes) -> int:
             width = int.from_bytes(body[6:8], "little") & 0x3FFF
             height = int.from_bytes(body[8:10], "little") & 0x3FFF
         return width * height * _DECODER_BYTES["WEBP"]
-    if data[4:8] == b"ftyp":
-        sizes = islice(re.finditer(rb"ispe\0{4}(.{4})(.{4})", data, re.DOTALL), MAX_HEADS)
-        areas = [int.from_bytes(one[1], "big") * int.from_bytes(one[2], "big") for one in sizes]
-        return max(areas, default=0) * _DECODER_BYTES["AVIF"]
-    return 0
+    # the size that an AVIF names may differ from that of the pictures inside
+    return DECODING.capacity if data[4:8] == b"ftyp" else 0
 
 
 def _refusal(message: str) -> PhotoFault:
@@ -187,14 +221,44 @@ def _check_tiff(data: bytes) -> None:
             if tag in {_STRIP_OFFSETS, _TILE_OFFSETS} and size > 8 * MAX_STRIPS:
                 raise _refusal(f"it has more than {MAX_STRIPS} strips or tiles")
             if tag in tile:
-                field = value[:size] if size in {2, 4} else value[:4]
-                tile[tag] = int.from_bytes(field, order)
+                tile[tag] = max(tile[tag], _number(value, size, order))
     except struct.error:
         return  # the decoder reports the error
-    if total > max(MAX_TAG_BYTES, len(data)):
-        raise _refusal("its tags are longer than the file")
+    if total > max(MAX_TAG_BYTES, min(len(data), MAX_COPIED_BYTES)):
+        raise _refusal("its tags are longer than the file, or than a photo's can be")
     if tile[_TILE_WIDTH] * tile[_TILE_LENGTH] > 2**24:
         raise _refusal("its tiles are too large")
+
+
+def _number(value: bytes, size: int, order: Literal["little", "big"]) -> int:
+    """The first value of a tag, if it is in the entry itself."""
+    return int.from_bytes(value[:size] if size in {2, 4} else value[:4], order)
+
+
+def _tiff_block_bytes(data: bytes, full_size: tuple[int, int]) -> int:
+    """The size of the largest strip or tile of a TIFF, unpacked: decoders hold a whole one."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    rows, samples, bits, tile = full_size[1], 1, 1, 1
+    try:
+        for tag, size, value in _directory(data):
+            if tag == _ROWS_PER_STRIP:
+                rows = min(rows, max(1, _number(value, size, order)))
+            elif tag == _SAMPLES:
+                samples = max(samples, _number(value, size, order))
+            elif tag == _BITS:
+                at = 0 if size <= len(value) else int.from_bytes(value, order)
+                field = value[:size] if size <= len(value) else data[at : at + min(size, 64)]
+                samples = max(samples, size // 2)
+                bits = max(
+                    bits,
+                    *(int.from_bytes(field[n : n + 2], order) for n in range(0, len(field), 2)),
+                    1,
+                )
+            elif tag in {_TILE_WIDTH, _TILE_LENGTH}:
+                tile *= max(1, _number(value, size, order))
+    except struct.error:
+        pass  # the decoder reports the error
+    return max(full_size[0] * rows, tile) * samples * ((bits + 7) // 8)
 
 
 def _is_sane_avif(data: bytes) -> bool:
@@ -239,6 +303,25 @@ def jpeg_scans(data: bytes) -> Iterator[int]:
         if match is None or match.group()[-1] == 0xD9:
             return
         at = match.end() - 2
+
+
+def _has_several_scans(data: bytes) -> bool:
+    """Whether the decoder of a JPEG must hold all its coefficients."""
+    num_components = 1
+    for marker, start, _ in jpeg_segments(data):
+        if marker & 0xF0 == 0xC0 and marker not in {0xC4, 0xC8, 0xCC} and start + 10 <= len(data):
+            if marker & 3 == 2:  # progressive, of any coding
+                return True
+            num_components = data[start + 9]
+        elif marker == 0xDA and start + 5 <= len(data):
+            return data[start + 4] < num_components
+    return False
+
+
+def lacks_end(data: bytes) -> bool:
+    """Whether a JPEG has no end marker after its pixels begin."""
+    first = next((at for marker, at, _ in jpeg_segments(data) if marker == 0xDA), 0)
+    return data.find(b"\xff\xd9", first) < 0
 
 
 def has_all_scans(data: bytes) -> bool:

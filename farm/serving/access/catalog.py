@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
+from farm.recipe import LongPrompts
 from farm.safe_names import is_job_key, is_safe_name
 from farm.serving.ttl_cache import MAX_AGE_S, PATIENCE_S, TtlCache
 
@@ -56,6 +57,8 @@ class AdapterFacts:
     created: str
     sha256: str
     """Digest of the weights file."""
+    long_prompts: LongPrompts
+    """How prompts were read in training."""
     samples: tuple[str, ...]
     """Sample pictures by their paths within the adapter's folder."""
 
@@ -261,6 +264,7 @@ class Catalog:
             base_fingerprint=record.base_fingerprint,
             created=record.created,
             sha256=record.files.get(DIFFUSERS_FILE, ""),
+            long_prompts=record.recipe.long_prompts if record.recipe else "cut",
             samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
         )
 

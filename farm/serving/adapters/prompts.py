@@ -21,12 +21,13 @@ import torch
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
 from farm.adapters.weights import AdapterWeights
+from farm.base.generate import image_windows
 from farm.base.interface import Base, Conditioning
 from farm.serving.request import GenerationRequest
 
-__all__ = ["PromptCache", "cut_notes", "has_text_layers"]
+__all__ = ["PromptCache", "cut_notes", "has_text_layers", "request_windows"]
 
-_TextKey = tuple[tuple[tuple[str, float], ...], str, bool]
+_TextKey = tuple[tuple[tuple[str, float], ...], str, bool, int]
 
 
 def has_text_layers(base: Base, weights: AdapterWeights) -> bool:
@@ -34,16 +35,31 @@ def has_text_layers(base: Base, weights: AdapterWeights) -> bool:
     return not set(base.text_names).isdisjoint(weights.components)
 
 
+def request_windows(base: Base, request: GenerationRequest) -> int:
+    """Windows of tokens in which the prompts of a request are read."""
+    chunked = [request.long_prompts == "chunk"]
+    negative = request.negative_prompt if base.needs_unprompted(request.guidance) else ""
+    windows = image_windows(base, [request.prompt], negative, chunked)
+    return 1 if windows is None else windows[0]
+
+
 def cut_notes(base: Base, request: GenerationRequest) -> list[str]:
     """Notes for the caller on parts of the prompts that the text encoder did not read."""
     prompts = [("prompt", request.prompt)]
     if base.needs_unprompted(request.guidance):
         prompts.append(("negative_prompt", request.negative_prompt))
-    return [
-        f"{name}: the model reads {base.memory.tokens} tokens; it did not read its end: {unread}"
+    windows, tokens = request_windows(base, request), base.memory.tokens
+    reads = f"{windows} windows of {tokens} tokens" if windows > 1 else f"{tokens} tokens"
+    notes = [
+        f"{name}: the model reads {reads}; it did not read its end: {unread}"
         for name, prompt in prompts
-        if (unread := base.unread(prompt))
+        if (unread := base.unread(prompt, windows))
     ]
+    if request.long_prompts == "chunk" and not base.reads_windows:
+        notes.append(
+            f"long_prompts: without effect on {base.family.title}, which reads {tokens} tokens"
+        )
+    return notes
 
 
 class PromptCache:
@@ -79,14 +95,16 @@ class PromptCache:
         adapters: Sequence[tuple[str, AdapterWeights, float]],
         *,
         is_negative: bool = False,
+        windows: int = 1,
     ) -> Conditioning:
         """One encoded prompt, one row.
 
         Args:
             adapters: key, weights and factor of the adapters that have text layers.
             is_negative: whether to encode it as a negative prompt; see ``Base.encode_negative``.
+            windows: of tokens in which it is read.
         """
-        key = (tuple((key, factor) for key, _, factor in adapters), prompt, is_negative)
+        key = (tuple((key, factor) for key, _, factor in adapters), prompt, is_negative, windows)
         known = self._known.get(key)
         if known is not None:
             self.num_hits += 1
@@ -95,7 +113,7 @@ class PromptCache:
         self.num_encoded += 1
         encode = self._base.encode_negative if is_negative else self._base.encode_prompts
         with self._adapted(adapters):
-            encoded = encode([prompt])
+            encoded = encode([prompt], [windows])
         self._known[key] = encoded
         while len(self._known) > self._max_prompts:
             self._known.popitem(last=False)

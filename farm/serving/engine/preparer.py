@@ -26,7 +26,7 @@ from farm.base.interface import Base
 from farm.errors import AdapterFileError, FarmError, RequestRefused
 from farm.serving.adapters.cache import HostedAdapter
 from farm.serving.adapters.cache_tiers import Pinned
-from farm.serving.adapters.prompts import has_text_layers
+from farm.serving.adapters.prompts import has_text_layers, request_windows
 from farm.serving.adapters.side import AdapterSide
 from farm.serving.adapters.slots import Reservation
 from farm.serving.engine.row import LoadedAdapter, Row, Waiting
@@ -355,7 +355,8 @@ class RowPreparer:
             factors[ref.key] = factors.get(ref.key, 0.0) + factor
         factors = {key: factor for key, factor in factors.items() if factor}  # 0 is the base
         texts = self._texts(job, factors)
-        encode = functools.partial(self._prompts.encode, adapters=texts)
+        windows = request_windows(self._base, request)
+        encode = functools.partial(self._prompts.encode, adapters=texts, windows=windows)
         width_px, height_px = waiting.size
         framed = functools.partial(
             self._base.for_images,

@@ -142,6 +142,7 @@ class Row:
             "adapters": [self._adapter(i) for i in range(len(request.adapters))],
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
+            "long_prompts": request.long_prompts,
             "notes": cut_notes(base, request),
             "seed": request.seed,
             "steps": request.steps,

@@ -31,6 +31,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARACTERS = 600
+MAX_SCRUBBED_CHARACTERS = 4 * MAX_MESSAGE_CHARACTERS
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -57,7 +58,7 @@ HTTP_CODES = {
     415: "unsupported_media_type",
 }
 _PLACES = re.compile(
-    r"""(?:[a-z][a-z0-9+.]*://|(?<![\w.])(?:[A-Za-z]:)?[\\/](?!v1/))[^\s'",;()\[\]{}<>]+""",
+    r"""(?:[a-z][a-z0-9+.]{0,19}://|(?<![\w.])(?:[A-Za-z]:)?[\\/](?!v1/))[^\s'",;()\[\]{}<>]+""",
     re.IGNORECASE,
 )
 """URLs and absolute paths, which reveal where files are; the endpoint's own routes may appear."""
@@ -65,7 +66,8 @@ _PLACES = re.compile(
 
 def scrub(text: str) -> str:
     """A message without locations and control characters, truncated to a maximum length."""
-    clean = "".join(c if c.isprintable() or c == "\n" else "?" for c in _PLACES.sub("…", text))
+    kept = _PLACES.sub("…", text[:MAX_SCRUBBED_CHARACTERS])
+    clean = "".join(c if c.isprintable() or c == "\n" else "?" for c in kept)
     if len(clean) > MAX_MESSAGE_CHARACTERS:
         clean = clean[: MAX_MESSAGE_CHARACTERS - 1] + "…"
     return clean

@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from farm.recipe import LongPrompts
 from farm.safe_names import JOB_KEY, SAFE_NAME
 from farm.schedulers import SchedulerName
 from farm.serving.access.limits import MAX_PICTURES
@@ -134,6 +135,9 @@ class GenerateRequest(BaseModel):
     """Classifier-free guidance; 1 or less turns it off, at half the cost."""
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     scheduler: SchedulerName | None = None
+    long_prompts: LongPrompts | None = None
+    """Prompts longer than the text encoder reads at once: ``cut`` drops the end, ``chunk`` reads
+    them in windows, as ComfyUI and A1111 do; if left out, as the adapter was trained."""
     adapters: list[ExtraAdapter] | None = Field(None, max_length=MAX_ADAPTERS)
     """Additional adapters on the same picture."""
     adapter_weight: float | None = Field(None, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)

@@ -16,6 +16,7 @@ from farm.serving.access.api_keys import Gate
 from farm.serving.access.catalog import Catalog
 from farm.serving.access.limits import Limits, RateLimiter, WaitingRoom
 from farm.serving.client import EngineClient, EngineLoad
+from farm.serving.collector_pauses import CollectorPauses
 from farm.serving.http.idempotency import IdempotencyCache
 from farm.serving.http.links import ImageLinks
 from farm.serving.metrics import Metrics, observe_stats
@@ -70,9 +71,11 @@ class Services:
         """Run the maintenance task inside the block."""
         with contextlib.suppress(FarmError):  # the first request tries again
             await self.gate.look()
-        task = asyncio.create_task(self._maintain())
+        pauses = CollectorPauses()
+        task = asyncio.create_task(self._maintain(pauses))
         try:
-            yield
+            with pauses.shortened():
+                yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -80,7 +83,7 @@ class Services:
             self.encoders.shutdown(wait=False, cancel_futures=True)
             self.executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _maintain(self) -> None:
+    async def _maintain(self, pauses: CollectorPauses) -> None:
         """Publish the engine's numbers, and remove pictures whose links have expired."""
         loop = asyncio.get_running_loop()
         looks = 0
@@ -94,5 +97,6 @@ class Services:
                 logger.warning("maintenance: %s", error.message)
             except Exception:
                 logger.exception("maintenance")
+            pauses.settle()
             looks += 1
             await asyncio.sleep(LOOK_EVERY_S)

@@ -112,6 +112,7 @@ async def validate_request(
         steps=asked.steps,
         guidance=asked.guidance_scale if asked.guidance_scale is not None else DEFAULT_GUIDANCE,
         scheduler=asked.scheduler or "base",
+        long_prompts=asked.long_prompts or (used[0][0].long_prompts if used else "cut"),
         width_px=width_px,
         height_px=height_px,
         adapters=tuple((ref, weight) for _, ref, weight in used),
@@ -119,11 +120,10 @@ async def validate_request(
         deadline_s=limits.deadline_s,
         preview_every=_preview_every(asked),
     )
-    request_id = request.state.request_id
-    # a unique id, even if a caller gives two requests the same id
-    unique = secrets.token_hex(4)
+    # unique even if a caller gives two requests the same id
+    order_id = f"{request.state.request_id}-{secrets.token_hex(4)}"
     pictures = tuple(
-        replace(template, id=f"{request_id}-{unique}-{index}", seed=first_seed + index)
+        replace(template, id=f"{order_id}-{index}", seed=first_seed + index)
         for index in range(num_pictures)
     )
     root = services.public_url or str(request.base_url).rstrip("/")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray._private.worker
 import ray.exceptions
 
 from farm.errors import HeadLost, LaneLost, UserError
@@ -21,6 +22,8 @@ from farm.training.cluster.ray_folder import ray_folder_options
 
 __all__ = ["is_connected", "keep_ray_stopped", "quiet_ray", "start_ray"]
 
+Print = Callable[[dict[str, Any], bool], None]
+
 RAY_STARTS = 4
 CONNECT_S = 10.0
 """How long a named head may take to accept a connection. Ray itself waits for many minutes."""
@@ -28,6 +31,8 @@ CONNECT_S = 10.0
 
 def start_ray(**options: Any) -> None:
     """``ray.init``, retried if starting Ray on a busy machine timed out.
+
+    With ``log_to_driver=False``, nothing of Ray reaches the terminal.
 
     Raises:
         UserError: if the named cluster cannot be reached.
@@ -43,7 +48,7 @@ def start_ray(**options: Any) -> None:
         require_token()
     for attempt in range(1, RAY_STARTS + 1):
         try:
-            with _hushed_stderr():
+            with _hushed_stderr(), _hushed_reports(is_hushed=options.get("log_to_driver") is False):
                 ray.init(logging_level="error", **options)
             return
         except ray.exceptions.AuthenticationError as error:
@@ -123,6 +128,35 @@ def _hushed_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _hushed_reports(*, is_hushed: bool) -> Iterator[None]:
+    """Keep the reports that Ray prints to stdout off it, for the connection made inside: workers
+    that died, retries, the autoscaler's events. ``log_to_driver`` does not cover them; they are in
+    Ray's logs, and their consequences in the ledger."""
+    if not is_hushed:
+        yield
+        return
+    module = ray._private.worker
+    before: Print = getattr(module.print_to_stdstream, "before", module.print_to_stdstream)
+    hushed: list[object] = []
+
+    def print_others(data: dict[str, Any], ignore_prefix: bool) -> None:
+        # the subscriber is created with each connection: a later one of the caller's own prints
+        if hushed and _subscriber() is not hushed[0]:
+            before(data, ignore_prefix)
+
+    print_others.before = before  # type: ignore[attr-defined]
+    module.print_to_stdstream = print_others
+    try:
+        yield
+    finally:
+        hushed.append(_subscriber())
+
+
+def _subscriber() -> object:
+    return getattr(ray._private.worker.global_worker, "gcs_error_subscriber", None)
 
 
 def quiet_ray() -> None:

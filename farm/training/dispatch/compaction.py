@@ -1,30 +1,55 @@
 """Compacted ledgers: the state of all jobs after a segment, so that restarts replay only the rest.
 
-Owns ``runs/<run_id>/ledger/<segment>.state``. A state file only saves time: the segments are kept,
-and a reader that finds no complete state file replays them from the start.
-``state_file`` owns their form.
+Owns ``runs/<run_id>/ledger/<segment>.state``, whose form ``state_file`` owns, and
+``runs/<run_id>/ledger/tally.json``: what `farm status` shows, so that it reads no job. Both only
+save time: the segments are kept, and a reader that finds no usable file reads them.
 """
 
 from __future__ import annotations
 
+import json
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 from farm.errors import FarmError
 from farm.storage import Store
 from farm.training.dispatch.job_state import Event, Job, advance
-from farm.training.dispatch.segments import ledger_folder, read_segments, segment_names
+from farm.training.dispatch.segments import (
+    Position,
+    ledger_folder,
+    num_events,
+    read_segments,
+    segment_names,
+)
 from farm.training.dispatch.state_file import CHUNK, StateFile
 from farm.training.gc_pause import gc_paused
 
-__all__ = ["Compactor", "JobsCopy", "LedgerState", "newest_file", "read_state"]
+__all__ = [
+    "RATE_WINDOW_S",
+    "Compactor",
+    "JobsCopy",
+    "LedgerState",
+    "Tally",
+    "newest_file",
+    "read_state",
+    "read_tally",
+    "write_tally",
+]
 
 SUFFIX = ".state"
 COPIED_AT_ONCE = 25_000
 """Jobs copied with each write of the ledger: a millisecond."""
 KEPT_FILES = 2
+TALLY = "tally.json"
+TALLY_LAG = 50
+"""Segments that a driver may have completed since it wrote its last tally. More, and the tally is
+not used: perhaps the store refuses it."""
+RATE_WINDOW_S = 600.0
+"""The rate of a run is that of its last ten minutes."""
 
 
 @dataclass
@@ -164,3 +189,57 @@ class Compactor:
         """Wait for the file that is being written."""
         if self._thread is not None:
             self._thread.join()
+
+
+# -- the tally ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over all jobs of a run."""
+
+    counts: Mapping[str, int]
+    """Jobs by status."""
+    num_recent: int
+    """Jobs that this run committed in the last ``RATE_WINDOW_S`` before ``last``."""
+    last: float
+    """Time of the last event."""
+    first_lease: float
+    """0 before the first lease."""
+    failures: Sequence[Mapping[str, str]]
+    """The fields of ``JobFailure``, in the manifest's order."""
+
+    def commits_per_s(self) -> float:
+        """Over the last ten minutes of work, or since the first lease if that is later."""
+        if not self.num_recent or not self.first_lease:
+            return 0.0
+        begin = max(self.last - RATE_WINDOW_S, self.first_lease)
+        return self.num_recent / max(self.last - begin, 1.0)
+
+
+def write_tally(store: Store, run_id: str, tally: Tally, position: Position) -> None:
+    """Write the sums after the event at ``position``; a store that refuses them is ignored."""
+    body = asdict(tally) | {"segment": position.segment, "events": position.num_events}
+    with suppress(FarmError, OSError):
+        store.write(f"{ledger_folder(run_id)}/{TALLY}", json.dumps(body).encode())
+
+
+def read_tally(store: Store, run_id: str, *, may_lag: bool) -> Tally | None:
+    """The last tally of a run; None if there is none, or it is too old.
+
+    Args:
+        may_lag: accept a tally that is a few seconds older than the ledger's last event.
+    """
+    try:
+        body = json.loads(store.read(f"{ledger_folder(run_id)}/{TALLY}"))
+        position = Position(body.pop("segment"), body.pop("events"))
+        tally = Tally(**body)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    names = segment_names(store, run_id)
+    later = len(names) - 1 - bisect_left(names, position.segment)
+    if may_lag:
+        return tally if later <= TALLY_LAG else None
+    if later == 0 and num_events(store, run_id, position.segment) == position.num_events:
+        return tally
+    return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from farm.training.dispatch.job_state import FINAL, HELD, Job, Status
+from farm.training.dispatch.job_state import FINAL, HELD, WITHOUT_ADAPTER, Job, Status
 from farm.training.dispatch.run_jobs import RunJobs
 
 __all__ = ["JobIndex"]
@@ -28,6 +28,7 @@ class JobIndex:
         self._open_by_prior = [0] * len(columns.priors)
         self._counts = dict.fromkeys(Status, 0)
         self._held: dict[str, dict[str, None]] = {}
+        self._failed: dict[str, None] = {}
         self._steps_total = self._steps_done = self.num_open = 0
         self._ahead: dict[str, int] = {}
         """Steps that a lane has trained and that are not in the ledger yet."""
@@ -40,6 +41,8 @@ class JobIndex:
         steps = self._steps[self._recipe_of[number]]
         self._counts[job.status] += 1
         self._steps_total += steps
+        if job.status in WITHOUT_ADAPTER:
+            self._failed[job.key] = None
         if job.status in FINAL:
             self._steps_done += steps
             return
@@ -56,6 +59,10 @@ class JobIndex:
         if before.status is not after.status:
             self._counts[before.status] -= 1
             self._counts[after.status] += 1
+            if after.status in WITHOUT_ADAPTER:
+                self._failed[key] = None
+            else:
+                self._failed.pop(key, None)
             ended = (after.status in FINAL) - (before.status in FINAL)
             if ended:
                 self.num_open -= ended
@@ -103,6 +110,12 @@ class JobIndex:
     def held_by(self, lane: str) -> list[str]:
         """The jobs that a lane holds according to the ledger, in the order of their leases."""
         return list(self._held.get(lane, ()))
+
+    @property
+    def failed(self) -> list[str]:
+        """The jobs that ended without an adapter, or whose last attempt failed, in the manifest's
+        order."""
+        return sorted(self._failed, key=self._number.__getitem__)
 
     def is_prior_needed(self, prior_key: str) -> bool:
         """Whether a job that has not ended trains against a prior set."""

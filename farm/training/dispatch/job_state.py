@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, Self, TypedDict
 __all__ = [
     "FINAL",
     "HELD",
+    "WITHOUT_ADAPTER",
     "Event",
     "EventDetails",
     "EventKind",
@@ -62,6 +63,8 @@ class Status(StrEnum):
 FINAL = frozenset({Status.COMMITTED, Status.QUARANTINED, Status.REJECTED, Status.CANCELLED})
 """Statuses that a run does not change."""
 HELD = frozenset({Status.LEASED, Status.TRAINING})
+WITHOUT_ADAPTER = frozenset({Status.FAILED, Status.QUARANTINED, Status.REJECTED, Status.CANCELLED})
+"""Statuses of jobs that ended without an adapter, or whose last attempt failed."""
 
 EventKind = Literal[
     "queued",

@@ -16,7 +16,13 @@ from collections.abc import Callable, Iterable
 from typing import Unpack
 
 from farm.storage import Store
-from farm.training.dispatch.compaction import Compactor, JobsCopy, read_state
+from farm.training.dispatch.compaction import (
+    Compactor,
+    JobsCopy,
+    Tally,
+    read_state,
+    write_tally,
+)
 from farm.training.dispatch.job_state import (
     FINAL,
     Event,
@@ -31,6 +37,7 @@ from farm.training.dispatch.job_state import (
 )
 from farm.training.dispatch.segments import (
     SUFFIX,
+    Position,
     ledger_folder,
     read_events,
     segment_name,
@@ -92,6 +99,9 @@ class Ledger:
         self._lines: list[str] = []
         self._bytes = 0
         self._is_dirty = False
+        self._written: Position | None = None
+        """The end of the last event that this writer has written."""
+        self._tallied: Position | None = None
         self._compactor = Compactor(store, run_id)
         self._copy: JobsCopy | None = None
         """Of the state for the next state file."""
@@ -144,6 +154,7 @@ class Ledger:
         path = f"{ledger_folder(self._run_id)}/{name}{SUFFIX}"
         self._store.write(path, ("\n".join(self._lines) + "\n").encode())
         self._is_dirty = False
+        self._written = Position(name, len(self._lines))
         if self._bytes >= SEGMENT_BYTES:
             self._num_segments += 1
             self._num_uncompacted += len(self._lines)
@@ -175,6 +186,22 @@ class Ledger:
         self._copy = None
         if len(self.jobs) >= MANY_JOBS:
             leave_to_counts()
+
+    @property
+    def first_lease(self) -> float:
+        """Time of the run's first lease; 0 before it."""
+        return self._state.first_lease
+
+    @property
+    def is_tally_outdated(self) -> bool:
+        """Whether all events are written, some of them after the last tally."""
+        return not self._is_dirty and self._written != self._tallied
+
+    def write_tally(self, tally: Tally) -> None:
+        """Write the sums after the last event."""
+        assert self._written is not None
+        write_tally(self._store, self._run_id, tally, self._written)
+        self._tallied = self._written
 
     def settle(self) -> None:
         """Complete a state file that has been begun."""

@@ -6,9 +6,11 @@ decides which lane gets which job.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Literal, Unpack
 
+from farm.training.dispatch.compaction import RATE_WINDOW_S, Tally
 from farm.training.dispatch.job_index import JobIndex
 from farm.training.dispatch.job_state import EventDetails, EventKind, Job, Status
 from farm.training.dispatch.lanes import NoticeLog
@@ -26,6 +28,11 @@ LETHAL_REMEDY = (
     "see Ray's logs for why they died, most often for memory; make it smaller (`resolution_px`, "
     "`rank`), then `farm retry`"
 )
+
+TALLY_JOBS = 20_000
+"""From this many on, `farm status` would take a tenth of a second to read the ledger itself."""
+TALLY_S = 5.0
+TALLY_FAILURES = 20_000
 
 Clock = Callable[[], float]
 
@@ -54,6 +61,12 @@ class RunState:
         with gc_paused():
             ledger.queue(run)
             self.index = JobIndex(run, ledger.jobs)
+            jobs = ledger.jobs.values()
+            self._last = max((job.changed for job in jobs), default=0.0)
+            """Time of the last event."""
+            self._commits = deque(self._earlier_commits())
+            """When this run committed its last jobs; some are older than the rate's window."""
+        self._last_tally = 0.0
 
     def take_over(self, committed: Collection[str]) -> None:
         """Release the earlier driver's leases, trust the store, and fill the queues.
@@ -93,6 +106,9 @@ class RunState:
             self.index.move(before, after)
             if after.status is not Status.QUEUED:
                 self.queues.discard(key)
+            if kind == "committed":
+                self._commits.append(after.changed)
+            self._last = max(self._last, after.changed)
         return after
 
     def enqueue(self, key: str) -> None:
@@ -213,10 +229,50 @@ class RunState:
     def _notify(self, key: str, text: str, *, is_bad: bool = False) -> None:
         self.notify(f"{self.run.subject(key)}: {text}", is_bad=is_bad)
 
+    # -- writing ------------------------------------------------------------------------------
+
     def flush(self) -> None:
-        """Write the ledger.
+        """Write the ledger, and for a large run sometimes its tally.
 
         Raises:
             StoreError: if the store does not accept it; nothing is lost.
         """
         self._ledger.flush()
+        if len(self.run) < TALLY_JOBS or not self._ledger.is_tally_outdated:
+            return
+        age_s = self._clock() - self._last_tally
+        if not 0 <= age_s < TALLY_S or not self.index.num_open:
+            self._last_tally = self._clock()
+            if (tally := self.tally()) is not None:
+                self._ledger.write_tally(tally)
+
+    def tally(self) -> Tally | None:
+        """What `farm status` shows; None if there are too many failures for a small file."""
+        failed = self.index.failed
+        if len(failed) > TALLY_FAILURES:
+            return None
+        while self._commits and self._commits[0] < self._last - RATE_WINDOW_S:
+            self._commits.popleft()
+        return Tally(
+            counts=self.index.counts,
+            num_recent=len(self._commits),
+            last=self._last,
+            first_lease=self._ledger.first_lease,
+            failures=[self._failure(self.job(key)) for key in failed],
+        )
+
+    def _failure(self, job: Job) -> dict[str, str]:
+        return {
+            "subject": self.run.subject(job.key),
+            "status": str(job.status),
+            "reason": job.reason,
+            "remedy": job.remedy,
+        }
+
+    def _earlier_commits(self) -> list[float]:
+        oldest = self._last - RATE_WINDOW_S
+        return sorted(
+            job.changed
+            for job in self._ledger.jobs.values()
+            if job.changed >= oldest and job.status is Status.COMMITTED and not job.reused
+        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from farm.errors import StoreError
 from farm.storage import Store
@@ -18,7 +19,9 @@ from farm.training.dispatch.job_state import Event
 
 __all__ = [
     "SUFFIX",
+    "Position",
     "ledger_folder",
+    "num_events",
     "read_events",
     "read_segments",
     "segment_name",
@@ -30,6 +33,14 @@ PARALLEL_READS = 16
 """Segments fetched concurrently: an object store takes tens of milliseconds for each."""
 BATCH = 64
 """Segments in memory at once."""
+
+
+class Position(NamedTuple):
+    """A place between two events of a ledger."""
+
+    segment: str
+    num_events: int
+    """Events before it in the segment."""
 
 
 def ledger_folder(run_id: str) -> str:
@@ -46,6 +57,14 @@ def segment_names(store: Store, run_id: str) -> list[str]:
     """The names of all segments of a run, without suffix, in the order of their events."""
     names = store.list(ledger_folder(run_id))
     return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+
+
+def num_events(store: Store, run_id: str, name: str) -> int:
+    """The number of events in a segment; 0 if there is none of this name."""
+    try:
+        return store.read(f"{ledger_folder(run_id)}/{name}{SUFFIX}").count(b"\n")
+    except FileNotFoundError:
+        return 0
 
 
 def read_events(store: Store, run_id: str) -> Iterator[Event]:

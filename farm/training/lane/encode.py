@@ -28,6 +28,7 @@ from farm.intake.job import JobSpec
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.decode import crop_frames, crops, open_photo
 from farm.keys import bytes_digest, derive_seed
+from farm.recipe import LongPrompts
 from farm.training.slots.job import PriorSet, TrainingJob
 
 __all__ = ["EncodePrompts", "PreparedPhotos", "PromptCache", "assemble_job", "prepare_photos"]
@@ -40,7 +41,7 @@ KEPT_PHOTOS = 12
 KEPT_SIDE_PX = 336
 """Shorter side of those photos: the largest common CLIP input. 12 photos take about 5 MB."""
 
-EncodePrompts = Callable[[Sequence[str]], tuple[TokenIds, Conditioning]]
+EncodePrompts = Callable[[Sequence[str], LongPrompts], tuple[TokenIds, Conditioning]]
 """Prompts to tokens on the CPU and their conditioning."""
 
 
@@ -138,7 +139,7 @@ def assemble_job(
 ) -> TrainingJob:
     """Assemble a job from its parts; each distinct prompt is encoded once."""
     distinct = list(dict.fromkeys(photos.prompts))
-    tokens, conditioning = encode(distinct)
+    tokens, conditioning = encode(distinct, spec.subject.recipe.long_prompts)
     rows = [distinct.index(prompt) for prompt in photos.prompts]
     return TrainingJob(
         key=spec.key,
@@ -157,19 +158,27 @@ class PromptCache:
 
     def __init__(self, base: Base, capacity: int = 512) -> None:
         self._base, self._capacity = base, capacity
-        self._kept: OrderedDict[str, tuple[TokenIds, Conditioning]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], tuple[TokenIds, Conditioning]] = OrderedDict()
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[TokenIds, Conditioning]:
+    def __call__(
+        self, prompts: Sequence[str], long_prompts: LongPrompts = "cut"
+    ) -> tuple[TokenIds, Conditioning]:
         """Tokens on the CPU and conditioning of R prompts; see ``EncodePrompts``."""
-        found = [self._one(prompt) for prompt in prompts]
+        chunked = long_prompts == "chunk"
+        found = [
+            self._one(prompt, self._base.num_windows(prompt) if chunked else 1)
+            for prompt in prompts
+        ]
         while len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
         tokens = TokenIds.concatenate([tokens for tokens, _ in found])
         return tokens, Conditioning.concatenate([conditioning for _, conditioning in found])
 
-    def _one(self, prompt: str) -> tuple[TokenIds, Conditioning]:
-        if prompt not in self._kept:
-            tokens = self._base.tokenize([prompt])
-            self._kept[prompt] = (tokens.to("cpu"), self._base.encode_prompts([prompt]))
-        self._kept.move_to_end(prompt)
-        return self._kept[prompt]
+    def _one(self, prompt: str, windows: int) -> tuple[TokenIds, Conditioning]:
+        key = prompt, windows
+        if key not in self._kept:
+            tokens = self._base.tokenize([prompt], [windows])
+            encoded = self._base.encode_prompts([prompt], [windows])
+            self._kept[key] = (tokens.to("cpu"), encoded)
+        self._kept.move_to_end(key)
+        return self._kept[key]

@@ -21,7 +21,13 @@ from farm.intake.job import PriorSpec
 from farm.locks import StoreLock
 from farm.storage import Store
 from farm.store_trouble import TroubleNote
-from farm.training.priors.storage import PartRecord, commit_prior_set, is_ready, parts_of
+from farm.training.priors.storage import (
+    CLAIMS,
+    PartRecord,
+    commit_prior_set,
+    is_ready,
+    parts_of,
+)
 
 __all__ = ["GenerateParts", "PartFailure", "PriorBuilder", "missing_priors"]
 
@@ -129,7 +135,7 @@ class PriorBuilder:
                 self._ready(key)
 
     def _lock(self, key: str) -> bool:
-        lock = StoreLock.take(self._store, f"priors/{key}/claims", ttl_s=LOCK_TTL_S)
+        lock = StoreLock.take(self._store, f"priors/{key}/{CLAIMS}", ttl_s=LOCK_TTL_S)
         if lock is None:
             return False
         if is_ready(self._store, key):  # committed between the check and the lock

@@ -17,7 +17,9 @@ Legend: M images, C channels, H W latent, P pixels, T tokens, D width.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from farm.errors import StoreError
+from farm.errors import FarmError, StoreError
 from farm.intake.job import PriorSpec
 from farm.keys import bytes_digest
 from farm.storage import Store
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from farm.base.interface import Base
 
 __all__ = [
+    "CLAIMS",
     "Part",
     "PartRecord",
     "PriorArrays",
@@ -59,6 +62,8 @@ PriorArrays = dict[str, Array]
 """``moments`` [M, 2, C, H, W], ``tokens`` [1, T], ``hidden`` [1, T, D]; for some bases
 ``tokens.*`` of further text encoders, ``extra.*`` and ``frames`` [M, 6]. Plain arrays, so that Ray
 shares one copy among all lanes of a node."""
+CLAIMS = "claims"
+"""The folder with the locks of a set, beside its attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,8 @@ def write_prompt(store: Store, attempt: str, base: Base, spec: PriorSpec) -> Par
 def commit_prior_set(
     store: Store, spec: PriorSpec, attempt: str, records: Sequence[PartRecord]
 ) -> bool:
-    """Write the marker of a complete set; False if another attempt was committed first.
+    """Write the marker of a complete set; False if another attempt was committed first. Either way,
+    remove what other attempts left.
 
     Raises:
         StoreError: if parts are missing.
@@ -137,10 +143,19 @@ def commit_prior_set(
         "parts": [asdict(record) for record in parts],
         "created": datetime.now(UTC).isoformat(),
     }
-    if is_ready(store, spec.key):
-        return False
-    store.write_json(_marker(spec.key), body)
-    return True
+    # exclusive: a marker that replaced another one would name an attempt that may be removed by now
+    is_first = store.create(_marker(spec.key), json.dumps(body, indent=2).encode())
+    with suppress(FarmError, OSError):
+        _remove_other_attempts(store, spec.key)
+    return is_first
+
+
+def _remove_other_attempts(store: Store, prior_key: str) -> None:
+    folder, marker = f"priors/{prior_key}", _marker(prior_key)
+    kept = {CLAIMS, marker.rpartition("/")[2], store.read_json(marker)["attempt"]}
+    for name in store.list(folder):
+        if name not in kept:
+            store.delete(f"{folder}/{name}")
 
 
 def _parquet(arrays: Arrays) -> bytes:

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from farm.training.dispatch.ledger import Job, Status
+from farm.training.dispatch.job_state import WITHOUT_ADAPTER, Job
 from farm.training.dispatch.messages import Assignment
 
-__all__ = ["WITHOUT_ADAPTER", "JobFailure", "failures_among", "failures_of"]
-
-WITHOUT_ADAPTER = frozenset({Status.FAILED, Status.QUARANTINED, Status.REJECTED, Status.CANCELLED})
-"""Statuses of jobs that ended without an adapter, or whose last attempt failed."""
+__all__ = ["JobFailure", "failures_among", "failures_of"]
 
 
 class JobFailure(NamedTuple):

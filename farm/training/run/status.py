@@ -14,20 +14,25 @@ from typing import Any
 from farm.adapters.registry import Registry
 from farm.locks import StoreLock, holder
 from farm.storage import Store
-from farm.training.dispatch.compaction import LedgerState, newest_file
+from farm.training.dispatch.compaction import (
+    RATE_WINDOW_S,
+    LedgerState,
+    Tally,
+    newest_file,
+    read_tally,
+)
 from farm.training.dispatch.dispatcher import Dispatcher
+from farm.training.dispatch.job_state import WITHOUT_ADAPTER
 from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
 from farm.training.gc_pause import gc_paused
 from farm.training.run.driver import DRIVER_TTL_S
-from farm.training.run.failures import WITHOUT_ADAPTER, failures_among
+from farm.training.run.failures import failures_among
 from farm.training.run.files import close_requests, open_requests, read_settings
 from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
 
 __all__ = ["run_status", "settle_requests"]
-
-RATE_WINDOW_S = 600.0
 
 
 def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[str, Any]:
@@ -37,11 +42,12 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         UserError: if there is no such run.
     """
     now = time.time() if now is None else now
-    with gc_paused():
-        num_jobs = count_jobs(store, run_id)
-        tally = _Tally.read(store, run_id, num_jobs)
-        failures = _failures(store, run_id, tally.failed)
+    num_jobs = count_jobs(store, run_id)
     owner = holder(store, f"runs/{run_id}/drivers", now)
+    tally = read_tally(store, run_id, may_lag=owner is not None)
+    if tally is None:
+        with gc_paused():
+            tally = _Sums.read(store, run_id, num_jobs).tally(store, run_id)
     left = num_jobs - sum(tally.counts[status] for status in FINAL)
     per_s = tally.commits_per_s()
     return {
@@ -54,12 +60,12 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "started": read_settings(store, run_id).get("started"),
         "jobs_per_hour": per_s * 3600,
         "eta_s": left / per_s if per_s and owner is not None else None,
-        "failures": failures,
+        "failures": list(tally.failures),
     }
 
 
 @dataclass
-class _Tally:
+class _Sums:
     """Sums over all jobs of a ledger, most of them from the columns of a state file.
 
     Only the jobs that later events concern become objects: a million would take seconds.
@@ -74,23 +80,23 @@ class _Tally:
     failed: list[Job] = field(default_factory=list)
 
     @classmethod
-    def read(cls, store: Store, run_id: str, num_jobs: int) -> _Tally:
+    def read(cls, store: Store, run_id: str, num_jobs: int) -> _Sums:
         """Read a run's ledger; jobs that it does not contain yet are queued."""
         names = segment_names(store, run_id)
         file = newest_file(store, run_id, names)
         covered = file.num_segments if file is not None else 0
         events = list(read_segments(store, run_id, names[covered:]))
-        tally = cls(first_lease=file.first_lease if file is not None else 0.0)
-        state = LedgerState(first_lease=tally.first_lease)
+        sums = cls(first_lease=file.first_lease if file is not None else 0.0)
+        state = LedgerState(first_lease=sums.first_lease)
         touched = {event.job for event in events}
         for chunk in file.chunks if file is not None else ():
-            tally._add_chunk(chunk, touched, state.jobs)
+            sums._add_chunk(chunk, touched, state.jobs)
         for event in events:
             state.apply(event)
-        tally.first_lease = state.first_lease
-        tally._add_jobs(list(state.jobs.values()))
-        tally.counts[Status.QUEUED] += max(0, num_jobs - tally.counts.total())
-        return tally
+        sums.first_lease = state.first_lease
+        sums._add_jobs(list(state.jobs.values()))
+        sums.counts[Status.QUEUED] += max(0, num_jobs - sums.counts.total())
+        return sums
 
     def _add_chunk(self, chunk: Chunk, touched: set[str], jobs: dict[str, Job]) -> None:
         """Count a chunk, except the jobs in ``touched``, which are added to ``jobs``."""
@@ -133,13 +139,15 @@ class _Tally:
             ]
         )
 
-    def commits_per_s(self) -> float:
-        """Over the last ten minutes of work, or since the first lease if that is later."""
-        recent = sum(self.last - at <= RATE_WINDOW_S for part in self.commits for at in part)
-        if not recent or not self.first_lease:
-            return 0.0
-        begin = max(self.last - RATE_WINDOW_S, self.first_lease)
-        return recent / max(self.last - begin, 1.0)
+    def tally(self, store: Store, run_id: str) -> Tally:
+        """The sums, as a driver writes them."""
+        return Tally(
+            counts={str(status): self.counts[status] for status in Status},
+            num_recent=sum(self.last - at <= RATE_WINDOW_S for part in self.commits for at in part),
+            last=self.last,
+            first_lease=self.first_lease,
+            failures=_failures(store, run_id, self.failed),
+        )
 
 
 def _failures(store: Store, run_id: str, failed: Sequence[Job]) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence, Sized
 import torch
 from torch import Tensor
 
-from farm.base.conditioning import Conditioning, TokenIds, whole_frames
+from farm.base.conditioning import MASK, Conditioning, TokenIds, whole_frames
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.batch import JobRows
@@ -52,8 +52,8 @@ class PromptRows:
 
     @property
     def num_tokens(self) -> int:
-        """T of the encoded prompts; it grows, and they move in memory, if a prompt is longer."""
-        return self._encoded.num_tokens
+        """T of the prompts; it grows, and they move in memory, if a prompt is longer."""
+        return max(self._encoded.num_tokens, self._tokens.num_tokens)
 
     def conditioning(self) -> Conditioning:
         """All rows' prompts; tokens are encoded now, under the caller's routing."""
@@ -73,9 +73,9 @@ class PromptRows:
         second = first + self._instance_rows
         if self._as_tokens:
             assert job.instance_tokens is not None
-            _put_tokens(self._tokens, first, job.instance_tokens, instances)
+            self._put_tokens(first, job.instance_tokens, instances)
             if priors and job.prior is not None and job.prior.tokens is not None:
-                _put_tokens(self._tokens, second, job.prior.tokens, priors)
+                self._put_tokens(second, job.prior.tokens, priors)
             return
         self._put(first, job.instance_conditioning, instances)
         if priors and job.prior is not None:
@@ -95,6 +95,10 @@ class PromptRows:
             rows.copy_(_frames_of(frames, chosen, self._side_px), non_blocking=True)
 
     def _put(self, start: int, source: Conditioning, indices: list[int]) -> None:
+        if MASK in source.extra:
+            self._encoded = self._encoded.masked()
+        elif MASK in self._encoded.extra:
+            source = source.masked()
         longest = max(source.num_tokens, self._encoded.num_tokens)
         self._encoded = self._encoded.padded(longest)  # the same object unless a prompt is longer
         source = source.padded(longest)
@@ -103,6 +107,10 @@ class PromptRows:
             self._encoded.hidden_RTD[row].copy_(source.hidden_RTD[index], non_blocking=True)
             for name, value in self._encoded.extra.items():
                 value[row].copy_(source.extra[name][index], non_blocking=True)
+
+    def _put_tokens(self, start: int, source: TokenIds, indices: list[int]) -> None:
+        self._tokens = self._tokens.as_long_as(source)  # the same object unless a prompt is longer
+        self._tokens.write(start, source[_prompt_indices(source, indices)])
 
 
 def evaluation_prompts(
@@ -143,7 +151,3 @@ def _frames_of(frames_N6: Tensor | None, chosen: list[int], side_px: int) -> Ten
 def _prompt_indices(prompts: Sized, samples: list[int]) -> list[int]:
     """The index of each sample's prompt: its own, or that of the only one."""
     return samples if len(prompts) > 1 else [0] * len(samples)
-
-
-def _put_tokens(buffer: TokenIds, start: int, source: TokenIds, indices: list[int]) -> None:
-    buffer.write(start, source[_prompt_indices(source, indices)])

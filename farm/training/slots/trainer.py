@@ -319,6 +319,9 @@ class SlotTrainer:
             side_px=self.shape.resolution_px,
             steps=steps,
             guidance=guidance,
+            chunked=[
+                slot for slot in prompts if self._slot_job(slot).job.recipe.long_prompts == "chunk"
+            ],
         )
 
     def _slot_job(self, slot: int) -> SlotJob:

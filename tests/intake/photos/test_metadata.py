@@ -11,7 +11,7 @@ from support.photos import encoded, picture
 
 from farm.intake.errors import PhotoFault
 from farm.intake.photos.decode import open_photo
-from farm.intake.photos.inspect import _facts
+from farm.intake.photos.inspect import PhotoFacts, judge_photo
 from farm.intake.photos.metadata import trimmed
 
 PHOTO = picture(1, (150, 100))
@@ -28,7 +28,7 @@ def png_with(*chunks: bytes, before_pixels: bool = True) -> bytes:
 
 
 def is_whole(data: bytes, like: Image.Image = PHOTO) -> bool:
-    _facts(data)
+    assert isinstance(judge_photo(data), PhotoFacts)
     return np.array_equal(np.asarray(open_photo(data)), np.asarray(like))
 
 

@@ -12,6 +12,7 @@ from support.s3 import BUCKET, CREDENTIALS, s3_server
 
 from farm.intake.check import check_manifest
 from farm.intake.manifest import Manifest, read_manifest
+from farm.intake.photos import listings
 
 NAMES = (
     *("picture #1.png", "a+b.png", "50%.png", "why?.png", "what%20is.png", "käfer 🐞.png"),
@@ -101,3 +102,12 @@ def test_names_of_archives_are_read_as_they_were_meant(store: str, tmp_path: Pat
     with fsspec.open(f"{store}/z.zip", "wb") as file:
         file.write((tmp_path / "z.zip").read_bytes())
     assert manifest(store, "z.zip").subjects[0].photos[0].caption == "[V]"
+
+
+@pytest.mark.parametrize("photos", ["tom", "'tom/*.png'", "'s3://farm/tom/**/*'"])
+def test_a_prefix_of_too_many_objects_is_refused(
+    store: str, monkeypatch: pytest.MonkeyPatch, photos: str
+):
+    monkeypatch.setattr(listings, "MAX_NAMES", 5)
+    (fault,) = manifest(store, photos).faults
+    assert "more than 5 names" in fault.message

@@ -17,10 +17,10 @@ import struct
 import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-from support.s3 import free_port
+from support.s3 import ForwardingHandler, free_port
 
 CONTROL = "/-mode/"
 FAILING = 0.6
@@ -63,15 +63,13 @@ class StoreProxy:
         connection.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    upstream_port = 0
+class _Handler(ForwardingHandler):
     mode = "well"
 
-    def _handle(self) -> None:
+    def handle_one(self) -> None:
         if self.path.startswith(CONTROL):
             type(self).mode = self.path.removeprefix(CONTROL)
-            self._answer(200, [], b"")
+            self.answer(200, [], b"")
             return
         mode, fails = self.mode, random.random() < FAILING
         if mode == "slow":
@@ -81,40 +79,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2)
             self._cut()
             return
-        body = self.rfile.read(length)
+        body = self.read_body()
         if mode == "503" and fails:
-            self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
+            self.answer_slow_down()
             return
-        status, headers, data = self._forward(body)
+        status, headers, data = self.forward(body)
         if mode == "torn" and fails:
             if self.command == "GET" and data:
-                self._answer(status, headers, data, sent=len(data) // 2)
+                self.answer(status, headers, data, sent=len(data) // 2)
             self._cut()
             return
-        self._answer(status, headers, data)
-
-    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        upstream = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
-        upstream.request(self.command, self.path, body, headers)
-        response = upstream.getresponse()
-        data = response.read()
-        upstream.close()
-        return response.status, response.getheaders(), data
-
-    def _answer(
-        self, status: int, headers: list[tuple[str, str]], data: bytes, *, sent: int | None = None
-    ) -> None:
-        self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
-                self.send_header(name, value)
-        length = next((v for n, v in headers if n.lower() == "content-length"), str(len(data)))
-        is_head = self.command == "HEAD"
-        self.send_header("Content-Length", length if is_head else str(len(data)))
-        self.end_headers()
-        if not is_head:
-            self.wfile.write(data[:sent])
+        self.answer(status, headers, data)
 
     def _cut(self) -> None:
         self.close_connection = True
@@ -123,11 +98,6 @@ class _Handler(BaseHTTPRequestHandler):
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.shutdown(socket.SHUT_RDWR)
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 class _Server(ThreadingHTTPServer):

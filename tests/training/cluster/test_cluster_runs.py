@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, head: Head, folder: Path, *options: str, subjects: int = 2) -> None:
         manifest = write_manifest(folder / "m", subjects, recipe=RECIPE)
-        self.store, self.log = Store(folder / "store"), folder / "log"
+        self.store, self.log, self.out = Store(folder / "store"), folder / "log", folder / "out"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [
@@ -42,7 +42,7 @@ class Run:
                     *("--no-report", "--samples", "0", "--yes", "--plain", "--json", *options),
                 ],
                 env=head.environment(RAY_AUTH_MODE="token"),
-                stdout=subprocess.DEVNULL,
+                stdout=self.out.open("wb"),
                 stderr=output,
             )
 
@@ -230,6 +230,14 @@ def test_a_stop_saves_running_jobs_and_ends_with_130(run: Run) -> None:
     run.stop()
     events = run.events()
     assert len([e for e in events if e.kind == "released" and e.lane == lane]) == 2
+
+
+def test_no_line_of_ray_reached_the_terminal_while_its_parts_were_killed(run: Run) -> None:
+    """The tests above killed a controller, a lane and a node."""
+    text = run.out.read_text() + run.log.read_text()
+    assert "was lost" in text or "died" in text  # the farm's own words
+    for words in ("raylet", "Ray", "worker died", "traceback", "autoscaler"):
+        assert words not in text, text
 
 
 def test_a_stop_ends_within_ten_seconds_where_no_node_has_come(

@@ -113,6 +113,18 @@ def test_parts_of_a_killed_attempt_are_never_mixed_in(base: Base, store: Store) 
     assert not np.array_equal(moments, wrong["moments"])
 
 
+def test_what_other_attempts_left_is_removed_with_the_commit(base: Base, store: Store) -> None:
+    spec = spec_of(base)
+    generate(base, store, spec, "killed")
+    StoreLock.take(store, f"priors/{spec.key}/claims", ttl_s=60)
+    commit_prior_set(store, spec, "a1", generate(base, store, spec, "a1"))
+    assert store.list(f"priors/{spec.key}") == ["a1", "claims", "prior.json"]
+    generate(base, store, spec, "late")
+    assert not commit_prior_set(store, spec, "late", generate(base, store, spec, "late"))
+    assert store.list(f"priors/{spec.key}") == ["a1", "claims", "prior.json"]
+    assert len(read_prior_set(store, spec.key)["moments"]) == 5
+
+
 def test_the_first_commit_stays(base: Base, store: Store) -> None:
     spec = spec_of(base)
     records = generate(base, store, spec, "a1")

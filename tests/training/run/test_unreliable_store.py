@@ -10,28 +10,35 @@ from __future__ import annotations
 import itertools
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tenacity.nap
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.assignments import FINGERPRINT
-from support.unreliable_store import FAULTS, Fault, Killed, Objects, unreliable_store
+from support.unreliable_store import (
+    FAULTS,
+    Fault,
+    Killed,
+    Objects,
+    Work,
+    at_every_point,
+    carry_out,
+    open_store,
+)
+from support.write_paths import saved_adapter, slot_state
 
-from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
+from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
-from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.errors import FarmError
 from farm.intake.job import PriorSpec
 from farm.keys import bytes_digest
 from farm.locks import StoreLock, current_owner, holder
-from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.dispatch import ledger as ledger_module
 from farm.training.dispatch.compaction import read_state
@@ -47,11 +54,9 @@ from farm.training.priors.storage import (
     write_part,
 )
 from farm.training.run.files import ask, close_requests, open_requests
-from farm.training.slots.checkpoint import SlotState
 
 KEY, OTHER_KEY = "a" * 32, "b" * 32
 NUM_EXAMPLES = int(os.environ.get("FARM_MODEL_EXAMPLES", "15"))
-Work = Callable[[], object]
 
 plans = st.lists(st.sampled_from(("", "", *FAULTS)), max_size=40)
 random_plans = settings(
@@ -59,7 +64,6 @@ random_plans = settings(
 )
 in_threads = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 """A fault may end the thread that writes state files."""
-_names = itertools.count()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,38 +74,6 @@ def _no_pauses() -> Iterator[None]:
     patch.setattr(ledger_module, "SEGMENT_BYTES", 300)
     yield
     patch.undo()
-
-
-def open_store() -> tuple[Store, Objects]:
-    return unreliable_store(f"s{next(_names)}")
-
-
-def carry_out(objects: Objects, work: Work, plan: list[Fault]) -> bool:
-    """Do the work under a plan of faults, repeatedly as restarted processes do, until it is
-    done; returns whether the first attempt succeeded."""
-    objects.fail(plan)
-    for attempt in range(len(plan) + 2):
-        try:
-            work()
-            objects.land()
-            return not attempt
-        except Killed:
-            objects.land()
-        except FarmError:
-            pass
-    raise AssertionError("the work is never done, although the store works again")
-
-
-def at_every_point(
-    make: Callable[[], tuple[Objects, Work]], *, faults: tuple[Fault, ...] = FAULTS
-) -> None:
-    """Meet each single fault at each request of some work."""
-    objects, work = make()
-    work()
-    for fault, point in itertools.product(faults, range(objects.num_requests)):
-        objects, work = make()
-        carry_out(objects, work, [""] * point + [fault])
-        objects.observe()
 
 
 # -- adapters and names ---------------------------------------------------------------------------
@@ -119,24 +91,9 @@ class Adapters:
 
     def saved(self, weights: str, key: str = KEY) -> tuple[AdapterRecord, Path]:
         """An adapter of these weights; two trainings of a job differ in the last bits."""
-        folder = self.folder / f"{key[:1]}-{weights}"
         files = {DIFFUSERS_FILE: weights, "samples/000.png": f"image of {weights}"}
-        record = AdapterRecord(
-            job_key=key,
-            subject_id="kira",
-            name="kira",
-            class_noun="cat",
-            instance_prompt="a photo of sks cat",
-            base_id="tiny",
-            base_fingerprint=FINGERPRINT,
-            recipe=Recipe(steps=1),
-            files={name: bytes_digest(text.encode()) for name, text in files.items()},
-        )
-        for name, text in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-        (folder / RECORD_FILE).write_text(record.to_json())
-        return record, folder
+        contents = {name: text.encode() for name, text in files.items()}
+        return saved_adapter(self.folder / f"{key[:1]}-{weights}", key, contents)
 
     def publish(self, weights: str, key: str = KEY) -> None:
         self.registry.publish(*self.saved(weights, key))
@@ -371,14 +328,6 @@ def test_a_prior_set_is_complete_or_missing_whatever_happens_at_any_request() ->
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
-def state(step: int) -> SlotState:
-    def weights() -> AdapterWeights:
-        layer = LayerWeights(torch.full((1, 2), float(step)), torch.full((2, 1), float(step)))
-        return AdapterWeights.with_alpha({"unet.to_q": layer}, 1.0)
-
-    return SlotState(KEY, step, weights(), weights(), weights())
-
-
 class Checkpoints:
     """A job that is saved every few steps by lanes that may be killed."""
 
@@ -392,7 +341,7 @@ class Checkpoints:
         Publisher.__init__(publisher, self.store, None, (), lambda _: None, num_threads=1)  # type: ignore[arg-type]
         try:
             for step in (100, 200, 300):
-                publisher._save_checkpoint(state(step))
+                publisher._save_checkpoint(slot_state(KEY, step))
                 if publisher._trouble.current() is None:
                     self.newest = max(self.newest, step)
         finally:

@@ -15,21 +15,17 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.write_paths import saved_adapter, slot_state
 
 from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
-from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
-from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.errors import StoreError
 from farm.intake.job import PriorSpec
-from farm.keys import bytes_digest
 from farm.locks import Owner, StoreLock
-from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.dispatch.compaction import read_state
 from farm.training.dispatch.ledger import Ledger, Status, read_events, replay
@@ -42,7 +38,6 @@ from farm.training.priors.storage import (
     write_part,
     write_prompt,
 )
-from farm.training.slots.checkpoint import SlotState
 
 Result = TypeVar("Result")
 Fault = Literal["none", "refused", "unanswered", "killed before", "killed after"]
@@ -132,10 +127,8 @@ class World:
         return True
 
     def _save_checkpoint(self, store: Store, step: int) -> None:
-        layer = LayerWeights(torch.full((1, 2), float(step)), torch.full((2, 1), float(step)))
-        weights = AdapterWeights({"unet.to_q": layer}, {"unet.to_q": 1.0})
         publisher = Publisher(store, self.base, (), lambda _: None, num_threads=1)
-        publisher.checkpoint(SlotState(JOB, step, weights, weights, weights))
+        publisher.checkpoint(slot_state(JOB, step))
         publisher.close()
 
     def _write_prior(self, store: Store, attempt: str) -> None:
@@ -152,24 +145,10 @@ class World:
         commit_prior_set(store, SPEC, attempt, records)
 
     def _publish(self, store: Store, number: int) -> bool:
-        folder = self.folder / f"adapter-{number}"
-        folder.mkdir()
         files = {DIFFUSERS_FILE: f"weights {number}".encode(), "x.safetensors": b"x%d" % number}
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        record = AdapterRecord(
-            job_key=JOB,
-            subject_id="s",
-            name="kira",
-            class_noun="cat",
-            instance_prompt="a photo of sks cat",
-            base_id="tiny",
-            base_fingerprint="f" * 64,
-            recipe=Recipe(steps=1),
-            files={name: bytes_digest(data) for name, data in files.items()},
+        return Registry(store).publish(
+            *saved_adapter(self.folder / f"adapter-{number}", JOB, files)
         )
-        (folder / RECORD_FILE).write_text(record.to_json())
-        return Registry(store).publish(record, folder)
 
     def _look(self) -> None:
         """What any reader may do at any moment."""

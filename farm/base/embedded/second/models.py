@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPModel, CLIPTokenizer
 
+from farm.base.embedded.scorer import build_scorer as new_scorer
 from farm.base.embedded.second.edition import Edition
-from farm.base.embedded.tokenizer import MAX_TOKENS
 
 __all__ = ["build_scorer", "build_unet", "build_vae"]
 
@@ -48,25 +48,10 @@ def build_unet(edition: Edition) -> UNet2DConditionModel:
 
 def build_scorer(edition: Edition, tokenizer: CLIPTokenizer) -> CLIPModel:
     """Build the scorer from torch's global generator."""
-    width = edition.scorer_width
-    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 4}
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=MAX_TOKENS,
-        num_hidden_layers=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        projection_dim=width,
-        **shape,
-    )
-    vision = CLIPVisionConfig(
-        image_size=edition.picture_px,
-        patch_size=edition.picture_px // 8,
-        num_hidden_layers=edition.scorer_layers,
-        projection_dim=width,
-        **shape,
-    )
-    return CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width)
+    return new_scorer(
+        tokenizer,
+        width=edition.scorer_width,
+        side_px=edition.picture_px,
+        patch_px=edition.picture_px // 8,
+        vision_layers=edition.scorer_layers,
     )

@@ -1,0 +1,103 @@
+"""`farm status` of a large run: from the driver's tally, and equal to what the ledger says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.assignments import PLAIN, assignment
+
+from farm.locks import StoreLock
+from farm.storage import Store
+from farm.training.dispatch import run_state
+from farm.training.dispatch.ledger import Ledger
+from farm.training.dispatch.messages import DispatchSettings, JobResult
+from farm.training.dispatch.run_jobs import RunJobs
+from farm.training.dispatch.run_state import RunState
+from farm.training.run.files import write_assignments, write_settings
+from farm.training.run.status import run_status
+
+ASSIGNMENTS = [assignment(name, PLAIN) for name in ("a", "b", "c", "d")]
+KEYS = [item.spec.key for item in ASSIGNMENTS]
+TALLY = "runs/r/ledger/tally.json"
+NOW = 1e9
+
+ends = st.sampled_from(["committed", "reused", "released", "failed", "rejected", "cancelled"])
+moves = st.tuples(st.sampled_from(["leased", "flush"]) | ends, st.sampled_from(KEYS))
+
+
+def begin(store: Store, clock: list[float], epoch: int = 1) -> RunState:
+    write_assignments(store, "r", ASSIGNMENTS)
+    write_settings(store, "r", {"started": 1.0})
+    state = RunState(
+        RunJobs.of(ASSIGNMENTS),
+        Ledger(store, "r", epoch=epoch, clock=lambda: clock[0]),
+        resolution_px=64,
+        ready_priors=(),
+        settings=DispatchSettings(max_failures=1),
+        clock=lambda: clock[0],
+    )
+    state.take_over({key for key in KEYS if state.job(key).status == "committed"})
+    return state
+
+
+def from_the_ledger(store: Store) -> dict[str, Any]:
+    store.delete(TALLY)
+    return run_status(store, "r")
+
+
+def play(state: RunState, clock: list[float], history: list[tuple[str, str]]) -> None:
+    for what, key in history:
+        clock[0] += 70.0
+        if what == "flush":
+            state.flush()
+        elif what == "leased":
+            state.record("leased", key, lane="0#x", expires=NOW)
+        elif what == "cancelled":
+            state.cancel([key], "cancelled")
+        else:
+            state.settle(JobResult(key, what, reason=what), "0#x")  # type: ignore[arg-type]
+    clock[0] += 70.0
+    state.flush()
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(before=st.lists(moves, max_size=12), after=st.lists(moves, max_size=12))
+def test_the_tally_says_what_the_ledger_says_after_any_events_and_a_restart(
+    before: list[tuple[str, str]],
+    after: list[tuple[str, str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    store, clock = Store(tmp_path_factory.mktemp("s")), [NOW]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_state, "TALLY_JOBS", 0)
+        for epoch, history in enumerate((before, after), start=1):
+            play(begin(store, clock, epoch), clock, history)
+            told = run_status(store, "r")
+            assert store.exists(TALLY) or epoch == 2
+            assert told == from_the_ledger(store)
+
+
+def test_a_tally_that_a_killed_driver_left_behind_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, clock = Store(tmp_path), [NOW]
+    monkeypatch.setattr(run_state, "TALLY_JOBS", 0)
+    state = begin(store, clock)
+    state.flush()
+    clock[0] += 1.0  # too early for the next tally
+    state.record("leased", KEYS[0], lane="0#x", expires=NOW)
+    state.flush()
+    assert run_status(store, "r")["counts"]["leased"] == 1
+    claim = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
+    assert claim is not None
+    assert run_status(store, "r")["counts"]["leased"] == 0  # a live driver will write the next one
+
+
+def test_small_runs_have_no_tally(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    begin(store, [NOW]).flush()
+    assert not store.exists(TALLY)
