@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "BASE_RECIPES",
+    "FAMILY_RECIPES",
     "PRESETS",
     "WIDE_MODULES",
     "EarlyStop",
@@ -71,6 +72,8 @@ class Recipe(BaseModel):
     """LoRA scale numerator; the update is scaled by alpha/rank. None means alpha = rank."""
     learning_rate: float = Field(1e-4, gt=0, le=1)
     """AdamW step size; 1e-4 constant is the diffusers README recipe."""
+    text_encoder_learning_rate: float | None = Field(None, gt=0, le=1)
+    """The same for the text encoders' layers; None takes `learning_rate`."""
     learning_rate_schedule: LearningRateSchedule = "constant"
     """Shape after warm-up; cosine and linear end at zero with the last step."""
     warmup_steps: int = Field(0, ge=0, le=100_000)
@@ -188,3 +191,70 @@ BASE_RECIPES: dict[str, dict[str, object]] = {
 }
 """Recipe fields of bases that differ from Stable Diffusion, by name of the base. They override the
 presets, which are made for Stable Diffusion; fields of the manifest override them."""
+
+_SCRIPT: dict[str, object] = {
+    "steps": 500,
+    "learning_rate": 1e-4,
+    "text_encoder_learning_rate": 5e-6,
+    "weight_decay": 1e-4,
+    "rank": 4,
+}
+"""What the diffusers scripts and their README commands for these families agree on."""
+_JOINT = tuple(
+    f"attn.{name}"
+    for name in (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    )
+)  # fmt: skip
+"""Attention layers of transformers in which text and image attend to each other."""
+
+_FLUX2: dict[str, object] = {
+    **_SCRIPT,
+    "resolution_px": 512,
+    "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out"),
+}
+
+FAMILY_RECIPES: dict[str, dict[str, object]] = {
+    # train_dreambooth_lora_sdxl.py; 1024 px is the base's own side
+    "StableDiffusionXLPipeline": _SCRIPT,
+    # train_dreambooth_lora_sd3.py; its README trains at 4e-4
+    "StableDiffusion3Pipeline": {
+        **_SCRIPT,
+        "learning_rate": 4e-4,
+        "resolution_px": 512,
+        "target_modules": _JOINT,
+    },
+    # train_dreambooth_lora_flux.py; its README uses Prodigy, the rate is the script's for AdamW
+    "FluxPipeline": {
+        **_SCRIPT,
+        "resolution_px": 512,
+        "target_modules": (
+            *_JOINT, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+        ),
+    },
+    # train_dreambooth_lora_flux2.py and …_flux2_klein.py; `to_out` is the output of the single
+    # blocks, which the scripts list one by one
+    "Flux2KleinPipeline": _FLUX2,
+    "Flux2Pipeline": _FLUX2,
+    # train_dreambooth_lora_z_image.py; 1024 px is the base's own side
+    "ZImagePipeline": _SCRIPT,
+    # train_dreambooth_lora_qwen_image.py
+    "QwenImagePipeline": {**_SCRIPT, "resolution_px": 512},
+    # train_dreambooth_lora_krea2.py
+    "Krea2Pipeline": {
+        **_SCRIPT,
+        "learning_rate": 3e-4,
+        "rank": 32,
+        "resolution_px": 512,
+        "target_modules": (
+            "img_in", "final_layer.linear", "to_q", "to_k", "to_v", "to_out.0", "to_gate", "ff.up",
+            "ff.down", "text_fusion.projector", "txt_in.linear_1", "txt_in.linear_2",
+            "time_embed.linear_1", "time_embed.linear_2", "time_mod_proj",
+        ),
+    },
+}  # fmt: skip
+"""Recipe fields of a model family's official training script, by the diffusers pipeline of its
+bases. Presets override them. The scripts accumulate four samples for a step; here a step has
+``instance_rows`` of them, because more rows of one subject are memory that other subjects' slots
+could use. How timesteps are sampled and losses weighted follows the base where a recipe says
+nothing; see ``timestep_sampling`` and ``loss_weighting``."""

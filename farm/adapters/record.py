@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +17,9 @@ from farm.adapters.file_names import RECORD_FILE
 from farm.errors import AdapterFileError
 from farm.recipe import Recipe
 from farm.version import __version__
+
+if TYPE_CHECKING:
+    from farm.base.interface import FamilyNames
 
 __all__ = ["AdapterRecord", "BaseFamily", "ImportedFile", "utc_now"]
 
@@ -62,6 +65,11 @@ class BaseFamily(BaseModel):
     """The diffusers pipeline that loads the base."""
     tags: tuple[str, ...] = ()
     """The family's tags on the Hub."""
+
+    @classmethod
+    def of(cls, names: FamilyNames) -> BaseFamily:
+        """The family of a loaded base."""
+        return cls(title=names.title, pipeline=names.pipeline, tags=names.tags)
 
 
 FIRST_FAMILY = BaseFamily(

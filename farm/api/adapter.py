@@ -177,7 +177,8 @@ def load(
     shared = _shared_base(os.fspath(base) if base is not None else record.base_id, device)
     if record.base_fingerprint != shared.base.fingerprint:
         raise UserError(
-            f"{name} was trained on {record.base_id}, not on {shared.base.name}",
+            f"{name} was trained on {record.base_id} ({record.base_family.title}), not on "
+            f"{shared.base.name} ({shared.base.family.title})",
             f"give base={record.base_id!r}, in the revision it was trained on",
         )
     files = [DIFFUSERS_FILE] if DIFFUSERS_FILE in record.files else None

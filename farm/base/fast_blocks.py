@@ -29,6 +29,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from farm.base.quantized import is_quantized
 from farm.base.row_linear import row_linear
 
 __all__ = ["is_plain_attention", "restore", "use_fast_blocks"]
@@ -46,6 +47,8 @@ def use_fast_blocks(denoiser: nn.Module) -> int:
     The fast passes apply no dropout, like a denoiser in evaluation mode. A bank may wrap the layers
     before or after this call.
     """
+    if is_quantized(denoiser):  # their passes read weights as plain tensors
+        return 0
     denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     num_fast = 0
     for module in denoiser.modules():

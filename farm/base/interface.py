@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from farm.base.conditioning import Conditioning, TokenIds, whole_frames
 from farm.base.schedules import NoiseSchedule, PredictionType
+from farm.quantization import PACKED_BYTES, Quantization
 from farm.schedulers import SchedulerName
 
 __all__ = ["Base", "Conditioning", "DenoiserCounts", "FamilyNames", "GuidanceKind", "MemoryFacts"]
@@ -47,6 +47,9 @@ class FamilyNames:
     """Each component's prefix in kohya's files; empty where the family has no such form."""
     kohya_uses_sgm: bool = False
     """Whether kohya names a UNet's layers as Stability's own code does (``input_blocks_4_1``)."""
+    kohya_fuses: bool = False
+    """Whether kohya names a transformer's layers as its authors' own code does, with one adapter
+    for query, key and value."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,30 @@ class MemoryFacts:
     """Of the base's own denoiser, if they were asked for; see ``Base.denoiser_counts``."""
     full_precision_bytes: int = 0
     """Bytes of the parts that stay in float32 where the base is in half precision."""
+    linear_parameters: int = 0
+    """Weights of the denoiser's linear layers, which quantisation packs."""
+    activation_bytes: int | None = None
+    """Bytes of one value in passes; None where the weights have the same."""
 
     def halved(self) -> MemoryFacts:
         """The facts for the same base in half precision, as it is loaded on GPUs."""
         in_half = 2 * self.num_parameters + self.full_precision_bytes // 2
         return replace(self, weight_bytes=in_half)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value in passes."""
+        return self.activation_bytes or max(1, round(self.weight_bytes / self.num_parameters))
+
+    def quantized(self, kind: Quantization | None) -> MemoryFacts:
+        """The facts with the denoiser's linear layers in few bits."""
+        if kind is None:
+            return self
+        packed = round(self.linear_parameters * PACKED_BYTES[kind])
+        saved = self.linear_parameters * self.value_bytes - packed
+        return replace(
+            self, weight_bytes=self.weight_bytes - saved, activation_bytes=self.value_bytes
+        )
 
 
 @dataclass(frozen=True)
@@ -119,14 +141,16 @@ class Base(ABC):
     schedule: NoiseSchedule
     family: FamilyNames
     guidance_kind: GuidanceKind = "cfg"
-    recipe: Mapping[str, object] = MappingProxyType({})
-    """Recipe fields that the family's official script sets otherwise; they override the presets,
-    and the manifest's fields override them."""
     uses_frames: bool = False
     """Whether the denoiser reads how an image was cropped; see ``whole_frames``."""
 
     reads_windows: bool = False
     """Whether a prompt longer than ``memory.tokens`` can be read in several windows."""
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """Recipe fields of the family's official script; presets and manifests override them."""
+        return {}
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -191,9 +215,9 @@ class Base(ABC):
         return self.encode_prompts(prompts, windows)
 
     def release_text_encoders(self) -> None:  # noqa: B027 - most families keep them
-        """Free the device memory of text encoders that carry no adapter. They return for as long
-        as they encode, so callers should cache what they encode. A family whose text encoders are
-        small beside its denoiser keeps them."""
+        """Free the device memory of text encoders that carry no adapter. Their weights are then
+        copied to the device layer by layer while they encode, so callers should cache what they
+        encode. A family whose text encoders are small beside its denoiser keeps them."""
 
     def for_crops(self, conditioning: Conditioning, frames_R6: Tensor) -> Conditioning:
         """The conditioning of training rows, each with the frame of its crop.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from farm.base.interface import Base
+    from farm.quantization import Quantization
     from farm.storage import Store
 
 __all__ = ["embedded_folder", "load_base", "resolve_folder", "training_dtype"]
@@ -57,6 +58,7 @@ def load_base(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     fetched: Fetched | None = None,
+    quantization: Quantization | None = None,
 ) -> Base:
     """Load a frozen base model.
 
@@ -69,6 +71,7 @@ def load_base(
             suits the family.
         revision: branch, tag or commit on the hub; refused for anything else.
         fetched: called with a download's progress.
+        quantization: keeps the denoiser's linear layers in few bits; ignored on ``meta``.
 
     Raises:
         BaseModelError: if there is no such model, it has pickled weights only, it is incomplete,
@@ -78,13 +81,19 @@ def load_base(
 
     name = edition_of(name)
     place = torch_.device(device)
+    if place.type == "meta":
+        quantization = None
     if name in get_args(BuiltName):
+        if quantization is not None:
+            raise BaseModelError(
+                f"{name} is built in memory and cannot be quantised", "save it to a folder first"
+            )
         _refuse_revision(name, revision)
         with quiet_loading():
             return _built(name, place, dtype)
     folder = resolve_folder(name, revision=revision, fetched=fetched)
     with quiet_loading():
-        return _from_folder(name, folder, place, dtype)
+        return _from_folder(name, folder, place, dtype, quantization)
 
 
 def training_dtype(device: str) -> torch.dtype | None:
@@ -180,7 +189,13 @@ def _checked(folder: Path, name: str) -> Path:
     return folder
 
 
-def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dtype | None) -> Base:
+def _from_folder(
+    name: str,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantization: Quantization | None,
+) -> Base:
     from safetensors import SafetensorError
 
     from farm.base.families.registry import family_of
@@ -199,6 +214,7 @@ def _from_folder(name: str, folder: Path, device: torch.device, dtype: torch.dty
             device=device,
             dtype=dtype,
             variant="fp16" if weights and ".fp16" in weights[0].name else None,
+            quantization=quantization,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseModelError(

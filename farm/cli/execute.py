@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from farm.cli.options import PlanOptions, RunOptions
+from farm.cli.options import PlanOptions, RunOptions, quantization_of
 from farm.cli.views.output import note, print_json, print_rich, say
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def plan_request(manifest: str, options: PlanOptions, *, address: str | None = N
         os.fspath(options.store),
         base=os.fspath(options.base),
         revision=options.revision,
+        quantization=quantization_of(options.quantize),
         recipe=options.recipe,
         hardware=hardware_of(options, address),
         slots=options.slots,
@@ -167,6 +168,7 @@ def calibrate_device(options: PlanOptions) -> None:
         device=device,
         dtype=training_dtype(device),
         revision=options.revision,
+        quantization=quantization_of(options.quantize),
     )
     found = calibrate(base, say=note)
     note(f"calibration of {found.hardware}: {save_calibration(found)}")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 from farm.cli.private_hosts import PrivateHostsOption
+from farm.quantization import Quantization
 
 __all__ = [
     "BaseOption",
@@ -24,12 +25,15 @@ __all__ = [
     "InProcessOption",
     "JsonOption",
     "ManifestArgument",
+    "OptionalManifest",
     "OptionalRun",
     "PlanOptions",
+    "QuantizeOption",
     "RevisionOption",
     "RunOptions",
     "ScoringOptions",
     "StoreOption",
+    "quantization_of",
     "read_options",
     "recipe_fields",
     "with_options",
@@ -38,13 +42,12 @@ __all__ = [
 Command = TypeVar("Command", bound=Callable[..., Any])
 Model = TypeVar("Model")
 
-ManifestArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A manifest (YAML, JSON, JSONL, CSV, Parquet, kohya TOML, metadata.jsonl) or a "
-        "folder of photo folders; a path or a URL."
-    ),
-]
+_MANIFEST = typer.Argument(
+    help="A manifest (YAML, JSON, JSONL, CSV, Parquet, kohya TOML, metadata.jsonl) or a "
+    "folder of photo folders; a path or a URL."
+)
+ManifestArgument = Annotated[str, _MANIFEST]
+OptionalManifest = Annotated[str | None, _MANIFEST]
 OptionalRun = Annotated[
     str | None, typer.Argument(help="Run id or its first characters; the latest run by default.")
 ]
@@ -55,6 +58,12 @@ BaseOption = Annotated[str, _BASE]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")
 ]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize", help="Keep the base's denoiser in few bits: int8 or nf4 (extra quantize)."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 InProcessOption = Annotated[
     bool, typer.Option("--in-process", help="Run one lane in this process, without Ray.")
@@ -62,6 +71,25 @@ InProcessOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document as the last line.")
 ]
+
+
+def quantization_of(text: str | None) -> Quantization | None:
+    """A kind of quantisation as the command line names it.
+
+    Raises:
+        UserError: if there is no such kind.
+    """
+    from farm.errors import UserError
+
+    for kind in get_args(Quantization):
+        if text == kind:
+            found: Quantization = kind
+            return found
+    if text is None:
+        return None
+    raise UserError(
+        f"--quantize {text!r} is not known", f"use {' or '.join(get_args(Quantization))}"
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +163,7 @@ class PlanOptions:
     store: Annotated[str | os.PathLike[str], CommandLine(str, str), _STORE] = "work"
     base: Annotated[str | os.PathLike[str], CommandLine(str, str), _BASE] = "embedded"
     revision: RevisionOption = None
+    quantize: QuantizeOption = None
     recipe: Annotated[
         Mapping[str, Any],
         CommandLine(

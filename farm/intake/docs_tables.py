@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from farm.intake.faults import expected
 from farm.intake.schema import Defaults, Head, PhotoEntry, RunDefaults, SubjectEntry
 from farm.intake.subject import PriorSettings
-from farm.recipe import BASE_RECIPES, PRESETS, EarlyStop, Recipe
+from farm.recipe import BASE_RECIPES, FAMILY_RECIPES, PRESETS, EarlyStop, Recipe
 
 __all__ = ["refreshed", "render_tables"]
 
@@ -104,15 +106,21 @@ def _words(info: FieldInfo) -> str:
     return re.sub(r"``([^`]*)``", r"`\1`", text)
 
 
-def _presets() -> str:
-    fields = list(dict.fromkeys(name for preset in PRESETS.values() for name in preset))
+def _recipes(recipes: Mapping[Any, Mapping[str, object]]) -> list[str]:
+    """A table of partial recipes by name."""
+    fields = list(dict.fromkeys(name for recipe in recipes.values() for name in recipe))
     lines = [
         f"| | {' | '.join(f'`{field}`' for field in fields)} |",
         f"|---|{'---|' * len(fields)}",
     ]
-    for name, preset in PRESETS.items():
-        cells = [f"`{json.dumps(preset[field])}`" if field in preset else "" for field in fields]
+    for name, recipe in recipes.items():
+        cells = [f"`{json.dumps(recipe[field])}`" if field in recipe else "" for field in fields]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _presets() -> str:
+    lines = _recipes(PRESETS)
     for base, needs in BASE_RECIPES.items():
         said = ", ".join(f"`{field}`: `{json.dumps(value)}`" for field, value in needs.items())
         lines += [
@@ -120,6 +128,13 @@ def _presets() -> str:
             f"They are made for Stable Diffusion. On the `{base}` base, {said} override them, "
             "and are overridden by the manifest.",
         ]
+    lines += [
+        "",
+        "Other model families start from the values of their official diffusers script. A preset "
+        "overrides them, and the manifest overrides both. `farm base show` prints them for a base.",
+        "",
+        *_recipes(FAMILY_RECIPES),
+    ]
     return "\n".join(lines)
 
 

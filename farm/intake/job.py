@@ -18,8 +18,8 @@ from farm.schedulers import SchedulerName
 __all__ = ["JobSpec", "PriorSpec", "job_spec"]
 
 LATER_FIELDS = (
-    "timestep_sampling", "logit_mean", "logit_std", "timestep_shift", "loss_weighting",
-    "long_prompts",
+    "text_encoder_learning_rate", "timestep_sampling", "logit_mean", "logit_std", "timestep_shift",
+    "loss_weighting", "long_prompts",
 )  # fmt: skip
 """Recipe fields that are part of a job's key only where they differ from their defaults."""
 

@@ -1,7 +1,7 @@
-"""Recipes from layers: the preset, the base's requirements, the defaults, the subject's own fields.
+"""Recipes from layers: family, preset, the base's requirements, defaults, the subject's fields.
 
 Owns the order of the layers and which layer a fault belongs to. Each layer overrides the previous
-one field by field; presets have the lowest priority.
+one field by field; the family's recipe has the lowest priority.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ class Layers:
         recipe: Fields | None,
         prior: Fields | None,
         base: Fields | None = None,
+        family: Fields | None = None,
     ) -> None:
         """Validate the defaults; errors are added to ``faults``.
 
         Args:
             head: where the defaults were written, under ``defaults``.
             base: fields that the base needs with values other than the presets'.
+            family: fields of the official script for the base's family; presets override them.
         """
-        self._preset, self._base = preset, dict(base or {})
+        self._preset, self._base, self._family = preset, dict(base or {}), dict(family or {})
         self._recipe = dict(recipe or {})
         self._prior = dict(prior or {})
         self._made: dict[str, BaseModel] = {}
@@ -55,8 +57,9 @@ class Layers:
         self._refuse(PriorSettings, {}, self._prior, head, "prior")
 
     def _under(self, preset: PresetName | None) -> dict[str, Any]:
-        """The lowest layers: a preset, and the base's own recipe over it."""
-        return _merged(PRESETS[preset] if preset else {}, self._base)
+        """The lowest layers: the family's recipe, a preset, and the base's own recipe."""
+        above = _merged(PRESETS[preset] if preset else {}, self._base)
+        return _merged(self._family, above)
 
     def _refuse(
         self,

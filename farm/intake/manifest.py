@@ -19,6 +19,7 @@ from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
+from farm.quantization import Quantization
 
 __all__ = ["Manifest", "invalid", "read_manifest"]
 
@@ -42,6 +43,8 @@ class Manifest:
     """All subjects of the file, with or without errors, for the check."""
     scoring: ScoringSettings = ScoringSettings()
     """The settings for quality cards in its defaults."""
+    quantization: Quantization | None = None
+    """How its defaults keep the base."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -87,6 +90,7 @@ def read_manifest(
     strict: bool = True,
     recipe: Mapping[str, object] | None = None,
     base_recipe: Mapping[str, object] | None = None,
+    family_recipe: Mapping[str, object] | None = None,
     reader: Reader | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
@@ -97,6 +101,7 @@ def read_manifest(
         strict: raise if there is any error; otherwise the faults are in the manifest.
         recipe: fields that override everything in the manifest, for every subject.
         base_recipe: fields that override only presets; see ``farm.recipe.BASE_RECIPES``.
+        family_recipe: fields that presets override; see ``farm.recipe.FAMILY_RECIPES``.
         reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
             does not check their length.
 
@@ -105,7 +110,9 @@ def read_manifest(
             cannot be read at all.
     """
     rows = open_rows(url)
-    resolver = Resolver(rows.head, recipe, base_recipe, reader)
+    resolver = Resolver(
+        rows.head, recipe, base_recipe=base_recipe, family_recipe=family_recipe, reader=reader
+    )
     register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
@@ -116,7 +123,14 @@ def read_manifest(
     if not register.resolved and not faults:
         faults.append(Fault(url, "it holds no subjects", "add subjects"))
     subjects = tuple(one.subject for one in register.resolved if one.subject is not None)
-    manifest = Manifest(url, subjects, tuple(faults), tuple(register.resolved), resolver.scoring)
+    manifest = Manifest(
+        url,
+        subjects,
+        tuple(faults),
+        tuple(register.resolved),
+        scoring=resolver.scoring,
+        quantization=resolver.quantization,
+    )
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest

@@ -61,6 +61,7 @@ class Resolver:
         head: ManifestRow,
         recipe: Mapping[str, Any] | None = None,
         base_recipe: Mapping[str, Any] | None = None,
+        family_recipe: Mapping[str, Any] | None = None,
         reader: Reader | None = None,
     ) -> None:
         """Validate the head; its faults are in ``faults``.
@@ -68,6 +69,7 @@ class Resolver:
         Args:
             recipe: fields that override everything in the manifest.
             base_recipe: fields that override only presets.
+            family_recipe: fields that presets override.
             reader: how the base reads prompts; None does not check their length.
         """
         self._reader = reader
@@ -77,8 +79,16 @@ class Resolver:
         self._row = head
         defaults = self._head.defaults
         self._beside = Beside()
-        self._layers = Layers(head, defaults.preset, defaults.recipe, defaults.prior, base_recipe)
+        self._layers = Layers(
+            head,
+            defaults.preset,
+            defaults.recipe,
+            defaults.prior,
+            base=base_recipe,
+            family=family_recipe,
+        )
         self.faults += self._layers.faults
+        self.quantization = defaults.quantize
         self.scoring = ScoringSettings(defaults.scorer, defaults.dino, defaults.scoring_share)
         self._above = self._checked(recipe or {})
         self._class_images = {

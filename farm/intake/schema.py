@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from farm.intake.subject import ClassNoun, Identifier, Name, Prompt
+from farm.quantization import Quantization
 from farm.recipe import PresetName
 
 __all__ = ["Defaults", "Head", "PhotoEntry", "RunDefaults", "SubjectEntry"]
@@ -79,6 +80,9 @@ class RunDefaults(Defaults):
     scoring_share: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Share of the training's cost that scoring may take. The option `--scoring-share` wins over
     it. Default 0.12."""
+    quantize: Quantization | None = None
+    """Keeps the base's denoiser in few bits, so that it fits smaller cards: `int8` or `nf4`. The
+    option `--quantize` wins over it. Default: full precision."""
 
 
 class PhotoEntry(_Entry):

@@ -155,7 +155,8 @@ def _check_base(base: Base, found: Iterable[_Found]) -> None:
     for one in found:
         if one.record.base_fingerprint != base.fingerprint:
             raise UserError(
-                f"{one.name} was trained on {one.record.base_id}, not on {base.name}",
+                f"{one.name} was trained on {one.record.base_id} "
+                f"({one.record.base_family.title}), not on {base.name} ({base.family.title})",
                 f"give --base {one.record.base_id}",
             )
 

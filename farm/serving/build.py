@@ -8,6 +8,7 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
+from farm.adapters.record import BaseFamily
 from farm.adapters.registry import Registry
 from farm.serving.access.api_keys import Gate
 from farm.serving.access.catalog import Catalog
@@ -39,7 +40,13 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, ServedBase]:
     has_gpu = torch.cuda.is_available()
     device = ("cuda" if has_gpu else "cpu") if config.device == "auto" else config.device
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    base = load_base(config.base, device=device, dtype=dtype, revision=config.revision)
+    base = load_base(
+        config.base,
+        device=device,
+        dtype=dtype,
+        revision=config.revision,
+        quantization=config.quantization,
+    )
     base.release_text_encoders()
     registry = Registry(Store(config.store))
     engine = Engine(base, registry, config.engine_config, cache_folder=config.disk_folder)
@@ -54,6 +61,7 @@ def engine_facts(engine: Engine, public_id: str) -> ServedBase:
         fingerprint=base.fingerprint,
         resolution_px=base.resolution_px,
         side_multiple_px=base.memory.latent_factor,
+        family=BaseFamily.of(base.family),
     )
 
 

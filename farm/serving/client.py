@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from farm.adapters.record import BaseFamily
 from farm.errors import Draining
 from farm.serving.config import EngineStats
 from farm.serving.request import GenerationRequest, Picture, Progress, Ticket
@@ -46,6 +47,7 @@ class ServedBase:
     resolution_px: int
     side_multiple_px: int
     """Sides of pictures are multiples of this."""
+    family: BaseFamily
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from farm.file_facts import cache_folder
+from farm.quantization import Quantization
 from farm.serving.access.limits import Limits
 from farm.serving.config import EngineConfig
 from farm.serving.http.connections import ConnectionLimits
@@ -71,6 +72,8 @@ class EndpointConfig(BaseModel):
     device: str = "auto"
     """``auto`` uses a GPU if there is one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    quantization: Quantization | None = None
+    """Keeps the base's denoiser in few bits; needs the extra `quantize`."""
     engine: EngineConfig = Field(default_factory=EngineConfig)
     limits: Limits = Field(default_factory=Limits)
     """Limits per request; the engine applies the same values."""

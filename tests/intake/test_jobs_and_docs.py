@@ -13,6 +13,7 @@ from support.photos import encoded, picture
 from farm.intake.check import check_manifest
 from farm.intake.docs_tables import refreshed
 from farm.intake.manifest import Manifest, read_manifest
+from farm.recipe import FAMILY_RECIPES, Recipe
 
 ROOT = Path(__file__).parents[2]
 ARTICLE = {"photos/cat": 4, "photos/mushroom": 4}
@@ -46,6 +47,39 @@ def test_the_sdxl_pair_has_the_official_scripts_numbers(draw_subject: Draw, tmp_
         recipe = subject.recipe
         assert (recipe.steps, recipe.instance_rows, recipe.rank) == (500, 4, 4)
         assert (recipe.learning_rate, recipe.resolution_px) == (1e-4, None)  # the base's own 1024
+
+
+def test_the_klein_pair_has_the_familys_recipe_with_four_samples_a_step(
+    draw_subject: Draw, tmp_path: Path
+):
+    for folder, count in ARTICLE.items():
+        draw_subject(folder, count)
+    for subject in read_manifest(str(placed("klein.yaml", tmp_path))).subjects:
+        rows = {"instance_rows": 4, "prior_rows": 4}
+        wanted = Recipe.model_validate(FAMILY_RECIPES["Flux2KleinPipeline"] | rows)
+        given = subject.recipe.model_copy(update={"text_encoder_learning_rate": None})
+        assert given == wanted.model_copy(update={"text_encoder_learning_rate": None})
+
+
+def test_a_familys_recipe_is_below_a_preset_and_a_base_own_fields_above_it(
+    draw_subject: Draw, tmp_path: Path
+):
+    draw_subject("photos/cat", 4)
+    entry = "{id: NAME, class_noun: cat, photos: photos/cat, preset: PRESET}"
+    plain = entry.replace("NAME", "plain").replace(", preset: PRESET", "")
+    style = entry.replace("NAME", "style").replace("PRESET", "style")
+    path = tmp_path / "manifest.yaml"
+    path.write_text(f"subjects:\n  - {plain}\n  - {style}\n")
+    manifest = read_manifest(
+        str(path),
+        family_recipe=FAMILY_RECIPES["StableDiffusion3Pipeline"],
+        base_recipe={"weight_decay": 0.5},
+    )
+    first, second = (subject.recipe for subject in manifest.subjects)
+    assert (first.steps, first.learning_rate, first.resolution_px) == (500, 4e-4, 512)
+    assert (second.steps, second.learning_rate, second.rank) == (1000, 1e-4, 16)
+    assert second.target_modules == first.target_modules != Recipe().target_modules
+    assert (first.weight_decay, second.weight_decay) == (0.5, 0.5)
 
 
 def test_the_papers_thirty_subjects_are_ready(draw_subject: Draw, tmp_path: Path):

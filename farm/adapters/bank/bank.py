@@ -33,6 +33,7 @@ from farm.adapters.bank.layers import (
 )
 from farm.adapters.bank.layout import (
     LayerPlace,
+    component_columns,
     cross_attentions,
     denoiser_layers,
     lay_out,
@@ -96,6 +97,7 @@ class Bank(nn.Module):
         self.num_parameters = sum(
             (place.num_inputs + place.num_outputs) * max_rank for place in self.places.values()
         )
+        self.columns = component_columns(self.places, base.denoiser_name, self.num_parameters)
         self._allocate(base.device)
         self._alphas: list[dict[str, float]] = [{} for _ in range(num_slots)]
         self._ranks: list[dict[str, int]] = [{} for _ in range(num_slots)]

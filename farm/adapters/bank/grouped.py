@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from farm.adapters.bank import kernels
+from farm.base.quantized import Frozen, PackedWeight, unpacked
 
 __all__ = ["Kernel", "LinearParts", "grouped_linear"]
 
@@ -31,7 +32,7 @@ sum, on GPUs."""
 class LinearParts:
     """One frozen linear layer and the up halves of its adapters."""
 
-    weight_OI: Tensor
+    weight_OI: Frozen
     bias_O: Tensor | None
     up_SrO: Tensor
 
@@ -54,7 +55,7 @@ def grouped_linear(
         [R, …, O] for each layer.
     """
     x_SNI = x.reshape(down_SIk.shape[0], -1, x.shape[-1])
-    tensors: list[Tensor | None] = []
+    tensors: list[Frozen | None] = []
     for part in parts:
         tensors += [part.weight_OI, part.bias_O, part.up_SrO.to(x.dtype)]
     outputs = _GroupedLinear.apply(x_SNI, down_SIk.to(x.dtype), factor, kernel, *tensors)  # type: ignore[no-untyped-call]
@@ -72,7 +73,10 @@ class _GroupedLinear(torch.autograd.Function):
         *parts: Any,
     ) -> tuple[Tensor, ...]:
         weights, biases, ups = parts[0::3], parts[1::3], parts[2::3]
-        outputs = [functional.linear(x_SNI, w, b) for w, b in zip(weights, biases, strict=True)]
+        outputs = [
+            functional.linear(x_SNI, unpacked(w, x_SNI.dtype), b)
+            for w, b in zip(weights, biases, strict=True)
+        ]
         if kernel == "triton" and len(ups) == 1 and factor is None:
             hidden = kernels.add_adapters(outputs[0], x_SNI, down_SIk, ups[0])
         else:
@@ -82,8 +86,11 @@ class _GroupedLinear(torch.autograd.Function):
             for y, hidden_SNr, up in zip(outputs, _split(hidden, len(ups)), ups, strict=True):
                 y.baddbmm_(hidden_SNr, up)
         ctx.has_factor, ctx.num_layers, ctx.kernel = factor is not None, len(ups), kernel
+        # packed weights are frozen modules' own and unpacked again; autograd keeps tensors only
+        ctx.packed = weights if any(isinstance(w, PackedWeight) for w in weights) else None
+        plain = weights if ctx.packed is None else ()
         ctx.save_for_backward(
-            x_SNI, down_SIk, hidden, *([] if factor is None else [factor]), *weights, *ups
+            x_SNI, down_SIk, hidden, *([] if factor is None else [factor]), *ups, *plain
         )
         return tuple(outputs)
 
@@ -92,7 +99,7 @@ class _GroupedLinear(torch.autograd.Function):
         x_SNI, down_SIk, hidden, *rest = ctx.saved_tensors
         factor = rest.pop(0) if ctx.has_factor else None
         count = ctx.num_layers
-        weights, ups = rest[:count], rest[count:]
+        ups, weights = rest[:count], ctx.packed or rest[count:]
         grad_x = _through_frozen(grads, weights) if ctx.needs_input_grad[0] else None
         if ctx.kernel == "triton" and count == 1 and factor is None and grad_x is not None:
             grad_hidden = kernels.add_input_gradients(grad_x, grads[0], down_SIk, ups[0])
@@ -116,10 +123,10 @@ def _split(hidden_SNk: Tensor, count: int) -> Sequence[Tensor]:
     return [hidden_SNk] if count == 1 else hidden_SNk.chunk(count, 2)
 
 
-def _through_frozen(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def _through_frozen(grads: Sequence[Tensor], weights: Sequence[Frozen]) -> Tensor:
     """The gradient of the input through the frozen layers, summed in place."""
     first, *others = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-    total = first @ weights[0]
+    total = first @ unpacked(weights[0], first.dtype)
     for grad, weight in zip(others, weights[1:], strict=True):
-        total.addmm_(grad, weight)
+        total.addmm_(grad, unpacked(weight, grad.dtype))
     return total.view(*grads[0].shape[:-1], -1)

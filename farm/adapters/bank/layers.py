@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from farm.adapters.bank.grouped import Kernel, LinearParts, grouped_linear
+from farm.base.quantized import packed_weight, unpacked
 
 __all__ = [
     "AdaptedConv2d",
@@ -93,6 +94,8 @@ class AdaptedLayer(nn.Module):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.packed = packed_weight(base_layer)
+        """How to unpack the frozen weight, if it is quantised."""
 
     @property
     def weight(self) -> Tensor:
@@ -107,6 +110,10 @@ class AdaptedLayer(nn.Module):
         bias = self.base_layer.bias
         assert bias is None or isinstance(bias, Tensor)
         return bias
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """The frozen linear layer's own output."""
+        return functional.linear(x, unpacked(self.packed or self.weight, x.dtype), self.bias)
 
 
 class BankLayer(AdaptedLayer):
@@ -161,19 +168,19 @@ class BankLinear(BankLayer):
     @property
     def parts(self) -> LinearParts:
         """The frozen layer and the up halves, for a grouped product."""
-        return LinearParts(self.weight, self.bias, self.stacked.up_SrO)
+        return LinearParts(self.packed or self.weight, self.bias, self.stacked.up_SrO)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [R, …, I] → [R, …, O]."""
         mode = self.route.mode
         if mode == "none":
-            return functional.linear(x, self.weight, self.bias)
+            return self.frozen(x)
         if mode == "grouped":
             down = self.stacked.down
             return grouped_linear(x, [self.parts], down, self.grouped_factor, self.route.kernel)[0]
         x_RNI = x.reshape(x.shape[0], -1, x.shape[-1])
         down, up, factor = self.gathered(x)
-        y_RNO = functional.linear(x_RNI, self.weight, self.bias)
+        y_RNO = self.frozen(x_RNI)
         hidden_RNr = _scaled(torch.bmm(x_RNI, down), factor)
         return _with_product(y_RNO, hidden_RNr, up).view(*x.shape[:-1], -1)
 

@@ -18,6 +18,7 @@ from farm.errors import UserError
 __all__ = [
     "LayerPlace",
     "adaptable_layers",
+    "component_columns",
     "cross_attentions",
     "denoiser_layers",
     "lay_out",
@@ -157,6 +158,24 @@ def lay_out(
             up_start += max_rank * outputs
         down_start += max_rank * inputs * len(names)
     return {name: places[name] for name in layers}
+
+
+def component_columns(
+    places: Mapping[str, LayerPlace], denoiser: str, num_parameters: int
+) -> list[tuple[slice, bool]]:
+    """The columns of a flat row in order, and whether each part is of the text encoders."""
+    edges: dict[tuple[int, bool], int] = {}
+    for name, place in places.items():
+        is_text = not name.startswith(f"{denoiser}.")
+        for half, start in enumerate((place.block_start, place.up_start)):
+            edges[half, is_text] = min(start, edges.get((half, is_text), start))
+    if len(edges) == 2:  # of one kind only
+        return [(slice(None), is_text) for _, is_text in list(edges)[:1]]
+    # the denoiser's layers come first, in the down halves and in the up halves
+    starts = sorted((start, is_text) for (_, is_text), start in edges.items())
+    assert [is_text for _, is_text in starts] == [False, True] * 2
+    ends = [start for start, _ in starts[1:]] + [num_parameters]
+    return [(slice(start, end), text) for (start, text), end in zip(starts, ends, strict=True)]
 
 
 def _size(layer: nn.Module) -> tuple[int, int, tuple[int, ...]]:

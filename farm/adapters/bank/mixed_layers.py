@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from farm.adapters.bank.layers import AdaptedConv2d, AdaptedLayer
+from farm.base.quantized import unpacked
 from farm.base.row_linear import row_linear
 
 __all__ = ["MixedConv2d", "MixedLayer", "MixedLinear", "MixedRoute", "RowPart"]
@@ -97,9 +97,9 @@ class MixedLinear(MixedLayer):
 
     def _computed(self, x: Tensor, parts: Sequence[RowPart]) -> Tensor:
         if x.ndim == 2 and x.device.type == "cpu":
-            y = row_linear(x, self.weight, self.bias)
+            y = row_linear(x, unpacked(self.packed or self.weight, x.dtype), self.bias)
         else:
-            y = functional.linear(x, self.weight, self.bias)
+            y = self.frozen(x)
         for part in parts:
             pair = part.layers.get(self.name)
             if pair is None:

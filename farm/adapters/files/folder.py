@@ -27,7 +27,7 @@ from farm.adapters.file_names import (
     RECORD_FILE,
     SAMPLES_FOLDER,
 )
-from farm.adapters.files.layer_names import layer_names
+from farm.adapters.files.layer_names import has_kohya_names, layer_names
 from farm.adapters.files.model_card import model_card
 from farm.adapters.files.read import read_adapter_file
 from farm.adapters.files.write import (
@@ -63,7 +63,7 @@ def save_adapter(
 
     Args:
         weights: the trained weights.
-        forms: the formats to write.
+        forms: the formats to write; kohya's is left out where the family has no names for a layer.
         samples: images for the card; an image's ``info["prompt"]`` becomes its caption, and the
             first image the thumbnail in the kohya file.
         samples_of_others: images for the prompts of other namespaces that share the job; they
@@ -77,9 +77,7 @@ def save_adapter(
     """
     if not weights.layers or not weights.is_finite:
         raise AdapterFileError("the adapter is empty or not finite", "train it again")
-    names = base.family
-    family = BaseFamily(title=names.title, pipeline=names.pipeline, tags=names.tags)
-    record = record.model_copy(update={"base_family": family})
+    record = record.model_copy(update={"base_family": BaseFamily.of(base.family)})
     files = _weight_files(weights, record, base, forms, samples)
     kohya_name = next((name for name in files if name.endswith(KOHYA_ENDING)), None)
     pictures = {f"{SAMPLES_FOLDER}/{number:02d}.png": one for number, one in enumerate(samples)}
@@ -121,7 +119,7 @@ def _weight_files(
         files[DIFFUSERS_FILE] = diffusers_file(weights, known)
     if "peft" in forms:
         files |= peft_files(weights, known, record.base_id, base.denoiser_name)
-    if "kohya" in forms and base.family.kohya_prefixes:
+    if "kohya" in forms and has_kohya_names(weights.layers, base):
         thumbnail = thumbnail_uri(samples[0]) if samples else None
         name = f"{safe_file_name(record.name)}{KOHYA_ENDING}"
         files[name] = kohya_file(weights, record, base, thumbnail)

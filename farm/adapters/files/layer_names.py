@@ -8,21 +8,30 @@ files always include it, and names are mapped to the base's own when read.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 from torch import nn
 
 from farm.adapters.bank.layers import AdaptedLayer
+from farm.adapters.files.fused_layers import original_layers
 from farm.adapters.files.sgm_names import sgm_paths
 from farm.base.interface import Base
 from farm.errors import AdapterFileError
 
-__all__ = ["canonical_name", "endings_of", "kohya_names", "layer_names", "located"]
+__all__ = [
+    "canonical_name",
+    "endings_of",
+    "has_kohya_names",
+    "kohya_names",
+    "layer_names",
+    "located",
+]
 
 TEXT_LEVEL = "text_model."
 KOHYA_PREFIXES = {
     "unet": ("lora_unet_",),
+    "transformer": ("lora_unet_", "lora_transformer_"),
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_",),
 }
@@ -34,12 +43,21 @@ def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
     """Every layer of a base that can have an adapter, with or without a bank, and the shape of its
     weight."""
     return {
-        f"{component}.{path}": tuple(layer.weight.shape)
+        f"{component}.{path}": _shape(layer)
         for component, module in base.components.items()
         for path, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d | AdaptedLayer)
         and not path.endswith(".base_layer")
     }
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, also where the weight itself is packed."""
+    layer = layer.base_layer if isinstance(layer, AdaptedLayer) else layer
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    assert isinstance(layer, nn.Conv2d)
+    return tuple(layer.weight.shape)
 
 
 def canonical_name(name: str) -> str:
@@ -56,18 +74,41 @@ def kohya_names(names: Iterable[str], base: Base) -> dict[str, str]:
     Raises:
         AdapterFileError: if a layer has none.
     """
-    family, names = base.family, list(names)
+    names = list(names)
+    found = _kohya_names(names, base)
+    for name in names:
+        if name not in found:
+            raise AdapterFileError(
+                f"{name} has no name in kohya's files of {base.family.title}",
+                "leave the kohya form out",
+            )
+    return found
+
+
+def has_kohya_names(names: Iterable[str], base: Base) -> bool:
+    """Whether kohya's files of the base's family have names for all these layers."""
+    names = list(names)
+    return len(_kohya_names(names, base)) == len(names)
+
+
+def _kohya_names(names: Sequence[str], base: Base) -> dict[str, str]:
+    """Those of the layers that have a name; layers that share an adapter have the same."""
+    family = base.family
     sgm = _sgm_names(layer_names(base)) if family.kohya_uses_sgm else {}
+    originals: dict[str, str] = {}
+    if family.kohya_fuses:
+        layers = original_layers(layer_names(base))
+        originals = {name: original for original, members in layers.items() for name in members}
     found = {}
     for name in names:
         component, path = sgm.get(name, canonical_name(name)).split(".", 1)
+        if family.kohya_fuses and component == base.denoiser_name:
+            if name not in originals:
+                continue
+            path = originals[name]
         prefix = family.kohya_prefixes.get(component)
-        if prefix is None:
-            raise AdapterFileError(
-                f"{name} has no name in kohya's files of {family.title}",
-                "leave the kohya form out",
-            )
-        found[name] = prefix + path.replace(".", "_")
+        if prefix is not None:
+            found[name] = prefix + path.replace(".", "_")
     return found
 
 
@@ -88,7 +129,7 @@ def located(found: Iterable[str], known: Collection[str]) -> tuple[dict[str, str
         The base's name of each name found in the base, and the names that were not found.
     """
     index = _spellings(tuple(known))
-    modern = {name: _modern(name) for name in found}
+    modern = {name: name if name in index else _modern(name) for name in found}
     names = {name: index[spelling] for name, spelling in modern.items() if spelling in index}
     return names, [name for name, spelling in modern.items() if spelling not in index]
 
@@ -123,16 +164,19 @@ def endings_of(names: Collection[str], known: Collection[str]) -> list[str]:
     """Module endings that match exactly these layers of one component, as short as possible.
 
     Short endings (``to_q``) stay valid if the upper levels of the module tree change. Full paths
-    are used if a layer with the same ending has no adapter.
+    are used if a layer with the same ending has no adapter, or if a container has that ending, as
+    ``to_out`` has in transformers with two kinds of blocks.
     """
     component = next(iter(names)).split(".", 1)[0]
     endings = sorted({_ending(name) for name in names})
-    meant = {
-        name
+    modules = {
+        ".".join(parts[:length])
         for name in known
         if name.startswith(f"{component}.")
-        and any(name == end or name.endswith(f".{end}") for end in endings)
+        for parts in [name.split(".")]
+        for length in range(2, len(parts) + 1)
     }
+    meant = {name for name in modules if any(name.endswith(f".{end}") for end in endings)}
     return endings if meant == set(names) else sorted(name.split(".", 1)[1] for name in names)
 
 

@@ -38,7 +38,7 @@ MARKS = (
     (re.compile(r"^lora_te2_|^text_encoder_2\."), "Stable Diffusion XL"),
     (re.compile(r"context_refiner|noise_refiner"), "Z-Image"),
     (re.compile(r"text_fusion|txtfusion|transformer_blocks\.\d+\.attn\.to_gate"), "Krea 2"),
-    (re.compile(r"to_qkv_mlp_proj"), "FLUX.2"),
+    (re.compile(r"to_qkv_mlp_proj|\bff(_context)?[._]linear_(in|out)"), "FLUX.2"),
     (re.compile(r"double_blocks|single_blocks|single_transformer_blocks"), "FLUX"),
     (re.compile(r"txt_mlp|img_mlp"), "Qwen-Image"),
 )
@@ -79,10 +79,10 @@ def refuse_other_family(
         )
     if unknown:
         whose = f"is an adapter of {names[0]} and " if names[0] != UNNAMED else ""
-        base = f"base, {names[1]}, lacks" if names[1] not in (UNNAMED, names[0]) else "base lacks"
+        which = f", of {names[1]}," if names[1] not in (UNNAMED, names[0]) else ""
         raise AdapterFileError(
             f"{path} {whose}has {len(unknown)} layer{'s' if len(unknown) > 1 else ''} that the "
-            f"{base}, such as {unknown[0]}",
+            f"base{which} lacks, such as {unknown[0]}",
             remedy,
         )
     blocks = (_joint_blocks(inputs), _joint_blocks(widths))

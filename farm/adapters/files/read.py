@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from farm.adapters.file_names import PEFT_WEIGHTS
+from farm.adapters.files.fused_layers import split_fused
 from farm.adapters.files.layer_names import located
 from farm.adapters.files.lora_settings import LoraSettings, settings_beside, settings_in_header
 from farm.adapters.files.lycoris import CORE, LYCORIS_PARTS, core_pair, lycoris_pair
@@ -39,8 +40,8 @@ _PARTS = (
     (re.compile(rf"^(?P<layer>.+)\.(?P<part>{'|'.join(LYCORIS_PARTS)}){_NAMED}$"), ""),
 )
 """Splits a tensor's key into its layer and its part of that layer."""
-WRAPPERS = ("base_model.model.", "_orig_mod.")
-"""Levels that PEFT and torch.compile add to module names."""
+WRAPPERS = ("base_model.model.", "_orig_mod.", "diffusion_model.")
+"""Levels that PEFT, torch.compile and ComfyUI add to module names."""
 FOREIGN = {
     "dora_scale": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA equals",
     "magnitude_vector": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA "
@@ -80,6 +81,7 @@ def read_adapter_file(path: Path, known: Collection[str]) -> AdapterWeights:
     """
     tensors, header = _read(path)
     contents = _contents(tensors, path)
+    split_fused(contents.parts, contents.alphas, known, str(path))
     names, unknown = located([*contents.parts, *contents.alphas], known)
     inputs = {
         layer: parts["down"].flatten(1).shape[1]

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -19,9 +19,15 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from farm.adapters.file_names import PEFT_CONFIG, PEFT_FOLDER, PEFT_WEIGHTS
-from farm.adapters.files.layer_names import canonical_name, endings_of, kohya_names
+from farm.adapters.files.fused_layers import fuse, original_layers
+from farm.adapters.files.layer_names import (
+    canonical_name,
+    endings_of,
+    kohya_names,
+    layer_names,
+)
 from farm.adapters.record import AdapterRecord
-from farm.adapters.weights import AdapterWeights
+from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.interface import Base
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
@@ -88,12 +94,10 @@ def kohya_file(
     1.0.1, so that front ends show trigger words and a thumbnail.
     """
     tensors = {}
-    prefixes = kohya_names(weights.layers, base)
-    for name, layer in weights.layers.items():
-        prefix = prefixes[name]
+    for prefix, layer, alpha in _kohya_layers(weights, base):
         tensors[f"{prefix}.lora_down.weight"] = _plain(layer.down)
         tensors[f"{prefix}.lora_up.weight"] = _plain(layer.up)
-        tensors[f"{prefix}.alpha"] = torch.tensor(weights.alphas[name])
+        tensors[f"{prefix}.alpha"] = torch.tensor(alpha)
     bare = save_tensors(tensors)
     body = bare[8 + int.from_bytes(bare[:8], "little") :]
     header = {
@@ -106,6 +110,22 @@ def kohya_file(
     if thumbnail is not None:
         header["modelspec.thumbnail"] = thumbnail
     return save_tensors(tensors, header)
+
+
+def _kohya_layers(weights: AdapterWeights, base: Base) -> Iterator[tuple[str, LayerWeights, float]]:
+    """Name, halves and alpha of each layer as kohya's files have them."""
+    names, shapes = kohya_names(weights.layers, base), layer_names(base)
+    fused = original_layers(shapes) if base.family.kohya_fuses else {}
+    groups = {name: members for members in fused.values() for name in members}
+    written = set()
+    for name, layer in weights.layers.items():
+        if (prefix := names[name]) in written:
+            continue
+        written.add(prefix)
+        if name in groups:
+            yield prefix, *fuse(weights, groups[name], shapes)
+        else:
+            yield prefix, layer, weights.alphas[name]
 
 
 def renamed_kohya_file(data: bytes, record: AdapterRecord, thumbnail: str | None) -> bytes:
@@ -216,6 +236,7 @@ def _kohya_training(record: AdapterRecord, recipe: Recipe) -> dict[str, str]:
         "ss_prior_loss_weight": str(recipe.prior_weight),
         "ss_learning_rate": str(recipe.learning_rate),
         "ss_unet_lr": str(recipe.learning_rate),
+        "ss_text_encoder_lr": str(recipe.text_encoder_learning_rate or recipe.learning_rate),
         "ss_lr_scheduler": recipe.learning_rate_schedule,
         "ss_lr_warmup_steps": str(recipe.warmup_steps),
         "ss_optimizer": f"AdamW(weight_decay={recipe.weight_decay})",

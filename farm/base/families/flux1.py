@@ -41,7 +41,15 @@ class Flux1Base(FlowBase):
     load_options: ClassVar[Mapping[str, Any]] = {"image_encoder": None, "feature_extractor": None}
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     adaptable_text: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    family = FamilyNames("FLUX.1", "FluxPipeline", "flux-1-dev", "flux1", tags=("flux",))
+    family = FamilyNames(
+        "FLUX.1",
+        "FluxPipeline",
+        "flux-1-dev",
+        "flux1",
+        tags=("flux",),
+        kohya_prefixes={"transformer": "lora_unet_", "text_encoder": "lora_te1_"},
+        kohya_fuses=True,
+    )
 
     def __init__(self, pipeline: FluxPipeline, *, name: str, fingerprint: str) -> None:
         super().__init__(pipeline, name=name, fingerprint=fingerprint)

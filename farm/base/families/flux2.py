@@ -119,7 +119,13 @@ class Flux2KleinBase(Flux2Base):
     pipeline_class: ClassVar[Any] = Flux2KleinPipeline
     text_layers: ClassVar[tuple[int, int, int]] = (9, 18, 27)
     family = FamilyNames(
-        "FLUX.2-klein", "Flux2KleinPipeline", "flux-2-klein", "flux2_klein", tags=("flux2-klein",)
+        "FLUX.2-klein",
+        "Flux2KleinPipeline",
+        "flux-2-klein",
+        "flux2_klein",
+        tags=("flux2-klein",),
+        kohya_prefixes={"transformer": "lora_unet_"},
+        kohya_fuses=True,
     )
 
     def __init__(self, pipeline: Flux2KleinPipeline, *, name: str, fingerprint: str) -> None:
@@ -138,7 +144,13 @@ class Flux2DevBase(Flux2Base):
     load_options: ClassVar[Mapping[str, Any]] = {"tokenizer": None}
     text_layers: ClassVar[tuple[int, int, int]] = (10, 20, 30)
     family = FamilyNames(
-        "FLUX.2-dev", "Flux2Pipeline", "Flux.2-dev", "flux_2_dev", tags=("flux2", "flux2-dev")
+        "FLUX.2-dev",
+        "Flux2Pipeline",
+        "Flux.2-dev",
+        "flux_2_dev",
+        tags=("flux2", "flux2-dev"),
+        kohya_prefixes={"transformer": "lora_unet_"},
+        kohya_fuses=True,
     )
 
     def __init__(self, pipeline: Flux2Pipeline, *, name: str, fingerprint: str) -> None:

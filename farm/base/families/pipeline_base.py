@@ -9,8 +9,7 @@ Legend: R rows, B images, C latent channels, H W latent, P pixels, T tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -18,11 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from farm.base.conditioning import Conditioning, TokenIds
+from farm.base.device.streaming import stream_weights
 from farm.base.families.latent_vae import LatentVae
 from farm.base.families.meta_parts import meta_parts
 from farm.base.interface import Base, MemoryFacts
+from farm.base.quantized import quantization_config
 from farm.base.tokens import PromptReader
 from farm.errors import UserError
+from farm.quantization import Quantization
+from farm.recipe import FAMILY_RECIPES
 from farm.schedulers import SCHEDULERS, SchedulerName
 
 __all__ = ["HALF", "PipelineBase", "padded_ids"]
@@ -47,8 +50,8 @@ class PipelineBase(Base):
     adaptable_text: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Those of them that can have adapters, which diffusers' loader of the family reads."""
     releases_text: ClassVar[bool] = False
-    """Whether text encoders that cannot have adapters leave the device between prompts once they
-    are released."""
+    """Whether the weights of text encoders that cannot have adapters leave the device once they are
+    released."""
     scheduler_classes: ClassVar[Mapping[str, Any]] = {}
     """diffusers' classes by ``SchedulerName``, without ``base``."""
 
@@ -74,7 +77,7 @@ class PipelineBase(Base):
         }
         for module in (self._denoiser, pipeline.vae, *self._text.values()):
             module.requires_grad_(False).eval()
-        self._released: list[Any] = []
+        self._is_released = False
         tokenizer = self._reading_tokenizer()
         self._reader = PromptReader(tokenizer.backend_tokenizer, self.num_tokens, name)
         self._vae = self._wrap_vae(pipeline.vae)
@@ -90,6 +93,7 @@ class PipelineBase(Base):
         device: torch.device,
         dtype: torch.dtype | None,
         variant: str | None,
+        quantization: Quantization | None = None,
     ) -> Self:
         """Load a folder; only safetensors are read, and nothing is fetched.
 
@@ -97,6 +101,10 @@ class PipelineBase(Base):
         """
         parts = meta_parts(folder) if device.type == "meta" else {}
         dtype = dtype or (torch.float32 if device.type == "cpu" else cls.half_dtype)
+        quantised: dict[str, Any] = {}
+        if quantization is not None:
+            config = quantization_config(quantization, cls.denoiser_part, dtype, device.type)
+            quantised["quantization_config"] = config
         full = dict.fromkeys(cls.full_precision_parts, torch.float32)
         pipeline = cls.pipeline_class.from_pretrained(
             folder,
@@ -104,7 +112,7 @@ class PipelineBase(Base):
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
-            **{**cls.load_options, **parts},
+            **{**cls.load_options, **parts, **quantised},
         )
         cls._complete(pipeline, folder)
         pipeline.set_progress_bar_config(disable=True)
@@ -152,6 +160,14 @@ class PipelineBase(Base):
         """Pixels that sides must be multiples of."""
         return self.latent_factor
 
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        fields = dict(FAMILY_RECIPES.get(type(self._pipeline).__name__, {}))
+        side_px = fields.get("resolution_px")
+        if isinstance(side_px, int) and side_px > self.resolution_px:
+            del fields["resolution_px"]  # a smaller base than the script is for
+        return fields
+
     # -- modules ------------------------------------------------------------------------------
 
     @property
@@ -175,34 +191,22 @@ class PipelineBase(Base):
         return self._reader.unread(prompt, windows if self.reads_windows else 1)
 
     def encode_tokens(self, tokens: TokenIds) -> Conditioning:
-        with self._text_on_device():
-            return self._encode_tokens(tokens.to(self.device))
+        return self._encode_tokens(tokens.to(self.device))
 
     @abstractmethod
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
-        """Run the text encoders, which are on the device."""
+        """Run the text encoders, which read and return tensors on the device."""
 
     def release_text_encoders(self) -> None:
-        if self.device.type == "cuda":
-            self._released = self._releasable()
-            for module in self._released:
-                module.to("cpu")
+        if self.device.type == "cuda" and not self._is_released:
+            self._is_released = True
+            for module in self._releasable():
+                stream_weights(module, self.device)
 
     def _releasable(self) -> list[Any]:
-        """The text encoders that leave the device between prompts."""
+        """The text encoders whose weights leave the device."""
         kept = self.adaptable_text if self.releases_text else self.text_parts
         return [module for name, module in self._text.items() if name not in kept]
-
-    @contextmanager
-    def _text_on_device(self) -> Iterator[None]:
-        """The text encoders on the device, for as long as they encode if they are released."""
-        try:
-            for module in self._released:
-                module.to(self.device)
-            yield
-        finally:
-            for module in self._released:
-                module.to("cpu")
 
     # -- images -------------------------------------------------------------------------------
 
@@ -253,6 +257,11 @@ class PipelineBase(Base):
             latent_channels=self.latent_channels,
             latent_factor=self.latent_factor,
             tokens=self.num_tokens,
+            linear_parameters=sum(
+                layer.in_features * layer.out_features
+                for layer in self._denoiser.modules()
+                if isinstance(layer, nn.Linear)
+            ),
         )
 
 

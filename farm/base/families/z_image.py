@@ -27,7 +27,14 @@ class ZImageBase(ChatPrompts):
 
     pipeline_class: ClassVar[Any] = ZImagePipeline
     thinking: ClassVar[bool] = True
-    family = FamilyNames("Z-Image", "ZImagePipeline", "z-image", "zimage", tags=("z-image",))
+    family = FamilyNames(
+        "Z-Image",
+        "ZImagePipeline",
+        "z-image",
+        "zimage",
+        tags=("z-image",),
+        kohya_prefixes={"transformer": "lora_unet_"},
+    )
 
     @property
     def size_multiple(self) -> int:

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(name: NameArgument, revision: RevisionOption = None, json: JsonOption = False) -> None:
-    """Show folder, fingerprint, size, parameters and prediction type of a base."""
+    """Show folder, fingerprint, size, parameters, prediction type and default recipe of a base."""
     from typing import get_args
 
     from farm.base.loading import load_base, resolve_folder
@@ -56,7 +56,15 @@ def show(name: NameArgument, revision: RevisionOption = None, json: JsonOption =
         "resolution_px": base.resolution_px,
         "latent_channels": memory.latent_channels,
     }
-    print_json(facts) if json else print_facts(facts)
+    if json:
+        print_json({**facts, "recipe": dict(base.recipe)})
+        return
+    shown = ", ".join(f"{name}={_shown(value)}" for name, value in base.recipe.items())
+    print_facts({**facts, "recipe": shown or None})
+
+
+def _shown(value: object) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -16,7 +16,14 @@ from farm.cli.execute import (
     run_request,
     show_plan,
 )
-from farm.cli.options import JsonOption, ManifestArgument, PlanOptions, RunOptions, with_options
+from farm.cli.options import (
+    JsonOption,
+    ManifestArgument,
+    OptionalManifest,
+    PlanOptions,
+    RunOptions,
+    with_options,
+)
 
 __all__ = ["register"]
 
@@ -29,8 +36,8 @@ def register(app: typer.Typer) -> None:
 
 @with_options
 def plan(
-    manifest: ManifestArgument,
     options: PlanOptions,
+    manifest: OptionalManifest = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -39,12 +46,25 @@ def plan(
             "use the result.",
         ),
     ] = False,
+    all_bases: Annotated[
+        bool,
+        typer.Option(
+            "--all-bases",
+            help="Show instead which bases fit on cards of 16 to 80 GiB, with how many slots.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Show how a manifest would be trained, how long it takes and what it costs. Spends nothing."""
     from farm.cli.views.output import print_json, print_rich
-    from farm.cli.views.plan import plan_facts, plan_table
+    from farm.cli.views.plan import plan_facts, plan_table, show_all_bases
+    from farm.errors import UserError
 
+    if all_bases:
+        show_all_bases(json=json)
+        return
+    if manifest is None:
+        raise UserError("no manifest is given", "name one, or use --all-bases")
     if calibrate:
         calibrate_device(options)
     prepared = prepare(plan_request(manifest, options))

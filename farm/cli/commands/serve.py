@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.existing_store import existing_store
-from farm.cli.options import RevisionOption, with_options
+from farm.cli.options import QuantizeOption, RevisionOption, quantization_of, with_options
 from farm.cli.serving import serve_here
 from farm.cli.serving_on_ray import RayRun, serve_with_ray
 
@@ -46,6 +46,7 @@ class ServeOptions:
         ),
     ] = None
     revision: RevisionOption = None
+    quantize: QuantizeOption = None
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; all but loopback need keys.")
     ] = "127.0.0.1"
@@ -144,6 +145,8 @@ def _settings(options: ServeOptions) -> EndpointConfig:
     for name in ("store", "base", "revision", "device"):
         if (given := getattr(options, name)) is not None:
             values[name] = given
+    if (quantization := quantization_of(options.quantize)) is not None:
+        values["quantization"] = quantization
     if not values.get("store"):
         raise UserError(
             "no store is given",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from farm.training.plan.plan import Plan
     from farm.training.run.request import PreparedRun
 
-__all__ = ["plan_facts", "plan_table"]
+__all__ = ["plan_facts", "plan_table", "show_all_bases"]
 
 GIB = 2**30
 
@@ -48,6 +48,21 @@ def plan_table(prepared: PreparedRun) -> Table:
     for name, value in _plan_lines(prepared):
         table.add_row(name, Text(value))
     return table
+
+
+def show_all_bases(*, json: bool) -> None:
+    """Which bases fit on which cards."""
+    from dataclasses import asdict
+
+    from farm.cli.views.output import print_json, print_table, say
+    from farm.training.plan.all_bases import CARDS_GIB, all_bases, cells, headers
+
+    rows = list(all_bases())
+    if json:
+        print_json([{**asdict(row), "cards_gib": CARDS_GIB} for row in rows])
+        return
+    print_table(headers(), map(cells, rows))
+    say("slots of one lane on the whole card, without / with gradient checkpointing")
 
 
 def _plan_lines(prepared: PreparedRun) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from farm.adapters.file_names import DIFFUSERS_FILE
+from farm.adapters.record import BaseFamily
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.recipe import LongPrompts
@@ -54,6 +55,7 @@ class AdapterFacts:
     """Both as the namespace that trained it wrote them; None for another that shares the job."""
     base_id: str
     base_fingerprint: str
+    base_family: BaseFamily
     created: str
     sha256: str
     """Digest of the weights file."""
@@ -262,6 +264,7 @@ class Catalog:
             instance_prompt=record.instance_prompt,
             base_id=record.base_id,
             base_fingerprint=record.base_fingerprint,
+            base_family=record.base_family,
             created=record.created,
             sha256=record.files.get(DIFFUSERS_FILE, ""),
             long_prompts=record.recipe.long_prompts if record.recipe else "cut",

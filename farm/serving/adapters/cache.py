@@ -35,7 +35,7 @@ from farm.serving.adapters.revocations import Revocations
 from farm.serving.config import CacheLimits, CacheStats
 from farm.serving.request import AdapterRef
 
-__all__ = ["AdapterCache", "AdapterSource", "HostedAdapter"]
+__all__ = ["AdaptedBase", "AdapterCache", "AdapterSource", "HostedAdapter"]
 
 LOG = logging.getLogger(__name__)
 
@@ -81,6 +81,15 @@ class HostedAdapter:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptedBase:
+    """The base whose adapters are served; others are refused before their files are read."""
+
+    fingerprint: str
+    family: str
+    """As messages name it."""
+
+
 class AdapterCache:
     """The tiers above the slots, one per engine."""
 
@@ -90,7 +99,7 @@ class AdapterCache:
         read: Callable[[Path], AdapterWeights],
         *,
         folder: Path,
-        base_fingerprint: str,
+        base: AdaptedBase,
         prepare: Callable[[AdapterWeights], AdapterWeights] = lambda weights: weights,
         limits: CacheLimits | None = None,
         revocations: Revocations | None = None,
@@ -103,13 +112,13 @@ class AdapterCache:
             read: reads a safetensors file or a PEFT folder; raises AdapterFileError, also for
                 values that are not finite.
             folder: of the disk tier; processes of one machine may share it.
-            base_fingerprint: adapters of another base are refused.
+            base: adapters of another one are refused.
             prepare: checks weights and converts them for host memory, such as to the base's dtype;
                 raises AdapterFileError if they do not fit.
         """
         self._source = source
         self._read = read
-        self._base_fingerprint = base_fingerprint
+        self._base = base
         self._prepare = prepare
         self._limits = limits or CacheLimits()
         self._clock = clock
@@ -264,9 +273,11 @@ class AdapterCache:
             raise _Unusable("its record cannot be read") from error
         if record.job_key != ref.key:
             raise _Unusable("its record names another job")
-        if record.base_fingerprint != self._base_fingerprint:
+        if record.base_fingerprint != self._base.fingerprint:
             raise _Unusable(
-                f"it was trained on another base, {record.base_id} ({record.base_family.title})"
+                f"it was trained on another base, {record.base_id} ({record.base_family.title}); "
+                f"the base here is {self._base.family}",
+                "use it with the base that it was trained on",
             )
         return record
 

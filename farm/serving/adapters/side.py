@@ -16,7 +16,7 @@ from farm.adapters.files.layer_names import layer_names
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, UserError
-from farm.serving.adapters.cache import AdapterCache, AdapterSource
+from farm.serving.adapters.cache import AdaptedBase, AdapterCache, AdapterSource
 from farm.serving.adapters.prompts import PromptCache
 from farm.serving.adapters.slots import SlotTable
 from farm.serving.config import EngineConfig, EngineStats
@@ -64,7 +64,7 @@ class AdapterSide:
             source,
             lambda path: load_adapter(path, layers),
             folder=folder,
-            base_fingerprint=self._base.fingerprint,
+            base=AdaptedBase(self._base.fingerprint, self._base.family.title),
             prepare=self._prepared,
             limits=config.cache,
         )

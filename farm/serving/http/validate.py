@@ -205,8 +205,12 @@ async def _find_adapters(
     async def find(model: str, weight: float) -> tuple[AdapterFacts, AdapterRef, float]:
         named, facts = await services.catalog.resolve(tenant.namespace, model)
         if facts.base_fingerprint != base.fingerprint:
+            theirs, ours = facts.base_family, base.family
+            families = ""
+            if theirs.pipeline != ours.pipeline:
+                families = f": on {theirs.title}, not on {ours.title}"
             raise RequestRefused(
-                f"{named.name} was trained on another base than this endpoint holds",
+                f"{named.name} was trained on another base than this endpoint holds{families}",
                 "train it on this base, or use the endpoint of its own base",
                 "model",
             )

@@ -92,6 +92,7 @@ def _settings(prepared: PreparedRun, plan: Plan) -> PriorWorkerSettings:
     return PriorWorkerSettings(
         base=prepared.base.name,
         revision=prepared.request.revision,
+        quantization=prepared.request.quantization,
         device="cuda" if on_gpu else "cpu",
         gpu_fraction=plan.prior_fraction,
         memory_fraction=plan.prior_worker_memory_fraction,

@@ -26,6 +26,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
+from farm.quantization import Quantization
 from farm.storage import Store
 from farm.training.cluster.dispatch_actor import RayLink
 from farm.training.lane.scratch import scratch_folder, sweep_folders
@@ -69,6 +70,7 @@ class LaneSpec:
     store_url: str
     base: str
     revision: str | None
+    quantization: Quantization | None
     device: str
     settings: LaneSettings
     threads: int
@@ -107,6 +109,7 @@ def lane_main(config: dict[str, Any]) -> None:
         device=spec.device,
         dtype=training_dtype(spec.device),
         revision=spec.revision,
+        quantization=spec.quantization,
     )
     base.release_text_encoders()
     rank = ray.train.get_context().get_world_rank()

@@ -149,6 +149,7 @@ class _RayRun:
             store_url=self._prepared.store.url,
             base=self._prepared.base.name,
             revision=request.revision,
+            quantization=request.quantization,
             device=plan.device,
             settings=self._driver.lane_settings(),
             threads=plan.threads,

@@ -95,7 +95,6 @@ def fixed_bytes(facts: MemoryFacts) -> int:
 
 def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int:
     """GPU memory of one slot: adapter, optimizer state and saved activations."""
-    value_bytes = max(1, round(facts.weight_bytes / facts.num_parameters))
     counts = facts.counts
     if counts is None:
         adapter = facts.denoiser_parameters * ADAPTER_SHARE_PER_RANK * shape.max_rank
@@ -107,7 +106,7 @@ def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int
     if checkpointing:
         kept = whole * SAVED_PER_CELL_CHECKPOINTED / SAVED_PER_CELL
         per_row = kept + whole * RECOMPUTED_SHARE
-    activations = per_row * value_bytes * TRANSIENT_FACTOR * shape.rows
+    activations = per_row * facts.value_bytes * TRANSIENT_FACTOR * shape.rows
     return round(adapter * STATE_BYTES_PER_WEIGHT + activations)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError
 from farm.intake.job import PriorSpec
+from farm.quantization import Quantization
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure
 from farm.training.priors.generate import generate_part
@@ -40,6 +41,7 @@ class PriorWorkerSettings:
 
     base: str
     revision: str | None = None
+    quantization: Quantization | None = None
     device: str = "cpu"
     gpu_fraction: float = 0.0
     memory_fraction: float | None = None
@@ -63,7 +65,12 @@ class PriorWorker:
         torch.set_num_threads(settings.threads)
         if settings.memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction)
-        self._base = load_base(settings.base, device=settings.device, revision=settings.revision)
+        self._base = load_base(
+            settings.base,
+            device=settings.device,
+            revision=settings.revision,
+            quantization=settings.quantization,
+        )
         self._base.release_text_encoders()
         if settings.device == "cpu":
             use_fast_blocks(self._base.components[self._base.denoiser_name])

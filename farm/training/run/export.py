@@ -150,7 +150,7 @@ def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: st
         if file is None:
             raise AdapterFileError(
                 f"{named.namespace}/{named.name} was saved without the {form} format",
-                "export another format; `farm run` writes all of them by default",
+                "export another format; not every model family has all of them",
             )
         placed = target.with_name(f"{named.name}.safetensors")
         shutil.copyfile(Path(folder) / file, placed)

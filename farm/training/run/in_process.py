@@ -82,6 +82,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
         device=plan.device,
         dtype=training_dtype(plan.device),
         revision=request.revision,
+        quantization=request.quantization,
     )
     base.release_text_encoders()
     link = LocalLink(dispatcher, store)

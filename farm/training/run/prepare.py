@@ -63,7 +63,7 @@ def prepare_run(
     manifest = read(base_recipe=edition)
     base = base_facts(request.base, request.revision, fetched)
     if base.recipe:  # known only now: a manifest that cannot be read costs no download
-        manifest = read(base_recipe={**base.recipe, **edition})
+        manifest = read(base_recipe=edition, family_recipe=base.recipe)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -72,7 +72,11 @@ def prepare_run(
         check.raise_for_errors()
         raise UserError(f"{request.manifest} has no subjects", "add at least one")
     faulty = {fault.subject for fault in check.errors if fault.subject}
-    request = replace(request, scoring=request.scoring.over(manifest.scoring))
+    request = replace(
+        request,
+        scoring=request.scoring.over(manifest.scoring),
+        quantization=request.quantization or manifest.quantization,
+    )
     prepared = _prepared(request, store, base, jobs)
     return replace(
         prepared,
@@ -88,7 +92,11 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
     jobs = JobSet.of(read_run_jobs(store, run_id).assignments())
     asked = read_settings(store, run_id).get("request") or {}
     kept = ScoringSettings(**asked.get("scoring", {}))
-    request = replace(request, scoring=request.scoring.over(kept))
+    request = replace(
+        request,
+        scoring=request.scoring.over(kept),
+        quantization=request.quantization or asked.get("quantization"),
+    )
     return _prepared(request, store, base_facts(request.base, request.revision), jobs)
 
 
@@ -132,6 +140,7 @@ def _plan(
     hardware = replace(hardware, calibration=find_calibration(hardware.gpu_name))
     # the facts were read on a CPU, in float32; lanes on GPUs load the base in half precision
     memory = base.memory.halved() if hardware.has_gpu else base.memory
+    memory = memory.quantized(request.quantization)
     make = partial(
         make_plan,
         memory,

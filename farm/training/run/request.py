@@ -14,6 +14,7 @@ from farm.base.interface import MemoryFacts
 from farm.errors import Fault
 from farm.intake.job import PriorSpec
 from farm.intake.scoring import ScoringSettings
+from farm.quantization import Quantization
 from farm.storage import Store
 from farm.training.dispatch.messages import DispatchSettings, Notice, Snapshot
 from farm.training.dispatch.run_jobs import RunJobs
@@ -33,6 +34,8 @@ class RunRequest:
     store: str
     base: str = "embedded"
     revision: str | None = None
+    quantization: Quantization | None = None
+    """Keeps the base's denoiser in few bits on the lanes; adapters stay in full precision."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Recipe fields for every subject; they override the manifest."""
     executor: Literal["ray", "local"] = "ray"

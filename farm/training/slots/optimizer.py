@@ -1,4 +1,4 @@
-"""AdamW for all slots at once, each with its own rate, moments, clip and bias correction.
+"""AdamW for all slots at once, each with its own rates, moments, clip and bias correction.
 
 Owns the moments [S, P] and the update; the weights belong to the bank. One call runs a few tensor
 operations, independent of the number of layers, and never waits for the device.
@@ -51,21 +51,31 @@ class SlotUpdate:
     root_correction2: float = 1.0
     epsilon: float = 1.0
     max_grad_norm: float = 1.0
+    text_decay: float = 1.0
+    """``decay`` of the text encoders' layers."""
+    text_step_size: float = 0.0
+    """``step_size`` of the text encoders' layers."""
 
     @classmethod
     def of(cls, recipe: Recipe, step: int) -> SlotUpdate:
         """The values for the update after ``step`` earlier ones."""
         rate = learning_rate(recipe, step)
+        text_rate = rate
+        if recipe.text_encoder_learning_rate is not None:
+            text_rate = rate * recipe.text_encoder_learning_rate / recipe.learning_rate
+        correction1 = 1 - recipe.adam_beta1 ** (step + 1)
         return cls(
             active=1.0,
             learning_rate=rate,
             decay=1 - rate * recipe.weight_decay,
             beta1=recipe.adam_beta1,
             beta2=recipe.adam_beta2,
-            step_size=rate / (1 - recipe.adam_beta1 ** (step + 1)),
+            step_size=rate / correction1,
             root_correction2=math.sqrt(1 - recipe.adam_beta2 ** (step + 1)),
             epsilon=recipe.adam_epsilon,
             max_grad_norm=recipe.max_grad_norm,
+            text_decay=1 - text_rate * recipe.weight_decay,
+            text_step_size=text_rate / correction1,
         )
 
     def row(self) -> tuple[float, ...]:
@@ -80,6 +90,8 @@ class SlotUpdate:
             self.root_correction2,
             self.epsilon,
             self.max_grad_norm,
+            self.text_decay,
+            -self.text_step_size,
         )
 
 
@@ -93,6 +105,7 @@ class SlotAdamW:
         device = bank.flat_ZP.device
         self.first_SP = torch.zeros(shape, dtype=bank.dtype, device=device)
         self.second_SP = torch.zeros(shape, dtype=bank.dtype, device=device)
+        self._parts = bank.columns
 
     def clear_slot(self, slot: int) -> None:
         """Zero a slot's moments."""
@@ -123,38 +136,48 @@ class SlotAdamW:
             grad_SP.mul_(1 / loss_scale)
         norm_S1 = torch.linalg.vector_norm(grad_SP, dim=1, keepdim=True)
         columns = table_SK.to(master).T.unsqueeze(2)  # [K, S, 1]
-        active, decay, rest1, beta2, rest2, negative_step, root2, epsilon, max_norm = columns
+        active, decay, rest1, beta2, rest2, negative_step, root2, epsilon, max_norm = columns[:9]
         good_S1 = (active > 0) & torch.isfinite(norm_S1) & torch.isfinite(losses_S).unsqueeze(1)
         clip_S1 = (max_norm / (norm_S1 + CLIP_EPSILON)).clamp(max=1.0)
 
         def where_good(value_S1: Tensor, neutral: float) -> Tensor:
             return torch.where(good_S1, value_S1, neutral)
 
-        rates = (
+        moments = (
             where_good(rest1, 0.0),
             where_good(beta2, 1.0),
             where_good(rest2, 0.0),
             root2,
             epsilon,
-            where_good(decay, 1.0),
-            where_good(negative_step, 0.0),
         )
         weights_SP = self.bank.flat_ZP[: self.bank.num_slots]
         grad_SP.mul_(clip_S1).masked_fill_(~good_S1, 0.0)
-        _update(weights_SP, self.first_SP, self.second_SP, grad_SP, rates)
+        _update_moments(self.first_SP, self.second_SP, grad_SP, moments)
+        for part, is_text in self._parts:
+            decays, steps = (columns[9], columns[10]) if is_text else (decay, negative_step)
+            rates = where_good(decays, 1.0), where_good(steps, 0.0)
+            _update_weights(weights_SP[:, part], self.first_SP[:, part], grad_SP[:, part], rates)
         self.bank.refresh()
         norm_S: Tensor = norm_S1.squeeze(1)
         return norm_S
 
 
-def _update(
-    weights: Tensor, first: Tensor, second: Tensor, grad: Tensor, rates: Sequence[Tensor]
-) -> None:
-    """AdamW without temporaries, which would cost passes over memory. Overwrites the gradient."""
-    rest1, beta2, rest2, root2, epsilon, decay, negative_step = rates
+def _update_moments(first: Tensor, second: Tensor, grad: Tensor, factors: Sequence[Tensor]) -> None:
+    """Adam's moments without temporaries, which would cost passes over memory.
+
+    Overwrites the gradient with the update's denominator.
+    """
+    rest1, beta2, rest2, root2, epsilon = factors
     first.lerp_(grad, rest1)
     second.mul_(beta2)
     second.add_(grad.square_().mul_(rest2))
-    denominator = torch.sqrt(second, out=grad).div_(root2).add_(epsilon)
+    torch.sqrt(second, out=grad).div_(root2).add_(epsilon)
+
+
+def _update_weights(
+    weights: Tensor, first: Tensor, denominator: Tensor, rates: tuple[Tensor, Tensor]
+) -> None:
+    """AdamW's step with decoupled decay; overwrites the denominator."""
+    decay, negative_step = rates
     weights.mul_(decay)
-    weights.add_(torch.div(first, denominator, out=grad).mul_(negative_step))
+    weights.add_(torch.div(first, denominator, out=denominator).mul_(negative_step))

@@ -14,6 +14,7 @@ from support.adapters import random_weights
 from support.jobs import assert_close, build_job, open_trainer, train_alone
 
 from farm.adapters.bank.bank import Bank
+from farm.adapters.bank.layout import denoiser_layers
 from farm.adapters.files.folder import load_adapter, save_adapter
 from farm.adapters.record import AdapterRecord
 from farm.base.families.registry import family_of
@@ -250,6 +251,30 @@ def test_a_folder_loads_by_its_pipeline_and_has_one_fingerprint(base: Base, tmp_
 def test_the_build_of_the_true_shape_has_the_models_own_size(name: str, parameters: int) -> None:
     pipeline = build_pipeline(name, device="meta")  # type: ignore[arg-type]
     assert sum(p.numel() for p in pipeline.transformer.parameters()) == parameters
+
+
+RECIPE_LAYERS = {
+    # per block: 4 or 8 of its attention, and what else the script names
+    "klein-4b": 5 * 4 + 20 * 2,
+    "z-image": (30 + 2 + 2) * 4,
+    "flux1-dev": 19 * (8 + 4) + 38 * 3,
+    "sd35-medium": 24 * 8 - 1,  # the last block has no text output
+    "sdxl": 70 * 2 * 4,
+}
+
+
+@pytest.mark.parametrize("name", RECIPE_LAYERS)
+def test_the_familys_recipe_adapts_the_layers_of_its_official_script(name: str) -> None:
+    base = load_base(name, device="meta")
+    recipe = Recipe.model_validate(base.recipe)
+    layers = denoiser_layers(base, recipe.target_modules)
+    assert len(layers) == RECIPE_LAYERS[name]
+    assert recipe.resolution_px in (None, 512)
+    assert (recipe.steps, recipe.rank, recipe.text_encoder_learning_rate) == (500, 4, 5e-6)
+
+
+def test_a_base_smaller_than_the_scripts_images_keeps_its_own_size() -> None:
+    assert "resolution_px" not in load_base("tiny-klein").recipe
 
 
 def test_counts_of_the_denoiser_are_its_own(base: Base) -> None:

@@ -15,14 +15,14 @@ from farm.adapters.bank.layout import denoiser_layers
 from farm.adapters.files.folder import load_adapter, save_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights, LayerWeights
-from farm.base.families.qwen.krea2 import TARGETS
 from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.base.random_weights import build_pipeline
 from farm.errors import AdapterFileError, BaseModelError
-from farm.recipe import Recipe
+from farm.recipe import FAMILY_RECIPES, Recipe
 
+TARGETS = cast(tuple[str, ...], FAMILY_RECIPES["Krea2Pipeline"]["target_modules"])
 PROMPTS = ["a photo of sks cat", "a small mushroom in the rain"]
 
 
@@ -149,7 +149,7 @@ def attention(blocks: int, width: int) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize(
     ("file", "base", "message"),
     [
-        ((60, 3072), (24, 1536), "an adapter of Qwen-Image and has 72 layers that the base, "
+        ((60, 3072), (24, 1536), "an adapter of Qwen-Image and has 72 layers that the base, of "
          "Stable Diffusion 3, lacks"),
         ((8, 6144), (60, 3072), "an adapter of FLUX.2-dev, whose blocks have width 6144; "
          "the base is Qwen-Image, of width 3072"),
@@ -176,4 +176,4 @@ def test_krea_adapters_are_refused_by_name_elsewhere(tmp_path: Path) -> None:
     folder = saved(tmp_path / "a", krea, wide_weights(krea, 1))
     with pytest.raises(AdapterFileError, match="is an adapter of Krea 2") as refused:
         load_adapter(folder / "pytorch_lora_weights.safetensors", load_base("tiny-qwen-image"))
-    assert "layers that the base, Qwen-Image, lacks" in refused.value.message
+    assert "layers that the base, of Qwen-Image, lacks" in refused.value.message

@@ -5,7 +5,7 @@ import pytest
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.files.layer_names import layer_names
 from farm.base.loading import load_base
-from farm.serving.adapters.cache import AdapterCache
+from farm.serving.adapters.cache import AdaptedBase, AdapterCache
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def make_cache(tmp_path, base):
             source,
             lambda path: load_adapter(path, layer_names(base)),
             folder=tmp_path / folder,
-            base_fingerprint=base.fingerprint,
+            base=AdaptedBase(base.fingerprint, base.family.title),
             **options,
         )
         cache.revocations.refresh()

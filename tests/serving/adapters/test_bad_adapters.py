@@ -6,6 +6,7 @@ from support.cached import WEIGHTS, Counted, bring, tamper
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.registry import Registry
+from farm.base.loading import load_base
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.serving.adapters.revocations import Revocations
 from farm.serving.config import CacheLimits
@@ -67,6 +68,20 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, base, make_cache):
     weights = random_weights(base, 0)
     ref = publish(registry, base, weights, tmp_path / "local", "cat", fingerprint="0" * 64)
     with pytest.raises(AdapterFileError, match="another base"):
+        bring(make_cache(registry), ref)
+
+
+def test_an_adapter_of_another_family_is_refused_by_name_before_its_file_is_read(
+    tmp_path, base, make_cache
+):
+    registry, other = Registry(Store(tmp_path / "store")), load_base("tiny-sdxl")
+    ref = publish(registry, other, random_weights(other, 0), tmp_path / "local", "cat")
+    registry.store.write(f"adapters/{ref.key}/{WEIGHTS}", b"never read")
+    with pytest.raises(
+        AdapterFileError,
+        match=r"tiny-sdxl \(Stable Diffusion XL\); the base here is "
+        r"Stable Diffusion 1\.x",
+    ):
         bring(make_cache(registry), ref)
 
 

@@ -14,6 +14,7 @@ import pytest
 from support.endpoint import LiveEndpoint, are_same, eventually, pixels_of
 from support.openai_client import FEW, generate
 
+from farm.adapters.record import BaseFamily
 from farm.base.generate import generate_images
 from farm.serving.http.image_metadata import read_image_metadata
 
@@ -251,8 +252,13 @@ def test_an_adapter_with_damaged_files_fails_its_own_requests_clearly(
 def test_an_adapter_of_another_base_is_refused(
     endpoint: LiveEndpoint, client: openai.OpenAI
 ) -> None:
-    endpoint.publish("stranger", seed=50, base_fingerprint="ab" * 32)
-    with pytest.raises(openai.BadRequestError, match="another base"):
+    other = BaseFamily(title="Stable Diffusion XL", pipeline="StableDiffusionXLPipeline")
+    record = endpoint.publish("stranger", seed=50, base_fingerprint="ab" * 32)
+    record = record.model_copy(update={"base_family": other})
+    endpoint.store.write(f"adapters/{record.job_key}/adapter.json", record.to_json().encode())
+    with pytest.raises(
+        openai.BadRequestError, match="another base.*on Stable Diffusion XL, not on Stable Diff"
+    ):
         generate(client, "stranger", "a photo")
 
 

@@ -7,7 +7,7 @@ L layers of the text encoder, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, MethodType
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
@@ -33,12 +33,6 @@ COUNTED_TOKENS = 64
 """Tokens of the prompt that is counted; the transformer is given a prompt's own tokens only."""
 DISTILLED_SHIFT = 1.15
 """``mu`` of the distilled model's timesteps at every size."""
-TARGETS = (
-    "img_in", "final_layer.linear", "to_q", "to_k", "to_v", "to_out.0", "to_gate", "ff.up",
-    "ff.down", "text_fusion.projector", "txt_in.linear_1", "txt_in.linear_2", "time_embed.linear_1",
-    "time_embed.linear_2", "time_mod_proj",
-)  # fmt: skip
-"""Layers that the official training script adapts."""
 
 
 class Krea2Base(QwenFamily):
@@ -46,7 +40,6 @@ class Krea2Base(QwenFamily):
 
     pipeline_class: ClassVar[Any] = Krea2Pipeline
     family = FamilyNames("Krea 2", "Krea2Pipeline", "Krea-2", "krea2", tags=("krea-2",))
-    recipe = MappingProxyType({"rank": 32, "learning_rate": 3e-4, "target_modules": TARGETS})
 
     def __init__(self, pipeline: Krea2Pipeline, *, name: str, fingerprint: str) -> None:
         super().__init__(pipeline, name=name, fingerprint=fingerprint)

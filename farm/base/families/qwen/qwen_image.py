@@ -36,7 +36,12 @@ class QwenImageBase(QwenFamily):
 
     pipeline_class: ClassVar[Any] = QwenImagePipeline
     family = FamilyNames(
-        "Qwen-Image", "QwenImagePipeline", "Qwen-Image", "qwen_image", tags=("qwen-image",)
+        "Qwen-Image",
+        "QwenImagePipeline",
+        "Qwen-Image",
+        "qwen_image",
+        tags=("qwen-image",),
+        kohya_prefixes={"transformer": "lora_unet_"},
     )
 
     # -- text ---------------------------------------------------------------------------------
