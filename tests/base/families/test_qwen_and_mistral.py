@@ -19,6 +19,7 @@ from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.base.random_weights import build_pipeline
+from farm.base.tokens import prompt_reader
 from farm.errors import AdapterFileError, BaseModelError
 from farm.recipe import FAMILY_RECIPES, Recipe
 
@@ -123,6 +124,22 @@ def test_the_end_of_a_prompt_that_is_not_read_is_found(name: str) -> None:
     if name != "tiny-flux2-dev":  # whose end of the template is cut off first
         assert torch.equal(ids[0], ids[1])
     assert not torch.equal(ids[1], ids[2])
+
+
+@pytest.mark.parametrize("name", ["tiny-flux", "tiny-sd3", "tiny-sd3-clip", "tiny-qwen-image"])
+def test_a_manifests_prompts_are_checked_by_the_tokenizer_that_reads_most(
+    name: str, tmp_path: Path
+) -> None:
+    base = load_base(name)
+    for part in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if getattr(base.pipeline(), part, None) is not None:
+            getattr(base.pipeline(), part).save_pretrained(tmp_path / part)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": base.family.pipeline}))
+    for place in (str(tmp_path), tmp_path.as_uri()):
+        reader = prompt_reader(place)
+        assert reader is not None
+        for length in (20, 250, 700):
+            assert reader.unread("ab" * length) == base.unread("ab" * length)
 
 
 def test_qwen_images_guidance_keeps_the_norm_of_each_token() -> None:
