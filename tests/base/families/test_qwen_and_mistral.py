@@ -9,6 +9,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from support.adapters import random_weights
+from typer.testing import CliRunner
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.bank.layout import denoiser_layers
@@ -20,6 +24,7 @@ from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.base.random_weights import build_pipeline
 from farm.base.tokens import prompt_reader
+from farm.cli import app
 from farm.errors import AdapterFileError, BaseModelError
 from farm.recipe import FAMILY_RECIPES, Recipe
 
@@ -93,6 +98,30 @@ def test_two_adapters_of_all_layers_in_one_batch_are_each_what_diffusers_loads(
     card = (tmp_path / "0" / "README.md").read_text(encoding="utf-8")
     assert "from diffusers import Krea2Pipeline" in card
     assert "- krea-2" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "guidance", "architecture"),
+    [
+        ("tiny-qwen-image", "Qwen-Image", "cfg", "Qwen-Image/lora"),
+        ("tiny-flux2-dev", "FLUX.2-dev", "embedded", "Flux.2-dev/lora"),
+    ],
+)
+def test_the_family_is_named_on_the_command_line_and_in_adapter_files(
+    name: str, title: str, guidance: str, architecture: str, tmp_path: Path
+) -> None:
+    shown = CliRunner().invoke(app, ["base", "show", name, "--json"])
+    facts = json.loads(shown.stdout.splitlines()[-1])
+    assert (facts["family"], facts["guidance"]) == (title, guidance)
+    assert facts["prediction_type"] == "flow"
+    assert facts["resolution_px"] == 64
+    base = load_base(name)
+    folder = saved(tmp_path, base, random_weights(base, 1))
+    with safe_open(folder / "tom.kohya.safetensors", framework="pt") as file:
+        assert file.metadata()["modelspec.architecture"] == architecture
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"from diffusers import {base.family.pipeline}" in card
+    assert all(f"- {tag}" in card for tag in base.family.tags)
 
 
 def test_folders_of_flux2_dev_load_without_torchvision(tmp_path: Path) -> None:
@@ -175,8 +204,6 @@ def attention(blocks: int, width: int) -> dict[str, tuple[int, int]]:
 def test_an_adapter_of_another_transformer_is_refused_by_family_and_shape(
     file: tuple[int, int], base: tuple[int, int], message: str, tmp_path: Path
 ) -> None:
-    from safetensors.torch import save_file
-
     path = tmp_path / "adapter.safetensors"
     tensors = {}
     for name, (outputs, inputs) in attention(*file).items():
