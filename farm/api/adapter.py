@@ -26,6 +26,7 @@ from farm.api.keywords import Location
 from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.base.loading import load_base
+from farm.base.names import trained_on
 from farm.errors import UserError
 from farm.intake.subject import PLACEHOLDER
 from farm.recipe import LongPrompts
@@ -176,12 +177,13 @@ def load(
     registry.store.check_exists()
     named = _find(registry, name)
     record = registry.record(named.job_key)
-    shared = _shared_base(os.fspath(base) if base is not None else record.base_id, device)
+    known_as = trained_on(record.base_id, record.base_fingerprint)
+    shared = _shared_base(os.fspath(base) if base is not None else known_as, device)
     if record.base_fingerprint != shared.base.fingerprint:
         raise UserError(
-            f"{name} was trained on {record.base_id} ({record.base_family.title}), not on "
+            f"{name} was trained on {known_as} ({record.base_family.title}), not on "
             f"{shared.base.name} ({shared.base.family.title})",
-            f"give base={record.base_id!r}, in the revision it was trained on",
+            f"give base={known_as!r}, in the revision it was trained on",
         )
     files = [DIFFUSERS_FILE] if DIFFUSERS_FILE in record.files else None
     with tempfile.TemporaryDirectory(prefix="farm-load-") as folder:
