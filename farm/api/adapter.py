@@ -12,6 +12,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 
@@ -88,7 +89,8 @@ class Adapter:
         """
         base = self._shared.base
         width, height = size_px or (base.resolution_px, base.resolution_px)
-        _check_request(base, steps, (width, height), scheduler)
+        long_prompts = self._long_prompts if long_prompts is None else long_prompts
+        _check_request(base, steps, (width, height), scheduler, long_prompts)
         with self._shared.lock:
             bank = self._bank()
             try:
@@ -97,7 +99,7 @@ class Adapter:
                     [prompt.replace(PLACEHOLDER, self.record.identifier)],
                     [seed],
                     negative_prompt=negative_prompt,
-                    chunked=[(long_prompts or self._long_prompts) == "chunk"],
+                    chunked=[long_prompts == "chunk"],
                     routing=bank.image_routing([0]),
                     steps=steps,
                     guidance=guidance,
@@ -209,7 +211,11 @@ def _shared_base(name: str, device: str) -> _SharedBase:
 
 
 def _check_request(
-    base: Base, steps: int, size_px: tuple[int, int], scheduler: SchedulerName
+    base: Base,
+    steps: int,
+    size_px: tuple[int, int],
+    scheduler: SchedulerName,
+    long_prompts: LongPrompts,
 ) -> None:
     """Refuse what the base cannot generate.
 
@@ -227,3 +233,5 @@ def _check_request(
         raise UserError(
             f"there is no scheduler {scheduler!r}", f"use one of {', '.join(SCHEDULERS)}"
         )
+    if long_prompts not in get_args(LongPrompts):
+        raise UserError(f"long_prompts is {long_prompts!r}", "use cut or chunk")

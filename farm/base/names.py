@@ -28,12 +28,19 @@ BuiltName = Literal[
     "tiny-klein",
     "tiny-klein-distilled",
     "klein-4b",
+    "tiny-flux2-dev",
+    "flux2-dev",
     "tiny-flux",
     "tiny-flux-schnell",
     "flux1-dev",
     "tiny-sd3",
     "tiny-sd3-clip",
     "sd35-medium",
+    "tiny-qwen-image",
+    "qwen-image",
+    "tiny-krea2",
+    "tiny-krea2-distilled",
+    "krea2",
 ]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 
