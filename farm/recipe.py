@@ -6,6 +6,7 @@ is on the ground floor. The training code uses every field.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,7 +20,9 @@ __all__ = [
     "EarlyStop",
     "LongPrompts",
     "LossWeighting",
+    "PACKED_BYTES",
     "PresetName",
+    "Quantization",
     "Recipe",
     "TimestepSampling",
 ]
@@ -30,6 +33,11 @@ LearningRateSchedule = Literal["constant", "cosine", "linear"]
 LongPrompts = Literal["cut", "chunk"]
 """What happens to a prompt longer than the text encoder reads at once: ``cut`` drops its end,
 ``chunk`` reads it in several windows, as ComfyUI and A1111 do."""
+Quantization = Literal["int8", "nf4"]
+"""How a base's frozen denoiser is kept: ``int8`` by torchao, ``nf4`` (4 bits) by bitsandbytes."""
+PACKED_BYTES: Mapping[Quantization, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""Bytes of a quantised weight; nf4 has a float32 factor for each 64 of them, int8 one for each
+output."""
 PresetName = Literal["object", "live", "style"]
 """``object``: things; ``live``: people and animals; ``style``: a look rather than a thing."""
 
@@ -216,6 +224,12 @@ _JOINT = tuple(
 )  # fmt: skip
 """Attention layers of transformers in which text and image attend to each other."""
 
+_FLUX2: dict[str, object] = {
+    **_SCRIPT,
+    "resolution_px": 512,
+    "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out"),
+}
+
 FAMILY_RECIPES: dict[str, dict[str, object]] = {
     # train_dreambooth_lora_sdxl.py; 1024 px is the base's own side
     "StableDiffusionXLPipeline": _SCRIPT,
@@ -234,15 +248,26 @@ FAMILY_RECIPES: dict[str, dict[str, object]] = {
             *_JOINT, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
         ),
     },
-    # train_dreambooth_lora_flux2_klein.py; `to_out` is the output of the single blocks, which the
-    # script lists one by one for 24 blocks
-    "Flux2KleinPipeline": {
-        **_SCRIPT,
-        "resolution_px": 512,
-        "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out"),
-    },
+    # train_dreambooth_lora_flux2.py and …_flux2_klein.py; `to_out` is the output of the single
+    # blocks, which the scripts list one by one
+    "Flux2KleinPipeline": _FLUX2,
+    "Flux2Pipeline": _FLUX2,
     # train_dreambooth_lora_z_image.py; 1024 px is the base's own side
     "ZImagePipeline": _SCRIPT,
+    # train_dreambooth_lora_qwen_image.py
+    "QwenImagePipeline": {**_SCRIPT, "resolution_px": 512},
+    # train_dreambooth_lora_krea2.py
+    "Krea2Pipeline": {
+        **_SCRIPT,
+        "learning_rate": 3e-4,
+        "rank": 32,
+        "resolution_px": 512,
+        "target_modules": (
+            "img_in", "final_layer.linear", "to_q", "to_k", "to_v", "to_out.0", "to_gate", "ff.up",
+            "ff.down", "text_fusion.projector", "txt_in.linear_1", "txt_in.linear_2",
+            "time_embed.linear_1", "time_embed.linear_2", "time_mod_proj",
+        ),
+    },
 }  # fmt: skip
 """Recipe fields of a model family's official training script, by the diffusers pipeline of its
 bases. Presets override them. The scripts accumulate four samples for a step; here a step has

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_here"]
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a busy thread keeps the interpreter from another. The engine takes it back after each of
+some hundred operations of a pass; with Python's 5 ms, a flood of requests would slow it tenfold."""
+
 
 def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -> None:
     """Run engine and HTTP server in this process, until it is stopped."""
     import gc
     import secrets
+    import sys
     import threading
 
     from farm.serving.build import build_engine, build_services
@@ -65,6 +70,7 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         report,
     )
     gc.collect()  # what loading left; the server excludes the rest from collections
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         server.run(sockets)
     finally:

@@ -48,7 +48,7 @@ def model_card(
         f"---\n{data.to_yaml()}\n---\n",
         f"# {_prose(record.name)}\n",
         _summary(record),
-        "<Gallery />\n" if samples else "",
+        "<Gallery />\n" if samples else "No samples were generated for this name's prompts.\n",
         *(f"![{_prose(prompt or trigger)}]({path})" for path, prompt in samples),
         f"\n## Trigger words\n\nWrite {_code(trigger)} in the prompt, as in "
         f"{_code(record.instance_prompt)}.\n",

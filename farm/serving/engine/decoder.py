@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ class Decoder:
         self._base = base
         self._max_batch = max_batch
         self._on_end = on_end
-        vae = getattr(base.pipeline(), "vae", None)
-        if base.device.type == "cpu" and vae is not None:
+        vae: Any = getattr(base.pipeline(), "vae", None)
+        if base.device.type == "cpu" and _has_images(vae):
             # measured on the embedded base: a picture takes 28 % less time to decode
             vae.to(memory_format=torch.channels_last)
         self._queue = Queue(base.device)
@@ -222,3 +223,8 @@ def _not_finite(row: Row) -> FarmError:
         f"adapter {names} produced values that are not finite",
         "use a smaller adapter weight or guidance, or train it again",
     )
+
+
+def _has_images(vae: Any) -> bool:
+    """Whether a VAE can have the channels-last layout; one of videos cannot."""
+    return vae is not None and all(weight.ndim < 5 for weight in vae.parameters())

@@ -70,3 +70,20 @@ def test_prose_and_head_hold_words_alone(text: str) -> None:
     cells = [token for token in tokens if token.type in ("td_open", "th_open")]
     assert len(cells) % 2 == 0
     assert "\u202e" not in body
+
+
+def test_a_name_without_samples_has_a_note_in_their_place() -> None:
+    record = AdapterRecord(
+        job_key="k",
+        subject_id="tom",
+        name="tom",
+        class_noun="cat",
+        instance_prompt="a photo of sks cat",
+        class_prompt="a photo of a cat",
+        base_id="base",
+        base_fingerprint="f" * 64,
+        recipe=Recipe(),
+    )
+    note = "No samples were generated for this name's prompts."
+    assert note in model_card(record, [], None)
+    assert note not in model_card(record, [("samples/00.png", "sks")], None)

@@ -75,6 +75,8 @@ def test_samples_of_another_tenants_prompts_are_not_shown(
     assert get("hush/samples/0", "beta").status_code == 200
     mine = get("mine", "acme").json()
     assert (mine["num_samples"], mine["owned_by"]) == (0, "acme")
+    assert mine["note"].startswith("no samples were generated")
+    assert get("hush", "beta").json()["note"] is None
     assert get("mine/samples/0", "acme").status_code == 404
     assert get("hush", "acme").status_code == 404
 
