@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+# more than the two cores of CI: tests of clusters and endpoints wait half of their time
+WORKERS ?= 3
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test check docs build clean

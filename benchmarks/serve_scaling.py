@@ -27,8 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import chaos_callers
 import httpx2
 import psutil
+import serve_soak
 import torch
 import yaml
 from chaos_callers import Caller, Outcome
@@ -45,6 +47,8 @@ NUM_ADAPTERS = 9
 SLOTS = 4
 """Three adapters and the bare base in each engine."""
 MAX_ENGINES = 3
+STEPS = 20
+"""Denoising steps: enough that the engines, not the callers, are the bottleneck."""
 
 
 @dataclass
@@ -197,8 +201,8 @@ def page(phases: list[Phase], nearest: float, faults: list[str]) -> str:
 {os.getloadavg()[2]:.1f}), Python {platform.python_version()}, torch {torch.__version__}. \
 `python benchmarks/serve_scaling.py`: `serve deploy` of `jobs/serve.yaml` with the base `tiny`, \
 1 to {MAX_ENGINES} engines of 1 logical CPU, `target_wait_s` 0.3, `upscale_delay_s` 3, \
-`downscale_delay_s` 15; {NUM_ADAPTERS} adapters, {SLOTS - 1} of them in an engine at once. The two \
-real cores are shared by all engines, so the rate does not grow with them.
+`downscale_delay_s` 15; {NUM_ADAPTERS} adapters, {SLOTS - 1} of them in an engine at once, {STEPS} \
+steps an image. The two real cores are shared by all engines, so the rate does not grow with them.
 
 | phase | callers | seconds until 1, {MAX_ENGINES}, 1 engines | engines that answered | images | \
 images per second | adapter already in the model | from the adapter's main engine |
@@ -221,12 +225,13 @@ most similar adapters differ by {nearest:.1f}
 def main() -> None:
     """Run and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--callers", type=int, default=12, help="in the loaded phase")
+    parser.add_argument("--callers", type=int, default=16, help="in the loaded phase")
     parser.add_argument("--seconds", type=float, default=25, help="of each phase, at least")
     parser.add_argument("--port", type=int, default=18795)
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    serve_soak.STEPS = chaos_callers.STEPS = STEPS
     with tempfile.TemporaryDirectory(prefix="scaling-", dir="/tmp") as folder:
         phases, nearest = run(options, Path(folder))
     faults = [

@@ -8,18 +8,20 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-if "PYTEST_XDIST_WORKER" in os.environ:  # the suite runs as many processes as there are cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # the suite runs more processes than there are cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # how long an example takes says nothing on a busy machine
 settings.register_profile("farm", deadline=None)
 settings.load_profile("farm")
 
+DOCS = "tests/docs"
 LONGEST_FILES = (
     "test_run_on_ray",
     "test_app",
@@ -33,6 +35,17 @@ LONGEST_FILES = (
 """Files that take minutes. They start first, so that no process ends long after the other. The
 first two start Ray in the test process itself, which must not yet have used another cluster's
 token: Ray keeps the first one for as long as the process lives."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
+    """A process per file, but one process for all of ``tests/docs``, which share README's work."""
+    return _Scheduling(config, log)
+
+
+class _Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    def _split_scope(self, nodeid: str) -> str:
+        scope: str = super()._split_scope(nodeid)
+        return DOCS if DOCS in scope else scope
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

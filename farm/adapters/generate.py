@@ -54,6 +54,7 @@ def generate_by_slot(
     side_px: int,
     steps: int = 25,
     guidance: float = 5.0,
+    batch: int = 16,
     chunked: Container[int] = (),
 ) -> dict[int, Tensor]:
     """Square images of several slots' prompts, all generated together.
@@ -74,6 +75,7 @@ def generate_by_slot(
         [text for _, _, text in asked],
         [seeds[i % len(seeds)] for _, i, _ in asked],
         [slot for slot, _, _ in asked],
+        batch=batch,
         chunked=[slot in chunked for slot, _, _ in asked],
         steps=steps,
         guidance=guidance,

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 
@@ -25,6 +26,7 @@ from farm.api.keywords import Location
 from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.base.loading import load_base
+from farm.base.names import trained_on
 from farm.errors import UserError
 from farm.intake.subject import PLACEHOLDER
 from farm.recipe import LongPrompts
@@ -87,7 +89,8 @@ class Adapter:
         """
         base = self._shared.base
         width, height = size_px or (base.resolution_px, base.resolution_px)
-        _check_request(base, steps, (width, height), scheduler)
+        long_prompts = self._long_prompts if long_prompts is None else long_prompts
+        _check_request(base, steps, (width, height), scheduler, long_prompts)
         with self._shared.lock:
             bank = self._bank()
             try:
@@ -96,7 +99,7 @@ class Adapter:
                     [prompt.replace(PLACEHOLDER, self.record.identifier)],
                     [seed],
                     negative_prompt=negative_prompt,
-                    chunked=[(long_prompts or self._long_prompts) == "chunk"],
+                    chunked=[long_prompts == "chunk"],
                     routing=bank.image_routing([0]),
                     steps=steps,
                     guidance=guidance,
@@ -174,12 +177,13 @@ def load(
     registry.store.check_exists()
     named = _find(registry, name)
     record = registry.record(named.job_key)
-    shared = _shared_base(os.fspath(base) if base is not None else record.base_id, device)
+    known_as = trained_on(record.base_id, record.base_fingerprint)
+    shared = _shared_base(os.fspath(base) if base is not None else known_as, device)
     if record.base_fingerprint != shared.base.fingerprint:
         raise UserError(
-            f"{name} was trained on {record.base_id} ({record.base_family.title}), not on "
+            f"{name} was trained on {known_as} ({record.base_family.title}), not on "
             f"{shared.base.name} ({shared.base.family.title})",
-            f"give base={record.base_id!r}, in the revision it was trained on",
+            f"give base={known_as!r}, in the revision it was trained on",
         )
     files = [DIFFUSERS_FILE] if DIFFUSERS_FILE in record.files else None
     with tempfile.TemporaryDirectory(prefix="farm-load-") as folder:
@@ -207,7 +211,11 @@ def _shared_base(name: str, device: str) -> _SharedBase:
 
 
 def _check_request(
-    base: Base, steps: int, size_px: tuple[int, int], scheduler: SchedulerName
+    base: Base,
+    steps: int,
+    size_px: tuple[int, int],
+    scheduler: SchedulerName,
+    long_prompts: LongPrompts,
 ) -> None:
     """Refuse what the base cannot generate.
 
@@ -225,3 +233,5 @@ def _check_request(
         raise UserError(
             f"there is no scheduler {scheduler!r}", f"use one of {', '.join(SCHEDULERS)}"
         )
+    if long_prompts not in get_args(LongPrompts):
+        raise UserError(f"long_prompts is {long_prompts!r}", "use cut or chunk")

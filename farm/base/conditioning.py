@@ -108,6 +108,11 @@ class Conditioning:
     hidden_RTD: Tensor
     extra: Mapping[str, Tensor]
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of its tensors."""
+        return self.hidden_RTD, *self.extra.values()
+
     def __len__(self) -> int:
         return self.hidden_RTD.shape[0]
 

@@ -50,7 +50,12 @@ TOKENIZER_FILES = {
     "tokenizer.json",
     "chat_template.jinja",
 }
-INDEX_KEYS = ("force_zeros_for_empty_prompt", "is_distilled")
+INDEX_KEYS = (
+    "force_zeros_for_empty_prompt",
+    "is_distilled",
+    "patch_size",
+    "text_encoder_select_layers",
+)
 """Settings of ``model_index.json`` that affect the generated images."""
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from farm.base.conditioning import Conditioning
+from farm.base.device.transfer import sent
 from farm.base.interface import Base
 from farm.base.stepping import initial_scale, model_input, takes_generator
 from farm.schedulers import SchedulerName
@@ -92,7 +93,8 @@ def generate_latents(
     shape = base.latent_shape(width_px, height_px)
     name, steps = options.get("scheduler", "base"), options.get("steps", 25)
     sampler = base.start_scheduler(name, steps, shape, base.device)
-    latents_RCHW: Tensor = initial_noise(seeds, shape).to(base.device) * initial_scale(sampler)
+    noise_RCHW = sent(initial_noise(seeds, shape), base.device)
+    latents_RCHW: Tensor = noise_RCHW * initial_scale(sampler)
     images_R = torch.arange(count)
     guided = base.needs_unprompted(guidance)
     if guided:
@@ -104,15 +106,15 @@ def generate_latents(
         conditioning, width_px=width_px, height_px=height_px, guidance=guidance
     )
     extra = _step_arguments(sampler, seeds, shape)
-    with _entered(routing, images_R):
-        for timestep in sampler.timesteps:
-            rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
-            rows_RCHW = model_input(sampler, rows_RCHW, timestep).to(base.dtype)
-            timesteps_R = timestep.expand(len(rows_RCHW))
+    for timestep in sampler.timesteps:
+        rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
+        rows_RCHW = model_input(sampler, rows_RCHW, timestep).to(base.dtype)
+        timesteps_R = timestep.expand(len(rows_RCHW))
+        with _entered(routing, images_R):  # for each pass, so that training steps fit in between
             prediction_RCHW = base.denoise(rows_RCHW, timesteps_R, conditioning).float()
-            if guided:
-                prediction_RCHW = _guided(base, prediction_RCHW, guidance)
-            latents_RCHW = sampler.step(prediction_RCHW, timestep, latents_RCHW, **extra)[0]
+        if guided:
+            prediction_RCHW = _guided(base, prediction_RCHW, guidance)
+        latents_RCHW = sampler.step(prediction_RCHW, timestep, latents_RCHW, **extra)[0]
     return latents_RCHW.float()
 
 

@@ -46,9 +46,10 @@ HUB_VARIANTS = ["*.fp16*", "*.non_ema*"]
 HUB_PATTERNS = ["model_index.json", *(f"*/*{ending}" for ending in FETCHED_ENDINGS)]
 
 
-def embedded_folder() -> Path:
-    """The folder of the embedded base inside the package."""
-    return Path(__file__).parent / "embedded" / "weights"
+def embedded_folder(edition: str = EMBEDDED) -> Path:
+    """The folder of the embedded base, or of an earlier edition of it, inside the package."""
+    folder = "weights" if edition == EMBEDDED else f"weights-{edition}"
+    return Path(__file__).parent / "embedded" / folder
 
 
 def load_base(
@@ -79,7 +80,6 @@ def load_base(
     """
     import torch as torch_
 
-    name = edition_of(name)
     place = torch_.device(device)
     if place.type == "meta":
         quantization = None
@@ -120,7 +120,7 @@ def resolve_folder(
     """
     if edition_of(name) == EMBEDDED:
         _refuse_revision(name, revision)
-        return _checked(embedded_folder(), name)
+        return _checked(embedded_folder(name), name)
     if "://" in name:
         _refuse_revision(name, revision)
         return _checked(_fetch_url(name, fetched), name)

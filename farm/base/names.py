@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["BuiltName", "EDITIONS", "EMBEDDED", "EMBEDDED_NOUNS", "Fetched", "edition_of"]
+__all__ = [
+    "EDITIONS",
+    "EMBEDDED",
+    "EMBEDDED_NOUNS",
+    "FIRST_EDITION",
+    "FIRST_FINGERPRINT",
+    "BuiltName",
+    "Fetched",
+    "edition_of",
+    "trained_on",
+]
 
 BuiltName = Literal[
     "tiny",
@@ -18,12 +28,19 @@ BuiltName = Literal[
     "tiny-klein",
     "tiny-klein-distilled",
     "klein-4b",
+    "tiny-flux2-dev",
+    "flux2-dev",
     "tiny-flux",
     "tiny-flux-schnell",
     "flux1-dev",
     "tiny-sd3",
     "tiny-sd3-clip",
     "sd35-medium",
+    "tiny-qwen-image",
+    "qwen-image",
+    "tiny-krea2",
+    "tiny-krea2-distilled",
+    "krea2",
 ]
 """Random-weight pipelines that ``farm.base.random_weights`` makes on demand."""
 
@@ -33,14 +50,25 @@ EMBEDDED = "embedded"
 EMBEDDED_NOUNS = ("cat", "dog", "bird", "fish", "mushroom", "robot", "car", "teapot")
 """The class nouns that the embedded base knows."""
 
-EDITIONS = {"embedded-64": EMBEDDED}
-"""Editions of the embedded base by name: ``embedded-`` and the side of their images. The current
-one is ``embedded`` itself, so a store made with either name has the same adapters."""
+FIRST_EDITION = "embedded-64"
+"""The embedded base as it shipped before its text encoder kept identifiers."""
+
+FIRST_FINGERPRINT = "181ad2d182c02d4a548c32e939f34a06247e84721ea23c7aa2a14fb957208bf0"
+"""The first edition's fingerprint: adapters trained on it say ``embedded`` in their records."""
+
+EDITIONS = {FIRST_EDITION: EMBEDDED}
+"""Earlier editions of the embedded base, by name. They share its vocabulary, recipe and scorer;
+their weights, and so their adapters, differ."""
 
 
 def edition_of(name: str) -> str:
-    """The name under which an edition of the embedded base is known; other names as they are."""
+    """The name of the base that an edition is one of; other names as they are."""
     return EDITIONS.get(name, name)
+
+
+def trained_on(base_id: str, fingerprint: str) -> str:
+    """The name by which an adapter's base is loaded today: its record's, or the edition's."""
+    return FIRST_EDITION if (base_id, fingerprint) == (EMBEDDED, FIRST_FINGERPRINT) else base_id
 
 
 Fetched = Callable[[int, int], None]

@@ -13,6 +13,8 @@ import torch
 
 from farm.base.builds.flow import KLEIN_BUILDS, Z_IMAGE_BUILDS
 from farm.base.builds.flux1 import FLUX1_BUILDS
+from farm.base.builds.flux2_dev import FLUX2_DEV_BUILDS
+from farm.base.builds.qwen import KREA2_BUILDS, QWEN_IMAGE_BUILDS
 from farm.base.builds.sd3 import SD3_BUILDS
 from farm.base.builds.unet import SD_BUILDS, SDXL_BUILDS
 from farm.base.names import BuiltName
@@ -24,8 +26,11 @@ BUILDS: dict[str, Any] = {
     **SDXL_BUILDS,
     **Z_IMAGE_BUILDS,
     **KLEIN_BUILDS,
+    **FLUX2_DEV_BUILDS,
     **FLUX1_BUILDS,
     **SD3_BUILDS,
+    **QWEN_IMAGE_BUILDS,
+    **KREA2_BUILDS,
 }
 """Each has a method ``make``, which builds its pipeline."""
 assert set(BUILDS) == set(get_args(BuiltName))

@@ -23,10 +23,22 @@ from farm.errors import BaseModelError
 __all__ = ["MAX_WINDOWS", "PromptReader", "prompt_reader"]
 
 FOLDER, INDEX = "tokenizer", "model_index.json"
+FOLDERS = (FOLDER, "tokenizer_2", "tokenizer_3")
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
          "special_tokens_map.json")  # fmt: skip
 USUAL_TOKENS = 77
 """CLIP's limit, used if a tokenizer's config has none."""
+LONG_READERS = {
+    "StableDiffusion3Pipeline": ("tokenizer_3", 256),
+    "FluxPipeline": ("tokenizer_2", 512),
+    **dict.fromkeys(
+        ("ZImagePipeline", "Flux2KleinPipeline", "Flux2Pipeline", "QwenImagePipeline",
+         "Krea2Pipeline"),
+        (FOLDER, 512),
+    ),
+}  # fmt: skip
+"""The tokenizer that reads most of a prompt, and how many tokens of it the pipeline reads, where
+that is not CLIP's. Chat templates take some of them, which is not known here."""
 WINDOWED_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """Pipelines whose prompts can be read in windows."""
 MAX_WINDOWS = 16
@@ -115,9 +127,16 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
 
 def _from_folder(root: Path, base: str) -> PromptReader:
     """The reader for a diffusers folder."""
-    reader = _from_tokenizer(root / FOLDER, base)
+    pipeline = None
     with suppress(OSError, ValueError, AttributeError):
-        pipeline = json.loads((root / INDEX).read_bytes()).get("_class_name")
+        pipeline = str(json.loads((root / INDEX).read_bytes()).get("_class_name"))
+    part, tokens = LONG_READERS.get(pipeline or "", (FOLDER, 0))
+    if (root / part / "tokenizer.json").is_file():
+        reader = _from_tokenizer(root / part, base)
+        reader.max_tokens = tokens or reader.max_tokens
+    else:  # a pipeline that was saved without its largest text encoder, or a vocabulary alone
+        reader = _from_tokenizer(root / FOLDER, base)
+    if pipeline is not None:
         reader.max_windows = MAX_WINDOWS if pipeline in WINDOWED_PIPELINES else 1
     return reader
 
@@ -149,8 +168,9 @@ def _from_url(url: str) -> PromptReader:
 
     store = Store(url)
     with tempfile.TemporaryDirectory(prefix="farm-tokenizer-") as folder:
-        for name in set(store.list(FOLDER)) & set(FILES):
-            store.download(f"{FOLDER}/{name}", Path(folder) / FOLDER / name)
+        for part in FOLDERS:
+            for name in set(store.list(part)) & set(FILES):
+                store.download(f"{part}/{name}", Path(folder) / part / name)
         if store.exists(INDEX):
             store.download(INDEX, Path(folder) / INDEX)
         return _from_folder(Path(folder), url)
@@ -159,8 +179,9 @@ def _from_url(url: str) -> PromptReader:
 def _from_hub(base: str, revision: str | None) -> PromptReader:
     from huggingface_hub import snapshot_download
 
+    wanted = [*(f"{part}/*" for part in FOLDERS), INDEX]
     try:
-        folder = snapshot_download(base, revision=revision, allow_patterns=[f"{FOLDER}/*", INDEX])
+        folder = snapshot_download(base, revision=revision, allow_patterns=wanted)
     except Exception as error:  # offline, gated, unknown: the hub's errors share no base class
         raise BaseModelError(
             f"the tokenizer of {base} cannot be fetched: {error}",

@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from farm.intake.faults import expected
 from farm.intake.schema import Defaults, Head, PhotoEntry, RunDefaults, SubjectEntry
 from farm.intake.subject import PriorSettings
-from farm.recipe import BASE_RECIPES, FAMILY_RECIPES, PRESETS, EarlyStop, Recipe
+from farm.recipe import BASE_PRIORS, BASE_RECIPES, FAMILY_RECIPES, PRESETS, EarlyStop, Recipe
 
 __all__ = ["refreshed", "render_tables"]
 
@@ -128,6 +128,9 @@ def _presets() -> str:
             f"They are made for Stable Diffusion. On the `{base}` base, {said} override them, "
             "and are overridden by the manifest.",
         ]
+    for base, needs in BASE_PRIORS.items():
+        said = ", ".join(f"`{field}`: `{json.dumps(value)}`" for field, value in needs.items())
+        lines += ["", f"Class images (`prior`) of the `{base}` base start from {said}."]
     lines += [
         "",
         "Other model families start from the values of their official diffusers script. A preset "

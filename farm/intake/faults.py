@@ -6,6 +6,7 @@ Owns the wording of every fault of a field. Ranges and choices in remedies come 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
 from farm.intake.rows import ManifestRow, Path
+from farm.keys import bytes_digest
 from farm.recipe import Recipe
 
 __all__ = ["expected", "faults_of", "nearest", "similar_name", "slug", "validated"]
@@ -49,6 +51,8 @@ def faults_of(
         # pydantic adds the branch of a union to the place; a field's path ends before it
         path = tuple(part for part in detail["loc"] if not _is_branch(part))
         message, remedy = _words(detail, path, model)
+        if path == ("id",) and "photos" not in row.value and isinstance(detail.get("input"), str):
+            remedy += f"; where its folder keeps its name, add `photos`: {_shown(detail['input'])}"
         found.setdefault(prefix + path, row.fault(prefix + path, message, remedy))
     faults = list(found.values())
     if len(details) > MAX_FIELD_FAULTS:
@@ -111,10 +115,8 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
         message, _, remedy = str(detail["ctx"]["error"]).partition("; ")
         return message, remedy or "change one of them"
     if kind == "string_pattern_mismatch" and "A-Za-z0-9" in str(detail["ctx"]["pattern"]):
-        return (
-            f"{_shown(value)} cannot be part of a path",
-            f"use letters, digits, - _ and single dots, for instance `{slug(str(value))}`",
-        )
+        remedy = f"use letters, digits, - _ and single dots, for instance `{slug(str(value))}`"
+        return f"{_shown(value)} cannot be part of a path", remedy
     wanted = expected(model, path)
     if kind == "literal_error" and isinstance(value, str):
         choices = [word.strip("`") for word in re.findall(r"`[^`]+`", wanted)]
@@ -154,10 +156,19 @@ def similar_name(name: str, names: Iterable[str]) -> str | None:
 
 
 def slug(text: str) -> str:
-    """The nearest text that is a valid id."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+    """The nearest text that is a valid id.
+
+    Accents are dropped. Where letters of other scripts are lost, a digest of the text keeps the ids
+    of different names apart.
+    """
+    latin = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    latin = "".join(one for one in latin if not unicodedata.combining(one))
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", latin)
     plain = re.sub(r"\.{2,}", ".", plain).strip("-._")
-    return plain[:128].rstrip(".") or "subject-1"
+    if not plain or any(one.isalpha() and not one.isascii() for one in latin):
+        whole = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
+        return f"{plain[:100].rstrip('-._') or 'subject'}-{bytes_digest(whole)[:6]}"
+    return plain[:128].rstrip(".")
 
 
 @cache

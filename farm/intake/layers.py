@@ -38,6 +38,7 @@ class Layers:
         prior: Fields | None,
         base: Fields | None = None,
         family: Fields | None = None,
+        base_prior: Fields | None = None,
     ) -> None:
         """Validate the defaults; errors are added to ``faults``.
 
@@ -45,6 +46,7 @@ class Layers:
             head: where the defaults were written, under ``defaults``.
             base: fields that the base needs with values other than the presets'.
             family: fields of the official script for the base's family; presets override them.
+            base_prior: how the base generates class images; the manifest overrides it.
         """
         self._preset, self._base, self._family = preset, dict(base or {}), dict(family or {})
         self._recipe = dict(recipe or {})
@@ -55,6 +57,7 @@ class Layers:
         # a refused field is reported once, here; subjects are validated without it
         self._refuse(Recipe, below, self._recipe, head, "recipe")
         self._refuse(PriorSettings, {}, self._prior, head, "prior")
+        self._prior = _merged(base_prior or {}, self._prior)
 
     def _under(self, preset: PresetName | None) -> dict[str, Any]:
         """The lowest layers: the family's recipe, a preset, and the base's own recipe."""

@@ -91,6 +91,7 @@ def read_manifest(
     recipe: Mapping[str, object] | None = None,
     base_recipe: Mapping[str, object] | None = None,
     family_recipe: Mapping[str, object] | None = None,
+    base_prior: Mapping[str, object] | None = None,
     reader: Reader | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
@@ -102,6 +103,7 @@ def read_manifest(
         recipe: fields that override everything in the manifest, for every subject.
         base_recipe: fields that override only presets; see ``farm.recipe.BASE_RECIPES``.
         family_recipe: fields that presets override; see ``farm.recipe.FAMILY_RECIPES``.
+        base_prior: how the base generates class images; see ``farm.recipe.BASE_PRIORS``.
         reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
             does not check their length.
 
@@ -111,7 +113,12 @@ def read_manifest(
     """
     rows = open_rows(url)
     resolver = Resolver(
-        rows.head, recipe, base_recipe=base_recipe, family_recipe=family_recipe, reader=reader
+        rows.head,
+        recipe,
+        base_recipe=base_recipe,
+        family_recipe=family_recipe,
+        base_prior=base_prior,
+        reader=reader,
     )
     register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):

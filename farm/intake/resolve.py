@@ -62,6 +62,7 @@ class Resolver:
         recipe: Mapping[str, Any] | None = None,
         base_recipe: Mapping[str, Any] | None = None,
         family_recipe: Mapping[str, Any] | None = None,
+        base_prior: Mapping[str, Any] | None = None,
         reader: Reader | None = None,
     ) -> None:
         """Validate the head; its faults are in ``faults``.
@@ -70,6 +71,7 @@ class Resolver:
             recipe: fields that override everything in the manifest.
             base_recipe: fields that override only presets.
             family_recipe: fields that presets override.
+            base_prior: how the base generates class images; the manifest overrides it.
             reader: how the base reads prompts; None does not check their length.
         """
         self._reader = reader
@@ -86,6 +88,7 @@ class Resolver:
             defaults.prior,
             base=base_recipe,
             family=family_recipe,
+            base_prior=base_prior,
         )
         self.faults += self._layers.faults
         self.quantization = defaults.quantize

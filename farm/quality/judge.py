@@ -29,6 +29,7 @@ from farm.quality.protocol import (
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.recipe import Recipe
 from farm.training.lane.settings import JobKind, Judged, Pictures
+from farm.training.plan.costs import BESIDE_ROWS
 
 __all__ = ["QualityJudge"]
 
@@ -58,7 +59,7 @@ class QualityJudge:
     settings: ScoringSettings = ScoringSettings()
     """The run's scoring settings."""
     batch: int = 32
-    """Images generated per pass."""
+    """Images generated per pass, on a GPU fewer: training steps beside them need the memory."""
     _scorers: dict[str, ImageScorer] = field(default_factory=dict, repr=False)
     _examiners: dict[ScoringBudget, Examiner] = field(default_factory=dict, repr=False)
 
@@ -140,7 +141,9 @@ class QualityJudge:
             assert isinstance(scorer, Scorer), "checked when it was loaded"
             dino = self.settings.dino
             extra = {"dino": self._load(dino, base)} if dino else {}
-            found = Examiner(base, bank, scorer, budget, extra, batch=self.batch)
+            on_gpu = base.device.type == "cuda"
+            batch = min(self.batch, BESIDE_ROWS // 2) if on_gpu else self.batch
+            found = Examiner(base, bank, scorer, budget, extra, batch=batch)
             self._examiners[budget] = found
         found.bank = bank
         return found

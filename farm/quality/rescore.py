@@ -21,7 +21,7 @@ from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
 from farm.base.loading import load_base
-from farm.base.names import EMBEDDED, edition_of
+from farm.base.names import EMBEDDED, edition_of, trained_on
 from farm.errors import FarmError, UserError
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.decode import open_photo
@@ -154,10 +154,11 @@ def _same_bytes(uri: str, digest: str) -> bytes | None:
 def _check_base(base: Base, found: Iterable[_Found]) -> None:
     for one in found:
         if one.record.base_fingerprint != base.fingerprint:
+            known_as = trained_on(one.record.base_id, one.record.base_fingerprint)
             raise UserError(
-                f"{one.name} was trained on {one.record.base_id} "
+                f"{one.name} was trained on {known_as} "
                 f"({one.record.base_family.title}), not on {base.name} ({base.family.title})",
-                f"give --base {one.record.base_id}",
+                f"give --base {known_as}",
             )
 
 

@@ -198,7 +198,12 @@ def test_what_cannot_be_loaded_or_generated_is_an_error_of_the_farm(
     with pytest.raises(UserError, match=r"was trained on embedded \(.*\), not on tiny"):
         farm.load(store, "s000", base="tiny")
     adapter = farm.load(store, "s000")
-    for wrong in ({"steps": 0}, {"size_px": (65, 64)}, {"scheduler": "magic"}):
+    for wrong in (
+        {"steps": 0},
+        {"size_px": (65, 64)},
+        {"scheduler": "magic"},
+        {"long_prompts": "chop"},
+    ):
         with pytest.raises(UserError):
             adapter.generate("a photo of [V] cat", **wrong)  # type: ignore[arg-type]
 

@@ -43,6 +43,26 @@ def denoiser_of(base: Base) -> nn.Module:
     return base.components[base.denoiser_name]
 
 
+def in_nf4(folder: Path) -> Base:
+    """A base whose layers are bitsandbytes' own, which diffusers loads on GPUs only."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra is not installed")
+    base = load_base(str(folder))
+    denoiser = denoiser_of(base)
+    for path, layer in list(denoiser.named_modules()):
+        if isinstance(layer, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            packed = bitsandbytes.nn.Linear4bit(
+                layer.in_features,
+                layer.out_features,
+                bias=layer.bias is not None,
+                compute_dtype=torch.float32,
+                quant_type="nf4",
+            )
+            packed.load_state_dict(layer.state_dict())
+            setattr(denoiser.get_submodule(parent), name, packed.to("cpu").requires_grad_(False))
+    return base
+
+
 def dense(base: Base, folder: Path) -> Base:
     """The base in full precision, with the values that the quantised one has."""
     plain = load_base(str(folder))
@@ -73,7 +93,11 @@ def test_all_linear_layers_of_the_denoiser_are_quantised_and_nothing_else(
     assert 0 < np.abs(pictures[0] - pictures[2]).mean() < 8
 
 
-def test_slots_on_a_quantised_base_train_what_each_alone_trains(base: Base, folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_slots_on_a_quantised_base_train_what_each_alone_trains(
+    folder: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    base = in_nf4(folder) if kind == "nf4" else request.getfixturevalue("base")
     jobs = [build_job(base, number, steps=3, rank=2 + number) for number in range(2)]
     trainer = open_trainer(base, num_slots=3, max_rank=4)
     assert trainer.bank.dtype == torch.float32  # adapters and moments stay in full precision
@@ -112,12 +136,12 @@ def test_a_row_of_a_mixed_batch_on_a_quantised_base_is_the_row_alone(
     assert np.abs(together[0] - together[2]).max() > 10
 
 
-def test_what_cannot_be_quantised_is_refused_with_the_remedy(folder: Path) -> None:
+def test_what_cannot_be_quantised_is_refused_with_the_remedy() -> None:
     with pytest.raises(BaseModelError, match="nf4 weights need a GPU"):
-        load_base(str(folder), quantization="nf4")
+        load_base("embedded", quantization="nf4")
     with pytest.raises(BaseModelError, match="built in memory"):
         load_base("tiny", quantization="int8")
-    assert not is_quantized(denoiser_of(load_base(str(folder), device="meta", quantization="nf4")))
+    assert not is_quantized(denoiser_of(load_base("embedded", device="meta", quantization="nf4")))
 
 
 @pytest.mark.gpu

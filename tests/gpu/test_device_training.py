@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from support.jobs import assert_close, build_job, open_trainer
 
 from farm.adapters.weights import AdapterWeights
+from farm.base.device.queues import Queue, mark
 from farm.base.interface import Base
 from farm.base.loading import load_base
+from farm.recipe import EarlyStop
 from farm.training.slots.speed import Speed
 from farm.training.slots.trainer import SlotTrainer
 
@@ -79,10 +82,53 @@ def test_a_captured_step_is_replayed_on_a_gpu_and_sees_jobs_come_and_go(base: Ba
 def test_a_compiled_pass_trains_the_same_adapters(base: Base) -> None:
     how = True if base.device.type == "cuda" else "aot_eager"
     trainer = opened(base, Speed(compile=how, capture=False))
-    trainer.step()
+    for _ in range(STEPS):
+        trainer.step()
     assert "compiled" in trainer.speed_report
+    found = [trainer.weights(slot) for slot in range(2)]
     trainer.close()
-    assert_all_close(trained(base, Speed(compile=how, capture=False)), trained(base, PLAIN))
+    assert_all_close(found, trained(base, PLAIN))
+
+
+def test_evaluations_beside_training_stop_a_job_where_waiting_for_them_does(base: Base) -> None:
+    rule = EarlyStop(every_steps=3, patience=1, min_steps=3, min_delta=0.5)
+    ends = []
+    for beside in (False, True):
+        speed = Speed(compile=False, capture=False, evaluate_beside=beside)
+        trainer = opened(base, speed, alphas=())
+        trainer.admit(build_job(base, 0, steps=30, rank=4, alpha=4.0, early_stop=rule))
+        while trainer.active_slots:
+            trainer.step()
+        assert trainer.stopped_because(0) == "early_stop"
+        ends.append((trainer.steps_done(0), len(trainer.loss_curve(0)), trainer.weights(0)))
+        trainer.close()
+    assert ends[0][:2] == ends[1][:2]
+    assert_all_close([ends[1][2]], [ends[0][2]])
+
+
+def test_images_generated_beside_training_are_those_generated_between_steps(base: Base) -> None:
+    shape = {"num_slots": 2, "max_rank": 4, "speed": PLAIN, "num_kept": 1}
+    trainer = open_trainer(base, **shape)
+    for number in range(2):
+        trainer.admit(build_job(base, number, steps=50, rank=4, alpha=4.0, learning_rate=0.05))
+    prompts = ["a photo of sks thing"]
+    with Queue(base.device, is_urgent=True).active(mark(base.device)):
+        trainer.step()
+        between = trainer.sample({0: prompts}, [1], steps=4)[0].int()
+        row = trainer.keep(0)
+        assert row is not None
+        copied, queue, images = mark(base.device), Queue(base.device), []
+
+        def generate() -> None:
+            with queue.active(copied):
+                images.append(trainer.sample({row: prompts}, [1], steps=4)[row].int())
+
+        beside = Thread(target=generate)
+        beside.start()
+        while beside.is_alive():
+            trainer.step()
+    assert (images[0] - between).abs().max() <= 2
+    trainer.close()
 
 
 def test_bfloat16_trains_nearly_the_same_adapters(base: Base, device: torch.device) -> None:

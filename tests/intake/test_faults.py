@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from farm.errors import Fault
 from farm.intake.faults import expected, faults_of, nearest, slug, validated
+from farm.intake.manifest import read_manifest
 from farm.intake.rows import ManifestRow
 from farm.intake.schema import Head, SubjectEntry
 from farm.recipe import Recipe
@@ -91,3 +94,20 @@ def test_a_slug_is_always_a_name(text: str):
     assert re.fullmatch(NAME_PATTERN, made)
     assert len(made) <= 128
     assert slug(made) == made
+
+
+def test_a_folder_whose_name_is_no_id_can_keep_its_name(tmp_path: Path):
+    table = tmp_path / "subjects.csv"
+    table.write_text("subject,class\nкот,cat\n")
+    (fault, *_) = [
+        one for one in read_manifest(str(table), strict=False).faults if one.field == "id"
+    ]
+    assert "add `photos`: `кот`" in fault.remedy
+
+
+def test_accents_are_dropped_and_names_of_other_scripts_stay_apart():
+    assert slug("Käfer süß 🐞") == "Kafer-suss"
+    assert slug(unicodedata.normalize("NFD", "café")) == slug("café") == "cafe"
+    ids = [slug(name) for name in ("кот", "пёс", "猫 cat", "犬 cat", "1_猫 cat")]
+    assert len(set(ids)) == len(ids)
+    assert re.fullmatch(r"subject-[0-9a-f]{6}", ids[0])

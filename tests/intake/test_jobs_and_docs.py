@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from support.photos import encoded, picture
 from farm.intake.check import check_manifest
 from farm.intake.docs_tables import refreshed
 from farm.intake.manifest import Manifest, read_manifest
-from farm.recipe import FAMILY_RECIPES, Recipe
+from farm.recipe import BASE_PRIORS, FAMILY_RECIPES, Recipe
 
 ROOT = Path(__file__).parents[2]
 ARTICLE = {"photos/cat": 4, "photos/mushroom": 4}
@@ -147,3 +148,20 @@ def test_the_example_of_the_page_is_a_manifest(draw_subject: Draw, write: Write,
     tom, vase = checked(write("manifest.yaml", example.group(1))).subjects
     assert (tom.class_noun, vase.class_noun) == ("cat", "vase")
     assert vase.recipe.rank == 8
+
+
+def test_a_base_says_how_its_class_images_are_generated_and_the_manifest_overrides_it(
+    tmp_path: Path,
+) -> None:
+    def prior(defaults: dict[str, object]) -> tuple[object, ...]:
+        row = {"id": "a", "class_noun": "cat", "photos": ["a.png"]}
+        (tmp_path / "a.png").write_bytes(encoded(picture()))
+        path = tmp_path / "m.json"
+        path.write_text(json.dumps({"version": 1, "defaults": defaults, "subjects": [row]}))
+        read = read_manifest(str(path), strict=False, base_prior=BASE_PRIORS["embedded"])
+        (one,) = read.resolved
+        assert one.subject is not None
+        return one.subject.prior.scheduler, one.subject.prior.steps, one.subject.prior.guidance
+
+    assert prior({}) == ("dpm++2m", 10, 5.0)
+    assert prior({"prior": {"steps": 30}}) == ("dpm++2m", 30, 5.0)

@@ -31,7 +31,11 @@ NO_KOHYA = "diffusers has no converter to prove it"
 GAPS: dict[tuple[str, str], str] = {
     ("Z-Image", "train text encoders"): NO_TEXT_ADAPTERS,
     ("FLUX.2-klein", "train text encoders"): NO_TEXT_ADAPTERS,
+    ("FLUX.2-dev", "train text encoders"): NO_TEXT_ADAPTERS,
+    ("Qwen-Image", "train text encoders"): NO_TEXT_ADAPTERS,
+    ("Krea 2", "train text encoders"): NO_TEXT_ADAPTERS,
     ("Stable Diffusion 3", "kohya file"): NO_KOHYA,
+    ("Krea 2", "kohya file"): NO_KOHYA,
 }
 """Why a family lacks a step: a plain sentence part, by family and step."""
 

@@ -5,12 +5,14 @@ not train, generate or read files. Serving uses ``MixedBank``, whose slots diffe
 clearing and reading a slot copies numbers in place: no module, shape or address changes, so a
 compiled step or a captured CUDA graph stays valid.
 
-The weights of all layers are stored in one flat tensor [S + 1, P], all down halves before all up
+The weights of all layers are stored in one flat tensor [Z, P], all down halves before all up
 halves; layers hold views of it. An optimiser step, a gradient clip, a NaN check or a checkpoint is
-therefore one operation over rows. The last row is always zero: the adapter of rows without one.
+therefore one operation over rows. Row S is always zero: the adapter of rows without one. The rows
+beyond it keep copies of slots, from which images are generated while the slots train.
 
-Legend: S slots, Z = S + 1, P parameters per slot, R rows, K adapters per row, I inputs,
-O outputs, r rank (the bank's maximum; adapters of lower rank leave the last columns zero).
+Legend: S slots, F kept rows, Z = S + 1 + F, P parameters per slot, R rows, K adapters per row,
+I inputs, O outputs, r rank (the bank's maximum; adapters of lower rank leave the last columns
+zero).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from farm.adapters.bank.layers import (
 )
 from farm.adapters.bank.layout import (
     LayerPlace,
+    check_fits,
     component_columns,
     cross_attentions,
     denoiser_layers,
@@ -41,11 +44,11 @@ from farm.adapters.bank.layout import (
     text_layers,
 )
 from farm.adapters.bank.scales import Scales
+from farm.adapters.bank.turns import Turns
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.device.transfer import sent
 from farm.base.generate import Routing
 from farm.base.interface import Base
-from farm.errors import AdapterFileError
 from farm.keys import derive_seed
 
 __all__ = ["Bank"]
@@ -67,7 +70,7 @@ class Bank(nn.Module):
         text_encoder_modules: Sequence[str] = (),
         dtype: torch.dtype | None = None,
         trainable: bool = False,
-        max_per_row: int = 1,
+        num_kept: int = 0,
     ) -> None:
         """Wrap the base's layers. ``close`` unwraps them; a base can have one bank at a time.
 
@@ -76,7 +79,7 @@ class Bank(nn.Module):
             text_encoder_modules: the same for the text encoders; see ``text_layers``.
             dtype: dtype of the stored weights; None means float32 for training, else the base's.
             trainable: whether the grouped route keeps gradients (in ``grad_SP``).
-            max_per_row: maximum number of adapters that one row may use at once.
+            num_kept: rows for copies of slots; see ``keep``.
 
         Raises:
             UserError: if an ending matches no linear or convolution layer.
@@ -85,7 +88,9 @@ class Bank(nn.Module):
         if num_slots < 1 or max_rank < 1:
             raise ValueError("a bank needs at least one slot and one rank")
         self.base = [base]  # in a list: the base's modules are not the bank's children
-        self.num_slots, self.max_rank, self.max_per_row = num_slots, max_rank, max_per_row
+        self.num_slots, self.max_rank, self.num_kept = num_slots, max_rank, num_kept
+        self.turns = Turns()
+        """Held within every routing; also for other uses of the layers by several threads."""
         self.trainable = trainable
         self.dtype = dtype or (torch.float32 if trainable else base.dtype)
         self.compute_dtype = base.dtype
@@ -112,7 +117,7 @@ class Bank(nn.Module):
     # -- storage ------------------------------------------------------------------------------
 
     def _allocate(self, device: torch.device) -> None:
-        shape = (self.num_slots + 1, self.num_parameters)
+        shape = (self.num_slots + 1 + self.num_kept, self.num_parameters)
         self.register_buffer(
             "flat_ZP", torch.zeros(shape, dtype=self.dtype, device=device), persistent=False
         )
@@ -125,6 +130,7 @@ class Bank(nn.Module):
             down_size=min(place.up_start for place in self._in_order),
             like=self._compute_ZP,
             folds=not shares,
+            num_kept=self.num_kept,
         )
         self.grad_SP: Tensor | None = None
         if self.trainable:
@@ -208,9 +214,9 @@ class Bank(nn.Module):
         self._scales.unfold_gradients(grad_SP, self._down)
 
     @property
-    def has_late_scale(self) -> bool:
-        """Whether passes multiply by alpha / rank; a captured pass is valid for one answer only."""
-        return self._scales.applies_late
+    def scale_kinds(self) -> tuple[object, ...]:
+        """How alpha / rank is applied; a captured pass is valid for one answer only."""
+        return self._scales.kinds
 
     def use_kernel(self, kernel: Kernel) -> None:
         """Choose how grouped products are computed."""
@@ -223,20 +229,18 @@ class Bank(nn.Module):
         """Within the context, each row of a pass uses its own slots; -1 means no adapter.
 
         Args:
-            slots_R: int64 [R], or [R, K] with up to ``max_per_row`` adapters per row.
+            slots_R: int64 [R], or [R, K] for several adapters per row.
             weights_RK: factors on the adapters, the shape of ``slots_R``; None means 1.
 
         A captured CUDA graph reads the tensors passed here if they are on the device and have no
         negative entries: keep them, change them in place, and use ``num_slots`` instead of -1.
         """
         slots_RK = slots_R.unsqueeze(1) if slots_R.ndim == 1 else slots_R
-        if slots_RK.shape[1] > self.max_per_row:
-            raise ValueError(f"{slots_RK.shape[1]} adapters per row; at most {self.max_per_row}")
         device = self.flat_ZP.device
         if slots_RK.device != device or device.type == "cpu":
-            if int(slots_RK.max()) >= self.num_slots + 1 or int(slots_RK.min()) < -1:
+            if int(slots_RK.max()) > self.num_slots + self.num_kept or int(slots_RK.min()) < -1:
                 raise ValueError(f"slots must be in -1..{self.num_slots}")
-            # -1 and S both index the last row, the zero adapter
+            # -1 and S both index row S, the zero adapter
             slots_RK = sent(torch.where(slots_RK < 0, self.num_slots, slots_RK), device)
         if weights_RK is not None:
             weights_RK = sent(weights_RK.reshape(slots_RK.shape), device)
@@ -259,14 +263,15 @@ class Bank(nn.Module):
     def _entered(
         self, mode: str, slots_RK: Tensor | None, weights_RK: Tensor | None
     ) -> Iterator[None]:
-        route = self._route
-        route.has_scale = self._scales.applies_late
-        before = (route.mode, route.slots_RK, route.weights_RK)
-        route.mode, route.slots_RK, route.weights_RK = mode, slots_RK, weights_RK  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            route.mode, route.slots_RK, route.weights_RK = before
+        with self.turns:
+            route, scales = self._route, self._scales
+            before = (route.mode, route.slots_RK, route.weights_RK, route.has_scale)
+            route.mode, route.slots_RK, route.weights_RK = mode, slots_RK, weights_RK  # type: ignore[assignment]
+            route.has_scale = scales.applies_late or (mode == "gathered" and scales.kept_late)
+            try:
+                yield
+            finally:
+                route.mode, route.slots_RK, route.weights_RK, route.has_scale = before
 
     def image_routing(self, slots: Sequence[int] | Tensor) -> Routing:
         """For ``farm.base.generate``: image i uses slot (or row of slots) ``slots[i]``."""
@@ -306,6 +311,16 @@ class Bank(nn.Module):
         self._compute_ZP[slot].zero_()
         self._scales.clear(slot)
         self._alphas[slot], self._ranks[slot] = {}, {}
+
+    @torch.no_grad()
+    def keep(self, slot: int, place: int) -> int:
+        """Copy a slot to a kept row; returns the row, which ``route`` takes like a slot."""
+        row = self.num_slots + 1 + place
+        self.flat_ZP[row].copy_(self.flat_ZP[self._checked(slot)])
+        if self._compute_ZP is not self.flat_ZP:
+            self._compute_ZP[row].copy_(self._compute_ZP[slot])
+        self._scales.keep(slot, place)
+        return row
 
     @torch.no_grad()
     def slot_weights(self, slot: int) -> AdapterWeights:
@@ -378,23 +393,4 @@ class Bank(nn.Module):
         Raises:
             AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.
         """
-        unknown = sorted(set(weights.layers) - set(self.places))
-        if unknown:
-            raise AdapterFileError(
-                f"the adapter has {len(unknown)} layers that this bank lacks, such as {unknown[0]}",
-                "use the base it was trained on, or open the bank with its target modules",
-            )
-        for name, layer in weights.layers.items():
-            place = self.places[name]
-            found = (layer.down.flatten(1).shape[1], layer.up.shape[0], tuple(layer.down.shape[2:]))
-            wanted = (place.num_inputs, place.num_outputs, place.kernel)
-            if found != wanted or layer.up.flatten(1).shape[1] != layer.rank:
-                raise AdapterFileError(
-                    f"{name} has inputs, outputs and kernel {found}, the base has {wanted}",
-                    "use the base that the adapter was trained on",
-                )
-            if layer.rank > self.max_rank:
-                raise AdapterFileError(
-                    f"the adapter's rank {layer.rank} is above the bank's {self.max_rank}",
-                    f"open the bank with a largest rank of {layer.rank} or more",
-                )
+        check_fits(weights, self.places, self.max_rank)

@@ -49,7 +49,7 @@ class Route:
     """Whether alpha / rank is still to be applied; not if it is 1 or part of the down halves."""
     kernel: Kernel = "products"
     slots_RK: Tensor | None = None
-    """int64; the index S (the bank's last row, always zero) means no adapter."""
+    """int64; the index S (a row that is always zero) means no adapter."""
     weights_RK: Tensor | None = None
     """Factors on each row's adapters; None means 1."""
 

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from farm.adapters.bank.layers import AdaptedLayer
+from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
-from farm.errors import UserError
+from farm.errors import AdapterFileError, UserError
 
 __all__ = [
     "LayerPlace",
     "adaptable_layers",
+    "check_fits",
     "component_columns",
     "cross_attentions",
     "denoiser_layers",
@@ -201,3 +203,31 @@ def cross_attentions(base: Base) -> set[str]:
         for path, module in base.components[name].named_modules()
         if getattr(module, "is_cross_attention", False)
     }
+
+
+def check_fits(weights: AdapterWeights, places: Mapping[str, LayerPlace], max_rank: int) -> None:
+    """Reject an adapter that does not fit into a bank of these layers.
+
+    Raises:
+        AdapterFileError: if it has layers that the bank lacks, other shapes, or a larger rank.
+    """
+    unknown = sorted(set(weights.layers) - set(places))
+    if unknown:
+        raise AdapterFileError(
+            f"the adapter has {len(unknown)} layers that this bank lacks, such as {unknown[0]}",
+            "use the base it was trained on, or open the bank with its target modules",
+        )
+    for name, layer in weights.layers.items():
+        place = places[name]
+        found = (layer.down.flatten(1).shape[1], layer.up.shape[0], tuple(layer.down.shape[2:]))
+        wanted = (place.num_inputs, place.num_outputs, place.kernel)
+        if found != wanted or layer.up.flatten(1).shape[1] != layer.rank:
+            raise AdapterFileError(
+                f"{name} has inputs, outputs and kernel {found}, the base has {wanted}",
+                "use the base that the adapter was trained on",
+            )
+        if layer.rank > max_rank:
+            raise AdapterFileError(
+                f"the adapter's rank {layer.rank} is above the bank's {max_rank}",
+                f"open the bank with a largest rank of {layer.rank} or more",
+            )

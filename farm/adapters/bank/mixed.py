@@ -57,6 +57,8 @@ class Shape:
 
     number: int
     places: tuple[_Place, ...]
+    down_size: int
+    """Parameters of the down halves, which come first."""
     num_parameters: int
 
     def views(self, flat_GP: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -79,10 +81,24 @@ class Held:
 
     shape: Shape
     flat_P: Tensor
-    scale_L: Tensor
-    """alpha / rank of each layer of the shape, float64 on the host."""
+    scales: tuple[float, ...]
+    """alpha / rank of each layer of the shape."""
     serial: int
     """Unique among all adapters that a bank has ever held."""
+
+    def copy_scaled(self, factor: float, target_P: Tensor) -> None:
+        """Write the adapter to a row of its shape, with alpha / rank and a factor in the down
+        halves: passes then multiply nothing, and the row's address never changes."""
+        size = self.shape.down_size
+        scale = self.scales[0] * factor if self.scales else 1.0
+        target_P[size:].copy_(self.flat_P[size:])
+        torch.mul(self.flat_P[:size], scale, out=target_P[:size])
+        if len(set(self.scales)) <= 1:
+            return
+        source, target = self.shape.views(self.flat_P[None]), self.shape.views(target_P[None])
+        for place, own in zip(self.shape.places, self.scales, strict=True):
+            if own != self.scales[0]:  # some layers of an imported adapter
+                torch.mul(source[place.name][0], own * factor, out=target[place.name][0])
 
 
 class MixedBank:
@@ -126,13 +142,8 @@ class MixedBank:
             down, up = views[name]
             down[0, :, : layer.rank] = layer.down.detach().flatten(1).T.to(row_P)
             up[0, : layer.rank] = layer.up.detach().flatten(1).T.to(row_P)
-        scales = [weights.scale(place.name) for place in shape.places]
-        self._slots[slot] = Held(
-            shape,
-            sent(row_P, self.device),
-            torch.tensor(scales, dtype=torch.float64),
-            next(self._serials),
-        )
+        scales = tuple(weights.scale(place.name) for place in shape.places)
+        self._slots[slot] = Held(shape, sent(row_P, self.device), scales, next(self._serials))
 
     def clear_slot(self, slot: int) -> None:
         """Empty a slot and free its memory."""
@@ -164,13 +175,14 @@ class MixedBank:
         return known
 
     def _layout(self, number: int, wanted: Sequence[tuple[str, int]]) -> Shape:
-        places, start = [], 0
-        for name, room in wanted:
-            num_inputs, num_outputs, _ = self.size_of(name)
-            up_start = start + num_inputs * room
-            places.append(_Place(name, num_inputs, num_outputs, room, start, up_start))
-            start = up_start + num_outputs * room
-        return Shape(number, tuple(places), start)
+        sizes = [self.size_of(name) for name, _ in wanted]
+        down_size = sum(size[0] * room for size, (_, room) in zip(sizes, wanted, strict=True))
+        places, down_start, up_start = [], 0, down_size
+        for (num_inputs, num_outputs, _), (name, room) in zip(sizes, wanted, strict=True):
+            places.append(_Place(name, num_inputs, num_outputs, room, down_start, up_start))
+            down_start += num_inputs * room
+            up_start += num_outputs * room
+        return Shape(number, tuple(places), down_size, up_start)
 
     # -- layers -------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 Owns which rows of a pass share products, and a copy of their adapters in row order, updated row by
 row. Between two denoising steps few rows change, so little is copied.
 
-Adjacent rows whose adapters have one shape form a part, with one product per layer. If the copies
+Adjacent rows whose adapters have one shape form a part, with one product per layer. A copy has the
+row's factor and alpha / rank in its down halves, so passes multiply by neither. If the copies
 would use too much memory, the rows read the slots directly, one adapter at a time: that is no
 slower for large adapters, whose products use the whole processor.
 
@@ -45,8 +46,8 @@ class _Copies:
     """Copies of adapters of one shape, in row order."""
 
     flat_RP: Tensor
-    serials: list[int]
-    """The adapter in each place; -1 for none."""
+    held: list[tuple[int, float] | None]
+    """Serial and factor of the adapter in each place."""
     num_used: int = 0
     views: dict[tuple[int, int], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
@@ -99,16 +100,27 @@ class RowWeights:
                 if k < len(row) and (held := self._bank.held(row[k])) is not None
             ]
             self._add_parts(k, uses, before)
+        self._keep_unused(before)
         for part in self._parts:
             self._bank.open_layers(part.layers)
         return self._num_copied
 
+    def _keep_unused(self, before: dict[tuple[int, Shape], _Copies]) -> None:
+        """Keep the copies that these rows do not use while they are small: captured passes read
+        them, and rows that come back need no new copy."""
+        room = MAX_COPIED_BYTES
+        for key, copies in before.items():
+            room -= copies.flat_RP.nbytes if key not in self._copies else 0
+            if key not in self._copies and room >= 0:
+                self._copies[key] = copies
+                copies.num_used = 0
+
     def fixed_parts(self) -> tuple[object, ...] | None:
         """What a captured pass of these rows reads; equal by identity while the pass is valid.
 
-        None if a factor or a slot is read directly, because those move in memory.
+        None if a slot is read directly, because slots move in memory.
         """
-        if any(part.factors is not None or part.is_direct for part in self._parts):
+        if any(part.is_direct for part in self._parts):
             return None
         return tuple(part.layers for part in self._parts)
 
@@ -131,26 +143,26 @@ class RowWeights:
 
     def _room(self, known: _Copies | None, shape: Shape, rows: int) -> _Copies:
         """Copies with room for ``rows``; the existing ones if they are large enough."""
-        if known is not None and len(known.serials) >= rows:
+        if known is not None and len(known.held) >= rows:
             known.num_used = 0
             return known
-        capacity = rows if known is None else max(rows, 2 * len(known.serials))
+        capacity = rows if known is None else max(rows, 2 * len(known.held))
         del known
         bank = self._bank
         flat = torch.empty(capacity, shape.num_parameters, dtype=bank.dtype, device=bank.device)
-        return _Copies(flat, [-1] * capacity)
+        return _Copies(flat, [None] * capacity)
 
     def _add_copied(self, copies: _Copies, members: Sequence[_Use]) -> None:
         start = copies.num_used
         copies.num_used += len(members)
         for place, use in enumerate(members, start):
-            if copies.serials[place] != use.held.serial:
-                copies.flat_RP[place].copy_(use.held.flat_P)
-                copies.serials[place] = use.held.serial
+            wanted = (use.held.serial, use.factor)
+            if copies.held[place] != wanted:
+                use.held.copy_scaled(use.factor, copies.flat_RP[place])
+                copies.held[place] = wanted
                 self._num_copied += 1
-        shape = members[0].held.shape
-        layers = copies.layers(shape, start, copies.num_used)
-        self._append(members, layers, members, is_direct=False)
+        layers = copies.layers(members[0].held.shape, start, copies.num_used)
+        self._parts.append(RowPart(members[0].row, members[-1].row + 1, layers))
 
     def _add_direct(self, members: Sequence[_Use]) -> None:
         """Rows that read the slot directly, one group for each run of equal adapters."""
@@ -158,30 +170,20 @@ class RowWeights:
             rows = list(run)
             held = rows[0].held
             views = held.shape.views(held.flat_P.unsqueeze(0))
-            self._append(rows, views, rows[:1], is_direct=True)
+            factors = self._factors(rows[0])
+            self._parts.append(
+                RowPart(rows[0].row, rows[-1].row + 1, views, factors, is_direct=True)
+            )
 
-    def _append(
-        self,
-        rows: Sequence[_Use],
-        layers: dict[str, tuple[Tensor, Tensor]],
-        groups: Sequence[_Use],
-        *,
-        is_direct: bool,
-    ) -> None:
-        factors = self._factors(list(layers), groups)
-        self._parts.append(
-            RowPart(rows[0].row, rows[-1].row + 1, layers, factors, is_direct=is_direct)
-        )
-
-    def _factors(self, names: Sequence[str], groups: Sequence[_Use]) -> dict[str, Tensor] | None:
-        """alpha / rank times the given factors, by layer; None if all of them are 1."""
-        given_G = torch.tensor([use.factor for use in groups], dtype=torch.float64)
-        scale_LG = torch.stack([use.held.scale_L for use in groups], dim=1) * given_G
-        if bool((scale_LG == 1).all()):
+    def _factors(self, use: _Use) -> dict[str, Tensor] | None:
+        """alpha / rank times the given factor, by layer; None if all of them are 1."""
+        scales_L = torch.tensor(use.held.scales, dtype=torch.float64) * use.factor
+        if bool((scales_L == 1).all()):
             return None
         bank = self._bank
-        sent_LG = sent(scale_LG.to(bank.dtype), bank.device)[:, :, None, None]
-        return dict(zip(names, sent_LG, strict=True))
+        sent_L111 = sent(scales_L.to(bank.dtype), bank.device)[:, None, None, None]
+        names = [place.name for place in use.held.shape.places]
+        return dict(zip(names, sent_L111, strict=True))
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ Where the layers read a copy of the master weights in another dtype, the factor 
 copy's down halves and costs nothing. Where they read the master weights themselves, it multiplies
 the hidden values, unless it is 1 everywhere, as in every default recipe.
 
-Legend: S slots, Z = S + 1, P parameters per slot, L layers.
+Legend: S slots, F kept rows, Z = S + 1 + F, P parameters per slot, L layers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ class Scales:
     """The factors of all slots."""
 
     def __init__(
-        self, num_slots: int, num_layers: int, *, down_size: int, like: Tensor, folds: bool
+        self,
+        num_slots: int,
+        num_layers: int,
+        *,
+        down_size: int,
+        like: Tensor,
+        folds: bool,
+        num_kept: int = 0,
     ) -> None:
         """Start with zero, the scale of an empty slot.
 
@@ -34,20 +41,35 @@ class Scales:
             down_size: parameters of a slot's down halves, which come first.
             like: the weights that the layers read; gives dtype and device.
             folds: whether the factors become part of the down halves.
+            num_kept: rows for copies of slots, after that of the zero adapter.
         """
-        shape, device = (num_layers, num_slots + 1), like.device
+        shape, device = (num_layers, num_slots + 1 + num_kept), like.device
         self.scale_LZ = torch.zeros(shape, dtype=like.dtype, device=device)
         self._folds, self._down_size = folds, down_size
         self._by_slot: list[tuple[float, ...]] = [()] * num_slots
+        self._kept: list[tuple[float, ...]] = [()] * num_kept
         wide = torch.promote_types(like.dtype, torch.float32)
         self._fold_Z1 = torch.zeros(num_slots + 1, 1, dtype=wide, device=device)
 
     @property
     def applies_late(self) -> bool:
         """Whether hidden values must still be multiplied."""
-        return not self._folds and any(
-            scale != 1 for scales in self._by_slot for scale in scales if scale
-        )
+        return not self._folds and _differ(self._by_slot)
+
+    @property
+    def kept_late(self) -> bool:
+        """The same for rows that use the copies of slots."""
+        return not self._folds and _differ(self._kept)
+
+    @property
+    def kinds(self) -> tuple[object, ...]:
+        """Whether hidden values are multiplied, and the factors that a step reads as numbers."""
+        return self.applies_late, *((slot, self._by_slot[slot]) for slot in self._uneven())
+
+    def keep(self, slot: int, place: int) -> None:
+        """Copy a slot's factors to a kept row."""
+        self._kept[place] = self._by_slot[slot]
+        self.scale_LZ[:, len(self._by_slot) + 1 + place].copy_(self.scale_LZ[:, slot])
 
     def set(self, slot: int, scales: Sequence[float]) -> None:
         """Set a slot's factors; 0 for layers without an adapter."""
@@ -63,9 +85,9 @@ class Scales:
 
     def fold(self, target_ZP: Tensor, source_ZP: Tensor, down: Down) -> None:
         """Copy the master weights of all slots to the tensor that the layers read."""
-        size = self._down_size
-        torch.mul(source_ZP[:, :size], self._fold_Z1, out=target_ZP[:, :size])
-        target_ZP[:, size:].copy_(source_ZP[:, size:])
+        size, rows = self._down_size, self._fold_Z1.shape[0]  # kept rows are copied as they are
+        torch.mul(source_ZP[:rows, :size], self._fold_Z1, out=target_ZP[:rows, :size])
+        target_ZP[:rows, size:].copy_(source_ZP[:rows, size:])
         self._fold_each(target_ZP, source_ZP, down, self._uneven())
 
     def fold_slot(self, slot: int, target_ZP: Tensor, source_ZP: Tensor, down: Down) -> None:
@@ -101,3 +123,8 @@ class Scales:
             row = slice(slot, slot + 1)
             for index, scale in enumerate(self._by_slot[slot]):
                 down(target_ZP[row], index).copy_(down(source_ZP[row], index) * scale)
+
+
+def _differ(by_slot: Iterable[Sequence[float]]) -> bool:
+    """Whether any factor of an adapter is not 1."""
+    return any(scale != 1 for scales in by_slot for scale in scales if scale)

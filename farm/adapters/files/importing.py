@@ -138,12 +138,19 @@ def _identifier(request: ImportRequest, header: dict[str, str]) -> tuple[str, bo
         return DEFAULT_IDENTIFIER, True
 
 
+def _reason(error: ValidationError) -> str:
+    """Why a value was refused, without patterns."""
+    first = error.errors()[0]
+    is_pattern = first["type"] == "string_pattern_mismatch"
+    return "it has characters that do not fit" if is_pattern else str(first["msg"])
+
+
 def _checked(kind: Any, value: str, option: str) -> str:
     try:
         return str(TypeAdapter(kind).validate_python(value))
     except ValidationError as error:
         raise UserError(
-            f"{option} {value[:100]!r}: {error.errors()[0]['msg']}",
+            f"{option} {value[:100]!r} is not allowed: {_reason(error)}",
             "use letters, digits, dot, dash and underscore in names, and one word as identifier",
         ) from error
 

@@ -19,13 +19,19 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 __all__ = [
+    "FLUX2_SCHEDULER",
     "KLEIN_BUILDS",
     "LARGE_VAE",
+    "LONG_TEXT",
+    "TINY_KLEIN",
+    "TINY_KLEIN_VAE",
+    "TINY_TEXT",
     "TINY_VAE",
     "Z_IMAGE_BUILDS",
     "KleinBuild",
     "ZImageBuild",
     "chat_tokenizer",
+    "flux2_vae",
 ]
 
 CHAT_TEMPLATE = (
@@ -85,20 +91,30 @@ class KleinBuild:
     def make(self) -> Flux2KleinPipeline:
         """Build it with torch's current random state, on the current device."""
         tokenizer = chat_tokenizer()
-        vae = AutoencoderKLFlux2(**self.vae)
-        if vae.device.type != "meta":  # statistics unlike the initial 0 and 1
-            vae.bn.running_mean.normal_(std=0.1)
-            vae.bn.running_var.uniform_(0.5, 2.0)
         return Flux2KleinPipeline(
             tokenizer=tokenizer,
             text_encoder=Qwen3ForCausalLM(_language(tokenizer, self.text)),
             transformer=Flux2Transformer2DModel(**self.transformer),
-            vae=vae,
-            scheduler=FlowMatchEulerDiscreteScheduler(
-                shift=3.0, use_dynamic_shifting=True, time_shift_type="exponential"
-            ),
+            vae=flux2_vae(self.vae),
+            scheduler=FlowMatchEulerDiscreteScheduler(**FLUX2_SCHEDULER),
             is_distilled=self.is_distilled,
         )
+
+
+def flux2_vae(shape: dict[str, Any]) -> AutoencoderKLFlux2:
+    """A VAE of FLUX.2 with batch statistics unlike the initial 0 and 1."""
+    vae = AutoencoderKLFlux2(**shape)
+    if vae.device.type != "meta":
+        vae.bn.running_mean.normal_(std=0.1)
+        vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+FLUX2_SCHEDULER = {
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+}
 
 
 def _language(tokenizer: Qwen2Tokenizer, shape: dict[str, Any]) -> Qwen3Config:
@@ -110,7 +126,7 @@ def _language(tokenizer: Qwen2Tokenizer, shape: dict[str, Any]) -> Qwen3Config:
     return Qwen3Config(**{"vocab_size": len(tokenizer), **special, **shape})
 
 
-_TINY_TEXT = {
+TINY_TEXT = {
     "hidden_size": 16,
     "intermediate_size": 16,
     "num_hidden_layers": 2,
@@ -162,7 +178,7 @@ Z_IMAGE_BUILDS = {
             "axes_lens": [1024, 64, 64],
         },
         vae={**TINY_VAE, "latent_channels": 4, "scaling_factor": 0.3611, "shift_factor": 0.1159},
-        text=_TINY_TEXT,
+        text=TINY_TEXT,
     ),
     # Tongyi-MAI/Z-Image: the defaults of the transformer's class are its shape
     "z-image": ZImageBuild(
@@ -179,7 +195,7 @@ Z_IMAGE_BUILDS = {
     ),
 }
 
-_TINY_KLEIN = {
+TINY_KLEIN = {
     "in_channels": 16,
     "num_layers": 1,
     "num_single_layers": 2,
@@ -190,12 +206,12 @@ _TINY_KLEIN = {
     "axes_dims_rope": [4, 4, 4, 4],
     "guidance_embeds": False,
 }
-_TINY_KLEIN_VAE = {**TINY_VAE, "latent_channels": 4}
-_LONG_TEXT = {**_TINY_TEXT, "num_hidden_layers": 28}
+TINY_KLEIN_VAE = {**TINY_VAE, "latent_channels": 4}
+LONG_TEXT = {**TINY_TEXT, "num_hidden_layers": 28}
 
 KLEIN_BUILDS = {
-    "tiny-klein": KleinBuild(_TINY_KLEIN, _TINY_KLEIN_VAE, _LONG_TEXT),
-    "tiny-klein-distilled": KleinBuild(_TINY_KLEIN, _TINY_KLEIN_VAE, _LONG_TEXT, is_distilled=True),
+    "tiny-klein": KleinBuild(TINY_KLEIN, TINY_KLEIN_VAE, LONG_TEXT),
+    "tiny-klein-distilled": KleinBuild(TINY_KLEIN, TINY_KLEIN_VAE, LONG_TEXT, is_distilled=True),
     # black-forest-labs/FLUX.2-klein-base-4B: 3.9 billion parameters
     "klein-4b": KleinBuild(
         transformer={

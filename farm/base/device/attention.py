@@ -9,8 +9,7 @@ Legend: R rows, h heads, N positions, d width of a head.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from farm.base.device.timing import fastest_s
 
 __all__ = [
     "Attention",
@@ -38,7 +39,6 @@ CANDIDATES = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
 )
-REPEATS = 5
 
 
 def fastest_attention(
@@ -130,21 +130,4 @@ def _seconds(
         if trains:
             torch.autograd.grad(mixed.sum(), (query, key, value))
 
-    return _fastest(run, device)
-
-
-def _fastest(run: Callable[[], None], device: torch.device) -> float:
-    run()
-    best = float("inf")
-    for _ in range(REPEATS):
-        _wait(device)
-        began = time.perf_counter()
-        run()
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return fastest_s(run, device)

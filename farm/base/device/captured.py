@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from farm.base.device.cuda_errors import device_is_lost, without_frames
 
-__all__ = ["Captured"]
+__all__ = ["WARM_UP_CALLS", "Captured", "Pool"]
 
 LOG = logging.getLogger(__name__)
 
@@ -22,15 +23,41 @@ WARM_UP_CALLS = 2
 """Calls that run normally first, so that libraries choose their kernels outside the capture."""
 
 
+class Pool:
+    """Memory that several graphs use in turn.
+
+    Their calls must follow each other in one queue, and a result must be used before the next call
+    of any of them, which may overwrite it.
+    """
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def handle(self) -> Any:
+        """CUDA's identifier of the pool."""
+        if self._handle is None:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+
 class Captured:
     """Runs a function; on a CUDA device, replays it from its third call on."""
 
-    def __init__(self, run: Callable[[], Tensor], device: torch.device, *, name: str) -> None:
+    def __init__(
+        self,
+        run: Callable[[], Tensor],
+        device: torch.device,
+        *,
+        name: str,
+        pool: Pool | None = None,
+    ) -> None:
         """Wrap a function.
 
         Args:
             name: for the log.
+            pool: memory shared with other functions, see ``Pool``; None means memory of its own.
         """
+        self._pool = pool or Pool()
         self._run, self._device, self._name = run, device, name
         self._graph: torch.cuda.CUDAGraph | None = None
         self._output: Tensor | None = None
@@ -77,7 +104,7 @@ class Captured:
     def _beside(self, run: Callable[[], Tensor]) -> Tensor:
         """Run in another stream, as warm-up for a capture must."""
         current = torch.cuda.current_stream(self._device)
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream = self._stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             found = run()
@@ -88,6 +115,16 @@ class Captured:
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
         # other threads may use the device meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph,
+            pool=self._pool.handle(),
+            stream=self._stream(),
+            capture_error_mode="thread_local",
+        ):
             self._output = self._run()
         self._graph = graph
+
+    def _stream(self) -> torch.cuda.Stream:
+        """A stream of the current one's priority, which the kernels of a graph keep."""
+        priority = torch.cuda.current_stream(self._device).priority
+        return torch.cuda.Stream(self._device, priority=priority)  # type: ignore[no-untyped-call]

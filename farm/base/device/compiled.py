@@ -41,7 +41,9 @@ class Compiled(Generic[Given, Found]):
             if isinstance(how, str):
                 options["backend" if how in BACKENDS else "mode"] = how
             self._compiled = torch.compile(function, **options)
-        self._has_run = False
+        self.is_proven = False
+        """Whether all of it has been compiled and has run, which the caller sets: later errors are
+        those of the pass itself."""
 
     @property
     def is_compiled(self) -> bool:
@@ -57,15 +59,23 @@ class Compiled(Generic[Given, Found]):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if self._has_run:  # an error of the pass itself
+            if not self.give_up(error):
                 raise
-            reason = str(without_frames(error)).strip().splitlines() or [type(error).__name__]
-            LOG.warning("%s runs uncompiled: %s", self._name, reason[0][:300])
-            self._compiled = None
         else:
-            self._has_run = True
             return found
         return self._original(*args, **kwargs)
+
+    def give_up(self, error: Exception) -> bool:
+        """Run the original from now on; False if an error cannot be the compiler's.
+
+        The backward pass is compiled when it is first needed, outside the call of this object.
+        """
+        if self._compiled is None or self.is_proven:
+            return False
+        reason = str(without_frames(error)).strip().splitlines() or [type(error).__name__]
+        LOG.warning("%s runs uncompiled: %s", self._name, reason[0][:300])
+        self._compiled = None
+        return True
 
     def close(self) -> None:
         """Forget the compiled code: dynamo stops compiling code that it has compiled often."""

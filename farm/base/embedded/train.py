@@ -3,7 +3,8 @@
 Owns the order of the stages and the location of their results. A stage whose result is in the
 working folder is skipped, and an interrupted stage resumes from its last checkpoint. Stages:
 tokenizer; album of rendered images; scorer; autoencoder; latents; denoiser; then, with the denoiser
-unchanged, further training of the autoencoder's decoder and of the scorer; the folders.
+unchanged, further training of the autoencoder's decoder and of the scorer; the text encoder's
+identifiers; the folders.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from farm.base.embedded.dataset import HELD_OUT_SEED, load_dataset, scenes_of
 from farm.base.embedded.denoiser import DenoiserPlan, LatentSet, train_denoiser
 from farm.base.embedded.folder import text_tower, write_base, write_scorer
+from farm.base.embedded.identifiers.training import LegibilityPlan, make_legible
 from farm.base.embedded.progress import ProgressLog, StageRun
 from farm.base.embedded.samples import generate_sample_grid
 from farm.base.embedded.scorer import measure_scorer, train_scorer
@@ -45,6 +47,7 @@ class TrainingPlan:
     num_vae_steps: int = 6_000
     num_decoder_steps: int = 1_000
     denoiser: DenoiserPlan = DenoiserPlan()
+    identifiers: LegibilityPlan = LegibilityPlan()
 
     def scaled(self, minutes: float) -> TrainingPlan:
         """The plan with its steps scaled to a time budget on the documented machine."""
@@ -61,6 +64,7 @@ class TrainingPlan:
             num_vae_steps=part(self.num_vae_steps),
             num_decoder_steps=part(self.num_decoder_steps),
             denoiser=replace(self.denoiser, num_steps=part(self.denoiser.num_steps)),
+            identifiers=replace(self.identifiers, num_steps=part(self.identifiers.num_steps)),
         )
 
 
@@ -94,8 +98,9 @@ def train_embedded(
     vae = work.vae()
     denoiser = work.denoiser(tokenizer, scorer, vae)
     vae = work.refined_vae(vae)
-    weights = out / "weights"
-    write_base(weights, tokenizer, text_tower(scorer), vae, denoiser)
+    weights, illegible = out / "weights", out / "stages" / "illegible"
+    write_base(illegible, tokenizer, text_tower(scorer), vae, denoiser)
+    make_legible(illegible, out / "stages" / "identifiers", weights, chosen.identifiers)
     write_scorer(out / "scorer", work.refined_scorer(tokenizer, scorer), tokenizer)
     return weights
 

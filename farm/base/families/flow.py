@@ -1,9 +1,10 @@
 """Flow transformers as bases: what the families that are trained by flow matching do alike.
 
-Owns their schedule, the timesteps of generation with a shift by image size, chat prompts, and
-counting. A family's module adds its text, its latents and its denoiser's call.
+Owns their schedule, the timesteps of generation with a shift by image size, chat prompts, packing
+of latents, guidance as an input, and counting. A family's module adds its text, its latents and its
+denoiser's call.
 
-Legend: R rows, C latent channels, H W latent, T tokens, D width.
+Legend: R rows, C latent channels, H W latent, N transformer tokens, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from farm.base.conditioning import TokenIds
+from farm.base.conditioning import MASK, Conditioning, TokenIds
 from farm.base.families.counting import count_denoiser
 from farm.base.families.pipeline_base import PipelineBase
 from farm.base.interface import DenoiserCounts
@@ -23,10 +25,26 @@ from farm.base.schedules import NoiseSchedule
 from farm.base.tokens import PromptReader
 from farm.schedulers import SchedulerName
 
-__all__ = ["CHAT_TOKENS", "ChatPrompts", "FlowBase", "shift_by_size"]
+__all__ = [
+    "CHAT_TOKENS",
+    "GUIDANCE",
+    "TRAINING_GUIDANCE",
+    "ChatPrompts",
+    "FlowBase",
+    "from_tokens",
+    "own_tokens",
+    "shift_by_size",
+    "to_tokens",
+    "with_guidance",
+]
 
 CHAT_TOKENS = 512
 """Tokens of a prompt in its chat template (``max_sequence_length`` of the pipelines)."""
+GUIDANCE = "guidance"
+"""The entry of ``Conditioning.extra`` with each row's guidance scale, where the transformer reads
+it."""
+TRAINING_GUIDANCE = 3.5
+"""``guidance_scale`` of the official training scripts of FLUX."""
 
 
 class FlowBase(PipelineBase):
@@ -39,7 +57,12 @@ class FlowBase(PipelineBase):
 
     def __init__(self, pipeline: Any, *, name: str, fingerprint: str) -> None:
         super().__init__(pipeline, name=name, fingerprint=fingerprint)
-        self.resolution_px = int(pipeline.vae.config.sample_size)
+        self.resolution_px = self._trained_side(pipeline)
+
+    @staticmethod
+    def _trained_side(pipeline: Any) -> int:
+        """``resolution_px``."""
+        return int(pipeline.vae.config.sample_size)
 
     def _training_schedule(self) -> NoiseSchedule:
         return NoiseSchedule.of_flow(self._pipeline.scheduler)
@@ -74,30 +97,34 @@ class FlowBase(PipelineBase):
 class ChatPrompts(FlowBase):
     """Prompts that a language model reads in its chat template."""
 
-    thinking: ClassVar[bool]
+    thinking: ClassVar[bool] = False
     """``enable_thinking`` of the template."""
 
     def __init__(self, pipeline: Any, *, name: str, fingerprint: str) -> None:
         super().__init__(pipeline, name=name, fingerprint=fingerprint)
-        template = len(pipeline.tokenizer(self._in_template("")).input_ids)
-        self._reader = PromptReader(
-            pipeline.tokenizer.backend_tokenizer, CHAT_TOKENS - template, name
-        )
+        self._reader = PromptReader(pipeline.tokenizer.backend_tokenizer, self._room(), name)
 
     @property
     def num_tokens(self) -> int:
         return CHAT_TOKENS
 
+    def _room(self) -> int:
+        """Tokens of a prompt that are read beside the template."""
+        return CHAT_TOKENS - len(self._in_chat([""], padding=False).input_ids[0])
+
     def tokenize(self, prompts: Sequence[str], windows: Sequence[int] | None = None) -> TokenIds:
-        tokens = self._pipeline.tokenizer(
-            [self._in_template(prompt) for prompt in prompts],
-            padding="max_length",
-            max_length=CHAT_TOKENS,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = self._in_chat(prompts, padding="max_length", return_tensors="pt")
         return TokenIds(
             {"text_encoder": tokens.input_ids, "text_encoder.mask": tokens.attention_mask}
+        )
+
+    def _in_chat(self, prompts: Sequence[str], **options: Any) -> Any:
+        """The tokenizer's output for prompts in their template, cut at ``CHAT_TOKENS``."""
+        return self._pipeline.tokenizer(
+            [self._in_template(prompt) for prompt in prompts],
+            max_length=CHAT_TOKENS,
+            truncation=True,
+            **options,
         )
 
     def _in_template(self, prompt: str) -> str:
@@ -133,3 +160,35 @@ def shift_by_size(shape: tuple[int, int, int], patch: int, config: Mapping[str, 
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (most - least) / (high - low)
     return float(cells * slope + least - slope * low)
+
+
+def own_tokens(states_RTD: Tensor, mask_RT: Tensor, *, skip: int = 0) -> Conditioning:
+    """Prompts of different lengths: each one's own tokens first, whichever side was padded.
+
+    Args:
+        mask_RT: marks the prompts' own tokens, template included.
+        skip: own tokens at the start that are dropped.
+    """
+    mask_RT = mask_RT.bool()
+    order_RT = torch.argsort(~mask_RT, dim=1, stable=True)
+    states_RTD = states_RTD.gather(1, order_RT[..., None].expand_as(states_RTD))
+    longest = int(mask_RT.sum(1).max())
+    mask_RT = mask_RT.gather(1, order_RT)
+    return Conditioning(states_RTD[:, skip:longest], {MASK: mask_RT[:, skip:longest]})
+
+
+def with_guidance(conditioning: Conditioning, guidance: float) -> Conditioning:
+    """The conditioning with a guidance scale [R], for transformers that read it."""
+    guidance_R = conditioning.hidden_RTD.new_full((len(conditioning),), guidance)
+    return conditioning.with_extra(**{GUIDANCE: guidance_R})
+
+
+def to_tokens(latents_RCHW: Tensor, patch: int) -> Tensor:
+    """Latents [R, C, H, W] as transformer tokens [R, N, C · patch²]."""
+    return functional.pixel_unshuffle(latents_RCHW, patch).flatten(2).mT
+
+
+def from_tokens(tokens_RND: Tensor, height: int, width: int, patch: int) -> Tensor:
+    """Transformer tokens as latents of ``height`` by ``width`` patches."""
+    rows, _, channels = tokens_RND.shape
+    return functional.pixel_shuffle(tokens_RND.mT.reshape(rows, channels, height, width), patch)

@@ -11,19 +11,24 @@ from typing import Any, ClassVar
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor
-from torch.nn import functional
 
 from farm.base.conditioning import Conditioning, TokenIds
-from farm.base.families.flow import FlowBase, shift_by_size
+from farm.base.families.flow import (
+    GUIDANCE,
+    TRAINING_GUIDANCE,
+    FlowBase,
+    from_tokens,
+    shift_by_size,
+    to_tokens,
+    with_guidance,
+)
 from farm.base.families.pipeline_base import padded_ids
 from farm.base.interface import FamilyNames
 
 __all__ = ["Flux1Base"]
 
-POOLED, GUIDANCE = "pooled", "guidance"
-"""Entries of ``Conditioning.extra``."""
-TRAINING_GUIDANCE = 3.5
-"""``guidance_scale`` of the official training script."""
+POOLED = "pooled"
+"""Entry of ``Conditioning.extra``."""
 T5_TOKENS = 512
 PATCH = 2
 """Latent cells per transformer token along one side."""
@@ -82,12 +87,12 @@ class Flux1Base(FlowBase):
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
         pooled_RD = self._text["text_encoder"](tokens.tensors["text_encoder"]).pooler_output
         hidden_RTD = self._text["text_encoder_2"](tokens.tensors["text_encoder_2"])[0]
-        return _guided(Conditioning(hidden_RTD, {POOLED: pooled_RD}), TRAINING_GUIDANCE)
+        return with_guidance(Conditioning(hidden_RTD, {POOLED: pooled_RD}), TRAINING_GUIDANCE)
 
     def for_images(
         self, conditioning: Conditioning, *, width_px: int, height_px: int, guidance: float
     ) -> Conditioning:
-        return _guided(conditioning, guidance)
+        return with_guidance(conditioning, guidance)
 
     # -- denoising ----------------------------------------------------------------------------
 
@@ -98,7 +103,7 @@ class Flux1Base(FlowBase):
         height, width = latents_RCHW.shape[2] // PATCH, latents_RCHW.shape[3] // PATCH
         is_guided = self.guidance_kind == "embedded"
         predicted_RNC = self._denoiser(
-            hidden_states=functional.pixel_unshuffle(latents_RCHW, PATCH).flatten(2).mT,
+            hidden_states=to_tokens(latents_RCHW, PATCH),
             timestep=timesteps_R.to(latents_RCHW.dtype) / 1000,
             guidance=conditioning.extra[GUIDANCE].float() if is_guided else None,
             pooled_projections=conditioning.extra[POOLED],
@@ -107,7 +112,7 @@ class Flux1Base(FlowBase):
             img_ids=_image_places(height, width, latents_RCHW.device),
             return_dict=False,
         )[0]
-        return functional.pixel_shuffle(predicted_RNC.mT.unflatten(2, (height, width)), PATCH)
+        return from_tokens(predicted_RNC, height, width, PATCH)
 
     def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
         return shift_by_size(shape, PATCH, config)
@@ -132,12 +137,6 @@ class Flux1Base(FlowBase):
             )
 
         return run
-
-
-def _guided(conditioning: Conditioning, guidance: float) -> Conditioning:
-    """The conditioning with a guidance scale, float [R]."""
-    pooled_RD = conditioning.extra[POOLED]
-    return conditioning.with_extra(**{GUIDANCE: pooled_RD.new_full((len(pooled_RD),), guidance)})
 
 
 def _image_places(height: int, width: int, device: torch.device) -> Tensor:

@@ -1,26 +1,36 @@
-"""FLUX.2-klein as a base: three layers of Qwen3 as text, packed latents with batch statistics.
+"""FLUX.2 as a base: three layers of a language model as text, packed latents with batch statistics.
+
+klein reads Qwen3 and is guided by a second row, unless it is distilled; dev reads Mistral and takes
+the guidance scale as an input.
 
 Legend: R rows, B images, C latent channels, H W latent, T tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import Flux2KleinPipeline
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from farm.base.conditioning import Conditioning, TokenIds
-from farm.base.families.flow import CHAT_TOKENS, ChatPrompts
+from farm.base.families.flow import (
+    CHAT_TOKENS,
+    GUIDANCE,
+    TRAINING_GUIDANCE,
+    ChatPrompts,
+    with_guidance,
+)
 from farm.base.families.latent_vae import LatentVae
 from farm.base.interface import FamilyNames
 
-__all__ = ["Flux2KleinBase"]
+__all__ = ["Flux2DevBase", "Flux2KleinBase"]
 
-TEXT_LAYERS = (9, 18, 27)
-"""Hidden states of the language model that the transformer reads side by side."""
 PATCH = 2
 
 
@@ -43,24 +53,11 @@ class PackedVae(LatentVae):
         return _unpacked(super().to_vae(latents_BCHW))
 
 
-class Flux2KleinBase(ChatPrompts):
-    """A frozen ``Flux2KleinPipeline``, base or distilled; ``Base`` documents each method."""
+class Flux2Base(ChatPrompts):
+    """What klein and dev do alike; ``Base`` documents each method."""
 
-    pipeline_class: ClassVar[Any] = Flux2KleinPipeline
-    thinking: ClassVar[bool] = False
-    family = FamilyNames(
-        "FLUX.2-klein",
-        "Flux2KleinPipeline",
-        "flux-2-klein",
-        "flux2_klein",
-        tags=("flux2-klein",),
-        kohya_prefixes={"transformer": "lora_unet_"},
-        kohya_fuses=True,
-    )
-
-    def __init__(self, pipeline: Flux2KleinPipeline, *, name: str, fingerprint: str) -> None:
-        super().__init__(pipeline, name=name, fingerprint=fingerprint)
-        self.guidance_kind = "none" if pipeline.config.is_distilled else "cfg"
+    text_layers: ClassVar[tuple[int, int, int]]
+    """Hidden states of the language model that the transformer reads side by side."""
 
     def _wrap_vae(self, vae: Any) -> LatentVae:
         return PackedVae(vae)
@@ -72,17 +69,17 @@ class Flux2KleinBase(ChatPrompts):
 
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
         states = self._hidden_states(tokens)
-        return Conditioning(torch.cat([states[layer] for layer in TEXT_LAYERS], dim=-1), {})
+        return Conditioning(torch.cat([states[layer] for layer in self.text_layers], dim=-1), {})
 
     def denoise(
         self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
     ) -> Tensor:
         rows, channels, height, width = latents_RCHW.shape
-        hidden_RTD = conditioning.hidden_RTD
+        hidden_RTD, guidance_R = conditioning.hidden_RTD, conditioning.extra.get(GUIDANCE)
         predicted_RNC = self._denoiser(
             hidden_states=latents_RCHW.flatten(2).transpose(1, 2),
             timestep=timesteps_R.to(latents_RCHW.dtype) / 1000,
-            guidance=None,
+            guidance=None if guidance_R is None else guidance_R.float(),
             encoder_hidden_states=hidden_RTD,
             txt_ids=_text_places(rows, hidden_RTD.shape[1], hidden_RTD.device),
             img_ids=_image_places(rows, height, width, latents_RCHW.device),
@@ -99,12 +96,14 @@ class Flux2KleinBase(ChatPrompts):
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         channels = self.latent_channels
         width = int(self._denoiser.config.joint_attention_dim)
+        is_guided = self.guidance_kind == "embedded"
         meta = torch.device("meta")
 
         def run(transformer: Any, side: int) -> Any:
             return transformer(
                 hidden_states=torch.empty(1, side * side, channels, device=meta),
                 timestep=torch.empty(1, device=meta),
+                guidance=torch.empty(1, device=meta) if is_guided else None,
                 encoder_hidden_states=torch.empty(1, CHAT_TOKENS, width, device=meta),
                 txt_ids=torch.empty(1, CHAT_TOKENS, 4, device=meta),
                 img_ids=torch.empty(1, side * side, 4, device=meta),
@@ -112,6 +111,78 @@ class Flux2KleinBase(ChatPrompts):
             )
 
         return run
+
+
+class Flux2KleinBase(Flux2Base):
+    """A frozen ``Flux2KleinPipeline``, base or distilled."""
+
+    pipeline_class: ClassVar[Any] = Flux2KleinPipeline
+    text_layers: ClassVar[tuple[int, int, int]] = (9, 18, 27)
+    family = FamilyNames(
+        "FLUX.2-klein",
+        "Flux2KleinPipeline",
+        "flux-2-klein",
+        "flux2_klein",
+        tags=("flux2-klein",),
+        kohya_prefixes={"transformer": "lora_unet_"},
+        kohya_fuses=True,
+    )
+
+    def __init__(self, pipeline: Flux2KleinPipeline, *, name: str, fingerprint: str) -> None:
+        super().__init__(pipeline, name=name, fingerprint=fingerprint)
+        self.guidance_kind = "none" if pipeline.config.is_distilled else "cfg"
+
+
+class Flux2DevBase(Flux2Base):
+    """A frozen ``Flux2Pipeline``.
+
+    Its folders name a processor of images and text as their tokenizer, which needs torchvision;
+    the tokenizer inside it is all that prompts need.
+    """
+
+    pipeline_class: ClassVar[Any] = Flux2Pipeline
+    load_options: ClassVar[Mapping[str, Any]] = {"tokenizer": None}
+    text_layers: ClassVar[tuple[int, int, int]] = (10, 20, 30)
+    family = FamilyNames(
+        "FLUX.2-dev",
+        "Flux2Pipeline",
+        "Flux.2-dev",
+        "flux_2_dev",
+        tags=("flux2", "flux2-dev"),
+        kohya_prefixes={"transformer": "lora_unet_"},
+        kohya_fuses=True,
+    )
+
+    def __init__(self, pipeline: Flux2Pipeline, *, name: str, fingerprint: str) -> None:
+        super().__init__(pipeline, name=name, fingerprint=fingerprint)
+        has_guidance = bool(pipeline.transformer.config.guidance_embeds)
+        self.guidance_kind = "embedded" if has_guidance else "none"
+
+    @classmethod
+    def _complete(cls, pipeline: Any, folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        if not tokenizer.chat_template:
+            raise ValueError("its tokenizer has no chat template")
+        pipeline.register_modules(tokenizer=tokenizer)
+
+    def _in_chat(self, prompts: Sequence[str], **options: Any) -> Any:
+        return self._pipeline.tokenizer.apply_chat_template(
+            format_input(list(prompts), self._pipeline.system_message),
+            add_generation_prompt=False,
+            tokenize=True,
+            return_dict=True,
+            max_length=CHAT_TOKENS,
+            truncation=True,
+            **options,
+        )
+
+    def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
+        return with_guidance(super()._encode_tokens(tokens), TRAINING_GUIDANCE)
+
+    def for_images(
+        self, conditioning: Conditioning, *, width_px: int, height_px: int, guidance: float
+    ) -> Conditioning:
+        return with_guidance(conditioning, guidance)
 
 
 def _packed(latents_BCHW: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class LatentVae:
         scale: float | Tensor,
         shift: float | Tensor = 0.0,
         samples: bool = True,
+        factor: int | None = None,
     ) -> None:
         """Wrap a loaded VAE, on its device and in its dtype.
 
@@ -44,10 +45,11 @@ class LatentVae:
             scale, shift: numbers, or tensors [C, 1, 1] of each channel's.
             samples: whether training samples latents, as most official scripts do, or takes their
                 mode.
+            factor: pixels per latent cell along one side, before any packing; None counts the
+                blocks in the VAE's config.
         """
         self.vae, self.scale, self.shift, self.samples = vae, scale, shift, samples
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        """Pixels per latent cell along one side, before any packing."""
+        self.factor: int = factor or 2 ** (len(vae.config.block_out_channels) - 1)
         self.max_pixels = VAE_PIXELS if vae.device.type == "cuda" else None
 
     @torch.no_grad()

@@ -114,11 +114,16 @@ class PipelineBase(Base):
             local_files_only=True,
             **{**cls.load_options, **parts, **quantised},
         )
+        cls._complete(pipeline, folder)
         pipeline.set_progress_bar_config(disable=True)
         placed = pipeline if parts else pipeline.to(device)
         return cls(placed, name=name, fingerprint=fingerprint)
 
     # -- what a family adds -------------------------------------------------------------------
+
+    @classmethod
+    def _complete(cls, pipeline: Any, folder: Path) -> None:  # noqa: B027 - most need nothing
+        """Add to a loaded pipeline what its class does not load."""
 
     @abstractmethod
     def _training_schedule(self) -> Any:

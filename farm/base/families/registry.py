@@ -20,8 +20,11 @@ FAMILIES = {
     "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXLBase"),
     "ZImagePipeline": ("z_image", "ZImageBase"),
     "Flux2KleinPipeline": ("flux2", "Flux2KleinBase"),
+    "Flux2Pipeline": ("flux2", "Flux2DevBase"),
     "FluxPipeline": ("flux1", "Flux1Base"),
     "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3Base"),
+    "QwenImagePipeline": ("qwen.qwen_image", "QwenImageBase"),
+    "Krea2Pipeline": ("qwen.krea2", "Krea2Base"),
 }
 """Module in ``farm.base.families`` and class, by the name of the diffusers pipeline."""
 

@@ -13,7 +13,7 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from farm.base.conditioning import MASK, Conditioning, TokenIds
-from farm.base.families.flow import ChatPrompts, shift_by_size
+from farm.base.families.flow import ChatPrompts, own_tokens, shift_by_size
 from farm.base.interface import FamilyNames
 
 __all__ = ["ZImageBase"]
@@ -45,14 +45,8 @@ class ZImageBase(ChatPrompts):
         return int(self._denoiser.config.in_channels)
 
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
-        hidden_RTD = self._hidden_states(tokens)[-2]
-        mask_RT = tokens.tensors["text_encoder.mask"].bool()
-        # the prompts' own tokens first, in order, whichever side the tokenizer pads
-        order_RT = torch.argsort(~mask_RT, dim=1, stable=True)
-        hidden_RTD = hidden_RTD.gather(1, order_RT[..., None].expand_as(hidden_RTD))
-        longest = int(mask_RT.sum(1).max())
-        mask_RT = mask_RT.gather(1, order_RT)
-        return Conditioning(hidden_RTD[:, :longest], {MASK: mask_RT[:, :longest]})
+        states_RTD = self._hidden_states(tokens)[-2]
+        return own_tokens(states_RTD, tokens.tensors["text_encoder.mask"])
 
     def denoise(
         self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning

@@ -119,8 +119,8 @@ def train(
 ) -> None:
     """Train the embedded base from scratch: scorer, VAE and denoiser.
 
-    `embedded-64` is the first edition and `embedded-128` the second. `embedded` is the first, or,
-    with --budget-s, the second.
+    `embedded-64` is trained at 64 px and `embedded-128`, the second edition, at 128 px. `embedded`
+    is the former, or, with --budget-s, the latter.
     """
     from farm.base.embedded.second.edition import EDITION_128
     from farm.base.names import edition_of

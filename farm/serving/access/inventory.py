@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
+from farm.base.names import trained_on
 from farm.errors import FarmError
 from farm.serving.config import EngineConfig
 
@@ -89,7 +90,8 @@ def _reason(named: Named, config: EngineConfig, base_fingerprint: str) -> str:
     if record is None:
         return "the record cannot be read"
     if record.base_fingerprint != base_fingerprint:
-        return f"trained on another base ({record.base_id}, {record.base_family.title})"
+        known_as = trained_on(record.base_id, record.base_fingerprint)
+        return f"trained on another base ({known_as}, {record.base_family.title})"
     if not any(name.endswith(".safetensors") for name in record.files):
         return "no safetensors file"
     recipe = record.recipe

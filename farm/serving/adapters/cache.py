@@ -22,6 +22,7 @@ from typing import Protocol
 from farm.adapters.file_names import DIFFUSERS_FILE, PEFT_FOLDER, PEFT_WEIGHTS
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
+from farm.base.names import trained_on
 from farm.errors import AdapterFileError, AdapterNotFound, FarmError, StoreError
 from farm.keys import file_digest
 from farm.serving.adapters.cache_tiers import (
@@ -274,8 +275,9 @@ class AdapterCache:
         if record.job_key != ref.key:
             raise _Unusable("its record names another job")
         if record.base_fingerprint != self._base.fingerprint:
+            known_as = trained_on(record.base_id, record.base_fingerprint)
             raise _Unusable(
-                f"it was trained on another base, {record.base_id} ({record.base_family.title}); "
+                f"it was trained on another base, {known_as} ({record.base_family.title}); "
                 f"the base here is {self._base.family}",
                 "use it with the base that it was trained on",
             )

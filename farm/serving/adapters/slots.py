@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from farm.errors import RequestRefused
+
 __all__ = ["Reservation", "SlotTable"]
 
 
@@ -79,6 +81,25 @@ class SlotTable:
         """Total memory of some adapters; ``sizes`` has those that are not in a slot."""
         held = self._held
         return sum(held[key].num_bytes if key in held else sizes.get(key, 0) for key in keys)
+
+    def refusal(self, keys: Sequence[str], sizes: Mapping[str, int]) -> RequestRefused | None:
+        """The error if these adapters could never be in the model together, or None."""
+        if len(keys) > self.capacity:
+            return RequestRefused(
+                f"{len(keys)} adapters on one picture, where this endpoint has room for "
+                f"{self.capacity}",
+                "use fewer",
+                "adapters",
+            )
+        num_bytes = self.bytes_of(keys, sizes)
+        if num_bytes > self.max_bytes:
+            return RequestRefused(
+                f"the adapters of this picture take {_mib(num_bytes)} MiB together, and this "
+                f"endpoint has room for {_mib(self.max_bytes)} MiB",
+                "use fewer, or raise engine.adapter_mib in the endpoint's config",
+                "adapters",
+            )
+        return None
 
     def take_evicted(self) -> list[int]:
         """Slots evicted since the last call, to be emptied before they are used."""
@@ -168,3 +189,7 @@ class SlotTable:
 
 def _failed(ready: Future[None]) -> bool:
     return not ready.done() or ready.exception() is not None
+
+
+def _mib(num_bytes: float) -> int:
+    return math.ceil(num_bytes / 2**20)

@@ -1,8 +1,8 @@
 """Decodes clean latents to pixels, in a thread beside the denoising loop.
 
 Owns decoding, in batches of one size, and the delivery of pictures and previews. Finished pictures
-have priority over previews, and superseded previews are not decoded. On a GPU the decoder has its
-own stream, which waits only for the pass that finished the latents.
+have priority over previews, and superseded previews are not decoded. On a GPU the decoder's work
+has a queue of its own, of low priority, which waits only for the pass that finished the latents.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from farm.base.device.cuda_errors import caused_by, without_frames
+from farm.base.device.queues import Mark, Queue, mark
 from farm.base.generate import to_uint8
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, FarmError
@@ -36,8 +38,8 @@ class _Latents:
 
     latents_1CHW: Tensor
     step: int
-    made: torch.cuda.Event | None
-    """Set once they are computed; None on a CPU, where nothing is asynchronous."""
+    made: Mark
+    """Set in the denoising queue once they are computed."""
 
 
 class Decoder:
@@ -54,20 +56,26 @@ class Decoder:
         self._base = base
         self._max_batch = max_batch
         self._on_end = on_end
-        on_gpu = base.device.type == "cuda"
-        vae = getattr(base.pipeline(), "vae", None)
-        if base.device.type == "cpu" and vae is not None:
+        vae: Any = getattr(base.pipeline(), "vae", None)
+        if base.device.type == "cpu" and _has_images(vae):
             # measured on the embedded base: a picture takes 28 % less time to decode
             vae.to(memory_format=torch.channels_last)
-        self._stream = torch.cuda.Stream(base.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._queue = Queue(base.device)
         self._finished: dict[Row, _Latents] = {}
         self._previews: dict[Row, _Latents] = {}
         self._wake = threading.Condition()
+        self._warms = False
         self._stopping = False
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, *, warms: bool = False) -> None:
+        """Start the thread.
+
+        Args:
+            warms: decode a batch first, so that the first picture need not wait until libraries
+                have loaded their kernels.
+        """
+        self._warms = warms
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
@@ -92,7 +100,7 @@ class Decoder:
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Decode denoised rows and end their tickets."""
-        made = self._mark()
+        made = mark(self._base.device)
         with self._wake:
             for row in rows:
                 sampler = row.sampler
@@ -102,20 +110,14 @@ class Decoder:
 
     def preview(self, row: Row) -> None:
         """Decode a row's current estimate and report it as progress."""
-        now = _Latents(row.sampler.estimate(), row.sampler.step, self._mark())
+        now = _Latents(row.sampler.estimate(), row.sampler.step, mark(self._base.device))
         with self._wake:
             self._previews[row] = now
             self._wake.notify()
 
-    def _mark(self) -> torch.cuda.Event | None:
-        """Record the current point in the denoising stream; called in the denoising thread."""
-        if self._stream is None:
-            return None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._base.device))
-        return event
-
     def _run(self) -> None:
+        if self._warms:
+            self._warm_up()
         while True:
             with self._wake:
                 while not (self._finished or self._previews or self._stopping):
@@ -128,6 +130,17 @@ class Decoder:
                 self._decode_finished(finished)
             elif preview is not None:
                 self._decode_preview(*preview)
+
+    def _warm_up(self) -> None:
+        side_px = self._base.resolution_px
+        shape = self._base.latent_shape(side_px, side_px)
+        try:
+            for count in {1, self._max_batch}:
+                with self._queue.active():
+                    noise = torch.zeros(1, *shape, device=self._base.device)
+                self._pixels([_Latents(noise, 0, None)] * count)
+        except Exception:  # such as too little memory for a full batch
+            LOG.exception("warming up the decoder failed")
 
     def _take_finished(self) -> dict[Row, _Latents]:
         """The oldest row and the rows of its size that fit in one batch with it."""
@@ -178,13 +191,10 @@ class Decoder:
         """uint8 [H, W, 3] for each latent, and whether it was finite."""
         if not latents:
             return [], []
-        if self._stream is None:
+        with self._queue.active(*(item.made for item in latents)):
+            # ends with a copy to the host, for which the caller keeps the latents: when another
+            # queue gets their memory, nothing here reads them any more
             return self._decoded(latents)
-        with torch.cuda.stream(self._stream):
-            for item in latents:
-                assert item.made is not None
-                self._stream.wait_event(item.made)
-            return self._decoded(latents)  # ends with a copy to the host, so nothing is in flight
 
     def _decoded(self, latents: list[_Latents]) -> tuple[list[NDArray[np.uint8]], list[bool]]:
         latents_BCHW = torch.cat([item.latents_1CHW for item in latents])
@@ -213,3 +223,8 @@ def _not_finite(row: Row) -> FarmError:
         f"adapter {names} produced values that are not finite",
         "use a smaller adapter weight or guidance, or train it again",
     )
+
+
+def _has_images(vae: Any) -> bool:
+    """Whether a VAE can have the channels-last layout; one of videos cannot."""
+    return vae is not None and all(weight.ndim < 5 for weight in vae.parameters())

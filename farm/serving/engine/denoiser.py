@@ -10,6 +10,7 @@ Legend: P pictures, G guided ones among them, R rows, K adapters per row, C H W 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
+from farm.base.device.captured import WARM_UP_CALLS
 from farm.base.device.transfer import sent
 from farm.base.fast_blocks import restore, use_fast_blocks
 from farm.base.interface import Base, Conditioning
@@ -27,6 +29,9 @@ from farm.serving.engine.row import Row, Size
 from farm.serving.engine.sampler import inputs_of
 
 __all__ = ["Denoiser", "arranged"]
+
+MAX_IDLE_SIZES = 4
+"""Picture sizes without pictures whose row weights are kept for captured passes."""
 
 Line = tuple[Row, bool]
 """One row of a pass: its picture, and whether it is the prompted row."""
@@ -67,13 +72,13 @@ class Denoiser:
         """
         self._base = base
         self._bank = bank
-        self._pads = base.device.type == "cuda" if pads is None else pads
-        self._passes = Passes(base, captures=self._pads)
+        self.pads = base.device.type == "cuda" if pads is None else pads
+        self._passes = Passes(base, captures=self.pads)
         if base.device.type == "cpu":
             use_fast_blocks(base.components[base.denoiser_name])
         # sizes take turns: each keeps its own assembled layout
         self._layouts: dict[Size, _Layout] = {}
-        self._weights: dict[Size, RowWeights] = {}
+        self._weights: OrderedDict[Size, RowWeights] = OrderedDict()
 
     @torch.no_grad()
     def predict(self, rows: Sequence[Row]) -> Tensor:
@@ -104,14 +109,43 @@ class Denoiser:
         guided_GCHW = self._base.guide(guided_GCHW, plain_GCHW, layout.guidance_G111)
         return prompted_PCHW.index_copy(0, layout.guided_G, guided_GCHW)
 
+    @torch.no_grad()
+    def warm_up(self, rows: int, prompt: Conditioning) -> None:
+        """Run passes of this many rows at the base's own size, until they are captured: with the
+        adapter in slot 0, and with none.
+
+        Args:
+            prompt: one row.
+        """
+        base, side_px = self._base, self._base.resolution_px
+        shape = base.latent_shape(side_px, side_px)
+        latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
+        timesteps_R = torch.full((rows,), 500.0, device=base.device)
+        prompts = prompt.repeat(rows)
+        calls = 1 + WARM_UP_CALLS if base.device.type == "cuda" else 1
+        weights = self._weights_of((side_px, side_px))
+        for one in (weights, None) if weights is not None else (None,):
+            if one is not None:
+                one.assign([[0]] * rows)
+            for _ in range(calls):
+                routing = nullcontext() if one is None else one.active()
+                self._passes.run(latents_RCHW, timesteps_R, prompts, one, routing)
+        self._layouts.pop((side_px, side_px), None)  # running rows get their weights back
+
     def forget(self, size: Size) -> None:
         """Drop the layout of a size; called when its last picture has left."""
         self._layouts.pop(size, None)
-        self._weights.pop(size, None)
+        if not self.pads:
+            self._weights.pop(size, None)
+        elif size in self._weights:  # captured passes read its copies
+            self._weights[size].assign([])
 
     def free_graphs(self) -> None:
         """Free the memory of captured passes; called after running out of it."""
         self._passes.forget()
+        if self.pads:
+            for size in self._weights.keys() - self._layouts.keys():
+                del self._weights[size]
 
     def close(self) -> None:
         """Restore the original forward of the base's blocks."""
@@ -133,7 +167,7 @@ class Denoiser:
         groups = self._grouped(before, wanted)
         lines = [line for group in groups.values() for line in group]
         place = {line: i for i, line in enumerate(lines)}
-        if self._pads:
+        if self.pads:
             lines += lines[-1:] * (padded_rows(len(lines)) - len(lines))
         picture = {row: i for i, row in enumerate(rows)}
         guided = [i for i, row in enumerate(rows) if row.unprompted is not None]
@@ -173,10 +207,22 @@ class Denoiser:
         """Assign the rows' weights; False if no picture has an adapter."""
         if not any(row.slots for row, _ in lines):
             return False
-        assert self._bank is not None
-        weights = self._weights.setdefault(size, RowWeights(self._bank))
+        weights = self._weights_of(size)
+        assert weights is not None
         weights.assign([row.slots for row, _ in lines], [row.factors for row, _ in lines])
         return True
+
+    def _weights_of(self, size: Size) -> RowWeights | None:
+        """The row weights of a size; None without a bank."""
+        if self._bank is None:
+            return None
+        if size not in self._weights:
+            idle = [other for other in self._weights if other not in self._layouts]
+            for other in idle[: max(0, len(idle) + 1 - MAX_IDLE_SIZES)]:
+                del self._weights[other]
+            self._weights[size] = RowWeights(self._bank)
+        self._weights.move_to_end(size)
+        return self._weights[size]
 
 
 def arranged(before: Sequence[Line], wanted: Sequence[Line]) -> list[Line]:

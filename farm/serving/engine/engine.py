@@ -10,6 +10,7 @@ One thread runs the loop and owns all state of the batch; other threads post cal
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 from farm.base.device.cuda_errors import caused_by, device_is_lost, without_frames
+from farm.base.device.queues import Mark, Queue, mark
 from farm.base.interface import Base
 from farm.errors import AdapterNotFound, FarmError, TooBusy
 from farm.serving.adapters.cache import AdapterSource
@@ -105,13 +107,16 @@ class Engine:
         known = meter.known()
         self.capacity = known or self.capacity
         self._adapters.start()
-        self._decoder.start()
-        self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
+        self._decoder.start(warms=self._denoiser.pads)
+        run = functools.partial(self._run, mark(self.base.device))
+        self._thread = threading.Thread(target=run, name="denoise", daemon=True)
         self._thread.start()
-        # in the loop's own thread, for which libraries choose their kernels
-        self._inbox.result(lambda: meter.warm_up(self.capacity.rows))
+        warm = self._denoiser.warm_up if self._denoiser.pads else None
+        if warm is not None:  # in the threads for which libraries will choose their kernels
+            self._preparer.warm_up()
+            self._inbox.result(lambda: meter.warm_up(self.capacity.rows, warm))
         if known is None:
-            meter.begin(self._inbox.result, lambda: self._counts.num_open == 0, self._use)
+            meter.begin(self._inbox.result, lambda: not self._counts.num_open, self._use, warm)
         else:
             meter.done.set()
 
@@ -151,11 +156,8 @@ class Engine:
     def healthy(self) -> bool:
         """Whether the loop and the decoder are running and the device is not lost."""
         is_alive = self._thread is not None and self._thread.is_alive() and self._decoder.alive
-        return (
-            is_alive
-            and not self._is_lost
-            and time.monotonic() - self._beat_s < self.config.stuck_after_s
-        )
+        is_stuck = time.monotonic() - self._beat_s >= self.config.stuck_after_s
+        return is_alive and not self._is_lost and not is_stuck
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -203,9 +205,9 @@ class Engine:
 
     # -- the loop -----------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, loaded: Mark) -> None:
         num_failed = 0
-        with torch.no_grad():
+        with torch.no_grad(), Queue(self.base.device, is_urgent=True).active(loaded):
             while not self._may_end():
                 try:
                     self._turn()
@@ -280,8 +282,7 @@ class Engine:
             return
         num_rows = sum(row.num_rows for row in rows)
         for row in rows:
-            row.rows_seen += num_rows
-            row.largest_pass = max(row.largest_pass, num_rows)
+            row.count_pass(num_rows)
         self._advance(rows, predictions_PCHW)
         self.capacity.pace()
         self._count_pass(rows, num_rows, time.monotonic() - started_s)
@@ -329,7 +330,7 @@ class Engine:
         self._preparer.release(reservations)
 
     def _note(self, error: BaseException | None) -> None:
-        """Record whether the device is lost: the engine is then unhealthy and is replaced."""
+        """Record a lost device: the engine is then unhealthy and is replaced."""
         if device_is_lost(error) and not self._is_lost:
             LOG.error("the device is lost; this process can no longer generate pictures")
             self._is_lost = True
@@ -366,9 +367,8 @@ class Engine:
         LOG.warning("a pass of %d rows ran out of memory", num_rows)
         self.capacity.release_memory()
         if len(rows) == 1:
-            self._fail_row(
-                rows[0], TooBusy("the picture does not fit in memory", "request a smaller one")
-            )
+            error = TooBusy("the picture does not fit in memory", "request a smaller one")
+            self._fail_row(rows[0], error)
             return
         self._counts.add_out_of_memory()
         self.capacity.shrink(rows[0].waiting.size, num_rows // 2)

@@ -17,15 +17,16 @@ from torch import Tensor
 
 from farm.adapters.bank.row_weights import RowWeights
 from farm.base.conditioning import Conditioning
-from farm.base.device.captured import Captured
+from farm.base.device.captured import Captured, Pool
 from farm.base.interface import Base
 
-__all__ = ["Passes", "padded_rows"]
+__all__ = ["Passes", "padded_counts", "padded_rows"]
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Rows of a padded pass; beyond, multiples of the last."""
-MAX_GRAPHS = 16
-"""Graphs kept; each holds the memory of one pass's activations."""
+MAX_GRAPHS = 32
+"""Graphs kept. They share the memory of their activations: passes follow each other, and each
+result is read before the next pass."""
 
 
 def padded_rows(rows: int) -> int:
@@ -33,6 +34,11 @@ def padded_rows(rows: int) -> int:
     largest = ROW_COUNTS[-1]
     fitting = (count for count in ROW_COUNTS if count >= rows)
     return next(fitting, -(-rows // largest) * largest)
+
+
+def padded_counts(rows: int) -> list[int]:
+    """The sizes of passes with up to this many rows, largest first."""
+    return sorted({padded_rows(count) for count in range(1, rows + 1)}, reverse=True)
 
 
 @dataclass
@@ -58,6 +64,7 @@ class Passes:
         """
         self._base, self._captures = base, captures
         self._fixed: OrderedDict[tuple[object, ...], _Fixed] = OrderedDict()
+        self._pool = Pool()
 
     def run(
         self,
@@ -83,6 +90,7 @@ class Passes:
     def forget(self) -> None:
         """Free all graphs and their memory."""
         self._fixed.clear()
+        self._pool = Pool()
 
     def _fixed_for(
         self,
@@ -91,9 +99,9 @@ class Passes:
         conditioning: Conditioning,
         kept: tuple[object, ...],
     ) -> _Fixed:
-        tokens = conditioning.hidden_RTD.shape[1]
+        extra = sorted((name, value.shape) for name, value in conditioning.extra.items())
         # the kept objects live as long as their entry, so their ids stay theirs
-        key = (latents_RCHW.shape, tokens, *map(id, kept))
+        key = (latents_RCHW.shape, conditioning.hidden_RTD.shape, *extra, *map(id, kept))
         fixed = self._fixed.get(key)
         if fixed is None:
             fixed = self._fixed[key] = self._made(latents_RCHW, timesteps_R, conditioning, kept)
@@ -127,5 +135,5 @@ class Passes:
         def run() -> Tensor:
             return self._base.denoise(latents, timesteps, mine)
 
-        captured = Captured(run, self._base.device, name="a denoising pass")
+        captured = Captured(run, self._base.device, name="a denoising pass", pool=self._pool)
         return _Fixed(latents, timesteps, mine, conditioning, kept, captured)

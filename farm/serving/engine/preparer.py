@@ -2,7 +2,8 @@
 
 Owns the steps between the queue and the batch: loading adapters into host memory (the cache's
 threads), reserving slots (all or none), copying into the slots, encoding prompts, and the initial
-noise. Copying and text encoding run in a separate thread, so that the running batch never waits.
+noise. Copying and text encoding run in a separate thread, and on a GPU in a queue of low priority,
+so that the running batch never waits.
 
 All methods are called from the engine's loop; results come back through ``post``.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,8 +22,9 @@ import torch
 
 from farm.adapters.weights import AdapterWeights
 from farm.base.device.cuda_errors import caused_by
+from farm.base.device.queues import Queue, adopt, mark, wait_for
 from farm.base.interface import Base
-from farm.errors import AdapterFileError, FarmError, RequestRefused
+from farm.errors import AdapterFileError, FarmError
 from farm.serving.adapters.cache import HostedAdapter
 from farm.serving.adapters.cache_tiers import Pinned
 from farm.serving.adapters.prompts import has_text_layers, request_windows
@@ -95,6 +96,7 @@ class RowPreparer:
         self._uses: dict[str, LoadedAdapter] = {}  # how the adapters in slots were loaded
         self._with_text: set[str] = set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._queue = Queue(base.device)
         self._jobs: set[_Preparing] = set()
         self._num_loading = 0
         self.slot_hits = 0
@@ -117,6 +119,17 @@ class RowPreparer:
     def close(self) -> None:
         """Stop the thread."""
         self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def warm_up(self) -> None:
+        """Encode a prompt in the preparing thread, so that the first request need not wait until
+        libraries have loaded their kernels."""
+
+        def encode() -> None:
+            with self._queue.active():
+                self._base.encode_prompts([""])
+                wait_for(mark(self._base.device))
+
+        self._worker.submit(encode).result()
 
     # -- in the loop --------------------------------------------------------------------------
 
@@ -231,32 +244,12 @@ class RowPreparer:
         if not job.waiting.keys:  # the bare base needs no slot
             self._reserved(job, [])
             return
-        refusal = self._refusal(job)
+        refusal = self._slots.refusal(job.waiting.keys, job.sizes)
         if refusal is not None:
             self._end(job, refusal)
             return
         self._blocked.append(job)
         self.retry()
-
-    def _refusal(self, job: _Preparing) -> RequestRefused | None:
-        """The error if a picture's adapters could never be in the model together, or None."""
-        keys = job.waiting.keys
-        if len(keys) > self._slots.capacity:
-            return RequestRefused(
-                f"{len(keys)} adapters on one picture, where this endpoint has room for "
-                f"{self._slots.capacity}",
-                "use fewer",
-                "adapters",
-            )
-        num_bytes = self._slots.bytes_of(keys, job.sizes)
-        if num_bytes > self._slots.max_bytes:
-            return RequestRefused(
-                f"the adapters of this picture take {_mib(num_bytes)} MiB together, and this "
-                f"endpoint has room for {_mib(self._slots.max_bytes)} MiB",
-                "use fewer, or raise engine.adapter_mib in the endpoint's config",
-                "adapters",
-            )
-        return None
 
     def _reserved(self, job: _Preparing, reservations: list[Reservation] | None) -> None:
         if reservations is None:  # cancelled while waiting
@@ -294,6 +287,9 @@ class RowPreparer:
 
     def _finish(self, job: _Preparing, row: Row) -> None:
         self._jobs.discard(job)
+        held = [self._bank.held(slot) for slot in row.slots] if self._bank is not None else []
+        weights = [one.flat_P for one in held if one is not None]
+        adopt((*row.tensors, *weights), None, self._base.device)
         self._on_ready(row)
 
     def _clear(self, slots: list[int]) -> None:
@@ -310,8 +306,11 @@ class RowPreparer:
 
     def _prepare(self, job: _Preparing) -> None:
         try:
-            self._copy(job)
-            row = self._row(job)
+            with self._queue.active():
+                self._copy(job)
+                row = self._row(job)
+                # here, so that the batch never waits for it
+                wait_for(mark(self._base.device))
         except BaseException as error:
             if not isinstance(error, FarmError):
                 LOG.exception("preparing a request failed")
@@ -392,7 +391,3 @@ class RowPreparer:
             for key, pinned in job.hosted.items()
             if key in factors and has_text_layers(self._base, pinned.value.weights)
         ]
-
-
-def _mib(num_bytes: float) -> int:
-    return math.ceil(num_bytes / 2**20)

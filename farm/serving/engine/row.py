@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from torch import Tensor
+
 from farm.base.interface import Base, Conditioning
 from farm.errors import RequestRefused, UserError
 from farm.serving.adapters.cache_tiers import Tier
@@ -109,6 +111,17 @@ class Row:
     def request(self) -> GenerationRequest:
         """What was asked."""
         return self.waiting.ticket.request
+
+    def count_pass(self, num_rows: int) -> None:
+        """Count a pass that it took part in."""
+        self.rows_seen += num_rows
+        self.largest_pass = max(self.largest_pass, num_rows)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its inputs on the device."""
+        plain = () if self.unprompted is None else self.unprompted.tensors
+        return self.sampler.latents_1CHW, *self.prompted.tensors, *plain
 
     @property
     def num_rows(self) -> int:

@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 SUFFIX = ".state"
-COPIED_AT_ONCE = 25_000
-"""Jobs copied with each write of the ledger: a millisecond."""
+COPIED_AT_ONCE = 10_000
+"""Jobs copied with each write of the ledger: half a millisecond on an idle machine."""
 KEPT_FILES = 2
 TALLY = "tally.json"
 TALLY_LAG = 50
@@ -217,11 +217,16 @@ class Tally:
         return self.num_recent / max(self.last - begin, 1.0)
 
 
-def write_tally(store: Store, run_id: str, tally: Tally, position: Position) -> None:
-    """Write the sums after the event at ``position``; a store that refuses them is ignored."""
-    body = asdict(tally) | {"segment": position.segment, "events": position.num_events}
+def write_tally(store: Store, run_id: str, tally: Tally | None, position: Position) -> None:
+    """Write the sums after the event at ``position``, or remove earlier ones; a store that refuses
+    is ignored."""
+    path = f"{ledger_folder(run_id)}/{TALLY}"
     with suppress(FarmError, OSError):
-        store.write(f"{ledger_folder(run_id)}/{TALLY}", json.dumps(body).encode())
+        if tally is None:
+            store.delete(path)
+            return
+        body = asdict(tally) | {"segment": position.segment, "events": position.num_events}
+        store.write(path, json.dumps(body).encode())
 
 
 def read_tally(store: Store, run_id: str, *, may_lag: bool) -> Tally | None:

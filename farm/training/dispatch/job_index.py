@@ -111,10 +111,11 @@ class JobIndex:
         """The jobs that a lane holds according to the ledger, in the order of their leases."""
         return list(self._held.get(lane, ()))
 
-    @property
-    def failed(self) -> list[str]:
+    def failed(self, most: int) -> list[str] | None:
         """The jobs that ended without an adapter, or whose last attempt failed, in the manifest's
-        order."""
+        order; None if there are more than ``most``."""
+        if len(self._failed) > most:
+            return None
         return sorted(self._failed, key=self._number.__getitem__)
 
     def is_prior_needed(self, prior_key: str) -> bool:

@@ -197,8 +197,8 @@ class Ledger:
         """Whether all events are written, some of them after the last tally."""
         return not self._is_dirty and self._written != self._tallied
 
-    def write_tally(self, tally: Tally) -> None:
-        """Write the sums after the last event."""
+    def write_tally(self, tally: Tally | None) -> None:
+        """Write the sums after the last event; None removes those of an earlier one."""
         assert self._written is not None
         write_tally(self._store, self._run_id, tally, self._written)
         self._tallied = self._written

@@ -32,7 +32,8 @@ LETHAL_REMEDY = (
 TALLY_JOBS = 20_000
 """From this many on, `farm status` would take a tenth of a second to read the ledger itself."""
 TALLY_S = 5.0
-TALLY_FAILURES = 20_000
+TALLY_FAILURES = 5_000
+"""With more failures there is no tally: encoding them would delay the lanes' exchanges."""
 
 Clock = Callable[[], float]
 
@@ -243,13 +244,12 @@ class RunState:
         age_s = self._clock() - self._last_tally
         if not 0 <= age_s < TALLY_S or not self.index.num_open:
             self._last_tally = self._clock()
-            if (tally := self.tally()) is not None:
-                self._ledger.write_tally(tally)
+            self._ledger.write_tally(self.tally())
 
     def tally(self) -> Tally | None:
         """What `farm status` shows; None if there are too many failures for a small file."""
-        failed = self.index.failed
-        if len(failed) > TALLY_FAILURES:
+        failed = self.index.failed(TALLY_FAILURES)
+        if failed is None:
             return None
         while self._commits and self._commits[0] < self._last - RATE_WINDOW_S:
             self._commits.popleft()

@@ -7,13 +7,14 @@ judged together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from farm.adapters.record import AdapterRecord
+from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import explain
 from farm.intake.job import JobSpec
@@ -23,7 +24,20 @@ from farm.training.lane.publisher import FinishedJob
 from farm.training.lane.settings import Judge, Judged, SampleSettings
 from farm.training.slots.trainer import SlotTrainer
 
-__all__ = ["Finalizer"]
+__all__ = ["Finalizer", "Trained"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained job without its images and its quality card."""
+
+    row: int
+    """The slot, or the copy of it, from which images are generated."""
+    assignment: Assignment
+    record: AdapterRecord
+    weights: AdapterWeights
+    steps: int
+    photos: tuple[Image.Image, ...]
 
 
 class Finalizer:
@@ -33,82 +47,106 @@ class Finalizer:
         self._base, self._samples, self._judge = base, samples, judge
         self._progress: dict[str, list[Image.Image]] = {}
 
-    def finish(
+    def take(
         self,
         trainer: SlotTrainer,
-        assignments: Mapping[int, Assignment],
-        photos: Mapping[int, Sequence[Image.Image]],
-    ) -> list[FinishedJob]:
-        """Sample and judge the given slots together; copies everything off the device.
+        slot: int,
+        row: int,
+        assignment: Assignment,
+        photos: Sequence[Image.Image],
+    ) -> Trained:
+        """Everything about a trained slot except its images, copied off the device.
 
         Args:
-            photos: of each slot, for the judge.
+            row: the slot, or a copy of it that is kept until ``complete`` is done.
+            photos: for the judge.
+        """
+        return Trained(
+            row=row,
+            assignment=assignment,
+            record=_record(assignment.spec, self._base, trainer, slot),
+            weights=trainer.weights(slot),
+            steps=trainer.steps_done(slot),
+            photos=tuple(photos),
+        )
+
+    def complete(self, trainer: SlotTrainer, trained: Sequence[Trained]) -> list[FinishedJob]:
+        """Sample and judge trained slots together.
 
         Raises:
             torch.OutOfMemoryError: if the images do not fit; safe to retry.
         """
-        specs = {slot: assignment.spec for slot, assignment in assignments.items()}
-        prompts = {slot: assignment.sample_prompts for slot, assignment in assignments.items()}
-        images = self._generate_samples(trainer, prompts)
-        judged = self._judge_slots(trainer, specs, photos)
+        by_row = {one.row: one for one in trained}
+        images = self._generate_samples(
+            trainer,
+            {row: one.assignment.sample_prompts for row, one in by_row.items()},
+            {row: one.steps for row, one in by_row.items()},
+        )
+        judged = self._judge_rows(trainer, by_row)
         finished = []
-        for slot, assignment in assignments.items():
-            spec, verdict = assignment.spec, judged.get(slot, Judged(None))
-            own_and_others = images.get(slot, [])
+        for row, one in by_row.items():
+            spec, verdict = one.assignment.spec, judged.get(row, Judged(None))
+            own_and_others = images.get(row, [])
             num_own = len(_sample_prompts(spec)) * self._samples.per_prompt
             samples = (*self._progress.pop(spec.key, ()), *own_and_others[:num_own])
             finished.append(
                 FinishedJob(
-                    assignment=assignment,
-                    record=_record(spec, self._base, trainer, slot, verdict.card),
-                    weights=trainer.weights(slot),
+                    assignment=one.assignment,
+                    record=one.record.model_copy(update={"quality": verdict.card}),
+                    weights=one.weights,
                     samples=(*samples, *verdict.pictures),
                     samples_of_others=tuple(own_and_others[num_own:]),
                 )
             )
         return finished
 
-    def generate_progress_samples(self, trainer: SlotTrainer, specs: Mapping[int, JobSpec]) -> None:
-        """Generate samples of running jobs, and keep them until the adapters are published."""
-        prompts = {slot: _sample_prompts(spec) for slot, spec in specs.items()}
-        for slot, images in self._generate_samples(trainer, prompts).items():
-            self._progress.setdefault(specs[slot].key, []).extend(images)
+    def generate_progress_samples(
+        self, trainer: SlotTrainer, specs: Mapping[int, JobSpec], steps: Mapping[int, int]
+    ) -> None:
+        """Generate samples of running jobs, and keep them until the adapters are published.
+
+        Args:
+            specs: by slot, or by a copy of it.
+            steps: done by each.
+        """
+        prompts = {row: _sample_prompts(spec) for row, spec in specs.items()}
+        for row, images in self._generate_samples(trainer, prompts, steps).items():
+            self._progress.setdefault(specs[row].key, []).extend(images)
 
     def forget(self, key: str) -> None:
         """Discard the progress samples of a job that left its slot unfinished."""
         self._progress.pop(key, None)
 
     def _generate_samples(
-        self, trainer: SlotTrainer, texts: Mapping[int, Sequence[str]]
+        self, trainer: SlotTrainer, texts: Mapping[int, Sequence[str]], steps: Mapping[int, int]
     ) -> dict[int, list[Image.Image]]:
-        """Sample images of each slot's prompts, by slot."""
+        """Sample images of each row's prompts, by row."""
         settings = self._samples
         if not settings.per_prompt:
             return {}
         prompts = {
-            slot: [text for text in own for _ in range(settings.per_prompt)]
-            for slot, own in texts.items()
+            row: [text for text in own for _ in range(settings.per_prompt)]
+            for row, own in texts.items()
         }
         most = max((len(texts) for texts in prompts.values()), default=0)
         seeds = [derive_seed("samples", number) for number in range(most)]
         images = trainer.sample(prompts, seeds, steps=settings.steps, guidance=settings.guidance)
         return {
-            slot: [
-                _captioned(image_PP3, prompt, trainer.steps_done(slot))
-                for image_PP3, prompt in zip(images_NPP3, prompts[slot], strict=True)
+            row: [
+                _captioned(image_PP3, prompt, steps[row])
+                for image_PP3, prompt in zip(images_NPP3, prompts[row], strict=True)
             ]
-            for slot, images_NPP3 in images.items()
+            for row, images_NPP3 in images.items()
         }
 
-    def _judge_slots(
-        self,
-        trainer: SlotTrainer,
-        specs: Mapping[int, JobSpec],
-        photos: Mapping[int, Sequence[Image.Image]],
+    def _judge_rows(
+        self, trainer: SlotTrainer, trained: Mapping[int, Trained]
     ) -> Mapping[int, Judged]:
         if self._judge is None:
             return {}
-        curves = {slot: trainer.evaluation_curve(slot) for slot in specs}
+        specs = {row: one.assignment.spec for row, one in trained.items()}
+        photos = {row: one.photos for row, one in trained.items()}
+        curves = {row: one.record.evaluation_curve for row, one in trained.items()}
         try:
             return self._judge.judge(self._base, trainer.bank, specs, photos, curves)
         except torch.OutOfMemoryError:
@@ -116,7 +154,7 @@ class Finalizer:
         except Exception as error:  # an adapter without a card is better than none
             message, remedy = explain(error)
             missing = {"missing": f"could not be judged: {message}", "remedy": remedy}
-            return {slot: Judged(missing) for slot in specs}
+            return {row: Judged(missing) for row in specs}
 
 
 def _captioned(image_PP3: Tensor, prompt: str, step: int) -> Image.Image:
@@ -131,9 +169,7 @@ def _sample_prompts(spec: JobSpec) -> Sequence[str]:
     return [subject.prompt(text) for text in subject.sample_prompts]
 
 
-def _record(
-    spec: JobSpec, base: Base, trainer: SlotTrainer, slot: int, quality: dict[str, Any] | None
-) -> AdapterRecord:
+def _record(spec: JobSpec, base: Base, trainer: SlotTrainer, slot: int) -> AdapterRecord:
     subject = spec.subject
     return AdapterRecord(
         job_key=spec.key,
@@ -150,7 +186,6 @@ def _record(
         photo_digests=spec.photo_digests,
         loss_curve=trainer.loss_curve(slot),
         evaluation_curve=trainer.evaluation_curve(slot),
-        quality=quality,
         steps_trained=trainer.steps_trained(slot),
         stopped_because=trainer.stopped_because(slot),
         gpu_seconds=trainer.seconds(slot),

@@ -8,16 +8,19 @@ prepare jobs (``prefetch``), write to the store (``publisher``) and communicate 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
 import torch
 
+from farm.base.device.queues import Queue, mark
 from farm.base.interface import Base
 from farm.errors import FarmError
 from farm.storage import Store
 from farm.training.dispatch.messages import JobResult
 from farm.training.lane.finalizer import Finalizer
+from farm.training.lane.finishing import Finishing
 from farm.training.lane.heartbeat import Heartbeat
 from farm.training.lane.job_table import JobTable, LaneJob
 from farm.training.lane.prefetch import Prefetcher
@@ -28,6 +31,8 @@ from farm.training.slots.slot import NOT_FINITE_REMEDY
 from farm.training.slots.trainer import SlotTrainer, StepReport
 
 __all__ = ["Lane"]
+
+LOG = logging.getLogger(__name__)
 
 IDLE_S = 0.2
 
@@ -64,9 +69,23 @@ class Lane:
             num_threads=settings.publish_threads,
             trouble=table.trouble,
         )
-        self._finalizer = Finalizer(base, settings.samples, judge)
+        self._device = base.device
+        self._finishing = Finishing(
+            base,
+            Finalizer(base, settings.samples, judge),
+            self._publisher.publish,
+            lambda key: table.end(table.too_large(key)),
+            beside=settings.finish_beside,
+        )
+        self._is_crowded = False
+        """A step ran out of memory while other work had some of it."""
         self._is_judging = judge is not None
-        self._pool = SlotPool(base, checkpointing=settings.checkpointing, compile=settings.compile)
+        self._pool = SlotPool(
+            base,
+            checkpointing=settings.checkpointing,
+            compile=settings.compile,
+            before_close=self._wait_for_finishing if self._finishing.is_beside else None,
+        )
         self._throughput = _Throughput()
 
     def run(self) -> None:
@@ -80,21 +99,28 @@ class Lane:
         self._heartbeat.start()
         self._prefetcher.start()
         try:
-            while self._heartbeat.lost is None and not self._table.is_stopping:
-                if self._table.may_leave and not self._table.num_held:
-                    break
-                self._iterate()
-            if self._table.is_stopping:
-                self._publisher.hurry()
-            if self._heartbeat.lost is None:
-                self._save_and_release_all()
+            with Queue(self._device, is_urgent=True).active(mark(self._device)):
+                self._work()
         finally:
             self._prefetcher.end()
-            self._publisher.close()
-            self._heartbeat.end()
-            self._pool.close()
+            try:
+                self._finishing.close()
+            finally:
+                self._publisher.close()
+                self._heartbeat.end()
+                self._pool.close()
         if self._heartbeat.lost is not None:
             raise self._heartbeat.lost
+
+    def _work(self) -> None:
+        while self._heartbeat.lost is None and not self._table.is_stopping:
+            if self._table.may_leave and not self._table.num_held:
+                break
+            self._iterate()
+        if self._table.is_stopping:
+            self._publisher.hurry()
+        if self._heartbeat.lost is None:
+            self._save_and_release_all()
 
     def stop(self) -> None:
         """Make ``run`` save all jobs, return them to the queue and end. Thread-safe."""
@@ -105,6 +131,7 @@ class Lane:
 
     def _iterate(self) -> None:
         """Apply orders, fill slots, then take one step or wait for something to do."""
+        self._collect()
         if self._table.out_of_memory:  # not where it is raised: the failed pass still holds memory
             self._table.out_of_memory = False
             self._halve_slots()
@@ -113,7 +140,7 @@ class Lane:
         if self._table.out_of_memory:
             return
         trainer = self._pool.trainer
-        if trainer is not None and (trainer.active_slots or trainer.has_failures):
+        if trainer is not None and (trainer.active_slots or trainer.has_news):
             self._step(trainer)
             return
         self._table.wait(IDLE_S)
@@ -122,8 +149,12 @@ class Lane:
         began = time.perf_counter()
         try:
             report = trainer.step()
-            for slot in trainer.active_slots:
-                self._table.mark(self._pool.jobs[slot].key, "training", trainer.steps_done(slot))
+        except torch.OutOfMemoryError:
+            self._run_out()
+            return
+        for slot in trainer.active_slots:
+            self._table.mark(self._pool.jobs[slot].key, "training", trainer.steps_done(slot))
+        try:
             self._handle(trainer, report)
         except torch.OutOfMemoryError:
             self._table.out_of_memory = True
@@ -131,27 +162,54 @@ class Lane:
         rows = report.num_active * trainer.shape.rows
         self._table.rows_per_s = self._throughput.add(rows, time.perf_counter() - began)
 
+    def _run_out(self) -> None:
+        """After a step ran out of memory: try again without other work, then with fewer slots."""
+        if self._finishing.is_busy:
+            self._is_crowded = True
+        else:
+            self._table.out_of_memory = True
+
+    def _collect(self) -> None:
+        """Take note of samples and cards that were made beside training."""
+        is_crowded, self._is_crowded = self._is_crowded, False
+        if is_crowded:
+            LOG.warning("samples and steps do not fit into memory together: they take turns now")
+            self._finishing.is_beside = False
+        try:
+            self._finishing.collect(wait=is_crowded)
+        except torch.OutOfMemoryError:
+            self._table.out_of_memory = True
+
+    def _wait_for_finishing(self) -> None:
+        try:
+            self._finishing.collect(wait=True)
+        except torch.OutOfMemoryError:  # the caller frees memory
+            LOG.warning("samples do not fit into memory")
+
     def _handle(self, trainer: SlotTrainer, report: StepReport) -> None:
         self._give_up_failed(report.failed)
         for slot in report.due_checkpoint:
             self._publisher.checkpoint(trainer.state(slot))
         if report.due_sample:
             specs = {slot: self._pool.jobs[slot].spec for slot in report.due_sample}
-            self._finalizer.generate_progress_samples(trainer, specs)
+            self._finishing.sample(trainer, specs)
         if report.finished:
             self._finish(trainer, [slot for slot, _ in report.finished])
 
     def _finish(self, trainer: SlotTrainer, slots: Sequence[int]) -> None:
         jobs = {slot: self._pool.jobs[slot] for slot in slots}
-        finished = self._finalizer.finish(
+
+        def release(slot: int) -> None:
+            job, steps = jobs[slot], trainer.steps_trained(slot)
+            self._pool.release(slot).reference_photos = ()
+            self._table.mark(job.key, "publishing", steps)
+
+        self._finishing.finish(
             trainer,
             {slot: job.assignment for slot, job in jobs.items()},
             {slot: job.reference_photos for slot, job in jobs.items()},
+            release,
         )
-        for slot, done in zip(jobs, finished, strict=True):
-            self._pool.release(slot).reference_photos = ()
-            self._table.mark(done.key, "publishing", done.record.steps_trained)
-            self._publisher.publish(done)
 
     # -- filling slots ------------------------------------------------------------------------
 
@@ -213,12 +271,13 @@ class Lane:
         jobs = list(self._pool.jobs.values())
         self._pool.close()
         for job in jobs:
-            self._finalizer.forget(job.key)
+            self._finishing.forget(job.key)
             self._table.end(self._table.too_large(job.key))
         self._table.slots = max(1, slots // 2)
 
     def _save_and_release_all(self) -> None:
         """Checkpoint every running job, and return all jobs to the queue."""
+        self._wait_for_finishing()
         trainer = self._pool.trainer
         if trainer is not None:
             self._give_up_failed(trainer.take_failures())
@@ -234,7 +293,7 @@ class Lane:
     def _give_up(self, slot: int, result: JobResult) -> None:
         """Free a slot whose job ends without an adapter."""
         self._pool.release(slot)
-        self._finalizer.forget(result.key)
+        self._finishing.forget(result.key)
         self._table.end(result)
 
 

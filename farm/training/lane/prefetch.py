@@ -1,7 +1,8 @@
 """The threads that prepare leased jobs for slots while the lane trains.
 
 Owns prefetching: it decodes and encodes photos and reads prior sets and checkpoints, so that a
-freed slot is filled at once. Uses neither the denoiser nor the text encoder.
+freed slot is filled at once. On a GPU, photos are encoded in a queue of low priority. Uses neither
+the denoiser nor the text encoder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 import torch
 
 from farm.adapters.registry import Registry
+from farm.base.device.queues import Queue
 from farm.base.interface import Base
 from farm.errors import StoreError, StoreUnusable, UserError
 from farm.storage import Store
@@ -39,6 +41,7 @@ class Prefetcher:
         self, base: Base, store: Store, table: JobTable, link: Link, *, num_threads: int
     ) -> None:
         self._base, self._store, self._table, self._link = base, store, table, link
+        self._queue = Queue(base.device)
         self._registry = Registry(store)
         self._ready: deque[LaneJob] = deque()
         self._lock = threading.Lock()
@@ -115,7 +118,8 @@ class Prefetcher:
     def _load_inputs(self, job: LaneJob) -> None:
         spec = job.spec
         job.prior = self._prior_set(spec.prior_key) if spec.prior_key is not None else None
-        job.photos = prepare_photos(self._base, spec)
+        with self._queue.active():  # ends with copies to the host
+            job.photos = prepare_photos(self._base, spec)
         job.state = load_checkpoint(self._store, spec.key) if job.may_resume else None
 
     def _reuse(self, job: LaneJob) -> None:

@@ -111,6 +111,9 @@ class LaneSettings:
     """Compile the denoiser's training pass; None compiles on GPUs. A run follows its plan."""
     samples: SampleSettings = field(default_factory=SampleSettings)
     forms: tuple[Form, ...] = ("diffusers", "peft", "kohya")
+    finish_beside: bool | None = None
+    """Generate samples and quality cards beside the training of other slots; None does so on GPUs.
+    """
     beat_s: float = 1.0
     """Seconds between two reports to the dispatcher without events."""
     prepare_threads: int = 1

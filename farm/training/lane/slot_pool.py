@@ -8,7 +8,7 @@ so that the lane can return them to the queue.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import torch
@@ -29,12 +29,22 @@ __all__ = ["SlotPool"]
 class SlotPool:
     """At most one trainer, and which job is in which of its slots."""
 
-    def __init__(self, base: Base, *, checkpointing: bool, compile: bool | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        checkpointing: bool,
+        compile: bool | None = None,
+        before_close: Callable[[], None] | None = None,
+    ) -> None:
         """Start without a trainer.
 
         Args:
             compile: None compiles on GPUs.
+            before_close: waits until nothing else uses the trainer's copies of slots, called before
+                the trainer is closed; None keeps no copies.
         """
+        self._before_close = before_close
         self._base = base
         self._checkpointing, self._speed = checkpointing, Speed(compile=compile)
         self._is_compiled = base.device.type == "cuda" if compile is None else compile
@@ -68,7 +78,8 @@ class SlotPool:
         """
         assert job.photos is not None, "only prepared jobs are admitted"
         trainer = self._trainer_for(shape, num_slots)
-        training = assemble_job(job.spec, job.photos, job.prior, self._encode_prompts)
+        with trainer.bank.turns:  # another thread may be encoding prompts with an adapter
+            training = assemble_job(job.spec, job.photos, job.prior, self._encode_prompts)
         slot = _admit(trainer, training, job.state)
         self._jobs[slot] = job
         return trainer.steps_done(slot)
@@ -123,12 +134,13 @@ class SlotPool:
             num_slots=num_slots,
             checkpointing=self._checkpointing,
             speed=self._speed,
+            num_kept=num_slots if self._before_close is not None else 0,
         )
 
     def _resize(self, trainer: SlotTrainer, num_slots: int) -> None:
         """Move the jobs to a trainer of another width by means of checkpoints; not while a slot has
         failed, which the next step reports."""
-        if trainer.has_failures:
+        if trainer.has_news:
             return
         moved = [(trainer.job(slot), trainer.state(slot), job) for slot, job in self._jobs.items()]
         shape = trainer.shape
@@ -139,6 +151,8 @@ class SlotPool:
     def _close_trainer(self) -> None:
         if self.trainer is None:
             return
+        if self._before_close is not None:
+            self._before_close()
         self.trainer.close()
         self.trainer = None
         gc.collect()

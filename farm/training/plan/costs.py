@@ -13,9 +13,11 @@ from farm.base.interface import MemoryFacts
 from farm.training.plan.shape import LaneShape
 
 __all__ = [
+    "BESIDE_ROWS",
     "COMPILE_S",
     "COMPILING_PAYS",
     "CONTEXT_BYTES",
+    "beside_bytes",
     "fixed_bytes",
     "cpu_rows_per_s",
     "lane_bytes",
@@ -46,6 +48,13 @@ RECOMPUTED_SHARE = 0.25
 """Share of the unchecked values that exist at once while a checkpointed block is recomputed."""
 TRANSIENT_FACTOR = 1.3
 """Memory in use relative to saved values: gradients in flight, workspaces, fragmentation."""
+FORWARD_SHARE = 0.045
+"""Memory of a row without gradients, in rows with them, uncheckpointed: 22 million values at 64×64
+cells, of which the skip connections and the widest feed-forward layer are the largest (counted)."""
+BESIDE_ROWS = 16
+"""Rows of a pass that generates samples or the images of quality cards beside training."""
+DECODER_VALUES_PER_PIXEL = 3 * 256
+"""Values that the VAE keeps for each pixel of the image that it decodes; see ``latent_vae``."""
 FILL = 0.92
 """Share of a lane's memory that the plan fills."""
 
@@ -93,21 +102,33 @@ def fixed_bytes(facts: MemoryFacts) -> int:
     return CONTEXT_BYTES + facts.weight_bytes
 
 
+def beside_bytes(facts: MemoryFacts, shape: LaneShape) -> int:
+    """GPU memory for generating images beside training: one pass, and one image in the VAE."""
+    rows = BESIDE_ROWS * FORWARD_SHARE * _saved_values(facts, shape)
+    pixels = DECODER_VALUES_PER_PIXEL * shape.resolution_px**2
+    return round((rows + pixels) * facts.value_bytes)
+
+
 def slot_bytes(facts: MemoryFacts, shape: LaneShape, checkpointing: bool) -> int:
     """GPU memory of one slot: adapter, optimizer state and saved activations."""
-    counts = facts.counts
-    if counts is None:
+    if facts.counts is None:
         adapter = facts.denoiser_parameters * ADAPTER_SHARE_PER_RANK * shape.max_rank
-        whole = SAVED_PER_CELL * math.sqrt(facts.denoiser_parameters) * cells(facts, shape)
     else:
-        adapter = counts.adapter_parameters(shape.target_modules, shape.max_rank)
-        whole = COUNTED_SAVED_FACTOR * counts.saved_per_cell * cells(facts, shape)
-    per_row = whole
+        adapter = facts.counts.adapter_parameters(shape.target_modules, shape.max_rank)
+    per_row = whole = _saved_values(facts, shape)
     if checkpointing:
         kept = whole * SAVED_PER_CELL_CHECKPOINTED / SAVED_PER_CELL
         per_row = kept + whole * RECOMPUTED_SHARE
     activations = per_row * facts.value_bytes * TRANSIENT_FACTOR * shape.rows
     return round(adapter * STATE_BYTES_PER_WEIGHT + activations)
+
+
+def _saved_values(facts: MemoryFacts, shape: LaneShape) -> float:
+    """Values that one row keeps for its backward pass, without checkpointing."""
+    per_cell = SAVED_PER_CELL * math.sqrt(facts.denoiser_parameters)
+    if facts.counts is not None:
+        per_cell = COUNTED_SAVED_FACTOR * facts.counts.saved_per_cell
+    return per_cell * cells(facts, shape)
 
 
 def cells(facts: MemoryFacts, shape: LaneShape) -> int:

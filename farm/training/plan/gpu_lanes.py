@@ -20,6 +20,7 @@ from farm.training.plan.costs import (
     PEAK_SHARE,
     SHARING_LOSS,
     TRAINING_FACTOR,
+    beside_bytes,
     fixed_bytes,
     lane_bytes,
     row_flops,
@@ -118,6 +119,8 @@ def _candidate(inputs: PlanInputs, split: Split, checkpointing: bool) -> Plan | 
 def _lane_memory(inputs: PlanInputs, checkpointing: bool) -> tuple[int, int]:
     """Bytes of a lane without slots, and of a slot; from the card's calibration if there is one."""
     fixed = fixed_bytes(inputs.facts)
+    if inputs.workload.num_pictures:
+        fixed += beside_bytes(inputs.facts, inputs.shape)
     each = slot_bytes(inputs.facts, inputs.shape, checkpointing)
     measured = inputs.hardware.calibration
     if measured is None:
@@ -207,16 +210,24 @@ def _does_not_fit(inputs: PlanInputs) -> PlanError:
     need = lane_bytes(facts, shape, slots, checkpointing=checkpointing) / FILL
     share = hardware.gpu_bytes * (inputs.fraction or 1.0)
     smallest = lane_bytes(facts, shape, 1, checkpointing=True) / FILL
-    remedy = (
-        "use a lower resolution, fewer rows or a smaller base"
-        if smallest > hardware.gpu_bytes
-        else f"give a lane at least {smallest / hardware.gpu_bytes:.3f} of this GPU, use fewer "
-        "slots, or switch gradient checkpointing on"
-    )
+    part = smallest / hardware.gpu_bytes
+    is_needed = inputs.workload.num_prior_images > 0
+    prior = prior_worker_fraction(facts, hardware) if is_needed else 0.0
+    beside = ""
+    if part > 1:
+        remedy = "use a lower resolution, fewer rows or a smaller base"
+    elif part + prior > 1 and hardware.gpus_per_node == 1:
+        beside = f"; the class images that are missing need {prior:g} of the GPU beside it"
+        remedy = "quantise the base, use a lower resolution, or set prior_rows to 0"
+    else:
+        remedy = (
+            f"give a lane at least {part:.3f} of this GPU, use fewer slots, or switch gradient "
+            "checkpointing on"
+        )
     return PlanError(
         f"a lane with {slots} slot(s) needs {need / GIB:.1f} GiB and its share of "
         f"{hardware.gpu_name} is {share / GIB:.1f} GiB "
         f"(base {facts.weight_bytes / GIB:.1f} GiB, context {CONTEXT_BYTES / GIB:.1f} GiB, each "
-        f"slot {slot_bytes(facts, shape, checkpointing) / GIB:.1f} GiB)",
+        f"slot {slot_bytes(facts, shape, checkpointing) / GIB:.1f} GiB){beside}",
         remedy,
     )

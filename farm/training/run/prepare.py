@@ -21,7 +21,7 @@ from farm.intake.check import Progress, check_manifest
 from farm.intake.job import PriorSpec
 from farm.intake.manifest import read_manifest
 from farm.intake.scoring import ScoringSettings
-from farm.recipe import BASE_RECIPES
+from farm.recipe import BASE_PRIORS, BASE_RECIPES
 from farm.storage import Store
 from farm.training.lane.settings import Pictures
 from farm.training.plan.calibration import find_calibration
@@ -57,6 +57,7 @@ def prepare_run(
         request.manifest,
         strict=False,
         recipe=request.recipe,
+        base_prior=BASE_PRIORS.get(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
     edition = BASE_RECIPES.get(edition_of(request.base), {})

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from farm.base.conditioning import MASK, Conditioning, TokenIds, whole_frames
+from farm.base.device.queues import adopt
+from farm.base.device.transfer import sent
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.batch import JobRows
@@ -41,6 +43,8 @@ class PromptRows:
 
     def admit(self, slot: int, job: TrainingJob) -> None:
         """Write a job's prompts; if all photos share one prompt, they never change."""
+        prior = () if job.prior is None else job.prior.conditioning.tensors
+        adopt((*job.instance_conditioning.tensors, *prior), None, self._base.device)
         self._write(slot, job, [0] * job.instance_rows, [0] * job.prior_rows)
         self._write_frames(slot, job, [0] * job.instance_rows, [0] * job.prior_rows)
 
@@ -51,9 +55,11 @@ class PromptRows:
         self._write_frames(slot, job, rows.instances, rows.priors)
 
     @property
-    def num_tokens(self) -> int:
-        """T of the prompts; it grows, and they move in memory, if a prompt is longer."""
-        return max(self._encoded.num_tokens, self._tokens.num_tokens)
+    def addresses(self) -> tuple[int, ...]:
+        """Where the prompts are on the device: they move if a prompt is longer than all before, or
+        is the first one with a mask."""
+        tensors = (*self._encoded.tensors, *self._tokens.tensors.values())
+        return tuple(tensor.data_ptr() for tensor in tensors)
 
     def conditioning(self) -> Conditioning:
         """All rows' prompts; tokens are encoded now, under the caller's routing."""
@@ -123,7 +129,7 @@ def evaluation_prompts(
         for job, part in pairs:
             assert job.instance_tokens is not None
             chosen.append(job.instance_tokens[_prompt_indices(job.instance_tokens, part.instances)])
-        prompts = base.encode_tokens(TokenIds.concatenate(chosen).to(base.device))
+        prompts = base.encode_tokens(TokenIds.concatenate(chosen).sent(base.device))
     else:
         prompts = Conditioning.concatenate(
             [
@@ -138,7 +144,7 @@ def evaluation_prompts(
     frames_R6 = torch.cat(
         [_frames_of(job.instance_frames, part.instances, side_px) for job, part in pairs]
     )
-    return base.for_crops(prompts, frames_R6.to(base.device))
+    return base.for_crops(prompts, sent(frames_R6, base.device))
 
 
 def _frames_of(frames_N6: Tensor | None, chosen: list[int], side_px: int) -> Tensor:

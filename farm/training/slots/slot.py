@@ -82,13 +82,15 @@ class SlotJob:
         return self.step >= self.recipe.steps
 
     @property
+    def has_output(self) -> bool:
+        """Whether this step's weights leave the trainer: finished, as a checkpoint, as samples."""
+        recipe = self.recipe
+        return self.is_done or any(map(self.is_due, (recipe.checkpoint_every, recipe.sample_every)))
+
+    @property
     def needs_sync(self) -> bool:
         """Whether the host must read this step's results immediately."""
-        recipe = self.recipe
-        return self.is_done or any(
-            self.is_due(every)
-            for every in (self.evaluation_every, recipe.checkpoint_every, recipe.sample_every)
-        )
+        return self.has_output or self.is_due(self.evaluation_every)
 
 
 def snapshot(slot: int, slot_job: SlotJob, bank: Bank, optimizer: SlotAdamW) -> SlotState:

@@ -34,19 +34,28 @@ class Speed:
     capture: bool | None = None
     """Run a step as one CUDA graph. Default: on GPUs, up to ``CAPTURED_SLOTS``."""
     channels_last: bool | None = None
-    """Memory layout of convolutions. Default: on GPUs, and on CPUs for wide batches."""
-    kernel: Kernel = "products"
+    """Memory layout of convolutions. Default: for compiled passes on GPUs, and on CPUs for wide
+    batches; eager passes on GPUs measure it."""
+    kernel: Kernel | None = None
+    """How adapters are multiplied. Default: products, which compiled passes fuse with others; eager
+    passes on GPUs measure it."""
+    evaluate_beside: bool | None = None
+    """Evaluate slots in a queue of low priority while they train on. Default: on GPUs."""
 
     def on(self, device: torch.device, *, slots: int, rows: int, checkpointing: bool) -> Speed:
-        """The options with their defaults for a device filled in."""
+        """The options with their defaults for a device filled in; None is left to a measurement."""
         on_gpu = device.type == "cuda"
+        compile = on_gpu if self.compile is None else self.compile
+        measures = on_gpu and not compile
         few = slots <= CAPTURED_SLOTS and not checkpointing
-        wide = on_gpu or rows >= WIDE_BATCH_ROWS
+        wide = None if measures else on_gpu or rows >= WIDE_BATCH_ROWS
+        kernel: Kernel | None = None if measures else "products"
         return Speed(
-            on_gpu if self.compile is None else self.compile,
+            compile,
             on_gpu and few if self.capture is None else self.capture,
             wide if self.channels_last is None else self.channels_last,
-            self.kernel,
+            self.kernel or kernel,
+            on_gpu if self.evaluate_beside is None else self.evaluate_beside,
         )
 
 

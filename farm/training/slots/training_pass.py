@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from farm.adapters.bank import kernels
 from farm.adapters.bank.bank import Bank
-from farm.base.device.attention import attention_shape, choose_attention
+from farm.adapters.bank.grouped import Kernel
+from farm.adapters.bank.kernel_choice import choose_kernel
+from farm.base.device.attention import AttentionShape, attention_shape, choose_attention
 from farm.base.device.captured import Captured
 from farm.base.device.compiled import Compiled
+from farm.base.device.layout import channels_last_is_faster
 from farm.base.interface import Base
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.batch import JobRows, StepBatch, step_rows
@@ -49,11 +53,16 @@ class TrainingPass:
         num_slots: int,
         checkpointing: bool = False,
         speed: Speed | None = None,
+        num_kept: int = 0,
     ) -> None:
         """Open a bank on the base and allocate S slots; see ``SlotTrainer`` for the arguments."""
         self.base, self.shape, self.num_slots = base, shape, num_slots
         self.latent_shape = base.latent_shape(shape.resolution_px, shape.resolution_px)
         self.schedule = base.schedule.to("cpu")
+        self._speed = (speed or Speed()).on(
+            base.device, slots=num_slots, rows=self.num_rows, checkpointing=checkpointing
+        )
+        self.evaluates_beside = bool(self._speed.evaluate_beside)
         self.bank = Bank(
             base,
             num_slots=num_slots,
@@ -62,11 +71,12 @@ class TrainingPass:
             text_encoder_modules=shape.text_encoder_modules,
             dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
             trainable=True,
+            num_kept=num_kept + num_slots * self.evaluates_beside,
         )
         self._checkpointing = checkpointing
-        self._speed = (speed or Speed()).on(
-            base.device, slots=num_slots, rows=self.num_rows, checkpointing=checkpointing
-        )
+        # what a captured step reads; and the step, by what would change its kernels or addresses
+        self._static: StepBatch | None = None
+        self._captured: dict[tuple[object, ...], Captured] = {}
         self._denoise = Compiled(
             base.denoise, self._speed.compile or False, name="the denoiser's training pass"
         )
@@ -84,6 +94,8 @@ class TrainingPass:
         denoiser = base.components[base.denoiser_name]
         if self._checkpointing:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        shape = attention_shape(denoiser, self.latent_shape, self.num_rows)
+        self._measure(denoiser, shape)
         if self._speed.channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._speed.kernel == "triton":
@@ -92,14 +104,30 @@ class TrainingPass:
                 self.bank.use_kernel("triton")
             else:
                 LOG.warning("adapters run as batched products: %s", missing)
-        shape = attention_shape(denoiser, self.latent_shape, self.num_rows)
         self._attention = choose_attention(shape, base.dtype, device, trains=True)
-        # what a captured step reads; and the step, by what would change its kernels or addresses
-        self._static: StepBatch | None = None
-        self._captured: dict[tuple[bool, int], Captured] = {}
+
+    def _measure(self, denoiser: nn.Module, attention: AttentionShape | None) -> None:
+        """Choose what ``Speed.on`` left open: the layout and the kernel of eager passes."""
+        speed, dtype, device = self._speed, self.base.dtype, self.base.device
+        if speed.channels_last is None:
+            last = channels_last_is_faster(
+                denoiser, self.latent_shape, self.num_rows, dtype, device
+            )
+            speed = replace(speed, channels_last=last)
+        if speed.kernel is None:
+            kernel: Kernel = "products"
+            if attention is not None:
+                _, heads, positions, width = attention
+                layer = (
+                    self.num_slots, positions * self.shape.rows, heads * width, self.shape.max_rank,
+                )  # fmt: skip
+                kernel = choose_kernel(layer, dtype, device)
+            speed = replace(speed, kernel=kernel)
+        self._speed = speed
 
     def close(self) -> None:
         """Restore the base to its original state."""
+        self._captured.clear()
         self.bank.close()
         self._denoise.close()
         denoiser = self.base.components[self.base.denoiser_name]
@@ -120,6 +148,7 @@ class TrainingPass:
         words = ["compiled" if self._denoise.is_compiled else "eager"]
         words += ["captured"] * is_replayed + ["checkpointing"] * self._checkpointing
         words.append("channels-last" if self._speed.channels_last else "channels-first")
+        words += ["Triton"] * (self._speed.kernel == "triton")
         return f"{', '.join(words)}; {self._attention.report}"
 
     # -- slots --------------------------------------------------------------------------------
@@ -171,15 +200,26 @@ class TrainingPass:
             self._static = batch
         else:
             self._static.copy_(batch)
-        static, key = self._static, (self.bank.has_late_scale, self._prompts.num_tokens)
+        static, addresses = self._static, self._prompts.addresses
+        key = (addresses, *self.bank.scale_kinds)
         if key not in self._captured:
+            for old in [old for old in self._captured if old[0] != addresses]:
+                del self._captured[old]  # the prompts have moved
             self._captured[key] = Captured(
                 lambda: self._train(static), self.base.device, name="the training step"
             )
         return self._captured[key]()
 
     def _train(self, batch: StepBatch) -> Tensor:
-        losses_S = self._backward(batch)
+        try:
+            losses_S = self._backward(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self._denoise.give_up(error):
+                raise
+            losses_S = self._backward(batch)
+        self._denoise.is_proven = True
         norms_S = self._optimizer.step(batch.table_SK, losses_S, self._loss_scale)
         return torch.stack([losses_S, norms_S.to(losses_S)])
 

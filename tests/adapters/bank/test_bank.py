@@ -138,7 +138,7 @@ def test_a_row_mixes_several_adapters_by_weight(base: Base, peft_twin: PeftTwin)
     inputs = denoiser_input(base, 2)
     expected_RCHW = rows_of(one, inputs, slice(0, 2))
 
-    bank = Bank(base, num_slots=3, max_rank=4, target_modules=ATTENTION, max_per_row=2)
+    bank = Bank(base, num_slots=3, max_rank=4, target_modules=ATTENTION)
     bank.set_slot(2, first)
     bank.set_slot(1, second)
     slots_RK, weights_RK = torch.tensor([[2, 1], [1, 2]]), torch.tensor([[0.7, -0.4], [-0.4, 0.7]])

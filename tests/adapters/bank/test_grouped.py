@@ -96,7 +96,7 @@ def test_a_scale_that_is_part_of_the_weights_gives_the_gradients_of_one_that_is_
         weights = [adapter(bank, 0, 12.0, uneven=uneven), adapter(bank, 1, 4.0)]
         for slot, one in enumerate(weights):
             bank.set_slot(slot, one)
-        assert bank.has_late_scale == (dtype == base.dtype)
+        assert bank.scale_kinds[0] == (dtype == base.dtype)
         for refreshed in (False, True):
             if refreshed:  # as after an update
                 bank.refresh()
@@ -158,11 +158,11 @@ def test_attentions_that_read_an_input_once_train_like_others(
 def test_default_recipes_multiply_by_no_scale(base: Base) -> None:
     bank = Bank(base, num_slots=2, max_rank=RANK, target_modules=ATTENTION, trainable=True)
     bank.init_slot(0, RANK, float(RANK), 0)
-    assert not bank.has_late_scale
+    assert not bank.scale_kinds[0]
     bank.init_slot(1, RANK, 2.0 * RANK, 0)
-    assert bank.has_late_scale
+    assert bank.scale_kinds[0]
     bank.clear_slot(1)
-    assert not bank.has_late_scale
+    assert not bank.scale_kinds[0]
 
 
 def test_without_triton_or_a_gpu_the_reason_is_given() -> None:

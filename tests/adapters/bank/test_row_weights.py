@@ -22,7 +22,7 @@ class Pair:
     def __init__(self, base):
         self.mixed = MixedBank(base, "unet", num_slots=4, max_per_row=2)
         self.base = load_base("tiny")
-        self.plain = Bank(self.base, num_slots=4, max_rank=4, target_modules=TARGETS, max_per_row=2)
+        self.plain = Bank(self.base, num_slots=4, max_rank=4, target_modules=TARGETS)
 
     def set_slot(self, slot, weights):
         self.mixed.set_slot(slot, weights)

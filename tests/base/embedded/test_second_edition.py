@@ -20,7 +20,6 @@ from farm.base.embedded.second.models import build_scorer, build_unet, build_vae
 from farm.base.embedded.second.train import train_edition
 from farm.base.embedded.tokenizer import build_tokenizer
 from farm.base.embedded.world import RARE_TOKENS, write_caption, write_short_caption
-from farm.base.loading import embedded_folder, resolve_folder
 
 UNET = Path("weights/unet/diffusion_pytorch_model.safetensors")
 BARE = """
@@ -144,7 +143,3 @@ def test_timesteps_are_spread_with_a_share_in_the_middle() -> None:
     assert 0.78 <= middle <= 0.82
     assert steps.min() < 10
     assert steps.max() > 990
-
-
-def test_the_first_edition_stays_loadable_by_name() -> None:
-    assert resolve_folder("embedded-64") == embedded_folder()

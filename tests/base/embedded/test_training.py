@@ -19,6 +19,7 @@ from farm.base.embedded.denoiser import (
     sample_timesteps,
 )
 from farm.base.embedded.folder import text_tower
+from farm.base.embedded.identifiers.training import LegibilityPlan
 from farm.base.embedded.scorer import build_scorer, contrastive_loss
 from farm.base.embedded.tokenizer import build_tokenizer
 from farm.base.embedded.train import DOCUMENTED_MINUTES, TrainingPlan, train_embedded
@@ -32,6 +33,7 @@ SMALL = TrainingPlan(
     num_vae_steps=1,
     num_decoder_steps=1,
     denoiser=DenoiserPlan(num_steps=2, batch_size=4, checkpoint_every=1),
+    identifiers=LegibilityPlan(num_steps=1, batch_size=2),
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import Krea2Pipeline, QwenImagePipeline
 from peft import PeftModel
 from support.adapters import random_weights
 from support.jobs import assert_close, build_job, open_trainer, train_alone
@@ -26,10 +27,30 @@ from farm.errors import UserError
 from farm.recipe import Recipe
 
 PROMPTS = ["a photo of sks cat", "a small mushroom in the rain"]
-FAMILIES = ("tiny-z-image", "tiny-klein", "tiny-flux", "tiny-sd3")
-VARIANTS = ("tiny-klein-distilled", "tiny-flux-schnell", "tiny-sd3-clip")
+FAMILIES = (
+    "tiny-z-image",
+    "tiny-klein",
+    "tiny-flux",
+    "tiny-sd3",
+    "tiny-flux2-dev",
+    "tiny-qwen-image",
+    "tiny-krea2",
+)
+VARIANTS = (
+    "tiny-klein-distilled",
+    "tiny-flux-schnell",
+    "tiny-sd3-clip",
+    "tiny-krea2-distilled",
+)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-NO_NEGATIVE = ("tiny-klein", "tiny-klein-distilled", "tiny-flux", "tiny-flux-schnell")
+NO_NEGATIVE = (
+    "tiny-klein",
+    "tiny-klein-distilled",
+    "tiny-flux",
+    "tiny-flux-schnell",
+    "tiny-flux2-dev",
+    "tiny-krea2-distilled",
+)
 """Their pipelines take no negative prompt at this guidance."""
 
 
@@ -40,6 +61,11 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 def image_of(pipeline: Any, prompt: str, seed: int, **options: Any) -> np.ndarray:
     """The plain pipeline's image, float [64, 64, 3] in levels of 0 to 255."""
+    guidance: dict[str, Any] = {"guidance_scale": 3.0}
+    if isinstance(pipeline, QwenImagePipeline):
+        guidance = {"true_cfg_scale": 3.0, "negative_prompt": ""}
+    elif isinstance(pipeline, Krea2Pipeline) and pipeline.config.is_distilled:
+        guidance = {"guidance_scale": 0.0}
     image = pipeline(
         prompt=prompt,
         num_inference_steps=3,
@@ -47,7 +73,7 @@ def image_of(pipeline: Any, prompt: str, seed: int, **options: Any) -> np.ndarra
         height=64,
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
-        **{"guidance_scale": 3.0, **options},
+        **{**guidance, **options},
     ).images[0]
     return np.asarray(image * 255)
 
@@ -56,6 +82,9 @@ def image_of(pipeline: Any, prompt: str, seed: int, **options: Any) -> np.ndarra
 @pytest.mark.proves("FLUX.2-klein", "generate")
 @pytest.mark.proves("FLUX.1", "generate")
 @pytest.mark.proves("Stable Diffusion 3", "generate")
+@pytest.mark.proves("FLUX.2-dev", "generate")
+@pytest.mark.proves("Qwen-Image", "generate")
+@pytest.mark.proves("Krea 2", "generate")
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
 def test_images_equal_those_of_the_plain_pipeline(name: str) -> None:
     """Two prompts of different lengths in one batch, each as if it were alone."""
@@ -78,6 +107,10 @@ def test_guidance_costs_a_second_row_only_where_the_family_has_it() -> None:
     assert not load_base("tiny-klein-distilled").needs_unprompted(3.0)
     assert not load_base("tiny-flux").needs_unprompted(3.0)
     assert load_base("tiny-z-image").needs_unprompted(0.5)
+    assert load_base("tiny-krea2").needs_unprompted(0.5)
+    assert not load_base("tiny-krea2-distilled").needs_unprompted(3.0)
+    assert not load_base("tiny-flux2-dev").needs_unprompted(3.0)
+    assert not load_base("tiny-qwen-image").needs_unprompted(1.0)
 
 
 def test_a_training_target_is_the_official_scripts(base: Base) -> None:
@@ -101,8 +134,11 @@ def test_photos_are_encoded_as_the_pipeline_decodes_them(base: Base) -> None:
     assert moments.shape == (1, 2, *base.latent_shape(64, 64))
     decoded = base.decode(moments[:, 0])
     vae = base.pipeline().vae
+    if vae.config.get("latents_mean"):  # a VAE of videos
+        pixels = pixels.unsqueeze(2)
     with torch.no_grad():
-        wanted = (vae.decode(vae.encode(pixels).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1)
+        wanted = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+    wanted = (wanted.view(decoded.shape) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(decoded, wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -116,6 +152,9 @@ def test_sizes_that_the_patches_do_not_fit_are_refused(base: Base) -> None:
 @pytest.mark.proves("FLUX.2-klein", "train")
 @pytest.mark.proves("FLUX.1", "train")
 @pytest.mark.proves("Stable Diffusion 3", "train")
+@pytest.mark.proves("FLUX.2-dev", "train")
+@pytest.mark.proves("Qwen-Image", "train")
+@pytest.mark.proves("Krea 2", "train")
 def test_four_slots_train_what_each_alone_trains(base: Base) -> None:
     jobs = [build_job(base, number, steps=3, rank=2 + number) for number in range(3)]
     trainer = open_trainer(base, num_slots=4, max_rank=4)
@@ -132,10 +171,16 @@ def test_four_slots_train_what_each_alone_trains(base: Base) -> None:
 @pytest.mark.proves("FLUX.2-klein", "diffusers file")
 @pytest.mark.proves("FLUX.1", "diffusers file")
 @pytest.mark.proves("Stable Diffusion 3", "diffusers file")
+@pytest.mark.proves("FLUX.2-dev", "diffusers file")
+@pytest.mark.proves("Qwen-Image", "diffusers file")
+@pytest.mark.proves("Krea 2", "diffusers file")
 @pytest.mark.proves("Z-Image", "PEFT file")
 @pytest.mark.proves("FLUX.2-klein", "PEFT file")
 @pytest.mark.proves("FLUX.1", "PEFT file")
 @pytest.mark.proves("Stable Diffusion 3", "PEFT file")
+@pytest.mark.proves("FLUX.2-dev", "PEFT file")
+@pytest.mark.proves("Qwen-Image", "PEFT file")
+@pytest.mark.proves("Krea 2", "PEFT file")
 def test_an_adapter_file_gives_the_same_image_in_diffusers_and_in_peft(
     base: Base, tmp_path: Path
 ) -> None:
@@ -178,6 +223,9 @@ def test_an_adapter_file_gives_the_same_image_in_diffusers_and_in_peft(
 @pytest.mark.proves("FLUX.2-klein", "load")
 @pytest.mark.proves("FLUX.1", "load")
 @pytest.mark.proves("Stable Diffusion 3", "load")
+@pytest.mark.proves("FLUX.2-dev", "load")
+@pytest.mark.proves("Qwen-Image", "load")
+@pytest.mark.proves("Krea 2", "load")
 def test_a_folder_loads_by_its_pipeline_and_has_one_fingerprint(base: Base, tmp_path: Path) -> None:
     base.pipeline().save_pretrained(tmp_path, safe_serialization=True)
     loaded = load_base(str(tmp_path))
@@ -195,6 +243,9 @@ def test_a_folder_loads_by_its_pipeline_and_has_one_fingerprint(base: Base, tmp_
         ("klein-4b", 3_875_544_576),
         ("flux1-dev", 11_901_408_320),
         ("sd35-medium", 2_243_171_520),
+        ("flux2-dev", 32_223_281_152),
+        ("qwen-image", 20_430_401_088),
+        ("krea2", 12_820_073_036),
     ],
 )
 def test_the_build_of_the_true_shape_has_the_models_own_size(name: str, parameters: int) -> None:

@@ -77,13 +77,17 @@ def current(key: str) -> str:
 @pytest.mark.proves("FLUX.1", "kohya file")
 @pytest.mark.proves("FLUX.2-klein", "kohya file")
 @pytest.mark.proves("Z-Image", "kohya file")
-@pytest.mark.parametrize("name", ["flux1-dev", "tiny-klein", "tiny-z-image"])
+@pytest.mark.proves("FLUX.2-dev", "kohya file")
+@pytest.mark.proves("Qwen-Image", "kohya file")
+@pytest.mark.parametrize(
+    "name", ["flux1-dev", "tiny-klein", "tiny-z-image", "tiny-flux2-dev", "tiny-qwen-image"]
+)
 def test_the_kohya_file_is_what_diffusers_own_loader_reads(name: str, tmp_path: Path) -> None:
     base = load_base(name, device="meta" if name == "flux1-dev" else "cpu")
     real = name == "flux1-dev"
     weights = (
         random_weights(base, 1, rank=2, alpha=4.0)
-        if name == "tiny-z-image"
+        if name in ("tiny-z-image", "tiny-qwen-image")
         else of_recipe(base, text=real, first_blocks=real)
     )
     file = saved(tmp_path, base, weights) / "tom.kohya.safetensors"

@@ -18,13 +18,24 @@ from farm.serving.request import GenerationRequest
 from farm.storage import Store
 from farm.training.execute import run_manifest
 
-FAMILIES = ("tiny-z-image", "tiny-klein", "tiny-flux", "tiny-sd3")
+FAMILIES = (
+    "tiny-z-image",
+    "tiny-klein",
+    "tiny-flux",
+    "tiny-sd3",
+    "tiny-flux2-dev",
+    "tiny-qwen-image",
+    "tiny-krea2",
+)
 
 
 @pytest.mark.proves("Z-Image", "serve mixed")
 @pytest.mark.proves("FLUX.2-klein", "serve mixed")
 @pytest.mark.proves("FLUX.1", "serve mixed")
 @pytest.mark.proves("Stable Diffusion 3", "serve mixed")
+@pytest.mark.proves("FLUX.2-dev", "serve mixed")
+@pytest.mark.proves("Qwen-Image", "serve mixed")
+@pytest.mark.proves("Krea 2", "serve mixed")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_row_of_a_mixed_batch_is_the_row_alone(name: str, tmp_path: Path) -> None:
     """Prompts of different lengths, two adapters and none, guided or not."""
@@ -75,11 +86,14 @@ def test_a_row_of_a_mixed_batch_is_the_row_alone(name: str, tmp_path: Path) -> N
 @pytest.mark.proves("FLUX.2-klein", "run to request")
 @pytest.mark.proves("FLUX.1", "run to request")
 @pytest.mark.proves("Stable Diffusion 3", "run to request")
+@pytest.mark.proves("FLUX.2-dev", "run to request")
+@pytest.mark.proves("Qwen-Image", "run to request")
+@pytest.mark.proves("Krea 2", "run to request")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_manifest_is_run_served_and_asked_for_by_an_openai_client(
     name: str, tmp_path: Path
 ) -> None:
-    recipe = QUICK | {"steps": 3, "num_prior_images": 2, "learning_rate": 1e-2}
+    recipe = QUICK | {"steps": 3, "num_prior_images": 2, "learning_rate": 1e-2, "rank": 4}
     manifest = write_manifest(tmp_path / "m", 2, recipe=recipe, nouns=("cat",))
     store = Store(tmp_path / "served" / "store")
     summary = run_manifest(request(manifest, store.url, base=name, slots=2))

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from farm.base.counted_builds import counted_builds
 from farm.base.interface import DenoiserCounts, MemoryFacts
+from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.plan.costs import fixed_bytes, row_flops, slot_bytes
 from farm.training.plan.hardware import Hardware
@@ -56,3 +58,14 @@ def test_sdxl_fits_a_24_gib_card_at_1024_px_with_checkpointing() -> None:
     assert plan.checkpointing
     assert plan.slots >= 1
     assert plan.lane_bytes <= 24 * GIB
+
+
+def test_a_base_that_leaves_no_room_for_class_images_is_refused_with_the_reason() -> None:
+    build = counted_builds()["qwen-image"]
+    card = Hardware("H100", 80 * GIB, 1, 8)
+    work = workload_of([build.recipe], 512, num_prior_images=200)
+    with pytest.raises(PlanError, match="class images that are missing need 0.5 of the GPU") as no:
+        make_plan(build.memory, work, card)
+    assert "quantise the base" in no.value.remedy
+    assert make_plan(build.memory.quantized("int8"), work, card).slots == 1
+    assert make_plan(build.memory, workload_of([build.recipe], 512), card).slots == 1

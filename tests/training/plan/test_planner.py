@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from farm.base.interface import MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe
-from farm.training.plan.costs import CONTEXT_BYTES, lane_bytes, row_flops
+from farm.training.plan.costs import CONTEXT_BYTES, beside_bytes, lane_bytes, row_flops
 from farm.training.plan.gpu_lanes import prior_worker_fraction
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.planner import make_plan
@@ -106,6 +106,18 @@ def test_the_expected_time_counts_start_class_images_photos_samples_and_cards() 
     assert plan.prior_workers_per_node == min(4, LAPTOP.cpus_per_node)
     here = make_plan(small, replace(whole, uses_ray=False), LAPTOP, lanes=1)
     assert here.estimate.start_s < parts.start_s
+
+
+def test_a_lane_has_memory_for_the_images_that_it_generates_beside_training() -> None:
+    bare = workload_of([RECIPE] * 100, 512)
+    pictured = replace(bare, picture_rows=20_000, num_pictures=400)
+    without, with_pictures = (
+        make_plan(SD15, work, A100, fraction=0.125, slots=1) for work in (bare, pictured)
+    )
+    more = with_pictures.lane_bytes - without.lane_bytes
+    assert more == beside_bytes(SD15, bare.shape)
+    assert 0.5 * GIB < more < 2 * GIB
+    assert beside_bytes(SD15, replace(bare.shape, resolution_px=1024)) == pytest.approx(4 * more)
 
 
 def test_checkpointing_is_chosen_by_speed_and_the_plan_says_whether_it_pays() -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import prepare_run, resume_run, run_manifest
+from farm.training.lane.settings import LaneSettings
 from farm.training.plan.hardware import Hardware
 from farm.training.run.files import ask, list_runs
 from farm.training.run.status import run_status, settle_requests
@@ -87,6 +89,23 @@ def test_every_subject_becomes_an_adapter_and_nothing_else_is_left(
     assert record.steps_trained == 30
     assert len(record.loss_curve) == 30
     assert "samples/00.png" in record.files
+
+
+def test_lanes_that_finish_jobs_beside_training_give_the_same_adapters(
+    manifest: Path,
+    undisturbed: tuple[Store, dict[str, AdapterWeights]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beside = partial(LaneSettings, finish_beside=True)
+    monkeypatch.setattr("farm.training.run.driver.LaneSettings", beside)
+    store = Store(tmp_path / "store")
+    summary = run_manifest(request(manifest, store.url, slots=2))
+    assert (summary.jobs, summary.committed, summary.exit_code) == (5, 5, 0)
+    assert_same(adapters(store, tmp_path / "adapters"), undisturbed[1])
+    record = Registry(store).record(next(iter(commits(store))))
+    assert "samples/00.png" in record.files
+    assert store.list("checkpoints") == []
 
 
 def test_the_same_manifest_again_finds_everything_and_trains_nothing(

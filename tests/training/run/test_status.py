@@ -97,6 +97,23 @@ def test_a_tally_that_a_killed_driver_left_behind_is_not_used(
     assert run_status(store, "r")["counts"]["leased"] == 0  # a live driver will write the next one
 
 
+def test_a_tally_goes_when_there_are_too_many_failures_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, clock = Store(tmp_path), [NOW]
+    monkeypatch.setattr(run_state, "TALLY_JOBS", 0)
+    monkeypatch.setattr(run_state, "TALLY_FAILURES", 1)
+    state = begin(store, clock)
+    claim = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
+    assert claim is not None
+    for number, key in enumerate(KEYS[:2]):
+        state.cancel([key], "cancelled")
+        clock[0] += 10.0
+        state.flush()
+        assert store.exists(TALLY) == (number == 0)
+        assert run_status(store, "r")["counts"]["cancelled"] == number + 1
+
+
 def test_small_runs_have_no_tally(tmp_path: Path) -> None:
     store = Store(tmp_path)
     begin(store, [NOW]).flush()

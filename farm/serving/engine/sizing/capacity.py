@@ -10,6 +10,7 @@ from collections import deque
 
 import torch
 
+from farm.base.device.queues import Mark, mark, wait_for
 from farm.base.interface import Base
 from farm.serving.engine.row import Size
 from farm.serving.engine.sizing.batch_size_search import BatchSizeCurve
@@ -34,7 +35,7 @@ class Capacity:
         self._knee = knee
         self._memory_reserve = memory_reserve
         self._shrunk: dict[Size, int] = {}
-        self._events: deque[torch.cuda.Event] = deque()
+        self._marks: deque[Mark] = deque()
 
     @classmethod
     def unmeasured(cls, base: Base, rows: int) -> Capacity:
@@ -100,10 +101,6 @@ class Capacity:
 
     def pace(self) -> None:
         """Wait until the device is at most ``PASSES_AHEAD`` passes behind."""
-        if self._device.type != "cuda":
-            return
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        self._events.append(event)
-        while len(self._events) > PASSES_AHEAD:
-            self._events.popleft().synchronize()
+        self._marks.append(mark(self._device))
+        while len(self._marks) > PASSES_AHEAD:
+            wait_for(self._marks.popleft())

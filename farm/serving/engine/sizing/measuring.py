@@ -9,6 +9,7 @@ Legend: R rows, C channels, H W latent.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -30,7 +31,7 @@ from farm.errors import Draining
 from farm.file_facts import cache_folder
 from farm.keys import digest
 from farm.serving.config import EngineConfig
-from farm.serving.engine.passes import padded_rows
+from farm.serving.engine.passes import padded_counts
 from farm.serving.engine.sizing.batch_size_search import BatchSizeCurve, find_batch_size
 from farm.serving.engine.sizing.capacity import Capacity
 from farm.serving.memory import device_memory
@@ -54,6 +55,8 @@ UNMEASURED_ROWS = 4
 
 InLoop = Callable[[Callable[[], float]], float]
 """Runs a call in the engine's loop and waits for its result."""
+Warm = Callable[[int, Conditioning], None]
+"""Runs passes of a number of rows with a prompt; see ``Denoiser.warm_up``."""
 
 
 class CapacityMeter:
@@ -87,22 +90,28 @@ class CapacityMeter:
                 return Capacity(self._base, knee, memory_reserve=config.memory_reserve)
         return None
 
-    def warm_up(self, rows: int) -> float:
-        """Run a pass of each size on a GPU; called in the thread that runs passes.
+    def warm_up(self, rows: int, warm: Warm) -> float:
+        """Run a pass of each size up to a number of rows, largest first, in the calling thread.
 
         A first pass takes seconds to load kernels, and each new size some tenths of a second:
         requests would wait, and measurements be far too slow.
         """
-        if self._base.device.type != "cuda":
-            return 0.0
-        sizes = sorted({padded_rows(count) for count in range(1, rows + 1)}, reverse=True)
-        for size in sizes:
-            self._pass_of(size)()
-        torch.cuda.synchronize(self._base.device)
+        for count in padded_counts(rows):
+            self._warm_one(count, warm)
         return self._end_probe()
 
+    def _warm_one(self, rows: int, warm: Warm) -> float:
+        self._fill_slot()
+        warm(rows, self._prompt)
+        _synchronize(self._base.device)
+        return 0.0
+
     def begin(
-        self, in_loop: InLoop, is_idle: Callable[[], bool], use: Callable[[Capacity], None]
+        self,
+        in_loop: InLoop,
+        is_idle: Callable[[], bool],
+        use: Callable[[Capacity], None],
+        warm: Warm | None,
     ) -> None:
         """Measure in a separate thread.
 
@@ -110,11 +119,17 @@ class CapacityMeter:
             in_loop: runs a pass in the engine's loop; raises once the loop has ended.
             is_idle: whether the engine has nothing to generate, so measuring delays none.
             use: called with the limit.
+            warm: warms up the sizes of passes within the limit; None if they need not be.
         """
 
         def measure() -> None:
             try:
-                use(self._measured(in_loop, is_idle))
+                capacity = self._measured(in_loop, is_idle)
+                if warm is not None:
+                    for count in padded_counts(capacity.rows):
+                        in_loop(functools.partial(self._warm_one, count, warm))
+                    in_loop(self._end_probe)
+                use(capacity)
             except (Draining, InterruptedError):  # the engine stops
                 pass
             except Exception:
@@ -218,9 +233,8 @@ class CapacityMeter:
         latents_RCHW = torch.zeros(rows, *shape, dtype=base.dtype, device=base.device)
         timesteps_R = torch.full((rows,), 500.0, device=base.device)
         prompts = self._prompt.repeat(rows)
-        if weights is not None and self._bank is not None:
-            if self._bank.held(0) is None:  # the bare base's own slot, which no picture uses
-                self._bank.set_slot(0, _zero_adapter(self._bank))
+        if weights is not None:
+            self._fill_slot()
             weights.assign([[0]] * rows)
 
         @torch.no_grad()
@@ -229,6 +243,11 @@ class CapacityMeter:
                 base.denoise(latents_RCHW, timesteps_R, prompts)
 
         return run
+
+    def _fill_slot(self) -> None:
+        """Put an adapter into the bare base's own slot, which no picture uses."""
+        if self._bank is not None and self._bank.held(0) is None:
+            self._bank.set_slot(0, _zero_adapter(self._bank))
 
     def _timed(self, run: Callable[[], None]) -> float:
         _synchronize(self._base.device)

@@ -25,7 +25,7 @@ from farm.intake.manifest import Manifest, read_manifest
 from farm.intake.photos.bytes import is_remote, read_photo_bytes, split_member_uri
 from farm.intake.subject import Subject
 from farm.keys import bytes_digest
-from farm.recipe import BASE_RECIPES
+from farm.recipe import BASE_PRIORS, BASE_RECIPES
 from farm.storage import Store
 
 __all__ = ["Upload", "upload_manifest"]
@@ -66,7 +66,11 @@ def upload_manifest(
         UserError: if the store cannot be written from here.
     """
     read = read_manifest(
-        manifest, strict=False, recipe=recipe, base_recipe=BASE_RECIPES.get(edition_of(base))
+        manifest,
+        strict=False,
+        recipe=recipe,
+        base_recipe=BASE_RECIPES.get(edition_of(base)),
+        base_prior=BASE_PRIORS.get(edition_of(base)),
     )
     check = _checked(read, progress)
     if not skip_faulty:

@@ -1,0 +1,1 @@
+"""Families that share Qwen-Image's VAE and its template for prompts."""
