@@ -277,8 +277,8 @@ slowest {busy["slowest_s"] * 1e3:.0f} ms: {ratio:.1f} times idle |
 {manifests.get("slowest_cpu_s", 0):.1f} s of CPU | \
 {manifests.get("cpu_s", 0):.0f} | {manifests.get("mib")} MiB |
 
-Some hostile photos are usable: a black picture of 90 megapixels in 11 kB is a photo. Valid requests \
-of the flood are generated, and share the engine with the good client's.
+Some hostile photos are usable: a black picture of 90 megapixels in 11 kB is a photo. \
+Valid requests of the flood are generated, and share the engine with the good client's.
 """
 
 
