@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError
 from farm.intake.job import PriorSpec
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure
 from farm.training.priors.generate import generate_part
