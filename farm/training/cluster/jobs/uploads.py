@@ -84,8 +84,7 @@ def upload_manifest(
     places = {uri: f"{store.url}/{path}" for uri, path in copies.items()}
     try:
         _copy(store, copies)
-        there = tuple(_moved(subject, places) for subject in subjects)
-        data = replace(read, subjects=there).to_parquet()
+        data = replace(read, subjects=tuple(_moved(s, places) for s in subjects)).to_parquet()
         path = f"{FOLDER}/{bytes_digest(data)[:32]}.parquet"
         if not store.exists(path):
             store.write(path, data)
