@@ -1,4 +1,4 @@
-"""A dispatcher with a clock and a store, for tests of what lanes report and are told."""
+"""A dispatcher with a clock and a store, for tests of reports and orders of lanes."""
 
 from __future__ import annotations
 
