@@ -111,16 +111,10 @@ def pair_figure(old: Path) -> str:
     """A pass over attention adapters, old code and new."""
     import serve_pair
 
-    found = serve_pair.compare(old.resolve(), 3, 20)
-    before, now = found["old"], found["new"]
     return (
         "\n## A store of attention adapters alone, this version against that of 2026-11-23\n\n"
-        "Processes took turns (`serve_pair.py`): 32 rows, 16 adapters of rank 8, 64 in slots.\n\n"
-        "| | 2026-11-23 | now | now / before |\n|---|---|---|---|\n"
-        f"| CPU ms of a pass | {before['pass_cpu_ms']:.1f} | {now['pass_cpu_ms']:.1f} | "
-        f"{now['pass_cpu_ms'] / before['pass_cpu_ms']:.3f} |\n"
-        f"| MiB of the adapters | {before['adapters_mib']:.1f} | {now['adapters_mib']:.1f} | "
-        f"{now['adapters_mib'] / before['adapters_mib']:.3f} |\n"
+        "Two processes took turns pass by pass (`serve_pair.py`): 32 rows, 16 adapters of rank 8, "
+        "64 in slots.\n\n" + serve_pair.table(serve_pair.compare(old.resolve(), 24))
     )
 
 

@@ -71,11 +71,12 @@ class GoodClient:
 
     def since(self, began_s: float) -> dict[str, Any]:
         """The latencies of requests that began after a time."""
-        taken = [took_s for started_s, took_s in self._answers if started_s >= began_s]
+        taken = sorted(took_s for started_s, took_s in self._answers if started_s >= began_s)
         return {
             "num": len(taken),
             "median_s": statistics.median(taken),
-            "slowest_s": max(taken),
+            "p99_s": taken[round(0.99 * (len(taken) - 1))],
+            "slowest_s": taken[-1],
         }
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/serve_pair.py OLD_TREE
 
-``OLD_TREE`` is a checkout of the version with a bank of fixed layers (2026-11-23). Processes with
-the old and the new code take turns. Each runs full passes of the embedded base with 16 adapters of
-rank 8 on the attention projections and keeps its smallest CPU time, which other programs hardly
-change. Memory is what the filled bank and the rows' weights add to the process.
+``OLD_TREE`` is a checkout of the version with a bank of fixed layers (2026-11-23). Two processes,
+one with the old code and one with the new, take turns pass by pass, so that other programs disturb
+both alike; medians and smallest values of CPU time are compared. Each runs full passes of the
+embedded base with 16 adapters of rank 8 on the attention projections, and bare ones. Memory is what
+the filled bank and the rows' weights add to the process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -55,8 +58,8 @@ def loaded() -> tuple[Any, Callable[[], tuple[Any, Any]]]:
     return old, open_old
 
 
-def measure(passes: int) -> dict[str, float]:
-    """The CPU milliseconds of the fastest pass, and MiB of the adapters."""
+def work() -> None:
+    """Print the MiB of the adapters; then, for each kind of pass read, its CPU milliseconds."""
     import torch
 
     from farm.adapters.weights import AdapterWeights, LayerWeights
@@ -88,13 +91,13 @@ def measure(passes: int) -> dict[str, float]:
     rows.assign([[row % ADAPTERS] for row in range(ROWS)])
     del layers
     kept = resident_mib() - before
-    best = float("inf")
-    with torch.no_grad(), rows.active():
-        for _ in range(passes):
-            began = time.process_time()
+    print(json.dumps({"adapters_mib": kept}), flush=True)
+    for line in sys.stdin:
+        routing = rows.active() if line.strip() == "adapted" else nullcontext()
+        began = time.process_time()
+        with torch.no_grad(), routing:
             base.denoise(latents, steps, prompts)
-            best = min(best, time.process_time() - began)
-    return {"pass_cpu_ms": 1e3 * best, "adapters_mib": kept}
+        print(1e3 * (time.process_time() - began), flush=True)
 
 
 def resident_mib() -> float:
@@ -103,33 +106,67 @@ def resident_mib() -> float:
     return int(next(line for line in status.splitlines() if "VmRSS" in line).split()[1]) / 1024
 
 
-def compare(old: Path, rounds: int, passes: int) -> dict[str, dict[str, float]]:
-    """The smallest numbers of each version."""
-    found: dict[str, list[dict[str, float]]] = {"old": [], "new": []}
-    for number in range(2 * rounds):
-        name = ("old", "new", "new", "old")[number % 4]
-        environment = {**os.environ, "PYTHONPATH": str(old if name == "old" else TREE)}
-        command = [sys.executable, __file__, "--measure", str(passes)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found[name].append(json.loads(done.stdout.splitlines()[-1]))
-        print(name, found[name][-1], file=sys.stderr, flush=True)
-    return {
-        name: {key: min(one[key] for one in each) for key in each[0]}
-        for name, each in found.items()
-    }
+class Worker:
+    """A process with one version of the code."""
+
+    def __init__(self, tree: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--work"],
+            env={**os.environ, "PYTHONPATH": str(tree)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.adapters_mib: float = json.loads(self._read())["adapters_mib"]
+
+    def pass_ms(self, kind: str) -> float:
+        """CPU milliseconds of one pass."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{kind}\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
+def compare(old: Path, passes: int) -> dict[str, tuple[float, float]]:
+    """Of the old and the new code: median and smallest CPU time by kind of pass, and memory."""
+    workers = Worker(old), Worker(TREE)
+    found: dict[str, tuple[float, float]] = {}
+    for kind in ("bare", "adapted"):
+        times = [[worker.pass_ms(kind) for worker in workers] for _ in range(passes + 2)][2:]
+        before, after = zip(*times, strict=True)
+        found[f"{kind} pass, median CPU ms"] = median(before), median(after)
+        found[f"{kind} pass, least CPU ms"] = min(before), min(after)
+    found["MiB of the adapters"] = workers[0].adapters_mib, workers[1].adapters_mib
+    for worker in workers:
+        worker.end()
+    return found
+
+
+def table(found: dict[str, tuple[float, float]]) -> str:
+    """As Markdown."""
+    lines = ["| | 2026-11-23 | now | now / before |", "|---|---|---|---|"]
+    lines += [
+        f"| {what} | {before:.1f} | {after:.1f} | {after / before:.3f} |"
+        for what, (before, after) in found.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("old", type=Path, nargs="?")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--passes", type=int, default=20)
-    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--passes", type=int, default=24)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
-        return
-    print(json.dumps(compare(arguments.old.resolve(), arguments.rounds, arguments.passes)))
+    if arguments.work:
+        work()
+    else:
+        print(table(compare(arguments.old.resolve(), arguments.passes)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ is on the ground floor. The training code uses every field.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,7 +20,9 @@ __all__ = [
     "EarlyStop",
     "LongPrompts",
     "LossWeighting",
+    "PACKED_BYTES",
     "PresetName",
+    "Quantization",
     "Recipe",
     "TimestepSampling",
 ]
@@ -30,6 +33,11 @@ LearningRateSchedule = Literal["constant", "cosine", "linear"]
 LongPrompts = Literal["cut", "chunk"]
 """What happens to a prompt longer than the text encoder reads at once: ``cut`` drops its end,
 ``chunk`` reads it in several windows, as ComfyUI and A1111 do."""
+Quantization = Literal["int8", "nf4"]
+"""How a base's frozen denoiser is kept: ``int8`` by torchao, ``nf4`` (4 bits) by bitsandbytes."""
+PACKED_BYTES: Mapping[Quantization, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""Bytes of a quantised weight; nf4 has a float32 factor for each 64 of them, int8 one for each
+output."""
 PresetName = Literal["object", "live", "style"]
 """``object``: things; ``live``: people and animals; ``style``: a look rather than a thing."""
 

@@ -100,7 +100,8 @@ def test_the_suite_measures_every_case_with_the_packages_of_a_bare_machine(
     assert not [one for one in results if "failed" in one or "skipped" in one], done.stderr
     kinds = {one["kind"] for one in results}
     assert kinds >= {
-        "equality", "gpu tests", "ceilings", "slots", "plain loop", "serving", "swap-in", "profile",
+        "equality", "gpu tests", "ceilings", "slots", "plain loop", "serving", "swap-in", "beside",
+        "profile",
     }  # fmt: skip
     assert all(one["equal"] for one in results if one["kind"] == "equality")
     assert {one["how"] for one in results if one["kind"] == "slots"} >= {

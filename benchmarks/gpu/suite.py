@@ -30,7 +30,7 @@ __all__ = ["Case", "main"]
 
 MODULES = (
     "equality", "gpu_tests", "ceilings", "training", "families", "base_training", "serving",
-    "profile_best",
+    "beside", "profile_best",
 )  # fmt: skip
 
 

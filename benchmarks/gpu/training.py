@@ -111,7 +111,7 @@ def slot_results(
         yield found
 
 
-def open_trainer(case: SlotCase, setting: Setting, base: Base) -> SlotTrainer:
+def open_trainer(case: SlotCase, setting: Setting, base: Base, *, num_kept: int = 0) -> SlotTrainer:
     """A trainer with all slots in use."""
     jobs = [synthetic_job(base, number, rank=setting.rank) for number in range(case.slots)]
     trainer = SlotTrainer(
@@ -120,6 +120,7 @@ def open_trainer(case: SlotCase, setting: Setting, base: Base) -> SlotTrainer:
         num_slots=case.slots,
         checkpointing=case.checkpointing,
         speed=Speed(case.compile, case.graph, case.channels_last, case.kernel),
+        num_kept=num_kept,
     )
     for job in jobs:
         trainer.admit(job)

@@ -51,20 +51,18 @@ def generate_by_slot(
     prompts: Mapping[int, Sequence[str]],
     seeds: Sequence[int],
     *,
-    side_px: int,
-    steps: int = 25,
-    guidance: float = 5.0,
     batch: int = 16,
     chunked: Container[int] = (),
+    **options: Unpack[SamplingOptions],
 ) -> dict[int, Tensor]:
-    """Square images of several slots' prompts, all generated together.
+    """Images of several slots' prompts, all generated together.
 
     Args:
         prompts: by slot; the i-th prompt of each slot uses the i-th seed.
         chunked: slots whose long prompts are read in windows.
 
     Returns:
-        uint8 [prompts, P, P, 3] on the CPU by slot.
+        uint8 [prompts, H, W, 3] on the CPU by slot.
     """
     asked = [(slot, i, text) for slot, texts in prompts.items() for i, text in enumerate(texts)]
     if not asked:
@@ -77,10 +75,7 @@ def generate_by_slot(
         [slot for slot, _, _ in asked],
         batch=batch,
         chunked=[slot in chunked for slot, _, _ in asked],
-        steps=steps,
-        guidance=guidance,
-        width_px=side_px,
-        height_px=side_px,
+        **options,
     )
     counts = [len(texts) for texts in prompts.values()]
     return dict(zip(prompts, torch.split(images, counts), strict=True))

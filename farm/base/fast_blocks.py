@@ -29,7 +29,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from farm.base.quantized import is_quantized
+from farm.base.device.quantized import is_quantized
 from farm.base.row_linear import row_linear
 
 __all__ = ["is_plain_attention", "restore", "use_fast_blocks"]

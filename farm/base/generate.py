@@ -93,8 +93,7 @@ def generate_latents(
     shape = base.latent_shape(width_px, height_px)
     name, steps = options.get("scheduler", "base"), options.get("steps", 25)
     sampler = base.start_scheduler(name, steps, shape, base.device)
-    noise_RCHW = sent(initial_noise(seeds, shape), base.device)
-    latents_RCHW: Tensor = noise_RCHW * initial_scale(sampler)
+    latents_RCHW: Tensor = sent(initial_noise(seeds, shape), base.device) * initial_scale(sampler)
     images_R = torch.arange(count)
     guided = base.needs_unprompted(guidance)
     if guided:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from farm.base.conditioning import Conditioning, TokenIds, whole_frames
 from farm.base.schedules import NoiseSchedule, PredictionType
-from farm.quantization import PACKED_BYTES, Quantization
+from farm.recipe import PACKED_BYTES, Quantization
 from farm.schedulers import SchedulerName
 
 __all__ = ["Base", "Conditioning", "DenoiserCounts", "FamilyNames", "GuidanceKind", "MemoryFacts"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from farm.base.interface import Base
-    from farm.quantization import Quantization
+    from farm.recipe import Quantization
     from farm.storage import Store
 
 __all__ = ["embedded_folder", "load_base", "resolve_folder", "training_dtype"]

@@ -41,6 +41,7 @@ LONG_READERS = {
 that is not CLIP's. Chat templates take some of them, which is not known here."""
 WINDOWED_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """Pipelines whose prompts can be read in windows."""
+BASE_REMEDY = "name 'embedded', an existing folder, a URL, or a hub id such as 'owner/model'"
 MAX_WINDOWS = 16
 """Windows of tokens that a prompt is read in at most: 1,200 of CLIP's tokens."""
 
@@ -122,6 +123,8 @@ def prompt_reader(base: str, revision: str | None = None) -> PromptReader | None
         return _from_url(base)
     if Path(base).expanduser().is_dir():
         return _from_folder(Path(base).expanduser(), base)
+    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+        raise BaseModelError(f"there is no base {base!r}", BASE_REMEDY)
     return _from_hub(base, revision)
 
 
@@ -184,7 +187,7 @@ def _from_hub(base: str, revision: str | None) -> PromptReader:
         folder = snapshot_download(base, revision=revision, allow_patterns=wanted)
     except Exception as error:  # offline, gated, unknown: the hub's errors share no base class
         raise BaseModelError(
-            f"the tokenizer of {base} cannot be fetched: {error}",
-            "name 'embedded', an existing folder, a URL, or a hub id such as 'owner/model'",
+            f"the tokenizer of {base} cannot be fetched: {str(error).partition(chr(10))[0]}",
+            BASE_REMEDY,
         ) from error
     return _from_folder(Path(folder), base)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 from farm.cli.private_hosts import PrivateHostsOption
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 
 __all__ = [
     "BaseOption",

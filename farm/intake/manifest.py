@@ -19,7 +19,7 @@ from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 
 __all__ = ["Manifest", "invalid", "read_manifest"]
 
@@ -104,8 +104,7 @@ def read_manifest(
         base_recipe: fields that override only presets; see ``farm.recipe.BASE_RECIPES``.
         family_recipe: fields that presets override; see ``farm.recipe.FAMILY_RECIPES``.
         base_prior: how the base generates class images; see ``farm.recipe.BASE_PRIORS``.
-        reader: how the base reads prompts, such as ``farm.base.tokens.prompt_reader(base)``; None
-            does not check their length.
+        reader: how the base reads prompts, as by ``prompt_reader``; None does not check them.
 
     Raises:
         ManifestError: with every fault, if there is an error and ``strict`` is set, or if the file
@@ -123,17 +122,11 @@ def read_manifest(
     register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
-    faults = list(dict.fromkeys((*rows.faults, *resolver.faults, *register.faults)))
-    for judge in (_unknown_classes, _unread_windows):
-        if (fault := judge(url, register.resolved, reader)) is not None:
-            faults.append(fault)
-    if not register.resolved and not faults:
-        faults.append(Fault(url, "it holds no subjects", "add subjects"))
-    subjects = tuple(one.subject for one in register.resolved if one.subject is not None)
+    found = [*rows.faults, *resolver.faults, *register.faults]
     manifest = Manifest(
         url,
-        subjects,
-        tuple(faults),
+        tuple(one.subject for one in register.resolved if one.subject is not None),
+        _all_faults(url, found, register.resolved, reader),
         tuple(register.resolved),
         scoring=resolver.scoring,
         quantization=resolver.quantization,
@@ -141,6 +134,22 @@ def read_manifest(
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest
+
+
+def _all_faults(
+    url: str,
+    found: Iterable[Fault],
+    resolved: Sequence[ResolvedSubject],
+    reader: Reader | None,
+) -> tuple[Fault, ...]:
+    """Those found, each once, and those that concern all subjects together."""
+    faults = list(dict.fromkeys(found))
+    for judge in (_unknown_classes, _unread_windows):
+        if (fault := judge(url, resolved, reader)) is not None:
+            faults.append(fault)
+    if not resolved and not faults:
+        faults.append(Fault(url, "it holds no subjects", "add subjects"))
+    return tuple(faults)
 
 
 def _unknown_classes(

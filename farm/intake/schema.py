@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from farm.intake.subject import ClassNoun, Identifier, Name, Prompt
-from farm.quantization import Quantization
-from farm.recipe import PresetName
+from farm.recipe import PresetName, Quantization
 
 __all__ = ["Defaults", "Head", "PhotoEntry", "RunDefaults", "SubjectEntry"]
 

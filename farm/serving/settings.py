@@ -14,7 +14,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from farm.file_facts import cache_folder
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 from farm.serving.access.limits import Limits
 from farm.serving.config import EngineConfig
 from farm.serving.http.connections import ConnectionLimits

@@ -12,10 +12,10 @@ from support.adapters import published
 from support.jobs import assert_close, build_job, open_trainer, train_alone
 from torch import nn
 
+from farm.base.device.quantized import PackedWeight, is_quantized, packed_weight
 from farm.base.generate import generate_images
 from farm.base.interface import Base, MemoryFacts
 from farm.base.loading import load_base
-from farm.base.quantized import PackedWeight, is_quantized, packed_weight
 from farm.base.random_weights import build_pipeline
 from farm.errors import BaseModelError
 from farm.serving.config import EngineConfig

@@ -86,3 +86,9 @@ def test_a_folder_with_a_vocabulary_alone_reads_the_same(
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="its tokenizer cannot be read"):
         prompt_reader(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nope", "./missing/base"])
+def test_a_base_that_does_not_exist_is_not_looked_up_on_the_hub(name: str) -> None:
+    with pytest.raises(BaseModelError, match="there is no base"):
+        prompt_reader(name)

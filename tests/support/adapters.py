@@ -99,3 +99,23 @@ def published(
         for seed in range(count)
     ]
     return registry, refs
+
+
+def mixed_adapters(
+    registry: Registry, base: Base, folder: Path, *, strength: float, text: bool = False
+) -> list[tuple[tuple[AdapterRef, float], ...]]:
+    """What the pictures of a mixed batch are generated with: two adapters of different ranks, the
+    second with text layers if asked, and none."""
+    refs = [
+        publish(
+            registry,
+            base,
+            random_weights(
+                base, seed, rank=2 + seed, alpha=3.0, strength=strength, text=text and seed > 0
+            ),
+            folder,
+            f"cat-{seed}",
+        )
+        for seed in range(2)
+    ]
+    return [*(((ref, 1.0),) for ref in refs), ()]

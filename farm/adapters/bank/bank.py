@@ -17,7 +17,7 @@ zero).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -107,12 +107,16 @@ class Bank(nn.Module):
         self._alphas: list[dict[str, float]] = [{} for _ in range(num_slots)]
         self._ranks: list[dict[str, int]] = [{} for _ in range(num_slots)]
         self._route = Route()
+        self._wrap_all(chosen)
+
+    def _wrap_all(self, chosen: Mapping[str, nn.Module]) -> None:
         self._wrapped: dict[str, tuple[nn.Module, str]] = {}
         self._blocks: dict[int, DownBlock] = {}
         self._leaves: dict[int, Tensor] = {}  # by their start in a flat row
         for index, (name, layer) in enumerate(chosen.items()):
             self._wrap(name, layer, self._stacked(index, self.places[name]))
-        self._attentions = share_attention_inputs(base.components[base.denoiser_name])
+        denoiser = self.base[0].components[self.base[0].denoiser_name]
+        self._attentions = share_attention_inputs(denoiser)
 
     # -- storage ------------------------------------------------------------------------------
 

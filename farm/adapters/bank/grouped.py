@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from farm.adapters.bank import kernels
-from farm.base.quantized import Frozen, PackedWeight, unpacked
+from farm.base.device.quantized import Frozen, PackedWeight, unpacked
 
 __all__ = ["Kernel", "LinearParts", "grouped_linear"]
 

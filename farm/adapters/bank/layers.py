@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from farm.adapters.bank.grouped import Kernel, LinearParts, grouped_linear
-from farm.base.quantized import packed_weight, unpacked
+from farm.base.device.quantized import packed_weight, unpacked
 
 __all__ = [
     "AdaptedConv2d",

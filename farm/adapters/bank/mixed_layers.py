@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from farm.adapters.bank.layers import AdaptedConv2d, AdaptedLayer
-from farm.base.quantized import unpacked
+from farm.base.device.quantized import unpacked
 from farm.base.row_linear import row_linear
 
 __all__ = ["MixedConv2d", "MixedLayer", "MixedLinear", "MixedRoute", "RowPart"]

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from farm.base.conditioning import Conditioning, TokenIds
+from farm.base.device.quantized import quantization_config
 from farm.base.device.streaming import stream_weights
 from farm.base.families.latent_vae import LatentVae
 from farm.base.families.meta_parts import meta_parts
 from farm.base.interface import Base, MemoryFacts
-from farm.base.quantized import quantization_config
 from farm.base.tokens import PromptReader
 from farm.errors import UserError
-from farm.quantization import Quantization
-from farm.recipe import FAMILY_RECIPES
+from farm.recipe import FAMILY_RECIPES, Quantization
 from farm.schedulers import SCHEDULERS, SchedulerName
 
 __all__ = ["HALF", "PipelineBase", "padded_ids"]

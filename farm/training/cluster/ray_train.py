@@ -26,7 +26,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.cluster.dispatch_actor import RayLink
 from farm.training.lane.scratch import scratch_folder, sweep_folders

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from farm.base.counted_builds import CountedBuild, counted_builds
-from farm.quantization import Quantization
+from farm.base.builds.counted import CountedBuild, counted_builds
+from farm.recipe import Quantization
 from farm.training.plan.costs import FILL, fixed_bytes, slot_bytes
 from farm.training.plan.gpu_lanes import MAX_SLOTS
 from farm.training.plan.plan import GIB

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError
 from farm.intake.job import PriorSpec
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure
 from farm.training.priors.generate import generate_part
@@ -59,9 +59,11 @@ class PriorWorker:
     ) -> None:
         import torch
 
+        from farm.base.device.sharing import use_expandable_segments
         from farm.base.fast_blocks import use_fast_blocks
         from farm.base.loading import load_base
 
+        use_expandable_segments()
         torch.set_num_threads(settings.threads)
         if settings.memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction)

@@ -14,7 +14,7 @@ from farm.base.interface import MemoryFacts
 from farm.errors import Fault
 from farm.intake.job import PriorSpec
 from farm.intake.scoring import ScoringSettings
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.dispatch.messages import DispatchSettings, Notice, Snapshot
 from farm.training.dispatch.run_jobs import RunJobs

@@ -382,7 +382,8 @@ class SlotTrainer:
             self.bank,
             prompts,
             seeds,
-            side_px=self.shape.resolution_px,
+            width_px=self.shape.resolution_px,
+            height_px=self.shape.resolution_px,
             steps=steps,
             guidance=guidance,
             # on GPUs beside training steps, which need the memory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.adapters import publish, random_weights
+from support.adapters import mixed_adapters
 from support.endpoint import are_same, live_endpoint, pixels_of
 from support.manifests import QUICK, request, write_manifest
 
@@ -40,17 +40,7 @@ FAMILIES = (
 def test_a_row_of_a_mixed_batch_is_the_row_alone(name: str, tmp_path: Path) -> None:
     """Prompts of different lengths, two adapters and none, guided or not."""
     registry, base = Registry(Store(tmp_path / "store")), load_base(name)
-    refs = [
-        publish(
-            registry,
-            base,
-            random_weights(base, seed, rank=2 + seed, alpha=3.0, strength=0.3),
-            tmp_path / "local",
-            f"cat-{seed}",
-        )
-        for seed in range(2)
-    ]
-    adapters = [((ref, 1.0),) for ref in refs] + [()]
+    adapters = mixed_adapters(registry, base, tmp_path / "local", strength=0.3)
     asked = [
         GenerationRequest(
             id=str(number),

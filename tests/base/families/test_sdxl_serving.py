@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.adapters import publish, random_weights
+from support.adapters import mixed_adapters
 from support.endpoint import are_same, live_endpoint, pixels_of
 from support.manifests import QUICK, request, write_manifest
 
@@ -58,17 +58,7 @@ def test_rows_of_a_mixed_batch_are_what_plain_diffusers_generates(
 ) -> None:
     """Adapters with and without text layers, guided or not, in two sizes and two schedulers."""
     registry, spare = Registry(Store(tmp_path / "store")), load_base(SDXL)
-    refs = [
-        publish(
-            registry,
-            spare,
-            random_weights(spare, seed, rank=2 + seed, alpha=3.0, strength=0.1, text=seed > 0),
-            tmp_path / "local",
-            f"cat-{seed}",
-        )
-        for seed in range(2)
-    ]
-    adapters = [((ref, 1.0),) for ref in refs] + [()]
+    adapters = mixed_adapters(registry, spare, tmp_path / "local", strength=0.1, text=True)
     asked = [
         GenerationRequest(
             id=str(number),
@@ -95,7 +85,7 @@ def test_rows_of_a_mixed_batch_are_what_plain_diffusers_generates(
     finally:
         engine.stop()
     for number in (0, 1):
-        plain = plain_picture(registry, refs[number], asked[number], tmp_path / "fetched")
+        plain = plain_picture(registry, adapters[number][0][0], asked[number], tmp_path / "fetched")
         assert np.abs(together[number] - plain).max() <= 2
 
 

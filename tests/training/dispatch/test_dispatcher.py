@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from support.assignments import PLAIN, assignment
+from support.assignments import assignment
+from support.dispatch_world import World, keys, names
 
 from farm.recipe import Recipe
-from farm.storage import Store
-from farm.training.dispatch.dispatcher import Dispatcher
-from farm.training.dispatch.ledger import Ledger, Status
+from farm.training.dispatch.ledger import Status
 from farm.training.dispatch.messages import (
-    Assignment,
     DispatchSettings,
     JobResult,
-    LaneOrders,
-    LaneReport,
 )
-
-
-class World:
-    """A dispatcher with a clock and a store; its lanes exist only as reports."""
-
-    def __init__(self, folder: Path, assignments: Sequence[Assignment], **options: Any) -> None:
-        self.now = 1000.0
-        self.jump = 0.0
-        """By how much the wall clock is wrong."""
-        self.store = Store(folder)
-        self.assignments = list(assignments)
-        self.epoch = 0
-        self.restart(**options)
-
-    def restart(self, **options: Any) -> None:
-        self.epoch += 1
-        ledger = Ledger(self.store, "r", epoch=self.epoch, clock=lambda: self.now + self.jump)
-        self.dispatcher = Dispatcher(
-            self.assignments,
-            ledger,
-            resolution_px=64,
-            clock=lambda: self.now,
-            wall_clock=lambda: self.now + self.jump,
-            **options,
-        )
-
-    def say(self, lane: str = "0", **words: Any) -> LaneOrders:
-        words = {"incarnation": "x", "slots": 4, **words}
-        return self.dispatcher.exchange(LaneReport(lane=lane, **words))
-
-    def status(self, name: str) -> Status:
-        return self.job(name).status
-
-    def job(self, name: str) -> Any:
-        key = next(a.spec.key for a in self.assignments if a.spec.subject.id == name)
-        return next(job for job in self.dispatcher.jobs() if job.key == key)
-
-
-def keys(orders: LaneOrders) -> list[str]:
-    return [lease.assignment.spec.key for lease in orders.leases]
-
-
-def names(orders: LaneOrders) -> list[str]:
-    return [lease.assignment.spec.subject.id for lease in orders.leases]
 
 
 def test_jobs_are_leased_by_priority_then_in_the_manifests_order(tmp_path: Path) -> None:
@@ -316,94 +263,6 @@ def test_quarantine_outlives_the_driver_and_a_mended_photo_is_tried_again(tmp_pa
     world.restart()
     assert world.status("a") is Status.QUARANTINED
     assert world.status("b") is Status.QUEUED
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 2**32), num_jobs=st.integers(1, 12))
-def test_under_any_mishap_every_job_ends_exactly_once(
-    seed: int, num_jobs: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Lanes die, go silent, lose responses and fail jobs; drivers are killed."""
-    rng = random.Random(seed)
-    recipes = [PLAIN, replace_rows(2)]
-    world = World(
-        tmp_path_factory.mktemp("w"),
-        [assignment(f"s{n}", rng.choice(recipes)) for n in range(num_jobs)],
-    )
-    lanes = {str(n): Lane(world, str(n), rng) for n in range(3)}
-    store: set[str] = set()
-    for _ in range(4000):
-        if world.dispatcher.is_done:
-            break
-        world.now += rng.random() * 3
-        if rng.random() < 0.01:
-            world.restart(committed=store)
-        if rng.random() < 0.1:
-            world.dispatcher.tick()
-        store |= lanes[rng.choice(list(lanes))].live()
-    assert world.dispatcher.is_done
-    statuses = {job.status for job in world.dispatcher.jobs()}
-    assert statuses <= {Status.COMMITTED, Status.QUARANTINED}
-    committed = {j.key for j in world.dispatcher.jobs() if j.status is Status.COMMITTED}
-    assert committed == store
-
-
-def replace_rows(rows: int) -> Recipe:
-    return PLAIN.model_copy(update={"instance_rows": rows})
-
-
-class Lane:
-    """A lane with every kind of fault."""
-
-    def __init__(self, world: World, place: str, rng: random.Random) -> None:
-        self.world, self.place, self.rng = world, place, rng
-        self.life = 0
-        self.held: dict[str, int] = {}
-        self.results: list[JobResult] = []
-        self.shape: Any = None
-        self.alone = False
-
-    def live(self) -> set[str]:
-        """One heartbeat; returns the keys that it committed to the store."""
-        chance = self.rng.random()
-        if chance < 0.03:  # killed
-            self.life += 1
-            self.held, self.results, self.shape, self.alone = {}, [], None, False
-            return set()
-        stored: set[str] = set()
-        for key in list(self.held):
-            self.held[key] = max(0, self.held[key] + self.rng.randrange(4))
-            if self.held[key] >= 10:
-                del self.held[key]
-                if self.rng.random() < 0.1:
-                    self.results.append(JobResult(key, "failed", "diverged"))
-                else:
-                    stored.add(key)
-                    self.results.append(JobResult(key, "committed", step=10))
-        report = LaneReport(
-            lane=self.place,
-            incarnation=f"i{self.life}",
-            slots=3,
-            held=dict(self.held),
-            results=tuple(self.results),
-            want=3 - len(self.held),
-            shape=self.shape,
-            alone=self.alone,
-        )
-        orders = self.world.dispatcher.exchange(report)
-        if self.rng.random() < 0.1:
-            return stored  # the response was lost
-        self.results = []
-        for key in orders.drop:
-            self.held.pop(key, None)
-        if orders.leases:
-            self.shape, self.alone = orders.shape, orders.alone
-            for lease in orders.leases:
-                assert lease.assignment.spec.key not in self.held
-                self.held[lease.assignment.spec.key] = -1
-        if not self.held:
-            self.shape = None
-        return stored
 
 
 def test_settings_are_plain_values() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from farm.base.counted_builds import counted_builds
+from farm.base.builds.counted import counted_builds
 from farm.base.interface import DenoiserCounts, MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe

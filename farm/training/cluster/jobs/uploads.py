@@ -79,14 +79,12 @@ def upload_manifest(
     if not subjects:
         check.raise_for_errors()
         raise UserError(f"{manifest} has no subjects", "add at least one")
-    moved = {uri: _place(uri, facts.digest) for uri, facts in check.facts.items()}
-    used = {uri for subject in subjects for uri in _uris(subject) if uri in moved}
+    used = {uri for subject in subjects for uri in _uris(subject)}
+    copies = {u: _place(u, facts.digest) for u, facts in check.facts.items() if u in used}
+    places = {uri: f"{store.url}/{path}" for uri, path in copies.items()}
     try:
-        _copy(store, {uri: moved[uri] for uri in used})
-        places = {uri: f"{store.url}/{moved[uri]}" for uri in used}
-        data = replace(
-            read, subjects=tuple(_moved(subject, places) for subject in subjects)
-        ).to_parquet()
+        _copy(store, copies)
+        data = replace(read, subjects=tuple(_moved(s, places) for s in subjects)).to_parquet()
         path = f"{FOLDER}/{bytes_digest(data)[:32]}.parquet"
         if not store.exists(path):
             store.write(path, data)
@@ -96,7 +94,7 @@ def upload_manifest(
             "give this machine access to the store, or upload manifest and photos yourself and "
             "submit the manifest's URL",
         ) from error
-    return Upload(f"{store.url}/{path}", len(subjects), len(used), check.faults)
+    return Upload(f"{store.url}/{path}", len(subjects), len(copies), check.faults)
 
 
 def _checked(manifest: Manifest, progress: Progress | None) -> CheckReport:

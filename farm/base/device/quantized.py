@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from farm.errors import BaseModelError
-from farm.quantization import Quantization
+from farm.recipe import Quantization
 
 __all__ = [
     "Frozen",

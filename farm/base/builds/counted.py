@@ -1,9 +1,9 @@
 """The planner's facts of the builds that have a real model's shape, counted once and kept.
 
-Owns ``builds/counted.json``. The counts follow from the configs alone, so they are part of the
+Owns ``counted.json``. The counts follow from the configs alone, so they are part of the
 package; counting takes seconds for each build.
 
-    python -m farm.base.counted_builds
+    python -m farm.base.builds.counted
 
 counts all of them again and rewrites the file.
 """
@@ -22,7 +22,7 @@ from farm.recipe import Recipe
 
 __all__ = ["CountedBuild", "count_build", "counted_builds"]
 
-FILE = Path(__file__).parent / "builds" / "counted.json"
+FILE = Path(__file__).parent / "counted.json"
 
 
 @dataclass(frozen=True)
