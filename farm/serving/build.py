@@ -34,12 +34,14 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, ServedBase]:
     """
     import torch
 
+    from farm.base.device.heap import keep_freed_memory
     from farm.base.loading import load_base
     from farm.serving.engine.engine import Engine
 
     has_gpu = torch.cuda.is_available()
     device = ("cuda" if has_gpu else "cpu") if config.device == "auto" else config.device
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    keep_freed_memory(device)
     base = load_base(
         config.base,
         device=device,

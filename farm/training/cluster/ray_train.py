@@ -87,12 +87,14 @@ def lane_main(config: dict[str, Any]) -> None:
     """A Ray Train worker's function: load the base once, then train until no job is left."""
     import torch
 
+    from farm.base.device.heap import keep_freed_memory
     from farm.base.device.sharing import use_expandable_segments
     from farm.base.loading import load_base, training_dtype
     from farm.training.lane.lane import Lane
 
     spec: LaneSpec = config["spec"]
     use_expandable_segments()
+    keep_freed_memory(spec.device)
     sweep_folders()  # of lanes that were killed on this node
     if spec.threads:
         torch.set_num_threads(spec.threads)

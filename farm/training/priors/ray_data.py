@@ -59,11 +59,13 @@ class PriorWorker:
     ) -> None:
         import torch
 
+        from farm.base.device.heap import keep_freed_memory
         from farm.base.device.sharing import use_expandable_segments
         from farm.base.fast_blocks import use_fast_blocks
         from farm.base.loading import load_base
 
         use_expandable_segments()
+        keep_freed_memory(settings.device)
         torch.set_num_threads(settings.threads)
         if settings.memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction)

@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from farm.base.device.heap import keep_freed_memory
 from farm.base.interface import Base
 from farm.base.loading import load_base, training_dtype
 from farm.errors import FarmError, StoreError, StoreUnusable
@@ -77,6 +78,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
     request, store = prepared.request, prepared.store
     plan = prepared.plan
     assert plan is not None
+    keep_freed_memory(plan.device)
     base = load_base(
         request.base,
         device=plan.device,
