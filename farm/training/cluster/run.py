@@ -250,15 +250,20 @@ class _RayRun:
         if now < due:
             return
         self._missing_reported_at = now
+        self._driver.show_line(snapshot, self._missing_words(len(missing), now - self._began))
+
+    def _missing_words(self, num_missing: int, waited_s: float) -> str:
+        if self._prepared.request.address is None:  # Ray runs here, so the node is there
+            return f"no training process has started in {waited_s:.0f} s: this machine is busy"
         plan = self._plan
         share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
         words = [
-            f"{len(missing)} of {plan.num_nodes} nodes have not come in {now - self._began:.0f} s: "
+            f"{num_missing} of {plan.num_nodes} nodes have not come in {waited_s:.0f} s: "
             f"each must hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
             f"the cluster has {nodes_words(self._watch.nodes)}",
             autoscaler_words(self._watch.address),
         ]
-        self._driver.show_line(snapshot, "; ".join(word for word in words if word))
+        return "; ".join(word for word in words if word)
 
     def _has_stopped(self, snapshot: Snapshot, waited_s: float) -> bool:
         """Whether the stop is complete: all lanes returned, or none holds a job."""
