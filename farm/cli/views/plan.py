@@ -96,7 +96,7 @@ def _hardware_lines(plan: Plan) -> list[tuple[str, str]]:
         share = f"{plan.lane_bytes / GIB:.1f} of {plan.share_bytes / GIB:.1f} GiB per lane"
         lines.append(("GPU memory", share))
     else:
-        lines.append(("memory", f"about {plan.lane_bytes / GIB:.1f} GiB per lane"))
+        lines.append(("memory", f"about {max(plan.lane_bytes / GIB, 0.1):.1f} GiB per lane"))
     lines += [("expected", _expected(plan)), ("why", plan.reason)]
     if plan.device == "cuda":
         cost = f"{plan.gpu_hours:.2f} GPU hours, about ${plan.dollars:.2f}"

@@ -77,13 +77,16 @@ def cpu_plan(inputs: PlanInputs) -> Plan:
         estimate=expected,
         threads=1 if is_small else math.ceil(cpus),
         prior_workers_per_node=processes.prior_workers,
-        reason="no GPU: "
-        + (
-            "a small base gains more from a lane on each core than from threads"
-            if processes.lanes > 1
-            else "one lane with many slots keeps all cores busy"
-        ),
+        reason=f"no GPU: {_reason(processes)}",
     )
+
+
+def _reason(processes: _Processes) -> str:
+    if processes.lanes > 1:
+        return "a small base gains more from a lane on each core than from threads"
+    if processes.slots == 1:
+        return "a single subject trains in one lane with one slot"
+    return "one lane with many slots keeps all cores busy"
 
 
 def _processes(inputs: PlanInputs, is_small: bool) -> _Processes:
