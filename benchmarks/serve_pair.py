@@ -36,9 +36,11 @@ def loaded() -> tuple[Any, Callable[[], tuple[Any, Any]]]:
     if find_spec("farm.base.interface") is not None:
         from farm.adapters.bank.mixed import MixedBank
         from farm.adapters.bank.row_weights import RowWeights
+        from farm.base.device.heap import keep_freed_memory
         from farm.base.fast_blocks import use_fast_blocks
         from farm.base.loading import load_base
 
+        keep_freed_memory("cpu")  # as the endpoint does
         base: Any = load_base("embedded")
         use_fast_blocks(base.components[base.denoiser_name])
 
