@@ -13,7 +13,7 @@ import importlib
 import inspect
 import os
 import sys
-import threading
+from contextlib import suppress
 
 import typer
 
@@ -83,20 +83,24 @@ def main() -> None:
     except FarmError as error:
         if os.environ.get("FARM_DEBUG"):
             raise
-        _explain(error)
+        with suppress(BrokenPipeError):  # its reader has ended, which changes no exit code
+            _explain(error)
         _leave(error.exit_code)
     except KeyboardInterrupt:
-        print("farm: interrupted", file=sys.stderr)
+        with suppress(BrokenPipeError):
+            print("farm: interrupted", file=sys.stderr)
         _leave(Interrupted.exit_code)
 
 
 def _leave(code: int) -> None:
     """Exit. Do not wait for threads that still wait for a Ray that does not answer: the exit
     handlers of Python and Ray would wait for them, or change the exit code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    waiting = ("lanes-", "priors", "cluster-watch")
-    if any(thread.name.startswith(waiting) for thread in threading.enumerate()):
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
+    from farm.training.cluster.ray_threads import names_of_ray_threads
+
+    if names_of_ray_threads():
         os._exit(code)
     sys.exit(code)
 

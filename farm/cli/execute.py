@@ -246,7 +246,7 @@ def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | No
             raise KeyboardInterrupt
         first_at = time.monotonic()
         stop.set()
-        print("stopping: running jobs are being saved …", file=sys.stderr, flush=True)
+        note("stopping: running jobs are being saved …")
 
     def arm() -> None:
         signal.signal(signal.SIGINT, on_signal)

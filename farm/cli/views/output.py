@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from farm.visible import visible, visible_lines
@@ -25,8 +26,10 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line about the progress of a command on stderr."""
-    print(visible_lines(text), file=sys.stderr, flush=True)
+    """Print a line about the progress of a command on stderr. If its reader has ended, such as a
+    ``tee`` that Ctrl-C also reached, the command continues."""
+    with suppress(BrokenPipeError):
+        print(visible_lines(text), file=sys.stderr, flush=True)
 
 
 def print_rich(what: RenderableType, *, stderr: bool = False) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import ray.exceptions
@@ -16,9 +15,15 @@ import ray.exceptions
 from farm.errors import FarmError
 from farm.store_trouble import StoreTrouble
 from farm.training.cluster.start import keep_ray_stopped
+from farm.training.cluster.watch import end_actors
 from farm.training.plan.plan import Plan
 from farm.training.priors.builder import PriorBuilder
-from farm.training.priors.ray_data import PRIOR_WORKER_CPUS, PriorWorkerSettings, generate_with_ray
+from farm.training.priors.ray_data import (
+    PRIOR_WORKER_CPUS,
+    PriorWorker,
+    PriorWorkerSettings,
+    generate_with_ray,
+)
 from farm.training.run.request import PreparedRun
 
 __all__ = ["PriorThread"]
@@ -27,6 +32,9 @@ END_S = 60.0
 """How long the part of a prior set in progress may take to finish."""
 STOP_S = 6.0
 """The same after the user has stopped the run."""
+KILL_S = 20.0
+"""How long the thread may take to end while its actors are killed."""
+LOOK_S = 0.5
 
 
 class PriorThread:
@@ -65,8 +73,8 @@ class PriorThread:
         self._builder.stopped.set()
 
     def end(self, stopped_at: float | None) -> None:
-        """Stop, and wait until the current part is written. If that takes too long, the thread's
-        next call of Ray fails instead of starting Ray again.
+        """Stop, and wait until the current part is written. If that takes too long, kill the actors
+        that generate it: the pipeline fails, and the thread ends before Ray does.
 
         Args:
             stopped_at: monotonic time at which the user stopped the run.
@@ -76,13 +84,26 @@ class PriorThread:
         if stopped_at is not None:
             patience_s = max(0.0, STOP_S - (time.monotonic() - stopped_at))
         self._thread.join(patience_s)
-        if self._thread.is_alive():
-            keep_ray_stopped()
+        deadline = time.monotonic() + KILL_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self.abandon()  # repeated, as is the kill: Ray Data may be about to start
+            end_actors(PriorWorker.__name__)
+            self._thread.join(LOOK_S)
+
+    def abandon(self) -> None:
+        """Stop without waiting. A call of Ray that fails from now on is not logged, and after
+        Ray's end does not start Ray again."""
+        self.stop()
+        keep_ray_stopped()
 
     def _run(self) -> None:
-        # Ray ends with the driver; then there is no dispatcher left to report to
-        with suppress(ray.exceptions.RayError, FarmError):
+        try:
             self._builder.run()
+        except (ray.exceptions.RayError, FarmError):
+            pass  # Ray ends with the driver; then there is no dispatcher left to report to
+        except Exception:
+            if not self._builder.stopped.is_set():
+                raise  # otherwise a call of Ray that its end has interrupted
 
 
 def _settings(prepared: PreparedRun, plan: Plan) -> PriorWorkerSettings:

@@ -28,6 +28,7 @@ from farm.training.cluster.dispatch_actor import (
 )
 from farm.training.cluster.lane_runs import LaneRuns
 from farm.training.cluster.prior_thread import PriorThread
+from farm.training.cluster.ray_threads import names_of_ray_threads
 from farm.training.cluster.ray_train import LaneRun, LaneSpec
 from farm.training.cluster.start import is_connected, start_ray
 from farm.training.cluster.watch import (
@@ -54,6 +55,12 @@ LANES_PATIENCE_S = 30.0
 """How long Ray Train may take to clean up after lanes that have returned."""
 IDLE_STOP_S = 4.0
 """How long a stop waits if no lane is training."""
+SLOW_STOP_S = 4.0
+"""How long lanes may save their jobs before the user learns what they do."""
+_SLOW_STOP = (
+    "still stopping: lanes finish the images of adapters that they have begun to generate; "
+    "Ctrl-C again ends the run at once, and unfinished jobs resume from their last checkpoints"
+)
 STUCK_PATIENCE_S = 2.0
 """How long lane runs may take to end once their controllers are killed."""
 ASK_S = 2.0
@@ -98,9 +105,21 @@ def _connected(driver: Driver) -> Iterator[None]:
             _kill_own_ray()
         raise
     except BaseException:
-        ray.shutdown()
+        _end_ray(address)
         raise
-    ray.shutdown()
+    _end_ray(address)
+
+
+def _end_ray(address: str | None) -> None:
+    """Disconnect from Ray, and end the Ray that this driver started.
+
+    A thread that is in a call of Ray meanwhile would end the process, with exit code 1 and no
+    message. If there is one, the connection stays until the process ends.
+    """
+    if not names_of_ray_threads():
+        ray.shutdown()
+    elif address is None:
+        _kill_own_ray()
 
 
 def _kill_own_ray() -> None:
@@ -137,6 +156,7 @@ class _RayRun:
         self._began = time.monotonic()
         self._stopped_at: float | None = None
         self._carried_out: list[OpenRequest] = []
+        self._is_slow_stop_reported = False
         self._missing_reported_at = self._silence_reported_at = 0.0
         request = self._prepared.request
         default = AUTOSCALING_TIMEOUT_S if is_autoscaling() else NODE_TIMEOUT_S
@@ -194,9 +214,16 @@ class _RayRun:
                 f"the dispatcher's process died: {error}", "run the same command again"
             ) from error
         finally:
-            if self._priors is not None and not is_at_once:
-                self._priors.end(self._stopped_at)
+            self._end_priors(is_at_once=is_at_once)
             self._watch.end()
+
+    def _end_priors(self, *, is_at_once: bool) -> None:
+        if self._priors is None:
+            return
+        if is_at_once:
+            self._priors.abandon()
+        else:
+            self._priors.end(self._stopped_at)
 
     def _ask(self, reference: Any) -> Any:
         """The dispatcher's answer; see ``ask``. Raises when the head is lost."""
@@ -271,6 +298,9 @@ class _RayRun:
         if not self._runs.alive or waited_s > STOP_PATIENCE_S:
             return True
         trains = snapshot.counts["training"] or any(lane.held for lane in snapshot.lanes)
+        if trains and waited_s > SLOW_STOP_S and not self._is_slow_stop_reported:
+            self._is_slow_stop_reported = True
+            self._driver.show_line(snapshot, _SLOW_STOP)
         return not trains and waited_s > (IDLE_STOP_S if snapshot.lanes else 0.0)
 
     def _look(self) -> tuple[Snapshot, list[Notice]]:

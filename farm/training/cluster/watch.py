@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ __all__ = [
     "SILENCE_S",
     "ClusterWatch",
     "autoscaler_words",
+    "end_actors",
     "end_controllers",
     "free_places_of_dead_controllers",
     "head_patience_s",
@@ -189,6 +191,14 @@ def end_controllers() -> None:
     free_places_of_dead_controllers()
 
 
+def end_actors(class_name: str) -> None:
+    """Kill this driver's actors whose class name contains ``class_name``."""
+    with suppress(Exception):  # Ray raises many kinds of errors for what has ended meanwhile
+        core_worker = ray._private.worker.global_worker.core_worker
+        for actor_id in _actors(lambda name: class_name in name, is_dead=False):
+            core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
+
+
 def free_places_of_dead_controllers() -> None:
     """Remove the placement groups, pending ones included, of killed controllers.
 
@@ -209,11 +219,16 @@ def free_places_of_dead_controllers() -> None:
 
 def _controllers(*, is_dead: bool) -> set[str]:
     """Ids of this driver's Ray Train controllers."""
+    return _actors(lambda name: name == "TrainController", is_dead=is_dead)
+
+
+def _actors(is_meant: Callable[[str], bool], *, is_dead: bool) -> set[str]:
+    """Ids of this driver's actors with such class names."""
     job_id = ray.get_runtime_context().get_job_id()
     return {
         actor_id
         for actor_id, actor in ray._private.state.actors().items()
         if actor["JobID"] == job_id
-        and actor["ActorClassName"] == "TrainController"
+        and is_meant(actor["ActorClassName"])
         and (actor["State"] == "DEAD") == is_dead
     }

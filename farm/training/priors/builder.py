@@ -106,6 +106,8 @@ class PriorBuilder:
                     self.trouble.failed(error)
                     self.stopped.wait(STORE_PAUSE_S)
         except Exception as error:  # the cause affects every remaining set
+            if self.stopped.is_set():  # the run's end interrupted them: no set has failed
+                return
             for key in list(self._pending):
                 self._fail(PartFailure(key, *explain(error)))
         finally:
