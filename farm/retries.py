@@ -51,7 +51,7 @@ def with_retries(url: str, call: Callable[[], Result], *, is_write: bool = False
             with attempt:
                 return call()
     except Exception as error:
-        diagnosis = _diagnose(error, is_write=is_write)
+        diagnosis = _diagnose(error, is_write=is_write, url=url)
         if diagnosis is not None:
             what, remedy = diagnosis
             raise StoreUnusable(f"{url}: {what} ({error})", remedy) from error
@@ -78,8 +78,14 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError | TimeoutError) or package in CLIENT_PACKAGES
 
 
-def _diagnose(error: BaseException, *, is_write: bool = False) -> tuple[str, str] | None:
-    """A permanent error of the store itself and its remedy; None for any other error."""
+def _diagnose(
+    error: BaseException, *, is_write: bool = False, url: str | None = None
+) -> tuple[str, str] | None:
+    """A permanent error of the store itself and its remedy; None for any other error.
+
+    Args:
+        url: the object in the store; None for a file outside it.
+    """
     number, text = getattr(error, "errno", None), str(error)
     if number in FULL or any(code in text for code in FULL_CODES):
         return "the store is full", "free space or raise the quota"
@@ -92,7 +98,11 @@ def _diagnose(error: BaseException, *, is_write: bool = False) -> tuple[str, str
             "AWS_SECRET_ACCESS_KEY, or an instance profile",
         )
     if isinstance(error, PermissionError):
+        if url is not None and "://" not in url:
+            able = "writable" if is_write else "readable"
+            return "access denied", f"make the folder {able} for this user"
         return "access denied", "check the credentials and their rights"
+    is_write = is_write and url is not None and "://" in url  # a local folder is no bucket
     if isinstance(error, FileNotFoundError) and (is_write or "bucket does not exist" in text):
         return "there is no such bucket", "create the bucket, or correct the store's URL"
     return None

@@ -110,7 +110,7 @@ class Store:
         """Write one object atomically; replaces an existing one."""
         full = self.full_path(path)
         if self.is_local:
-            self._attempt(path, lambda: _write_local(full, data))
+            self._attempt(path, lambda: _write_local(full, data), is_write=True)
         else:
             self._attempt(path, lambda: self._fs.pipe_file(full, data), is_write=True)
 
@@ -129,7 +129,7 @@ class Store:
         """
         full = self.full_path(path)
         if self.is_local:
-            return self._attempt(path, lambda: _create_local(full, data))
+            return self._attempt(path, lambda: _create_local(full, data), is_write=True)
         if self.exists(path):
             return False
 
@@ -158,7 +158,7 @@ class Store:
         """Copy a local file into the store, atomically."""
         full = self.full_path(path)
         if self.is_local:
-            self._attempt(path, lambda: _write_local(full, Path(local).read_bytes()))
+            self._attempt(path, lambda: _write_local(full, Path(local).read_bytes()), is_write=True)
         else:
             self._attempt(path, lambda: self._fs.put_file(str(local), full), is_write=True)
 

@@ -204,6 +204,18 @@ def test_a_store_that_refuses_this_user_says_so(
         store.read("x")
 
 
+def test_a_local_folder_that_cannot_be_written_is_not_a_question_of_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("farm.storage._write_local", refuse)
+    with pytest.raises(StoreUnusable, match="access denied") as caught:
+        Store(tmp_path).write("x", b"1")
+    assert caught.value.remedy == "make the folder writable for this user"
+
+
 def test_a_bucket_that_does_not_exist_is_an_error_with_a_remedy(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

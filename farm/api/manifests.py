@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from farm.api.keywords import Location, with_keywords
 from farm.base.names import edition_of
 from farm.base.tokens import prompt_reader
-from farm.cli.execute import run_request, stop_on_signals, write_report
+from farm.cli.execute import check_recipe, run_request, stop_on_signals, write_report
 from farm.cli.options import RunOptions
 from farm.cli.private_hosts import private_hosts
 from farm.intake.check import CheckReport, check_manifest
@@ -22,7 +22,7 @@ from farm.recipe import BASE_PRIORS, BASE_RECIPES
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import execute_run
 from farm.training.run.prepare import prepare_run
-from farm.training.run.request import PreparedRun, RunSummary
+from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
 __all__ = ["check", "plan", "run"]
 
@@ -84,7 +84,7 @@ def plan(manifest: Location, options: RunOptions) -> PreparedRun:
         UserError: if an option or the base is invalid.
     """
     with private_hosts(options.allow_private_hosts):
-        return prepare_run(run_request(os.fspath(manifest), options))
+        return prepare_run(_request(manifest, options))
 
 
 @with_keywords(RunOptions)
@@ -106,12 +106,17 @@ def run(manifest: Location, options: RunOptions) -> RunSummary:
         Interrupted: after Ctrl-C, once the running jobs are saved.
     """
     with private_hosts(options.allow_private_hosts):
-        prepared = prepare_run(run_request(os.fspath(manifest), options))
+        prepared = prepare_run(_request(manifest, options))
         with stop_on_signals() as (stop, arm):
             summary = execute_run(prepared, view=_LogView(), stop=stop, arm=arm)
     if options.report:
         write_report(prepared, _log.warning)
     return summary
+
+
+def _request(manifest: Location, options: RunOptions) -> RunRequest:
+    check_recipe(options, "the argument `recipe`", "the Python call")
+    return run_request(os.fspath(manifest), options)
 
 
 class _LogView:

@@ -102,8 +102,14 @@ def run_request(manifest: str, options: RunOptions) -> RunRequest:
     )
 
 
-def check_recipe(options: PlanOptions) -> None:
+def check_recipe(
+    options: PlanOptions, name: str = "--set", source: str = "the command line"
+) -> None:
     """Validate ``--set`` before anything is loaded or read.
+
+    Args:
+        name: of the option or argument, for the message.
+        source: where it was given, for the faults.
 
     Raises:
         ManifestError: with the fault of each invalid field.
@@ -111,8 +117,10 @@ def check_recipe(options: PlanOptions) -> None:
     from farm.errors import ManifestError
     from farm.intake.layers import command_line_faults
 
-    if faults := command_line_faults(options.recipe):
-        raise ManifestError("--set has invalid recipe fields", "correct them", faults)
+    if faults := command_line_faults(options.recipe, source):
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        message = f"{name} has invalid recipe fields: {faults[0].field}: {faults[0].message}{more}"
+        raise ManifestError(message, faults[0].remedy if not more else "correct them", faults)
 
 
 def hardware_of(options: PlanOptions, address: str | None = None) -> Hardware:

@@ -26,5 +26,6 @@ def existing_store(url: str) -> Store:
     store = Store(url)
     store.check_exists()
     if not store.list():
-        note(f"note: the store {store.url} holds nothing yet; if it should, correct its URL")
+        place = "path" if store.is_local else "URL"
+        note(f"note: the store {store.url} holds nothing yet; if it should, correct its {place}")
     return store

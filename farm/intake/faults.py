@@ -51,6 +51,8 @@ def faults_of(
         # pydantic adds the branch of a union to the place; a field's path ends before it
         path = tuple(part for part in detail["loc"] if not _is_branch(part))
         message, remedy = _words(detail, path, model)
+        if detail["type"] == "extra_forbidden":
+            remedy = row.hints.get(prefix + path, remedy)
         if path == ("id",) and "photos" not in row.value and isinstance(detail.get("input"), str):
             remedy += f"; where its folder keeps its name, add `photos`: {_shown(detail['input'])}"
         found.setdefault(prefix + path, row.fault(prefix + path, message, remedy))

@@ -111,12 +111,15 @@ class Layers:
         return made
 
 
-def command_line_faults(recipe: Fields) -> list[Fault]:
+def command_line_faults(recipe: Fields, source: str = "the command line") -> list[Fault]:
     """Faults of recipe fields that the caller gives for all subjects, such as ``--set``.
 
     Combinations of fields are validated together with the manifest's own.
+
+    Args:
+        source: where the fields were given, for the faults.
     """
-    _, faults = validated(Recipe, recipe, ManifestRow({}, "the command line", ""), ("recipe",))
+    _, faults = validated(Recipe, recipe, ManifestRow({}, source, ""), ("recipe",))
     return [fault for fault in faults if fault.field != "recipe"]
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from farm.errors import Fault, ManifestError
+from farm.intake.faults import similar_name
 from farm.intake.formats.open import open_rows
+from farm.intake.formats.unnamed import unnamed_folders
 from farm.intake.prompts.token_limit import Reader
 from farm.intake.resolve import ResolvedSubject, Resolver
-from farm.intake.rows import ManifestRow
+from farm.intake.rows import ManifestRow, ManifestRows
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.recipe import Quantization
@@ -123,10 +125,12 @@ def read_manifest(
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
     found = [*rows.faults, *resolver.faults, *register.faults]
+    if (unnamed := _unnamed(rows, register.resolved)) is not None:
+        found.append(unnamed)
     manifest = Manifest(
         url,
         tuple(one.subject for one in register.resolved if one.subject is not None),
-        _all_faults(url, found, register.resolved, reader),
+        _all_faults(rows, url, found, register.resolved, reader),
         tuple(register.resolved),
         scoring=resolver.scoring,
         quantization=resolver.quantization,
@@ -136,7 +140,17 @@ def read_manifest(
     return manifest
 
 
+def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Fault | None:
+    """One warning about the folders beside a table that none of its subjects use."""
+    if not rows.folder or not resolved:
+        return None
+    ids = (one.id for one in resolved)
+    uris = (uri for one in resolved for uri in (*one.uris, *one.class_images))
+    return unnamed_folders(rows.folder, rows.head.file, ids, uris)
+
+
 def _all_faults(
+    rows: ManifestRows,
     url: str,
     found: Iterable[Fault],
     resolved: Sequence[ResolvedSubject],
@@ -144,12 +158,18 @@ def _all_faults(
 ) -> tuple[Fault, ...]:
     """Those found, each once, and those that concern all subjects together."""
     faults = list(dict.fromkeys(found))
-    for judge in (_unknown_classes, _unread_windows):
+    for judge in (_unknown_classes, _classes_in_two_cases, _unread_windows):
         if (fault := judge(url, resolved, reader)) is not None:
             faults.append(fault)
     if not resolved and not faults:
-        faults.append(Fault(url, "it holds no subjects", "add subjects"))
+        faults.append(_no_subjects(rows.head.file or url))
     return tuple(faults)
+
+
+def _no_subjects(file: str) -> Fault:
+    if file.lower().endswith((".csv", ".tsv")):
+        return Fault(file, "it has no rows below its header", "write one row per folder of photos")
+    return Fault(file, "it holds no subjects", "add subjects")
 
 
 def _unknown_classes(
@@ -169,6 +189,34 @@ def _unknown_classes(
         f"({', '.join(known)}), and those only as cartoons"
     )
     remedy = "name another base with --base, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+    if meant := _meant(unknown[:3], known):
+        remedy = f"did you mean {meant}? Otherwise {remedy}"
+    return Fault(url, message, remedy, field="class_noun", severity="warning")
+
+
+def _meant(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """The known nouns similar to unknown ones; empty if there are none."""
+    similar = {noun: similar_name(noun.casefold(), known) for noun in unknown}
+    if len(similar) == 1:
+        (found,) = similar.values()
+        return f"`{found}`" if found else ""
+    return ", ".join(f"`{found}` for `{noun}`" for noun, found in similar.items() if found)
+
+
+def _classes_in_two_cases(
+    url: str, resolved: Sequence[ResolvedSubject], reader: Reader | None
+) -> Fault | None:
+    """One warning if class nouns differ only in case: each has a prior set of its own."""
+    forms: dict[str, dict[str, None]] = {}
+    for one in resolved:
+        if one.class_noun:
+            forms.setdefault(one.class_noun.casefold(), {})[one.class_noun] = None
+    several = [list(nouns) for nouns in forms.values() if len(nouns) > 1]
+    if not several:
+        return None
+    shown = "; ".join(" and ".join(f"`{noun}`" for noun in nouns) for nouns in several[:3])
+    message = f"class nouns differ only in case, and each has a prior set of its own: {shown}"
+    remedy = "write each class noun in one form"
     return Fault(url, message, remedy, field="class_noun", severity="warning")
 
 

@@ -83,7 +83,7 @@ class ManifestRow:
     terms: Mapping[Path, str] = field(default_factory=dict)
     """The row's own names of values, where they differ from their paths."""
     hints: Mapping[Path, str] = field(default_factory=dict)
-    """Remedies for missing values, in terms of the row's form."""
+    """Remedies for missing values and unknown keys, in terms of the row's form."""
 
     def fault(
         self,
@@ -137,6 +137,8 @@ class ManifestRows:
     """Read as it is consumed; rows that cannot be read are added to ``faults`` instead."""
     faults: list[Fault]
     """Grows while ``subjects`` is consumed."""
+    folder: str = ""
+    """The folder whose subjects are all in this table; empty where there is no such folder."""
 
 
 def shown_field(path: Sequence[str | int]) -> str:

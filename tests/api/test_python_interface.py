@@ -210,3 +210,11 @@ def test_what_cannot_be_loaded_or_generated_is_an_error_of_the_farm(
 
 def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(np.int16)
+
+
+def test_an_unknown_recipe_field_is_named_without_the_option_of_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"unknown key `stepz`") as caught:
+        farm.run(tmp_path, recipe={"stepz": 3})
+    assert "--set" not in str(caught.value)
+    assert "command" not in str(caught.value)
+    assert "did you mean `steps`?" in caught.value.remedy

@@ -317,3 +317,17 @@ def test_classes_that_the_embedded_base_cannot_generate_are_reported_once(tmp_pa
     assert "cannot generate `sofa`, `vase`" in fault.message
     assert "--base" in fault.remedy
     assert not read_manifest(str(tmp_path), strict=False).faults
+
+
+def test_mistyped_classes_are_compared_with_those_of_the_base(tmp_path: Path) -> None:
+    table = "subject,class\na,catt\nb,dgo\nc,cat\nd,Cat\n"
+    photos: dict[str, bytes | str] = {
+        f"{one}/{n}.png": PHOTOS[n] for one in "abcd" for n in range(3)
+    }
+    lay(tmp_path, {**photos, "subjects.csv": table})
+    faults = read_manifest(str(tmp_path), reader=prompt_reader("embedded")).faults
+    unknown, cases = faults
+    assert unknown.remedy.startswith("did you mean `cat` for `catt`, `dog` for `dgo`? ")
+    assert "differ only in case" in cases.message
+    assert cases.message.endswith("`cat` and `Cat`")
+    assert {fault.severity for fault in faults} == {"warning"}

@@ -116,7 +116,7 @@ def _weight_files(
     known = layer_names(base)
     files: dict[str, bytes] = {}
     if "diffusers" in forms:
-        files[DIFFUSERS_FILE] = diffusers_file(weights, known)
+        files[DIFFUSERS_FILE] = diffusers_file(weights, known, record.identifier)
     if "peft" in forms:
         files |= peft_files(weights, known, record.base_id, base.denoiser_name)
     if "kohya" in forms and has_kohya_names(weights.layers, base):

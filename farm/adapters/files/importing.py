@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from farm.adapters.file_names import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_WEIGHTS
 from farm.adapters.files.folder import load_adapter, save_adapter
 from farm.adapters.files.read import describe_file
+from farm.adapters.files.write import TRIGGER_FIELD
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
@@ -39,8 +40,6 @@ from farm.storage import Store
 __all__ = ["ImportRequest", "Imported", "import_adapter"]
 
 PEFT_FILES = (PEFT_WEIGHTS, PEFT_CONFIG)
-TRIGGER_FIELD = "modelspec.trigger_phrase"
-"""The ModelSpec header field with the trigger words."""
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,26 @@ from farm.base.interface import Base
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
 
-__all__ = ["diffusers_file", "kohya_file", "peft_files", "renamed_kohya_file", "thumbnail_uri"]
+__all__ = [
+    "TRIGGER_FIELD",
+    "diffusers_file",
+    "kohya_file",
+    "peft_files",
+    "renamed_kohya_file",
+    "thumbnail_uri",
+]
 
 THUMBNAIL_PX = 256
+TRIGGER_FIELD = "modelspec.trigger_phrase"
+"""The ModelSpec header field with the trigger words."""
 
 
-def diffusers_file(weights: AdapterWeights, known: Collection[str]) -> bytes:
+def diffusers_file(weights: AdapterWeights, known: Collection[str], identifier: str = "") -> bytes:
     """``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights``.
 
     The header's ``lora_adapter_metadata`` contains each component's LoraConfig; without it
-    diffusers assumes alpha = rank.
+    diffusers assumes alpha = rank. It names the trigger word as ModelSpec does, without the class
+    noun, which copies of the adapter in other namespaces do not show.
     """
     tensors = {}
     for name, layer in weights.layers.items():
@@ -53,6 +63,8 @@ def diffusers_file(weights: AdapterWeights, known: Collection[str]) -> bytes:
         for key, value in _lora_config(weights, component, known).items()
     }
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True)}
+    if identifier:
+        header[TRIGGER_FIELD] = identifier
     return save_tensors(tensors, header)
 
 
@@ -157,7 +169,7 @@ def _naming(record: AdapterRecord) -> dict[str, str]:
         "modelspec.title": record.name,
         "modelspec.date": record.created,
         "modelspec.description": f"A LoRA adapter for one {noun}, on {record.base_id}.",
-        "modelspec.trigger_phrase": trigger,
+        TRIGGER_FIELD: trigger,
         "modelspec.usage_hint": f"Write '{trigger}' in the prompt, as in "
         f"'{record.instance_prompt}'.",
         "modelspec.tags": f"{noun}, {'dreambooth, ' if record.imported is None else ''}lora",

@@ -115,6 +115,8 @@ def _open_folder(
         if present:
             rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
             rows.faults += _unread(present, rows.head)
+            if present[0].startswith("subjects."):
+                rows.folder = folder
             return rows
         inner = subfolders(folder)
     split = train_split(folder, inner)

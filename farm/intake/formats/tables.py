@@ -6,17 +6,20 @@ of a list in one cell, empty cells are absent. Parquet is read in batches of row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from farm.errors import Fault
 from farm.intake.captions.photo_table import folded, is_photo_manifest
+from farm.intake.faults import nearest
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.parsing.delimited import Delimited, read_delimited
 from farm.intake.parsing.json import read_json
 from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
 from farm.intake.parsing.yaml import parse_scalar
-from farm.intake.rows import ManifestRow, ManifestRows
+from farm.intake.rows import ManifestRow, ManifestRows, Path
+from farm.intake.schema import SubjectEntry
+from farm.recipe import Recipe
 
 __all__ = ["LIST_MARK", "read_csv", "read_parquet"]
 
@@ -61,8 +64,9 @@ def _subject_rows(
     table: Delimited, head: ManifestRow, faults: list[Fault]
 ) -> Iterator[ManifestRow]:
     columns = [_known(column) for column in table.columns]
+    hints = _hints(columns)
     for line, cells in table.rows:
-        row = ManifestRow({}, *_at(head, line))
+        row = ManifestRow({}, *_at(head, line), hints=hints)
         for column, cell in zip(columns, cells, strict=False):
             _place(row, column, _cell(column, cell, table), faults)
         yield row
@@ -73,6 +77,14 @@ def _known(column: str) -> str:
     """A column's canonical name, if it is written in another case or with spaces."""
     name = folded(column)
     return name if name in _OWN_COLUMNS or name.startswith(("recipe.", "prior.")) else column
+
+
+def _hints(columns: Iterable[str]) -> dict[Path, str]:
+    """Remedies for the columns of a table that have unknown names."""
+    fields = [name for name in SubjectEntry.model_fields if name not in SHORT_COLUMNS.values()]
+    names = (*SHORT_COLUMNS, "live", *fields)
+    taken = {*names, *SHORT_COLUMNS.values(), *Recipe.model_fields}
+    return {(one,): nearest(one, names) for one in columns if one not in taken and "." not in one}
 
 
 def _cell(column: str, text: str, table: Delimited) -> Any:
@@ -157,8 +169,10 @@ def _numbered(table: Any, file: str, faults: list[Fault]) -> Iterator[tuple[int,
 def _parquet_rows(
     rows: Iterator[tuple[int, dict[str, Any]]], file: str, base: str, faults: list[Fault]
 ) -> Iterator[ManifestRow]:
+    hints: dict[Path, str] | None = None
     for number, value in rows:
-        row = ManifestRow({}, file, base, number)
+        hints = _hints(value) if hints is None else hints
+        row = ManifestRow({}, file, base, number, hints=hints)
         for column, cell in value.items():
             is_json = column in {"recipe", "prior"} and isinstance(cell, str)
             plain = _parsed(cell, row, column, faults) if is_json else _plain(cell)

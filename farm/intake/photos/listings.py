@@ -187,6 +187,14 @@ def subfolders(url: str) -> list[str]:
     return [name for name in names if not is_litter(name)]
 
 
+def has_photos(url: str) -> bool:
+    """Whether a folder, local or remote, holds photos directly; False if it cannot be listed."""
+    try:
+        return bool(list_folder(url, LookBudget()).files)
+    except Exception:  # each filesystem raises errors of its own
+        return False
+
+
 # -- globs ----------------------------------------------------------------------------------------
 
 

@@ -116,3 +116,40 @@ def test_class_label_folders_are_told_how_subjects_are_given(tmp_path: Path, dra
     assert "subjects.csv" in cat
     assert "different subjects belong in different folders" in cat
     assert "`1_sks dog`" in dog
+
+
+def test_folders_of_photos_without_a_row_are_reported_once(
+    draw_subject: Draw, draw: Draw, write: Write, tmp_path: Path
+) -> None:
+    for name in ("tom", "elsewhere", "dog2", "forgotten"):
+        draw_subject(name)
+    draw("work/samples/0.png")
+    (tmp_path / "empty").mkdir()
+    draw("__MACOSX/0.png")
+    write("subjects.csv", "subject,class,photos\ntom,cat,\nada,cat,elsewhere\n")
+    manifest = read_manifest(str(tmp_path))
+    (fault,) = manifest.faults
+    assert fault.severity == "warning"
+    assert fault.message == (
+        "2 folders of photos have no row and will not be trained: `dog2`, `forgotten`"
+    )
+    assert fault.remedy == "add a row for each, or remove them"
+    assert len(manifest) == 2
+
+
+def test_a_table_without_rows_is_reported_as_such(write: Write, tmp_path: Path) -> None:
+    write("subjects.csv", "subject,class\n")
+    (fault,) = read_manifest(str(tmp_path), strict=False).faults
+    assert fault.message == "it has no rows below its header"
+    assert fault.file.endswith("subjects.csv")
+
+
+def test_an_unknown_column_is_compared_with_the_columns_of_a_table(
+    draw_subject: Draw, write: Write, tmp_path: Path
+) -> None:
+    draw_subject("tom")
+    write("subjects.csv", "subject;klass;zzzzzz\ntom;cat;1\n")
+    faults = read_manifest(str(tmp_path), strict=False).faults
+    remedies = {fault.field: fault.remedy for fault in faults}
+    assert remedies["klass"] == "did you mean `class`?"
+    assert remedies["zzzzzz"].startswith("known here: subject, class, live, ")

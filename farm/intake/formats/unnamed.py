@@ -1,0 +1,48 @@
+"""Folders of photos that the table beside them does not name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from farm.errors import Fault
+from farm.intake.photos.listings import has_photos, subfolders
+
+__all__ = ["unnamed_folders"]
+
+MAX_LISTED = 1_000
+"""Folders without a row that are searched for photos."""
+SHOWN = 3
+
+
+def unnamed_folders(
+    folder: str, source: str, ids: Iterable[str], uris: Iterable[str]
+) -> Fault | None:
+    """One warning about all folders of photos that no subject uses.
+
+    Args:
+        folder: the folder of the table; an absolute path or a URL.
+        source: the table, for the warning.
+        ids: of the subjects; each may be the name of a folder.
+        uris: of all photos and class images of the subjects.
+    """
+    start = folder.rstrip("/") + "/"
+    used = {uri[len(start) :].partition("/")[0] for uri in uris if uri.startswith(start)}
+    used |= {one.casefold() for one in ids}
+    try:
+        names = [
+            name for name in subfolders(folder) if name not in used and name.casefold() not in used
+        ]
+    except Exception:  # each filesystem raises errors of its own
+        return None
+    unnamed = [name for name in islice(names, MAX_LISTED) if has_photos(start + name)]
+    if not unnamed:
+        return None
+    shown = ", ".join(f"`{name}`" for name in unnamed[:SHOWN])
+    if (more := len(unnamed) - SHOWN) > 0:
+        shown += f" and {more:,} more"
+    what = "folder of photos has" if len(unnamed) == 1 else "folders of photos have"
+    message = f"{len(unnamed):,} {what} no row and will not be trained: {shown}"
+    one = len(unnamed) == 1
+    remedy = "add a row for it, or remove it" if one else "add a row for each, or remove them"
+    return Fault(source, message, remedy, severity="warning")
