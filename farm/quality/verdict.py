@@ -201,8 +201,8 @@ def _resembles(evidence: Evidence) -> bool:
 def _gain_sentence(evidence: Evidence) -> str:
     assert evidence.gain is not None
     return (
-        f"{SIMILARITY}: {_percent(evidence.gain)}, where 0 % is any {evidence.class_noun} and 100 % "
-        "is as alike as the photos are."
+        f"{SIMILARITY}: {_percent(evidence.gain)}, where 0 % is any {evidence.class_noun} and "
+        "100 % is as alike as the photos are."
     )
 
 
