@@ -85,6 +85,8 @@ def main() -> None:
             raise
         with suppress(BrokenPipeError):  # its reader has ended, which changes no exit code
             _explain(error)
+            if "--json" in sys.argv[1:]:
+                _print_error_document(error)
         _leave(error.exit_code)
     except KeyboardInterrupt:
         with suppress(BrokenPipeError):
@@ -119,3 +121,15 @@ def _explain(error: FarmError) -> None:
     if error.remedy:
         remedy = visible_lines(error.remedy)
         console.print(Text.assemble(("remedy: ", "bold green"), remedy), soft_wrap=True)
+
+
+def _print_error_document(error: FarmError) -> None:
+    """The error as the one JSON document on stdout that ``--json`` promises."""
+    from dataclasses import asdict
+
+    from farm.cli.views.output import print_json
+
+    document: dict[str, object] = {"message": error.message, "remedy": error.remedy}
+    if faults := getattr(error, "faults", ()):
+        document["faults"] = [asdict(fault) for fault in faults]
+    print_json({"error": document})

@@ -56,9 +56,8 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         report("measuring the batch limit of this base on this machine in the background, once")
         threading.Thread(target=print_batch_limit, args=(engine, report), daemon=True).start()
     client = LocalEngine(engine, facts)
-    services = build_services(
-        settings, client, PrometheusMetrics(), link_secret=secrets.token_bytes(32)
-    )
+    metrics = PrometheusMetrics()
+    services = build_services(settings, client, metrics, link_secret=secrets.token_bytes(32))
     server = _draining_server(
         bounded_config(
             create_app(services),
@@ -75,6 +74,8 @@ def serve_here(settings: EndpointConfig, host: str, port: int, drain_s: float) -
         server.run(sockets)
     finally:
         engine.stop()
+    num = metrics.total("farm_pictures", outcome="generated")
+    report(f"stopped; {num} {'image' if num == 1 else 'images'} served")
 
 
 def _draining_server(

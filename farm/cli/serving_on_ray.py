@@ -103,6 +103,7 @@ def _serve(settings: EndpointConfig, run: RayRun, report: StartLines) -> None:
         if run.address:  # a Ray of its own ends with this process
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
                 deploy.remove()
+    report("stopped")
 
 
 class _Ends:

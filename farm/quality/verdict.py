@@ -11,7 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Evidence", "Label", "Verdict", "judge"]
+__all__ = [
+    "CLASS_PRESERVATION",
+    "CLASS_VARIETY",
+    "PROMPT_FIDELITY",
+    "SIMILARITY",
+    "Evidence",
+    "Label",
+    "Verdict",
+    "judge",
+]
+
+SIMILARITY = "Similarity"
+PROMPT_FIDELITY = "Prompt fidelity"
+CLASS_PRESERVATION = "Class preservation"
+CLASS_VARIETY = "Class variety"
+"""The scores' names, on cards and in the report."""
 
 Label = Literal[
     "learned well",
@@ -186,17 +201,19 @@ def _resembles(evidence: Evidence) -> bool:
 def _gain_sentence(evidence: Evidence) -> str:
     assert evidence.gain is not None
     return (
-        f"Similarity: {_percent(evidence.gain)}, where 0 % is any {evidence.class_noun} and 100 % "
-        "is as alike as the photos are."
+        f"{SIMILARITY}: {_percent(evidence.gain)}, where 0 % is any {evidence.class_noun} and "
+        "100 % is as alike as the photos are."
     )
 
 
 def _prompt_sentence(ratio: float) -> str:
-    return f"Prompt fidelity: {_percent(ratio)}, where 100 % is as good as the untouched base."
+    return f"{PROMPT_FIDELITY}: {_percent(ratio)}, where 100 % is as good as the untouched base."
 
 
 def _variety_sentence(ratio: float) -> str:
-    return f"Class variety: {_percent(ratio)}, where 100 % is as varied as with the untouched base."
+    return (
+        f"{CLASS_VARIETY}: {_percent(ratio)}, where 100 % is as varied as with the untouched base."
+    )
 
 
 def _percent(share: float) -> str:

@@ -85,6 +85,10 @@ class PrometheusMetrics:
         metric = self._histograms[name]
         (metric.labels(**labels) if labels else metric).observe(value)
 
+    def total(self, name: str, **labels: str) -> int:
+        """A counter's value."""
+        return int(self._registry.get_sample_value(f"{name}_total", labels) or 0)
+
     def text(self) -> bytes | None:
         return generate_latest(self._registry)
 

@@ -43,6 +43,14 @@ def test_an_unknown_base_exits_2_with_a_remedy_and_no_traceback() -> None:
     assert done.stdout == ""
 
 
+def test_with_json_an_error_is_one_document_on_stdout() -> None:
+    done = farm("base", "show", "no-such-base", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 2
+    assert set(error) == {"message", "remedy"}
+    assert "remedy:" in done.stderr
+
+
 def test_base_show_prints_one_json_document() -> None:
     facts = json.loads(farm("base", "show", "tiny", "--json").stdout.splitlines()[-1])
     assert facts["prediction_type"] == "epsilon"

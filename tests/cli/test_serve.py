@@ -251,6 +251,8 @@ def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
         while process.poll() is None and time.monotonic() < until_s:
             time.sleep(0.1)
         assert process.poll() == 0
+        assert process.stderr is not None
+        assert re.search(r"stopped; [1-9]\d* images? served", process.stderr.read())
 
 
 @pytest.mark.parametrize(

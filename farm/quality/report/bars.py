@@ -9,16 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Bar", "card_bars", "evidence", "score_rows", "share"]
+from farm.quality.verdict import (
+    CLASS_PRESERVATION,
+    CLASS_VARIETY,
+    PROMPT_FIDELITY,
+    SIMILARITY,
+)
+
+__all__ = ["Bar", "card_bars", "class_preservation", "evidence", "score_rows", "share"]
 
 SCORE_TITLES = {
-    "clip_i": "Subject fidelity (CLIP-I)",
-    "dino": "Subject fidelity (DINO)",
-    "clip_t": "Prompt fidelity (CLIP-T)",
-    "pres": "Class preservation (PRES, lower is better)",
-    "pres_dino": "Class preservation (PRES, DINO, lower is better)",
-    "div": "Class diversity (DIV)",
-    "div_dino": "Class diversity (DIV, DINO)",
+    "clip_i": f"{SIMILARITY} (CLIP-I)",
+    "dino": f"{SIMILARITY} (DINO)",
+    "clip_t": f"{PROMPT_FIDELITY} (CLIP-T)",
+    "pres": f"{CLASS_PRESERVATION} (PRES, lower is better)",
+    "pres_dino": f"{CLASS_PRESERVATION} (PRES, DINO, lower is better)",
+    "div": f"{CLASS_VARIETY} (DIV)",
+    "div_dino": f"{CLASS_VARIETY} (DIV, DINO)",
     "copying": "Nearest photo (copying)",
     "copying_dino": "Nearest photo (copying, DINO)",
     "drift": "Drift on unrelated prompts (lower is better)",
@@ -62,7 +69,7 @@ def card_bars(card: Mapping[str, Any]) -> list[Bar]:
         low, high = _gain_interval(card, gain)
         bars.append(
             Bar(
-                "Looks like the subject",
+                SIMILARITY,
                 "0 %: any member of its class. 100 %: as similar as the photos are to each other.",
                 _clip(gain),
                 _clip(low),
@@ -73,16 +80,16 @@ def card_bars(card: Mapping[str, Any]) -> list[Bar]:
     followed = evidence(card, "prompt_ratio")
     if followed is not None:
         bars.append(
-            _plain_bar("Follows the prompt", "100 %: as well as the untouched base does.", followed)
+            _plain_bar(PROMPT_FIDELITY, "100 %: as well as the untouched base does.", followed)
         )
-    capture = evidence(card, "capture")
-    if capture is not None:
+    preserved = class_preservation(card)
+    if preserved is not None:
         text = "100 %: the class looks as before. 0 %: every member looks like this subject."
-        bars.append(_plain_bar("Preserves the class", text, 1 - capture))
+        bars.append(_plain_bar(CLASS_PRESERVATION, text, preserved))
     variety = evidence(card, "diversity_ratio")
     if variety is not None:
         text = "100 %: as varied as the class is with the untouched base."
-        bars.append(_plain_bar("Keeps class variety", text, variety))
+        bars.append(_plain_bar(CLASS_VARIETY, text, variety))
     copy_excess = evidence(card, "copy_excess")
     if copy_excess is not None:
         text = "0 %: copies of the photos. 100 %: as different from a photo as two photos are."
@@ -114,6 +121,15 @@ def evidence(card: Mapping[str, Any], name: str) -> float | None:
     """One ratio of the card; None if it was not measured."""
     value = card.get("evidence", {}).get(name)
     return float(value) if isinstance(value, int | float) else None
+
+
+def class_preservation(card: Mapping[str, Any]) -> float | None:
+    """0 to 1: how well the class is preserved; it is lost if it resembles the subject and is also
+    less varied."""
+    capture = evidence(card, "capture")
+    if capture is None:
+        return None
+    return _clip(max(1 - capture, evidence(card, "diversity_ratio") or 0.0))
 
 
 def share(card: Mapping[str, Any], name: str) -> float | None:

@@ -159,7 +159,7 @@ class _Reader:
         notes = [
             (self.missing_photos, "photos could no longer be read and are not shown"),
             (self.missing_records, "adapters' records could not be read"),
-            (self.missing_samples, "sample pictures could not be read"),
+            (self.missing_samples, "sample images could not be read"),
         ]
         return [f"{num} {text}." for num, text in notes if num]
 

@@ -18,11 +18,13 @@ from markupsafe import Markup, escape
 from farm.durations import duration
 from farm.quality.report import curve
 from farm.quality.report.view import RunView, SubjectView
+from farm.quality.verdict import CLASS_PRESERVATION, PROMPT_FIDELITY, SIMILARITY
 from farm.visible import visible_lines
 
 __all__ = ["render", "write_report"]
 
 LANE_WIDTH = 1000
+SCORE_NAMES = {"gain": SIMILARITY, "prompt": PROMPT_FIDELITY, "kept": CLASS_PRESERVATION}
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*(?: [\d.]*\d)?")
 """A command's option and its number; a line break inside would make it unreadable."""
 
@@ -42,6 +44,7 @@ def render(run: RunView) -> str:
     environment.filters["slug"] = _slug
     environment.filters["options"] = _unbroken_options
     environment.globals.update(loss_plot=_plot, plot_width=curve.WIDTH, plot_height=curve.HEIGHT)
+    environment.globals.update(score=SCORE_NAMES)
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"script-src '{_sha256(script)}'; style-src '{_sha256(style)}'"

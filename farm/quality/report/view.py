@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from farm.quality.report.bars import Bar, card_bars, evidence, score_rows, share
+from farm.base.names import EMBEDDED, EMBEDDED_NOUNS, edition_of
+from farm.quality.report.bars import Bar, card_bars, class_preservation, score_rows, share
 from farm.quality.verdict import Label
 
 __all__ = [
@@ -158,13 +159,8 @@ class SubjectView:
 
     @property
     def class_kept(self) -> float | None:
-        """0 to 1: how well the class is preserved; it is lost if it resembles the subject and is
-        also less varied."""
-        capture = evidence(self.card or {}, "capture")
-        if capture is None:
-            return None
-        variety = evidence(self.card or {}, "diversity_ratio")
-        return min(1.0, max(0.0, 1 - capture, variety or 0.0))
+        """0 to 1: how well the class is preserved."""
+        return class_preservation(self.card or {})
 
     @property
     def prompt_followed(self) -> float | None:
@@ -278,6 +274,18 @@ class RunView:
         return sorted({subject.class_noun for subject in self.subjects})
 
     @property
+    def base_limits(self) -> str:
+        """The classes that the embedded base does not know, in one sentence; else empty."""
+        known = tuple(f" {noun}" for noun in EMBEDDED_NOUNS)
+        unknown = [one for one in self.classes if not f" {one.casefold()}".endswith(known)]
+        if edition_of(self.base) != EMBEDDED or not unknown:
+            return ""
+        return (
+            "The embedded base is a small model for demonstrations that does not know "
+            f"{_listed(unknown)}: scores of these classes say little about a full-size base."
+        )
+
+    @property
     def lanes(self) -> list[str]:
         """Lanes that held jobs, sorted by name."""
         return sorted({span.lane for span in self.spans})
@@ -334,3 +342,8 @@ def _union(spans: list[tuple[float, float]]) -> float:
 
 def _subjects(num: int) -> str:
     return "subject" if num == 1 else "subjects"
+
+
+def _listed(words: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from farm.errors import AdapterFileError, FarmError, ServingError, StoreError, TooBusy, UserError
+from farm.serving.http.field_errors import describe
 
 __all__ = [
     "error_answer",
@@ -106,7 +106,7 @@ def error_answer(error: BaseException) -> tuple[int, dict[str, Any], dict[str, s
         )
         return 503, body, {"x-should-retry": "true", "retry-after": "2"}
     if isinstance(error, TimeoutError):
-        body = error_body(504, "the picture was not finished in time", "deadline_exceeded", None)
+        body = error_body(504, "the image was not finished in time", "deadline_exceeded", None)
         return 504, body, {"x-should-retry": "false"}
     logger.error("unexpected error", exc_info=error)
     body = error_body(
@@ -152,7 +152,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        message, param = _describe(error.errors())
+        message, param = describe(error.errors())
         return JSONResponse(error_body(400, message, "invalid_request", param), 400)
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
@@ -161,23 +161,10 @@ def install_error_handlers(app: FastAPI) -> None:
             error.detail = "there is nothing at this path"
         elif error.status_code == 405:
             error.detail = f"{request.method} is not allowed here"
+        elif error.status_code == 400 and "parsing the body" in str(error.detail):
+            error.detail = "the body is not valid JSON in UTF-8"
         return http_response(error)
 
     app.add_exception_handler(FarmError, farm_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
-
-
-def _describe(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    """All faults on one line, and the field of the first; values are left out."""
-    faults = []
-    first: str | None = None
-    for error in errors[:8]:
-        place = ".".join(str(part) for part in error.get("loc", ())[1:]) or "body"
-        place = place if len(place) <= 60 and place.isascii() and place.isprintable() else "…"
-        first = first or place
-        if error.get("type") == "extra_forbidden":
-            faults.append(f"{place}: unknown field")
-        else:
-            faults.append(f"{place}: {error.get('msg', 'is wrong')}")
-    return "; ".join(faults), first

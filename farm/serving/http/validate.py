@@ -127,7 +127,7 @@ async def validate_request(
         for index in range(num_pictures)
     )
     root = services.public_url or str(request.base_url).rstrip("/")
-    notes = tuple(_prompt_notes(prompt, used))
+    notes = tuple(_prompt_notes(asked.prompt, prompt, used))
     return Order(asked, tenant, pictures, width_px, height_px, root, notes), base
 
 
@@ -220,18 +220,39 @@ async def _find_adapters(
 
 
 def _prompt_notes(
-    prompt: str, used: Sequence[tuple[AdapterFacts, AdapterRef, float]]
+    asked: str, prompt: str, used: Sequence[tuple[AdapterFacts, AdapterRef, float]]
 ) -> Iterator[str]:
-    """Notes on a prompt that is valid, but hardly what the caller means."""
+    """Notes on a prompt that is valid, but hardly what the caller means.
+
+    Args:
+        asked: the prompt as written, with ``[V]`` and ``[V:name]``.
+        prompt: the prompt with the identifiers in their place.
+    """
+    tags = {match.group(1) or used[0][0].name for match in _PLACEHOLDER.finditer(asked)}
+    # adapters may share an identifier, which then names only those that are written as tags
+    plain = _PLACEHOLDER.sub(" ", asked)
     for facts, _, weight in used:
-        if weight and not names_identifier(prompt, facts.identifier):
-            own = "[V]" if facts is used[0][0] else f"[V:{facts.name}]"
+        own = "[V]" if facts is used[0][0] else f"[V:{facts.name}]"
+        subject = f"{own} {facts.class_noun or ''}".rstrip()
+        if not weight:
+            continue
+        if facts.name not in tags and not names_identifier(plain, facts.identifier):
             yield (
                 f"prompt: it does not name the subject of {facts.name}; put {own} where the "
-                f"subject belongs, as in: a photo of {own} {facts.class_noun}"
+                f"subject belongs, as in: a photo of {subject}"
+            )
+        elif facts.class_noun and not _has_noun(prompt, facts.class_noun):
+            yield (
+                f"prompt: it does not name the class of {facts.name}, {facts.class_noun}; write it "
+                f"after the subject, as in: a photo of {subject}"
             )
     for tag in dict.fromkeys(_LORA_TAG.findall(prompt)):
         yield f"prompt: {tag} is read as plain words; name adapters in 'model' and 'adapters'"
+
+
+def _has_noun(prompt: str, noun: str) -> bool:
+    pattern = rf"(?<!\w){re.escape(noun)}(?:s|es)?(?!\w)"
+    return re.search(pattern, prompt, re.IGNORECASE) is not None
 
 
 def _fill(prompt: str, used: Sequence[AdapterFacts]) -> str:

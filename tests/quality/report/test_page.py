@@ -106,3 +106,12 @@ def test_every_row_of_a_long_table_has_its_page() -> None:
     subjects = [replace(small.subjects[n % 6], id=f"s{n}", name=f"s{n}") for n in range(120)]
     text = render(replace(small, subjects=subjects))
     assert text.count("<template id=") == text.count("<tr data-index=") == 120
+
+
+def test_classes_that_the_embedded_base_does_not_know_are_named() -> None:
+    nouns = ("backpack", "tabby cat", "toy")
+    subjects = [SubjectView(noun, noun, "default", noun, "committed") for noun in nouns]
+    run = RunView("r", "embedded", "now", 3.0, subjects)
+    assert "does not know backpack and toy:" in render(run)
+    assert "does not know" not in render(replace(run, base="sd15"))
+    assert "does not know" not in render(replace(run, subjects=subjects[1:2]))

@@ -81,6 +81,22 @@ def test_the_answer_notes_a_prompt_that_does_not_name_the_subject(client: openai
     assert named.notes == base.notes == []
 
 
+def test_the_answer_notes_an_additional_adapter_that_is_unnamed_or_of_another_class(
+    client: openai.OpenAI,
+) -> None:
+    uses = [{"model": "tom"}]
+    other = generate(client, "tiny", "a photo of [V] dog", adapters=uses).data[0]
+    assert other.notes == [
+        "prompt: it does not name the class of tom, cat; write it after the subject, as in: "
+        "a photo of [V] cat"
+    ]
+    unnamed = generate(client, "rex", "a photo of [V] dog", adapters=uses).data[0]
+    assert unnamed.notes == [
+        "prompt: it does not name the subject of tom; put [V:tom] where the subject belongs, as "
+        "in: a photo of [V:tom] cat"
+    ]
+
+
 def test_two_adapters_on_one_picture_each_by_its_own_name(client: openai.OpenAI) -> None:
     uses = [{"model": "tom", "weight": 0.7}]
     both = generate(client, "rex", "[V] dog beside [V:tom] cat", adapters=uses)
@@ -287,6 +303,17 @@ def test_a_wrong_field_is_named(client: openai.OpenAI, extra: dict[str, Any], pa
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
     assert caught.value.request_id
+
+
+def test_a_body_that_is_not_json_is_described(endpoint: LiveEndpoint) -> None:
+    answer = httpx2.post(
+        f"{endpoint.url}/v1/images/generations",
+        content=b'{"prompt": "a"',
+        headers={"content-type": "application/json"},
+    )
+    error = answer.json()["error"]
+    assert error["message"].startswith("the body is not valid JSON at character 14: ")
+    assert (answer.status_code, error["param"]) == (400, None)
 
 
 @pytest.mark.parametrize(

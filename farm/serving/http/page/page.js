@@ -10,7 +10,7 @@ import { baseOrder, isBaseAlone, ordersOf, phrase, setMode, state, toggle, whenW
 
 const EXAMPLES = [
   ["Places", "a photo of {} ", ["in space", "in the snow", "on the beach", "in the forest", "in the city", "under water", "at night", "in the mountains"]],
-  ["Styles", "{} ", ["a photo of", "a pencil drawing of", "a painting of", "a pencil sketch of"]],
+  ["Styles", "{} ", ["a photo of", "a pencil drawing of", "a painting of"]],
   ["Actions", "a photo of {} ", ["sitting", "sleeping", "jumping", "wearing a red hat", "wearing blue glasses", "wearing a yellow crown"]],
   ["Both", "a photo of {} ", ["wearing a yellow crown in space", "wearing a red hat in the snow", "jumping on the beach"]],
 ];

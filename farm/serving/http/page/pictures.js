@@ -46,7 +46,7 @@ export function finish(figure, event, { isBase, link, file }) {
 
 function caption(figure, event, link, file) {
   const { receipt } = event;
-  const anchor = make("a", { href: link, textContent: "Link to this picture", className: "link" });
+  const anchor = make("a", { href: link, textContent: "Link to this image", className: "link" });
   anchor.addEventListener("click", (click) => copyLink(click, anchor));
   const weights = receipt.adapters.map(({ weight }) => Number(weight).toFixed(2)).join(" + ");
   const notes = event.notes?.length ? [make("div", { className: "quiet", textContent: event.notes.join(" ") })] : [];
@@ -65,5 +65,5 @@ async function copyLink(click, anchor) {
   history.replaceState(null, "", anchor.getAttribute("href"));
   const said = await navigator.clipboard.writeText(anchor.href).then(() => "Link copied", () => "Link is in the address bar");
   anchor.textContent = said;
-  setTimeout(() => { anchor.textContent = "Link to this picture"; }, 2500);
+  setTimeout(() => { anchor.textContent = "Link to this image"; }, 2500);
 }

@@ -129,7 +129,7 @@ export function show() {
 function chosenText(count) {
   if (isBaseAlone()) return `The base model, ${state.base}`;
   if (state.mode === "one") return "";
-  const what = state.mode === "together" ? "to put in one picture" : "to compare";
+  const what = state.mode === "together" ? "to put in one image" : "to compare";
   if (count === 0) return `Choose subjects ${what}.`;
   return count < 2 ? `Choose another subject ${what}.` : `${count} subjects`;
 }
