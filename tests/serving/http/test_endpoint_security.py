@@ -227,6 +227,7 @@ def test_a_revocation_that_was_seen_is_not_forgotten_with_the_store(tmp_path: Pa
         catalog = Catalog(registry, executor=threads, name_ttl_s=0, max_age_s=0.3)
         with pytest.raises(AdapterNotFound):
             await catalog.resolve("acme", "rex")
+        await catalog.page("acme")  # the revocation has been read by now
         silence(store)
         await asyncio.sleep(0.4)
         with pytest.raises(StoreError):

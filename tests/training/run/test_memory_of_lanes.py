@@ -18,7 +18,7 @@ from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
 from farm.training.execute import prepare_run, run_manifest
 from farm.training.lane.encode import PreparedPhotos, prepare_photos
-from farm.training.plan.costs import lane_bytes
+from farm.training.plan.costs import beside_bytes, lane_bytes
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.shape import workload_of
 from farm.training.run.files import list_runs
@@ -37,7 +37,9 @@ def test_a_run_planned_for_a_gpu_counts_half_precision(tmp_path: Path) -> None:
     bytes_of = partial(
         lane_bytes, shape=work.shape, slots=plan.slots, checkpointing=plan.checkpointing
     )
-    assert plan.lane_bytes == bytes_of(facts.halved()) < bytes_of(facts)
+    beside = beside_bytes(facts.halved(), work.shape)  # samples are generated beside training
+    assert plan.lane_bytes == bytes_of(facts.halved()) + beside
+    assert bytes_of(facts.halved()) < bytes_of(facts)
 
 
 def test_photos_that_find_too_little_memory_beside_training_are_no_fault_of_their_job(
