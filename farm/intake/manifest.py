@@ -125,8 +125,6 @@ def read_manifest(
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
     found = [*rows.faults, *resolver.faults, *register.faults]
-    if (unnamed := _unnamed(rows, register.resolved)) is not None:
-        found.append(unnamed)
     manifest = Manifest(
         url,
         tuple(one.subject for one in register.resolved if one.subject is not None),
@@ -158,6 +156,8 @@ def _all_faults(
 ) -> tuple[Fault, ...]:
     """Those found, each once, and those that concern all subjects together."""
     faults = list(dict.fromkeys(found))
+    if (unnamed := _unnamed(rows, resolved)) is not None:
+        faults.append(unnamed)
     for judge in (_unknown_classes, _classes_in_two_cases, _unread_windows):
         if (fault := judge(url, resolved, reader)) is not None:
             faults.append(fault)

@@ -10,8 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from farm.errors import AdapterFileError, FarmError, RequestRefused, StoreError, UserError
-from farm.serving.http.errors import error_answer, scrub
-from farm.serving.http.field_errors import describe
+from farm.serving.http.errors import describe, error_answer, scrub
 from farm.serving.http.schemas import GenerateRequest
 
 
