@@ -169,7 +169,7 @@ def _all_faults(
 def _no_subjects(file: str) -> Fault:
     if file.lower().endswith((".csv", ".tsv")):
         return Fault(
-            file, "it holds no subjects: no rows below its header", "add a row per subject"
+            file, "it holds no subjects: no rows below its header", "write one row per subject"
         )
     return Fault(file, "it holds no subjects", "add subjects")
 

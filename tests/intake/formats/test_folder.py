@@ -140,7 +140,7 @@ def test_folders_of_photos_without_a_row_are_reported_once(
 def test_a_table_without_rows_is_reported_as_such(write: Write, tmp_path: Path) -> None:
     write("subjects.csv", "subject,class\n")
     (fault,) = read_manifest(str(tmp_path), strict=False).faults
-    assert fault.message == "it has no rows below its header"
+    assert fault.message == "it holds no subjects: no rows below its header"
     assert fault.file.endswith("subjects.csv")
 
 
