@@ -87,7 +87,9 @@ def _diagnose(
         url: the object in the store; None for a file outside it.
     """
     number, text = getattr(error, "errno", None), str(error)
-    if number in FULL or any(code in text for code in FULL_CODES):
+    # a path may contain anything, such as an adapter's name
+    is_coded = not isinstance(error, FileNotFoundError) and any(c in text for c in FULL_CODES)
+    if number in FULL or is_coded:
         return "the store is full", "free space or raise the quota"
     if number == errno.EROFS:
         return "the store is read-only", "mount it writable, or name another store"

@@ -257,3 +257,8 @@ def test_a_write_to_a_full_disk_leaves_no_half_file(
     with pytest.raises(StoreUnusable, match="the store is full"):
         Store(tmp_path).write("a/b", b"x")
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_missing_object_is_missing_whatever_it_is_called(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path).read("names/default/QuotaExceeded.json")

@@ -102,7 +102,8 @@ def _leave(code: int) -> None:
             stream.flush()
     from farm.training.cluster.ray_threads import names_of_ray_threads
 
-    if names_of_ray_threads():
+    ray = sys.modules.get("ray")
+    if names_of_ray_threads() or (ray is not None and ray.is_initialized()):
         os._exit(code)
     sys.exit(code)
 

@@ -109,7 +109,7 @@ def test_a_run_on_ray_prints_no_line_of_another_library(
     assert json.loads(stdout.splitlines()[-1])["committed"] == 2
     assert foreign_lines(stderr) == []
     # here, where images cost little: scoring generates more than a hundred
-    stdout, stderr = run("score", "s000", *where)
+    stdout, stderr = run("score", "s000", *where, "--scorer", "embedded")
     assert json.loads(stdout.splitlines()[-1])
     assert foreign_lines(stderr) == []
 

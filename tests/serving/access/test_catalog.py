@@ -27,10 +27,10 @@ class CountingStore(Store):
     num_calls = 0
     latency_s = 0.0
 
-    def _attempt(self, path: str, call: Any) -> Any:
+    def _attempt(self, path: str, call: Any, **options: Any) -> Any:
         self.num_calls += 1
         time.sleep(self.latency_s)
-        return super()._attempt(path, call)
+        return super()._attempt(path, call, **options)
 
 
 def make_record(name: str, *, namespace: str = "default", version: int = 0) -> AdapterRecord:

@@ -42,7 +42,7 @@ def test_a_long_message_is_scrubbed_in_linear_time(piece: str) -> None:
         ({"size": "64"}, "size: write WIDTHxHEIGHT in pixels, such as 512x512, or auto", "size"),
         ({"sed": 1}, "sed: unknown field; did you mean `seed`?", "sed"),
         ({"surprise": 1}, "surprise: unknown field", "surprise"),
-        ({"n": "2"}, "n: must be a whole number", "n"),
+        ({"n": "2"}, "n: must be an integer", "n"),
         ({"n": 0}, "n: must be at least 1", "n"),
         ({"guidance_scale": "5"}, "guidance_scale: must be a number", "guidance_scale"),
         ({"guidance_scale": 1e4}, "guidance_scale: must be at most 1000", "guidance_scale"),
