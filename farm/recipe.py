@@ -7,13 +7,15 @@ is on the ground floor. The training code uses every field.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "BASE_PRIORS",
     "BASE_RECIPES",
+    "BaseLayers",
+    "base_layers",
     "FAMILY_RECIPES",
     "PRESETS",
     "WIDE_MODULES",
@@ -274,3 +276,15 @@ bases. Presets override them. The scripts accumulate four samples for a step; he
 ``instance_rows`` of them, because more rows of one subject are memory that other subjects' slots
 could use. How timesteps are sampled and losses weighted follows the base where a recipe says
 nothing; see ``timestep_sampling`` and ``loss_weighting``."""
+
+
+class BaseLayers(TypedDict):
+    """What a base adds below a manifest; arguments of ``read_manifest``."""
+
+    base_recipe: Mapping[str, object] | None
+    base_prior: Mapping[str, object] | None
+
+
+def base_layers(edition: str) -> BaseLayers:
+    """The recipe fields and class images of a base, by its name; None for bases without any."""
+    return {"base_recipe": BASE_RECIPES.get(edition), "base_prior": BASE_PRIORS.get(edition)}

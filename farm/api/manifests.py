@@ -18,7 +18,7 @@ from farm.cli.options import RunOptions
 from farm.cli.private_hosts import private_hosts
 from farm.intake.check import CheckReport, check_manifest
 from farm.intake.manifest import read_manifest
-from farm.recipe import BASE_PRIORS, BASE_RECIPES
+from farm.recipe import base_layers
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import execute_run
 from farm.training.run.prepare import prepare_run
@@ -61,8 +61,7 @@ def check(
         read = read_manifest(
             os.fspath(manifest),
             strict=False,
-            base_recipe=BASE_RECIPES.get(edition_of(name)),
-            base_prior=BASE_PRIORS.get(edition_of(name)),
+            **base_layers(edition_of(name)),
             reader=prompt_reader(name),
         )
         return check_manifest(read, workers=workers, resolution_px=resolution)

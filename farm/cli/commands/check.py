@@ -61,13 +61,12 @@ def check(
     from farm.errors import ManifestError
     from farm.intake.check import check_manifest
     from farm.intake.manifest import read_manifest
-    from farm.recipe import BASE_PRIORS, BASE_RECIPES
+    from farm.recipe import base_layers
 
     read = read_manifest(
         manifest,
         strict=False,
-        base_recipe=BASE_RECIPES.get(edition_of(base)),
-        base_prior=BASE_PRIORS.get(edition_of(base)),
+        **base_layers(edition_of(base)),
         reader=prompt_reader(base),
     )
     with progress_bar("checking photos") as progress:

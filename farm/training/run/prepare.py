@@ -21,7 +21,7 @@ from farm.intake.check import Progress, check_manifest
 from farm.intake.job import PriorSpec
 from farm.intake.manifest import read_manifest
 from farm.intake.scoring import ScoringSettings
-from farm.recipe import BASE_PRIORS, BASE_RECIPES
+from farm.recipe import base_layers
 from farm.storage import Store
 from farm.training.lane.settings import Pictures
 from farm.training.plan.calibration import find_calibration
@@ -57,14 +57,13 @@ def prepare_run(
         request.manifest,
         strict=False,
         recipe=request.recipe,
-        base_prior=BASE_PRIORS.get(edition_of(request.base)),
+        **base_layers(edition_of(request.base)),
         reader=prompt_reader(request.base, request.revision),
     )
-    edition = BASE_RECIPES.get(edition_of(request.base), {})
-    manifest = read(base_recipe=edition)
+    manifest = read()
     base = base_facts(request.base, request.revision, fetched)
     if base.recipe:  # known only now: a manifest that cannot be read costs no download
-        manifest = read(base_recipe=edition, family_recipe=base.recipe)
+        manifest = read(family_recipe=base.recipe)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()

@@ -25,7 +25,7 @@ from farm.intake.manifest import Manifest, read_manifest
 from farm.intake.photos.bytes import is_remote, read_photo_bytes, split_member_uri
 from farm.intake.subject import Subject
 from farm.keys import bytes_digest
-from farm.recipe import BASE_PRIORS, BASE_RECIPES
+from farm.recipe import base_layers
 from farm.storage import Store
 
 __all__ = ["Upload", "upload_manifest"]
@@ -69,8 +69,7 @@ def upload_manifest(
         manifest,
         strict=False,
         recipe=recipe,
-        base_recipe=BASE_RECIPES.get(edition_of(base)),
-        base_prior=BASE_PRIORS.get(edition_of(base)),
+        **base_layers(edition_of(base)),
     )
     check = _checked(read, progress)
     if not skip_faulty:
