@@ -36,8 +36,15 @@ def check_pod(template: object, place: str) -> None:
 
 
 @cache
+def pod_schema() -> dict[str, Any]:
+    """The schema of a pod template, whose ``$defs`` are those of its parts."""
+    found: dict[str, Any] = json.loads(POD_SCHEMA.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
 def _validator() -> Any:
-    return jsonschema.Draft202012Validator(json.loads(POD_SCHEMA.read_text(encoding="utf-8")))
+    return jsonschema.Draft202012Validator(pod_schema())
 
 
 def reduced(definitions: dict[str, Any]) -> dict[str, Any]:
