@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from PIL import Image
 
 from farm.base.generate import generate_images
 from farm.base.interface import Base
+from farm.base.loading import load_base
 from farm.keys import derive_seed
 from farm.quality.card import Candidate, Examination, Examiner
 from farm.quality.protocol import ScoringBudget, rendered_protocol
-from farm.quality.scorer import Scorer
+from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.rendered_subjects import pixels
 from farm.recipe import Recipe
 from farm.training.plan.shape import common_shape
@@ -171,21 +173,31 @@ class Bench:
         self.trainer.close()
 
 
+@contextmanager
 def open_bench(
-    base: Base,
+    base_name: str,
     trainees: Sequence[Trainee],
     num_prior_images: int,
     *,
-    scorer: Scorer,
     budget: ScoringBudget,
+    scorer: Scorer | None = None,
     say: Callable[[str], None],
-) -> Bench:
-    """Generate the class images of all trainees' classes and admit the trainees."""
+) -> Iterator[Bench]:
+    """Load the base, generate the class images of all classes, and admit the trainees.
+
+    Args:
+        scorer: a CLIP; None uses the embedded one.
+    """
+    base = load_base(base_name)
     say(f"generating {num_prior_images} class images per class")
     nouns = [trainee.class_noun for trainee in trainees]
     priors = generate_prior_sets(base, nouns, num_prior_images)
     say(f"training {len(trainees)} adapters at once")
-    return Bench(base, trainees, priors, scorer, budget)
+    bench = Bench(base, trainees, priors, scorer or embedded_scorer(), budget)
+    try:
+        yield bench
+    finally:
+        bench.close()
 
 
 def common_results(study: Any, bench: Bench, began: float) -> dict[str, Any]:
