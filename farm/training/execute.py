@@ -2,7 +2,7 @@
 
 Owns the sequence of steps and the summary. A run survives being killed at any moment: the same
 manifest is the same run, which finds the committed jobs and resumes the others. Prints nothing;
-progress goes to a ``RunView``.
+progress goes to a ``ProgressView``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from farm.training.run.driver import Driver, lock_run, point_names, write_run_fi
 from farm.training.run.failures import failures_among
 from farm.training.run.lock_guard import LockGuard
 from farm.training.run.prepare import prepare_run, resume_run
-from farm.training.run.request import PreparedRun, RunRequest, RunSummary, RunView
+from farm.training.run.request import PreparedRun, ProgressView, RunRequest, RunSummary
 
 __all__ = [
     "PreparedRun",
     "RunRequest",
     "RunSummary",
-    "RunView",
+    "ProgressView",
     "execute_run",
     "prepare_run",
     "resume_run",
@@ -42,7 +42,7 @@ RELEASE_S = 5.0
 
 
 def run_manifest(
-    request: RunRequest, *, view: RunView | None = None, stop: threading.Event | None = None
+    request: RunRequest, *, view: ProgressView | None = None, stop: threading.Event | None = None
 ) -> RunSummary:
     """Prepare and execute a run, without confirmation in between."""
     return execute_run(prepare_run(request), view=view, stop=stop)
@@ -51,7 +51,7 @@ def run_manifest(
 def execute_run(
     prepared: PreparedRun,
     *,
-    view: RunView | None = None,
+    view: ProgressView | None = None,
     stop: threading.Event | None = None,
     arm: Callable[[], None] | None = None,
 ) -> RunSummary:

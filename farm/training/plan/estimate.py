@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from farm.training.plan.shape import Workload
 
-__all__ = ["Estimate", "Speed", "estimate"]
+__all__ = ["RunEstimate", "PlannedSpeed", "estimate_run"]
 
 DECODE_ROWS = 2.0
 """Cost of decoding one image, in forward rows of the denoiser: 2 on the embedded base, 3 on Stable
@@ -31,7 +31,7 @@ JOB_CPU_S = 0.15
 
 
 @dataclass(frozen=True)
-class Speed:
+class PlannedSpeed:
     """The speed of the planned processes."""
 
     rows_per_s: float
@@ -49,7 +49,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """Expected wall seconds of each part of a run, on otherwise idle hardware."""
 
     start_s: float = 0.0
@@ -80,12 +80,12 @@ class Estimate:
         )
 
 
-def estimate(workload: Workload, speed: Speed) -> Estimate:
-    """Estimate a run. Overlapping parts share the same devices, so their times are added."""
+def estimate_run(workload: Workload, speed: PlannedSpeed) -> RunEstimate:
+    """RunEstimate a run. Overlapping parts share the same devices, so their times are added."""
     each = workload.prior_steps * 2 + DECODE_ROWS + ENCODE_ROWS
     lane_row_s = speed.forward_s / speed.lanes
     pictures = workload.picture_rows + workload.num_pictures * DECODE_ROWS
-    return Estimate(
+    return RunEstimate(
         start_s=_start_s(workload, speed),
         class_images_s=workload.num_prior_images * each * speed.forward_s / speed.prior_workers,
         photos_s=workload.num_crops * ENCODE_ROWS * lane_row_s,
@@ -95,7 +95,7 @@ def estimate(workload: Workload, speed: Speed) -> Estimate:
     )
 
 
-def _start_s(workload: Workload, speed: Speed) -> float:
+def _start_s(workload: Workload, speed: PlannedSpeed) -> float:
     load_s = speed.weight_bytes / LOAD_BYTES_PER_S
     if not speed.uses_ray:
         return IN_PROCESS_START_S + load_s

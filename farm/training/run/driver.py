@@ -20,7 +20,7 @@ from farm.training.dispatch.messages import Assignment, Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
 from farm.training.run.files import write_assignments, write_settings
 from farm.training.run.patience import StorePatience
-from farm.training.run.request import PreparedRun, RunView
+from farm.training.run.request import PreparedRun, ProgressView
 
 __all__ = ["Driver", "lock_run", "point_names", "write_run_files"]
 
@@ -39,7 +39,7 @@ class Driver:
 
     prepared: PreparedRun
     claim: StoreLock
-    view: RunView | None
+    view: ProgressView | None
     stop: threading.Event
     arm: Callable[[], None] | None = None
     """Installs the signal handlers that set ``stop``."""
