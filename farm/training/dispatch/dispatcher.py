@@ -272,5 +272,6 @@ class Dispatcher:
             lanes=tuple(lane.view(place, now) for place, lane in lanes),
             waiting_for_priors=self._queues.num_waiting(),
             is_done=self.is_done,
+            is_starved=bool(self._queues.num_ready()) and not self._lanes,
             trouble=worst_of([self.trouble.current(), *(lane.trouble for _, lane in self._lanes)]),
         )
