@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import ValidationError as ValidationFault
-from support import kuberay, kuberay_crds
-from support.doc_commands import WrongCommand, check_command, check_line
-from support.dockerfile import Instruction, instructions, stages
+from support.deploy import kuberay, kuberay_crds
+from support.deploy.dockerfile import Instruction, instructions, stages
+from support.docs.commands import WrongCommand, check_command, check_line
 
 ROOT = Path(__file__).parent.parent
 KUBERAY = sorted((ROOT / "deploy/kuberay").glob("*.yaml"))

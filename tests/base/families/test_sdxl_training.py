@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 from support.jobs import assert_close, build_job, open_trainer, train_all, train_alone
-from support.plain_dreambooth import (
+from support.training.plain_dreambooth import (
     add_peft,
     latents_and_noise,
     loss_of,

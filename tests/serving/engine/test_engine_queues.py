@@ -1,6 +1,6 @@
 """An engine's work on a device: the batch first, prompts and pictures beside it, each in order.
 
-The order of streams is recorded on a CPU; see ``support.streams``.
+The order of streams is recorded on a CPU; see ``support.training.streams``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.adapters import published
 from support.engine import WAIT_S, ask, assert_same, generate
-from support.streams import RecordedStreams
+from support.training.streams import RecordedStreams
 
 from farm.base.conditioning import Conditioning
 from farm.base.loading import load_base

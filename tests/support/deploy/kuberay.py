@@ -20,9 +20,9 @@ from packaging.version import Version
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from support.pod_schema import pod_schema
+from support.deploy.pod_schema import pod_schema
 
-DATA = Path(__file__).parent.parent / "data" / "kuberay-ray-io-v1.yaml"
+DATA = Path(__file__).parents[2] / "data" / "kuberay-ray-io-v1.yaml"
 POD_URN = "urn:kubernetes"
 Document = dict[str, Any]
 REDIS = "RAY_REDIS_ADDRESS"

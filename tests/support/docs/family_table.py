@@ -3,7 +3,7 @@
 A test proves a step of families with ``@pytest.mark.proves(*families, step)``. The whole suite must
 pass, so what is marked has run.
 
-    PYTHONPATH=tests python -m support.family_table
+    PYTHONPATH=tests python -m support.docs.family_table
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "guides" / "base.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 STEPS = (
