@@ -15,11 +15,12 @@ from typing import Any
 from PIL import Image
 
 from farm.base.embedded.world.words import POSES_OF, SCENERY
+from farm.base.loading import load_base
 from farm.keys import derive_seed
 from farm.quality.card import Examination, pillow
 from farm.quality.evaluation_images import BASE_SLOT, ImageRow, generate_rows
 from farm.quality.protocol import ScoringBudget
-from farm.quality.scorer import Scorer
+from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.bench import (
     Bench,
     Trainee,
@@ -102,6 +103,7 @@ def run_article_study(
     """
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
+    base = load_base(base_name)
     nouns = (*NOUNS, *COMPANIONS)
     photos = {
         subject.class_noun: render_photos(
@@ -109,14 +111,15 @@ def run_article_study(
         )
         for subject in sample_subjects(len(nouns), nouns, seed=study.seed)
     }
-    with open_bench(
-        base_name,
+    bench = open_bench(
+        base,
         [Trainee(noun, noun, photos[noun], study.recipe) for noun in nouns],
         study.num_prior_images,
-        scorer=scorer,
+        scorer=scorer or embedded_scorer(),
         budget=study.budget,
         say=say,
-    ) as bench:
+    )
+    try:
         stages, cards = _train(bench, study, say)
         galleries = {
             noun: _write_images(bench, noun, photos[noun], stages[noun], out) for noun in NOUNS
@@ -124,6 +127,8 @@ def run_article_study(
         for noun in COMPANIONS:
             galleries[noun] = _generate_gallery(bench, noun)[1]
         _opening(photos, galleries).save(out / "opening.png")
+    finally:
+        bench.close()
     subjects = {noun: _subject_result(cards[noun]) for noun in NOUNS}
     result = {**common_results(study, bench, began), "subjects": subjects}
     write_results(out, result, article_page(result))

@@ -11,18 +11,16 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
 
 from farm.base.generate import generate_images
 from farm.base.interface import Base
-from farm.base.loading import load_base
 from farm.keys import derive_seed
 from farm.quality.card import Candidate, Examination, Examiner
 from farm.quality.protocol import ScoringBudget, rendered_protocol
@@ -172,32 +170,32 @@ class Bench:
         """Restore the base."""
         self.trainer.close()
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextmanager
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def open_bench(
-    base_name: str,
+    base: Base,
     trainees: Sequence[Trainee],
     num_prior_images: int,
     *,
+    scorer: Scorer | None,
     budget: ScoringBudget,
-    scorer: Scorer | None = None,
     say: Callable[[str], None],
-) -> Iterator[Bench]:
-    """Load the base, generate the class images of all classes, and admit the trainees.
+) -> Bench:
+    """Generate the class images of all trainees' classes and admit the trainees.
 
     Args:
         scorer: a CLIP; None uses the embedded one.
     """
-    base = load_base(base_name)
     say(f"generating {num_prior_images} class images per class")
     nouns = [trainee.class_noun for trainee in trainees]
     priors = generate_prior_sets(base, nouns, num_prior_images)
     say(f"training {len(trainees)} adapters at once")
-    bench = Bench(base, trainees, priors, scorer or embedded_scorer(), budget)
-    try:
-        yield bench
-    finally:
-        bench.close()
+    return Bench(base, trainees, priors, scorer or embedded_scorer(), budget)
 
 
 def common_results(study: Any, bench: Bench, began: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from farm.base.embedded.world.words import POSES_OF
+from farm.base.loading import load_base
 from farm.base.names import EMBEDDED
 from farm.quality.card import Examination
 from farm.quality.intervals import estimate, paired_difference
@@ -142,7 +143,7 @@ def run_prior_study(
         for subject in subjects
     }
     with open_bench(
-        base_name,
+        load_base(base_name),
         _trainees(study, subjects, photos),
         study.num_prior_images,
         scorer=scorer,
