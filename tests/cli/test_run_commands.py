@@ -23,7 +23,7 @@ from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.training.cluster.jobs.submit import entrypoint_of, scoring_arguments
 from farm.training.dispatch.messages import Snapshot
-from farm.training.plan.estimate import RunEstimate
+from farm.training.plan.estimate import Estimate
 from farm.training.run.files import read_settings
 
 QUIET = ["--base", "tiny", "--in-process", "--no-cards", "--no-report", "--sample-steps", "2"]
@@ -285,9 +285,7 @@ def test_the_remaining_time_does_not_jump_while_lanes_start() -> None:
 
 
 def test_the_remaining_time_includes_what_follows_the_last_step() -> None:
-    plan = RunEstimate(
-        start_s=5.0, class_images_s=15.0, training_s=40.0, pictures_s=30.0, end_s=10.0
-    )
+    plan = Estimate(start_s=5.0, class_images_s=15.0, training_s=40.0, pictures_s=30.0, end_s=10.0)
     work = Work(plan)
 
     def share(trained: float, committed: int) -> float:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,10 +167,19 @@ def ray_head(
             config.write_text(json.dumps(_on_this_machine(autoscaling, gcs)))
             scaling = [f"--autoscaling-config={config}"]
         log = Path(folder) / "head.log"
-        command = _start_command(folder, num_cpus, gcs, dashboard, others)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, *scaling],
+                [
+                    *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"),
+                    *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
+                    *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
+                    *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={others[0]}"),
+                    # another Ray on this machine uses the defaults
+                    *(f"--dashboard-agent-listen-port={others[1]}",),
+                    *(f"--dashboard-agent-grpc-port={others[2]}",),
+                    *(f"--metrics-export-port={others[3]}",),
+                    *("--min-worker-port=0", "--max-worker-port=0", *scaling),
+                ],
                 env=environment,
                 stdout=output,
                 stderr=output,
@@ -188,40 +197,18 @@ def ray_head(
             _await_dashboard(head, log)
             yield head
         finally:
-            _end(head)
-
-
-def _start_command(
-    folder: str, num_cpus: int, gcs: int, dashboard: int, others: Sequence[int]
-) -> list[str]:
-    """``ray start`` on ports of its own: another Ray on this machine uses the defaults."""
-    return [
-        *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"),
-        *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
-        *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-        *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={others[0]}"),
-        *(f"--dashboard-agent-listen-port={others[1]}",),
-        *(f"--dashboard-agent-grpc-port={others[2]}",),
-        *(f"--metrics-export-port={others[3]}",),
-        *("--min-worker-port=0", "--max-worker-port=0"),
-    ]
-
-
-def _end(head: Head) -> None:
-    """End the head and its workers, and what they started."""
-    for worker in head.workers:
-        if worker.poll() is None:
-            head.kill_worker(worker)
-    process = head.process
-    family = [] if process.poll() is not None else _family(process.pid)
-    # `ray start --block` ends the processes that it started
-    process.send_signal(signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(END_S)
-    for left in (process, *family):
-        with suppress(psutil.NoSuchProcess):
-            left.kill()
-    process.wait()
+            for worker in head.workers:
+                if worker.poll() is None:
+                    head.kill_worker(worker)
+            family = [] if process.poll() is not None else _family(process.pid)
+            # `ray start --block` ends the processes that it started
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
+            for left in (process, *family):
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+            process.wait()
 
 
 def _on_this_machine(cluster: Mapping[str, Any], gcs_port: int) -> dict[str, Any]:

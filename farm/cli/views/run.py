@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from farm.training.dispatch.messages import Notice, Snapshot
-    from farm.training.plan.estimate import RunEstimate
+    from farm.training.plan.estimate import Estimate
     from farm.training.run.request import RunSummary
 
 __all__ = [
@@ -74,7 +74,7 @@ class Work:
     Trained steps alone are done long before the run: samples, scores and files follow them.
     """
 
-    def __init__(self, expected: RunEstimate | None) -> None:
+    def __init__(self, expected: Estimate | None) -> None:
         self._expected = expected
         self._first: tuple[float, float] | None = None
 
@@ -107,7 +107,7 @@ class Work:
 class PlainView:
     """A line per event, and a line of totals every ten seconds."""
 
-    def __init__(self, expected: RunEstimate | None = None) -> None:
+    def __init__(self, expected: Estimate | None = None) -> None:
         self._work = Work(expected)
         self._pace = Pace(expected_s=self._work.expected_s)
         self._shown_at = 0.0
@@ -158,7 +158,7 @@ def _totals(snapshot: Snapshot, left_s: float | None) -> str:
 class LiveView:
     """A table that refreshes itself: the whole run, a row per lane, the last events."""
 
-    def __init__(self, expected: RunEstimate | None = None) -> None:
+    def __init__(self, expected: Estimate | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
@@ -217,7 +217,7 @@ def _lanes_table(snapshot: Snapshot) -> Table:
     return table
 
 
-def run_view(*, plain: bool = False, expected: RunEstimate | None = None) -> LiveView | PlainView:
+def run_view(*, plain: bool = False, expected: Estimate | None = None) -> LiveView | PlainView:
     """The live table on a terminal, plain lines elsewhere.
 
     Args:

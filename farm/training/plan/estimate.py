@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from farm.training.plan.shape import Workload
 
-__all__ = ["RunEstimate", "PlannedSpeed", "estimate_run"]
+__all__ = ["Estimate", "PlannedSpeed", "estimate_run"]
 
 DECODE_ROWS = 2.0
 """Cost of decoding one image, in forward rows of the denoiser: 2 on the embedded base, 3 on Stable
@@ -49,7 +49,7 @@ class PlannedSpeed:
 
 
 @dataclass(frozen=True)
-class RunEstimate:
+class Estimate:
     """Expected wall seconds of each part of a run, on otherwise idle hardware."""
 
     start_s: float = 0.0
@@ -80,12 +80,12 @@ class RunEstimate:
         )
 
 
-def estimate_run(workload: Workload, speed: PlannedSpeed) -> RunEstimate:
-    """RunEstimate a run. Overlapping parts share the same devices, so their times are added."""
+def estimate_run(workload: Workload, speed: PlannedSpeed) -> Estimate:
+    """Estimate a run. Overlapping parts share the same devices, so their times are added."""
     each = workload.prior_steps * 2 + DECODE_ROWS + ENCODE_ROWS
     lane_row_s = speed.forward_s / speed.lanes
     pictures = workload.picture_rows + workload.num_pictures * DECODE_ROWS
-    return RunEstimate(
+    return Estimate(
         start_s=_start_s(workload, speed),
         class_images_s=workload.num_prior_images * each * speed.forward_s / speed.prior_workers,
         photos_s=workload.num_crops * ENCODE_ROWS * lane_row_s,

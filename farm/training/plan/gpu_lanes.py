@@ -27,7 +27,7 @@ from farm.training.plan.costs import (
     rows_per_s,
     slot_bytes,
 )
-from farm.training.plan.estimate import PlannedSpeed, RunEstimate, estimate_run
+from farm.training.plan.estimate import Estimate, PlannedSpeed, estimate_run
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import GIB, Plan, PlanInputs
 
@@ -135,9 +135,7 @@ def _gpu_rows_per_s(hardware: Hardware, work: float, rows: int) -> float:
     return rows_per_s(work, rows, hardware.peak_flops)
 
 
-def _estimate(
-    inputs: PlanInputs, checkpointing: bool, *, rate: float, num_gpus: int
-) -> RunEstimate:
+def _estimate(inputs: PlanInputs, checkpointing: bool, *, rate: float, num_gpus: int) -> Estimate:
     hardware = inputs.hardware
     work = row_flops(inputs.facts, inputs.shape, checkpointing)
     forward = work / TRAINING_FACTOR / (CHECKPOINT_FACTOR if checkpointing else 1.0)

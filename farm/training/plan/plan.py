@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from farm.base.interface import MemoryFacts
 from farm.training.plan.costs import CONTEXT_BYTES
-from farm.training.plan.estimate import RunEstimate
+from farm.training.plan.estimate import Estimate
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.shape import LaneShape, Workload
 
@@ -77,7 +77,7 @@ class Plan:
     prior_fraction: float
     """Share of a GPU on each node that generates missing prior sets beside the lanes; 0 if none
     are missing."""
-    estimate: RunEstimate
+    estimate: Estimate
     """The hours by part."""
     reason: str
     """Why this split was chosen."""
