@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import typer
+
+from farm.cli import main
 
 
 def farm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -17,6 +20,19 @@ def farm(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def call_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[object, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    monkeypatch.setattr(sys, "argv", ["farm", *arguments])
+    for lasting in ("faulthandler.enable", "farm.cli.hush_libraries"):
+        monkeypatch.setattr(lasting, lambda: None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    output = capsys.readouterr()
+    return caught.value.code, output.out, output.err
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
@@ -47,8 +63,60 @@ def test_with_json_an_error_is_one_document_on_stdout() -> None:
     done = farm("base", "show", "no-such-base", "--json")
     error = json.loads(done.stdout)["error"]
     assert done.returncode == 2
-    assert set(error) == {"message", "remedy"}
+    assert set(error) == {"code", "message", "remedy"}
+    assert error["code"] == 2
     assert "remedy:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "remedy"),
+    [
+        (("run", "--json"), "Missing argument", "see `farm run --help`"),
+        (("plan", "m", "--slots", "x", "--json"), "--slots", "see `farm plan --help`"),
+        (("status", "--nope", "--json"), "No such option: --nope", "see `farm status --help`"),
+        (("nope", "--json"), "No such command 'nope'.", "see `farm --help`"),
+    ],
+)
+def test_with_json_a_usage_error_is_one_document_on_stdout(
+    arguments: tuple[str, ...],
+    message: str,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, stdout, stderr = call_main(monkeypatch, capsys, *arguments)
+    error = json.loads(stdout)["error"]
+    assert (code, error["code"], error["remedy"]) == (2, 2, remedy)
+    assert message in error["message"]
+    assert "Usage:" in stderr
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, typer.Abort])
+def test_with_json_ctrl_c_is_one_document_on_stdout(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(store: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("farm.storage.Store.__init__", lambda *_: interrupted(None))
+    code, stdout, stderr = call_main(monkeypatch, capsys, "status", "--store", "s", "--json")
+    error = {"code": 130, "message": "interrupted", "remedy": "run the same command again"}
+    assert (code, json.loads(stdout)) == (130, {"error": error})
+    assert "Traceback" not in stderr
+
+
+def test_with_json_an_unexpected_error_is_a_document_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("farm.storage.Store.__init__", broken)
+    with pytest.raises(ZeroDivisionError):
+        call_main(monkeypatch, capsys, "status", "--store", "s", "--json")
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["message"]) == (1, "ZeroDivisionError('a bug')")
+    assert "report it" in error["remedy"]
 
 
 def test_base_show_prints_one_json_document() -> None:

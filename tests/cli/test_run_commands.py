@@ -16,7 +16,7 @@ from farm.cli import app
 from farm.cli.execute import hardware_of
 from farm.cli.existing_store import existing_store
 from farm.cli.options import PlanOptions, recipe_fields
-from farm.cli.views.run import Pace, Work
+from farm.cli.views.pace import Pace, Work
 from farm.durations import duration
 from farm.errors import FarmError, ManifestError, PlanError, StoreUnusable, UserError
 from farm.intake.scoring import ScoringSettings
