@@ -67,9 +67,9 @@ class LaneConfig(BackendConfig):  # type: ignore[misc]
 class LaneTrainer(DataParallelTrainer):  # type: ignore[misc]
     """Ray Train without the actors that lanes do not use.
 
-    Each is a process that imports Ray Train and Ray Data, 1.3 to 2.5 CPU seconds: one holds datasets,
-    which lanes do not have; the other removes the placement groups of a dead controller, which
-    ``watch.free_places_of_dead_controllers`` does, and which needs Ray's dashboard.
+    Each is a process that imports Ray Train and Ray Data, 1.3 to 2.5 CPU seconds. One holds
+    datasets, which lanes do not have. The other removes the placement groups of a dead controller,
+    for which it needs Ray's dashboard; ``watch.free_places_of_dead_controllers`` does so without.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

@@ -53,7 +53,6 @@ class Trained:
             second=nothing,
             loss_curve=tuple(record.loss_curve),
             evaluation_curve=tuple(record.evaluation_curve),
-            best=self.weights if record.steps_trained != self.steps else None,
             best_step=record.steps_trained,
             seconds=record.gpu_seconds,
             ended=record.stopped_because,

@@ -45,7 +45,7 @@ class SlotState:
     """The job's share of its lanes' time."""
     ended: str = ""
     """Why the training ended, of a job whose images are still missing; empty while it trains. Its
-    weights are those to commit, and it has no moments."""
+    weights are those to commit, of step ``best_step``, and it has no moments."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """The caller's own values."""
 

@@ -124,3 +124,5 @@ def restore(
     slot_job.best_step = state.best_step
     if state.ended:
         slot_job.status, slot_job.stopped_because = "finished", state.ended
+        if state.best_step != state.step:  # the weights are those of the best step
+            slot_job.best_row_P = bank.pack(state.weights)
