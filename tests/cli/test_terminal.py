@@ -8,37 +8,17 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from support.commands import farm_in_one_process
 from support.manifests import write_manifest
 
 from farm.cli.views.progress import Stages
 from farm.visible import visible, visible_lines
 
 FARM = "from farm.cli import main; main()"
-COMMANDS = """
-import json, os, sys
-from farm.cli import main
-
-for number, words in enumerate(json.load(sys.stdin)):
-    for descriptor in (1, 2):
-        file = os.open(f"{sys.argv[1]}/{number}-{descriptor}", os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, descriptor)
-    sys.argv[1:], folder = words, sys.argv[1]
-    try:
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.argv[1:] = [folder]
-    open(f"{folder}/{number}-code", "w").write(str(code))
-"""
-"""Runs commands one after another: a process for each would import torch and diffusers again."""
 OURS = (
     r"loading (the base )?\S+ …",
     r"reading photos: .*",
@@ -63,25 +43,11 @@ def environment() -> dict[str, str]:
 
 
 def run(*commands: tuple[str | Path, ...], ok: bool = True) -> list[tuple[str, str]]:
-    """stdout and stderr of each command, as written to the two descriptors of one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-c", COMMANDS, folder],
-            input=json.dumps([[str(word) for word in words] for words in commands]),
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=500,
-        )
-        read = [
-            tuple(Path(folder, f"{number}-{what}").read_text() for what in ("1", "2", "code"))
-            for number in range(len(commands))
-        ]
-    assert done.returncode == 0
-    assert (done.stdout, done.stderr) == ("", "")
-    for words, (stdout, stderr, code) in zip(commands, read, strict=True):
-        assert (code == "0") == ok, f"{words}: {code}\n{stdout}{stderr}"
-    return [(stdout, stderr) for stdout, stderr, _ in read]
+    """stdout and stderr of each command, all in one process."""
+    all_done = farm_in_one_process(commands, environment())
+    for done in all_done:
+        assert (done.returncode == 0) == ok, f"{done.args}: {done.stdout}{done.stderr}"
+    return [(done.stdout, done.stderr) for done in all_done]
 
 
 def foreign_lines(stderr: str) -> list[str]:
