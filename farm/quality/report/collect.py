@@ -37,8 +37,8 @@ FIRST = "report.html"
 READERS = 8
 ONE_PAGE = 1200
 """Subjects on one page; the report of a larger run is a folder of pages."""
-PART = 400
-"""Subjects on one page of a larger run: about two megabytes."""
+PART = 200
+"""Subjects on one page of a larger run: about a megabyte."""
 
 
 def report_run(

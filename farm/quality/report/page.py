@@ -167,6 +167,7 @@ def _environment() -> Environment:
     )
     environment.filters["duration"] = duration
     environment.filters["slug"] = slug
+    environment.filters["grouped"] = "{:,.0f}".format
     environment.filters["options"] = _unbroken_options
     environment.globals.update(loss_plot=_plot, plot_width=curve.WIDTH, plot_height=curve.HEIGHT)
     environment.globals.update(score=SCORE_NAMES, shown_failures=SHOWN_FAILURES)

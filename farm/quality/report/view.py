@@ -117,11 +117,11 @@ class RunView:
         judged = [one for one in self.subjects if one.verdict not in UNJUDGED]
         if not judged:
             num = len(self.subjects)
-            return f"{self.num_committed} of {num} {_subjects(num)} trained."
+            return f"{self.num_committed:,} of {num:,} {_subjects(num)} trained."
         good = sum(one.verdict in GOOD for one in judged)
         rest = len(self.subjects) - len(judged)
-        tail = f"; {rest} not scored" if rest else ""
-        return f"{good} of {len(judged)} {_subjects(len(judged))} learned{tail}."
+        tail = f"; {rest:,} not scored" if rest else ""
+        return f"{good:,} of {len(judged):,} {_subjects(len(judged))} learned{tail}."
 
     @property
     def classes(self) -> list[str]:

@@ -51,7 +51,8 @@
     $("empty").hidden = state.shown.length > 0;
     document.querySelector(".pager").hidden = state.shown.length <= PAGE_SIZE;
     const end = Math.min(start + PAGE_SIZE, state.shown.length);
-    $("where").textContent = `${start + 1}–${end} of ${state.shown.length}`;
+    const [from, to, all] = [start + 1, end, state.shown.length].map((n) => n.toLocaleString("en"));
+    $("where").textContent = `${from}–${to} of ${all}`;
     $("prev").disabled = state.page === 0;
     $("next").disabled = state.page === last;
     for (const head of document.querySelectorAll("#table thead th[aria-sort]")) {
