@@ -5,8 +5,8 @@
 A run with jobs, ledger and committed adapters is written to a local folder; a share of the subjects
 has a photo and a sample image that can be read. The report is built in its own process and opened
 in a headless Chromium, if there is one with chromedriver. ``--names`` also makes and opens the
-first page of a run of so many subjects, from invented rows: reading so many adapters takes minutes,
-and adds nothing to that page.
+first page of a run of this many subjects, from invented rows: reading as many adapters takes
+minutes, and adds nothing to that page.
 
 Writes ``scale-report-<number>-<n>cpu-<date>.md`` beside this file.
 """
@@ -130,7 +130,7 @@ def write_adapter(folder: Path, job: Assignment, image: bytes | None, gain: floa
 
 
 def write_run(folder: Path, photos: Path, number: int, share: float) -> None:
-    """A finished run of so many subjects."""
+    """A finished run of this many subjects."""
     store, rng, clock = Store(folder), random.Random(0), [1000.0]
     images = write_images(photos)
     write_assignments(store, RUN, jobs_of(number, photos, share))
@@ -174,7 +174,7 @@ def build(url: str) -> dict[str, float]:
 
 
 def write_overview(page: Path, number: int) -> dict[str, float]:
-    """The first page of a run of so many subjects; returns what it took."""
+    """The first page of a run of this many subjects; returns its cost and size."""
     from farm.quality.report.page import render_overview
     from farm.quality.report.subject import SubjectRow
     from farm.quality.report.view import LaneSpan, RunView

@@ -33,7 +33,7 @@ __all__ = ["Part", "part_name", "render", "render_overview", "render_part", "wri
 LANE_WIDTH = 1000
 SHOWN_LANES = 100
 MOST_BARS = 120
-"""Bars of a lane's timeline; more could not be told apart."""
+"""Bars of a lane's timeline; more would overlap."""
 SHOWN_FAILURES = 50
 """Reasons listed at the top of the page."""
 FIRST_ROWS = 25
