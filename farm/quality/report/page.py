@@ -227,11 +227,11 @@ def _bars(spans: Sequence[LaneSpan], scale: float) -> list[Bar]:
         piece = int(span.start_s * scale * MOST_BARS / LANE_WIDTH) if is_long else number
         pieces.setdefault(piece, []).append(span)
     bars = []
-    for piece in pieces.values():
-        start, end = min(span.start_s for span in piece), max(span.end_s for span in piece)
-        text = piece[0].subject if len(piece) == 1 else f"{len(piece)} jobs"
+    for jobs in pieces.values():
+        start, end = min(job.start_s for job in jobs), max(job.end_s for job in jobs)
+        text = jobs[0].subject if len(jobs) == 1 else f"{len(jobs)} jobs"
         width = round(max((end - start) * scale, 1.5), 1)
-        bars.append((round(start * scale, 1), width, text, all(one.ended_well for one in piece)))
+        bars.append((round(start * scale, 1), width, text, all(job.ended_well for job in jobs)))
     return bars
 
 
