@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from farm.storage import Store
-from farm.training.dispatch.job_state import Event, replay
+from farm.training.dispatch.job_state import Event, Job, replay
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.run.files import list_runs
 
@@ -40,6 +40,8 @@ class LedgerView:
         self.events: list[Event] = []
         self.arrived: list[float] = []
         self.faults: list[Fault] = []
+        self._jobs: dict[str, Job] = {}
+        self._num_replayed = 0
 
     def refresh(self) -> None:
         """Read new events, and note the faults that they end."""
@@ -64,14 +66,20 @@ class LedgerView:
                 self._segments[name] = list(read_segments(self.store, self.run_id, [name]))
         return [event for name in names for event in self._segments[name]]
 
+    def jobs(self) -> dict[str, Job]:
+        """The state of every job."""
+        new = self.events[self._num_replayed :]
+        self._num_replayed = len(self.events)
+        self._jobs = replay(new, self._jobs)
+        return self._jobs
+
     def held(self) -> dict[str, str]:
         """The lane of each job that is leased or trains."""
-        jobs = replay(self.events)
-        return {key: job.lane for key, job in jobs.items() if job.is_held}
+        return {key: job.lane for key, job in self.jobs().items() if job.is_held}
 
     def num_open(self) -> int:
         """Jobs that have not ended; -1 before the run begins."""
-        jobs = replay(self.events)
+        jobs = self.jobs()
         return sum(not job.is_final for job in jobs.values()) if jobs else -1
 
     def has_progress_since(self, moment: float) -> bool:
