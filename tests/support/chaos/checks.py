@@ -74,7 +74,7 @@ def _check_adapters(round_: Round, found: Findings) -> None:
     reference = Registry(Store(round_.folder / "reference"))
     named = {one.name: one for one in registry.names()}
     expected = {one.name: one for one in reference.names()}
-    assert len(expected) == round_.subjects, (round_.folder / "reference.log").read_text()[-500:]
+    assert len(expected) == round_.subjects, "the undisturbed run has not trained all"
     found.lost += sorted(expected.keys() - named.keys())
     found.doubled += sorted(named.keys() - expected.keys())
     keys = {one.job_key for one in expected.values()}

@@ -17,12 +17,14 @@ import psutil
 
 from farm.errors import FarmError
 from farm.storage import Store
+from farm.training.execute import run_manifest
+from farm.training.lane.settings import SampleSettings
 from support.chaos.checks import Findings, check_round
 from support.chaos.cluster import Cluster
 from support.chaos.faults import HEAVY, KINDS, Pending
 from support.chaos.ledger_view import Fault, LedgerView
 from support.chaos.store_proxy import StoreProxy
-from support.manifests import write_manifest
+from support.manifests import request, write_manifest
 from support.ray_head import BIN
 from support.s3 import BUCKET, CREDENTIALS
 
@@ -33,14 +35,12 @@ EARLY_PAUSES = 6
 LEAD, FASTEST_PACES = 0.1, 4.0
 """Where jobs are ahead of the faults by this share of a round, the pace is this much slower."""
 RECIPE = {"crops_per_photo": 1, "num_prior_images": 4, "checkpoint_every": 10}
-SAME = ("--base", "tiny", "--no-cards", "--no-report", "--samples", "0", "--yes")
+OPTIONS = ("--base", "tiny", "--no-cards", "--no-report", "--samples", "0", "--yes")
+SLOTS, REFERENCE_SLOTS = "3", 8
 DONE, SOME_FAILED = 0, (4, 5)
 KILLED = -9
 GONE = (psutil.Error, RuntimeError, KeyError)
 """What was to be hit, or to be healed, has gone meanwhile."""
-
-
-SLOTS, REFERENCE_SLOTS = "3", "8"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ class Round:
             folder / "m", size.subjects, recipe=recipe, first_seed=random.randrange(10**6)
         )
         self.proxy = StoreProxy(endpoint)
-        self._reference: Popen[bytes] | None = None
         os.environ |= CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
         url = f"s3://{BUCKET}/{folder.name}"
         self.ledger = LedgerView(Store(url))
@@ -140,11 +139,10 @@ class Round:
         try:
             self.cluster.set_pace(self.size.pace_s)
             self.cluster.start()
-            self._reference = reference = self._start_reference()
             self._inject_all(pause_s, is_over, changed)
             is_complete = self._finish(time.monotonic() + FINISH_S)
             self.ledger.refresh()
-            reference.wait()
+            self._train_undisturbed()
             findings = check_round(self, is_complete=is_complete)
         finally:
             self._close()
@@ -271,7 +269,7 @@ class Round:
                     *(str(BIN / "farm"), "run", str(self.manifest), "--store"),
                     *(self.ledger.store.url, "--address", self.cluster.head.gcs),
                     *("--nodes", str(self.size.nodes), "--cpus", "1", "--slots", SLOTS),
-                    *("--plain", "--json", *SAME),
+                    *("--plain", "--json", *OPTIONS),
                 ],
                 env=self.cluster.driver_env(),
                 stdout=output,
@@ -299,25 +297,16 @@ class Round:
         errors = [line for line in lines if line.startswith("error")]
         return (errors or lines or [""])[-1][:300]
 
-    def _start_reference(self) -> Popen[bytes]:
-        """The same manifest without faults, in one process with a folder as the store."""
-        with (self.folder / "reference.log").open("wb") as output:
-            return subprocess.Popen(
-                [
-                    *(str(BIN / "farm"), "run", str(self.manifest), "--in-process", "--plain"),
-                    *("--store", str(self.folder / "reference"), *SAME),
-                    *("--slots", REFERENCE_SLOTS),
-                ],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=output,
-            )
+    def _train_undisturbed(self) -> None:
+        """The same manifest without faults, in this process with a folder as the store."""
+        samples = SampleSettings(per_prompt=0)
+        store = self.folder / "reference"
+        run_manifest(request(self.manifest, store, slots=REFERENCE_SLOTS, samples=samples))
 
     def _close(self) -> None:
-        for process in (self.driver, self._reference):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+        if self.driver is not None and self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
         with suppress(FarmError):
             self.cluster.close()
         self.proxy.refuse()
