@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -73,8 +72,11 @@ class Campaign:
     def run(self) -> None:
         """Run the rounds that are missing."""
         folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-        while self._is_short() and not self._is_over():
-            self._run_round(folder / f"r{len(self.outcomes)}")
+        with s3_server() as endpoint:  # one for all rounds: S3 clients of this process are cached
+            while self._is_short() and not self._is_over():
+                self._run_round(folder / f"r{len(self.outcomes)}", endpoint)
+        if self.outcomes:
+            self._write(self.outcomes)
 
     def _end(self, *_: object) -> None:
         if self._is_over():
@@ -89,7 +91,7 @@ class Campaign:
         faults = sum(len(one.faults) for one in self.outcomes)
         return subjects < self._asked.subjects or faults < self._asked.faults
 
-    def _run_round(self, folder: Path) -> None:
+    def _run_round(self, folder: Path, endpoint: str) -> None:
         asked, number = self._asked, len(self.outcomes)
         size = Size(
             min(asked.per_round, asked.subjects),
@@ -101,20 +103,18 @@ class Campaign:
         )
         deck = asked.kinds or deck_of(min(asked.per_round, asked.faults))
         print(f"round {number}: {folder}", file=sys.stderr, flush=True)
-        with ExitStack() as stack:
-            one = Round(folder, stack.enter_context(s3_server()), size, seed=asked.seed + number)
-            # also if the round is ended: what it has done so far
-            stack.callback(lambda: self._write(self.outcomes))
-            outcome = None
-            try:
-                outcome = one.run(
-                    deck,
-                    pause_s=asked.pause,
-                    is_over=self._is_over,
-                    changed=lambda: self._write([*self.outcomes, one.outcome()]),
-                )
-            finally:
-                self.outcomes.append(outcome or one.outcome())
+        one = Round(folder, endpoint, size, seed=asked.seed + number)
+        outcome = None
+        try:
+            outcome = one.run(
+                deck,
+                pause_s=asked.pause,
+                is_over=self._is_over,
+                changed=lambda: self._write([*self.outcomes, one.outcome()]),
+            )
+        finally:  # also of a round that is ended: what it has done so far
+            self.outcomes.append(outcome or one.outcome())
+            self._write(self.outcomes)
         print(json.dumps(outcome.findings.faulty), file=sys.stderr, flush=True)
 
     def _write(self, outcomes: Sequence[Outcome]) -> None:

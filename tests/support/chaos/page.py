@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from support.chaos.checks import TOLERANCE, WEIGHT_TOLERANCE
 from support.chaos.faults import KINDS
 from support.chaos.ledger_view import Fault
 from support.chaos.round import Outcome
+
+NUMBER = re.compile(r"\d[\d.:]*")
 
 
 def write_page(
@@ -61,6 +65,7 @@ def _totals(outcomes: Sequence[Outcome]) -> list[str]:
         ("ledgers that replay to another state", sum(bool(one.ledger) for one in found)),
     ]
     worst = max((one.worst_difference for one in found), default=0.0)
+    weight = max((one.worst_weight for one in found), default=0.0)
     details = [f"- round {i}: {one.faulty}" for i, one in enumerate(found) if one.faulty]
     details += [
         f"- round {i} was ended before its checks: {one.subjects} subjects, "
@@ -77,9 +82,12 @@ def _totals(outcomes: Sequence[Outcome]) -> list[str]:
         "|---|---|---|",
         *(f"| {name} | {count} | 0 |" for name, count in rows),
         "",
-        "Largest difference of a weight from the undisturbed run, as a share of its tensor's "
-        f"largest: {worst:.1e}. The undisturbed run trains the same jobs in one process with eight "
-        f"slots. The driver was started {sum(one.starts for one in outcomes)} times.",
+        f"Largest difference of an adapter from the undisturbed run, as a share of its norm: "
+        f"{worst:.1e} ({TOLERANCE:g} is wrong); of a single weight, as a share of its tensor's "
+        f"largest: {weight:.1e} ({WEIGHT_TOLERANCE:g} is wrong; Adam takes a step of rounding's "
+        "sign where a weight's gradient is as small as rounding). The undisturbed run trains the "
+        "same jobs in one process with eight slots. The driver was started "
+        f"{sum(one.starts for one in outcomes)} times.",
         *(["", *details] if details else []),
         "",
         f"The rounds: {per_round}.",
@@ -114,7 +122,7 @@ def _by_kind(faults: Sequence[Fault]) -> list[str]:
 
 
 def _ends(outcomes: Sequence[Outcome]) -> list[str]:
-    ends = Counter(end for one in outcomes for end in one.ends)
+    ends = Counter(_without_numbers(end) for one in outcomes for end in one.ends)
     if not ends:
         return ["No driver ended early, except those that were killed."]
     return [
@@ -124,3 +132,11 @@ def _ends(outcomes: Sequence[Outcome]) -> list[str]:
         "",
         *(f"- {count} × {end}" for end, count in ends.most_common()),
     ]
+
+
+def _without_numbers(end: str) -> str:
+    """How a driver ended, without what differs between equal ends."""
+    code, _, last = end.partition(": ")
+    if last.startswith("{"):  # the summary of a run that came to its end
+        return f"{code}: jobs of the run have no adapter"
+    return f"{code}: {NUMBER.sub('n', last)}"

@@ -63,6 +63,19 @@ def test_ray_train_still_has_the_hook_that_replaces_single_lanes(ray_here: Any) 
     assert hasattr(worker_group.WorkerGroup, "replace_replica_group")
 
 
+def test_a_run_of_lanes_starts_none_of_the_actors_that_lanes_do_not_need(ray_here: Any) -> None:
+    """Internal to Ray: if this fails after an upgrade, each run of lanes costs two more actors."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from farm.training.cluster.ray_train import NOT_NEEDED, LaneConfig, LaneTrainer
+
+    def callbacks(trainer: type[DataParallelTrainer]) -> set[str]:
+        made = trainer(print, backend_config=LaneConfig())._create_default_callbacks()
+        return {type(one).__name__ for one in made}
+
+    assert callbacks(DataParallelTrainer) - callbacks(LaneTrainer) == set(NOT_NEEDED)
+
+
 class KillOneLane:
     """Kills one training lane with -9, and records which processes trained."""
 
