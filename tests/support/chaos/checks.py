@@ -122,13 +122,14 @@ def compare(name: str, ours: AdapterWeights, theirs: AdapterWeights, found: Find
 
 
 def _check_ledger(round_: Round, found: Findings) -> None:
-    store, events = round_.ledger.store, round_.ledger.events
-    replayed = replay(events)
-    if read_state(store, round_.ledger.run_id).jobs != replayed:
-        found.ledger.append("the state file and the events lead to different states")
-    left = Counter(job.status for job in replayed.values() if job.status is not Status.COMMITTED)
+    ledger = round_.ledger
+    for run_id, run in ledger.runs.items():
+        if read_state(ledger.store, run_id).jobs != replay(run.events):
+            found.ledger.append(f"{run_id}: state file and events lead to different states")
+    jobs = ledger.jobs.values()
+    left = Counter(job.status for job in jobs if job.status is not Status.COMMITTED)
     found.ledger += [f"{count} {status} after the end" for status, count in left.items()]
-    commits = Counter(event.job for event in events if event.kind == "committed")
+    commits = Counter(event.job for event in ledger.events if event.kind == "committed")
     found.doubled += [
         f"{key} committed {count} times" for key, count in commits.items() if count > 1
     ]

@@ -195,22 +195,22 @@ def jump_clock(round_: Round) -> Fault | None:
 HEAVY = {"driver killed", "head killed"}
 """Faults that take the whole run down: the next one waits until it trains again."""
 KINDS: dict[str, tuple[float, Callable[[Round], Fault | None]]] = {
-    "lane killed": (12, kill_lane),
-    "lane paused": (8, pause_lane),
-    "controller killed": (4, kill_controller),
-    "dispatcher killed": (7, kill_dispatcher),
-    "driver killed": (3, kill_driver),
-    "node killed": (4, kill_node),
+    "lane killed": (9, kill_lane),
+    "lane paused": (9, pause_lane),
+    "controller killed": (2.5, kill_controller),
+    "dispatcher killed": (6, kill_dispatcher),
+    "driver killed": (2, kill_driver),
+    "node killed": (2.5, kill_node),
     "head killed": (1, kill_head),
-    "drain notice": (4, drain),
-    "node added": (3, add_node),
+    "drain notice": (2.5, drain),
+    "node added": (2, add_node),
     "store refused": (8, refuse),
     "store slow": (8, fail_in_mode("store slow", "slow")),
     "store answers 503": (9, fail_in_mode("store answers 503", "503")),
     "torn transfers": (9, fail_in_mode("torn transfers", "torn")),
-    "photo replaced": (6, replace_photo),
-    "NaN in a slot": (8, write_nan),
-    "clock jump": (6, jump_clock),
+    "photo replaced": (7, replace_photo),
+    "NaN in a slot": (9, write_nan),
+    "clock jump": (8, jump_clock),
 }
 """Weight and injection by kind. A fault costs CPU time by the processes that start after it, from
 none to about a minute, so the costly kinds are rare."""
