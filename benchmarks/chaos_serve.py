@@ -296,7 +296,7 @@ def _is_in(outcome: Outcome, campaign: Campaign, *kinds: str) -> bool:
 
 def page(campaign: Campaign, faults: list[str], nearest: float, options: argparse.Namespace) -> str:
     """The campaign's page."""
-    outcomes = list(campaign.outcomes)  # callers go on adding to it
+    outcomes = list(campaign.outcomes)  # callers still add to it
     verdicts = Counter(outcome.verdict for outcome in outcomes)
     images = [outcome for outcome in outcomes if outcome.num_images]
     took = sorted(outcome.took_s for outcome in images) or [0.0]
