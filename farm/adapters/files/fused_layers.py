@@ -158,7 +158,10 @@ def split_fused(
                 alphas[members[0]] = alpha
             continue
         if own.keys() != {"down", "up"} or own["down"].ndim != 2 or own["up"].ndim != 2:
-            raise AdapterFileError(f"{place}: {found} is not a plain pair", "fetch it again")
+            raise AdapterFileError(
+                f"{place}: {found} is no plain pair, but stands for several layers of the base",
+                "save or train it as a plain LoRA",
+            )
         sizes = _sizes(members, known, own["up"].shape[0])
         if sum(sizes) != own["up"].shape[0]:
             raise AdapterFileError(
