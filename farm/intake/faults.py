@@ -153,8 +153,9 @@ def similar_name(name: str, names: Iterable[str]) -> str | None:
     if len(name) > MAX_COMPARED_CHARACTERS:
         return None
     some = [one for one in islice(names, MAX_COMPARED) if len(one) <= MAX_COMPARED_CHARACTERS]
-    close = get_close_matches(name, some, n=1, cutoff=0.6)
-    return close[0] if close else None
+    by_fold = {one.casefold(): one for one in reversed(some)}
+    close = get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
+    return by_fold[close[0]] if close else None
 
 
 def slug(text: str) -> str:

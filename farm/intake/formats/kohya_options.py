@@ -20,6 +20,7 @@ __all__ = [
     "decorated",
     "folder_fault",
     "is_escaped_path",
+    "missing_subsets",
     "misspelled",
     "recipe_of",
     "training_settings_fault",
@@ -91,6 +92,19 @@ def misspelled(name: str) -> str | None:
         return None
     close = get_close_matches(name, TAKEN_OVER, n=1, cutoff=0.8)
     return close[0] if close else None
+
+
+def missing_subsets(dataset: Options) -> tuple[str, str]:
+    """Message and remedy of a dataset without subsets."""
+    for name in ("image_dir", "image_directory", "video_directory", "image_jsonl_file"):
+        if isinstance(folder := dataset.get(name), str):
+            tool = "" if name == "image_dir" else ", as musubi-tuner's"
+            return (
+                f"the dataset has `{name}` of its own{tool}, but no subsets",
+                f"write `[[datasets.subsets]]`, and below it `image_dir = '{folder}'` and "
+                "`class_tokens = 'sks cat'` with your identifier and class",
+            )
+    return "the dataset has no subsets", "add `[[datasets.subsets]]` with `image_dir` below it"
 
 
 def training_settings_fault(folder: str) -> tuple[tuple[str], str, str]:

@@ -6,12 +6,11 @@ subjects.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import fsspec
@@ -28,11 +27,12 @@ from farm.intake.formats.folder import (
     unused_class_images,
 )
 from farm.intake.formats.imagefolder import read_imagefolder
-from farm.intake.formats.kohya import read_kohya
-from farm.intake.formats.kohya_options import training_settings_fault
+from farm.intake.formats.kohya import read_kohya, read_kohya_config
+from farm.intake.formats.other_tools import concept_of, settings_of
 from farm.intake.formats.tables import read_csv, read_parquet
-from farm.intake.parsing.json import read_json, read_jsonl
-from farm.intake.parsing.text_files import NotText, decoded, is_parquet
+from farm.intake.formats.unread_tables import unread_tables
+from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
+from farm.intake.parsing.text_files import TEXT_REMEDY, NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
 from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.files import open_local, words_of
@@ -51,6 +51,7 @@ __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 MAX_MANIFEST_BYTES = 64 * 2**20
 """Maximum size of a text manifest; half a million subjects fit. Parquet is read in batches."""
 
+TABLES = frozenset((".csv", ".tsv"))
 WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], ManifestRows]
 
@@ -78,10 +79,12 @@ def open_rows(url: str) -> ManifestRows:
         ManifestError: if it is missing, not text, or of an unknown form.
     """
     rows = _open(url, MANIFEST_NAMES)
-    photos = rows.head.value.get("train_data_dir")
-    if isinstance(photos, str) and "subjects" not in rows.head.value:  # kohya_ss saves JSON
-        _, message, remedy = training_settings_fault(photos)
-        raise ManifestError(f"{url}: {message}", remedy)
+    if (refusal := settings_of(rows.head.value)) is not None:
+        raise ManifestError(f"{url}: {refusal[0]}", refusal[1])
+    table = rows.head.value.get("subjects")
+    if isinstance(table, dict):
+        message, remedy = "`subjects` is a mapping, not a list", "write `- id: …` for each subject"
+        rows.faults.append(rows.head.fault(("subjects",), message, remedy))
     table = rows.head.value.get("subjects")
     return _with_table(rows, table) if isinstance(table, str) else rows
 
@@ -111,11 +114,14 @@ def _open_folder(
     folder: str, shown: str, names: Sequence[str], *, is_split: bool = False
 ) -> ManifestRows:
     with _reachable(shown):
-        present = [name for name in names if name in _file_names(folder)]
+        files = _file_names(folder)
+        by_fold = {name.casefold(): name for name in sorted(files)}
+        present = [by_fold[name] for name in names if name in by_fold]
         if present:
             rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
             rows.faults += _unread(present, rows.head)
-            if present[0].startswith("subjects."):
+            rows.faults += unread_tables(folder, files, present)
+            if present[0].casefold().startswith(("subjects.", "metadata.")):
                 rows.folder = folder
             return rows
         inner = subfolders(folder)
@@ -128,7 +134,7 @@ def _open_folder(
             rows.faults.append(Fault(folder, message, remedy, severity="warning"))
         return rows
     rows = read_folder(folder, inner, is_split=is_split)
-    rows.faults[:0] = _workbooks(folder)
+    rows.faults[:0] = [*_workbooks(folder), *unread_tables(folder, files, ())]
     if (fault := unused_class_images(folder)) is not None:
         rows.faults.append(fault)
     return rows
@@ -137,7 +143,7 @@ def _open_folder(
 def _unread(present: Sequence[str], head: ManifestRow) -> Iterator[Fault]:
     """Warnings about tables of photos beside the one that represents the folder."""
     for name in present[1:]:
-        if name.startswith("metadata."):
+        if name.casefold().startswith("metadata."):
             message = f"{name} beside it is not read"
             remedy = "put the captions into the folders of the photos, or remove it"
             yield head.fault((), message, remedy, severity="warning")
@@ -166,7 +172,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
     file.seek(0)
     if suffix == ".parquet" or is_parquet(head):
         return read_parquet(file, url, base)
-    rows = _text_reader(text := _text(file, url), suffix)(text, url, base)
+    rows = _text_reader(text := _text(file, url, suffix), suffix)(text, url, base)
     return _grouped(rows)
 
 
@@ -200,27 +206,25 @@ def _workbooks(folder: str) -> Iterator[Fault]:
 def _text_reader(text: str, suffix: str) -> TextReader:
     """The reader for a suffix, or the one that the content requires."""
     start = text.lstrip()[:1]
-    is_table = suffix in {".csv", ".tsv"}
+    is_table = suffix in TABLES
     if start == "[" and (is_table or suffix in {".jsonl", ".ndjson"}):
         return read_json
     if start == "{" and is_table:
         return _read_lines
-    if start == "{" and suffix == ".json" and _is_json_lines(text):
+    if start == "{" and suffix == ".json" and is_json_lines(text):
         return _read_lines
     return TEXT_READERS[suffix]
 
 
-def _is_json_lines(text: str) -> bool:
-    """Whether a `.json` file has an object on each of its first two lines."""
-    lines = [line for line in islice(io.StringIO(text), 10) if line.strip()][:2]
-    return len(lines) == 2 and all(line.strip()[0] + line.strip()[-1] == "{}" for line in lines)
-
-
 def _grouped(rows: ManifestRows) -> ManifestRows:
     """Rows of photos as rows of subjects; others as they are."""
+    if isinstance(rows.head.value.get("datasets"), list) and "subjects" not in rows.head.value:
+        return read_kohya_config(rows.head.value, rows.head.lines, replace(rows.head, value={}))
     first = next(rows.subjects, None)
     if first is None:
         return rows
+    if (refusal := concept_of(first.value)) is not None:
+        raise ManifestError(f"{first.file}: {refusal[0]}", refusal[1])
     every = chain([first], rows.subjects)
     if is_photo_manifest(first.value, first.file) and not first.terms:
         return read_imagefolder(every, rows.head, rows.faults)
@@ -281,7 +285,7 @@ def _binary(url: str, *, trusted: bool) -> Any:
         return filesystem.open(path, "rb")
 
 
-def _text(file: Any, url: str) -> str:
+def _text(file: Any, url: str, suffix: str) -> str:
     with file:
         data: bytes = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
@@ -289,7 +293,7 @@ def _text(file: Any, url: str) -> str:
             f"{url} is larger than {MAX_MANIFEST_BYTES // 2**20} MiB", "split it, or use Parquet"
         )
     try:
-        return decoded(data)
+        return decoded(data) if suffix in TABLES else decoded(data, TEXT_REMEDY)
     except NotText as error:
         fault = Fault(url, error.message, error.remedy, line=error.line)
         raise ManifestError(f"{url} cannot be read", error.remedy, [fault]) from error
