@@ -64,7 +64,7 @@ def _is_litter_name(name: str) -> bool:
 
 
 def is_quiet(name: str) -> bool:
-    """Whether a file that is no photo is skipped without a warning."""
+    """Whether a file other than a photo is skipped without a warning."""
     return posixpath.splitext(name)[1].lower() in _QUIET_SUFFIXES
 
 
