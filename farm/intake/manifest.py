@@ -165,7 +165,7 @@ def _all_faults(
     for judge in (_unknown_classes, _classes_in_two_cases, _unread_windows):
         if (fault := judge(url, resolved, reader)) is not None:
             faults.append(fault)
-    if not resolved and not faults:
+    if not resolved and all(fault.severity == "warning" for fault in faults):
         faults.append(_no_subjects(rows.head.file or url))
     return tuple(faults)
 

@@ -45,6 +45,7 @@ def words(manifest: Manifest) -> str:
     ("more", "told"),
     [
         ({"captions.csv": ROWS}, "captions in 1 row are not read"),
+        ({"tom/captions.json": '{"0": "sks cat", "1": "sks cat"}'}, "it names 2 of the photos"),
         ({"metadata.tsv": ROWS.replace(",", "\t")}, "captions in 1 row are not read"),
         ({"meta_cap.json": json.dumps({"tom/0.png": {"caption": "sks cat"}})}, "captions in 1 row"),
         ({"tom/more/9.png": PHOTOS[0]}, "folders in tom are not read: more"),
@@ -98,6 +99,8 @@ def test_all_photos_below_a_folder_are_used_as_the_remedy_says(tmp_path: Path) -
         ("subjects.csv", f"My subjects\n{TABLE}"),
         ("subjects.csv", f"My subjects;;\n\n{TABLE.replace(',', ';')}"),
         ("subjects.csv", "subject,class,photos\ntom,cat,.\\tom\n"),
+        ("subjects.csv", "subject,class,live\ntom,cat,yes\n"),
+        ("subjects.csv", '"subject", "class", "sample_prompts"\n"tom", "cat", "[V], far"\n'),
     ],
 )
 def test_a_table_of_subjects_is_read_as_people_write_it(
@@ -250,6 +253,11 @@ DATASET = "[[datasets]]\nresolution = 64\n"
         (DATASET + 'image_dir = "img"\n', 1, "datasets[0]"),
         (DATASET + 'image_directory = "img"\n', 1, "datasets[0]"),
         ('[arguments]\ntrain_data_dir = "img"\n', 1, "train_data_dir"),
+        ('dataset_config = "d.toml"\n', 1, "dataset_config"),
+        (DATASET + SUBSET.format("img", "sks cat") + 'is_reg = "false"', 6,
+         "datasets[0].subsets[0].is_reg"),
+        ('[general]\nx = """\n[[datasets]]\n"""\n' + DATASET + SUBSET.format("gone", "sks cat"), 8,
+         "datasets[0].subsets[0].image_dir"),
     ],
 )  # fmt: skip
 def test_a_fault_of_a_config_has_the_place_of_its_own_subset(
@@ -260,9 +268,16 @@ def test_a_fault_of_a_config_has_the_place_of_its_own_subset(
     assert fault.remedy
 
 
+def test_class_images_alone_are_no_subjects(tmp_path: Path) -> None:
+    toml = DATASET + SUBSET.format("img", "sks cat") + "is_reg = true"
+    (fault,) = read(tmp_path, {**photos("img/"), "d.toml": toml}, "d.toml").errors
+    assert "no subjects" in fault.message
+
+
 @pytest.mark.parametrize(
     ("texts", "extension", "told"),
     [
+        ((".txt",), 'caption_extension = ""', '`caption_extension = ".txt"`'),
         ((".caption",), 'caption_extension = ".txt"', '`caption_extension = ".caption"`'),
         ((".txt",), "", '`caption_extension = ".txt"`'),
         ((".txt", ".caption"), 'caption_extension = ".txt"', None),
@@ -274,7 +289,10 @@ def test_texts_that_the_extension_leaves_out_are_told(
     toml = DATASET + SUBSET.format("img", "sks cat") + extension
     files: Files = {f"img/0{suffix}": "sks cat" for suffix in texts}
     faults = read(tmp_path, {**photos("img/"), **files, "d.toml": toml}, "d.toml").faults
-    assert [told in fault.remedy for fault in faults if told] == ([True] if told else [])
+    remedies = [fault.remedy for fault in faults if "are not read" in fault.message]
+    remedies += [fault.remedy for fault in faults if "is not read" in fault.message]
+    assert [told in remedy for remedy in remedies if told] == ([True] if told else [])
+    assert bool(remedies) is bool(told)
 
 
 def test_a_config_as_json_and_tags_with_a_comma_are_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from farm.intake.captions.photo_table import caption_key
+from farm.intake.captions.photo_table import caption_key, is_image_name
 from farm.intake.errors import PhotoFault
 from farm.intake.parsing.text_files import NotText, decoded
 from farm.intake.rows import CaptionStyle
@@ -122,7 +122,11 @@ def unused_list(data: bytes, photos: Iterable[str]) -> tuple[str, str] | None:
     except NotText:
         return None
     names = {unicodedata.normalize("NFC", posixpath.basename(photo)) for photo in photos}
-    num_named = sum(name in text for name in names)
+    num_named = sum(
+        name in text or f'"{posixpath.splitext(name)[0]}"' in text
+        for name in names
+        if is_image_name(name)
+    )
     if num_named < FEW_NAMED:
         return None
     return (

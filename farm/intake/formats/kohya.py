@@ -40,6 +40,8 @@ _DEEP_KEY = re.compile(r"(?:[\w\"'-]{1,64}[ \t]{0,4}\.[ \t]{0,4}){24}")
 """A dotted key with more parts than a dataset config has levels."""
 _TABLE = re.compile(r"\s*\[\[?\s*([\w.\"' ]+?)\s*\]\]?")
 _KEY = re.compile(r"\s*[\"']?([\w-]+)[\"']?\s*=")
+_LONG_QUOTE = re.compile(r"\"{3}|'{3}")
+"""Begins and ends a text of several lines."""
 _TOKENS = re.compile(r"(?P<identifier>\S+?)(?P<comma>,?) (?P<noun>.+)")
 """``sks cat``, or ``sks, cat`` as tags are written."""
 _TERMS: dict[Path, str] = {
@@ -86,9 +88,9 @@ def read_kohya_config(
         reader = _Reader(config, lines, head, faults)
         return ManifestRows(head, reader.subjects(), faults)
     sections = [config, *(one for one in config.values() if isinstance(one, dict))]
-    folders = [one["train_data_dir"] for one in sections if one.get("train_data_dir")]
-    if folders:
-        fault = head.fault(*training_settings_fault(str(folders[0])))
+    settings = next(filter(None, map(training_settings_fault, sections)), None)
+    if settings is not None:
+        fault = head.fault(*settings)
     elif isinstance(datasets, dict):
         message, remedy = "`[datasets]` is a single table", "write `[[datasets]]`, in two brackets"
         fault = ManifestRow({}, head.file, "", lines.get(("datasets", 0))).fault(
@@ -122,6 +124,16 @@ def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> Fault
     return Fault(file, f"not valid TOML: {error}", "correct the syntax", line=number)
 
 
+def _wrong_type(subset: Options) -> tuple[str, str, str] | None:
+    """Option, message and remedy of a subset's option of another type."""
+    tokens, is_reg = subset.get("class_tokens"), subset.get("is_reg")
+    if tokens is not None and not isinstance(tokens, str):
+        return "class_tokens", "`class_tokens` is not text", 'write `class_tokens = "sks cat"`'
+    if is_reg is not None and not isinstance(is_reg, bool):
+        return "is_reg", f"`{is_reg}` is not true or false", "write true or false, without quotes"
+    return None
+
+
 def _outside(group: _Group, images: _Group | None) -> Iterator[tuple[Path, str]]:
     """The whole names of a subject's values that are written in other subsets than its first."""
     for index, place in enumerate(group.places):
@@ -139,7 +151,11 @@ def _lines(text: str) -> dict[Path, int]:
     lines: dict[Path, int] = {}
     dataset, subset = -1, -1
     place: Path = ()
-    for number, line in enumerate(text.splitlines(), 1):
+    is_inside = False
+    for number, line in enumerate(text.split("\n"), 1):
+        was_inside, is_inside = is_inside, is_inside ^ (len(_LONG_QUOTE.findall(line)) % 2 == 1)
+        if was_inside:
+            continue
         if table := _TABLE.match(line):
             name = re.sub(r"[\"' ]", "", table.group(1))
             if name == "datasets":
@@ -221,7 +237,10 @@ class _Reader:
             if (fault := folder_fault(subset)) is not None:
                 self._add_fault((*where, "image_dir"), *fault)
                 continue
-            tokens = " ".join(str(subset.get("class_tokens") or "").split())
+            if (wrong := _wrong_type(subset)) is not None:
+                self._add_fault((*where, wrong[0]), *wrong[1:])
+                continue
+            tokens = " ".join((subset.get("class_tokens") or "").split())
             groups = class_images if subset.get("is_reg") else trained
             group = groups.setdefault(tokens, _Group(where, tokens, subset))
             group.folders.append(subset["image_dir"])

@@ -22,9 +22,8 @@ def settings_of(head: Mapping[str, Any]) -> tuple[str, str] | None:
     Args:
         head: the document, without its list of subjects if it has one.
     """
-    photos = head.get("train_data_dir")
-    if isinstance(photos, str) and "subjects" not in head:  # kohya_ss saves JSON
-        return training_settings_fault(photos)[1:]
+    if "subjects" not in head and (fault := training_settings_fault(dict(head))) is not None:
+        return fault[1:]  # kohya_ss saves JSON
     if isinstance(config := head.get("config"), dict) and "process" in config:
         return _refusal("ai-toolkit", next(_toolkit_folders(config), ""))
     if "concept_file_name" in head or {"training_method", "concepts"} <= head.keys():

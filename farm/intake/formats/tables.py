@@ -121,8 +121,10 @@ def _place(row: ManifestRow, column: str, value: Any, faults: list[Fault]) -> No
     if value is None or not column:
         return
     if column == "live":
+        value = {"yes": True, "no": False, "1": True, "0": False}.get(str(value).lower(), value)
         if not isinstance(value, bool):
-            faults.append(row.fault((column,), f"{value!r} is not true or false", "write one"))
+            message = f"`{value}` is not true or false"
+            faults.append(row.fault((column,), message, "write true or false"))
             return
         column, value = "preset", "live" if value else "object"
     *folders, leaf = SHORT_COLUMNS.get(column, column).split(".")

@@ -66,7 +66,9 @@ def read_delimited(text: str, known: Collection[str] = ()) -> Delimited:
         marked, text, skipped = match["mark"], rest, 1
     header, titles = _header(text, marked, known)
     delimiter = marked or _delimiter(header)
-    lines = csv.reader(islice(_lines(text), titles, None), delimiter=delimiter, strict=True)
+    lines = csv.reader(
+        islice(_lines(text), titles, None), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
     table = Delimited([], iter(()), delimiter)
     rows = _rows(lines, table, skipped + titles)
     # the header is read immediately; rows are read on demand
@@ -109,8 +111,10 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
     def line() -> int:
         return int(lines.line_num) + skipped
 
+    end = 0
     try:
         for cells in lines:
+            end = lines.line_num
             cells = [cell.strip() for cell in cells]
             if not any(cells):
                 continue
@@ -135,6 +139,18 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
                 continue
             yield line(), cells
     except csv.Error as error:
-        is_long = "field larger" in str(error)
-        remedy = "shorten the cell, or close its quotes" if is_long else "correct the quotes"
-        table.faults.append((line(), f"not a valid table: {error}", remedy))
+        table.faults.append(_fault_of(error, line(), end + 1 + skipped))
+
+
+def _fault_of(error: csv.Error, line: int, first: int) -> tuple[int, str, str]:
+    """Line, message and remedy of a row that cannot be read.
+
+    Args:
+        line: where reading stopped.
+        first: where the row begins.
+    """
+    if "unexpected end" in str(error):
+        return first, "a cell's quotes never end", "close the quotes that begin on this line"
+    is_long = "field larger" in str(error)
+    remedy = "shorten the cell, or close its quotes" if is_long else "correct the quotes"
+    return line, f"not a valid table: {error}", remedy
