@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from farm.adapters.file_names import PEFT_CONFIG, PEFT_WEIGHTS
-from farm.adapters.files.fused_layers import split_fused
+from farm.adapters.files.fused_layers import original_name, split_fused
 from farm.adapters.files.layer_names import located
 from farm.adapters.files.lora_settings import LoraSettings, settings_beside, settings_in_header
 from farm.adapters.files.lycoris import CORE, LYCORIS_PARTS, core_pair, lycoris_pair
@@ -191,7 +191,8 @@ def _part_of(key: str) -> tuple[re.Match[str] | None, str]:
 def _bare(layer: str) -> str:
     for wrapper in WRAPPERS:
         layer = layer.replace(wrapper, "")
-    return layer.removeprefix("module.")  # of torch's data parallelism
+    # the first level is torch's data parallelism
+    return original_name(layer.removeprefix("module."))
 
 
 def _alphas_by_layer(contents: _Contents, names: Mapping[str, str], path: Path) -> dict[str, float]:

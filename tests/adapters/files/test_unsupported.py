@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.lora_files import attention_of, kohya_name, pair, written
+from support.lora_files import attention_of, change, kohya_name, pair, written
 from torch import Tensor
 
 from farm.adapters.files.folder import adapter_files, load_adapter
@@ -207,3 +207,28 @@ def test_a_peft_file_without_its_config_has_an_assumed_strength(
     assert not second.alpha_assumed
     name = next(iter(first.weights.layers))
     assert second.weights.scale(name) == 2 * first.weights.scale(name)
+
+
+def test_loha_of_fused_layers_and_names_of_xlabs_change_each_member(tmp_path: Path) -> None:
+    width, block = 8, "transformer.transformer_blocks.0.attn"
+    known = {f"{block}.to_{part}": (width, width) for part in "qkv"}
+    for stream in ("add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"):
+        known[f"{block}.{stream}"] = (width, width)
+    tensors = {}
+    for part, shape in (("w1_a", (24, 2)), ("w1_b", (2, 8)), ("w2_a", (24, 2)), ("w2_b", (2, 8))):
+        tensors[f"lycoris_double_blocks_0_img_attn_qkv.hada_{part}"] = torch.randn(*shape)
+    tensors["lycoris_double_blocks_0_img_attn_qkv.alpha"] = torch.tensor(1.0)
+    a, b, c, d = list(tensors.values())[:4]
+    loha = load_adapter(written(tmp_path / "l.safetensors", tensors), known)
+    whole = 0.5 * (a @ b) * (c @ d)
+    for part, rows in zip("qkv", whole.split(width), strict=True):
+        assert torch.allclose(change(loha, f"{block}.to_{part}"), rows, atol=1e-4)
+    xlabs = {}
+    for name, outputs in (("qkv_lora2", 24), ("proj_lora1", 8)):
+        xlabs[f"double_blocks.0.processor.{name}.down.weight"] = torch.randn(2, 8)
+        xlabs[f"double_blocks.0.processor.{name}.up.weight"] = torch.randn(outputs, 2)
+    read = load_adapter(written(tmp_path / "x.safetensors", xlabs), known)
+    assert read.layers.keys() == {
+        *(f"{block}.add_{part}_proj" for part in "qkv"),
+        f"{block}.to_out.0",
+    }
