@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -401,3 +402,66 @@ def test_notation_of_other_programs_in_captions_and_prompts_is_told(
     faults = read(tmp_path, files, "m.json").faults
     assert [fault.remedy for fault in faults] == [told, told]
     assert {fault.file.rsplit("/", 1)[-1] for fault in faults} == {"0.txt", "m.json"}
+
+
+# -- paths and keys that are nearly right ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("my set.yml", "did you mean"),
+        ("My Sett", "my set?"),
+        ("gone.csv", "correct the path"),
+        ("link.csv", "correct the link"),
+        ("pipe.csv", "name a file"),
+    ],
+)
+def test_a_manifest_that_is_missing_or_no_file_has_a_remedy(
+    tmp_path: Path, target: str, told: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("nowhere")
+    with pytest.raises(ManifestError) as caught:
+        read(tmp_path, {"my set/subjects.csv": TABLE, "my set.yaml": "x"}, target)
+    assert told in caught.value.remedy
+    assert target in caught.value.message
+
+
+def test_a_folder_with_a_backslash_at_its_end_is_read(tmp_path: Path) -> None:
+    files = {"my set/subjects.csv": TABLE, **photos("my set/tom/")}
+    assert len(read(tmp_path, files, "my set\\").subjects) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{id: tom, class_noun: cat, images: tom}", "did you mean `photos`?"),
+        ("{id: tom, class_noun: cat, photos: tom, trigger: sks}", "did you mean `identifier`?"),
+        ("{id: tom, class_noun: cat, photos: tom, recipe: {lr: 0.1}}", "did you mean `learning_r"),
+    ],
+)
+def test_keys_of_other_tools_are_translated(tmp_path: Path, row: str, told: str) -> None:
+    files = {**photos("tom/"), "m.yaml": f"subjects:\n  - {row}\n"}
+    (fault,) = read(tmp_path, files, "m.yaml").errors
+    assert told in fault.remedy
+    assert fault.line == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("t.csv", b'<?xml version="1.0"?><Workbook>', "an XML file"),
+        ("t.json", b" \n", "the file is empty"),
+    ],
+)
+def test_an_empty_or_old_file_is_called_what_it_is(
+    tmp_path: Path, name: str, data: bytes, told: str
+) -> None:
+    with pytest.raises(ManifestError, match=told):
+        read_manifest(str(write(tmp_path / name, data)))
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path

@@ -17,8 +17,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from farm.errors import FarmError, Fault, ManifestError
-from farm.intake.captions.photo_table import is_photo_manifest
+from farm.intake.captions.photo_table import is_image_name, is_photo_manifest, photo_row
 from farm.intake.errors import PhotoFault
+from farm.intake.faults import similar_name
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,
     TABLE_NAMES,
@@ -42,6 +43,7 @@ from farm.intake.photos.listings import (
     list_folder,
     subfolders,
 )
+from farm.intake.photos.litter import is_litter
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
 from farm.retries import remedy_of_reading
@@ -97,6 +99,8 @@ def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRo
         trusted: whether the operator named the URL; hosts named in a manifest are checked.
     """
     url = os.path.expanduser(url.removeprefix("file://"))
+    if "\\" in url and "://" not in url and not os.path.exists(url):
+        url = url.replace("\\", "/")
     if "://" not in url and os.path.isdir(url):
         return _open_folder(os.path.abspath(url), url, names)
     is_file = _suffix(url) in {*TEXT_READERS, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
@@ -164,7 +168,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
         )
     if suffix not in TEXT_READERS and suffix != ".parquet":
         if "://" not in url and not os.path.exists(url):
-            raise ManifestError(f"there is no {url}", "correct the path of the manifest or folder")
+            raise _missing(url)
         raise ManifestError(f"{url} has an unknown manifest extension", _remedy_of_other(suffix))
     # the suffix is a hint; the content decides
     file = _binary(url, trusted=trusted)
@@ -226,9 +230,16 @@ def _grouped(rows: ManifestRows) -> ManifestRows:
     if (refusal := concept_of(first.value)) is not None:
         raise ManifestError(f"{first.file}: {refusal[0]}", refusal[1])
     every = chain([first], rows.subjects)
-    if is_photo_manifest(first.value, first.file) and not first.terms:
+    if is_photo_manifest(first.value, first.file) and not first.terms and not _is_subject(first):
         return read_imagefolder(every, rows.head, rows.faults)
     return ManifestRows(rows.head, every, rows.faults)
+
+
+def _is_subject(row: ManifestRow) -> bool:
+    """Whether a row names a folder of photos, under a name that columns of photos have too."""
+    files = photo_row(row.value, 1).files
+    has_photo = any(is_image_name(file) or "://" in file for file in files)
+    return bool(files) and not has_photo and bool({"id", "name", "class_noun"} & row.value.keys())
 
 
 def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
@@ -263,9 +274,25 @@ def _reachable(url: str) -> Iterator[None]:
         if (fault := private_host_fault(error)) is not None:
             raise ManifestError(f"{url}: {fault.message}", fault.remedy) from error
         if isinstance(error, FileNotFoundError):
-            raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
+            raise _missing(url) from error
         message = f"{url} cannot be read: {words_of(error)}"
         raise ManifestError(message, remedy_of_reading(error)) from error
+
+
+def _missing(url: str) -> ManifestError:
+    if not url.strip():
+        return ManifestError("no manifest is named", "name a manifest or a folder")
+    remedy = "correct the path of the manifest or folder"
+    folder, name = os.path.split(url.rstrip("/"))
+    if os.path.islink(url):
+        return ManifestError(f"{url} is a link to a file that is missing", "correct the link")
+    if "://" not in url and os.path.isdir(folder or "."):
+        names = {one: os.path.splitext(one)[0] for one in os.listdir(folder or ".")}
+        stem = similar_name(os.path.splitext(name)[0], sorted(names.values()))
+        close = next((one for one in sorted(names) if names[one] == stem), None)
+        if close is not None and not is_litter(close):
+            remedy = f"did you mean {os.path.join(folder, close)}?"
+    return ManifestError(f"there is no {url}", remedy)
 
 
 def _file_names(folder: str) -> set[str]:
@@ -280,8 +307,11 @@ def _binary(url: str, *, trusted: bool) -> Any:
     with _reachable(url):
         filesystem, path = fsspec.core.url_to_fs(url) if trusted else filesystem_of(url)
         if isinstance(filesystem, LocalFileSystem):
-            with open_local(path, "name a file"):
-                pass
+            try:
+                with open_local(path, "name a file"):
+                    pass
+            except PhotoFault as fault:
+                raise ManifestError(f"{url}: {fault.message}", fault.remedy) from fault
         return filesystem.open(path, "rb")
 
 

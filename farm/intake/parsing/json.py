@@ -30,6 +30,9 @@ _WORDS = {"true": True, "false": False, "null": None}
 def read_json(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest object, or a bare array of subjects."""
     faults: list[Fault] = []
+    if not text.strip():
+        faults.append(Fault(file, "the file is empty", 'write {"subjects": [ … ]}', line=1))
+        return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
     reader = _Reader(text, file, faults)
     try:
         document = reader.document()

@@ -34,6 +34,7 @@ _FORMS = (
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
     (b"\xff\xd8\xff", "a JPEG photo", "give the table or text itself"),
     (b"\x89PNG", "a PNG picture", "give the table or text itself"),
+    (b"<?xml", "an XML file, as old spreadsheets are", _AS_CSV),
     (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
     (b"<!DOCTYPE html", "a web page", "download the file itself"),
     (b"<!doctype html", "a web page", "download the file itself"),
