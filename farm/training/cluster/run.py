@@ -58,8 +58,8 @@ IDLE_STOP_S = 4.0
 SLOW_STOP_S = 4.0
 """How long lanes may save their jobs before the user learns what they do."""
 _SLOW_STOP = (
-    "still stopping: lanes finish the images of adapters that they have begun to generate; "
-    "Ctrl-C again ends the run at once, and unfinished jobs resume from their last checkpoints"
+    "still stopping: lanes are saving their jobs; Ctrl-C again ends the run at once, and "
+    "unfinished jobs resume from their last checkpoints"
 )
 STUCK_PATIENCE_S = 2.0
 """How long lane runs may take to end once their controllers are killed."""

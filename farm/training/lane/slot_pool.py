@@ -162,7 +162,7 @@ class SlotPool:
 
 def _admit(trainer: SlotTrainer, job: TrainingJob, state: SlotState | None) -> int:
     """Admit a job from its checkpoint, or from the start if the checkpoint cannot be used."""
-    if state is not None and state.step < job.recipe.steps:
+    if state is not None and (state.ended or state.step < job.recipe.steps):
         with suppress(ValueError, FarmError):
             return trainer.admit(job, state)
     return trainer.admit(job)
