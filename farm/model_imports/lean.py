@@ -35,7 +35,7 @@ LIBRARIES = ("diffusers", "transformers", "peft")
 
 
 class _LaterModule(ModuleType):
-    """Stands for a module that is imported when one of its attributes is first used."""
+    """A substitute for a module that is imported when one of its attributes is first used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # inspect asks every module for its file
@@ -85,7 +85,7 @@ _undo = ExitStack()
 def lean_imports() -> Iterator[None]:
     """Keep the substitutes in place until the outermost block of all threads has ended.
 
-    Loading a base stands in such a block too: torch's own initializers use the same decorators.
+    Loading a base is such a block too: torch's own initializers use the same decorators.
     """
     global _depth
     with _lock:
