@@ -1,1 +1,1 @@
-"""How diffusers, transformers and peft are imported: quietly, without what the farm does not use."""
+"""How diffusers, transformers and peft are imported: quietly, and without unused parts."""
