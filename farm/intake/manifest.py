@@ -15,7 +15,7 @@ from itertools import islice
 from farm.errors import Fault, ManifestError
 from farm.intake.faults import similar_name
 from farm.intake.formats.open import open_rows
-from farm.intake.formats.unnamed import unnamed_folders
+from farm.intake.formats.unnamed import unnamed_folders, unnamed_photos
 from farm.intake.prompts.token_limit import Reader
 from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow, ManifestRows
@@ -141,13 +141,18 @@ def read_manifest(
     return manifest
 
 
-def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Fault | None:
-    """One warning about the folders beside a table that none of its subjects use."""
+def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Iterator[Fault]:
+    """Warnings about what is beside a table, or the folders of subjects, and none of them uses."""
     if not rows.folder or not resolved:
-        return None
+        return
+    uris = [uri for one in resolved for uri in (*one.uris, *one.class_images)]
     ids = (one.id for one in resolved)
-    uris = (uri for one in resolved for uri in (*one.uris, *one.class_images))
-    return unnamed_folders(rows.folder, rows.head.file, ids, uris)
+    for found in (
+        unnamed_folders(rows.folder, rows.head.file, ids, uris),
+        unnamed_photos(rows.folder, rows.head.file, uris),
+    ):
+        if found is not None:
+            yield found
 
 
 def _all_faults(
@@ -159,12 +164,11 @@ def _all_faults(
 ) -> tuple[Fault, ...]:
     """Those found, each once, and those that concern all subjects together."""
     faults = list(dict.fromkeys(found))
-    if (unnamed := _unnamed(rows, resolved)) is not None:
-        faults.append(unnamed)
+    faults += _unnamed(rows, resolved)
     for judge in (_unknown_classes, _classes_in_two_cases, _unread_windows):
         if (fault := judge(url, resolved, reader)) is not None:
             faults.append(fault)
-    if not resolved and not faults:
+    if not resolved and all(fault.severity == "warning" for fault in faults):
         faults.append(_no_subjects(rows.head.file or url))
     return tuple(faults)
 
