@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.manifests import write_manifest
-from support.scorers import save_clip
+from support.quality.scorers import save_clip
 from typer.testing import CliRunner
 
 from farm.adapters.registry import Registry

@@ -145,7 +145,7 @@ class _RayRun:
         spec = DispatchSpec(
             store_url=self._prepared.store.url,
             run_id=self._prepared.run_id,
-            epoch=driver.claim.number,
+            epoch=driver.lock.number,
             resolution_px=self._prepared.base.resolution_px,
             settings=replace(self._prepared.request.dispatch, expected_lanes=plan.num_lanes),
         )
@@ -384,7 +384,7 @@ class _RayRun:
 
         return LaneRuns(
             make,
-            prefix=f"{self._prepared.run_id}-{self._driver.claim.number}",
+            prefix=f"{self._prepared.run_id}-{self._driver.lock.number}",
             num_places=plan.num_nodes,
             ended=self._lanes_ended,
         )

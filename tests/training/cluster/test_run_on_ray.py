@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.manifests import QUICK, request, write_manifest
-from support.scorers import save_clip
+from support.quality.scorers import save_clip
 
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.registry import Registry
