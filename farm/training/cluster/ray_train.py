@@ -1,8 +1,8 @@
 """Lanes as workers of long-lived Ray Train runs: one run per node, one lane per worker.
 
-Owns the Ray Train side: the trainer, the backend that replaces only a dead lane, a lane's
-resources, and a worker's setup before its lane runs. The lane itself is in ``lane``; which lane
-gets which job is decided in ``dispatch``.
+Owns the Ray Train side: the backend that replaces only a dead lane, a lane's resources, and a
+worker's setup before its lane runs. The lane itself is in ``lane``; which lane gets which job is
+decided in ``dispatch``.
 
 ``has_replica_groups`` makes Ray Train treat every worker as its own group, so that it replaces only
 the dead one (in seconds) instead of restarting all. It is internal to Ray 2.60 and covered by a
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LaneBackend", "LaneConfig", "LaneRun", "LaneSpec"]
 
-NOT_NEEDED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-"""Ray Train's callbacks that start the actors that lanes do not need."""
 CPU_LANE_NICENESS = 7
 """Added to the niceness of lanes without a GPU: beside a prior worker they get a quarter of a
 core."""
+UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+"""Callbacks of Ray Train that start actors which lanes do not use; see ``LaneTrainer``."""
 
 
 class LaneBackend(Backend):  # type: ignore[misc]  # Ray has no types
@@ -64,6 +64,19 @@ class LaneConfig(BackendConfig):  # type: ignore[misc]
         return LaneBackend
 
 
+class LaneTrainer(DataParallelTrainer):  # type: ignore[misc]
+    """Ray Train without the actors that lanes do not use.
+
+    Each is a process that imports Ray Train and Ray Data, 1.3 to 2.5 CPU seconds. One holds
+    datasets, which lanes do not have. The other removes the placement groups of a dead controller,
+    for which it needs Ray's dashboard; ``watch.free_places_of_dead_controllers`` does so without.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ not in UNUSED_CALLBACKS]
+
+
 @dataclass(frozen=True)
 class LaneSpec:
     """The arguments of every lane of a run."""
@@ -83,21 +96,6 @@ class LaneSpec:
     """Makes the judge of finished adapters; None makes no quality cards."""
     scoring: ScoringSettings = ScoringSettings()
     env: tuple[tuple[str, str], ...] = ()
-
-
-class LaneTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train's trainer without two actors that each of its runs starts on the driver's node.
-
-    ``DatasetManager`` serves datasets, of which lanes have none. ``PlacementGroupCleaner`` frees
-    the places of a killed controller, which the driver does itself
-    (``watch.free_places_of_dead_controllers``); it needs the dashboard, and without one it outlives
-    the run. Together they take 4.5 s of CPU time and 230 MB per run of lanes.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Ray Train's callbacks but those of these actors; internal to Ray 2.60."""
-        callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ not in NOT_NEEDED]
 
 
 def lane_main(config: dict[str, Any]) -> None:
