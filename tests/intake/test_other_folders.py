@@ -45,10 +45,13 @@ def words(manifest: Manifest) -> str:
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"captions.csv": ROWS}, "captions in 1 row are not read"),
+        ({"captions.csv": ROWS}, "its captions are not read"),
         ({"tom/captions.json": '{"0": "sks cat", "1": "sks cat"}'}, "it names 2 of the photos"),
-        ({"metadata.tsv": ROWS.replace(",", "\t")}, "captions in 1 row are not read"),
-        ({"meta_cap.json": json.dumps({"tom/0.png": {"caption": "sks cat"}})}, "captions in 1 row"),
+        ({"metadata.tsv": ROWS.replace(",", "\t")}, "its captions are not read"),
+        ({"cap.json": json.dumps({"tom/0.png": {"text": "sks cat"}})}, "its captions are not read"),
+            {"meta_cap.json": json.dumps({"tom/0.png": {"caption": "sks cat"}})},
+            "its captions are not read",
+        ),
         ({"tom/more/9.png": PHOTOS[0]}, "folders in tom are not read: more"),
         ({"tom/captions/0.txt": "sks cat"}, "folders in tom are not read: captions"),
         ({"9.png": PHOTOS[0]}, "1 photo belongs to no subject"),
