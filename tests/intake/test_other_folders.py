@@ -54,6 +54,9 @@ def words(manifest: Manifest) -> str:
         ({"9.png": PHOTOS[0]}, "1 photo belongs to no subject"),
         ({"tom/0.txt": "sks cat", "tom/0.caption": "sks cat b"}, "`.caption` file is not read"),
         ({"tom/.9.png.icloud": b"bplist"}, "from iCloud"),
+        ({"tom/0.caption.txt": "sks cat"}, "1 caption file without a photo"),
+        ({"tom/0.json": '{"tags": ["cat"]}'}, "write each `tags` into a text file"),
+        ({"tom/0.text": "sks cat"}, "name captions as their photo"),
         ({"tom/9.zip": b"PK"}, "unpack archives"),
         ({"tom/9.numbers": b"PK"}, "CSV UTF-8"),
         ({"tom/9.mp4": b"x"}, "still frames"),
@@ -158,6 +161,8 @@ def test_a_percent_encoded_name_captions_its_photo(tmp_path: Path) -> None:
     ("name", "data", "line", "told"),
     [
         ("0.txt", b"sks cat\ncaf\xe9", 2, "not UTF-8 text"),
+        ("0.txt", b"sks cat\x00\x01", None, "control characters"),
+        ("metadata.csv", b"file_name,text\n0.png,sks \x1b[2J\n", 2, "control characters"),
         (
             "metadata.jsonl",
             b'{\n "file_name": "0.png",\n "text": "x"\n}\n',
@@ -167,7 +172,7 @@ def test_a_percent_encoded_name_captions_its_photo(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_caption_file_is_one_fault_with_its_line(
-    tmp_path: Path, name: str, data: bytes, line: int, told: str
+    tmp_path: Path, name: str, data: bytes, line: int | None, told: str
 ) -> None:
     (fault,) = read(tmp_path, {"subjects.csv": TABLE, **photos("tom/"), f"tom/{name}": data}).errors
     assert fault.file.endswith(name)
