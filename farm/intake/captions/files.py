@@ -73,6 +73,9 @@ class Names:
             self._exact.setdefault(_nfc(name), name)
             self._folded[_nfc(name).casefold()].append(name)
 
+    def __len__(self) -> int:
+        return len(self._exact)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._exact.values())
 
@@ -153,6 +156,8 @@ class Captions:
         return [self._fault(orphans[0], None, f"{count} without a photo: {names}", remedy, True)]
 
     def _text_names(self, photo: str) -> Iterator[str]:
+        if not self._texts:
+            return
         stem = posixpath.splitext(photo)[0]
         for suffix in self._style.suffixes:
             for wanted in (f"{stem}{suffix}", f"{photo}{suffix}"):
