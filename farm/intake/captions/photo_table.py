@@ -164,9 +164,10 @@ def caption_key(data: bytes) -> str | None:
         value = read_json(decoded(data), "", "").head.value
     except NotText:
         return None
-    names = {folded(name): name for name, cell in value.items() if isinstance(cell, str) and cell}
+    names = {folded(name): name for name, cell in value.items() if _texts(cell)}
     # a description beside a photo of a phone is hardly ever its caption
-    wanted = [name for name in CAPTION_COLUMNS if name in names and name != "description"]
+    known = (*CAPTION_COLUMNS, "tags", "tag_string")
+    wanted = [name for name in known if name in names and name != "description"]
     return names[wanted[0]] if wanted else None
 
 
