@@ -65,6 +65,9 @@ def read_kohya(text: str, file: str, base: str) -> ManifestRows:
     except RecursionError:
         fault = Fault(file, "not valid TOML: nested too deeply", "write `[[datasets]]` tables")
         return ManifestRows(head, iter(()), [fault])
+    except ValueError:  # of Python's own conversion
+        fault = Fault(file, "not valid TOML: a number has thousands of digits", "correct it")
+        return ManifestRows(head, iter(()), [fault])
     datasets = config.get("datasets")
     if not isinstance(datasets, list) or not all(isinstance(one, dict) for one in datasets):
         folder = config.get("train_data_dir")
