@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from farm.errors import Fault
+from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
 from farm.intake.captions.photo_table import PhotoRow, PhotoTable, read_photo_table
 from farm.intake.captions.unread import (
     TABLE_SUFFIXES,
@@ -105,7 +105,7 @@ class Captions:
         self._texts = Names(name for name in every if name.lower().endswith(suffixes))
         self._others = Names(name for name in every if not name.lower().endswith(suffixes))
         self._listed: dict[str, Caption] = {}
-        self.faults: list[Fault] = []
+        self.faults = FaultList(limit=MAX_SUBJECT_FAULTS)
         """Of tables, and of files that are not read."""
         sidecars: list[str] = []
         if self._style.has_tables:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.parsing.delimited import read_delimited
 from farm.intake.parsing.json import read_json, read_jsonl
 from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
@@ -74,7 +74,7 @@ class PhotoTable:
     """A table of photos, read."""
 
     rows: list[PhotoRow] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: FaultList = field(default_factory=FaultList)
     columns: dict[str, str] = field(default_factory=dict)
     """Every column, by its folded name."""
 

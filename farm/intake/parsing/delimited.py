@@ -18,6 +18,8 @@ __all__ = ["Delimited", "read_delimited"]
 _SEPARATOR_LINE = re.compile(r'^\s*"?sep=(?P<mark>.)"?[\s,;|]*$', re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 MAX_COLUMNS = 2_000
+MAX_WRONG_ROWS = 1_000
+"""Rows of too many cells that are reported one by one."""
 _QUOTED = re.compile(r'"[^"]*"')
 _MARKS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+(?:[eE][-+]?[0-9]+)?")
@@ -34,7 +36,10 @@ class Delimited:
     columns."""
     delimiter: str
     faults: list[tuple[int, str, str]] = field(default_factory=list)
-    """Line, message and remedy of each error; grows while rows are consumed."""
+    """Line, message and remedy of each error, and beyond ``MAX_WRONG_ROWS`` their number; grows
+    while rows are consumed."""
+    num_wrong: int = 0
+    """Rows of too many cells."""
 
     def number(self, cell: str) -> str:
         """A cell with its decimal comma replaced by a point, unless commas separate cells."""
@@ -97,13 +102,27 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
             while len(cells) > len(table.columns) and not cells[-1]:
                 cells.pop()
             if len(cells) > len(table.columns):
-                message = f"{len(cells)} cells in a table of {len(table.columns)} columns"
-                mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
-                remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
-                table.faults.append((line(), message, remedy))
+                _add_wrong(table, line(), len(cells))
                 continue
             yield line(), cells
     except csv.Error as error:
         is_long = "field larger" in str(error)
         remedy = "shorten the cell, or close its quotes" if is_long else "correct the quotes"
         table.faults.append((line(), f"not a valid table: {error}", remedy))
+    _count_wrong(table, line())
+
+
+def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:
+    """Report a row of too many cells, or count it."""
+    table.num_wrong += 1
+    if table.num_wrong <= MAX_WRONG_ROWS:
+        message = f"{num_cells} cells in a table of {len(table.columns)} columns"
+        mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
+        remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
+        table.faults.append((line, message, remedy))
+
+
+def _count_wrong(table: Delimited, line: int) -> None:
+    if (num_more := table.num_wrong - MAX_WRONG_ROWS) > 0:
+        message = f"{num_more:,} more rows above have too many cells"
+        table.faults.append((line, message, "correct the others first"))

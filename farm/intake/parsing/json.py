@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 
 __all__ = ["read_json", "read_jsonl"]
@@ -27,7 +27,7 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 def read_json(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest object, or a bare array of subjects."""
-    faults: list[Fault] = []
+    faults = FaultList()
     reader = _Reader(text, file, faults)
     try:
         document = reader.document()
@@ -49,7 +49,7 @@ def read_json(text: str, file: str, base: str) -> ManifestRows:
 
 
 def _subject_rows(
-    subjects: list[Any], lines: dict[Path, int], file: str, base: str, faults: list[Fault]
+    subjects: list[Any], lines: dict[Path, int], file: str, base: str, faults: FaultList
 ) -> Iterator[ManifestRow]:
     inner: list[dict[Path, int]] = [{} for _ in subjects]
     for path, line in lines.items():
@@ -65,7 +65,7 @@ def _subject_rows(
 
 def read_jsonl(lines: Iterable[str], file: str, base: str) -> ManifestRows:
     """Read one subject per line; a first line with ``defaults`` and without ``id`` is the head."""
-    faults: list[Fault] = []
+    faults = FaultList()
     rows = _line_rows(lines, file, base, faults)
     first = next(rows, None)
     if first is not None and "id" not in first.value and {"version", "defaults"} & set(first.value):
@@ -80,7 +80,7 @@ def read_jsonl(lines: Iterable[str], file: str, base: str) -> ManifestRows:
 
 
 def _line_rows(
-    lines: Iterable[str], file: str, base: str, faults: list[Fault]
+    lines: Iterable[str], file: str, base: str, faults: FaultList
 ) -> Iterator[ManifestRow]:
     for number, text in enumerate(lines, 1):
         text = text.lstrip("\ufeff") if number == 1 else text
@@ -123,7 +123,7 @@ def _syntax_fault(error: json.JSONDecodeError, file: str, line: int | None = Non
 class _Reader:
     """A JSON reader that records line numbers and reports duplicate keys."""
 
-    def __init__(self, text: str, file: str, faults: list[Fault], first_line: int = 1) -> None:
+    def __init__(self, text: str, file: str, faults: FaultList, first_line: int = 1) -> None:
         self._text = text
         self._file = file
         self._faults = faults
