@@ -141,7 +141,7 @@ class RefusalPace:
         self._due_s: OrderedDict[str, float] = OrderedDict()
 
     def is_over(self, caller: str) -> bool:
-        """Whether so many refusals of a caller are delayed that more should not be."""
+        """Whether the limit of delayed refusals of a caller is reached."""
         delay_s = self._due_s.get(caller, 0.0) - self._clock()
         return delay_s > MAX_DELAYED_REFUSALS * self._interval_s
 
