@@ -41,8 +41,8 @@ def open_parquet(source: Any) -> Any:
 
     source.seek(0, os.SEEK_END)
     source.seek(-min(8, source.tell()), os.SEEK_END)
-    footer_bytes = int.from_bytes(source.read(4), "little")
-    if footer_bytes > MAX_FOOTER_BYTES:
+    tail = source.read(8)
+    if tail[4:] == b"PAR1" and int.from_bytes(tail[:4], "little") > MAX_FOOTER_BYTES:
         raise TableTooLarge(f"its footer has more than {MAX_FOOTER_BYTES // 2**20} MiB")
     source.seek(0)
     table = pq.ParquetFile(source)
