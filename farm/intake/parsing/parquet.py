@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["TableTooLarge", "open_parquet", "parquet_rows"]
 
@@ -30,7 +30,7 @@ class TableTooLarge(ValueError):
     """A table that would take too much memory; the message names the exceeded bound."""
 
 
-def open_parquet(source: Any) -> Any:
+def open_parquet(source: BinaryIO) -> Any:
     """Open a Parquet file for ``parquet_rows``.
 
     Raises:

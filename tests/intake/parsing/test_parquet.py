@@ -70,7 +70,8 @@ def test_ordinary_tables_are_read(tmp_path: Path):
         }
     )
     pq.write_table(table, tmp_path / "m.parquet")
-    rows = read_parquet(str(tmp_path / "m.parquet"), "m.parquet", "/")
+    file = io.BytesIO((tmp_path / "m.parquet").read_bytes())
+    rows = read_parquet(file, "m.parquet", "/")
     first, second = rows.subjects
     assert first.value["recipe"] == {"steps": 10}
     assert first.value["photos"] == [{"uri": "x"}]
