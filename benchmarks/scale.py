@@ -229,13 +229,13 @@ def run_scale(
     assert again.jobs == expected, "the ledger replays to another state"
     del again, expected
     write_settings(store, RUN, {})
-    claim = StoreLock.take(store, f"runs/{RUN}/drivers", ttl_s=600.0)
-    assert claim is not None
+    lock = StoreLock.take(store, f"runs/{RUN}/drivers", ttl_s=600.0)
+    assert lock is not None
     for name in ("status_s", "status_left_s"):
         began = time.process_time()
         run_status(store, RUN)
         facts[name] = time.process_time() - began
-        claim.release()
+        lock.release()
     return facts, out
 
 

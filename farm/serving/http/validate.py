@@ -38,7 +38,7 @@ _PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 @dataclass(frozen=True)
 class Order:
-    """A validated request: what to generate, one entry per picture."""
+    """A validated request: what to generate, one entry per image."""
 
     asked: GenerateRequest
     tenant: Tenant
@@ -47,7 +47,7 @@ class Order:
     height_px: int
     link_root: str
     notes: tuple[str, ...] = ()
-    """What the caller should know about the prompt, the same for every picture."""
+    """What the caller should know about the prompt, the same for every image."""
 
     @property
     def output_format(self) -> OutputFormat:
@@ -146,13 +146,13 @@ def _check_limits(
 
 
 def _first_seed(asked: int | None, default: int | None, num_pictures: int) -> int:
-    """The seed of the first picture; random if neither the request nor the default has one."""
+    """The seed of the first image; random if neither the request nor the default has one."""
     seed = default if asked in (None, ANY_SEED) else asked
     if seed is None:
         seed = secrets.randbelow(2**32)
     if seed > MAX_SEED - num_pictures:
         raise RequestRefused(
-            f"seed: too large for {num_pictures} pictures that count up from it",
+            f"seed: too large for {num_pictures} images that count up from it",
             f"write {MAX_SEED - num_pictures} or less",
             "seed",
         )

@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 from support.endpoint import LiveEndpoint, are_same, eventually, pixels_of
-from support.openai_client import FEW, generate
+from support.serving.openai_client import FEW, generate
 
 from farm.adapters.record import BaseFamily
 from farm.base.generate import generate_images
