@@ -35,6 +35,8 @@ __all__ = [
 
 GIB = 2**30
 PLAIN_EVERY_S = 10.0
+SHOWN_LANES = 40
+"""Rows of the live table; a terminal shows no more, and the driver lays them out twice a second."""
 
 
 class PlainView:
@@ -139,14 +141,16 @@ def _lanes_table(snapshot: Snapshot) -> Table:
     table = Table(box=None, padding=(0, 2))
     for name in ("lane", "slots", "rows/s", "memory", "last heard"):
         table.add_column(name, justify="left" if name == "lane" else "right")
-    for number, lane in enumerate(snapshot.lanes):
+    for number, lane in enumerate(snapshot.lanes[:SHOWN_LANES]):
         table.add_row(
             str(number),
             f"{lane.held}/{lane.slots}",
             f"{lane.rows_per_s:.0f}",
             f"{lane.rss_bytes / GIB:.1f} GiB",
-            f"{lane.silent_s:.0f}s ago",
+            f"{snapshot.at - lane.seen:.0f}s ago",
         )
+    if len(snapshot.lanes) > SHOWN_LANES:
+        table.add_row(f"… {len(snapshot.lanes) - SHOWN_LANES} more")
     return table
 
 

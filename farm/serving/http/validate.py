@@ -17,6 +17,7 @@ from typing import Any
 from starlette.requests import Request
 
 from farm.errors import RequestRefused
+from farm.intake.prompts.foreign_syntax import adapter_tags, emphasis
 from farm.intake.subject import names_identifier
 from farm.safe_names import SAFE_NAME
 from farm.serving.access.api_keys import Tenant
@@ -31,8 +32,6 @@ from farm.serving.request import MAX_SEED, AdapterRef, GenerationRequest
 __all__ = ["Order", "check_adapters", "validate_request"]
 
 DEFAULT_GUIDANCE = 5.0
-_LORA_TAG = re.compile(r"<lora:[^<>]{1,100}>")
-"""How A1111 and similar tools name adapters inside prompts."""
 _PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 
@@ -246,8 +245,10 @@ def _prompt_notes(
                 f"prompt: it does not name the class of {facts.name}, {facts.class_noun}; write it "
                 f"after the subject, as in: a photo of {subject}"
             )
-    for tag in dict.fromkeys(_LORA_TAG.findall(prompt)):
+    for tag in adapter_tags(prompt):
         yield f"prompt: {tag} is read as plain words; name adapters in 'model' and 'adapters'"
+    for syntax in emphasis(prompt):
+        yield f"prompt: {syntax} is read as plain words; words have no weights here"
 
 
 def _has_noun(prompt: str, noun: str) -> bool:
