@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
 
-from farm.errors import Fault
+from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
 from farm.intake.captions.photo_table import (
     PhotoRow,
     PhotoTable,
@@ -116,7 +116,7 @@ class Captions:
         self._texts = Names(name for name in every if name.lower().endswith(suffixes))
         self._others = Names(name for name in every if not name.lower().endswith(suffixes))
         self._listed: dict[str, Caption] = {}
-        self.faults: list[Fault] = []
+        self.faults = FaultList(limit=MAX_SUBJECT_FAULTS)
         """Of tables, and of files that are not read."""
         sidecars: list[str] = []
         if self._style.has_tables:
@@ -131,9 +131,9 @@ class Captions:
                 self.add_fault(tables[MAX_TABLES], None, message, remedy, is_warning=True)
         self._report_unread(every, sidecars)
 
-    def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
+    def of(self, photo: str, faults: FaultList | None = None) -> Caption | None:
         """The caption of a photo, by its path from the folder; its faults are added to the list."""
-        found = faults if faults is not None else []
+        found = faults if faults is not None else FaultList()
         return self._beside(photo, found) or self._listed.get(photo)
 
     def orphans(self, photos: Iterable[str]) -> list[Fault]:
@@ -164,7 +164,7 @@ class Captions:
                 if (name := self._texts.find(wanted)) is not None:
                     yield name
 
-    def _beside(self, photo: str, faults: list[Fault]) -> Caption | None:
+    def _beside(self, photo: str, faults: FaultList) -> Caption | None:
         for name in self._text_names(photo):
             try:
                 text = decoded(self._read(name)[:MAX_CAPTION_BYTES], TEXT_REMEDY)
