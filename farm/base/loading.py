@@ -21,6 +21,7 @@ from farm.base.quiet import quiet_loading
 from farm.errors import BaseModelError
 from farm.file_facts import cache_folder
 from farm.keys import digest
+from farm.lean_imports import lean_imports
 
 if TYPE_CHECKING:
     import torch
@@ -89,10 +90,10 @@ def load_base(
                 f"{name} is built in memory and cannot be quantised", "save it to a folder first"
             )
         _refuse_revision(name, revision)
-        with quiet_loading():
+        with quiet_loading(), lean_imports():
             return _built(name, place, dtype)
     folder = resolve_folder(name, revision=revision, fetched=fetched)
-    with quiet_loading():
+    with quiet_loading(), lean_imports():
         return _from_folder(name, folder, place, dtype, quantization)
 
 

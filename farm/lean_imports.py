@@ -1,0 +1,163 @@
+"""Importing diffusers, transformers and peft without what the farm does not use of them.
+
+Owns a hook on their import. It changes what they import, not what they do: three costs of a process
+that takes five CPU seconds to import them are put off until somebody needs them.
+
+- ``importlib.metadata.packages_distributions`` reads every installed package's file list. Each of
+  the libraries calls it once; while they are imported, its result is kept.
+- ``scipy.stats`` is imported by diffusers' schedulers for one option, beta sigmas.
+- ``torch._dynamo`` is imported for decorators that tell ``torch.compile`` what to leave alone, and
+  for the question whether a module is compiled. Without a GPU, where the farm does not compile,
+  the decorators do nothing, and no module is.
+
+The last two stand in ``sys.modules`` as modules that import the real one at the first use of
+anything else.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+__all__ = ["install", "lean_imports"]
+
+LIBRARIES = ("diffusers", "transformers", "peft")
+
+
+class _LaterModule(ModuleType):
+    """Stands for a module that is imported when one of its attributes is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # inspect asks every module for its file
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _LeanLoader(Loader):
+    """Executes a module of these libraries as its own loader does, inside of ``lean_imports``."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        with lean_imports():
+            self._loader.exec_module(module)
+
+    def __getattr__(self, name: str) -> Any:  # get_source, get_data, … for tracebacks and readers
+        return getattr(self._loader, name)
+
+
+class _LeanFinder(MetaPathFinder):
+    """Finds modules of these libraries where they are, with the loader wrapped."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] not in LIBRARIES:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _LeanLoader(spec.loader)
+        return spec
+
+
+_lock = threading.RLock()
+_depth = 0
+_undo = ExitStack()
+
+
+@contextmanager
+def lean_imports() -> Iterator[None]:
+    """Keep the substitutes in place until the outermost block of all threads has ended.
+
+    Loading a base stands in such a block too: torch's own initializers use the same decorators.
+    """
+    global _depth
+    with _lock:
+        _depth += 1
+        if _depth == 1:
+            _substitute()
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                _undo.close()
+
+
+def _substitute() -> None:
+    whole = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = _distributions
+    _undo.callback(setattr, importlib.metadata, "packages_distributions", whole)
+    _stand_in("scipy.stats")
+    if not _has_gpu():
+        _stand_in("torch._dynamo", **_DYNAMO)
+
+
+def _stand_in(name: str, **attributes: Any) -> None:
+    if name in sys.modules:
+        return
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # no scipy
+        return
+    if spec is None:
+        return
+    module = _LaterModule(name)
+    vars(module).update(attributes, __path__=spec.submodule_search_locations)
+    sys.modules[name] = module
+    _undo.callback(_remove, module)
+
+
+def _remove(module: ModuleType) -> None:
+    if sys.modules.get(module.__name__) is module:
+        del sys.modules[module.__name__]
+
+
+def _same(decorated: Any = None, *_: Any, **__: Any) -> Any:
+    """A decorator without effect, with or without arguments."""
+    return _same if decorated is None else decorated
+
+
+class _NothingCompiled:
+    """In place of the class of compiled modules: nothing is one."""
+
+
+_DYNAMO = {
+    "allow_in_graph": _same,
+    "assume_constant_result": _same,
+    "disable": _same,
+    "eval_frame": SimpleNamespace(OptimizedModule=_NothingCompiled),
+}
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+_distributions = functools.cache(importlib.metadata.packages_distributions)
+
+
+def install() -> None:
+    """Put the hook before the other finders, once. Libraries that are imported already stay."""
+    if not any(isinstance(finder, _LeanFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LeanFinder())

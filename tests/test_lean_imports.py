@@ -1,0 +1,41 @@
+"""What importing diffusers, transformers and peft leaves out, and that it is there when needed."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT = """
+import importlib.metadata, sys
+whole = importlib.metadata.packages_distributions
+
+from farm.base.loading import load_base
+
+base = load_base("embedded")
+left_out = [name for name in ("torch._dynamo", "scipy.stats") if name in sys.modules]
+assert not left_out, left_out
+assert importlib.metadata.packages_distributions is whole
+
+from diffusers import EulerDiscreteScheduler
+
+scheduler = EulerDiscreteScheduler(use_beta_sigmas=True)
+scheduler.set_timesteps(4)
+assert scheduler.sigmas[0] > scheduler.sigmas[1] > scheduler.sigmas[-1] == 0
+
+import torch
+from diffusers.utils.torch_utils import is_compiled_module
+
+layer = torch.nn.Linear(2, 2)
+assert not is_compiled_module(layer)
+compiled = torch.compile(layer, backend="eager")
+assert torch.equal(compiled(torch.ones(1, 2)), layer(torch.ones(1, 2)))
+assert is_compiled_module(compiled)
+import torch._dynamo.config
+assert torch._dynamo.eval_frame.OptimizedModule is type(compiled)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, torch.compile is wanted at once")
+def test_a_base_loads_without_the_compiler_and_statistics_which_still_work_when_used() -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True)
