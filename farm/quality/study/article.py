@@ -56,14 +56,14 @@ class ArticleStudy:
     """The run's settings."""
 
     steps: int = 500
-    every: int = 50
+    every: int = 100
     num_photos: int = 6
     num_prior_images: int = 48
     rank: int = 16
     learning_rate: float = 2e-3
     prior_weight: float = 0.3
     """Enough to keep the class varied on this small base; 1 reduced the subjects' fidelity."""
-    opening_candidates: int = 8
+    opening_candidates: int = 6
     """Images of which each one of the opening image is the best."""
     seed: int = 1
     target_modules: tuple[str, ...] = WIDE_MODULES
@@ -123,12 +123,12 @@ def run_article_study(
     )
     try:
         stages, cards = _train(bench, study, say)
-        for noun in NOUNS:
-            _write_images(bench, study, noun, photos[noun], stages[noun], out)
         opening = generate_opening(
             bench, individuals, photos, candidates=study.opening_candidates, budget=study.shown
         )
         opening.sheet.save(out / "opening.png")
+        for noun in NOUNS:
+            _write_images(bench, study, noun, photos[noun], stages[noun], out)
     finally:
         bench.close()
     subjects = {noun: _subject_result(cards[noun]) for noun in NOUNS}

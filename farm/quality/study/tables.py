@@ -162,7 +162,8 @@ def article_page(result: Mapping[str, Any]) -> str:
 
 def _opening_lines(opening: Mapping[str, Any]) -> list[str]:
     return [
-        f"Each generated image above is the best of {opening['candidates']} seeds: first by the "
+        "The prompts above name a pose and a place, such as `a [V] cat sitting in the snow`. Each "
+        f"image shown is the best of {opening['candidates']} seeds: first by the "
         "mark reader, then by its similarity to the photos. The mark reader finds the subject's "
         f"mark, its kind and its colour, on {100 * opening['shown_with_mark']:.0f} % of the shown "
         f"images and on {100 * opening['all_with_mark']:.0f} % of all seeds' images. The images "
