@@ -43,12 +43,24 @@ class Caller:
     """One caller."""
 
     def __init__(
-        self, url: str, expected: Path, write: Callable[[Outcome], None], seed: int
+        self,
+        url: str,
+        expected: Path,
+        write: Callable[[Outcome], None],
+        seed: int,
+        *,
+        think_s: float = 0.1,
     ) -> None:
+        """Nothing is sent before ``run``.
+
+        Args:
+            think_s: mean seconds between a response and the next request.
+        """
         self._url = url
         self._expected = expected
         self._write = write
         self._dice = random.Random(seed)
+        self._think_s = think_s
         self._models = sorted(folder.name for folder in expected.iterdir())
 
     def run(self, stop: threading.Event) -> None:
@@ -68,7 +80,7 @@ class Caller:
             self._write(outcome)
             if outcome.verdict in ("unavailable", "cut"):
                 stop.wait(1.0)
-            stop.wait(self._dice.expovariate(1 / 0.1))
+            stop.wait(self._dice.expovariate(1 / self._think_s))
 
     # -- kinds of requests -----------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
 """Random kills of the endpoint on Ray under callers; every image is compared.
 
-    python benchmarks/chaos_serve.py --kills 60 --seed 1 --callers 6 --out benchmarks
+    python benchmarks/chaos_serve.py --kills 100 --seed 1 --callers 20 --think 3
 
 Runs ``farm serve --ray`` and kills engines, ingresses and proxies with -9, sometimes two at once;
 at intervals the endpoint receives SIGTERM under load and is started again. Each image is
-compared with the same image generated alone by other code. SIGTERM ends the
-campaign early, with its page. Exits 1 after a wrong image, a request
-without a response, a 5xx other than an honest 503 (JSON, ``Retry-After``), or a broken connection
-that neither a killed proxy nor a restart explains. Writes ``chaos-serve-<date>.md``.
+compared with the same image generated alone by other code. ``--minutes`` or SIGTERM ends the
+campaign early. Exits 1 after a wrong image, a request without a response, a 5xx other than an
+honest 503 (JSON, ``Retry-After``), or a broken connection that neither a killed proxy nor a restart
+explains. Writes ``chaos-serve-<date>.md`` after every kill.
 """
 
 from __future__ import annotations
@@ -114,6 +114,9 @@ class Endpoint:
             "RAY_worker_niceness": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            # Ray's statistics take a share of the core that generates the images
+            "REPORTER_UPDATE_INTERVAL_MS": "60000",
+            "METRICS_RECORD_INTERVAL_S": "60",
         }
         (root / "r").mkdir(exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
@@ -184,28 +187,28 @@ def kill_some(endpoint: Endpoint, dice: random.Random) -> str:
     return " and ".join(killed)
 
 
-def run(options: argparse.Namespace, root: Path) -> tuple[Campaign, float, str]:
-    """The campaign; also the difference of the two most similar images, and what was printed."""
+def run(options: argparse.Namespace, root: Path) -> list[str]:
+    """Run the campaign and write its page; returns all problems."""
     store, expected = Store(root / "store"), root / "expected"
     studio = Studio(store, expected, "tiny")
     for _ in range(options.adapters):
         studio.publish()
     nearest = nearest_pictures(expected)
     campaign, dice = Campaign(), random.Random(options.seed)
-    endpoint, lock, stop = Endpoint(root, store, options.port), threading.Lock(), threading.Event()
+    endpoint, stop = Endpoint(root, store, options.port), threading.Event()
     endpoint.start()
-
-    def write(outcome: Outcome) -> None:
-        with lock:
-            campaign.outcomes.append(outcome)
-
-    callers = [Caller(endpoint.url, expected, write, number) for number in range(options.callers)]
-    threads = [threading.Thread(target=caller.run, args=(stop,)) for caller in callers]
-    for thread in threads:
-        thread.start()
+    threads = _start_callers(options, endpoint.url, expected, campaign, stop)
     until_s = time.time() + 60 * options.minutes
     enough = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: enough.set())
+    faults: list[str] = []
+
+    def write() -> None:
+        faults[:] = judge(campaign, endpoint.output())
+        day = f"{datetime.now(UTC):%Y-%m-%d}"
+        text = page(campaign, faults, nearest, options)
+        (options.out / f"chaos-serve-{day}.md").write_text(text)
+
     try:
         while len(campaign.events) < options.kills and time.time() < until_s:
             if enough.is_set():
@@ -214,12 +217,32 @@ def run(options: argparse.Namespace, root: Path) -> tuple[Campaign, float, str]:
             is_drain = (len(campaign.events) + 1) % options.drain_every == 0
             _drain(endpoint, campaign) if is_drain else _kill(endpoint, campaign, dice)
             print(campaign.events[-1], len(campaign.outcomes), flush=True)
+            write()
     finally:
         stop.set()
         for thread in threads:
             thread.join(200)
         campaign.drain_exits.append(endpoint.stop())
-    return campaign, nearest, endpoint.output()
+        write()
+    print(json.dumps(endpoint.output().splitlines()[-40:], indent=1))
+    return faults
+
+
+def _start_callers(
+    options: argparse.Namespace,
+    url: str,
+    expected: Path,
+    campaign: Campaign,
+    stop: threading.Event,
+) -> list[threading.Thread]:
+    """Threads that send requests until ``stop`` is set."""
+    write = campaign.outcomes.append  # atomic
+    threads = []
+    for number in range(options.callers):
+        caller = Caller(url, expected, write, number, think_s=options.think)
+        threads.append(threading.Thread(target=caller.run, args=(stop,)))
+        threads[-1].start()
+    return threads
 
 
 def _kill(endpoint: Endpoint, campaign: Campaign, dice: random.Random) -> None:
@@ -258,7 +281,7 @@ def judge(campaign: Campaign, output: str) -> list[str]:
     """All problems."""
     faults = [f"not recovered: {event}" for event in campaign.events if event.ready_s is None]
     faults += [f"exit status {status}" for status in campaign.drain_exits if status]
-    for outcome in campaign.outcomes:
+    for outcome in list(campaign.outcomes):
         if outcome.verdict == "cut" and _is_in(outcome, campaign, "proxy", "stopped"):
             continue
         if outcome.verdict not in GOOD:
@@ -273,15 +296,16 @@ def _is_in(outcome: Outcome, campaign: Campaign, *kinds: str) -> bool:
 
 def page(campaign: Campaign, faults: list[str], nearest: float, options: argparse.Namespace) -> str:
     """The campaign's page."""
-    verdicts = Counter(outcome.verdict for outcome in campaign.outcomes)
-    images = [outcome for outcome in campaign.outcomes if outcome.num_images]
-    took = sorted(outcome.took_s for outcome in images)
+    outcomes = list(campaign.outcomes)  # callers still add to it
+    verdicts = Counter(outcome.verdict for outcome in outcomes)
+    images = [outcome for outcome in outcomes if outcome.num_images]
+    took = sorted(outcome.took_s for outcome in images) or [0.0]
     largest = max((outcome.difference for outcome in images), default=0.0)
-    unavailable = [one for one in campaign.outcomes if one.verdict == "unavailable"]
+    unavailable = [one for one in outcomes if one.verdict == "unavailable"]
     at_drains = sum(_is_in(one, campaign, "drain", "stopped") for one in unavailable)
-    cut = [one for one in campaign.outcomes if one.verdict == "cut"]
+    cut = [one for one in outcomes if one.verdict == "cut"]
     while_stopped = sum(_is_in(one, campaign, "stopped") for one in cut)
-    minutes = (max(o.at_s for o in campaign.outcomes) - campaign.events[0].at_s) / 60
+    minutes = (max(o.at_s for o in outcomes) - campaign.events[0].at_s) / 60
     others = "\n".join(f"| {name} | {count} |" for name, count in sorted(verdicts.items()))
     return (
         f"""# Kills of the endpoint on Ray, {datetime.now(UTC):%Y-%m-%d}
@@ -289,11 +313,13 @@ def page(campaign: Campaign, faults: list[str], nearest: float, options: argpars
 {platform.machine()}, {os.cpu_count()} cores shared with other work (load average \
 {os.getloadavg()[2]:.1f}), Python {platform.python_version()}, torch {torch.__version__}; base \
 `tiny`, `farm serve --ray --engines 2` with 2 ingresses and 1 proxy on one node, \
-{options.callers} callers, seed {options.seed}. `python benchmarks/chaos_serve.py`. Times on this \
-busy machine are not those of a cluster: most of a recovery is the start of a Python process.
+{options.callers} callers that wait {options.think:g} s on average between two requests: `python \
+benchmarks/chaos_serve.py --callers {options.callers} --think {options.think:g} --seed \
+{options.seed}`. Times on this busy machine are not those of a cluster: most of a recovery is the \
+start of a Python process.
 
 - {len(campaign.events)} kills and drains in {minutes:.0f} minutes, \
-{len(campaign.outcomes)} requests, {sum(o.num_images for o in images)} images compared
+{len(outcomes)} requests, {sum(o.num_images for o in images)} images compared
 - wrong images: {verdicts["wrong"]}; requests without a response after 120 s: {verdicts["hung"]}
 - 5xx other than an honest 503: {verdicts["error"]}
 - honest 503 (JSON, `Retry-After`): {verdicts["unavailable"]}, of these {at_drains} during drains
@@ -334,9 +360,10 @@ def _rows(campaign: Campaign) -> str:
 def main() -> None:
     """Run the campaign and write its page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--callers", type=int, default=6)
+    parser.add_argument("--callers", type=int, default=20)
+    parser.add_argument("--think", type=float, default=3.0, help="mean s between two requests")
     parser.add_argument("--adapters", type=int, default=6)
     parser.add_argument("--drain-every", type=int, default=20, help="every n-th is a drain")
     parser.add_argument("--minutes", type=float, default=600, help="end earlier, after this long")
@@ -344,14 +371,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="chaos-serve-", dir="/tmp") as folder:
-        campaign, nearest, output = run(options, Path(folder))
-    faults = judge(campaign, output)
     options.out.mkdir(parents=True, exist_ok=True)
-    text = page(campaign, faults, nearest, options)
-    (options.out / f"chaos-serve-{datetime.now(UTC):%Y-%m-%d}.md").write_text(text)
-    print(text)
-    print(json.dumps(output.splitlines()[-40:], indent=1))
+    with tempfile.TemporaryDirectory(prefix="chaos-serve-", dir="/tmp") as folder:
+        faults = run(options, Path(folder))
     sys.exit(1 if faults else 0)
 
 

@@ -78,7 +78,7 @@ def main() -> None:
     from farm.training.execute import execute_run, prepare_run
     from farm.training.lane import prefetch as preparer
     from farm.training.lane import publisher
-    from farm.training.lane.encode import PromptCache
+    from farm.training.lane.encode import TrainingPrompts
     from farm.training.lane.settings import SampleSettings
     from farm.training.slots.trainer import SlotTrainer
 
@@ -89,7 +89,7 @@ def main() -> None:
     meter.wrap(SlotTrainer, "admit", "train")
     meter.wrap(SlotTrainer, "weights", "train")
     meter.wrap(SlotTrainer, "release", "train")
-    meter.wrap(PromptCache, "__call__", "decode and encode")
+    meter.wrap(TrainingPrompts, "__call__", "decode and encode")
     meter.wrap(publisher, "save_adapter", "adapter files")
     recipe = {"steps": 1, "prior_rows": 0, "num_prior_images": 0, "crops_per_photo": 1}
     with tempfile.TemporaryDirectory() as folder:

@@ -32,8 +32,8 @@ import httpx2  # noqa: E402
 import psutil  # noqa: E402
 from hostile_clients import GoodClient  # noqa: E402
 from support.endpoint import publish  # noqa: E402
-from support.hostile_files import NAMES, hostile_photo, hostile_zip  # noqa: E402
-from support.hostile_manifests import hostile_manifest  # noqa: E402
+from support.hostile.files import NAMES, hostile_photo, hostile_zip  # noqa: E402
+from support.hostile.manifests import hostile_manifest  # noqa: E402
 
 from farm.base.loading import load_base  # noqa: E402
 from farm.serving.access.api_keys import create_key  # noqa: E402

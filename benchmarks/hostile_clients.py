@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import httpx2  # noqa: E402
-from support.hostile_requests import hostile_requests, raw_requests  # noqa: E402
+from support.hostile.requests import hostile_requests, raw_requests  # noqa: E402
 
 CONCURRENCY = 16
 RAW_EVERY = 10

@@ -229,13 +229,13 @@ def run_scale(
     assert again.jobs == expected, "the ledger replays to another state"
     del again, expected
     write_settings(store, RUN, {})
-    claim = StoreLock.take(store, f"runs/{RUN}/drivers", ttl_s=600.0)
-    assert claim is not None
+    lock = StoreLock.take(store, f"runs/{RUN}/drivers", ttl_s=600.0)
+    assert lock is not None
     for name in ("status_s", "status_left_s"):
         began = time.process_time()
         run_status(store, RUN)
         facts[name] = time.process_time() - began
-        claim.release()
+        lock.release()
     return facts, out
 
 
@@ -310,18 +310,25 @@ def _rows(facts: dict[str, float], out: Outcome) -> list[tuple[str, str, str]]:
 def _economy(jobs: int, lanes: int, out: Outcome, spot_price: float) -> list[str]:
     ideal_s = jobs * JOB_S / (lanes * SLOTS)
     lost = out.steps_trained - jobs * STEPS
-    cost = out.lane_s * spot_price / (jobs * JOB_S / SLOTS)
+    trained_s = jobs * JOB_S / SLOTS
+    cost = out.lane_s * spot_price / trained_s
+    spent_s = sum(out.exchange.calls) + sum(out.tick.calls)
     return [
-        f"Every job was committed exactly once. Throughput: {jobs / out.virtual_s * 3600:,.0f}"
-        f" jobs an hour, {ideal_s / out.virtual_s:.1%} of what {lanes:,} lanes of {SLOTS} slots"
-        " could train without losses, waiting or an uneven end.",
+        "Every job was committed exactly once.",
         "",
-        f"Lost work: {lost:,.0f} steps trained twice, {lost / (jobs * STEPS):.2%} of all"
-        f" ({lost / max(1, out.losses):,.0f} for each lane lost; a checkpoint every"
-        f" {CHECKPOINT_STEPS} steps, {SLOTS} jobs in a lane).",
-        "",
-        f"Cost against on-demand: {cost:.0%}, with spot at {spot_price:.0%} of the on-demand price"
-        " and lost, idle and repeated time paid for.",
+        "| of the run | |",
+        "|---|---|",
+        f"| throughput | {jobs / out.virtual_s * 3600:,.0f} jobs an hour,"
+        f" {ideal_s / out.virtual_s:.1%} of {lanes:,} lanes of {SLOTS} slots without losses,"
+        " waiting or an uneven end |",
+        f"| overhead per job | {spent_s / jobs * 1e6:.0f} µs of the dispatcher's CPU time, and"
+        f" {(out.lane_s - trained_s) / jobs:.2f} s of a lane's time lost, idle or repeated, beside"
+        f" {JOB_S / SLOTS:.0f} s of training |",
+        f"| lost work | {lost:,.0f} steps trained twice, {lost / (jobs * STEPS):.2%} of all"
+        f" ({lost / max(1, out.losses):,.0f} for each of {out.losses} lanes lost; a checkpoint"
+        f" every {CHECKPOINT_STEPS} steps, {SLOTS} jobs in a lane) |",
+        f"| cost against on-demand | {cost:.0%}, with spot at {spot_price:.0%} of the on-demand"
+        " price and lost, idle and repeated time paid for |",
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["bytes_digest", "canonical_json", "derive_seed", "digest", "file_digest", "key_of"]
@@ -25,21 +24,25 @@ def canonical_json(value: object) -> str:
         ValueError: for NaN and infinity, which JSON cannot represent.
         TypeError: for anything but dict, list, tuple, str, int, float, bool and None.
     """
-    _refuse_non_finite(value)
+    _refuse_inexact(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def _refuse_non_finite(value: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} cannot be part of a key")
-    if isinstance(value, Mapping):
+def _refuse_inexact(value: object) -> None:
+    """Refuse what JSON cannot represent or would turn into something else. Concrete types, because
+    every subject's key passes through here, and no others can be encoded."""
+    if isinstance(value, (str, int)) or value is None:
+        return
+    if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"key {key!r} is not a string")
-            _refuse_non_finite(item)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+            _refuse_inexact(item)
+    elif isinstance(value, (list, tuple)):
         for item in value:
-            _refuse_non_finite(item)
+            _refuse_inexact(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} cannot be part of a key")
 
 
 def bytes_digest(data: bytes) -> str:

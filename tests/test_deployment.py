@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import ValidationError as ValidationFault
-from pydantic import ValidationError
-from support import kuberay, kuberay_crds
-from support.doc_commands import WrongCommand, check_command, check_line
-from support.dockerfile import Instruction, instructions, stages
-from support.pod_schema import check_pod
+from support.deploy import kuberay, kuberay_crds
+from support.deploy.dockerfile import Instruction, instructions, stages
+from support.docs.commands import WrongCommand, check_command, check_line
 
 ROOT = Path(__file__).parent.parent
 KUBERAY = sorted((ROOT / "deploy/kuberay").glob("*.yaml"))
@@ -27,82 +25,76 @@ PINS = dict(
 )
 
 
-def cluster_of(path: Path) -> kuberay.ClusterSpec:
-    found = kuberay.read(path)
-    if isinstance(found, kuberay.RayJob):
-        return found.spec.rayClusterSpec
-    return found.spec.rayClusterConfig
-
-
 # -- KubeRay --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
-def test_kuberay_accepts_the_manifest(path: Path) -> None:
-    assert kuberay.read(path)
+def test_kuberay_accepts_the_manifest_in_every_supported_version(path: Path) -> None:
+    assert kuberay.newer_fields(kuberay.read(path)) == []
 
 
-def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:
-    text = (ROOT / "deploy/kuberay/run.yaml").read_text()
-    broken = tmp_path / "run.yaml"
-    broken.write_text(text.replace("enableInTreeAutoscaling", "enableAutoscaling"))
-    with pytest.raises(ValidationError, match="enableAutoscaling"):
-        kuberay.read(broken)
+RUN = (ROOT / "deploy/kuberay/run.yaml").read_text()
 
 
 @pytest.mark.parametrize(
     ("change", "place"),
     [
+        (("enableInTreeAutoscaling", "enableAutoscaling"), "enableAutoscaling"),
+        (("upscalingMode: Default", "upscalingMode: Fast"), "autoscalerOptions.upscalingMode"),
+        (("idleTimeoutSeconds: 120", "idleTimeoutSeconds: 2m"), "idleTimeoutSeconds"),
+        (("backoffLimit: 5", 'backoffLimit: "5"'), "spec.backoffLimit"),
+        (("mode: token", "mode: tokens"), "authOptions.mode"),
+        (("maxReplicas: 8", ""), "'maxReplicas' is a required property"),
+        (('num-cpus: "0"', "num-cpus: 0"), "rayStartParams"),
         (("emptyDir:", "emptyDirectory:"), "emptyDirectory"),
         (("containerPort: 6379", 'containerPort: "6379"'), "containerPort"),
         (("terminationGracePeriodSeconds", "gracePeriodSeconds"), "gracePeriodSeconds"),
     ],
 )
-def test_pod_templates_are_those_of_kubernetes(change: tuple[str, str], place: str) -> None:
-    text = (ROOT / "deploy/kuberay/run.yaml").read_text()
-    check_pods(text)
+def test_unknown_fields_and_wrong_values_are_refused(change: tuple[str, str], place: str) -> None:
     with pytest.raises(ValueError, match=place):
-        check_pods(text.replace(*change))
+        kuberay.check(yaml.safe_load(RUN.replace(*change, 1)))
 
 
-def check_pods(text: str) -> None:
-    cluster = yaml.safe_load(text)["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        check_pod(group["template"], "template")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false"), "ttlSeconds"),
+        (("K8sJobMode", "InteractiveMode"), "backoffLimit is not possible"),
+        (('rayVersion: "2.60.0"', 'rayVersion: "2.51.0"'), "2.52.0 or later, not 2.51.0"),
+        (("terminationGracePeriodSeconds: 120", "restartPolicy: Always"), "gpu: restartPolicy"),
+        (("rayStartParams: {}", "rayStartParams: {labels: a=b}"), "gpu: labels belong"),
+        (
+            (
+                "ports:",
+                "env: [{name: RAY_REDIS_ADDRESS, value: 'redis:6379'}]\n              ports:",
+            ),
+            "needs gcsFaultToleranceOptions",
+        ),
+    ],
+)
+def test_what_the_operator_would_refuse_is_refused(change: tuple[str, str], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        kuberay.check(yaml.safe_load(RUN.replace(*change, 1)))
+
+
+def test_fields_of_newer_versions_are_found() -> None:
+    job = yaml.safe_load(RUN)
+    kuberay.cluster_of(job)["authOptions"] = {"mode": "token", "secretName": "x"}
+    kuberay.check(job)
+    assert kuberay.newer_fields(job) == [
+        ".spec.rayClusterSpec.authOptions.secretName (KubeRay 1.6)"
+    ]
 
 
 @pytest.fixture(scope="module")
 def definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Definitions in the published form, made from the tests' own description of the API."""
+    """Definitions in the published form, made from the description of the API in ``data``."""
     folder = tmp_path_factory.mktemp("crds")
-    for kind, model in kuberay.KINDS.items():
-        schema = inlined(model.model_json_schema())
-        version = {"name": "v1", "schema": {"openAPIV3Schema": schema}}
-        body = {"kind": "CustomResourceDefinition", "spec": {"versions": [version]}}
-        (folder / f"ray.io_{kind.lower()}s.yaml").write_text(yaml.safe_dump(body))
+    for kind in ("RayJob", "RayService"):
+        text = yaml.safe_dump(kuberay.published(kind))
+        (folder / f"ray.io_{kind.lower()}s.yaml").write_text(text)
     return folder
-
-
-def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without references and without closed objects, as resource definitions are."""
-    kinds = schema.get("$defs", {})
-
-    def expand(part: Any) -> Any:
-        if isinstance(part, list):
-            return [expand(item) for item in part]
-        if not isinstance(part, dict):
-            return part
-        if "$ref" in part:
-            return expand(kinds[part["$ref"].rsplit("/", 1)[-1]])
-        if "anyOf" in part and {"type": "null"} in part["anyOf"]:
-            return expand(next(one for one in part["anyOf"] if one != {"type": "null"}))
-        return {
-            name: expand(value)
-            for name, value in part.items()
-            if name != "$defs" and (name, value) != ("additionalProperties", False)
-        }
-
-    return expand(schema)
 
 
 def test_files_are_checked_against_definitions_in_the_published_form(definitions: Path) -> None:
@@ -113,7 +105,7 @@ def test_files_are_checked_against_definitions_in_the_published_form(definitions
             kuberay.check_published(
                 {**document, "spec": {**document["spec"], "colour": 1}}, definitions
             )
-    job = yaml.safe_load((ROOT / "deploy/kuberay/run.yaml").read_text())
+    job = yaml.safe_load(RUN)
     job["spec"]["backoffLimit"] = "5"
     with pytest.raises(ValidationFault, match="'5' is not of type 'integer'"):
         kuberay.check_published(job, definitions)
@@ -139,69 +131,66 @@ def test_kuberays_published_definitions_accept_the_manifest(path: Path) -> None:
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
 def test_clusters_autoscale_and_require_a_token(path: Path) -> None:
-    cluster = cluster_of(path)
-    assert cluster.enableInTreeAutoscaling
-    assert cluster.authOptions.mode == "token"
-    assert cluster.rayVersion == PINS["ray"]
-    for group in cluster.workerGroupSpecs:
-        assert group.minReplicas <= group.replicas <= group.maxReplicas
+    cluster = kuberay.cluster_of(kuberay.read(path))
+    assert cluster["enableInTreeAutoscaling"]
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    assert cluster["authOptions"]["mode"] == "token"
+    assert cluster["rayVersion"] == PINS["ray"]
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
 def test_the_head_runs_no_lanes_and_no_container_runs_as_root(path: Path) -> None:
-    cluster = cluster_of(path)
-    assert cluster.headGroupSpec.rayStartParams == {"num-cpus": "0", "num-gpus": "0"}
-    for group in (cluster.headGroupSpec, *cluster.workerGroupSpecs):
-        for container in group.template.spec.containers:
-            assert container.securityContext.runAsNonRoot
-            assert not container.securityContext.allowPrivilegeEscalation
-            assert container.resources.requests == container.resources.limits
+    head, *workers = kuberay.groups_of(kuberay.read(path))
+    assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
+    for group in (head, *workers):
+        for container in group["template"]["spec"]["containers"]:
+            assert container["securityContext"]["runAsNonRoot"]
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
 def test_the_run_is_a_command_that_farm_accepts_and_fits_its_workers() -> None:
     job = kuberay.read(ROOT / "deploy/kuberay/run.yaml")
-    assert isinstance(job, kuberay.RayJob)
-    words = shlex.split(job.spec.entrypoint)
+    words = shlex.split(job["spec"]["entrypoint"])
     check_command(words)
     options = dict(zip(words, words[1:], strict=False))
-    (group,) = job.spec.rayClusterSpec.workerGroupSpecs
-    limits = group.template.spec.containers[0].resources.limits
+    (group,) = kuberay.cluster_of(job)["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert options["--gpus"] == limits["nvidia.com/gpu"]
     assert options["--cpus"] == limits["cpu"]
-    assert int(options["--nodes"]) == group.maxReplicas
+    assert int(options["--nodes"]) == group["maxReplicas"]
     assert "--yes" in words
     assert options["--address"] == "auto"
 
 
 def test_a_stopping_worker_is_drained_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # KubeRay sets it in every Ray container
-    job = kuberay.read(ROOT / "deploy/kuberay/run.yaml")
-    assert isinstance(job, kuberay.RayJob)
-    pod = job.spec.rayClusterSpec.workerGroupSpecs[0].template.spec
-    lifecycle = pod.containers[0].lifecycle
-    assert lifecycle is not None
-    check_command(lifecycle.preStop.exec.command)
-    assert "--now" in lifecycle.preStop.exec.command
-    assert pod.terminationGracePeriodSeconds is not None
-    assert pod.terminationGracePeriodSeconds >= 120
+    _, worker = kuberay.groups_of(kuberay.read(ROOT / "deploy/kuberay/run.yaml"))
+    pod = worker["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    check_command(command)
+    assert "--now" in command
+    assert pod["terminationGracePeriodSeconds"] >= 120
 
 
 def test_the_endpoint_is_the_one_of_jobs_serve() -> None:
     from farm.serving.settings import EndpointConfig
 
     service = kuberay.read(ROOT / "deploy/kuberay/serve.yaml")
-    assert isinstance(service, kuberay.RayService)
-    config = yaml.safe_load(service.spec.serveConfigV2)
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
     assert config == yaml.safe_load((ROOT / "jobs/serve.yaml").read_text())
     endpoint = EndpointConfig.model_validate(config["applications"][0]["args"])
-    (group,) = service.spec.rayClusterConfig.workerGroupSpecs
-    assert group.template.spec.terminationGracePeriodSeconds is not None
-    assert group.template.spec.terminationGracePeriodSeconds > endpoint.replicas.drain_s
-    mounts = [mount.mountPath for mount in group.template.spec.containers[0].volumeMounts]
+    assert service["spec"]["rayClusterDeletionDelaySeconds"] > endpoint.limits.deadline_s
+    _, worker = kuberay.groups_of(service)
+    pod = worker["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > endpoint.replicas.drain_s
+    mounts = [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
     assert any(endpoint.cache_folder.startswith(path) for path in mounts)
 
 
-def test_kubectl_is_only_told_to_apply_files_that_are_checked() -> None:
+def test_pages_apply_only_files_that_are_checked() -> None:
     check_line("kubectl apply -f deploy/kuberay/run.yaml")
     with pytest.raises(WrongCommand):
         check_line("kubectl apply -f deploy/kuberay/other.yaml")

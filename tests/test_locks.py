@@ -95,4 +95,4 @@ def test_of_many_that_race_one_wins(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(claim is not None for claim in won) == 1
+    assert sum(lock is not None for lock in won) == 1

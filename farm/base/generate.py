@@ -20,6 +20,7 @@ from farm.base.conditioning import Conditioning
 from farm.base.device.transfer import sent
 from farm.base.interface import Base
 from farm.base.stepping import initial_scale, model_input, takes_generator
+from farm.base.stopping import raise_if_stopped
 from farm.schedulers import SchedulerName
 
 __all__ = [
@@ -106,6 +107,7 @@ def generate_latents(
     )
     extra = _step_arguments(sampler, seeds, shape)
     for timestep in sampler.timesteps:
+        raise_if_stopped()
         rows_RCHW = torch.cat([latents_RCHW] * 2) if guided else latents_RCHW
         rows_RCHW = model_input(sampler, rows_RCHW, timestep).to(base.dtype)
         timesteps_R = timestep.expand(len(rows_RCHW))

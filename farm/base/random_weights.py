@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 import torch
 
-from farm.base.builds.flow import KLEIN_BUILDS, Z_IMAGE_BUILDS
 from farm.base.builds.flux1 import FLUX1_BUILDS
-from farm.base.builds.flux2_dev import FLUX2_DEV_BUILDS
+from farm.base.builds.flux2 import FLUX2_DEV_BUILDS, KLEIN_BUILDS
 from farm.base.builds.qwen import KREA2_BUILDS, QWEN_IMAGE_BUILDS
 from farm.base.builds.sd3 import SD3_BUILDS
 from farm.base.builds.unet import SD_BUILDS, SDXL_BUILDS
+from farm.base.builds.z_image import Z_IMAGE_BUILDS
 from farm.base.names import BuiltName
 
 __all__ = ["BUILDS", "build_pipeline"]

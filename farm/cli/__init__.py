@@ -14,11 +14,12 @@ import inspect
 import os
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 import typer
 
 from farm.cli.quiet import hush_libraries
-from farm.errors import FarmError, Interrupted
+from farm.errors import FarmError, Interrupted, UserError, explain
 
 __all__ = ["app", "main"]
 
@@ -79,22 +80,47 @@ def main() -> None:
     faulthandler.enable()  # a crash in native code prints the Python stack
     hush_libraries()
     try:
-        app()
+        app(prog_name="farm")
     except FarmError as error:
         if os.environ.get("FARM_DEBUG"):
             raise
         with suppress(BrokenPipeError):  # its reader has ended, which changes no exit code
             _explain(error)
-            if "--json" in sys.argv[1:]:
-                _print_error_document(error)
+            _print_document(error, error.exit_code)
         _leave(error.exit_code)
     except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as end:
+        _handle_exit(end)
+        raise
+    except Exception as error:  # a bug: Python prints its stack
+        _print_document(error, 1)
+        raise
+
+
+def _handle_exit(end: SystemExit) -> None:
+    """Print what typer left out: it turns usage errors and Ctrl-C into exits."""
+    cause = end.__context__
+    if end.code == Interrupted.exit_code or isinstance(cause, typer.Abort):
+        _interrupted()
+    # click's classes, which newer typer versions contain a copy of
+    if (message := getattr(cause, "format_message", None)) is not None:
+        context = getattr(cause, "ctx", None)
+        command = context.command_path if context is not None else "farm"
+        error = UserError(message(), f"see `{command} --help`")
         with suppress(BrokenPipeError):
-            print("farm: interrupted", file=sys.stderr)
-        _leave(Interrupted.exit_code)
+            _print_document(error, error.exit_code)
 
 
-def _leave(code: int) -> None:
+def _interrupted() -> NoReturn:
+    error = Interrupted("interrupted", "run the same command again")
+    with suppress(BrokenPipeError):
+        print("farm: interrupted", file=sys.stderr)
+        _print_document(error, error.exit_code)
+    _leave(error.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
     """Exit. Do not wait for threads that still wait for a Ray that does not answer: the exit
     handlers of Python and Ray would wait for them, or change the exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -124,13 +150,16 @@ def _explain(error: FarmError) -> None:
         console.print(Text.assemble(("remedy: ", "bold green"), remedy), soft_wrap=True)
 
 
-def _print_error_document(error: FarmError) -> None:
-    """The error as the one JSON document on stdout that ``--json`` promises."""
+def _print_document(error: Exception, code: int) -> None:
+    """With ``--json``, the error as the one JSON document on stdout."""
+    if "--json" not in sys.argv[1:]:
+        return
     from dataclasses import asdict
 
     from farm.cli.views.output import print_json
 
-    document: dict[str, object] = {"message": error.message, "remedy": error.remedy}
+    message, remedy = explain(error)
+    document: dict[str, object] = {"code": code, "message": message, "remedy": remedy}
     if faults := getattr(error, "faults", ()):
         document["faults"] = [asdict(fault) for fault in faults]
     print_json({"error": document})

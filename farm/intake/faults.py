@@ -138,9 +138,25 @@ def _shown(value: object) -> str:
     return str(value)
 
 
+_SYNONYMS = {
+    **dict.fromkeys(
+        ("images", "image", "image_dir", "folder", "path", "img", "pictures"), "photos"
+    ),
+    **dict.fromkeys(("class", "class_name", "noun", "category"), "class_noun"),
+    **dict.fromkeys(("token", "trigger", "trigger_word", "keyword"), "identifier"),
+    **dict.fromkeys(("prompt", "caption"), "instance_prompt"),
+    **dict.fromkeys(("learning_rates", "lr"), "learning_rate"),
+    **dict.fromkeys(("reg_images", "regularization_images"), "class_images"),
+    **dict.fromkeys(("max_train_steps", "train_steps"), "steps"),
+}
+"""Words of other tools for fields of a manifest."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A remedy that names the nearest known word, or all of them."""
     words = list(known)
+    if (meant := _SYNONYMS.get(word.casefold())) in words:
+        return f"did you mean `{meant}`?"
     by_fold = {one.casefold().replace("-", "_"): one for one in words}
     close = get_close_matches(word.casefold().replace("-", "_"), by_fold, n=1, cutoff=0.6)
     if close:
@@ -153,8 +169,9 @@ def similar_name(name: str, names: Iterable[str]) -> str | None:
     if len(name) > MAX_COMPARED_CHARACTERS:
         return None
     some = [one for one in islice(names, MAX_COMPARED) if len(one) <= MAX_COMPARED_CHARACTERS]
-    close = get_close_matches(name, some, n=1, cutoff=0.6)
-    return close[0] if close else None
+    by_fold = {one.casefold(): one for one in reversed(some)}
+    close = get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
+    return by_fold[close[0]] if close else None
 
 
 def slug(text: str) -> str:

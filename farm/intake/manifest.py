@@ -15,7 +15,7 @@ from itertools import islice
 from farm.errors import Fault, ManifestError
 from farm.intake.faults import similar_name
 from farm.intake.formats.open import open_rows
-from farm.intake.formats.unnamed import unnamed_folders
+from farm.intake.formats.unnamed import unnamed_folders, unnamed_photos
 from farm.intake.prompts.token_limit import Reader
 from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow, ManifestRows
@@ -27,6 +27,8 @@ __all__ = ["Manifest", "invalid", "read_manifest"]
 
 CHUNK_ROWS = 256
 """Rows resolved between two collections of results; bounds the number in flight."""
+ROWS_TOGETHER = 1_000
+"""Subjects of one row group of a Parquet file: as Python values they take ten times the memory."""
 REMOTE_THREADS = 16
 """Threads that list folders of a store; each waits for the network most of the time."""
 
@@ -70,9 +72,10 @@ class Manifest:
         }
         fields = [*Subject.model_fields, "captions"]
         schema = pa.schema([(field, kinds.get(field, pa.string())) for field in fields])
-        rows = [_as_row(subject) for subject in self.subjects]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+        buffer, subjects = io.BytesIO(), iter(self.subjects)
+        with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+            while part := list(map(_as_row, islice(subjects, ROWS_TOGETHER))):
+                writer.write_table(pa.Table.from_pylist(part, schema=schema))
         return buffer.getvalue()
 
 
@@ -138,13 +141,18 @@ def read_manifest(
     return manifest
 
 
-def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Fault | None:
-    """One warning about the folders beside a table that none of its subjects use."""
+def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Iterator[Fault]:
+    """Warnings about what is beside a table, or the folders of subjects, and none of them uses."""
     if not rows.folder or not resolved:
-        return None
+        return
+    uris = [uri for one in resolved for uri in (*one.uris, *one.class_images)]
     ids = (one.id for one in resolved)
-    uris = (uri for one in resolved for uri in (*one.uris, *one.class_images))
-    return unnamed_folders(rows.folder, rows.head.file, ids, uris)
+    for found in (
+        unnamed_folders(rows.folder, rows.head.file, ids, uris),
+        unnamed_photos(rows.folder, rows.head.file, uris),
+    ):
+        if found is not None:
+            yield found
 
 
 def _all_faults(
@@ -156,12 +164,11 @@ def _all_faults(
 ) -> tuple[Fault, ...]:
     """Those found, each once, and those that concern all subjects together."""
     faults = list(dict.fromkeys(found))
-    if (unnamed := _unnamed(rows, resolved)) is not None:
-        faults.append(unnamed)
+    faults += _unnamed(rows, resolved)
     for judge in (_unknown_classes, _classes_in_two_cases, _unread_windows):
         if (fault := judge(url, resolved, reader)) is not None:
             faults.append(fault)
-    if not resolved and not faults:
+    if not resolved and all(fault.severity == "warning" for fault in faults):
         faults.append(_no_subjects(rows.head.file or url))
     return tuple(faults)
 

@@ -81,7 +81,8 @@ class ManifestRow:
     styles: Mapping[Path, CaptionStyle] = field(default_factory=dict)
     """How captions are read below a path, where it differs from the default."""
     terms: Mapping[Path, str] = field(default_factory=dict)
-    """The row's own names of values, where they differ from their paths."""
+    """The row's own names of values, where they differ from their paths; one with a dot is whole,
+    for a value that is written outside the row."""
     hints: Mapping[Path, str] = field(default_factory=dict)
     """Remedies for missing values and unknown keys, in terms of the row's form."""
 
@@ -109,7 +110,7 @@ class ManifestRow:
         """A value's name as the row's own form writes it."""
         for length in range(len(path), 0, -1):
             if (term := self.terms.get(path[:length])) is not None:
-                return shown_field((*self.prefix, term))
+                return term if "." in term else shown_field((*self.prefix, term))
         return shown_field(self.prefix + path)
 
     def style(self, path: Path) -> CaptionStyle:

@@ -23,7 +23,7 @@ from farm.base.interface import Base
 from farm.keys import derive_seed
 from farm.quality import scores
 from farm.quality.evaluation_images import BASE_SLOT, ImageRow, generate_rows, seeds_for
-from farm.quality.intervals import MIN_PICTURES, Estimate
+from farm.quality.intervals import MIN_PICTURES, ScoreEstimate
 from farm.quality.protocol import PromptPair, Protocol, ScoringBudget, protocol_for
 from farm.quality.ratios import EmbeddedImages, evidence_of, scores_of
 from farm.quality.scorer import ImageScorer, Scorer
@@ -194,8 +194,8 @@ class Examiner:
         reference = self._references[(candidate.class_noun, candidate.class_prompt)]
         photos = self._embed(candidate.photos)
         tuned = EmbeddedImages(*(self._part(own, 0, part) for part in range(3)))
-        values: dict[str, Estimate | None] = {}
-        base_values: dict[str, Estimate | None] = {}
+        values: dict[str, ScoreEstimate | None] = {}
+        base_values: dict[str, ScoreEstimate | None] = {}
         for name in photos:
             values |= scores_of(name, tuned, reference, photos[name], candidate.seed)
             base_values |= scores_of(name, reference, None, photos[name], candidate.seed)
@@ -224,8 +224,8 @@ class Examiner:
     def _card(
         self,
         candidate: Candidate,
-        values: Mapping[str, Estimate | None],
-        base_values: Mapping[str, Estimate | None],
+        values: Mapping[str, ScoreEstimate | None],
+        base_values: Mapping[str, ScoreEstimate | None],
         likeness: scores.PhotoLikeness | None,
         evidence: Evidence,
     ) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def missing_card(reason: str) -> dict[str, Any]:
     }
 
 
-def _plain(value: Estimate | None) -> dict[str, Any]:
+def _plain(value: ScoreEstimate | None) -> dict[str, Any]:
     if value is None:
         return {"missing": f"fewer than {MIN_PICTURES} images"}
     return value.to_json()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from farm.quality.intervals import Estimate
+from farm.quality.intervals import ScoreEstimate
 
 __all__ = ["ScoredStep", "keep_best"]
 
@@ -19,8 +19,8 @@ class ScoredStep:
     """Scores of one saved step."""
 
     step: int
-    fidelity: Estimate
-    preservation: Estimate | None = None
+    fidelity: ScoreEstimate
+    preservation: ScoreEstimate | None = None
     """PRES; lower is better."""
 
 

@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-__all__ = ["MIN_PICTURES", "Estimate", "Indices", "estimate", "estimate_of", "paired_difference"]
+__all__ = [
+    "MIN_PICTURES",
+    "ScoreEstimate",
+    "Indices",
+    "estimate",
+    "estimate_of",
+    "paired_difference",
+]
 
 MIN_PICTURES = 4
 """Minimum number of images (or subjects) for a score; with fewer, the score is missing."""
@@ -28,7 +35,7 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ScoreEstimate:
     """A mean (or other statistic) with its confidence interval."""
 
     mean: float
@@ -39,7 +46,7 @@ class Estimate:
     unit: str = "images"
     """The resampled unit."""
 
-    def overlaps(self, other: Estimate) -> bool:
+    def overlaps(self, other: ScoreEstimate) -> bool:
         """Whether the two intervals overlap."""
         return self.low <= other.high and other.low <= self.high
 
@@ -60,7 +67,7 @@ def estimate(
     seed: int = 0,
     unit: str = "images",
     min_num: int = MIN_PICTURES,
-) -> Estimate | None:
+) -> ScoreEstimate | None:
     """The mean of ``values`` with its interval, or None if there are fewer than ``min_num``.
 
     Raises:
@@ -73,7 +80,7 @@ def estimate(
         return None
     resampled = array[_resamples(array.size, seed)].mean(axis=1)
     low, high = _interval(resampled, array.size)
-    return Estimate(float(array.mean()), low, high, int(array.size), unit)
+    return ScoreEstimate(float(array.mean()), low, high, int(array.size), unit)
 
 
 def estimate_of(
@@ -84,7 +91,7 @@ def estimate_of(
     unit: str = "images",
     min_num: int = MIN_PICTURES,
     num_resamples: int = 400,
-) -> Estimate | None:
+) -> ScoreEstimate | None:
     """A statistic of selected rows with its interval, or None below ``min_num`` rows.
 
     Args:
@@ -98,9 +105,9 @@ def estimate_of(
     resampled = resampled[np.isfinite(resampled)]
     mean = statistic(np.arange(num))
     if not resampled.size:  # every resample consists of one repeated row
-        return Estimate(mean, mean, mean, num, unit)
+        return ScoreEstimate(mean, mean, mean, num, unit)
     low, high = _interval(resampled, num)
-    return Estimate(mean, min(low, mean), max(high, mean), num, unit)
+    return ScoreEstimate(mean, min(low, mean), max(high, mean), num, unit)
 
 
 def paired_difference(
@@ -110,7 +117,7 @@ def paired_difference(
     seed: int = 0,
     unit: str = "subjects",
     min_num: int = MIN_PICTURES,
-) -> Estimate | None:
+) -> ScoreEstimate | None:
     """The paired difference ``first − second``; variation between units cancels out.
 
     Raises:

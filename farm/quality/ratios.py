@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from farm.quality import scores
-from farm.quality.intervals import MIN_PICTURES, Estimate
+from farm.quality.intervals import MIN_PICTURES, ScoreEstimate
 from farm.quality.verdict import Evidence
 
 __all__ = ["EmbeddedImages", "evidence_of", "scores_of"]
@@ -34,7 +34,7 @@ class EmbeddedImages:
 
 def scores_of(
     scorer: str, adapted: EmbeddedImages, base: EmbeddedImages | None, photos_PD: Tensor, seed: int
-) -> dict[str, Estimate | None]:
+) -> dict[str, ScoreEstimate | None]:
     """One scorer's scores by their names on the card; drift requires the base's images."""
     prompted_GD, class_GD = adapted.prompted[scorer], adapted.class_pictures[scorer]
     names = _names(scorer)
@@ -59,8 +59,8 @@ def _names(scorer: str) -> dict[str, str]:
 
 def evidence_of(
     scorer: str,
-    values: Mapping[str, Estimate | None],
-    base_values: Mapping[str, Estimate | None],
+    values: Mapping[str, ScoreEstimate | None],
+    base_values: Mapping[str, ScoreEstimate | None],
     likeness: scores.PhotoLikeness | None,
     curve: Sequence[tuple[int, float]],
 ) -> Evidence:
@@ -86,7 +86,7 @@ def evidence_of(
     )
 
 
-def _mean(value: Estimate | None) -> float | None:
+def _mean(value: ScoreEstimate | None) -> float | None:
     return value.mean if value is not None else None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farm.quality.intervals import Estimate, Indices, estimate, estimate_of
+from farm.quality.intervals import Indices, ScoreEstimate, estimate, estimate_of
 
 __all__ = [
     "Poses",
@@ -39,7 +39,7 @@ def likeness(pictures_GD: Tensor, photos_PD: Tensor) -> list[float]:
     return [float(value) for value in (pictures_GD @ photos_PD.T).mean(1)]
 
 
-def fidelity(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate | None:
+def fidelity(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> ScoreEstimate | None:
     """Subject fidelity: mean pairwise cosine of generated images and photos (DreamBooth §4.1).
 
     With a DINO scorer this is the paper's DINO score, with CLIP its CLIP-I. Higher is better.
@@ -47,7 +47,9 @@ def fidelity(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate 
     return estimate(likeness(pictures_GD, photos_PD), seed=seed)
 
 
-def preservation(class_pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate | None:
+def preservation(
+    class_pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0
+) -> ScoreEstimate | None:
     """PRES: similarity of class images to the subject (DreamBooth §4.3, Table 3).
 
     Lower is better: a high value means that every dog now looks like this dog.
@@ -55,12 +57,12 @@ def preservation(class_pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) ->
     return estimate(likeness(class_pictures_GD, photos_PD), seed=seed)
 
 
-def prompt_fidelity(pictures_GD: Tensor, texts_GD: Tensor, seed: int = 0) -> Estimate | None:
+def prompt_fidelity(pictures_GD: Tensor, texts_GD: Tensor, seed: int = 0) -> ScoreEstimate | None:
     """CLIP-T: cosine of each image and its prompt without the identifier. Higher is better."""
     return estimate([float(value) for value in (pictures_GD * texts_GD).sum(1)], seed=seed)
 
 
-def diversity(pictures_GD: Tensor, seed: int = 0) -> Estimate | None:
+def diversity(pictures_GD: Tensor, seed: int = 0) -> ScoreEstimate | None:
     """DIV: mean pairwise distance among images of one prompt. Higher is better.
 
     The paper measures distance with LPIPS; here it is 1 − cosine in the scorer's space, which
@@ -76,7 +78,7 @@ def diversity(pictures_GD: Tensor, seed: int = 0) -> Estimate | None:
     return estimate_of(mean_distance, len(pictures_GD), seed=seed)
 
 
-def drift(base_GD: Tensor, tuned_GD: Tensor, seed: int = 0) -> Estimate | None:
+def drift(base_GD: Tensor, tuned_GD: Tensor, seed: int = 0) -> ScoreEstimate | None:
     """Drift: distance between base and adapter images of the same seed and unrelated prompt.
 
     Lower is better; 0 means that the adapter does not affect unrelated prompts (the measure of
@@ -85,7 +87,7 @@ def drift(base_GD: Tensor, tuned_GD: Tensor, seed: int = 0) -> Estimate | None:
     return estimate([float(value) for value in 1 - (base_GD * tuned_GD).sum(1)], seed=seed)
 
 
-def copying(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> Estimate | None:
+def copying(pictures_GD: Tensor, photos_PD: Tensor, seed: int = 0) -> ScoreEstimate | None:
     """Copying: each image's cosine with its nearest photo. Near 1, the photos are copied."""
     return estimate([float(value) for value in (pictures_GD @ photos_PD.T).amax(1)], seed=seed)
 

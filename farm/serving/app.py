@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve: ingress processes in front of engine replicas.
 
-Owns the deployments: what a replica does and when replicas are added. A picture depends on its
-request alone, so another replica generates a lost picture again without the caller noticing; see
+Owns the deployments: what a replica does and when replicas are added. An image depends on its
+request alone, so another replica generates a lost image again without the caller noticing; see
 ``cluster/client.py``.
 
     build_app(config)   for `serve run`, `serve deploy` and jobs/serve.yaml
@@ -63,7 +63,7 @@ class EngineReplica:
         return self._facts
 
     async def generate(self, requests: tuple[GenerationRequest, ...]) -> list[Picture]:
-        """Generate pictures in parallel; cancelling the call cancels them."""
+        """Generate images in parallel; cancelling the call cancels them."""
         pictures: dict[int, Picture] = {}
         async with contextlib.aclosing(generate_with(self._engine, requests, listen=False)) as news:
             async for index, item in news:
@@ -80,7 +80,7 @@ class EngineReplica:
                 yield index, self._signed(item) if isinstance(item, Picture) else item
 
     def _signed(self, picture: Picture) -> Picture:
-        """The picture with this engine's name added to its metadata."""
+        """The image with this engine's name added to its metadata."""
         return replace(picture, metadata={**picture.metadata, "engine": self._name})
 
     async def check_health(self) -> None:

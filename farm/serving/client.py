@@ -1,7 +1,7 @@
 """The engine's client interface for the HTTP side, local or remote.
 
 Owns the boundary between event loop and engine: an async stream of progress that ends with the
-picture. It has two implementations: ``LocalEngine`` here, in the same process, and
+image. It has two implementations: ``LocalEngine`` here, in the same process, and
 ``ReplicaClient`` over Ray Serve in ``cluster/client.py``.
 """
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 ImageEvent = tuple[int, Progress | Picture]
-"""An event, and the index of its picture in the request."""
+"""An event, and the index of its image in the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ServedBase:
     fingerprint: str
     resolution_px: int
     side_multiple_px: int
-    """Sides of pictures are multiples of this."""
+    """Sides of images are multiples of this."""
     family: BaseFamily
 
 
@@ -56,12 +56,12 @@ class EngineLoad:
 
     ready: bool
     wait_s: float = 0.0
-    """Estimated wait before a picture requested now would start."""
+    """Estimated wait before an image requested now would start."""
     stats: dict[str, Any] = field(default_factory=dict)
 
 
 class EngineClient(Protocol):
-    """Generates pictures, in this process or in others."""
+    """Generates images, in this process or in others."""
 
     async def facts(self) -> ServedBase:
         """The served base. Raises Draining while no engine is ready."""
@@ -70,10 +70,10 @@ class EngineClient(Protocol):
     def generate(
         self, requests: Sequence[GenerationRequest], *, listen: bool
     ) -> AsyncGenerator[ImageEvent]:
-        """Generate pictures in parallel: events with the picture's index, the picture last.
+        """Generate images in parallel: events with the image's index, the image last.
 
         Either all are accepted or none; the first error ends them all. Without ``listen`` only
-        pictures are sent. Closing the generator cancels unfinished pictures. Raises ServingError,
+        images are sent. Closing the generator cancels unfinished images. Raises ServingError,
         UserError, StoreError.
         """
         ...
@@ -153,4 +153,4 @@ async def generate_with(
                 num_done += 1
     finally:
         for ticket in tickets:
-            ticket.cancel()  # does nothing if the picture is finished
+            ticket.cancel()  # does nothing if the image is finished

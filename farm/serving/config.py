@@ -39,7 +39,7 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_slots: int = Field(65, ge=2, le=4096)
-    """Adapters in the model at once, plus one slot for the bare base. Twice the pictures of a full
+    """Adapters in the model at once, plus one slot for the bare base. Twice the images of a full
     batch lets the next adapters load while the current ones run."""
     max_rank: int = Field(MAX_RANK, ge=1, le=MAX_RANK)
     """An operator's limit: adapters of a higher rank are refused."""
@@ -62,13 +62,13 @@ class EngineConfig(BaseModel):
     """Share of the device's memory that joining rows must leave free; at most 512 MiB on a CPU,
     whose memory other programs also use."""
     max_sizes: int = Field(4, ge=1, le=64)
-    """Full batches of different picture sizes that may run at once, in turns."""
+    """Full batches of different image sizes that may run at once, in turns."""
     lookahead: int | None = Field(None, ge=1)
     """Requests prepared ahead of joining; None is the batch limit."""
     max_loading: int = Field(64, ge=1)
     """Requests that may wait for their adapters, in addition to those prepared ahead."""
     decode_batch: int = Field(4, ge=1, le=64)
-    """Pictures decoded at once."""
+    """Images decoded at once."""
     max_prompts: int = Field(512, ge=1)
     """Encoded prompts kept."""
     max_waiting: int = Field(256, ge=1)
@@ -76,7 +76,7 @@ class EngineConfig(BaseModel):
     max_wait_s: float = Field(120.0, gt=0)
     """Requests with a longer expected wait are refused."""
     quantum: float = Field(50.0, gt=0)
-    """Row-steps that a tenant may spend per round; 50 is one guided picture of 25 steps."""
+    """Row-steps that a tenant may spend per round; 50 is one guided image of 25 steps."""
     stuck_after_s: float = Field(120.0, gt=0)
     """A loop that completes no turn for this long is unhealthy."""
     limits: RequestLimits = Field(default_factory=RequestLimits)
@@ -128,7 +128,7 @@ class EngineStats:
     backlog_s: float = 0.0
     """Seconds of work waiting or running."""
     wait_s: float = 0.0
-    """Seconds until a picture requested now would start."""
+    """Seconds until an image requested now would start."""
     batch_rows: int = 0
     """Rows of a full pass at the base's own size."""
     slots_in_use: int = 0

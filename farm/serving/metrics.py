@@ -27,9 +27,9 @@ class MetricSpec:
 METRICS = (
     MetricSpec("counter", "farm_http_requests", "Requests answered.", ("route", "status")),
     MetricSpec("histogram", "farm_http_seconds", "Time to the end of a response.", ("route",)),
-    MetricSpec("counter", "farm_pictures", "Pictures requested, by outcome.", ("outcome",)),
-    MetricSpec("histogram", "farm_picture_seconds", "A picture's time by stage.", ("stage",)),
-    MetricSpec("gauge", "farm_pictures_waiting", "Pictures requested and not yet answered."),
+    MetricSpec("counter", "farm_pictures", "Images requested, by outcome.", ("outcome",)),
+    MetricSpec("histogram", "farm_picture_seconds", "An image's time by stage.", ("stage",)),
+    MetricSpec("gauge", "farm_pictures_waiting", "Images requested and not yet answered."),
     MetricSpec("gauge", "farm_engine", "The engine's own numbers, by name.", ("fact",)),
 )
 

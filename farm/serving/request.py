@@ -1,4 +1,4 @@
-"""Requests to the engine and what it returns: tickets, progress, pictures.
+"""Requests to the engine and what it returns: tickets, progress, images.
 
 Owns the values that cross the engine's boundary. All are plain and picklable except the ticket,
 which stays in the engine's process. Imports neither torch nor ray, so that the HTTP side can run
@@ -39,7 +39,7 @@ Stage = Literal["queued", "loading", "denoising", "decoding", "done"]
 
 MAX_SEED = 2**63 - 1
 MAX_WEIGHT = 8.0
-"""Absolute adapter weight beyond which pictures are noise."""
+"""Absolute adapter weight beyond which images are noise."""
 MAX_STEPS = 1000
 """Timesteps of the noise schedules that bases are trained with."""
 MAX_SIDE_PX = 16_384
@@ -69,7 +69,7 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One picture to generate. It depends on these values alone, never on other requests."""
+    """One image to generate. It depends on these values alone, never on other requests."""
 
     id: str
     """Identifies the request in logs, events and metadata; unique among requests in flight."""
@@ -91,13 +91,13 @@ class GenerationRequest:
     tenant: str = ""
     """The tenant whose share of the machine the request uses."""
     deadline_s: float | None = None
-    """Seconds after submission at which the picture is no longer useful; None is never."""
+    """Seconds after submission at which the image is no longer useful; None is never."""
     preview_every: int = 0
     """Steps between previews sent as progress; 0 sends none."""
 
 
 class RequestLimits(BaseModel):
-    """Limits of one picture; requests over them are refused before they cost anything.
+    """Limits of one image; requests over them are refused before they cost anything.
 
     The only definition of these limits: the endpoint's ``limits`` extend them, and its engine
     receives the same values.
@@ -111,7 +111,7 @@ class RequestLimits(BaseModel):
     """About what ``long_prompts`` reads in windows; text beyond them only costs time."""
     max_guidance: float = Field(50.0, gt=0, le=MAX_GUIDANCE)
     max_adapters: int = Field(4, ge=1, le=MAX_ADAPTERS)
-    """Adapters on one picture."""
+    """Adapters on one image."""
 
     def check(self, request: GenerationRequest) -> None:
         """Refuse what cannot be generated.
@@ -135,7 +135,7 @@ class RequestLimits(BaseModel):
             )
         if len(request.adapters) > self.max_adapters:
             raise RequestRefused(
-                f"{len(request.adapters)} adapters on one picture",
+                f"{len(request.adapters)} adapters on one image",
                 f"use at most {self.max_adapters}",
                 "adapters",
             )
@@ -168,21 +168,21 @@ class Progress:
     steps: int = 0
     """Total denoising steps."""
     preview: NDArray[np.uint8] | None = None
-    """The denoiser's current estimate of the picture, uint8 [H, W, 3]."""
+    """The denoiser's current estimate of the image, uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One finished picture with its metadata."""
+    """One finished image with its metadata."""
 
     pixels: NDArray[np.uint8]
     """uint8 [H, W, 3]."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Everything that determined the picture, as plain JSON values; ``receipt`` in the API."""
+    """Everything that determined the image, as plain JSON values; ``receipt`` in the API."""
 
 
 class Ticket:
-    """A submitted request: a future of its picture, its progress, and cancellation.
+    """A submitted request: a future of its image, its progress, and cancellation.
 
     ``future`` may be awaited from asyncio with ``asyncio.wrap_future``; cancelling that cancels
     the request. Errors in the future are ``FarmError``s.
@@ -205,12 +205,12 @@ class Ticket:
 
     @property
     def ended(self) -> bool:
-        """Whether the request ended in a picture, an error or a cancellation."""
+        """Whether the request ended in an image, an error or a cancellation."""
         return self.future.done()
 
     @property
     def generated(self) -> bool:
-        """Whether the request ended in a picture."""
+        """Whether the request ended in an image."""
         future = self.future
         return future.done() and not future.cancelled() and future.exception() is None
 
@@ -221,7 +221,7 @@ class Ticket:
         return future.exception() if future.done() and not future.cancelled() else None
 
     def result(self, timeout_s: float | None = None) -> Picture:
-        """Wait for the picture.
+        """Wait for the image.
 
         Raises:
             FarmError: if the request failed.
@@ -251,7 +251,7 @@ class Ticket:
                 self._listeners.remove(listener)
 
     def succeed(self, picture: Picture) -> None:
-        """Deliver the picture, unless the request has been cancelled."""
+        """Deliver the image, unless the request has been cancelled."""
         self.report(Progress("done", self.request.steps, self.request.steps))
         with suppress(InvalidStateError):
             self.future.set_result(picture)

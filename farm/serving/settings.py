@@ -41,7 +41,7 @@ class ReplicaConfig(BaseModel):
     requests_per_engine: int = Field(256, ge=1)
     """HTTP requests that an engine may hold at once; its queue orders and bounds them."""
     target_wait_s: float = Field(10.0, gt=0)
-    """Engines are added when a new picture would wait longer than this."""
+    """Engines are added when a new image would wait longer than this."""
     upscale_delay_s: float = Field(15.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
     drain_s: float = Field(120.0, gt=0)
@@ -88,7 +88,7 @@ class EndpointConfig(BaseModel):
     public_url: str = ""
     """Public address of the endpoint, for links; empty uses each request's host."""
     pictures_store: str = ""
-    """Store for linked pictures; empty is ``store``."""
+    """Store for linked images; empty is ``store``."""
     link_lifetime_s: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 Owns the sequence of steps and the summary. A run survives being killed at any moment: the same
 manifest is the same run, which finds the committed jobs and resumes the others. Prints nothing;
-progress goes to a ``RunView``.
+progress goes to a ``ProgressView``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from farm.training.run.driver import Driver, lock_run, point_names, write_run_fi
 from farm.training.run.failures import failures_among
 from farm.training.run.lock_guard import LockGuard
 from farm.training.run.prepare import prepare_run, resume_run
-from farm.training.run.request import PreparedRun, RunRequest, RunSummary, RunView
+from farm.training.run.request import PreparedRun, ProgressView, RunRequest, RunSummary
 
 __all__ = [
     "PreparedRun",
     "RunRequest",
     "RunSummary",
-    "RunView",
+    "ProgressView",
     "execute_run",
     "prepare_run",
     "resume_run",
@@ -38,11 +38,11 @@ __all__ = [
 ]
 
 RELEASE_S = 5.0
-"""How long releasing the claim may delay the end."""
+"""How long releasing the lock may delay the end."""
 
 
 def run_manifest(
-    request: RunRequest, *, view: RunView | None = None, stop: threading.Event | None = None
+    request: RunRequest, *, view: ProgressView | None = None, stop: threading.Event | None = None
 ) -> RunSummary:
     """Prepare and execute a run, without confirmation in between."""
     return execute_run(prepare_run(request), view=view, stop=stop)
@@ -51,7 +51,7 @@ def run_manifest(
 def execute_run(
     prepared: PreparedRun,
     *,
-    view: RunView | None = None,
+    view: ProgressView | None = None,
     stop: threading.Event | None = None,
     arm: Callable[[], None] | None = None,
 ) -> RunSummary:
@@ -68,22 +68,22 @@ def execute_run(
         LaneLost: if the lanes cannot be kept alive, or another driver took the run over.
     """
     began = time.monotonic()
-    claim = lock_run(prepared)
+    lock = lock_run(prepared)
     sweep_folders()
-    guard = LockGuard(prepared.store, claim)
-    driver = Driver(prepared, claim, view, stop or threading.Event(), arm)
+    guard = LockGuard(prepared.store, lock)
+    driver = Driver(prepared, lock, view, stop or threading.Event(), arm)
     try:
-        write_run_files(prepared, claim)
+        write_run_files(prepared, lock)
         point_names(prepared)
         jobs = _drive(driver)
         with suppress(StoreError, StoreUnusable):  # the next start of the run drops them
             done = {job.key for job in jobs if job.status is Status.COMMITTED}
             drop_left_checkpoints(prepared.store, done)
     finally:
-        _release(claim)
+        _release(lock)
         guard.close()
     summary = summarise(prepared, jobs, time.monotonic() - began)
-    summary = replace(summary, start=claim.number)
+    summary = replace(summary, start=lock.number)
     left = sum(not job.is_final for job in jobs)
     if driver.patience.error is not None and left:
         raise driver.patience.error
@@ -103,13 +103,13 @@ def _left(number: int) -> str:
     return f"{number} jobs are left and keep their last checkpoints"
 
 
-def _release(claim: StoreLock) -> None:
-    """Release the claim. If the store does not answer, the guard releases it later: a second
+def _release(lock: StoreLock) -> None:
+    """Release the lock. If the store does not answer, the guard releases it later: a second
     Ctrl-C ends the run at once."""
 
     def release() -> None:
         with suppress(StoreError, StoreUnusable):
-            claim.release()
+            lock.release()
 
     releasing = threading.Thread(target=release, name="release", daemon=True)
     releasing.start()
@@ -124,7 +124,7 @@ def _drive(driver: Driver) -> list[Job]:
         return run_on_ray(driver)
     dispatcher = Dispatcher(
         prepared.jobs,
-        Ledger(prepared.store, prepared.run_id, epoch=driver.claim.number),
+        Ledger(prepared.store, prepared.run_id, epoch=driver.lock.number),
         resolution_px=prepared.base.resolution_px,
         ready_priors=driver.ready_priors,
         committed=prepared.committed,

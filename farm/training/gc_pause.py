@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 __all__ = ["gc_paused", "leave_to_counts"]
 
+MANY_JOBS = 20_000
+"""From this many on, a collection of cyclic garbage would delay the lanes' exchanges noticeably."""
+
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
@@ -22,8 +25,11 @@ def gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def leave_to_counts() -> None:
-    """Exclude all objects that are alive now from cyclic garbage collection; they are still freed
-    when their reference counts reach zero."""
-    gc.collect(1)
+def leave_to_counts(num_jobs: int) -> None:
+    """Exclude all objects that are alive now from cyclic garbage collection, if there are many
+    jobs; they are still freed when their reference counts reach zero."""
+    if num_jobs < MANY_JOBS:
+        return
+    if gc.isenabled():
+        gc.collect(1)
     gc.freeze()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.weights import random_weights
+from support.adapters import weights_on
 
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.bank.row_weights import RowWeights
@@ -48,7 +48,7 @@ def test_adapters_on_every_kind_of_layer_go_on_working(base, denoiser):
     targets = (*ATTENTION, "conv1", "conv2", "time_emb_proj", "ff.net.0.proj", "ff.net.2")
     bank = MixedBank(base, "unet", num_slots=ROWS)
     for slot in range(ROWS):
-        bank.set_slot(slot, random_weights(bank, slot, targets=targets, rank=2))
+        bank.set_slot(slot, weights_on(bank, slot, targets=targets, rank=2))
     rows = RowWeights(bank)
     rows.assign([[0], [1], [2]])
     try:

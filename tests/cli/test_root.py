@@ -7,16 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from support.commands import farm_here
 
-
-def farm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from farm.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+from farm.cli import main
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
@@ -32,11 +26,11 @@ def test_help_imports_neither_torch_nor_ray() -> None:
 
 @pytest.mark.parametrize("command", ["check", "plan", "run", "status", "serve", "report", "base"])
 def test_help_lists_every_main_command(command: str) -> None:
-    assert command in farm("--help").stdout
+    assert command in farm_here("--help").stdout
 
 
 def test_an_unknown_base_exits_2_with_a_remedy_and_no_traceback() -> None:
-    done = farm("base", "show", "no-such-base")
+    done = farm_here("base", "show", "no-such-base")
     assert done.returncode == 2
     assert "remedy:" in done.stderr
     assert "Traceback" not in done.stderr
@@ -44,14 +38,65 @@ def test_an_unknown_base_exits_2_with_a_remedy_and_no_traceback() -> None:
 
 
 def test_with_json_an_error_is_one_document_on_stdout() -> None:
-    done = farm("base", "show", "no-such-base", "--json")
+    done = farm_here("base", "show", "no-such-base", "--json")
     error = json.loads(done.stdout)["error"]
     assert done.returncode == 2
-    assert set(error) == {"message", "remedy"}
+    assert set(error) == {"code", "message", "remedy"}
+    assert error["code"] == 2
     assert "remedy:" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message", "remedy"),
+    [
+        (("run", "--json"), "Missing argument", "see `farm run --help`"),
+        (("plan", "m", "--slots", "x", "--json"), "--slots", "see `farm plan --help`"),
+        (("status", "--nope", "--json"), "No such option: --nope", "see `farm status --help`"),
+        (("nope", "--json"), "No such command 'nope'.", "see `farm --help`"),
+    ],
+)
+def test_with_json_a_usage_error_is_one_document_on_stdout(
+    arguments: tuple[str, ...], message: str, remedy: str
+) -> None:
+    done = farm_here(*arguments)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["code"], error["remedy"]) == (2, 2, remedy)
+    assert message in error["message"]
+    assert "Usage:" in done.stderr
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, typer.Abort])
+def test_with_json_ctrl_c_is_one_document_on_stdout(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(store: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("farm.storage.Store.__init__", lambda *_: interrupted(None))
+    done = farm_here("status", "--store", "s", "--json")
+    error = {"code": 130, "message": "interrupted", "remedy": "run the same command again"}
+    assert (done.returncode, json.loads(done.stdout)) == (130, {"error": error})
+    assert "Traceback" not in done.stderr
+
+
+def test_with_json_an_unexpected_error_is_a_document_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("farm.storage.Store.__init__", broken)
+    monkeypatch.setattr("faulthandler.enable", lambda: None)
+    monkeypatch.setattr("farm.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["farm", "status", "--store", "s", "--json"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["message"]) == (1, "ZeroDivisionError('a bug')")
+    assert "report it" in error["remedy"]
+
+
 def test_base_show_prints_one_json_document() -> None:
-    facts = json.loads(farm("base", "show", "tiny", "--json").stdout.splitlines()[-1])
+    facts = json.loads(farm_here("base", "show", "tiny", "--json").stdout.splitlines()[-1])
     assert facts["prediction_type"] == "epsilon"
     assert len(facts["fingerprint"]) == 64

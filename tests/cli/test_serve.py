@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from support.commands import farm_here
 from typer.testing import CliRunner
 
 from farm.cli import app
@@ -28,17 +28,6 @@ from farm.cli.listening import bind_sockets
 from farm.errors import UserError
 
 FARM = [sys.executable, "-c", "from farm.cli import main; main()"]
-
-
-def farm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*FARM, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 @contextmanager
@@ -91,7 +80,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
 
 
 def test_revoking_an_unknown_key_says_where_to_look(tmp_path: Path) -> None:
-    unknown = farm("keys", "revoke", "nothing", "--store", str(tmp_path))
+    unknown = farm_here("keys", "revoke", "nothing", "--store", str(tmp_path))
     assert (unknown.returncode, "farm keys list" in unknown.stderr) == (2, True)
 
 
@@ -99,7 +88,7 @@ def test_without_a_good_key_it_does_not_listen_to_a_network(tmp_path: Path) -> N
     store = ("--store", str(tmp_path))
     revoked = json.loads(keys("create", *store, "--json")[-1])["key_id"]
     keys("revoke", revoked, *store)
-    refused = farm("serve", *store, "--base", "tiny", "--host", "0.0.0.0")
+    refused = farm_here("serve", *store, "--base", "tiny", "--host", "0.0.0.0")
     assert refused.returncode == 2
     assert "farm keys create" in refused.stderr
 
@@ -128,7 +117,7 @@ def test_a_host_of_another_machine_is_reported_with_a_remedy() -> None:
 def test_a_wrong_config_file_is_explained(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text("limits: {max_picture: 3}\n")
-    told = farm("serve", "--store", str(tmp_path), "--config", str(config))
+    told = farm_here("serve", "--store", str(tmp_path), "--config", str(config))
     assert told.returncode == 2
     assert "limits.max_picture" in told.stderr
 
@@ -203,7 +192,7 @@ def test_on_ray_it_starts_generates_and_stops_when_told(tmp_path: Path) -> None:
 
 
 def test_engines_that_do_not_fit_are_refused_before_ray_starts(tmp_path: Path) -> None:
-    told = farm(
+    told = farm_here(
         *("serve", "--ray", "--engines", "4000", "--store", str(tmp_path), "--base", "tiny"),
         RAY_ADDRESS="",
     )
@@ -235,8 +224,18 @@ def test_train_then_serve_without_a_redeploy(tmp_path: Path) -> None:
         ask = {"extra_body": {"seed": 1, "num_inference_steps": 2}}
         with pytest.raises(openai.NotFoundError):
             client.images.generate(model="rex", prompt="a photo of [V] dog", **ask)
-        done = farm(
-            "run", str(manifest), "--store", store, "--base", "tiny", "--in-process", "--json"
+        done = farm_here(
+            "run",
+            str(manifest),
+            "--store",
+            store,
+            "--base",
+            "tiny",
+            "--in-process",
+            "--json",
+            "--no-cards",
+            "--sample-steps",
+            "2",
         )
         assert done.returncode == 0, done.stderr
         generated = client.images.generate(model="rex", prompt="a photo of [V] dog", **ask).data[0]

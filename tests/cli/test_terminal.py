@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import farm_in_one_process
 from support.manifests import write_manifest
 
 from farm.cli.views.progress import Stages
@@ -41,12 +42,12 @@ def environment() -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def run(*words: str | Path, ok: bool = True) -> tuple[str, str]:
-    """stdout and stderr of a command in its own process."""
-    command = [sys.executable, "-c", FARM, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=500)
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done.stdout, done.stderr
+def run(*commands: tuple[str | Path, ...], ok: bool = True) -> list[tuple[str, str]]:
+    """stdout and stderr of each command, all in one process."""
+    all_done = farm_in_one_process(commands, environment())
+    for done in all_done:
+        assert (done.returncode == 0) == ok, f"{done.args}: {done.stdout}{done.stderr}"
+    return [(done.stdout, done.stderr) for done in all_done]
 
 
 def foreign_lines(stderr: str) -> list[str]:
@@ -73,11 +74,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_base_in_hub_form_is_loaded_without_a_line_of_another_library(
     base_folder: Path, manifest: Path, tmp_path: Path
 ) -> None:
-    for words in (
+    for stdout, stderr in run(
         ("base", "show", base_folder, "--json"),
         ("plan", manifest, "--base", base_folder, "--store", tmp_path / "s", "--json"),
     ):
-        stdout, stderr = run(*words)
         json.loads(stdout)
         assert foreign_lines(stderr) == []
 
@@ -86,8 +86,8 @@ def test_no_command_on_the_embedded_base_prints_a_line_of_another_library(
     manifest: Path, tmp_path: Path
 ) -> None:
     store = ("--store", tmp_path / "store")
-    assert foreign_lines(run("demo", "--help")[1]) == []
-    for words in (
+    commands: tuple[tuple[str | Path, ...], ...] = (
+        ("demo", "--help"),
         ("check", manifest),
         ("base", "show", "embedded"),
         ("plan", manifest, *store),
@@ -97,21 +97,23 @@ def test_no_command_on_the_embedded_base_prints_a_line_of_another_library(
         ("logs", *store),
         ("report", *store),
         ("export", tmp_path / "out", *store),
-    ):
-        assert foreign_lines(run(*words)[1]) == [], words
+    )
+    for words, (_, stderr) in zip(commands, run(*commands), strict=True):
+        assert foreign_lines(stderr) == [], words
 
 
 def test_a_run_on_ray_prints_no_line_of_another_library(
     base_folder: Path, manifest: Path, tmp_path: Path
 ) -> None:
     where = ("--store", tmp_path / "store", "--base", base_folder, "--json")
-    stdout, stderr = run("run", manifest, *where, "--sample-steps", "2")
-    assert json.loads(stdout.splitlines()[-1])["committed"] == 2
-    assert foreign_lines(stderr) == []
-    # here, where images cost little: scoring generates more than a hundred
-    stdout, stderr = run("score", "s000", *where, "--scorer", "embedded")
-    assert json.loads(stdout.splitlines()[-1])
-    assert foreign_lines(stderr) == []
+    (trained, stderr), (scored, more) = run(
+        ("run", manifest, *where, "--sample-steps", "2"),
+        # here, where images cost little: scoring generates more than a hundred
+        ("score", "s000", *where, "--scorer", "embedded"),
+    )
+    assert json.loads(trained.splitlines()[-1])["committed"] == 2
+    assert json.loads(scored.splitlines()[-1])
+    assert foreign_lines(stderr + more) == []
 
 
 def test_the_endpoint_starts_and_stops_without_a_line_of_another_library(
@@ -141,7 +143,7 @@ def test_the_endpoint_starts_and_stops_without_a_line_of_another_library(
 
 
 def test_errors_of_a_base_are_ours_alone(tmp_path: Path) -> None:
-    _, stderr = run("base", "show", tmp_path, ok=False)
+    ((_, stderr),) = run(("base", "show", tmp_path), ok=False)
     assert [line.split(":")[0] for line in stderr.splitlines()] == [
         f"loading the base {tmp_path} …",
         "error",
@@ -174,8 +176,8 @@ def test_hostile_names_reach_no_terminal_raw(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     rows[0] |= {"id": "evil\u202e\x1b[31m", "photos": ["gone\x1b]0;x\x07.jpg"]}
     manifest.write_text("\n".join(json.dumps(row) for row in rows))
-    for words in (("check", manifest), ("plan", manifest, "--base", "tiny")):
-        stdout, stderr = run(*words, ok=False)
+    commands = (("check", manifest), ("plan", manifest, "--base", "tiny"))
+    for stdout, stderr in run(*commands, ok=False):
         both = stdout + stderr
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", both), both
         assert r"\x1b" in both

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.doc_pages import ROOT, Block, blocks_of
-from support.doc_workplace import BlockFailed, Clone, PageRun
+from support.docs.pages import ROOT, Block, blocks_of
+from support.docs.workplace import BlockFailed, Clone, PageRun
 
 README = "README.md"
 ACTIVATE = ". .venv/bin/activate"

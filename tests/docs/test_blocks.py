@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.doc_commands import PARSERS, WrongCommand, check_line, has_option
-from support.doc_pages import Block, all_blocks, blocks_in, command_lines, inline_code
-from support.doc_workplace import SMALL, SMALL_STUDY, BlockFailed, PageRun
+from support.docs.commands import PARSERS, WrongCommand, check_line, has_option
+from support.docs.pages import Block, all_blocks, blocks_in, command_lines, inline_code
+from support.docs.workplace import SMALL, SMALL_STUDY, BlockFailed, PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation

@@ -20,7 +20,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
-from support.doc_workplace import PageRun
+from support.docs.workplace import PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation

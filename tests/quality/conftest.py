@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.scorers import save_clip
+from support.quality.scorers import save_clip
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from farm.quality.checkpoint_selection import ScoredStep, keep_best
-from farm.quality.intervals import Estimate
+from farm.quality.intervals import ScoreEstimate
 
 
 def scored(step: int, low: float, mean: float, high: float) -> ScoredStep:
-    return ScoredStep(step, Estimate(mean, low, high, 8))
+    return ScoredStep(step, ScoreEstimate(mean, low, high, 8))
 
 
 def test_a_later_step_must_earn_its_place() -> None:

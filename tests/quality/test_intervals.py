@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from farm.quality.intervals import (
     MIN_PICTURES,
-    Estimate,
+    ScoreEstimate,
     estimate,
     estimate_of,
     paired_difference,
@@ -70,9 +70,9 @@ def test_a_pairing_removes_what_differs_between_subjects() -> None:
 
 
 def test_overlap_is_symmetric_and_correct() -> None:
-    first = Estimate(0.2, 0.1, 0.3, 9)
-    touching = Estimate(0.4, 0.3, 0.5, 9)
-    apart = Estimate(0.4, 0.31, 0.5, 9)
+    first = ScoreEstimate(0.2, 0.1, 0.3, 9)
+    touching = ScoreEstimate(0.4, 0.3, 0.5, 9)
+    apart = ScoreEstimate(0.4, 0.31, 0.5, 9)
     assert first.overlaps(touching)
     assert touching.overlaps(first)
     assert not first.overlaps(apart)

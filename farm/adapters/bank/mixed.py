@@ -111,7 +111,6 @@ class MixedBank:
             component: the denoiser or a text encoder, by the base's own name.
             max_per_row: maximum number of adapters that one row may use at once.
         """
-        self._component = component
         self._root = base.components.get(component)
         self._layers: dict[str, nn.Module] = (
             {} if self._root is None else adaptable_layers(base, component)

@@ -13,7 +13,8 @@ Owns the folder's contents. The formats are in ``write`` and ``read``, layer nam
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from farm.adapters.file_names import (
 from farm.adapters.files.layer_names import has_kohya_names, layer_names
 from farm.adapters.files.model_card import model_card
 from farm.adapters.files.read import read_adapter_file
+from farm.adapters.files.unsupported import PICKLE_REMEDY
 from farm.adapters.files.write import (
     diffusers_file,
     kohya_file,
@@ -43,10 +45,25 @@ from farm.base.interface import Base
 from farm.errors import AdapterFileError
 from farm.keys import bytes_digest, file_digest
 
-__all__ = ["FORMS", "Form", "load_adapter", "save_adapter", "verify_files"]
+__all__ = [
+    "COMPONENT_NAMES",
+    "FORMS",
+    "Form",
+    "adapter_files",
+    "load_adapter",
+    "save_adapter",
+    "verify_files",
+]
 
 Form = Literal["diffusers", "peft", "kohya"]
 FORMS: tuple[Form, ...] = ("diffusers", "peft", "kohya")
+COMPONENT_NAMES = frozenset(
+    ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+)
+"""Folders that each hold the adapter of one component, as some scripts save PEFT adapters."""
+PICKLED = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+MAX_SEARCHED = 1_000
+SHOWN = 3
 
 
 def save_adapter(
@@ -141,10 +158,7 @@ def load_adapter(path: str | Path, base: Base | Collection[str]) -> AdapterWeigh
         AdapterFileError: if there is no readable adapter, or it does not fit the base.
     """
     known = layer_names(base) if isinstance(base, Base) else base
-    place = Path(path)
-    if not place.is_dir():
-        return read_adapter_file(place, known)
-    parts = [read_adapter_file(file, known) for file in _files_of(place)]
+    parts = [read_adapter_file(file, known) for file in adapter_files(Path(path))]
     return AdapterWeights(
         {name: layer for part in parts for name, layer in part.layers.items()},
         {name: alpha for part in parts for name, alpha in part.alphas.items()},
@@ -170,23 +184,63 @@ def verify_files(folder: str | Path, record: AdapterRecord, names: Sequence[str]
             )
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """The file that a folder is read from; for PEFT, one file per component."""
-    if (folder / DIFFUSERS_FILE).is_file():
-        return [folder / DIFFUSERS_FILE]
-    for root in (folder, folder / PEFT_FOLDER):
-        found = [
-            place / PEFT_WEIGHTS
-            for place in (root, *sorted(root.glob("text_encoder*")))
-            if (place / PEFT_WEIGHTS).is_file()
-        ]
-        if found:
-            return found
-    single = sorted(folder.glob("*.safetensors"))
+def adapter_files(path: Path) -> list[Path]:
+    """The files that an adapter is read from, the main one first: the path itself, or what its
+    folder holds; for PEFT, one file per component.
+
+    Raises:
+        AdapterFileError: if a folder holds none, or several adapters.
+    """
+    if not path.is_dir():
+        return [path]
+    if (path / DIFFUSERS_FILE).is_file():
+        return [path / DIFFUSERS_FILE]
+    for root in (path, path / PEFT_FOLDER):
+        if (root / PEFT_WEIGHTS).is_file():
+            return [root / PEFT_WEIGHTS, *_peft_files(root.glob("text_encoder*"))]
+    # components saved one by one, or an adapter that PEFT saved under a name of its own
+    inner = _peft_files(path.glob("*/"))
+    if inner and all(file.parent.name in COMPONENT_NAMES for file in inner):
+        return sorted(inner, key=lambda file: file.parent.name.startswith("text_encoder"))
+    if len(inner) == 1:
+        return adapter_files(inner[0].parent)
+    single = sorted(path.glob("*.safetensors"))
     if len(single) == 1:
         return single
-    what = "several safetensors files" if single else "no adapter file"
-    raise AdapterFileError(f"{folder} holds {what}", "name one file")
+    raise _no_adapter(path, single or inner)
+
+
+def _peft_files(folders: Iterable[Path]) -> list[Path]:
+    files = (folder / PEFT_WEIGHTS for folder in sorted(folders))
+    return [file for file in files if file.is_file()]
+
+
+def _no_adapter(folder: Path, several: Sequence[Path]) -> AdapterFileError:
+    """The error for a folder without an adapter, or with several."""
+    if (folder / "model_index.json").is_file():
+        return AdapterFileError(
+            f"{folder} is a whole model in diffusers' form, not an adapter",
+            "name the adapter's file or folder; the model itself is named with --base",
+        )
+    if several:
+        names = _listed([str(file.relative_to(folder)) for file in several])
+        return AdapterFileError(f"{folder} holds several adapters: {names}", "name one of them")
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
+    if pickled:
+        return AdapterFileError(
+            f"{folder} holds no safetensors file, only pickled ones: {_listed(pickled)}",
+            PICKLE_REMEDY,
+        )
+    deeper = sorted(islice(folder.rglob("*.safetensors"), MAX_SEARCHED))
+    remedy = "name an adapter's file, or the folder that holds it"
+    if deeper:
+        remedy = f"name one of those below it: {_listed([str(file) for file in deeper])}"
+    return AdapterFileError(f"{folder} holds no adapter file", remedy)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _png(picture: Image.Image) -> bytes:

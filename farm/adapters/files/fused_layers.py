@@ -19,10 +19,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from farm.adapters.files.lycoris import lycoris_pair
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.errors import AdapterFileError
 
-__all__ = ["fuse", "original_layers", "split_fused"]
+__all__ = ["fuse", "original_layers", "original_name", "split_fused"]
 
 _DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -60,7 +61,9 @@ _NUMBERED = re.compile(
     r"^(transformer_blocks|single_transformer_blocks|\w*refiner|layers)\.(\d+)\."
 )
 PREFIX = "transformer."
-KOHYA = "lora_unet_"
+PREFIXES = ("lora_unet_", "lycoris_")
+"""Of kohya's scripts, and of LyCORIS wrapped around a bare denoiser."""
+_XLABS = re.compile(r"^(double_blocks\.\d+)\.processor\.(qkv|proj)_lora([12])$")
 
 
 @lru_cache(maxsize=8)
@@ -96,6 +99,14 @@ def original_layers(known: Iterable[str]) -> dict[str, tuple[str, ...]]:
         known: the base's ``layer_names``; empty for bases whose code has no other names.
     """
     return _layers(tuple(known))
+
+
+def original_name(layer: str) -> str:
+    """The layer in the authors' own code, of XLabs' files of FLUX, which name its processors."""
+    if (match := _XLABS.match(layer)) is None:
+        return layer
+    block, kind, stream = match.groups()
+    return f"{block}.{'img' if stream == '1' else 'txt'}_attn.{kind}"
 
 
 def fuse(
@@ -142,10 +153,10 @@ def split_fused(
         known: the base's ``layer_names``.
 
     Raises:
-        AdapterFileError: if a fused layer is not a plain pair or does not fit the base.
+        AdapterFileError: if a fused layer has no plain pair or does not fit the base.
     """
     originals = original_layers(known)
-    spellings = {KOHYA + name.replace(".", "_"): name for name in originals}
+    spellings = {prefix + name.replace(".", "_"): name for name in originals for prefix in PREFIXES}
     for found in [*parts]:
         name = spellings.get(found, found)
         members = originals.get(name)
@@ -157,8 +168,13 @@ def split_fused(
             if alpha is not None:
                 alphas[members[0]] = alpha
             continue
+        if not own.keys() & {"down", "up"}:
+            own, alpha = _plain_pair(own, alpha, f"{place}: {found}")
         if own.keys() != {"down", "up"} or own["down"].ndim != 2 or own["up"].ndim != 2:
-            raise AdapterFileError(f"{place}: {found} is not a plain pair", "fetch it again")
+            raise AdapterFileError(
+                f"{place}: {found} is no plain pair, but stands for several layers of the base",
+                "save or train it as a plain LoRA",
+            )
         sizes = _sizes(members, known, own["up"].shape[0])
         if sum(sizes) != own["up"].shape[0]:
             raise AdapterFileError(
@@ -169,6 +185,19 @@ def split_fused(
             parts[member] = {"down": down, "up": up}
             if alpha is not None:
                 alphas[member] = alpha / share
+
+
+def _plain_pair(
+    own: Mapping[str, Tensor], alpha: Tensor | None, place: str
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A LoHa or LoKr layer as a plain pair, and its alpha by the rank of that pair."""
+    try:
+        pair = lycoris_pair(own)
+    except AdapterFileError as error:
+        raise AdapterFileError(f"{place}: {error.message}", error.remedy) from error
+    rank = pair.down_rn.shape[0]
+    scale = 1.0 if alpha is None or pair.dim is None else float(alpha) / pair.dim
+    return {"down": pair.down_rn, "up": pair.up_or}, torch.tensor(scale * rank)
 
 
 def _sizes(members: Sequence[str], known: Collection[str], outputs: int) -> list[int]:

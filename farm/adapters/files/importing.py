@@ -6,22 +6,26 @@ commits.
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from farm.adapters.file_names import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_WEIGHTS
-from farm.adapters.files.folder import load_adapter, save_adapter
-from farm.adapters.files.read import describe_file
+from farm.adapters.file_names import PEFT_CONFIG, PEFT_WEIGHTS
+from farm.adapters.files.folder import COMPONENT_NAMES, adapter_files, load_adapter, save_adapter
+from farm.adapters.files.read import describe_file, states_alpha
 from farm.adapters.files.write import TRIGGER_FIELD
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
-from farm.errors import AdapterFileError, UserError
+from farm.errors import UserError
 from farm.intake.subject import (
     CLASS_NOUN_FIELD,
     DEFAULT_IDENTIFIER,
@@ -69,6 +73,11 @@ class Imported:
     """False if the same file was imported before under the same names."""
     identifier_assumed: bool
     """Whether the identifier is the default, because neither the caller nor the file gave one."""
+    trigger_phrase: str = ""
+    """The trigger words in the file's header; only a single word can be the identifier."""
+    alpha_assumed: bool = False
+    """Whether it is a PEFT file without its config and without alphas, so that its strength is not
+    known and alpha = rank was used, as diffusers does."""
 
 
 def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported:
@@ -82,7 +91,7 @@ def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported
         UserError: if a name or prompt is not valid, or the name is taken.
     """
     weights = load_adapter(request.path, base)
-    file = _weights_file(request.path)
+    file = adapter_files(request.path)[0]
     form, header = describe_file(file)
     identifier, is_assumed = _identifier(request, header)
     record = _record(request, base, identifier, _origin(request.path, file, form))
@@ -91,7 +100,14 @@ def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported
     with tempfile.TemporaryDirectory(prefix="farm-import-") as folder:
         written = save_adapter(folder, weights, record, base)
         is_new = registry.publish(written, folder)
-    return Imported(registry.record(record.job_key), weights, is_new, is_assumed)
+    return Imported(
+        registry.record(record.job_key),
+        weights,
+        is_new,
+        identifier_assumed=is_assumed,
+        trigger_phrase=header.get(TRIGGER_FIELD, "").strip(),
+        alpha_assumed=form == "peft" and not states_alpha(file, header),
+    )
 
 
 def _record(
@@ -129,12 +145,27 @@ def _identifier(request: ImportRequest, header: dict[str, str]) -> tuple[str, bo
     """The trigger word, and whether it is the default."""
     if request.identifier is not None:
         return _checked(Identifier, request.identifier, "--identifier"), False
-    phrase = header.get(TRIGGER_FIELD, "").strip()
-    word = phrase.removesuffix(request.class_noun.strip()).strip()
-    try:
-        return str(TypeAdapter(Identifier).validate_python(word)), False
-    except ValidationError:  # no phrase, or several words
-        return DEFAULT_IDENTIFIER, True
+    noun = request.class_noun.strip()
+    for phrase in (header.get(TRIGGER_FIELD, ""), _folder_tokens(header, noun)):
+        word = phrase.strip().removesuffix(noun).strip()
+        with suppress(ValidationError):  # no phrase, or several words
+            return str(TypeAdapter(Identifier).validate_python(word)), False
+    return DEFAULT_IDENTIFIER, True
+
+
+def _folder_tokens(header: Mapping[str, str], noun: str) -> str:
+    """The identifier in the names of the folders that kohya's scripts trained on, which their
+    header keeps: ``10_ohwx cat``. Empty if they name none, or several."""
+    folders: set[str] = set()
+    for field in ("ss_dataset_dirs", "ss_tag_frequency"):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(header.get(field, ""))
+            folders |= value.keys() if isinstance(value, dict) else set()
+    tokens = {match[1] for name in folders if (match := re.fullmatch(r"\d+_(\S.*)", name))}
+    if len(tokens) != 1:
+        return ""
+    words = tokens.pop().split()
+    return words[0] if len(words) > 1 or words != [noun] else ""
 
 
 def _reason(error: ValidationError) -> str:
@@ -169,22 +200,12 @@ def _check_name(registry: Registry, record: AdapterRecord, may_replace: bool) ->
         )
 
 
-def _weights_file(path: Path) -> Path:
-    """The adapter's main file: the path itself, or the first one in the folder."""
-    if not path.is_dir():
-        return path
-    found = sorted(path.rglob("*.safetensors"))
-    if not found:
-        raise AdapterFileError(f"{path} holds no adapter file", "name one file")
-    names = (PEFT_WEIGHTS, DIFFUSERS_FILE)
-    return next((file for file in found if file.name in names), found[0])
-
-
 def _origin(path: Path, file: Path, form: str) -> ImportedFile:
     is_peft = file.name == PEFT_FILES[0]
     if not is_peft:
         return ImportedFile(file=file.name, sha256=file_digest(file), form=form)
-    folder = file.parent
+    is_component = path.is_dir() and file.parent.name in COMPONENT_NAMES
+    folder = file.parent.parent if is_component else file.parent
     found = sorted(one for name in PEFT_FILES for one in folder.rglob(name))
     sha256 = digest({str(one.relative_to(folder)): file_digest(one) for one in found})
     name = (path if path.is_dir() else folder).resolve().name

@@ -30,12 +30,13 @@ __all__ = [
 
 TEXT_LEVEL = "text_model."
 KOHYA_PREFIXES = {
-    "unet": ("lora_unet_",),
-    "transformer": ("lora_unet_", "lora_transformer_"),
+    "unet": ("lora_unet_", "lycoris_"),
+    "transformer": ("lora_unet_", "lora_transformer_", "lycoris_"),
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_",),
 }
-"""kohya's component prefixes that are read; ``FamilyNames`` has those that are written."""
+"""Component prefixes that are read, of kohya's scripts and of LyCORIS wrapped around a bare
+denoiser; ``FamilyNames`` has those that are written."""
 CLIP_LAYERS = "encoder.layers."
 
 

@@ -35,7 +35,6 @@ TRANSFORMERS = {
 """Families with a transformer, by the number and the width of the blocks in which text and image
 attend to each other; these blocks have the same names in all of them."""
 MARKS = (
-    (re.compile(r"^lora_te2_|^text_encoder_2\."), "Stable Diffusion XL"),
     (re.compile(r"context_refiner|noise_refiner"), "Z-Image"),
     (re.compile(r"text_fusion|txtfusion|transformer_blocks\.\d+\.attn\.to_gate"), "Krea 2"),
     (re.compile(r"to_qkv_mlp_proj|\bff(_context)?[._]linear_(in|out)"), "FLUX.2"),
@@ -43,6 +42,7 @@ MARKS = (
     (re.compile(r"txt_mlp|img_mlp"), "Qwen-Image"),
 )
 """Families by names of layers, where no width decides."""
+SECOND_TEXT = re.compile(r"^lora_te2_|^text_encoder_2\.")
 SOME_TRANSFORMER = re.compile(r"^transformer\.|joint_blocks")
 UNNAMED = "another family"
 
@@ -126,4 +126,6 @@ def _named(inputs: Mapping[str, int]) -> str:
         return TRANSFORMERS[blocks]
     if any(SOME_TRANSFORMER.search(name) for name in inputs):
         return "a family with a transformer as its denoiser"
+    if any(SECOND_TEXT.search(name) for name in inputs):
+        return "Stable Diffusion XL"  # other families with a second text encoder have a transformer
     return UNNAMED

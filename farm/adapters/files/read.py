@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +19,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from farm.adapters.file_names import PEFT_WEIGHTS
-from farm.adapters.files.fused_layers import split_fused
+from farm.adapters.file_names import PEFT_CONFIG, PEFT_WEIGHTS
+from farm.adapters.files.fused_layers import original_name, split_fused
 from farm.adapters.files.layer_names import located
 from farm.adapters.files.lora_settings import LoraSettings, settings_beside, settings_in_header
 from farm.adapters.files.lycoris import CORE, LYCORIS_PARTS, core_pair, lycoris_pair
 from farm.adapters.files.origin import refuse_other_family
+from farm.adapters.files.unsupported import is_foreign, unknown_tensor, unreadable_file
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.errors import AdapterFileError
 
-__all__ = ["describe_file", "read_adapter_file"]
+__all__ = ["describe_file", "read_adapter_file", "states_alpha"]
 
 _LORA = r"(?:\.lora|\.lora_linear_layer)?"
 _NAMED = r"(?:\.(?P<adapter>[^.]+))?"
@@ -40,22 +41,8 @@ _PARTS = (
     (re.compile(rf"^(?P<layer>.+)\.(?P<part>{'|'.join(LYCORIS_PARTS)}){_NAMED}$"), ""),
 )
 """Splits a tensor's key into its layer and its part of that layer."""
-WRAPPERS = ("base_model.model.", "_orig_mod.", "diffusion_model.")
+WRAPPERS = ("base_model.model.", "_orig_mod.", "model.diffusion_model.", "diffusion_model.")
 """Levels that PEFT, torch.compile and ComfyUI add to module names."""
-FOREIGN = {
-    "dora_scale": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA equals",
-    "magnitude_vector": "a DoRA adapter: it rescales the base's own weights, which no plain LoRA "
-    "equals",
-    "oft_": "an OFT adapter: it rotates the base's own weights, which no plain LoRA equals",
-    "boft_": "a BOFT adapter: it rotates the base's own weights, which no plain LoRA equals",
-    ".diff": "a change of whole weights, not a plain LoRA",
-    "modules_to_save": "a whole trained module beside the LoRA",
-}
-"""Marks of adapters that are not low-rank, and what they are."""
-EMBEDDINGS = re.compile(
-    r"^bundle_emb\.(?P<bundled>[^.]+)|^(?P<alone>emb_params|string_to_param.*|clip_[lg]|<[^>]+>)$"
-)
-"""Keys of textual-inversion embeddings, bundled with a LoRA (OneTrainer, A1111) or alone."""
 
 
 @dataclass
@@ -127,40 +114,39 @@ def describe_file(path: Path) -> tuple[str, dict[str, str]]:
     return "peft" if is_peft else "diffusers", header
 
 
+def states_alpha(path: Path, header: Mapping[str, str]) -> bool:
+    """Whether a PEFT file comes with the strength of its layers: a config, or alphas of its own."""
+    if path.with_name(PEFT_CONFIG).is_file() or settings_in_header(header, str(path)):
+        return True
+    with _opened(path) as file:
+        return any(key.endswith(".alpha") for key in list(file.keys()))
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with _opened(path) as file:
-        # the handle has no iterator
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        keys = list(file.keys())
+        _refuse_unknown(keys, path)
+        tensors = {key: file.get_tensor(key) for key in keys}
         return tensors, dict(file.metadata() or {})
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file; problems are raised as ``AdapterFileError``."""
-    if path.suffix != ".safetensors":
-        raise AdapterFileError(
-            f"{path} is not a safetensors file", "convert it; pickled files are never read"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError as error:
         raise AdapterFileError(f"{path} does not exist", "name an adapter file") from error
     except (SafetensorError, OSError, ValueError) as error:
-        if _is_lfs_pointer(path):
-            raise AdapterFileError(
-                f"{path} is a Git LFS pointer, not the adapter itself",
-                "fetch it with `git lfs pull`",
-            ) from error
-        raise AdapterFileError(f"{path} cannot be read: {error}", "fetch it again") from error
+        raise unreadable_file(path, error) from error
 
 
-def _is_lfs_pointer(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(40).startswith(b"version https://git-lfs")
-    except OSError:
-        return False
+def _refuse_unknown(keys: Sequence[str], path: Path) -> None:
+    """Refuse a file with a tensor that no LoRA has, before any tensor is read."""
+    unknown = [key for key in keys if _part_of(key)[0] is None]
+    if unknown:
+        raise unknown_tensor(unknown[0], keys, path, is_lora=len(unknown) < len(keys))
 
 
 def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
@@ -168,8 +154,7 @@ def _contents(tensors: Mapping[str, Tensor], path: Path) -> _Contents:
     contents = _Contents()
     for key, tensor in tensors.items():
         match, part = _part_of(key)
-        if match is None:
-            raise _foreign(key, path)
+        assert match is not None  # others were refused
         layer = _bare(match["layer"])
         if part == "alpha":
             contents.alphas[layer] = tensor
@@ -195,7 +180,7 @@ def _as_float(tensor: Tensor, place: str) -> Tensor:
 
 
 def _part_of(key: str) -> tuple[re.Match[str] | None, str]:
-    if any(mark in key for mark in FOREIGN):
+    if is_foreign(key):
         return None, ""
     for pattern, part in _PARTS:
         if (match := pattern.match(key)) is not None:
@@ -206,30 +191,8 @@ def _part_of(key: str) -> tuple[re.Match[str] | None, str]:
 def _bare(layer: str) -> str:
     for wrapper in WRAPPERS:
         layer = layer.replace(wrapper, "")
-    return layer
-
-
-def _foreign(key: str, path: Path) -> AdapterFileError:
-    """The error for a file with an unsupported tensor."""
-    if (match := EMBEDDINGS.match(key)) is not None:
-        if bundled := match["bundled"]:
-            return AdapterFileError(
-                f"{path} holds the text embedding {bundled!r} beside the LoRA, which cannot be "
-                "served",
-                "save the LoRA without bundled embeddings",
-            )
-        return AdapterFileError(
-            f"{path} is a textual-inversion embedding, not a LoRA", "train a plain LoRA"
-        )
-    for mark, what in FOREIGN.items():
-        if mark in key:
-            return AdapterFileError(
-                f"{path} is not a plain LoRA: its tensor {key} marks {what}",
-                "train a plain LoRA",
-            )
-    return AdapterFileError(
-        f"{path}: the tensor {key} is unknown", "save the adapter with diffusers, PEFT or kohya"
-    )
+    # the first level is torch's data parallelism
+    return original_name(layer.removeprefix("module."))
 
 
 def _alphas_by_layer(contents: _Contents, names: Mapping[str, str], path: Path) -> dict[str, float]:

@@ -12,10 +12,14 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 
-from farm.base.builds.flow import LARGE_VAE, TINY_VAE
 from farm.base.builds.parts import (
     CLIP_L,
+    FLUX1_LATENTS,
+    LARGE_VAE,
+    NO_QUANT_CONVS,
     T5_XXL,
+    TINY_CLIP,
+    TINY_VAE,
     byte_tokenizer,
     clip_text,
     letter_tokenizer,
@@ -49,8 +53,6 @@ class FluxBuild:
         )
 
 
-_FORM = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
-_PLAIN = {"use_quant_conv": False, "use_post_quant_conv": False}
 _TINY = FluxBuild(
     transformer={
         "in_channels": 16,
@@ -63,14 +65,8 @@ _TINY = FluxBuild(
         "axes_dims_rope": (4, 4, 8),
         "guidance_embeds": True,
     },
-    vae={**TINY_VAE, **_FORM, "latent_channels": 4},
-    clip={
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-    },
+    vae={**TINY_VAE, **FLUX1_LATENTS, "latent_channels": 4},
+    clip=TINY_CLIP,
     t5={"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2},
     clip_tokens=32,
 )
@@ -83,7 +79,7 @@ FLUX1_BUILDS = {
     # black-forest-labs/FLUX.1-dev: the config.json of each part
     "flux1-dev": FluxBuild(
         transformer={"guidance_embeds": True},
-        vae={**LARGE_VAE, **_FORM, **_PLAIN, "latent_channels": 16},
+        vae={**LARGE_VAE, **NO_QUANT_CONVS, **FLUX1_LATENTS, "latent_channels": 16},
         clip=CLIP_L,
         t5=T5_XXL,
         clip_tokens=77,

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3VLModel,
 )
 
-from farm.base.builds.flow import chat_tokenizer
+from farm.base.builds.parts import chat_tokenizer, language_form
 
 __all__ = ["KREA2_BUILDS", "QWEN_IMAGE_BUILDS", "Krea2Build", "QwenImageBuild"]
 
@@ -67,7 +67,7 @@ class QwenImageBuild:
     def make(self) -> QwenImagePipeline:
         """Build it with torch's current random state, on the current device."""
         tokenizer = template_tokenizer()
-        text = _text_of(tokenizer, self.text)
+        text = language_form(tokenizer, self.text)
         config = Qwen2_5_VLConfig(text_config=text, vision_config=self.vision)
         pipeline = QwenImagePipeline(
             tokenizer=tokenizer,
@@ -96,7 +96,7 @@ class Krea2Build:
     def make(self) -> Krea2Pipeline:
         """Build it with torch's current random state, on the current device."""
         tokenizer = template_tokenizer()
-        text = _text_of(tokenizer, self.text)
+        text = language_form(tokenizer, self.text)
         transformer = Krea2Transformer2DModel(**self.transformer)
         with torch.no_grad():  # zeros in a new model
             for name, parameter in transformer.named_parameters():
@@ -121,23 +121,29 @@ class Krea2Build:
         return pipeline
 
 
-def _text_of(tokenizer: Qwen2Tokenizer, shape: dict[str, Any]) -> dict[str, Any]:
-    """A language model's config for a tokenizer."""
-    return {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        **shape,
-    }
-
-
-TINY_FRAMES = {
+_TINY_VAE = {
     "base_dim": 8,
     "z_dim": 4,
     "num_res_blocks": 1,
     "latents_mean": [-0.7, 0.3, 0.1, -0.2],
     "latents_std": [2.8, 1.4, 0.6, 1.2],
+}
+
+_TINY_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]},
+}
+_TINY_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 16,
 }
 
 QWEN_IMAGE_BUILDS = {
@@ -151,23 +157,9 @@ QWEN_IMAGE_BUILDS = {
             "joint_attention_dim": 16,
             "axes_dims_rope": (8, 4, 4),
         },
-        vae=TINY_FRAMES,
-        text={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-            "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-        },
-        vision={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": 16,
-        },
+        vae=_TINY_VAE,
+        text=_TINY_TEXT,
+        vision=_TINY_VISION,
         sample_cells=8,
     ),
     # Qwen/Qwen-Image: the defaults of the classes of transformer and VAE are its shape; the text
@@ -214,26 +206,9 @@ _TINY_KREA2 = Krea2Build(
         "num_refiner_text_blocks": 1,
         "axes_dims_rope": (8, 4, 4),
     },
-    vae=TINY_FRAMES,
-    text={
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 1024,
-        "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-    },
-    vision={
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": 16,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
-    },
+    vae=_TINY_VAE,
+    text={**_TINY_TEXT, "num_hidden_layers": 4, "head_dim": 8},
+    vision={**_TINY_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
     text_layers=(1, 2, 3),
     sample_cells=8,
 )

@@ -12,10 +12,13 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
-from farm.base.builds.flow import LARGE_VAE, TINY_VAE
 from farm.base.builds.parts import (
     CLIP_L,
+    LARGE_VAE,
+    NO_QUANT_CONVS,
     T5_XXL,
+    TINY_CLIP,
+    TINY_VAE,
     byte_tokenizer,
     clip_text,
     letter_tokenizer,
@@ -56,19 +59,7 @@ class Sd3Build:
         )
 
 
-_FORM = {
-    "scaling_factor": 1.5305,
-    "shift_factor": 0.0609,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-_TINY_CLIP = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-}
+_LATENTS = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 _TINY = Sd3Build(
     transformer={
         "sample_size": 8,
@@ -83,9 +74,9 @@ _TINY = Sd3Build(
         "pooled_projection_dim": 32,
         "pos_embed_max_size": 64,
     },
-    vae={**TINY_VAE, **_FORM, "latent_channels": 4},
-    clip=_TINY_CLIP,
-    clip_2={**_TINY_CLIP, "hidden_act": "gelu"},
+    vae={**TINY_VAE, **_LATENTS, "latent_channels": 4},
+    clip=TINY_CLIP,
+    clip_2={**TINY_CLIP, "hidden_act": "gelu"},
     t5={"d_model": 40, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2},
     clip_tokens=32,
 )
@@ -110,7 +101,7 @@ SD3_BUILDS = {
             "dual_attention_layers": tuple(range(13)),
             "qk_norm": "rms_norm",
         },
-        vae={**LARGE_VAE, **_FORM, "latent_channels": 16},
+        vae={**LARGE_VAE, **NO_QUANT_CONVS, **_LATENTS, "latent_channels": 16},
         clip={**CLIP_L, "projection_dim": 768},
         clip_2={
             "hidden_size": 1280,

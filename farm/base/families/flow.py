@@ -1,8 +1,8 @@
 """Flow transformers as bases: what the families that are trained by flow matching do alike.
 
 Owns their schedule, the timesteps of generation with a shift by image size, chat prompts, packing
-of latents, guidance as an input, and counting. A family's module adds its text, its latents and its
-denoiser's call.
+of latents, guidance as an input, and counting. A family's module combines them, and adds its text,
+its latents and its denoiser's call.
 
 Legend: R rows, C latent channels, H W latent, N transformer tokens, T tokens, D width.
 """
@@ -28,18 +28,21 @@ from farm.schedulers import SchedulerName
 __all__ = [
     "CHAT_TOKENS",
     "GUIDANCE",
+    "PATCH",
     "TRAINING_GUIDANCE",
     "ChatPrompts",
     "FlowBase",
-    "from_tokens",
+    "GuidanceInput",
+    "PackedLatents",
     "own_tokens",
     "shift_by_size",
-    "to_tokens",
     "with_guidance",
 ]
 
 CHAT_TOKENS = 512
 """Tokens of a prompt in its chat template (``max_sequence_length`` of the pipelines)."""
+PATCH = 2
+"""Latent cells per transformer token along one side, in ``PackedLatents``."""
 GUIDANCE = "guidance"
 """The entry of ``Conditioning.extra`` with each row's guidance scale, where the transformer reads
 it."""
@@ -92,6 +95,56 @@ class FlowBase(PipelineBase):
     @abstractmethod
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         """Calls the denoiser for one row of a side in latent cells, on the meta device."""
+
+
+class PackedLatents(FlowBase):
+    """A transformer over ``PATCH`` by ``PATCH`` patches of latents, timesteps from 0 to 1."""
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self._denoiser.config.in_channels) // PATCH**2
+
+    @property
+    def size_multiple(self) -> int:
+        return self.latent_factor * PATCH
+
+    def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
+        return shift_by_size(shape, PATCH, config)
+
+    def denoise(
+        self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        height, width = latents_RCHW.shape[2] // PATCH, latents_RCHW.shape[3] // PATCH
+        tokens_RND = functional.pixel_unshuffle(latents_RCHW, PATCH).flatten(2).mT
+        times_R = timesteps_R.to(latents_RCHW.dtype) / 1000
+        predicted_RND = self._denoise_tokens(tokens_RND, times_R, conditioning, (height, width))
+        rows, _, channels = predicted_RND.shape
+        predicted_RDHW = predicted_RND.mT.reshape(rows, channels, height, width)
+        return functional.pixel_shuffle(predicted_RDHW, PATCH)
+
+    @abstractmethod
+    def _denoise_tokens(
+        self,
+        tokens_RND: Tensor,
+        times_R: Tensor,
+        conditioning: Conditioning,
+        patches: tuple[int, int],
+    ) -> Tensor:
+        """The transformer's prediction [R, N, D] for height and width in patches."""
+
+
+class GuidanceInput(FlowBase):
+    """A transformer that reads the guidance scale, unless its config says that it does not."""
+
+    def __init__(self, pipeline: Any, *, name: str, fingerprint: str) -> None:
+        super().__init__(pipeline, name=name, fingerprint=fingerprint)
+        has_guidance = bool(pipeline.transformer.config.guidance_embeds)
+        self.guidance_kind = "embedded" if has_guidance else "none"
+
+    def for_images(
+        self, conditioning: Conditioning, *, width_px: int, height_px: int, guidance: float
+    ) -> Conditioning:
+        return with_guidance(conditioning, guidance)
 
 
 class ChatPrompts(FlowBase):
@@ -181,14 +234,3 @@ def with_guidance(conditioning: Conditioning, guidance: float) -> Conditioning:
     """The conditioning with a guidance scale [R], for transformers that read it."""
     guidance_R = conditioning.hidden_RTD.new_full((len(conditioning),), guidance)
     return conditioning.with_extra(**{GUIDANCE: guidance_R})
-
-
-def to_tokens(latents_RCHW: Tensor, patch: int) -> Tensor:
-    """Latents [R, C, H, W] as transformer tokens [R, N, C · patch²]."""
-    return functional.pixel_unshuffle(latents_RCHW, patch).flatten(2).mT
-
-
-def from_tokens(tokens_RND: Tensor, height: int, width: int, patch: int) -> Tensor:
-    """Transformer tokens as latents of ``height`` by ``width`` patches."""
-    rows, _, channels = tokens_RND.shape
-    return functional.pixel_shuffle(tokens_RND.mT.reshape(rows, channels, height, width), patch)

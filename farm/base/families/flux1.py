@@ -1,6 +1,6 @@
 """FLUX.1 as a base: pooled CLIP text, T5 token states, guidance as an input of the transformer.
 
-Legend: R rows, C latent channels, H W latent, T tokens, D width.
+Legend: R rows, H W patches, N transformer tokens, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from torch import Tensor
 from farm.base.conditioning import Conditioning, TokenIds
 from farm.base.families.flow import (
     GUIDANCE,
+    PATCH,
     TRAINING_GUIDANCE,
-    FlowBase,
-    from_tokens,
-    shift_by_size,
-    to_tokens,
+    GuidanceInput,
+    PackedLatents,
     with_guidance,
 )
 from farm.base.families.pipeline_base import padded_ids
@@ -30,11 +29,9 @@ __all__ = ["Flux1Base"]
 POOLED = "pooled"
 """Entry of ``Conditioning.extra``."""
 T5_TOKENS = 512
-PATCH = 2
-"""Latent cells per transformer token along one side."""
 
 
-class Flux1Base(FlowBase):
+class Flux1Base(PackedLatents, GuidanceInput):
     """A frozen ``FluxPipeline``, dev or schnell; ``Base`` documents each method."""
 
     pipeline_class: ClassVar[Any] = FluxPipeline
@@ -51,25 +48,12 @@ class Flux1Base(FlowBase):
         kohya_fuses=True,
     )
 
-    def __init__(self, pipeline: FluxPipeline, *, name: str, fingerprint: str) -> None:
-        super().__init__(pipeline, name=name, fingerprint=fingerprint)
-        has_guidance = bool(pipeline.transformer.config.guidance_embeds)
-        self.guidance_kind = "embedded" if has_guidance else "none"
-
     def _reading_tokenizer(self) -> Any:
         return self._pipeline.tokenizer_2
 
     @property
     def num_tokens(self) -> int:
         return T5_TOKENS
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self._denoiser.config.in_channels) // PATCH**2
-
-    @property
-    def size_multiple(self) -> int:
-        return self.latent_factor * PATCH
 
     # -- text ---------------------------------------------------------------------------------
 
@@ -89,33 +73,28 @@ class Flux1Base(FlowBase):
         hidden_RTD = self._text["text_encoder_2"](tokens.tensors["text_encoder_2"])[0]
         return with_guidance(Conditioning(hidden_RTD, {POOLED: pooled_RD}), TRAINING_GUIDANCE)
 
-    def for_images(
-        self, conditioning: Conditioning, *, width_px: int, height_px: int, guidance: float
-    ) -> Conditioning:
-        return with_guidance(conditioning, guidance)
-
     # -- denoising ----------------------------------------------------------------------------
 
-    def denoise(
-        self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
+    def _denoise_tokens(
+        self,
+        tokens_RND: Tensor,
+        times_R: Tensor,
+        conditioning: Conditioning,
+        patches: tuple[int, int],
     ) -> Tensor:
         hidden_RTD = conditioning.hidden_RTD
-        height, width = latents_RCHW.shape[2] // PATCH, latents_RCHW.shape[3] // PATCH
         is_guided = self.guidance_kind == "embedded"
-        predicted_RNC = self._denoiser(
-            hidden_states=to_tokens(latents_RCHW, PATCH),
-            timestep=timesteps_R.to(latents_RCHW.dtype) / 1000,
+        predicted_RND: Tensor = self._denoiser(
+            hidden_states=tokens_RND,
+            timestep=times_R,
             guidance=conditioning.extra[GUIDANCE].float() if is_guided else None,
             pooled_projections=conditioning.extra[POOLED],
             encoder_hidden_states=hidden_RTD,
             txt_ids=torch.zeros(hidden_RTD.shape[1], 3, device=hidden_RTD.device),
-            img_ids=_image_places(height, width, latents_RCHW.device),
+            img_ids=_image_places(*patches, tokens_RND.device),
             return_dict=False,
         )[0]
-        return from_tokens(predicted_RNC, height, width, PATCH)
-
-    def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
-        return shift_by_size(shape, PATCH, config)
+        return predicted_RND
 
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         config = self._denoiser.config

@@ -24,6 +24,7 @@ from farm.base.families.flow import (
     GUIDANCE,
     TRAINING_GUIDANCE,
     ChatPrompts,
+    GuidanceInput,
     with_guidance,
 )
 from farm.base.families.latent_vae import LatentVae
@@ -133,7 +134,7 @@ class Flux2KleinBase(Flux2Base):
         self.guidance_kind = "none" if pipeline.config.is_distilled else "cfg"
 
 
-class Flux2DevBase(Flux2Base):
+class Flux2DevBase(GuidanceInput, Flux2Base):
     """A frozen ``Flux2Pipeline``.
 
     Its folders name a processor of images and text as their tokenizer, which needs torchvision;
@@ -152,11 +153,6 @@ class Flux2DevBase(Flux2Base):
         kohya_prefixes={"transformer": "lora_unet_"},
         kohya_fuses=True,
     )
-
-    def __init__(self, pipeline: Flux2Pipeline, *, name: str, fingerprint: str) -> None:
-        super().__init__(pipeline, name=name, fingerprint=fingerprint)
-        has_guidance = bool(pipeline.transformer.config.guidance_embeds)
-        self.guidance_kind = "embedded" if has_guidance else "none"
 
     @classmethod
     def _complete(cls, pipeline: Any, folder: Path) -> None:
@@ -178,11 +174,6 @@ class Flux2DevBase(Flux2Base):
 
     def _encode_tokens(self, tokens: TokenIds) -> Conditioning:
         return with_guidance(super()._encode_tokens(tokens), TRAINING_GUIDANCE)
-
-    def for_images(
-        self, conditioning: Conditioning, *, width_px: int, height_px: int, guidance: float
-    ) -> Conditioning:
-        return with_guidance(conditioning, guidance)
 
 
 def _packed(latents_BCHW: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import typer
 
 from farm.cli.options import BaseOption, JsonOption, StoreOption
 from farm.cli.views.output import note, print_json, say
+from farm.visible import visible
 
 __all__ = ["register"]
 
@@ -72,6 +73,7 @@ def import_(
                 "new": imported.is_new,
                 "identifier": record.identifier,
                 "identifier_assumed": imported.identifier_assumed,
+                "alpha_assumed": imported.alpha_assumed,
                 "layers": len(weights.layers),
                 "rank": weights.rank,
             }
@@ -83,8 +85,14 @@ def import_(
         f"{weights.rank}, key {record.job_key}"
     )
     if imported.identifier_assumed:
+        phrase = visible(imported.trigger_phrase[:80])
+        why = "the file has no trigger word"
+        if phrase:
+            why = f"the file's trigger phrase, `{phrase}`, is not one word"
+        note(f"[V] stands for `{record.identifier}`, because {why}; set it with --identifier")
+    if imported.alpha_assumed:
         note(
-            f"[V] stands for `{record.identifier}`, because the file has no trigger word; "
-            "set it with --identifier"
+            "the strength is a guess, alpha = rank: adapter_config.json is not beside the file; to "
+            "use the true one, put it there and import the folder with --replace"
         )
     say(f'Prompt it with "{record.instance_prompt}".')

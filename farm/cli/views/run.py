@@ -1,7 +1,7 @@
 """How a running run and its summary look in a terminal.
 
-Owns layout and the arithmetic of rates and remaining time. Progress goes to stderr: a live table
-on a terminal, plain lines elsewhere.
+Owns the layout; ``pace`` computes the remaining time. Progress goes to stderr: a live table on a
+terminal, plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from farm.cli.views.output import note
+from farm.cli.views.pace import Work
 from farm.durations import duration
 from farm.visible import visible
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LiveView",
-    "Pace",
     "PlainView",
-    "Work",
     "failure_lines",
     "run_view",
     "summary_lines",
@@ -36,72 +35,8 @@ __all__ = [
 
 GIB = 2**30
 PLAIN_EVERY_S = 10.0
-FINAL = ("committed", "quarantined", "rejected", "cancelled")
-"""Statuses of jobs that need no more time."""
-MEASURED_SHARE = 0.1
-"""Share of the work after which the remaining time follows from the measured pace."""
-
-
-class Pace:
-    """Remaining time: from the pace since the start, or from the plan while too little is done to
-    measure one. Between two measurements it counts down.
-
-    The pace of the last minute alone would mislead: lanes start one after another, and samples
-    and scores follow the last step.
-    """
-
-    def __init__(self, expected_s: float | None = None) -> None:
-        self._expected_s = expected_s
-        self._first: tuple[float, float] | None = None
-        self._share = -1.0
-        self._ends: float | None = None
-
-    def note(self, now: float, share: float) -> float | None:
-        """Record the share that is done; return the remaining seconds, or None if not known."""
-        began, first = self._first = self._first or (now, share)
-        if self._expected_s is not None and share < MEASURED_SHARE:
-            self._ends = began + self._expected_s
-        elif share > max(first, self._share) and now > began:
-            self._ends = now + (1.0 - share) * (now - began) / (share - first)
-        self._share = share
-        left = None if self._ends is None else self._ends - now
-        return left if left is not None and left > 0 else None
-
-
-class Work:
-    """How much of a run is done, measured in the seconds that the plan gives each part.
-
-    Trained steps alone are done long before the run: samples, scores and files follow them.
-    """
-
-    def __init__(self, expected: Estimate | None) -> None:
-        self._expected = expected
-        self._first: tuple[float, float] | None = None
-
-    @property
-    def expected_s(self) -> float | None:
-        """The whole run by the plan."""
-        return self._expected.total_s if self._expected is not None else None
-
-    def share(self, snapshot: Snapshot) -> float:
-        """0 to 1; 0 until this start of the run has trained a step."""
-        parts = self._expected
-        if parts is None or not parts.total_s:
-            return snapshot.done_share
-        ended = sum(snapshot.counts.get(status, 0) for status in FINAL)
-        now = snapshot.done_share, ended / max(snapshot.num_jobs, 1)
-        self._first = self._first or now
-        # the plan covers only what an earlier start has left
-        trained, ended_share = (
-            (value - first) / (1 - first) if first < 1 else 1.0
-            for value, first in zip(now, self._first, strict=True)
-        )
-        if not trained:
-            return 0.0
-        done_s = parts.start_s + parts.class_images_s
-        done_s += (parts.photos_s + parts.training_s) * trained
-        done_s += (parts.pictures_s + parts.end_s) * ended_share
-        return done_s / parts.total_s
+SHOWN_LANES = 40
+"""Rows of the live table; a terminal shows no more, and the driver lays them out twice a second."""
 
 
 class PlainView:
@@ -109,7 +44,7 @@ class PlainView:
 
     def __init__(self, expected: Estimate | None = None) -> None:
         self._work = Work(expected)
-        self._pace = Pace(expected_s=self._work.expected_s)
+        self._pace = self._work.pace()
         self._shown_at = 0.0
         self._last = ""
 
@@ -163,7 +98,7 @@ class LiveView:
         from rich.live import Live
 
         self._work = Work(expected)
-        self._pace = Pace(expected_s=self._work.expected_s)
+        self._pace = self._work.pace()
         self._news: deque[Notice] = deque(maxlen=6)
         self._live = Live(console=Console(stderr=True), refresh_per_second=2, transient=True)
 
@@ -206,14 +141,16 @@ def _lanes_table(snapshot: Snapshot) -> Table:
     table = Table(box=None, padding=(0, 2))
     for name in ("lane", "slots", "rows/s", "memory", "last heard"):
         table.add_column(name, justify="left" if name == "lane" else "right")
-    for number, lane in enumerate(snapshot.lanes):
+    for number, lane in enumerate(snapshot.lanes[:SHOWN_LANES]):
         table.add_row(
             str(number),
             f"{lane.held}/{lane.slots}",
             f"{lane.rows_per_s:.0f}",
             f"{lane.rss_bytes / GIB:.1f} GiB",
-            f"{lane.silent_s:.0f}s ago",
+            f"{snapshot.at - lane.seen:.0f}s ago",
         )
+    if len(snapshot.lanes) > SHOWN_LANES:
+        table.add_row(f"… {len(snapshot.lanes) - SHOWN_LANES} more")
     return table
 
 

@@ -14,9 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
+from urllib.parse import unquote
 
 from farm.errors import Fault
-from farm.intake.captions.photo_table import PhotoRow, PhotoTable, read_photo_table
+from farm.intake.captions.photo_table import (
+    PhotoRow,
+    PhotoTable,
+    is_image_name,
+    read_photo_table,
+)
 from farm.intake.captions.unread import (
     TABLE_SUFFIXES,
     is_table_name,
@@ -27,7 +33,7 @@ from farm.intake.captions.unread import (
 )
 from farm.intake.errors import PhotoFault
 from farm.intake.faults import similar_name
-from farm.intake.parsing.text_files import text_of
+from farm.intake.parsing.text_files import TEXT_REMEDY, NotText, decoded
 from farm.intake.rows import CaptionStyle
 
 __all__ = ["TABLE_SUFFIXES", "Caption", "Captions", "Names", "is_table_name"]
@@ -64,6 +70,9 @@ class Names:
         for name in names:
             self._exact.setdefault(_nfc(name), name)
             self._folded[_nfc(name).casefold()].append(name)
+
+    def __len__(self) -> int:
+        return len(self._exact)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._exact.values())
@@ -141,6 +150,8 @@ class Captions:
         return [self._fault(orphans[0], None, f"{count} without a photo: {names}", remedy, True)]
 
     def _text_names(self, photo: str) -> Iterator[str]:
+        if not self._texts:
+            return
         stem = posixpath.splitext(photo)[0]
         for suffix in self._style.suffixes:
             for wanted in (f"{stem}{suffix}", f"{photo}{suffix}"):
@@ -150,9 +161,10 @@ class Captions:
     def _beside(self, photo: str, faults: list[Fault]) -> Caption | None:
         for name in self._text_names(photo):
             try:
-                text = text_of(self._read(name)[:MAX_CAPTION_BYTES], name)
-            except PhotoFault as fault:
-                faults.append(self._fault(name, None, fault.message, fault.remedy))
+                text = decoded(self._read(name)[:MAX_CAPTION_BYTES], TEXT_REMEDY)
+            except (PhotoFault, NotText) as fault:
+                line = fault.line if isinstance(fault, NotText) else None
+                faults.append(self._fault(name, line, fault.message, fault.remedy))
                 continue
             lines = [words for line in text.splitlines() if (words := " ".join(line.split()))]
             if not lines:
@@ -189,7 +201,8 @@ class Captions:
             )
             return
         table = read_photo_table(data, self._place(name))
-        if not is_meant and not (table.names_photos and table.has_captions):
+        is_used = table.names_photos and table.has_captions
+        if not is_used and (not is_meant or table.is_other):
             if (unused := self._unused(name, data)) is not None:
                 self.faults.append(unused)
             return
@@ -235,10 +248,10 @@ class Captions:
         self.faults.append(self._fault(name, line, message, remedy, is_warning))
 
     def _report_unread(self, every: list[str], sidecars: list[str]) -> None:
-        if any(True for _ in self._texts):
-            return
-        found = self._style.unread_suffix and unread_texts(every, self._style)
-        found = found or unread_sidecars(sidecars, self._read)
+        photos = [name for name in self._others if is_image_name(name)]
+        found = unread_texts(every, photos, self._style)
+        if found is None and not any(True for _ in self._texts):
+            found = unread_sidecars(sidecars, self._read)
         if found:
             self.add_fault(*found, is_warning=True)
 
@@ -311,20 +324,24 @@ class _TableMatch:
                     self._name, line, message, "spell both names alike", is_warning=True
                 )
             return photo
-        if not posixpath.splitext(path)[1]:
-            stems = self._stems.get(_nfc(path), [])
+        if (stems := self._stems.get(_nfc(path), [])) and not is_image_name(path):
             return stems[0] if len(stems) == 1 else None
-        return self._without_folder(file)
+        plain = unquote(file)
+        return self._without_folder(file) or (self._found(plain, line) if plain != file else None)
 
     def _without_folder(self, file: str) -> str | None:
-        """A photo by its bare name, if all rows name one folder that does not exist here."""
-        if not self._shared:
+        """A photo by its bare name, if all rows name one folder that does not exist here, or this
+        row names a folder of this one's name on another machine."""
+        around = posixpath.dirname(file)
+        own = posixpath.basename(posixpath.dirname(self._owner._place(self._name)))
+        is_own = bool(own) and posixpath.basename(around) == own
+        if not self._shared and not is_own:
             return None
         name = posixpath.join(self._folder, posixpath.basename(file))
         photo = self._names.find(name)
         if photo is not None and not self._has_reported_shared:
             self._has_reported_shared = True
-            message = f"its file names are read without their folder `{self._shared}`"
+            message = f"its file names are read without their folder `{self._shared or around}`"
             remedy = "write them as seen from the table"
             self._owner.add_fault(self._name, None, message, remedy, is_warning=True)
         return photo

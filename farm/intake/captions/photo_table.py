@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm.errors import Fault
-from farm.intake.parsing.delimited import read_delimited
-from farm.intake.parsing.json import read_json, read_jsonl
+from farm.intake.parsing.delimited import folded, read_delimited
+from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
 from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
 from farm.intake.parsing.text_files import NotText, decoded, is_parquet
 from farm.intake.rows import ManifestRow
@@ -25,8 +25,9 @@ __all__ = [
     "CAPTION_COLUMNS",
     "PhotoRow",
     "PhotoTable",
+    "TABLE_COLUMNS",
     "caption_key",
-    "folded",
+    "is_image_name",
     "is_photo_manifest",
     "is_photo_row",
     "photo_row",
@@ -53,6 +54,9 @@ PHOTO_COLUMNS = (
 spaces; besides them, the one column that ends in `_file_name`."""
 
 
+TABLE_COLUMNS = frozenset((*CAPTION_COLUMNS, *PHOTO_COLUMNS))
+
+
 @dataclass(frozen=True, slots=True)
 class PhotoRow:
     """One row of such a table."""
@@ -77,6 +81,8 @@ class PhotoTable:
     faults: list[Fault] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     """Every column, by its folded name."""
+    is_other: bool = False
+    """Whether it is a JSON object of other facts, as albums of phones and clouds have."""
 
     @property
     def names_photos(self) -> bool:
@@ -89,11 +95,6 @@ class PhotoTable:
         return any(column in self.columns for column in CAPTION_COLUMNS)
 
 
-def folded(column: str) -> str:
-    """A column's name for comparison: `File Name` and `file-name` become `file_name`."""
-    return re.sub(r"[\s\-]+", "_", column.strip().casefold())
-
-
 def photo_column(columns: Iterable[str]) -> str | None:
     """The column that names photos, among folded names."""
     names = list(columns)
@@ -104,6 +105,11 @@ def photo_column(columns: Iterable[str]) -> str | None:
     return ending[0] if len(ending) == 1 else None
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a name is a picture's, by its suffix."""
+    return _IMAGE_NAME.search(name) is not None
+
+
 def is_photo_row(columns: Iterable[str]) -> bool:
     """Whether a table or row of these columns is about photos, not about whole subjects."""
     names = [folded(column) for column in columns]
@@ -111,7 +117,9 @@ def is_photo_row(columns: Iterable[str]) -> bool:
 
 
 _CAPTIONS = frozenset(CAPTION_COLUMNS)
-_IMAGE_NAME = re.compile(r"\.(?:jpe?g|png|webp|bmp|gif|tiff?|avif|hei[cf])$", re.IGNORECASE)
+_IMAGE_NAME = re.compile(
+    r"\.(?:jpe?g?|jfif|png|webp|bmp|gif|tiff?|avif|hei[cf]|jp2|mpo|p[gp]m|tga)$", re.IGNORECASE
+)
 _SURE_COLUMNS = frozenset(
     ("file_name", "filename", "file_names", "image", "images", "image_path", "image_file", "img")
 )
@@ -179,11 +187,12 @@ def read_photo_table(data: bytes, name: str) -> PhotoTable:
         return table
     start = text.lstrip()[:1]
     if start in {"{", "["}:
-        is_lines = start == "{" and not name.lower().endswith(".json")
+        is_lines = start == "{" and (not name.lower().endswith(".json") or is_json_lines(text))
         rows = read_jsonl(text.split("\n"), name, "") if is_lines else read_json(text, name, "")
         _take(table, ((row.line or 1, row.value) for row in rows.subjects))
         if not table.rows:
             _take(table, _mapping_rows(rows.head))
+            table.is_other = bool(rows.head.value)
         table.faults += rows.faults
     else:
         _take_delimited(table, text, name)
@@ -201,7 +210,7 @@ def _mapping_rows(head: ManifestRow) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a JSON object whose keys name photos: ``{"0.jpg": "a caption"}``, or with an
     object of captions and tags for each, as kohya's scripts write it."""
     for key, value in head.value.items():
-        if isinstance(value, str) and _IMAGE_NAME.search(key):
+        if isinstance(value, str) and is_image_name(key):
             value = {"caption": value}
         if not isinstance(value, dict) or not {folded(name) for name in value} & _CAPTIONS:
             continue
@@ -209,7 +218,7 @@ def _mapping_rows(head: ManifestRow) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _take_delimited(table: PhotoTable, text: str, name: str) -> None:
-    cells = read_delimited(text)
+    cells = read_delimited(text, TABLE_COLUMNS)
     table.columns = {folded(column): column for column in cells.columns if column}
     for line, row in cells.rows:
         value = dict(zip(cells.columns, row, strict=False))

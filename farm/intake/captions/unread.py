@@ -10,7 +10,7 @@ import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from farm.intake.captions.photo_table import caption_key
+from farm.intake.captions.photo_table import caption_key, is_image_name
 from farm.intake.errors import PhotoFault
 from farm.intake.parsing.text_files import NotText, decoded
 from farm.intake.rows import CaptionStyle
@@ -26,6 +26,8 @@ __all__ = [
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 """Suffixes of tables that may caption the photos beside them."""
+TEXT_SUFFIXES = (".txt", ".caption")
+"""Suffixes of texts that other tools write as captions."""
 FEW_NAMED = 2
 """Fewest photos that a list of captions names; a phone's file of facts names one."""
 
@@ -66,17 +68,51 @@ def unread_sidecars(
     return sidecars[0], None, message, remedy
 
 
-def unread_texts(names: Iterable[str], style: CaptionStyle) -> tuple[str, None, str, str] | None:
-    """File, message and remedy for text files that kohya's default extension leaves out."""
-    unread = [name for name in names if name.lower().endswith(style.unread_suffix)]
+def unread_texts(
+    names: Iterable[str], photos: Iterable[str], style: CaptionStyle
+) -> tuple[str, None, str, str] | None:
+    """File, message and remedy for texts named as photos that the style does not read, or of which
+    another text of the same photo is read instead."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stem, suffix = posixpath.splitext(name)
+        if suffix.lower() in TEXT_SUFFIXES or suffix.lower() in style.suffixes:
+            stems.setdefault(stem, []).append(name)
+    read, unread = [], []
+    for photo in photos:
+        for stem in (posixpath.splitext(photo)[0], photo):
+            texts = sorted(stems.get(stem, []), key=lambda name: _rank(name, style))
+            chosen = bool(texts) and _rank(texts[0], style) < len(style.suffixes)
+            read += texts[:chosen]
+            unread += texts[chosen:]
+    unread = list(dict.fromkeys(unread))
     if not unread:
         return None
-    message = (
-        f"{len(unread)} `{style.unread_suffix}` files are not read: `caption_extension` is "
-        f"`{style.suffixes[0]}` where it is not given"
-    )
-    remedy = f'add `caption_extension = "{style.unread_suffix}"` to read them as captions'
+    suffix = posixpath.splitext(unread[0])[1]
+    count = f"{len(unread)} `{suffix}` file{'s' if len(unread) > 1 else ''}"
+    verb = "are" if len(unread) > 1 else "is"
+    if style.unread_suffix and suffix.lower() == style.unread_suffix:
+        message = (
+            f"{count} {verb} not read: `caption_extension` is `{style.suffixes[0]}` where it is "
+            "not given"
+        )
+        remedy = f'add `caption_extension = "{style.unread_suffix}"` to read them as captions'
+    elif not style.has_tables:
+        if read:
+            return None  # the extension was chosen among those that are there
+        message = f"{count} {verb} not read: `caption_extension` is `{style.suffixes[0]}`"
+        remedy = f'write `caption_extension = "{suffix}"` to read them as captions'
+    else:
+        other = posixpath.splitext(read[0])[1] if read else style.suffixes[0]
+        message = f"{count} {verb} not read: the `{other}` file of the same name wins"
+        remedy = f"keep one kind of captions; to use the `{suffix}` files, move the others away"
     return unread[0], None, message, remedy
+
+
+def _rank(name: str, style: CaptionStyle) -> int:
+    """The place of a text's suffix among those that a style reads; their number if it is none."""
+    suffix = posixpath.splitext(name)[1].lower()
+    return style.suffixes.index(suffix) if suffix in style.suffixes else len(style.suffixes)
 
 
 def unused_list(data: bytes, photos: Iterable[str]) -> tuple[str, str] | None:
@@ -86,7 +122,11 @@ def unused_list(data: bytes, photos: Iterable[str]) -> tuple[str, str] | None:
     except NotText:
         return None
     names = {unicodedata.normalize("NFC", posixpath.basename(photo)) for photo in photos}
-    num_named = sum(name in text for name in names)
+    num_named = sum(
+        name in text or f'"{posixpath.splitext(name)[0]}"' in text
+        for name in names
+        if is_image_name(name)
+    )
     if num_named < FEW_NAMED:
         return None
     return (

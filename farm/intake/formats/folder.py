@@ -13,12 +13,14 @@ from dataclasses import replace
 from farm.errors import Fault, ManifestError
 from farm.intake.faults import slug
 from farm.intake.formats.imagefolder import OTHER_SPLITS, TRAIN_SPLITS
+from farm.intake.photos.budget import LookBudget
+from farm.intake.photos.listings import list_folder, subfolders
 from farm.intake.rows import KOHYA_TREE_STYLE, CaptionStyle, ManifestRow, ManifestRows, Path
 
 __all__ = ["MANIFEST_NAMES", "TABLE_NAMES", "read_folder", "train_split", "unused_class_images"]
 
 TABLE_NAMES = (
-    *("subjects.csv", "subjects.jsonl", "subjects.parquet"),
+    *("subjects.csv", "subjects.tsv", "subjects.jsonl", "subjects.parquet"),
     *("metadata.jsonl", "metadata.csv", "metadata.parquet"),
 )
 """Tables that represent a folder; the first present wins."""
@@ -32,8 +34,14 @@ _KOHYA_NAME = re.compile(r"(\d+)_(\S+)\s+(.+)")
 """``10_sks cat``: repeats, identifier, class noun, as kohya's scripts name folders."""
 
 
-_KOHYA_ASIDE = frozenset(("reg", "log", "model"))
-"""Folders that the kohya_ss program makes beside `img`."""
+_IMAGES = frozenset(("img", "image", "images"))
+_REGULARISING = ("reg", "regs", "reg_images", "regularization", "regularisation")
+_KOHYA_ASIDE = frozenset(
+    (*_REGULARISING, "log", "logs", "model", "models", "output", "outputs", "sample", "samples")
+)
+"""Folders that the kohya_ss program and its guides make beside `img`."""
+FEW_FOLDERS = 3
+"""Most folders in which folders named as for kohya's scripts are looked for."""
 _SUBJECTS_REMEDY = (
     "put a subjects.csv beside the folders, with the columns `subject,class` and a row for each"
 )
@@ -64,14 +72,8 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Man
         ManifestError: if there are no folders, or they are a kohya_ss project's.
     """
     if not names:
-        raise ManifestError(
-            f"{folder} holds neither a manifest nor folders of photos",
-            "put one folder of photos per subject there, and a subjects.csv with the columns "
-            "`subject,class`; if it holds the photos themselves, name the folder around it",
-        )
-    image_folders = [name for name in names if name.casefold() in {"img", "image", "images"}]
-    if image_folders and any(name.casefold() in _KOHYA_ASIDE for name in names):
-        inner = f"{folder.rstrip('/')}/{image_folders[0]}"
+        raise ManifestError(*_no_folders(folder))
+    if (inner := _tree_photos(folder, names)) is not None:
         raise ManifestError(
             f"{folder} is a kohya_ss project, not a folder of subjects",
             f"name its folder of photos: {inner}",
@@ -82,16 +84,75 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Man
         message = "each folder of the train split is a subject, and its name the class"
         remedy = _SUBJECTS_REMEDY + ", if they are anything else"
         faults.append(head.fault((), message, remedy, severity="warning"))
-    return ManifestRows(head, _folder_rows(names, folder, is_split), faults)
+    faults += _repeated(names, folder)
+    rows = ManifestRows(head, _folder_rows(names, folder, is_split), faults)
+    rows.folder = folder
+    return rows
+
+
+def _repeated(names: list[str], folder: str) -> Iterator[Fault]:
+    """Warnings about folders with the same identifier and class, which kohya trains as one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if match := _KOHYA_NAME.fullmatch(name):
+            groups.setdefault(f"{match[2]} {match[3]}", []).append(name)
+    for tokens, several in groups.items():
+        if len(several) > 1:
+            shown = ", ".join(f"`{name}`" for name in several[:3])
+            message = f"{len(several)} folders are `{tokens}`, each a subject of its own: {shown}"
+            remedy = "put their photos into one folder to train one adapter with all of them"
+            yield Fault(folder, message, remedy, severity="warning")
+
+
+def _tree_photos(folder: str, names: list[str]) -> str | None:
+    """The folder of photos in a kohya_ss project; None if the folder is not one."""
+    base = folder.rstrip("/")
+    images = [name for name in names if name.casefold() in _IMAGES]
+    if images and any(name.casefold() in _KOHYA_ASIDE for name in names):
+        return f"{base}/{images[0]}"
+    if len(names) > FEW_FOLDERS or any(_KOHYA_NAME.fullmatch(name) for name in names):
+        return None
+    for name in images or names:
+        inner = subfolders(f"{base}/{name}")
+        if any(_KOHYA_NAME.fullmatch(one) for one in inner):
+            return f"{base}/{name}"
+    return None
+
+
+def _no_folders(folder: str) -> tuple[str, str]:
+    """Message and remedy for a folder that holds no folders."""
+    listing = list_folder(folder, LookBudget())
+    around, _, name = folder.rstrip("/").rpartition("/")
+    if listing.files:
+        remedy = f"name the folder around it, {around}"
+        if _KOHYA_NAME.fullmatch(name) is None:
+            remedy += f", and put a subjects.csv there: `subject,class` and, below it, `{name},cat`"
+        return f"{folder} holds photos, not one folder of photos per subject", remedy
+    archives = [one for one in listing.siblings if one.lower().endswith(".zip")]
+    if archives:
+        example = f"{slug(os.path.splitext(archives[0])[0])},cat,{archives[0]}"
+        return (
+            f"{folder} holds archives, not folders of photos: {', '.join(archives[:3])}",
+            "unpack them, or name each in a subjects.csv there: `subject,class,photos` and, below "
+            f"it, `{example}`",
+        )
+    if (inside := listing.data_files()) is not None:
+        return inside
+    return (
+        f"{folder} holds neither a manifest nor folders of photos",
+        "put one folder of photos per subject there, and a subjects.csv with the columns "
+        "`subject,class`",
+    )
 
 
 def unused_class_images(folder: str) -> Fault | None:
     """A warning about a kohya_ss project's `reg` folder beside the given folder of photos."""
     around, _, name = folder.rstrip("/").rpartition("/")
-    if name.casefold() not in {"img", "image", "images"} or "://" in folder:
+    if name.casefold() not in _IMAGES or "://" in folder:
         return None
-    images = f"{around}/reg"
-    if not os.path.isdir(images) or not os.listdir(images):
+    places = (f"{around}/{one}" for one in _REGULARISING)
+    images = next((one for one in places if os.path.isdir(one) and os.listdir(one)), None)
+    if images is None:
         return None
     return Fault(
         folder,
@@ -103,6 +164,13 @@ def unused_class_images(folder: str) -> Fault | None:
 
 def _class_remedy(name: str) -> str:
     """How to give a folder's class noun, in the terms of the tool that its name comes from."""
+    if match := re.fullmatch(r"(\d+)_([^\W_]+)[_-](\w.*)", name):
+        number, identifier, noun = match.groups()
+        example = f"{number}_{identifier} {noun.replace('_', ' ')}"
+        return f"rename it `{example}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
+    if match := re.fullmatch(r"(\d+)_\S+", name):
+        example = f"{match[1]}_sks cat"
+        return f"rename it as `{example}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
     if re.fullmatch(r"[^\s\d]\S*\s+\S.*", name):
         return f"rename it `1_{name}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
     return f"{_SUBJECTS_REMEDY}; photos of different subjects belong in different folders"

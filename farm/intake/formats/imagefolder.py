@@ -15,6 +15,7 @@ from typing import Any
 from farm.errors import Fault
 from farm.intake.captions.photo_table import PhotoRow, photo_row
 from farm.intake.faults import slug
+from farm.intake.photos.listings import INSIDE_REMEDY
 from farm.intake.rows import ManifestRow, ManifestRows, Path
 
 __all__ = ["OTHER_SPLITS", "TRAIN_SPLITS", "dataset_name", "read_imagefolder"]
@@ -47,9 +48,16 @@ def _subjects(
 ) -> Iterator[ManifestRow]:
     values: dict[str, dict[str, Any]] = {}
     lines: dict[str, dict[Path, int]] = {}
+    has_photos_inside = False
     for row, read in _train_rows(rows, head, faults):
         if not read.files:
-            faults.append(_nameless(row, read))
+            inside = _inside(read)
+            if inside is None:
+                faults.append(_nameless(row, read))
+            elif not has_photos_inside:
+                has_photos_inside = True
+                message = f"`{inside}` holds the photos themselves, inside the table"
+                faults.append(row.fault((inside,), message, INSIDE_REMEDY))
             continue
         subject = _first(read, SUBJECT_COLUMNS) or _folder_of(read.files[0], head.base)
         value = values.setdefault(subject, {"id": slug(subject), "photos": []})
@@ -74,11 +82,15 @@ def _subjects(
         )
 
 
+def _inside(read: PhotoRow) -> str | None:
+    """The column with a photo's bytes, as the `datasets` library stores them."""
+    for name, cell in read.value.items():
+        if isinstance(cell, bytes) or (isinstance(cell, dict) and cell.get("bytes")):
+            return name
+    return None
+
+
 def _nameless(row: ManifestRow, read: PhotoRow) -> Fault:
-    column = next((name for name, cell in read.value.items() if isinstance(cell, dict)), None)
-    if column and read.value[column].get("bytes"):
-        message = f"`{column}` holds the photo itself, inside the table"
-        return row.fault((column,), message, "save the photos as files, and name them `file_name`")
     columns = ", ".join(f"`{name}`" for name in row.value) or "none"
     message = f"`file_name` is missing; the columns are {columns}"
     return row.fault(("file_name",), message, "name the photo")

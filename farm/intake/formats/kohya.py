@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -25,20 +25,25 @@ from farm.intake.formats.kohya_options import (
     decorated,
     folder_fault,
     is_escaped_path,
+    missing_subsets,
     misspelled,
     recipe_of,
     training_settings_fault,
     unused_options,
 )
-from farm.intake.rows import CaptionStyle, ManifestRow, ManifestRows, Path
+from farm.intake.rows import CaptionStyle, ManifestRow, ManifestRows, Path, shown_field
 
-__all__ = ["read_kohya"]
+__all__ = ["read_kohya", "read_kohya_config"]
 
 MAX_TOML_CHARACTERS = 4_000_000
 _DEEP_KEY = re.compile(r"(?:[\w\"'-]{1,64}[ \t]{0,4}\.[ \t]{0,4}){24}")
 """A dotted key with more parts than a dataset config has levels."""
-_TABLE = re.compile(r"\s*\[\[?\s*([\w.]+)\s*\]\]?")
-_KEY = re.compile(r"\s*([\w-]+)\s*=")
+_TABLE = re.compile(r"\s*\[\[?\s*([\w.\"' ]+?)\s*\]\]?")
+_KEY = re.compile(r"\s*[\"']?([\w-]+)[\"']?\s*=")
+_LONG_QUOTE = re.compile(r"\"{3}|'{3}")
+"""Begins and ends a text of several lines."""
+_TOKENS = re.compile(r"(?P<identifier>\S+?)(?P<comma>,?) (?P<noun>.+)")
+"""``sks cat``, or ``sks, cat`` as tags are written."""
 _TERMS: dict[Path, str] = {
     ("photos",): "image_dir",
     ("class_noun",): "class_tokens",
@@ -65,17 +70,35 @@ def read_kohya(text: str, file: str, base: str) -> ManifestRows:
     except RecursionError:
         fault = Fault(file, "not valid TOML: nested too deeply", "write `[[datasets]]` tables")
         return ManifestRows(head, iter(()), [fault])
+    return read_kohya_config(config, _lines(text), head)
+
+
+def read_kohya_config(
+    config: Options, lines: Mapping[Path, int], head: ManifestRow
+) -> ManifestRows:
+    """Read a dataset config that was parsed from TOML or JSON.
+
+    Args:
+        lines: of its tables and keys, as far as they are known.
+        head: of the file, for faults.
+    """
     datasets = config.get("datasets")
-    if not isinstance(datasets, list) or not all(isinstance(one, dict) for one in datasets):
-        folder = config.get("train_data_dir")
-        if isinstance(folder, str) and folder:
-            fault = head.fault(*training_settings_fault(folder))
-        else:
-            fault = head.fault(("datasets",), "there are no `[[datasets]]`", "add one")
-        return ManifestRows(head, iter(()), [fault])
-    faults: list[Fault] = []
-    reader = _Reader(config, _lines(text), head, faults)
-    return ManifestRows(head, reader.subjects(), faults)
+    if isinstance(datasets, list) and all(isinstance(one, dict) for one in datasets):
+        faults: list[Fault] = []
+        reader = _Reader(config, lines, head, faults)
+        return ManifestRows(head, reader.subjects(), faults)
+    sections = [config, *(one for one in config.values() if isinstance(one, dict))]
+    settings = next(filter(None, map(training_settings_fault, sections)), None)
+    if settings is not None:
+        fault = head.fault(*settings)
+    elif isinstance(datasets, dict):
+        message, remedy = "`[datasets]` is a single table", "write `[[datasets]]`, in two brackets"
+        fault = ManifestRow({}, head.file, "", lines.get(("datasets", 0))).fault(
+            ("datasets",), message, remedy
+        )
+    else:
+        fault = head.fault(("datasets",), "there are no `[[datasets]]`", "add one")
+    return ManifestRows(head, iter(()), [fault])
 
 
 def _cost_fault(text: str, file: str) -> Fault | None:
@@ -101,14 +124,40 @@ def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> Fault
     return Fault(file, f"not valid TOML: {error}", "correct the syntax", line=number)
 
 
+def _wrong_type(subset: Options) -> tuple[str, str, str] | None:
+    """Option, message and remedy of a subset's option of another type."""
+    tokens, is_reg = subset.get("class_tokens"), subset.get("is_reg")
+    if tokens is not None and not isinstance(tokens, str):
+        return "class_tokens", "`class_tokens` is not text", 'write `class_tokens = "sks cat"`'
+    if is_reg is not None and not isinstance(is_reg, bool):
+        return "is_reg", f"`{is_reg}` is not true or false", "write true or false, without quotes"
+    return None
+
+
+def _outside(group: _Group, images: _Group | None) -> Iterator[tuple[Path, str]]:
+    """The whole names of a subject's values that are written in other subsets than its first."""
+    for index, place in enumerate(group.places):
+        if place != group.place:
+            yield ("photos", index), shown_field((*place, "image_dir"))
+    if images is not None:
+        yield ("class_prompt",), shown_field((*images.place, "class_tokens"))
+        yield ("class_images",), shown_field((*images.place, "image_dir"))
+        for index, place in enumerate(images.places):
+            yield ("class_images", index), shown_field((*place, "image_dir"))
+
+
 def _lines(text: str) -> dict[Path, int]:
     """The line of every table and key, which the TOML reader does not report."""
     lines: dict[Path, int] = {}
     dataset, subset = -1, -1
     place: Path = ()
-    for number, line in enumerate(text.splitlines(), 1):
+    is_inside = False
+    for number, line in enumerate(text.split("\n"), 1):
+        was_inside, is_inside = is_inside, is_inside ^ (len(_LONG_QUOTE.findall(line)) % 2 == 1)
+        if was_inside:
+            continue
         if table := _TABLE.match(line):
-            name = table.group(1)
+            name = re.sub(r"[\"' ]", "", table.group(1))
             if name == "datasets":
                 dataset, subset = dataset + 1, -1
                 place = ("datasets", dataset)
@@ -131,6 +180,8 @@ class _Group:
     tokens: str
     options: Options
     folders: list[str] = field(default_factory=list)
+    places: list[Path] = field(default_factory=list)
+    """Of the subset of each folder."""
     styles: list[CaptionStyle] = field(default_factory=list)
     is_used: bool = False
 
@@ -139,10 +190,11 @@ class _Reader:
     """Turns datasets into subject rows."""
 
     def __init__(
-        self, config: Options, lines: dict[Path, int], head: ManifestRow, faults: list[Fault]
+        self, config: Options, lines: Mapping[Path, int], head: ManifestRow, faults: list[Fault]
     ) -> None:
         self._config, self._lines, self._head, self._faults = config, lines, head, faults
         self._ids: set[str] = set()
+        self._tokens: dict[str, Path] = {}
         self._dropped: dict[str, Path] = {}
 
     def subjects(self) -> Iterator[ManifestRow]:
@@ -171,8 +223,11 @@ class _Reader:
     def _dataset(self, options: Options, place: Path) -> Iterator[ManifestRow]:
         trained: dict[str, _Group] = {}
         class_images: dict[str, _Group] = {}
-        subsets = options.get("subsets", [])
-        for number, own in enumerate(subsets if isinstance(subsets, list) else []):
+        subsets = options.get("subsets")
+        if not isinstance(subsets, list) or not subsets:
+            self._add_fault(place, *missing_subsets(options))
+            return
+        for number, own in enumerate(subsets):
             where = (*place, "subsets", number)
             if not isinstance(own, dict):
                 self._add_fault(where, "a subset must be a table", "write `[[datasets.subsets]]`")
@@ -182,10 +237,14 @@ class _Reader:
             if (fault := folder_fault(subset)) is not None:
                 self._add_fault((*where, "image_dir"), *fault)
                 continue
-            tokens = " ".join(str(subset.get("class_tokens") or "").split())
+            if (wrong := _wrong_type(subset)) is not None:
+                self._add_fault((*where, wrong[0]), *wrong[1:])
+                continue
+            tokens = " ".join((subset.get("class_tokens") or "").split())
             groups = class_images if subset.get("is_reg") else trained
             group = groups.setdefault(tokens, _Group(where, tokens, subset))
             group.folders.append(subset["image_dir"])
+            group.places.append(where)
             group.styles.append(self._style(subset, where, group))
         for group in trained.values():
             yield from self._subject(group, class_images)
@@ -200,10 +259,12 @@ class _Reader:
         return style if whole == first else style.with_fallback(whole)
 
     def _subject(self, group: _Group, class_images: dict[str, _Group]) -> Iterator[ManifestRow]:
-        identifier, _, noun = group.tokens.partition(" ")
-        if not noun:
+        tokens = _TOKENS.fullmatch(group.tokens)
+        if tokens is None:
             self._check_tokens(group)
             return
+        identifier, comma, noun = tokens.groups()
+        self._note_repeated(group)
         recipe, option_faults = recipe_of(group.options)
         for option, message, remedy in option_faults:
             self._add_fault((*group.place, option), message, remedy)
@@ -216,7 +277,7 @@ class _Reader:
             "identifier": identifier,
             "photos": group.folders,
             # kohya trains on the class tokens themselves
-            "instance_prompt": decorated("[V] {class_noun}", group.options),
+            "instance_prompt": decorated(f"[V]{comma} {{class_noun}}", group.options),
             "class_prompt": "{class_noun}",
             "recipe": recipe,
         }
@@ -237,11 +298,22 @@ class _Reader:
             self._value_lines(group, images),
             group.place,
             styles=styles,
-            terms=_TERMS,
+            terms=_TERMS | dict(_outside(group, images)),
         )
+
+    def _note_repeated(self, group: _Group) -> None:
+        first = self._tokens.setdefault(group.tokens, group.place)
+        if first != group.place:
+            message = f"`{group.tokens}` is a subject of another dataset too; each has its adapter"
+            remedy = "put the subsets into one dataset to train one adapter with all of them"
+            self._add_fault((*group.place, "class_tokens"), message, remedy, is_warning=True)
 
     def _value_lines(self, group: _Group, images: _Group | None) -> dict[Path, int]:
         lines = {ours: self._line((*group.place, theirs)) for ours, theirs in _TERMS.items()}
+        places = {"photos": group.places, "class_images": images.places if images else []}
+        for name, subsets in places.items():
+            for index, place in enumerate(subsets):
+                lines[name, index] = self._line((*place, "image_dir"))
         if images is not None:
             lines["class_prompt",] = self._line((*images.place, "class_tokens"))
             lines["class_images",] = self._line((*images.place, "image_dir"))

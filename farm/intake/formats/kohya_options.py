@@ -20,6 +20,7 @@ __all__ = [
     "decorated",
     "folder_fault",
     "is_escaped_path",
+    "missing_subsets",
     "misspelled",
     "recipe_of",
     "training_settings_fault",
@@ -93,13 +94,30 @@ def misspelled(name: str) -> str | None:
     return close[0] if close else None
 
 
-def training_settings_fault(folder: str) -> tuple[tuple[str], str, str]:
-    """Field, message and remedy of a file with kohya's settings for a training."""
-    return (
-        ("train_data_dir",),
-        "these are kohya's settings of a training, not a dataset config",
-        f"name its folder of photos instead, {folder}; recipe fields are given with --set",
-    )
+def missing_subsets(dataset: Options) -> tuple[str, str]:
+    """Message and remedy of a dataset without subsets."""
+    for name in ("image_dir", "image_directory", "video_directory", "image_jsonl_file"):
+        if isinstance(folder := dataset.get(name), str):
+            tool = "" if name == "image_dir" else ", as musubi-tuner's"
+            return (
+                f"the dataset has `{name}` of its own{tool}, but no subsets",
+                f"write `[[datasets.subsets]]`, and below it `image_dir = '{folder}'` and "
+                "`class_tokens = 'sks cat'` with your identifier and class",
+            )
+    return "the dataset has no subsets", "add `[[datasets.subsets]]` with `image_dir` below it"
+
+
+def training_settings_fault(settings: Options) -> tuple[tuple[str], str, str] | None:
+    """Field, message and remedy of a file with kohya's settings for a training; None for others."""
+    for name, remedy in (
+        ("dataset_config", "name its dataset config instead, {}"),
+        ("train_data_dir", "name its folder of photos instead, {}"),
+    ):
+        place = settings.get(name)
+        if isinstance(place, str) and place:
+            message = "these are kohya's settings of a training, not a dataset config"
+            return (name,), message, f"{remedy.format(place)}; recipe fields are given with --set"
+    return None
 
 
 def folder_fault(subset: Options) -> tuple[str, str] | None:
@@ -110,6 +128,8 @@ def folder_fault(subset: Options) -> tuple[str, str] | None:
             "captions of a `metadata_file` are not read",
             "write them to caption files beside the photos, and name `image_dir` alone",
         )
+    if isinstance(folder, list):
+        return "`image_dir` is a list", "write one `[[datasets.subsets]]` for each folder"
     if not isinstance(folder, str) or not folder.strip():
         return "`image_dir` is missing", "name the folder of the photos"
     if _CONTROL.search(folder):
@@ -135,8 +155,12 @@ def caption_style(subset: Options) -> tuple[CaptionStyle, OptionFaults]:
     """How a subset's captions are read."""
     faults: OptionFaults = []
     given = subset.get("caption_extension", DEFAULT_CAPTION_EXTENSION)
-    extension = str(given).strip()
-    if not extension.startswith("."):
+    is_given = isinstance(given, str) and bool(given.strip()) and "caption_extension" in subset
+    extension = given.strip() if is_given else DEFAULT_CAPTION_EXTENSION
+    if not is_given and "caption_extension" in subset:
+        message = f"`{given}` is no extension; `{extension}` is used"
+        faults.append(("caption_extension", message, 'write one, such as ".txt"'))
+    elif not extension.startswith("."):
         extension = f".{extension}"
         message = f"`{given}` is read as `{extension}`; kohya's scripts want the dot"
         faults.append(("caption_extension", message, f'write "{extension}"'))
@@ -147,7 +171,7 @@ def caption_style(subset: Options) -> tuple[CaptionStyle, OptionFaults]:
         takes_first_line=True,
         prefix=_text(subset, "caption_prefix"),
         suffix=_text(subset, "caption_suffix"),
-        unread_suffix="" if "caption_extension" in subset else ".txt",
+        unread_suffix="" if is_given else ".txt",
         remedy=(
             f'put {identifier} into it, or before every caption: `caption_prefix = "{identifier}"`'
         ),

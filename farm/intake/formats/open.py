@@ -6,20 +6,20 @@ subjects.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from farm.errors import FarmError, Fault, ManifestError
-from farm.intake.captions.photo_table import is_photo_manifest
+from farm.intake.captions.photo_table import is_image_name, is_photo_manifest, photo_row
 from farm.intake.errors import PhotoFault
+from farm.intake.faults import similar_name
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,
     TABLE_NAMES,
@@ -28,11 +28,12 @@ from farm.intake.formats.folder import (
     unused_class_images,
 )
 from farm.intake.formats.imagefolder import read_imagefolder
-from farm.intake.formats.kohya import read_kohya
-from farm.intake.formats.kohya_options import training_settings_fault
+from farm.intake.formats.kohya import read_kohya, read_kohya_config
+from farm.intake.formats.other_tools import concept_of, settings_of
 from farm.intake.formats.tables import read_csv, read_parquet
-from farm.intake.parsing.json import read_json, read_jsonl
-from farm.intake.parsing.text_files import NotText, decoded, is_parquet
+from farm.intake.formats.unread_tables import unread_tables
+from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
+from farm.intake.parsing.text_files import TEXT_REMEDY, NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
 from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.files import open_local, words_of
@@ -42,6 +43,7 @@ from farm.intake.photos.listings import (
     list_folder,
     subfolders,
 )
+from farm.intake.photos.litter import is_litter
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
 from farm.intake.rows import ManifestRow, ManifestRows, join_url, parent_url
 from farm.retries import remedy_of_reading
@@ -51,6 +53,7 @@ __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 MAX_MANIFEST_BYTES = 64 * 2**20
 """Maximum size of a text manifest; half a million subjects fit. Parquet is read in batches."""
 
+TABLES = frozenset((".csv", ".tsv"))
 WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], ManifestRows]
 
@@ -78,10 +81,12 @@ def open_rows(url: str) -> ManifestRows:
         ManifestError: if it is missing, not text, or of an unknown form.
     """
     rows = _open(url, MANIFEST_NAMES)
-    photos = rows.head.value.get("train_data_dir")
-    if isinstance(photos, str) and "subjects" not in rows.head.value:  # kohya_ss saves JSON
-        _, message, remedy = training_settings_fault(photos)
-        raise ManifestError(f"{url}: {message}", remedy)
+    if (refusal := settings_of(rows.head.value)) is not None:
+        raise ManifestError(f"{url}: {refusal[0]}", refusal[1])
+    table = rows.head.value.get("subjects")
+    if isinstance(table, dict):
+        message, remedy = "`subjects` is a mapping, not a list", "write `- id: …` for each subject"
+        rows.faults.append(rows.head.fault(("subjects",), message, remedy))
     table = rows.head.value.get("subjects")
     return _with_table(rows, table) if isinstance(table, str) else rows
 
@@ -94,6 +99,8 @@ def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRo
         trusted: whether the operator named the URL; hosts named in a manifest are checked.
     """
     url = os.path.expanduser(url.removeprefix("file://"))
+    if "\\" in url and "://" not in url and not os.path.exists(url):
+        url = url.replace("\\", "/")
     if "://" not in url and os.path.isdir(url):
         return _open_folder(os.path.abspath(url), url, names)
     is_file = _suffix(url) in {*TEXT_READERS, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
@@ -111,11 +118,14 @@ def _open_folder(
     folder: str, shown: str, names: Sequence[str], *, is_split: bool = False
 ) -> ManifestRows:
     with _reachable(shown):
-        present = [name for name in names if name in _file_names(folder)]
+        files = _file_names(folder)
+        by_fold = {name.casefold(): name for name in sorted(files)}
+        present = [by_fold[name] for name in names if name in by_fold]
         if present:
             rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
             rows.faults += _unread(present, rows.head)
-            if present[0].startswith("subjects."):
+            rows.faults += unread_tables(folder, files, present)
+            if present[0].casefold().startswith(("subjects.", "metadata.")):
                 rows.folder = folder
             return rows
         inner = subfolders(folder)
@@ -128,7 +138,7 @@ def _open_folder(
             rows.faults.append(Fault(folder, message, remedy, severity="warning"))
         return rows
     rows = read_folder(folder, inner, is_split=is_split)
-    rows.faults[:0] = _workbooks(folder)
+    rows.faults[:0] = [*_workbooks(folder), *unread_tables(folder, files, ())]
     if (fault := unused_class_images(folder)) is not None:
         rows.faults.append(fault)
     return rows
@@ -137,7 +147,7 @@ def _open_folder(
 def _unread(present: Sequence[str], head: ManifestRow) -> Iterator[Fault]:
     """Warnings about tables of photos beside the one that represents the folder."""
     for name in present[1:]:
-        if name.startswith("metadata."):
+        if name.casefold().startswith("metadata."):
             message = f"{name} beside it is not read"
             remedy = "put the captions into the folders of the photos, or remove it"
             yield head.fault((), message, remedy, severity="warning")
@@ -158,7 +168,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
         )
     if suffix not in TEXT_READERS and suffix != ".parquet":
         if "://" not in url and not os.path.exists(url):
-            raise ManifestError(f"there is no {url}", "correct the path of the manifest or folder")
+            raise _missing(url)
         raise ManifestError(f"{url} has an unknown manifest extension", _remedy_of_other(suffix))
     # the suffix is a hint; the content decides
     file = _binary(url, trusted=trusted)
@@ -166,7 +176,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
     file.seek(0)
     if suffix == ".parquet" or is_parquet(head):
         return read_parquet(file, url, base)
-    rows = _text_reader(text := _text(file, url), suffix)(text, url, base)
+    rows = _text_reader(text := _text(file, url, suffix), suffix)(text, url, base)
     return _grouped(rows)
 
 
@@ -200,31 +210,36 @@ def _workbooks(folder: str) -> Iterator[Fault]:
 def _text_reader(text: str, suffix: str) -> TextReader:
     """The reader for a suffix, or the one that the content requires."""
     start = text.lstrip()[:1]
-    is_table = suffix in {".csv", ".tsv"}
+    is_table = suffix in TABLES
     if start == "[" and (is_table or suffix in {".jsonl", ".ndjson"}):
         return read_json
     if start == "{" and is_table:
         return _read_lines
-    if start == "{" and suffix == ".json" and _is_json_lines(text):
+    if start == "{" and suffix == ".json" and is_json_lines(text):
         return _read_lines
     return TEXT_READERS[suffix]
 
 
-def _is_json_lines(text: str) -> bool:
-    """Whether a `.json` file has an object on each of its first two lines."""
-    lines = [line for line in islice(io.StringIO(text), 10) if line.strip()][:2]
-    return len(lines) == 2 and all(line.strip()[0] + line.strip()[-1] == "{}" for line in lines)
-
-
 def _grouped(rows: ManifestRows) -> ManifestRows:
     """Rows of photos as rows of subjects; others as they are."""
+    if isinstance(rows.head.value.get("datasets"), list) and "subjects" not in rows.head.value:
+        return read_kohya_config(rows.head.value, rows.head.lines, replace(rows.head, value={}))
     first = next(rows.subjects, None)
     if first is None:
         return rows
+    if (refusal := concept_of(first.value)) is not None:
+        raise ManifestError(f"{first.file}: {refusal[0]}", refusal[1])
     every = chain([first], rows.subjects)
-    if is_photo_manifest(first.value, first.file) and not first.terms:
+    if is_photo_manifest(first.value, first.file) and not first.terms and not _is_subject(first):
         return read_imagefolder(every, rows.head, rows.faults)
     return ManifestRows(rows.head, every, rows.faults)
+
+
+def _is_subject(row: ManifestRow) -> bool:
+    """Whether a row names a folder of photos, under a name that columns of photos have too."""
+    files = photo_row(row.value, 1).files
+    has_photo = any(is_image_name(file) or "://" in file for file in files)
+    return bool(files) and not has_photo and bool({"id", "name", "class_noun"} & row.value.keys())
 
 
 def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
@@ -259,9 +274,25 @@ def _reachable(url: str) -> Iterator[None]:
         if (fault := private_host_fault(error)) is not None:
             raise ManifestError(f"{url}: {fault.message}", fault.remedy) from error
         if isinstance(error, FileNotFoundError):
-            raise ManifestError(f"there is no {url}", "correct the path of the manifest") from error
+            raise _missing(url) from error
         message = f"{url} cannot be read: {words_of(error)}"
         raise ManifestError(message, remedy_of_reading(error)) from error
+
+
+def _missing(url: str) -> ManifestError:
+    if not url.strip():
+        return ManifestError("no manifest is named", "name a manifest or a folder")
+    remedy = "correct the path of the manifest or folder"
+    folder, name = os.path.split(url.rstrip("/"))
+    if os.path.islink(url):
+        return ManifestError(f"{url} is a link to a file that is missing", "correct the link")
+    if "://" not in url and os.path.isdir(folder or "."):
+        names = {one: os.path.splitext(one)[0] for one in os.listdir(folder or ".")}
+        stem = similar_name(os.path.splitext(name)[0], sorted(names.values()))
+        close = next((one for one in sorted(names) if names[one] == stem), None)
+        if close is not None and not is_litter(close):
+            remedy = f"did you mean {os.path.join(folder, close)}?"
+    return ManifestError(f"there is no {url}", remedy)
 
 
 def _file_names(folder: str) -> set[str]:
@@ -276,12 +307,15 @@ def _binary(url: str, *, trusted: bool) -> Any:
     with _reachable(url):
         filesystem, path = fsspec.core.url_to_fs(url) if trusted else filesystem_of(url)
         if isinstance(filesystem, LocalFileSystem):
-            with open_local(path, "name a file"):
-                pass
+            try:
+                with open_local(path, "name a file"):
+                    pass
+            except PhotoFault as fault:
+                raise ManifestError(f"{url}: {fault.message}", fault.remedy) from fault
         return filesystem.open(path, "rb")
 
 
-def _text(file: Any, url: str) -> str:
+def _text(file: Any, url: str, suffix: str) -> str:
     with file:
         data: bytes = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
@@ -289,7 +323,7 @@ def _text(file: Any, url: str) -> str:
             f"{url} is larger than {MAX_MANIFEST_BYTES // 2**20} MiB", "split it, or use Parquet"
         )
     try:
-        return decoded(data)
+        return decoded(data) if suffix in TABLES else decoded(data, TEXT_REMEDY)
     except NotText as error:
         fault = Fault(url, error.message, error.remedy, line=error.line)
         raise ManifestError(f"{url} cannot be read", error.remedy, [fault]) from error

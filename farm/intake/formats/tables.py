@@ -7,16 +7,18 @@ of a list in one cell, empty cells are absent. Parquet is read in batches of row
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from farm.errors import Fault
-from farm.intake.captions.photo_table import folded, is_photo_manifest
+from farm.intake.captions.photo_table import TABLE_COLUMNS, is_photo_manifest
 from farm.intake.faults import nearest
 from farm.intake.formats.imagefolder import read_imagefolder
-from farm.intake.parsing.delimited import Delimited, read_delimited
+from farm.intake.parsing.delimited import Delimited, folded, read_delimited
 from farm.intake.parsing.json import read_json
-from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
+from farm.intake.parsing.parquet import TableTooLarge, bytes_column, open_parquet, parquet_rows
 from farm.intake.parsing.yaml import parse_scalar
+from farm.intake.photos.listings import INSIDE_REMEDY
 from farm.intake.rows import ManifestRow, ManifestRows, Path
 from farm.intake.schema import SubjectEntry
 from farm.recipe import Recipe
@@ -40,10 +42,15 @@ def read_csv(text: str, file: str, base: str) -> ManifestRows:
     """Read a table with a header row: of photos if its columns are those of photos, else of
     subjects."""
     faults: list[Fault] = []
-    table = read_delimited(text)
+    table = read_delimited(text, _OWN_COLUMNS | TABLE_COLUMNS)
     head = ManifestRow({}, file, base)
     if is_photo_manifest(table.columns, file):
         return read_imagefolder(_photo_rows(table, head, faults), head, faults)
+    if table.columns and not any(_is_known(column) for column in table.columns):
+        shown = ", ".join(f"`{column[:40]}`" for column in table.columns[:5])
+        message = f"its first line names no column that is known here: {shown}"
+        remedy = "begin it with the names of its columns, such as `subject,class`"
+        return ManifestRows(head, iter(()), [Fault(file, message, remedy, table.line)])
     return ManifestRows(head, _subject_rows(table, head, faults), faults)
 
 
@@ -71,6 +78,13 @@ def _subject_rows(
             _place(row, column, _cell(column, cell, table), faults)
         yield row
     faults += [ManifestRow({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
+
+
+def _is_known(column: str) -> bool:
+    """Whether a column may be a subject's, if only by a name that is nearly right."""
+    name = folded(column)
+    fields = {*_OWN_COLUMNS, *SubjectEntry.model_fields, *Recipe.model_fields}
+    return "." in name or name in fields or bool(get_close_matches(name, fields, 1, 0.7))
 
 
 def _known(column: str) -> str:
@@ -107,8 +121,10 @@ def _place(row: ManifestRow, column: str, value: Any, faults: list[Fault]) -> No
     if value is None or not column:
         return
     if column == "live":
+        value = {"yes": True, "no": False, "1": True, "0": False}.get(str(value).lower(), value)
         if not isinstance(value, bool):
-            faults.append(row.fault((column,), f"{value!r} is not true or false", "write one"))
+            message = f"`{value}` is not true or false"
+            faults.append(row.fault((column,), message, "write true or false"))
             return
         column, value = "preset", "live" if value else "object"
     *folders, leaf = SHORT_COLUMNS.get(column, column).split(".")
@@ -133,12 +149,12 @@ def read_parquet(source: Any, file: str, base: str) -> ManifestRows:
     try:
         table = open_parquet(source)
     except TableTooLarge as error:
-        faults.append(Fault(file, str(error), "split it, or remove columns of other data"))
+        faults.append(_too_large(source, file, error, None))
         return ManifestRows(head, iter(()), faults)
     except (pa.ArrowException, OSError, ValueError) as error:
         faults.append(_damaged(file, error, None))
         return ManifestRows(head, iter(()), faults)
-    rows = _numbered(table, file, faults)
+    rows = _numbered(table, source, file, faults)
     if is_photo_manifest(table.schema_arrow.names, file):
         photos = (ManifestRow(value, *_at(head, number)) for number, value in rows)
         return read_imagefolder(photos, head, faults)
@@ -150,7 +166,16 @@ def _damaged(file: str, error: Exception, line: int | None) -> Fault:
     return Fault(file, message, "write it again", line=line)
 
 
-def _numbered(table: Any, file: str, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _too_large(source: Any, file: str, error: TableTooLarge, line: int | None) -> Fault:
+    if (inside := bytes_column(source)) is not None:
+        message = f"`{inside}` holds the photos themselves, inside the table"
+        return Fault(file, message, INSIDE_REMEDY, line, inside)
+    return Fault(file, str(error), "split it, or remove columns of other data", line)
+
+
+def _numbered(
+    table: Any, source: Any, file: str, faults: list[Fault]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a table, numbered from 1; ends with a fault where reading fails."""
     import pyarrow as pa
 
@@ -160,8 +185,7 @@ def _numbered(table: Any, file: str, faults: list[Fault]) -> Iterator[tuple[int,
             number += 1
             yield number, value
     except TableTooLarge as error:
-        remedy = "split it, or remove columns of other data"
-        faults.append(Fault(file, str(error), remedy, line=number + 1))
+        faults.append(_too_large(source, file, error, number + 1))
     except (pa.ArrowException, OSError, ValueError) as error:
         faults.append(_damaged(file, error, number or None))
 

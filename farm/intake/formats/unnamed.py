@@ -1,4 +1,4 @@
-"""Folders of photos that the table beside them does not name."""
+"""Photos, and folders of photos, beside a table that does not name them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from itertools import islice
 
 from farm.errors import Fault
-from farm.intake.photos.listings import has_photos, subfolders
+from farm.intake.photos.budget import LookBudget
+from farm.intake.photos.listings import has_photos, list_folder, subfolders
 
-__all__ = ["unnamed_folders"]
+__all__ = ["unnamed_folders", "unnamed_photos"]
 
 MAX_LISTED = 1_000
 """Folders without a row that are searched for photos."""
@@ -45,4 +46,29 @@ def unnamed_folders(
     message = f"{len(unnamed):,} {what} no row and will not be trained: {shown}"
     one = len(unnamed) == 1
     remedy = "add a row for it, or remove it" if one else "add a row for each, or remove them"
+    return Fault(source, message, remedy, severity="warning")
+
+
+def unnamed_photos(folder: str, source: str, uris: Iterable[str]) -> Fault | None:
+    """One warning about the photos directly in a folder of folders that no subject uses.
+
+    Args:
+        folder: an absolute path or a URL.
+        source: the table or folder, for the warning.
+        uris: of all photos and class images of the subjects.
+    """
+    try:
+        files = dict(list_folder(folder, LookBudget()).files)
+    except Exception:  # each filesystem raises errors of its own
+        return None
+    used = set(uris)
+    loose = [name for name, uri in files.items() if uri not in used]
+    if not loose:
+        return None
+    shown = ", ".join(f"`{name}`" for name in loose[:SHOWN])
+    if (more := len(loose) - SHOWN) > 0:
+        shown += f" and {more:,} more"
+    count = "1 photo belongs" if len(loose) == 1 else f"{len(loose):,} photos belong"
+    message = f"{count} to no subject and will not be trained: {shown}"
+    remedy = "name them for a subject, or move them into its folder or away"
     return Fault(source, message, remedy, severity="warning")

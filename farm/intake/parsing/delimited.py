@@ -1,23 +1,26 @@
 """Tables of text as spreadsheets export them: one dialect for every CSV that intake reads.
 
-Owns the separator (commas, semicolons, tabs, bars, or what a `sep=` line says), quotes, header and
-line numbers. The readers interpret the columns: ``formats/tables.py``, ``formats/imagefolder.py``
-and ``captions/``.
+Owns the separator (commas, semicolons, tabs, bars, or what a `sep=` line says), quotes, titles
+above the header, the header and line numbers. The readers interpret the columns:
+``formats/tables.py``, ``formats/imagefolder.py`` and ``captions/``.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-__all__ = ["Delimited", "read_delimited"]
+__all__ = ["Delimited", "folded", "read_delimited"]
 
 _SEPARATOR_LINE = re.compile(r'^\s*"?sep=(?P<mark>.)"?[\s,;|]*$', re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 MAX_COLUMNS = 2_000
+MAX_TITLES = 5
+"""Lines with a title above the header, as people write them into a sheet."""
 _QUOTED = re.compile(r'"[^"]*"')
 _MARKS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+(?:[eE][-+]?[0-9]+)?")
@@ -33,6 +36,8 @@ class Delimited:
     """Line and cells of each row that is not blank; cells are stripped and never more than the
     columns."""
     delimiter: str
+    line: int = 1
+    """Line of the header."""
     faults: list[tuple[int, str, str]] = field(default_factory=list)
     """Line, message and remedy of each error; grows while rows are consumed."""
 
@@ -43,22 +48,50 @@ class Delimited:
         return cell
 
 
-def read_delimited(text: str) -> Delimited:
-    """Read a table with a header row."""
+def folded(column: str) -> str:
+    """A column's name for comparison: `File Name` and `file-name` become `file_name`."""
+    return re.sub(r"[\s\-]+", "_", column.strip().casefold())
+
+
+def read_delimited(text: str, known: Collection[str] = ()) -> Delimited:
+    """Read a table with a header row.
+
+    Args:
+        known: folded names of columns, by which the header below a title is found.
+    """
     text = text.removeprefix("\ufeff")
     skipped, marked = 0, ""
     first, _, rest = text.partition("\n")
     if match := _SEPARATOR_LINE.match(first.rstrip("\r")):
         marked, text, skipped = match["mark"], rest, 1
-    header = next((line for line in _lines(text) if line.strip(" \t\r\n,;")), "")
+    header, titles = _header(text, marked, known)
     delimiter = marked or _delimiter(header)
-    lines = csv.reader(_lines(text), delimiter=delimiter, strict=True)
+    lines = csv.reader(
+        islice(_lines(text), titles, None), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
     table = Delimited([], iter(()), delimiter)
-    rows = _rows(lines, table, skipped)
+    rows = _rows(lines, table, skipped + titles)
     # the header is read immediately; rows are read on demand
     table.rows = rows
     next(rows, None)
     return table
+
+
+def _header(text: str, marked: str, known: Collection[str]) -> tuple[str, int]:
+    """The header line, and the number of lines above it: one that names known columns, below
+    lines of a single cell; otherwise the first line that holds anything."""
+    first = ""
+    for number, line in enumerate(islice(_lines(text), 2 * MAX_TITLES)):
+        if not line.strip(" \t\r\n,;"):
+            continue
+        cells = line.strip("\r\n").split(marked or _delimiter(line))
+        names = [name for cell in cells if (name := folded(cell.strip().strip('"')))]
+        if first and len(names) > 1 and not set(names).isdisjoint(known):
+            return line, number
+        first = first or line
+        if len(names) != 1 or names[0] in known:
+            break
+    return first, 0
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -78,8 +111,10 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
     def line() -> int:
         return int(lines.line_num) + skipped
 
+    end = 0
     try:
         for cells in lines:
+            end = lines.line_num
             cells = [cell.strip() for cell in cells]
             if not any(cells):
                 continue
@@ -90,7 +125,7 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
                     message = f"{len(cells)} columns, more than {MAX_COLUMNS}"
                     table.faults.append((line(), message, "keep the columns of a manifest"))
                     return
-                table.columns = cells
+                table.columns, table.line = cells, line()
                 yield line(), cells
                 continue
             # exports of wide sheets end rows with empty cells
@@ -104,6 +139,18 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
                 continue
             yield line(), cells
     except csv.Error as error:
-        is_long = "field larger" in str(error)
-        remedy = "shorten the cell, or close its quotes" if is_long else "correct the quotes"
-        table.faults.append((line(), f"not a valid table: {error}", remedy))
+        table.faults.append(_fault_of(error, line(), end + 1 + skipped))
+
+
+def _fault_of(error: csv.Error, line: int, first: int) -> tuple[int, str, str]:
+    """Line, message and remedy of a row that cannot be read.
+
+    Args:
+        line: where reading stopped.
+        first: where the row begins.
+    """
+    if "unexpected end" in str(error):
+        return first, "a cell's quotes never end", "close the quotes that begin on this line"
+    is_long = "field larger" in str(error)
+    remedy = "shorten the cell, or close its quotes" if is_long else "correct the quotes"
+    return line, f"not a valid table: {error}", remedy

@@ -5,16 +5,18 @@ Owns a small JSON reader, because Python's own does not report lines and accepts
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from farm.errors import Fault
 from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 
-__all__ = ["read_json", "read_jsonl"]
+__all__ = ["is_json_lines", "read_json", "read_jsonl"]
 
 MAX_DEPTH = 24
 """Maximum nesting of lists and objects; a manifest needs five levels."""
@@ -28,6 +30,9 @@ _WORDS = {"true": True, "false": False, "null": None}
 def read_json(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest object, or a bare array of subjects."""
     faults: list[Fault] = []
+    if not text.strip():
+        faults.append(Fault(file, "the file is empty", 'write {"subjects": [ … ]}', line=1))
+        return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
     reader = _Reader(text, file, faults)
     try:
         document = reader.document()
@@ -79,6 +84,12 @@ def read_jsonl(lines: Iterable[str], file: str, base: str) -> ManifestRows:
     return ManifestRows(ManifestRow({}, file, base), every(), faults)
 
 
+def is_json_lines(text: str) -> bool:
+    """Whether a text has a JSON object on each of its first two lines."""
+    lines = [line for line in islice(io.StringIO(text), 10) if line.strip()][:2]
+    return len(lines) == 2 and all(line.strip()[0] + line.strip()[-1] == "{}" for line in lines)
+
+
 def _line_rows(
     lines: Iterable[str], file: str, base: str, faults: list[Fault]
 ) -> Iterator[ManifestRow]:
@@ -90,12 +101,21 @@ def _line_rows(
         try:
             value = reader.document()
         except json.JSONDecodeError as error:
+            if text.strip() in {"{", "["}:
+                faults.append(_over_lines(file, number))
+                return
             faults.append(_syntax_fault(error, file, number))
             continue
         if isinstance(value, dict):
             yield ManifestRow(value, file, base, number)
         else:
             faults.append(_not_an_object(file, number, ""))
+
+
+def _over_lines(file: str, line: int) -> Fault:
+    message = "not valid JSONL: an object goes over several lines"
+    remedy = "write each object on one line, or all in a list, `[{…}, {…}]`"
+    return Fault(file, message, remedy, line)
 
 
 def _not_an_object(file: str, line: int, field: str) -> Fault:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["TableTooLarge", "open_parquet", "parquet_rows"]
+__all__ = ["TableTooLarge", "bytes_column", "open_parquet", "parquet_rows"]
 
 BATCH_ROWS = 1_000
 MAX_GROUP_BYTES = 256 * 2**20
@@ -56,6 +56,19 @@ def open_parquet(source: Any) -> Any:
     ]
     # dictionaries are kept, so that their values can be measured before they are expanded
     return pq.ParquetFile(source, read_dictionary=texts)
+
+
+def bytes_column(source: Any) -> str | None:
+    """The column that holds whole files, as the `datasets` library stores photos; from the table's
+    footer alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for field in pq.ParquetFile(source).schema_arrow:
+        kinds = [one.type for one in field.type] if pa.types.is_struct(field.type) else [field.type]
+        if any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds):
+            return str(field.name)
+    return None
 
 
 def parquet_rows(table: Any) -> Iterator[dict[str, Any]]:

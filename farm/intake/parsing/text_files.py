@@ -10,9 +10,7 @@ import codecs
 import io
 import zipfile
 
-from farm.intake.errors import PhotoFault
-
-__all__ = ["NotText", "decoded", "foreign_form", "is_parquet", "text_of"]
+__all__ = ["TEXT_REMEDY", "NotText", "decoded", "foreign_form", "is_parquet"]
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -23,6 +21,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _AS_CSV = "save it as `CSV UTF-8` in the spreadsheet program"
+_TABLE_REMEDY = "save it as UTF-8 (in Excel: the file type `CSV UTF-8`)"
+TEXT_REMEDY = "save it as UTF-8, with the option of that name in the editor"
 _FORMS = (
     (b"\xd0\xcf\x11\xe0", "an Excel workbook (.xls)", _AS_CSV),
     (b"PAR1", "a Parquet table", "name it `….parquet`"),
@@ -34,6 +34,7 @@ _FORMS = (
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
     (b"\xff\xd8\xff", "a JPEG photo", "give the table or text itself"),
     (b"\x89PNG", "a PNG picture", "give the table or text itself"),
+    (b"<?xml", "an XML file, as old spreadsheets are", _AS_CSV),
     (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
     (b"<!DOCTYPE html", "a web page", "download the file itself"),
     (b"<!doctype html", "a web page", "download the file itself"),
@@ -56,21 +57,11 @@ class NotText(ValueError):
         self.message, self.remedy, self.line = message, remedy, line
 
 
-def text_of(data: bytes, name: str) -> str:
-    """A small file's text, for readers of photos' captions.
-
-    Raises:
-        PhotoFault: if it is not text.
-    """
-    try:
-        return decoded(data)
-    except NotText as error:
-        place = f"{name}, line {error.line}" if error.line else name
-        raise PhotoFault(f"{place}: {error.message}", error.remedy) from error
-
-
-def decoded(data: bytes) -> str:
+def decoded(data: bytes, remedy: str = _TABLE_REMEDY) -> str:
     """The text of a file in UTF-8 or UTF-16, without its byte order mark.
+
+    Args:
+        remedy: for text in another encoding.
 
     Raises:
         NotText: if it is in another encoding or another form.
@@ -83,11 +74,7 @@ def decoded(data: bytes) -> str:
     except UnicodeDecodeError as error:
         width = {"utf-8": 1, "utf-32": 4}.get(encoding, 2)
         line = data.count(b"\n", 0, error.start) + 1 if width == 1 else None
-        raise NotText(
-            "it is not UTF-8 text",
-            "save it as UTF-8 (in Excel: the file type `CSV UTF-8`)",
-            line,
-        ) from error
+        raise NotText("it is not UTF-8 text", remedy, line) from error
 
 
 def _encoding(data: bytes) -> str:

@@ -26,6 +26,8 @@ from farm.intake.photos.uris import filesystem_of
 __all__ = [
     "MAX_ARCHIVE_MEMBERS",
     "OTHER_ARCHIVES",
+    "TAR_MARK",
+    "TAR_OFFSET",
     "UNPACK",
     "archive_members",
     "open_archive",
@@ -52,6 +54,14 @@ OTHER_ARCHIVES = (
     (b"\xfd7zXZ", "an xz archive"),
 )
 """First bytes of archives that are not read."""
+TAR_OFFSET, TAR_MARK = 257, b"ustar"
+_OTHER_FILES = (
+    (b"\xff\xd8\xff", "a JPEG photo", "give it the suffix .jpg"),
+    (b"\x89PNG", "a PNG photo", "give it the suffix .png"),
+    (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull`"),
+    (b"<", "a web page", "download the archive itself, signed in if the site asks for it"),
+    (b"{", "JSON text, such as a server's error message", "download the archive again"),
+)
 _METHODS = frozenset((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
 """LZMA is excluded: its header alone can make a reader allocate up to 4 GiB."""
 
@@ -99,17 +109,26 @@ def open_archive(uri: str) -> Iterator[zipfile.ZipFile]:
                 archive = zipfile.ZipFile(cast("Any", _BoundedDirectory(file)))
         except (zipfile.BadZipFile, EOFError) as error:
             if (form := _other_form(file)) is not None:
-                raise PhotoFault(f"it is {form}, not a zip archive", UNPACK) from error
+                raise PhotoFault(f"it is {form[0]}, not a zip archive", form[1]) from error
             raise PhotoFault(f"it is not a whole zip archive: {error}", "make it again") from error
         yield stack.enter_context(archive)
 
 
-def _other_form(file: Any) -> str | None:
-    """The form of an archive of another program; None if it is unknown."""
+def _other_form(file: Any) -> tuple[str, str] | None:
+    """What a file is instead of a zip archive, and the remedy; None if it is unknown."""
     with suppress(OSError, ValueError):
         file.seek(0)
-        head = file.read(8)
-        return next((what for start, what in OTHER_ARCHIVES if head.startswith(start)), None)
+        head = file.read(TAR_OFFSET + len(TAR_MARK))
+        if not head:
+            return "an empty file", "copy it again"
+        if head[TAR_OFFSET:] == TAR_MARK:
+            return "a tar archive", UNPACK
+        for start, what in OTHER_ARCHIVES:
+            if head.startswith(start):
+                return what, UNPACK
+        for start, what, remedy in _OTHER_FILES:
+            if head.startswith(start):
+                return what, remedy
     return None
 
 

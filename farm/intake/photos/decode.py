@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from farm.intake.errors import PhotoFault
-from farm.intake.photos.archives import OTHER_ARCHIVES, UNPACK
+from farm.intake.photos.archives import OTHER_ARCHIVES, TAR_MARK, TAR_OFFSET, UNPACK
 from farm.intake.photos.budget import MAX_COPIED_BYTES
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.metadata import MAX_PROFILE_BYTES, bare, trimmed, whole_jpeg_tails
@@ -216,6 +216,8 @@ def _unidentified(data: bytes, error: Exception) -> PhotoFault:
     for offset, signature, what, remedy in _SIGNATURES:
         if head[offset:].startswith(signature):
             return PhotoFault(f"it is {what}, not a photo that can be read", remedy)
+    if data[TAR_OFFSET : TAR_OFFSET + len(TAR_MARK)] == TAR_MARK:
+        return PhotoFault("it is a tar archive, not a photo that can be read", UNPACK)
     if not data[:4096].strip(b"\0"):
         return PhotoFault("it holds only zeros, as an unfinished copy does", "copy it again")
     is_named = isinstance(error, OSError | SyntaxError) and "decoder object" not in str(error)

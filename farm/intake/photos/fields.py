@@ -21,7 +21,7 @@ from farm.intake.captions.files import Caption, Names
 from farm.intake.errors import PhotoFault
 from farm.intake.faults import faults_of, similar_name
 from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
-from farm.intake.photos.listings import has_magic
+from farm.intake.photos.listings import ARCHIVE_SUFFIXES, has_magic
 from farm.intake.rows import ManifestRow, Path, join_url
 from farm.intake.schema import PhotoEntry
 from farm.intake.subject import Photo
@@ -153,6 +153,8 @@ def _beside_the_manifest(
         yield ("photos",), PhotoEntry(uri=join_url(row.base, other))
         return
     remedy = "give a folder, a glob, a zip archive, or a list"
+    if os.path.isfile(f"{folder}.zip"):
+        remedy = f"add `photos` with the archive that is there: `{name}.zip`"
     close = similar_name(name, names) if beside.budget.take_suggestion() else None
     if close is not None:
         remedy = f"did you mean the folder `{close}`? Else {remedy}"
@@ -205,23 +207,46 @@ def _found(
         message = f"links in {_short(entry.uri)} lead out of it: {', '.join(found.outside[:3])}"
         remedy = "they are not followed; copy the photos into the folder"
         faults.append(row.fault(path, message, remedy, severity="warning"))
+    if found.inner:
+        names = ", ".join(found.inner[:3]) + ("…" if len(found.inner) > 3 else "")
+        place = entry.uri.removeprefix(f"{row.base}/").rstrip("/")
+        message = f"folders in {_short(entry.uri)} are not read: {names}"
+        remedy = f"move their files up, or name `{place}/**/*` in `photos` to use all photos below"
+        faults.append(row.fault(path, message, remedy, severity="warning"))
     passed_over = [name for name in found.passed_over if not name.lower().endswith(style.suffixes)]
     if passed_over:
         names = ", ".join(passed_over[:3]) + ("…" if len(passed_over) > 3 else "")
         message = f"passed over in {_short(entry.uri)}, no photos by their names: {names}"
-        remedy = "convert them to JPEG or PNG, or move them away"
-        if any("." not in posixpath.basename(name) for name in passed_over):
-            remedy = (
-                "name photos with their suffix, such as .jpg; convert others to JPEG or PNG, or "
-                "move them away"
-            )
-        if any(name.lower().endswith((".xlsx", ".xls", ".ods")) for name in passed_over):
-            remedy += "; export tables of captions as `CSV UTF-8`"
-        faults.append(row.fault(path, message, remedy, severity="warning"))
+        faults.append(row.fault(path, message, _remedy_of_others(passed_over), severity="warning"))
     for uri in found.uris:
         caption = found.captions.get(uri)
         text = entry.caption or (caption.text if caption is not None else style.fallback)
         yield ListedPhoto(Photo(uri, text), path, caption)
+
+
+def _remedy_of_others(names: list[str]) -> str:
+    """What to do about files in a folder that are not photos by their names."""
+    remedy = "convert them to JPEG or PNG, or move them away"
+    if any("." not in posixpath.basename(name) for name in names):
+        remedy = (
+            "name photos with their suffix, such as .jpg; convert others to JPEG or PNG, or move "
+            "them away"
+        )
+    more = (
+        (
+            (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
+            "export tables of captions as `CSV UTF-8`",
+        ),
+        ((".docx", ".doc", ".rtf", ".odt", ".pages"), "save captions as plain text, `photo.txt`"),
+        (ARCHIVE_SUFFIXES, "unpack archives"),
+        ((".mov", ".mp4", ".avi", ".mkv", ".webm"), "take still frames of videos"),
+        ((".icloud",), "download photos that end in .icloud from iCloud first"),
+        ((".crdownload", ".part", ".download"), "finish downloads"),
+    )
+    for suffixes, hint in more:
+        if any(name.lower().endswith(suffixes) for name in names):
+            remedy += f"; {hint}"
+    return remedy
 
 
 def _apply(

@@ -38,6 +38,8 @@ __all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
 
 MAX_PHOTOS = 10_000
 """Maximum number of photos of one subject."""
+MAX_INNER = 8
+"""Folders inside a folder of photos that are searched for more."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
 """The beginning of a Windows path: `C:\\photos`, `\\\\server\\photos`."""
 
@@ -53,6 +55,8 @@ class Found:
     """Names that are neither photos nor known litter."""
     outside: list[str] = field(default_factory=list)
     """Links that lead out of the folder; they are not followed."""
+    inner: list[str] = field(default_factory=list)
+    """Folders inside the folder whose photos, or captions, are not used."""
     faults: list[Fault] = field(default_factory=list)
     """Faults of the caption files, without a subject."""
 
@@ -114,6 +118,14 @@ def find_photos(
         )
     check_reference(reference, is_remote="://" in base)
     url = join_url(base, reference)
+    if "\\" in reference and "://" not in url and os.name != "nt" and not os.path.exists(url):
+        return find_photos(
+            reference.replace("\\", "/"),
+            base,
+            with_captions=with_captions,
+            style=style,
+            beside=beside,
+        )
     beside = beside or Beside()
     with _listing_faults(url):
         find = _find_remote if "://" in url else _find_local
@@ -124,8 +136,25 @@ def find_photos(
         raise PhotoFault(f"it holds {len(listing.files)} photos", f"give at most {MAX_PHOTOS}")
     uris = [uri for _, uri in listing.files]
     found = Found(uris, passed_over=listing.passed_over, outside=listing.outside)
+    style = style or CaptionStyle()
+    found.inner = _inner(listing, style, beside.budget)
     if with_captions:
-        _add_captions(found, listing, style or CaptionStyle(), beside)
+        _add_captions(found, listing, style, beside)
+    return found
+
+
+def _inner(listing: Listing, style: CaptionStyle, budget: LookBudget) -> list[str]:
+    """The folders in a folder of photos that hold photos too, or texts named as its photos."""
+    stems = {PurePosixPath(name).stem for name, _ in listing.files}
+    found = []
+    for folder in listing.folders[:MAX_INNER] if listing.is_whole else ():
+        try:
+            inside = list_folder(f"{listing.where.rstrip('/')}/{folder}", budget)
+        except Exception:  # each filesystem raises errors of its own
+            continue
+        texts = (name for name in inside.siblings if name.lower().endswith(style.suffixes))
+        if inside.files or any(PurePosixPath(name).stem in stems for name in texts):
+            found.append(folder)
     return found
 
 

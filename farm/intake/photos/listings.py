@@ -22,7 +22,7 @@ from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES
 from farm.intake.photos.files import member_uri, remote_entries
-from farm.intake.photos.litter import is_litter
+from farm.intake.photos.litter import is_litter, is_quiet, other_forms
 from farm.intake.photos.uris import filesystem_of
 
 __all__ = [
@@ -39,11 +39,6 @@ __all__ = [
 MAX_NAMES = 200_000
 """Maximum number of names that one folder or pattern may make the check look at."""
 _MAGIC = frozenset("*?[")
-_QUIET_SUFFIXES = frozenset(
-    (".txt", ".caption", ".json", ".jsonl", ".csv", ".md", ".db", ".ini", ".npz", ".toml", ".yaml")
-    + (".tsv", ".parquet", ".ndjson", ".yml", ".safetensors", ".xmp", ".aae")
-)
-"""Suffixes of files often found beside photos; they are skipped without a warning."""
 
 
 @dataclass(slots=True)
@@ -60,7 +55,8 @@ class Listing:
     """Names that are neither photos nor files often found beside them."""
     outside: list[str] = field(default_factory=list)
     """Links that lead out of the folder; they are not followed."""
-    folders: int = 0
+    folders: list[str] = field(default_factory=list)
+    """Names of the folders in it, whose files are not listed."""
     is_whole: bool = True
     """Whether it holds all of a folder's photos, not a selection."""
     is_web: bool = False
@@ -83,6 +79,8 @@ class Listing:
                 f"{self.where} holds no photos, only archives: {', '.join(self.passed_over[:3])}",
                 "unpack them, or name one zip archive of photos per subject",
             )
+        if (inside := self.data_files()) is not None:
+            return inside
         if self.passed_over:
             return (
                 f"{self.where} holds no photos; it holds {', '.join(self.passed_over[:3])}",
@@ -90,7 +88,23 @@ class Listing:
             )
         return f"{self.where} holds no photos", "put 3 to 20 photos of the subject there"
 
+    def data_files(self) -> tuple[str, str] | None:
+        """Message and remedy if tables of the `datasets` library are there, with photos inside."""
+        tables = [name for name in self.siblings if name.lower().endswith(DATA_SUFFIXES)]
+        if not tables:
+            return None
+        return (
+            f"{self.where} holds no photos as files, but tables that may hold them inside: "
+            f"{', '.join(tables[:3])}",
+            INSIDE_REMEDY,
+        )
 
+
+DATA_SUFFIXES = (".parquet", ".arrow", ".tfrecord")
+INSIDE_REMEDY = (
+    "save each photo as a file (in the `datasets` library: `row['image'].save('0.png')`), in one "
+    "folder per subject"
+)
 ARCHIVE_SUFFIXES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
 
@@ -107,10 +121,13 @@ def has_magic(path: str) -> bool:
 def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
     """A listing of a folder's or archive's names, sorted into photos and others, without litter."""
     listing = Listing(where, siblings={name: names[name] for name in sorted(names)})
+    others = other_forms(listing.siblings, filter(is_photo_name, listing.siblings))
     for name, uri in listing.siblings.items():
+        if name in others:
+            continue
         if is_photo_name(name):
             listing.files.append((name, uri))
-        elif posixpath.splitext(name)[1].lower() not in _QUIET_SUFFIXES:
+        elif not is_quiet(name):
             listing.passed_over.append(name)
     return listing
 
@@ -125,7 +142,7 @@ def list_folder(url: str, budget: LookBudget) -> Listing:
 
 
 def _list_local(path: str, looks: _Looks) -> Listing:
-    names, outside, folders = {}, [], 0
+    names, outside, folders = {}, [], []
     with os.scandir(path) as entries:
         for entry in entries:
             looks.count()
@@ -134,11 +151,11 @@ def _list_local(path: str, looks: _Looks) -> Listing:
             if entry.is_symlink() and _leaves(path, entry.name):
                 outside.append(entry.name)
             elif entry.is_dir():
-                folders += 1
+                folders.append(entry.name)
             else:
                 names[entry.name] = f"{path.rstrip('/')}/{entry.name}"
     listing = _sorted_out(names, path)
-    listing.outside, listing.folders = sorted(outside), folders
+    listing.outside, listing.folders = sorted(outside), sorted(folders)
     return listing
 
 
@@ -155,7 +172,7 @@ def _leaves(root: str, name: str) -> bool:
 def _list_remote(url: str, looks: _Looks) -> Listing:
     filesystem, path = filesystem_of(url)
     own = path.rstrip("/")
-    names, folders = {}, 0
+    names, folders = {}, []
     for entry in remote_entries(filesystem, path, looks.count):
         full = str(entry["name"])
         # a folder's marker is listed as an object of the folder's own name
@@ -165,9 +182,9 @@ def _list_remote(url: str, looks: _Looks) -> Listing:
             name = full.rsplit("/", 1)[-1]
             names[name] = f"{url.rstrip('/')}/{name}"
         else:
-            folders += 1
+            folders.append(full.rstrip("/").rsplit("/", 1)[-1])
     listing = _sorted_out(names, url.rstrip("/"))
-    listing.folders = folders
+    listing.folders = sorted(folders)
     return listing
 
 

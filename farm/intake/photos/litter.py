@@ -1,14 +1,16 @@
 """Files and folders that systems leave beside photos: previews, trash, resource forks, markers.
 
-Owns which names are litter. Folders, globs, archives and object stores all use it, so that a photo
-set is the same in each of them.
+Owns which names are litter, which need no warning, and which are another form of a photo. Folders,
+globs, archives and object stores all use it, so that a photo set is the same in each of them.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
+from collections.abc import Iterable
 
-__all__ = ["is_litter"]
+__all__ = ["HEIF_SUFFIXES", "is_litter", "is_quiet", "other_forms"]
 
 _NAMES = frozenset(
     # macOS
@@ -23,9 +25,20 @@ _NAMES = frozenset(
 """Compared without case; names that begin with a dot are litter without being listed."""
 _PATTERNS = re.compile(
     r"synophoto_(thumb|film)_.*|synofile_thumb_.*|synoindex_media_info"
-    r"|thumbs\.db:.*|~\$.*|.*_\$folder\$"
+    r"|thumbs\.db:.*|.*:zone\.identifier|~\$.*|.*_\$folder\$|~syncthing~.*|.*\.[a-z]+_original"
 )
-"""Synology's thumbnails, Windows' streams, Office's lock files, Hadoop's folder markers."""
+"""Synology's thumbnails, Windows' streams, Office's lock files, Hadoop's folder markers, unfinished
+copies of Syncthing, exiftool's backups."""
+_QUIET_SUFFIXES = frozenset(
+    (".txt", ".caption", ".json", ".jsonl", ".csv", ".md", ".db", ".ini", ".npz", ".toml", ".yaml")
+    + (".tsv", ".parquet", ".ndjson", ".yml", ".safetensors", ".html", ".htm", ".url", ".md5")
+    # edits and facts of photo programs and cameras
+    + (".xmp", ".aae", ".pp3", ".dop", ".cos", ".on1", ".nfo", ".thm", ".lrcat", ".sha256")
+)
+"""Suffixes of files often found beside photos; they are skipped without a warning."""
+HEIF_SUFFIXES = (".heic", ".heif")
+_VIDEOS = (".mov", ".mp4")
+_RAWS = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw")
 
 
 def is_litter(path: str) -> bool:
@@ -44,6 +57,31 @@ def is_litter(path: str) -> bool:
 
 def _is_litter_name(name: str) -> bool:
     if name.startswith(".") and name != "..":
-        return True
+        # a photo that iCloud has not downloaded is missing, and must not be so in silence
+        return not name.endswith(".icloud")
     folded = name.casefold()
     return folded in _NAMES or _PATTERNS.fullmatch(folded) is not None
+
+
+def is_quiet(name: str) -> bool:
+    """Whether a file other than a photo is skipped without a warning."""
+    return posixpath.splitext(name)[1].lower() in _QUIET_SUFFIXES
+
+
+def other_forms(names: Iterable[str], photos: Iterable[str]) -> set[str]:
+    """The names that hold a photo of the same name in another form: the video of a live photo; the
+    HEIC or RAW file of which a camera or phone wrote a JPEG too.
+
+    Args:
+        photos: those of the names that are photos by their suffix.
+    """
+    parts = [(posixpath.splitext(name.lower()), name) for name in photos]
+    every = {stem for (stem, _), _ in parts}
+    readable = {stem for (stem, suffix), _ in parts if suffix not in HEIF_SUFFIXES}
+    found = set()
+    for name in names:
+        stem, suffix = posixpath.splitext(name.lower())
+        is_twin = suffix in HEIF_SUFFIXES + _RAWS and stem in readable
+        if is_twin or (suffix in _VIDEOS and stem in every):
+            found.add(name)
+    return found

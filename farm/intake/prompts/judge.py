@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from farm.errors import Fault
 from farm.intake.photos.fields import ListedPhoto
+from farm.intake.prompts.foreign_syntax import adapter_tags, emphasis, without_syntax
 from farm.intake.prompts.token_limit import Reader, Severity, judge_length
 from farm.intake.rows import ManifestRow
 from farm.intake.subject import CLASS_NOUN_FIELD, PLACEHOLDER, Subject, names_identifier
@@ -43,6 +44,10 @@ def judge_prompts(
             if unknown := _BRACES.search(text):
                 message = f"{unknown.group()} is not a known placeholder"
                 faults.append(place.fault(field, message, _brace_remedy()))
+            for syntax in (*adapter_tags(text), *emphasis(text)):
+                message = f"`{syntax[:60]}` has no meaning here and is read as plain words"
+                remedy = without_syntax(syntax)
+                faults.append(place.fault(field, message, remedy, is_warning=True))
     if reader is not None:
         faults += judge_length(subject, photos, row, reader, place.fault_of)
     return faults
@@ -106,6 +111,10 @@ def _caption_faults(
             yield _caption_fault(
                 subject, listed, row, message, "write plain words", is_warning=True
             )
+        for syntax in (*adapter_tags(caption), *emphasis(caption)) if caption else ():
+            message = f"`{syntax[:60]}` in its caption has no meaning here and is trained literally"
+            remedy = without_syntax(syntax)
+            yield _caption_fault(subject, listed, row, message, remedy, is_warning=True)
         if caption is None or names_identifier(caption, subject.identifier):
             continue
         name = listed.photo.uri.rsplit("/", 1)[-1]

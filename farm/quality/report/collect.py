@@ -1,47 +1,44 @@
-"""Builds a run's view from the store: its jobs, ledger, adapter records and images.
+"""Builds a run's report from the store: one page, or an overview and parts of a large run.
 
-Owns the reading. Anything unreadable becomes a note on the page and never fails the report.
+Owns what is read once for all subjects, and where the pages are stored. Only the subjects of one
+part are in memory, so that the report of a large run needs little of it.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from PIL import Image
-
-from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
-from farm.errors import FarmError
-from farm.intake.photos.bytes import read_photo_bytes
-from farm.intake.photos.decode import open_photo
-from farm.intake.subject import Subject
-from farm.quality.report.page import render
-from farm.quality.report.samples import Sample, sample_plan
+from farm.quality.report.page import Part, part_name, render, render_overview, render_part
 from farm.quality.report.served import read_served
-from farm.quality.report.thumbs import ThumbBudget, budget_for, data_uri
+from farm.quality.report.subject import best_of
+from farm.quality.report.subject_reader import SubjectReader
+from farm.quality.report.thumbs import budget_for
 from farm.quality.report.timeline import Timeline, read_timeline
 from farm.quality.report.trackers import track_run
-from farm.quality.report.view import ReportImage, RunView, SubjectView
+from farm.quality.report.view import ReportImage, RunView, SubjectRow, SubjectView
 from farm.storage import Store
-from farm.training.dispatch.ledger import Job, Status
-from farm.training.dispatch.messages import Assignment
-from farm.training.run.failures import failures_of
-from farm.training.run.files import read_assignments, read_settings
+from farm.training.dispatch.ledger import Status
+from farm.training.dispatch.run_jobs import RunJobs
+from farm.training.run.files import read_settings
+from farm.training.run.job_files import read_run_jobs
 from farm.version import __version__
 
 __all__ = ["collect", "report_run"]
 
+FIRST = "report.html"
 READERS = 8
-SHOWN_RECIPE = (
-    "rank", "learning_rate", "learning_rate_schedule", "instance_rows", "prior_rows",
-    "prior_weight", "num_prior_images", "snr_gamma", "seed",
-)  # fmt: skip
+ONE_PAGE = 1200
+"""Subjects on one page; the report of a larger run is a folder of pages."""
+PART = 200
+"""Subjects on one page of a larger run: about a megabyte."""
 
 
 def report_run(
@@ -51,13 +48,18 @@ def report_run(
     out: Path | None = None,
     price: float | None = None,
     trackers: Sequence[str] | None = None,
+    one_page: int = ONE_PAGE,
+    part: int = PART,
 ) -> dict[str, Any]:
-    """Write ``runs/<run_id>/report.html`` in the store, and a copy to ``out``.
+    """Write ``runs/<run_id>/report.html`` in the store, and a copy to ``out``. Of a run with many
+    subjects, it is an overview whose links lead to the pages in ``report-<run_id>/`` beside it.
 
     Args:
         price: dollars per hour of one device; None uses the run's own price, if it has one.
         trackers: names of trackers that also receive curves and scores; None means TensorBoard
-            beside the run, if the store is a folder.
+            beside the run, if the store is a folder and the report is one page.
+        one_page: most subjects of a report in one page.
+        part: subjects on each further page of other reports.
 
     Returns:
         The location of the report, and the verdicts' counts.
@@ -65,232 +67,186 @@ def report_run(
     Raises:
         UserError: if there is no such run, or a tracker is unknown or not installed.
     """
-    run = collect(store, run_id, price=price)
-    page = render(run).encode()
-    path = f"runs/{run_id}/report.html"
-    store.write(path, page)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(page)
-    chosen = (("tensorboard",) if store.is_local else ()) if trackers is None else trackers
-    logged = track_run(run, chosen, folder=_tracking_folder(store, run_id))
+    source = _Source.open(store, run_id, price)
+    pages = _Pages(store, run_id, out)
+    is_whole = len(source.jobs) <= one_page
+    by_default = ("tensorboard",) if store.is_local and is_whole else ()
+    tracking = _Tracking(by_default if trackers is None else trackers, store, source.run)
+    if is_whole:
+        run = source.whole()
+        pages.write_first(render(run))
+        tracking.log(run)
+    else:
+        run = _write_parts(source, pages, tracking, part)
     return {
         "run": run_id,
-        "report": str(out) if out is not None else store.full_path(path),
-        "bytes": len(page),
+        "report": str(out) if out is not None else store.full_path(pages.first),
+        "pages": pages.num_pages,
+        "bytes": pages.num_bytes,
         "subjects": len(run.subjects),
         "committed": run.num_committed,
         "verdicts": {verdict.label: verdict.num for verdict in run.verdicts},
         "seconds": round(run.seconds, 1),
         "utilisation": None if run.utilisation is None else round(run.utilisation, 4),
-        "trackers": logged,
+        "trackers": list(tracking.names),
     }
 
 
 def collect(store: Store, run_id: str, *, price: float | None = None) -> RunView:
-    """Read a run.
+    """Read a run and all its subjects.
 
     Raises:
         UserError: if there is no such run.
     """
-    assignments = read_assignments(store, run_id)
-    settings = read_settings(store, run_id)
-    timeline = read_timeline(store, run_id, {a.spec.key: a.spec.subject.id for a in assignments})
-    reader = _Reader(store, Registry(store), budget_for(len(assignments)), timeline.jobs)
-    with ThreadPoolExecutor(READERS) as pool:
-        subjects = list(pool.map(reader.subject, assignments))
-    plan = settings.get("plan") or {}
-    if price is None:
-        hardware = (settings.get("request") or {}).get("hardware") or {}
-        price = hardware.get("dollars_per_gpu_hour")
-    shares = float(plan.get("gpu_fraction") or 0.0) * len(timeline.lanes)
-    # on CPUs the price is per machine; with GPUs, per share that the lanes held
-    devices = shares or float(plan.get("num_nodes") or 1)
-    dollars = None if price is None else price * devices * timeline.seconds / 3600
-    return RunView(
-        run_id=run_id,
-        base=str((settings.get("base") or {}).get("name") or "its base"),
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        seconds=timeline.seconds,
-        subjects=subjects,
-        spans=timeline.spans,
-        served=read_served(store, run_id, reader.budget.side_px),
-        dollars=dollars,
-        dollars_per_hour=price,
-        device=str(plan.get("device") or "cpu"),
-        rows_per_s=_rows_per_s(assignments, timeline),
-        notes=reader.notes(),
-        farm_version=__version__,
+    return _Source.open(store, run_id, price).whole()
+
+
+def _write_parts(source: _Source, pages: _Pages, tracking: _Tracking, size: int) -> RunView:
+    """Write the parts, then the overview, whose view is returned: it has rows for subjects."""
+    total, rows, best = len(source.jobs), list[SubjectRow](), list[SubjectView]()
+    num_parts = -(-total // size)
+    for number, subjects in enumerate(source.parts(size)):
+        run = replace(source.run, subjects=subjects)
+        last = len(rows) + len(subjects)
+        part = Part(number, num_parts, len(rows), total, last, f"../{FIRST}")
+        pages.write_part(number, render_part(run, part))
+        tracking.log(run)
+        rows += [SubjectRow.of(one, at) for at, one in enumerate(subjects, len(rows))]
+        best = best_of([*best, *subjects])
+    overview = replace(
+        source.run,
+        subjects=rows,
+        highlights=best,
+        served=source.served(),
+        notes=source.reader.notes(),
     )
 
+    def href(number: int) -> str:
+        return f"{pages.folder}/{part_name(number // size)}#subject-{number}"
 
-def _rows_per_s(assignments: Sequence[Assignment], timeline: Timeline) -> float | None:
-    rows = 0
-    for assignment in assignments:
-        job = timeline.jobs.get(assignment.spec.key)
-        if job is not None and job.status is Status.COMMITTED and not job.reused:
-            recipe = assignment.spec.subject.recipe
-            each = recipe.instance_rows + (recipe.prior_rows if recipe.uses_prior else 0)
-            rows += job.step * each
-    return rows / timeline.seconds if rows and timeline.seconds > 0 else None
-
-
-def _tracking_folder(store: Store, run_id: str) -> Path:
-    """The local folder for trackers: beside the run, or the working folder for a remote store."""
-    if store.is_local:
-        return Path(store.full_path(f"runs/{run_id}/tracking"))
-    return Path("tracking") / run_id
+    links = {"folder": pages.folder, "size": size}
+    pages.write_first(render_overview(overview, href, links))
+    return overview
 
 
 @dataclass
-class _Reader:
-    """Reads subjects; shared by all threads, and counts missing items."""
+class _Source:
+    """A run in the store."""
 
     store: Store
-    registry: Registry
-    budget: ThumbBudget
-    jobs: Mapping[str, Job]
-    missing_photos: int = 0
-    missing_records: int = 0
-    missing_samples: int = 0
+    jobs: RunJobs
+    reader: SubjectReader
+    run: RunView
+    """Without subjects."""
 
-    def notes(self) -> list[str]:
-        """Notes on what the page does not show."""
-        notes = [
-            (self.missing_photos, "photos could no longer be read and are not shown"),
-            (self.missing_records, "adapters' records could not be read"),
-            (self.missing_samples, "sample images could not be read"),
-        ]
-        return [f"{num} {text}." for num, text in notes if num]
-
-    def subject(self, assignment: Assignment) -> SubjectView:
-        """One subject's view."""
-        spec = assignment.spec
-        subject, job = spec.subject, self.jobs.get(spec.key)
-        status = str(job.status) if job is not None else "queued"
-        record = self._record(spec.key) if status in ("committed", "queued") else None
-        if record is not None:
-            status = "committed"  # the store is authoritative; the ledger may lag
-        photos = self._photos(subject)
-        pictures = self._pictures(record, subject) if record is not None else _Pictures()
-        namespace, name = assignment.names[0]
-        failures = failures_of([assignment], [job] if job is not None else [])
-        failure = failures[0] if failures else None
-        first = pictures.gallery[0] if pictures.gallery else None
-        return SubjectView(
-            id=subject.id,
-            name=name,
-            namespace=namespace,
-            class_noun=subject.class_noun,
-            status=status,
-            job_key=spec.key,
-            reason=failure.reason if failure else "",
-            remedy=failure.remedy if failure else "",
-            photos=[self._thumb(photo, f"photo {n}") for n, photo in enumerate(photos, 1)],
-            progress=pictures.progress,
-            gallery=pictures.gallery,
-            class_pictures=pictures.class_pictures,
-            row_photo=data_uri(photos[0], self.budget.row_px) if photos else "",
-            row_picture=pictures.row or (first.uri if first else ""),
-            card=record.quality if record is not None else None,
-            loss_curve=record.loss_curve if record is not None else (),
-            evaluation_curve=record.evaluation_curve if record is not None else (),
-            steps_trained=record.steps_trained if record is not None else (job.step if job else 0),
-            steps_planned=subject.recipe.steps,
-            stopped_because=record.stopped_because if record is not None else "",
-            seconds=record.gpu_seconds if record is not None else (job.seconds if job else 0.0),
-            was_reused=bool(job and job.reused),
-            recipe=_shown_recipe(subject),
-            prompt=subject.prompt(subject.instance_prompt),
+    @classmethod
+    def open(cls, store: Store, run_id: str, price: float | None) -> _Source:
+        """Read everything except the subjects."""
+        jobs = read_run_jobs(store, run_id)
+        settings = read_settings(store, run_id)
+        timeline = read_timeline(store, run_id, jobs.subjects())
+        plan = settings.get("plan") or {}
+        if price is None:
+            hardware = (settings.get("request") or {}).get("hardware") or {}
+            price = hardware.get("dollars_per_gpu_hour")
+        shares = float(plan.get("gpu_fraction") or 0.0) * len(timeline.lanes)
+        # on CPUs the price is per machine; with GPUs, per share that the lanes held
+        devices = shares or float(plan.get("num_nodes") or 1)
+        run = RunView(
+            run_id=run_id,
+            base=str((settings.get("base") or {}).get("name") or "its base"),
+            created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            seconds=timeline.seconds,
+            subjects=(),
+            spans=timeline.spans,
+            dollars=None if price is None else price * devices * timeline.seconds / 3600,
+            dollars_per_hour=price,
+            device=str(plan.get("device") or "cpu"),
+            rows_per_s=_rows_per_s(jobs, timeline),
+            farm_version=__version__,
         )
+        reader = SubjectReader(Registry(store), budget_for(len(jobs)), timeline.jobs)
+        return cls(store, jobs, reader, run)
 
-    def _record(self, key: str) -> AdapterRecord | None:
-        try:
-            return self.registry.record(key)
-        except FarmError:
-            job = self.jobs.get(key)
-            self.missing_records += bool(job and job.status is Status.COMMITTED)
-            return None
+    def parts(self, size: int) -> Iterator[list[SubjectView]]:
+        """The subjects in the manifest's order, ``size`` at a time."""
+        with ThreadPoolExecutor(READERS) as pool:
+            assignments = self.jobs.assignments()
+            while part := list(islice(assignments, size)):
+                yield list(pool.map(self.reader.subject, part))
 
-    def _photos(self, subject: Subject) -> list[Image.Image]:
-        found = []
-        for photo in subject.photos[: self.budget.num_photos]:
-            try:
-                found.append(open_photo(read_photo_bytes(photo.uri)))
-            except (FarmError, OSError, ValueError):
-                self.missing_photos += 1
-        return found
+    def served(self) -> list[ReportImage]:
+        """Images that an endpoint generated with the run's adapters."""
+        return read_served(self.store, self.run.run_id, self.reader.budget.side_px)
 
-    def _pictures(self, record: AdapterRecord, subject: Subject) -> _Pictures:
-        names = sorted((n for n in record.files if n.startswith("samples/")), key=_number)
-        plan = sample_plan(
-            len(names),
-            [subject.prompt(text) for text in subject.sample_prompts],
-            record.recipe.sample_every if record.recipe is not None else 0,
-            record.quality or {},
-        )
-        pictures = _Pictures()
-        limits = (
-            (plan.progress, pictures.progress, self.budget.num_progress),
-            (plan.gallery, pictures.gallery, self.budget.num_gallery),
-            (plan.class_pictures, pictures.class_pictures, self.budget.num_class),
-        )
-        for wanted, shown, most in limits:
-            best = _best(wanted)
-            for item in _evenly(wanted, most, best):
-                image = self._sample(record.job_key, names[item.index])
-                if image is None:
-                    continue
-                picture = self._thumb(image, item.text, item.step)
-                shown.append(replace(picture, similarity=item.similarity))
-                if shown is pictures.gallery and (item is best or not pictures.row):
-                    pictures.row = data_uri(image, self.budget.row_px)
-        return pictures
-
-    def _sample(self, key: str, name: str) -> Image.Image | None:
-        try:
-            data = self.registry.sample(key, name)
-            return Image.open(io.BytesIO(data)).convert("RGB")
-        except (OSError, FarmError):
-            self.missing_samples += 1
-            return None
-
-    def _thumb(self, image: Image.Image, text: str, step: int | None = None) -> ReportImage:
-        return ReportImage(data_uri(image, self.budget.side_px, self.budget.quality), text, step)
+    def whole(self) -> RunView:
+        """The run with all its subjects."""
+        subjects = [subject for part in self.parts(PART) for subject in part]
+        served = self.served()
+        return replace(self.run, subjects=subjects, served=served, notes=self.reader.notes())
 
 
-class _Pictures:
-    """One adapter's images by purpose."""
-
-    def __init__(self) -> None:
-        self.progress: list[ReportImage] = []
-        self.gallery: list[ReportImage] = []
-        self.class_pictures: list[ReportImage] = []
-        self.row = ""
-
-
-def _number(name: str) -> tuple[int, str]:
-    stem = Path(name).stem
-    return (int(stem) if stem.isdigit() else 10**9, name)
-
-
-def _best(samples: Sequence[Sample]) -> Sample | None:
-    """The image most similar to the photos; the first one if none was measured."""
-    return max(samples, key=lambda sample: sample.similarity or -1.0, default=None)
+def _rows_per_s(jobs: RunJobs, timeline: Timeline) -> float | None:
+    columns = jobs.columns
+    each = [
+        recipe.instance_rows + (recipe.prior_rows if recipe.uses_prior else 0)
+        for recipe in columns.recipes
+    ]
+    rows = 0
+    for key, recipe in zip(columns.keys, columns.recipe_of, strict=True):
+        job = timeline.jobs.get(key)
+        if job is not None and job.status is Status.COMMITTED and not job.reused:
+            rows += job.step * each[recipe]
+    return rows / timeline.seconds if rows and timeline.seconds > 0 else None
 
 
-def _evenly(samples: Sequence[Sample], most: int, best: Sample | None) -> list[Sample]:
-    """At most ``most`` samples, including the first, the last and the best."""
-    if len(samples) <= most:
-        return list(samples)
-    if most < 2:
-        return [best][:most] if best is not None else []
-    chosen = [samples[round(index * (len(samples) - 1) / (most - 1))] for index in range(most)]
-    if best is not None and best not in chosen:
-        chosen[most // 2] = best
-    return chosen
+class _Pages:
+    """Writes the pages into the store and, if asked for, a copy elsewhere."""
+
+    def __init__(self, store: Store, run_id: str, out: Path | None) -> None:
+        self._store, self._out = store, out
+        self.first = f"runs/{run_id}/{FIRST}"
+        self.folder = f"report-{run_id}"
+        self._parts = f"runs/{run_id}/{self.folder}"
+        self.num_pages = self.num_bytes = 0
+
+    def write_part(self, number: int, page: str) -> None:
+        """Write one of the pages behind the overview."""
+        self._write(f"{self._parts}/{part_name(number)}", page)
+        if self._out is not None:
+            # a quote of the user's would be escaped: only the page's own links look like this
+            own = page.replace(f'href="../{FIRST}"', f'href="../{quote(self._out.name)}"')
+            _write_file(self._out.parent / self.folder / part_name(number), own)
+
+    def write_first(self, page: str) -> None:
+        """Write the page that is opened first; it is written last."""
+        self._write(self.first, page)
+        if self._out is not None:
+            _write_file(self._out, page)
+
+    def _write(self, path: str, page: str) -> None:
+        data = page.encode()
+        self._store.write(path, data)
+        self.num_pages += 1
+        self.num_bytes += len(data)
 
 
-def _shown_recipe(subject: Subject) -> dict[str, Any]:
-    recipe = subject.recipe.model_dump()
-    return {name: recipe[name] for name in SHOWN_RECIPE if recipe[name] is not None}
+def _write_file(path: Path, page: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page.encode())
+
+
+class _Tracking:
+    """Trackers that receive the subjects part by part."""
+
+    def __init__(self, names: Sequence[str], store: Store, run: RunView) -> None:
+        self.names = names
+        if store.is_local:  # beside the run, or in the working folder for a remote store
+            self._folder = Path(store.full_path(f"runs/{run.run_id}/tracking"))
+        else:
+            self._folder = Path("tracking") / run.run_id
+        self.log(run)  # nothing yet: an unknown tracker is reported before the work
+
+    def log(self, run: RunView) -> None:
+        """Log the subjects of a view."""
+        track_run(run, self.names, folder=self._folder)

@@ -5,12 +5,15 @@ Owns the conversion of events to spans and the run's duration.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from farm.quality.report.view import LaneSpan
 from farm.storage import Store
-from farm.training.dispatch.ledger import Event, Job, read_events, replay
+from farm.training.dispatch.ledger import Event, Job, advance, read_events
 
 __all__ = ["Timeline", "make_timeline", "read_timeline"]
 
@@ -36,23 +39,34 @@ class Timeline:
 
 def read_timeline(store: Store, run_id: str, subjects: Mapping[str, str]) -> Timeline:
     """Built from the ledger; ``subjects`` names the subject of each job key."""
-    return make_timeline(list(read_events(store, run_id)), subjects)
+    return make_timeline(read_events(store, run_id), subjects)
 
 
-def make_timeline(events: Sequence[Event], subjects: Mapping[str, str]) -> Timeline:
-    """Spans from each lease to its end, with pauses removed."""
-    clock = _Clock(event.at for event in events)
+def make_timeline(events: Iterable[Event], subjects: Mapping[str, str]) -> Timeline:
+    """Spans from each lease to its end, with pauses removed. The events are iterated once and not
+    kept: a large run has millions."""
+    times = array("d")
+    jobs: dict[str, Job] = {}
     open_since: dict[str, tuple[str, float]] = {}
-    spans = []
+    spans: list[tuple[str, float, float, str, bool]] = []
     for event in events:
+        times.append(event.at)
+        jobs[event.job] = advance(jobs.get(event.job), event)
         if event.kind == "leased":
-            open_since.setdefault(event.job, (_place(event.lane), clock.at(event.at)))
+            open_since.setdefault(event.job, (_place(event.lane), event.at))
         elif event.kind in ENDS and event.job in open_since:
-            lane, start = open_since.pop(event.job)
-            well = event.kind == "committed"
-            subject = subjects.get(event.job, event.job)
-            spans.append(LaneSpan(lane, start, clock.at(event.at), event.job, subject, well))
-    return Timeline(replay(events), spans, clock.total)
+            spans.append(
+                (*open_since.pop(event.job), event.at, event.job, event.kind == "committed")
+            )
+    clock = _Clock(times)
+    return Timeline(
+        jobs,
+        [
+            LaneSpan(lane, clock.at(start), clock.at(end), job, subjects.get(job, job), well)
+            for lane, start, end, job, well in spans
+        ],
+        clock.total,
+    )
 
 
 def _place(lane: str) -> str:
@@ -63,17 +77,13 @@ def _place(lane: str) -> str:
 class _Clock:
     """Seconds since the run's start, with pauses removed."""
 
-    def __init__(self, times: Iterable[float]) -> None:
-        self._offsets: list[tuple[float, float]] = []
-        self.total = 0.0
-        before: float | None = None
-        for time in sorted(times):
-            gap = 0.0 if before is None else time - before
-            self.total += gap if gap <= PAUSE_S else 0.0
-            self._offsets.append((time, self.total))
-            before = time
-        self._at = dict(self._offsets)
+    def __init__(self, times: array[float]) -> None:
+        self._times = np.unique(np.frombuffer(times))
+        gaps = np.diff(self._times)
+        passed = np.cumsum(np.where(gaps <= PAUSE_S, gaps, 0.0))
+        self._passed = np.concatenate([np.zeros(min(1, len(self._times))), passed])
+        self.total = float(self._passed[-1]) if len(self._passed) else 0.0
 
     def at(self, time: float) -> float:
         """Convert an event's time."""
-        return self._at[time]
+        return float(self._passed[np.searchsorted(self._times, time)])

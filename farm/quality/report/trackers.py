@@ -38,7 +38,7 @@ def track_run(run: RunView, names: Sequence[str], *, folder: Path) -> list[str]:
     for name in names:
         _check(name)
         for subject in run.subjects:
-            if subject.status == "committed":
+            if isinstance(subject, SubjectView) and subject.status == "committed":
                 with _tracker(name, run, subject, folder) as tracker:
                     _log_subject(tracker, subject)
     return list(names)

@@ -1,19 +1,23 @@
-"""The report's data: plain frozen values, ready for the template.
+"""The report's data of a run: plain frozen values, ready for the template.
 
-Owns the structure of the page's data and derived values (counts, headline, the order of verdicts,
-bars). Reads no store and generates no HTML.
+Owns the structure of the page's data and derived values (counts, headline, the order of verdicts).
+Reads no store and generates no HTML.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from farm.base.names import EMBEDDED, EMBEDDED_NOUNS, edition_of
-from farm.quality.report.bars import Bar, card_bars, class_preservation, score_rows, share
-from farm.quality.verdict import Label
+from farm.quality.report.subject import (
+    VERDICT_ORDER,
+    ReportImage,
+    SubjectRow,
+    SubjectView,
+    best_of,
+)
 
 __all__ = [
     "VERDICT_ORDER",
@@ -21,168 +25,17 @@ __all__ = [
     "LaneSpan",
     "ReportImage",
     "RunView",
+    "SubjectRow",
     "SubjectView",
     "VerdictCount",
 ]
 
-VERDICT_ORDER: tuple[str, ...] = (
-    "learned well",
-    "partly learned",
-    "class forgotten",
-    "copies its photos",
-    "never learned",
-    "diverged",
-    "failed",
-    "unfinished",
-    "not scored",
-)
-"""Best first; adapters without scores come last."""
 GOOD: frozenset[str] = frozenset({"learned well", "partly learned"})
 UNJUDGED: frozenset[str] = frozenset({"not scored", "unfinished"})
 """Verdicts that contain no information about learning."""
 
 
-@dataclass(frozen=True)
-class ReportImage:
-    """One thumbnail with a description."""
-
-    uri: str
-    """A data URI, because the page loads no files."""
-    text: str
-    step: int | None = None
-    similarity: float | None = None
-    """Similarity to the photos, if it was measured."""
-
-
-@dataclass(frozen=True)
-class SubjectView:
-    """One subject's row and page."""
-
-    id: str
-    name: str
-    namespace: str
-    class_noun: str
-    status: str
-    """The ledger's status: committed, quarantined, rejected, …"""
-    job_key: str = ""
-    reason: str = ""
-    """The reason of the failure."""
-    remedy: str = ""
-    photos: Sequence[ReportImage] = ()
-    progress: Sequence[ReportImage] = ()
-    """Images of one prompt by increasing training step."""
-    gallery: Sequence[ReportImage] = ()
-    class_pictures: Sequence[ReportImage] = ()
-    """Images of the class without the identifier, generated with the adapter."""
-    row_photo: str = ""
-    row_picture: str = ""
-    """Small data URIs for the table."""
-    card: Mapping[str, Any] | None = None
-    loss_curve: Sequence[float] = ()
-    evaluation_curve: Sequence[tuple[int, float]] = ()
-    steps_trained: int = 0
-    steps_planned: int = 0
-    stopped_because: str = ""
-    seconds: float = 0.0
-    was_reused: bool = False
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    prompt: str = ""
-
-    @property
-    def verdict(self) -> Label | str:
-        """The card's label, or the status if there is none."""
-        if self.status in ("quarantined", "rejected", "failed"):
-            return "failed"
-        if self.status != "committed":
-            return "unfinished"
-        if not self.card:
-            return "not scored"
-        return str(self.card.get("verdict", {}).get("label", "not scored"))
-
-    @property
-    def verdict_rank(self) -> int:
-        """The verdict's position in ``VERDICT_ORDER``."""
-        return VERDICT_ORDER.index(self.verdict) if self.verdict in VERDICT_ORDER else 99
-
-    @property
-    def headline(self) -> str:
-        """The verdict's sentence."""
-        if self.verdict == "failed":
-            return "There is no adapter."
-        if self.verdict == "unfinished":
-            return f"Not finished: {self.status}."
-        if not self.card:
-            return "No scores were made."
-        return str(self.card.get("verdict", {}).get("headline", "No scores were made."))
-
-    @property
-    def reasons(self) -> list[str]:
-        """The reasons for the verdict."""
-        if self.verdict == "failed":
-            return [self.reason] if self.reason else []
-        card = self.card or {}
-        if "missing" in card:
-            return [f"The card {card['missing']}"]
-        return list(card.get("verdict", {}).get("reasons", []))
-
-    @property
-    def remedies(self) -> list[str]:
-        """Recommended actions."""
-        if self.verdict == "failed":
-            return [self.remedy] if self.remedy else []
-        card = self.card or {}
-        if "missing" in card:
-            return [card["remedy"]] if card.get("remedy") else []
-        return list(card.get("verdict", {}).get("remedies", []))
-
-    @property
-    def bars(self) -> list[Bar]:
-        """The card in plain words."""
-        return card_bars(self.card or {})
-
-    @property
-    def why_not_scored(self) -> str:
-        """For the table: why a finished adapter has no scores."""
-        if self.verdict != "not scored":
-            return ""
-        return (self.reasons or ["No quality card was requested."])[0]
-
-    @property
-    def best_pictures(self) -> list[ReportImage]:
-        """The gallery, most similar to the photos first; unmeasured images keep their order."""
-        return sorted(self.gallery, key=lambda picture: -(picture.similarity or -1.0))
-
-    @property
-    def likeness(self) -> float | None:
-        """0 (any member of the class) to 1 (as similar as the photos); sorts the table."""
-        return share(self.card or {}, "gain")
-
-    @property
-    def class_kept(self) -> float | None:
-        """0 to 1: how well the class is preserved."""
-        return class_preservation(self.card or {})
-
-    @property
-    def prompt_followed(self) -> float | None:
-        """0 to 1: CLIP-T relative to the base's."""
-        return share(self.card or {}, "prompt_ratio")
-
-    @property
-    def score_rows(self) -> list[tuple[str, str, str, str]]:
-        """Rows (score, adapter, base, unit count) as text, for the table of raw numbers."""
-        return score_rows(self.card or {})
-
-    @property
-    def poses(self) -> list[tuple[str, int, int]]:
-        """Rows (pose, number of the adapter's images, number of the base's images)."""
-        found = (self.card or {}).get("poses")
-        if not found:
-            return []
-        base = found["base"]["counts"]
-        return [(pose, num, base.get(pose, 0)) for pose, num in found["adapter"]["counts"].items()]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LaneSpan:
     """A job's time on a lane."""
 
@@ -222,7 +75,7 @@ class RunView:
     created: str
     """UTC, as text."""
     seconds: float
-    subjects: Sequence[SubjectView]
+    subjects: Sequence[SubjectView] | Sequence[SubjectRow]
     spans: Sequence[LaneSpan] = ()
     served: Sequence[ReportImage] = ()
     """Images that an endpoint generated with the run's adapters."""
@@ -234,6 +87,8 @@ class RunView:
     notes: Sequence[str] = ()
     """What the page could not show, and why."""
     farm_version: str = ""
+    highlights: Sequence[SubjectView] = ()
+    """The best subjects, where ``subjects`` are rows without images."""
 
     @property
     def verdicts(self) -> list[VerdictCount]:
@@ -262,11 +117,11 @@ class RunView:
         judged = [one for one in self.subjects if one.verdict not in UNJUDGED]
         if not judged:
             num = len(self.subjects)
-            return f"{self.num_committed} of {num} {_subjects(num)} trained."
+            return f"{self.num_committed:,} of {num:,} {_subjects(num)} trained."
         good = sum(one.verdict in GOOD for one in judged)
         rest = len(self.subjects) - len(judged)
-        tail = f"; {rest} not scored" if rest else ""
-        return f"{good} of {len(judged)} {_subjects(len(judged))} learned{tail}."
+        tail = f"; {rest:,} not scored" if rest else ""
+        return f"{good:,} of {len(judged):,} {_subjects(len(judged))} learned{tail}."
 
     @property
     def classes(self) -> list[str]:
@@ -291,13 +146,21 @@ class RunView:
         return sorted({span.lane for span in self.spans})
 
     @property
+    def spans_by_lane(self) -> dict[str, list[LaneSpan]]:
+        """The spans of each lane, lanes sorted by name."""
+        found: dict[str, list[LaneSpan]] = {lane: [] for lane in self.lanes}
+        for span in self.spans:
+            found[span.lane].append(span)
+        return found
+
+    @property
     def utilisation(self) -> float | None:
         """Share of the lanes' time in which they held at least one job."""
         if not self.spans or self.seconds <= 0:
             return None
-        busy = sum(_union([(s.start_s, s.end_s) for s in self.spans if s.lane == lane])
-                   for lane in self.lanes)  # fmt: skip
-        return min(1.0, busy / (self.seconds * len(self.lanes)))
+        by_lane = self.spans_by_lane
+        busy = sum(_union([(s.start_s, s.end_s) for s in spans]) for spans in by_lane.values())
+        return min(1.0, busy / (self.seconds * len(by_lane)))
 
     @property
     def seconds_a_subject(self) -> float | None:
@@ -317,8 +180,9 @@ class RunView:
     @property
     def best(self) -> list[SubjectView]:
         """The best subjects, for the top of the page."""
-        shown = [s for s in self.subjects if s.photos and s.gallery and s.status == "committed"]
-        return sorted(shown, key=lambda s: (s.verdict_rank, -(s.likeness or 0)))[:6]
+        return best_of(
+            [*self.highlights, *(s for s in self.subjects if isinstance(s, SubjectView))]
+        )
 
     @property
     def failures(self) -> list[Failure]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -24,7 +24,7 @@ from farm.base.interface import Base
 from farm.keys import derive_seed
 from farm.quality.card import Candidate, Examination, Examiner
 from farm.quality.protocol import ScoringBudget, rendered_protocol
-from farm.quality.scorer import Scorer
+from farm.quality.scorer import Scorer, embedded_scorer
 from farm.quality.study.rendered_subjects import pixels
 from farm.recipe import Recipe
 from farm.training.plan.shape import common_shape
@@ -170,22 +170,32 @@ class Bench:
         """Restore the base."""
         self.trainer.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def open_bench(
     base: Base,
     trainees: Sequence[Trainee],
     num_prior_images: int,
     *,
-    scorer: Scorer,
+    scorer: Scorer | None,
     budget: ScoringBudget,
     say: Callable[[str], None],
 ) -> Bench:
-    """Generate the class images of all trainees' classes and admit the trainees."""
+    """Generate the class images of all trainees' classes and admit the trainees.
+
+    Args:
+        scorer: a CLIP; None uses the embedded one.
+    """
     say(f"generating {num_prior_images} class images per class")
     nouns = [trainee.class_noun for trainee in trainees]
     priors = generate_prior_sets(base, nouns, num_prior_images)
     say(f"training {len(trainees)} adapters at once")
-    return Bench(base, trainees, priors, scorer, budget)
+    return Bench(base, trainees, priors, scorer or embedded_scorer(), budget)
 
 
 def common_results(study: Any, bench: Bench, began: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from farm.base.names import EMBEDDED
 from farm.quality.card import Examination
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget
-from farm.quality.scorer import Scorer, embedded_scorer
+from farm.quality.scorer import Scorer
 from farm.quality.study.bench import (
     Bench,
     Trainee,
@@ -137,25 +137,21 @@ def run_prior_study(
         scorer: a CLIP; None uses the embedded one.
     """
     began = time.perf_counter()
-    base, scorer = load_base(base_name), scorer or embedded_scorer()
     subjects = sample_subjects(study.num_subjects, study.nouns, seed=study.seed)
     photos = {
         subject.name: render_photos(subject, study.num_photos, poses=[PHOTO_POSE], seed=study.seed)
         for subject in subjects
     }
-    bench = open_bench(
-        base,
+    with open_bench(
+        load_base(base_name),
         _trainees(study, subjects, photos),
         study.num_prior_images,
         scorer=scorer,
         budget=study.budget,
         say=say,
-    )
-    reader = PoseReader(scorer, [subject.class_noun for subject in subjects])
-    try:
+    ) as bench:
+        reader = PoseReader(bench.scorer, [subject.class_noun for subject in subjects])
         records, shown = _measure(bench, study, reader, say)
-    finally:
-        bench.close()
     names = [subject.name for subject in subjects]
     result = {**common_results(study, bench, began), **_result(study, records), "subjects": names}
     result["pose_accuracy"] = {"accuracy": reader.accuracy, "num": reader.num_held_out}

@@ -62,7 +62,7 @@ class AdapterFacts:
     long_prompts: LongPrompts
     """How prompts were read in training."""
     samples: tuple[str, ...]
-    """Sample pictures by their paths within the adapter's folder."""
+    """Sample images by their paths within the adapter's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class Catalog:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     async def sample(self, facts: AdapterFacts, index: int) -> bytes:
-        """One of an adapter's sample pictures.
+        """One of an adapter's sample images.
 
         Raises:
             AdapterNotFound: if it has no such sample.

@@ -1,4 +1,4 @@
-"""Limits per request and per key, enforced before any picture is started.
+"""Limits per request and per key, enforced before any image is started.
 
 Owns the limits and the counts per key. The engine limits its own backlog; these limits protect the
 endpoint from a single caller. Counts are per ingress process: with several of them a key gets its
@@ -42,13 +42,13 @@ class Limits(RequestLimits):
     """``n`` of one request; OpenAI's own limit."""
     min_side_px: int = Field(64, ge=8)
     max_pixel_steps: float = Field(1024 * 1024 * 50 * 10, gt=0)
-    """Maximum cost of a request: width × height × steps × n. Ten 1024 px pictures of 50 steps."""
+    """Maximum cost of a request: width × height × steps × n. Ten 1024 px images of 50 steps."""
     pictures_per_minute: int = Field(600, ge=1)
     """Per key, unless the key has its own limit; a minute's worth may be requested at once."""
     pictures_waiting: int = Field(64, ge=1)
-    """Per key: pictures requested and not yet answered."""
+    """Per key: images requested and not yet answered."""
     deadline_s: float = Field(300.0, gt=0)
-    """A picture that cannot be finished by then is not started, or is abandoned."""
+    """An image that cannot be finished by then is not started, or is abandoned."""
     replay_window_s: float = Field(600.0, gt=0)
     """How long a request with an idempotency key gets the same response."""
     replay_mib: int = Field(256, ge=1)
@@ -88,20 +88,20 @@ class Limits(RequestLimits):
             raise RequestRefused(
                 f"size × steps × n is {cost:.3g} pixel steps, over the limit of "
                 f"{self.max_pixel_steps:.3g}",
-                "request fewer pictures, fewer steps or a smaller size",
+                "request fewer images, fewer steps or a smaller size",
                 "num_inference_steps",
             )
 
 
 class RateLimiter:
-    """A token bucket per key, counted in pictures, refilled over a minute."""
+    """A token bucket per key, counted in images, refilled over a minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, key_id: str, num_pictures: int, pictures_per_minute: int) -> None:
-        """Count pictures against a key.
+        """Count images against a key.
 
         Raises:
             TooBusy: if the key is over its rate; includes when to retry.
@@ -118,7 +118,7 @@ class RateLimiter:
             self._buckets.popitem(last=False)
         if missing > 0:
             raise TooBusy(
-                f"this key may generate {pictures_per_minute} pictures a minute",
+                f"this key may generate {pictures_per_minute} images a minute",
                 "wait as the Retry-After header says",
                 None,
                 missing * 60 / pictures_per_minute,
@@ -126,7 +126,7 @@ class RateLimiter:
 
 
 class WaitingRoom:
-    """Counts the pictures that each key waits for."""
+    """Counts the images that each key waits for."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -134,12 +134,12 @@ class WaitingRoom:
 
     @property
     def total(self) -> int:
-        """Pictures that all keys wait for."""
+        """Images that all keys wait for."""
         return sum(self._waiting.values())
 
     @contextmanager
     def enter(self, key_id: str, num_pictures: int, retry_after_s: float) -> Iterator[None]:
-        """Count pictures as waiting inside the block.
+        """Count images as waiting inside the block.
 
         Raises:
             TooBusy: if the key already waits for too many.
@@ -147,7 +147,7 @@ class WaitingRoom:
         waiting = self._waiting.get(key_id, 0)
         if waiting + num_pictures > max(self._most, num_pictures):
             raise TooBusy(
-                f"this key already waits for {waiting} pictures; the limit is {self._most}",
+                f"this key already waits for {waiting} images; the limit is {self._most}",
                 "try again when some have arrived",
                 None,
                 retry_after_s,

@@ -86,7 +86,7 @@ class SlotTable:
         """The error if these adapters could never be in the model together, or None."""
         if len(keys) > self.capacity:
             return RequestRefused(
-                f"{len(keys)} adapters on one picture, where this endpoint has room for "
+                f"{len(keys)} adapters on one image, where this endpoint has room for "
                 f"{self.capacity}",
                 "use fewer",
                 "adapters",
@@ -94,7 +94,7 @@ class SlotTable:
         num_bytes = self.bytes_of(keys, sizes)
         if num_bytes > self.max_bytes:
             return RequestRefused(
-                f"the adapters of this picture take {_mib(num_bytes)} MiB together, and this "
+                f"the adapters of this image take {_mib(num_bytes)} MiB together, and this "
                 f"endpoint has room for {_mib(self.max_bytes)} MiB",
                 "use fewer, or raise engine.adapter_mib in the endpoint's config",
                 "adapters",

@@ -1,7 +1,7 @@
 """An ``EngineClient`` over the engines behind a Ray Serve handle.
 
-Owns what happens when replicas start or stop during a request. A picture depends on its request
-alone, so if a replica dies another one generates the same picture.
+Owns what happens when replicas start or stop during a request. An image depends on its request
+alone, so if a replica dies another one generates the same image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["ENGINE", "ReplicaClient"]
 ENGINE = "engine"
 """The name of the engine deployment."""
 NUM_ATTEMPTS = 3
-"""Attempts at a picture when its replicas die."""
+"""Attempts at an image when its replicas die."""
 FACTS_TIMEOUT_S = 5.0
 LOST = (RayActorError, DeploymentUnavailableError)
 """The replica is lost, or all replicas are."""

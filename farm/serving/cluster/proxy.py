@@ -231,7 +231,7 @@ class _Answer:
     @property
     def may_repeat(self) -> bool:
         """Whether another attempt can still give a correct response. A stream's events begin
-        again, as they do when an engine is lost, but no picture is sent twice."""
+        again, as they do when an engine is lost, but no image is sent twice."""
         if isinstance(self.error, TimeoutError):
             return False
         return not self.has_begun or (self._is_stream and not self._has_completed_picture)

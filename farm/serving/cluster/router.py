@@ -1,6 +1,6 @@
 """The request router of the engine deployment: adapter affinity inside Ray Serve.
 
-Connects Ray Serve's router to ``routing.rank_replicas``. Load is counted here, in pictures sent and
+Connects Ray Serve's router to ``routing.rank_replicas``. Load is counted here, in images sent and
 not yet answered, because a replica's own report is up to a second old.
 """
 
@@ -29,7 +29,7 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]
 
     Not a ``FIFOMixin``, which would give the replica found for one request to the request that has
     waited longest and so defeat the affinity. Requests are matched by id instead, which is why an
-    HTTP request makes one call for all its pictures.
+    HTTP request makes one call for all its images.
     """
 
     def initialize_state(self, load_bound: float = LOAD_BOUND, **_: Any) -> None:
@@ -89,7 +89,7 @@ ROUTERS: dict[str, AdapterRouter] = {}
 
 
 def requests_of(pending: PendingRequest | None) -> Sequence[GenerationRequest]:
-    """The pictures that a call requests; empty for other calls."""
+    """The images that a call requests; empty for other calls."""
     first = pending.args[0] if pending is not None and pending.args else None
     if isinstance(first, tuple) and all(isinstance(item, GenerationRequest) for item in first):
         return first

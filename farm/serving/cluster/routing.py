@@ -48,7 +48,7 @@ def wanted_replicas(num_running: int, backlog_s: float, target_s: float) -> floa
 
     Args:
         backlog_s: seconds of work for one replica, summed over all running replicas.
-        target_s: the targeted longest wait of a picture.
+        target_s: the targeted longest wait of an image.
     """
     if not math.isfinite(backlog_s) or backlog_s < 0:
         return float(num_running)

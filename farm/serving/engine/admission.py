@@ -100,7 +100,7 @@ class Admission:
         needed_s = wait_s + waiting.request.steps * capacity.pass_s(waiting.size)
         if within_s is not None and needed_s > within_s:
             raise _busy(
-                f"the picture would take {needed_s:.1f} s, its deadline is {within_s:g} s",
+                f"the image would take {needed_s:.1f} s, its deadline is {within_s:g} s",
                 needed_s - within_s,
             )
 

@@ -1,4 +1,4 @@
-"""The running batch: the pictures in it, by size, and the choice of the next pass.
+"""The running batch: the images in it, by size, and the choice of the next pass.
 
 Owns joining within the limits, the turns of sizes, and the turns of rows when there are too many
 for one pass. Does not denoise.
@@ -22,7 +22,7 @@ class Batch:
         """Create an empty batch.
 
         Args:
-            max_sizes: full batches of different picture sizes that may run at once.
+            max_sizes: full batches of different image sizes that may run at once.
         """
         self._max_sizes = max_sizes
         self._groups: OrderedDict[Size, list[Row]] = OrderedDict()
@@ -34,12 +34,12 @@ class Batch:
             yield from list(rows)
 
     def __len__(self) -> int:
-        """Running pictures."""
+        """Running images."""
         return sum(len(rows) for rows in list(self._groups.values()))
 
     @property
     def num_ready(self) -> int:
-        """Pictures ready to join."""
+        """Images ready to join."""
         return len(self._ready)
 
     @property
@@ -48,7 +48,7 @@ class Batch:
         return not self._ready and not any(self._groups.values())
 
     def has(self, size: Size) -> bool:
-        """Whether any pictures of a size are running."""
+        """Whether any images of a size are running."""
         return bool(self._groups.get(size))
 
     def add_ready(self, row: Row) -> None:
@@ -58,7 +58,7 @@ class Batch:
     def join(self, capacity: Capacity) -> list[Row]:
         """Let ready rows join, in the order of their turns, while they fit; returns them.
 
-        No row overtakes another of its size; otherwise a guided picture could wait forever for two
+        No row overtakes another of its size; otherwise a guided image could wait forever for two
         free places while unguided ones take each place as it becomes free.
         """
         joined: list[Row] = []

@@ -1,6 +1,6 @@
 """Decodes clean latents to pixels, in a thread beside the denoising loop.
 
-Owns decoding, in batches of one size, and the delivery of pictures and previews. Finished pictures
+Owns decoding, in batches of one size, and the delivery of images and previews. Finished images
 have priority over previews, and superseded previews are not decoded. On a GPU the decoder's work
 has a queue of its own, of low priority, which waits only for the pass that finished the latents.
 """
@@ -43,22 +43,22 @@ class _Latents:
 
 
 class Decoder:
-    """Turns rows into pictures and hands them to their tickets."""
+    """Turns rows into images and hands them to their tickets."""
 
     def __init__(self, base: Base, *, max_batch: int, on_end: Callable[[Row, bool], None]) -> None:
         """Create the decoder; ``start`` starts its thread.
 
         Args:
-            max_batch: pictures decoded at once; the decoder takes far more memory per picture than
+            max_batch: images decoded at once; the decoder takes far more memory per image than
                 the denoiser.
-            on_end: called with each row and whether it became a picture.
+            on_end: called with each row and whether it became an image.
         """
         self._base = base
         self._max_batch = max_batch
         self._on_end = on_end
         vae: Any = getattr(base.pipeline(), "vae", None)
         if base.device.type == "cpu" and _has_images(vae):
-            # measured on the embedded base: a picture takes 28 % less time to decode
+            # measured on the embedded base: an image takes 28 % less time to decode
             vae.to(memory_format=torch.channels_last)
         self._queue = Queue(base.device)
         self._finished: dict[Row, _Latents] = {}
@@ -72,7 +72,7 @@ class Decoder:
         """Start the thread.
 
         Args:
-            warms: decode a batch first, so that the first picture need not wait until libraries
+            warms: decode a batch first, so that the first image need not wait until libraries
                 have loaded their kernels.
         """
         self._warms = warms
@@ -95,7 +95,7 @@ class Decoder:
 
     @property
     def backlog(self) -> int:
-        """Finished pictures waiting to be decoded."""
+        """Finished images waiting to be decoded."""
         return len(self._finished)
 
     def finish(self, rows: Sequence[Row]) -> None:
@@ -171,8 +171,8 @@ class Decoder:
                 else:
                     row.ticket.fail(_not_finite(row))
             except Exception:  # this thread must survive any error
-                LOG.exception("delivering a picture failed")
-                row.ticket.fail(FarmError("the picture could not be delivered", "try again"))
+                LOG.exception("delivering an image failed")
+                row.ticket.fail(FarmError("the image could not be delivered", "try again"))
             self._on_end(row, row.ticket.generated)
 
     def _fail(self, rows: dict[Row, _Latents], error: Exception) -> None:
@@ -182,7 +182,7 @@ class Decoder:
                 self._decode_finished({row: latents})
             return
         for row in rows:
-            failure = FarmError("the picture could not be decoded", "try again")
+            failure = FarmError("the image could not be decoded", "try again")
             row.ticket.fail(caused_by(error, failure))
             self._on_end(row, False)
 

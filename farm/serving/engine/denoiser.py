@@ -1,11 +1,11 @@
-"""One denoising pass over rows that differ in everything but picture size.
+"""One denoising pass over rows that differ in everything but image size.
 
-Owns the assembly of a pass (a prompted row for each picture and an unconditional row for each
+Owns the assembly of a pass (a prompted row for each image and an unconditional row for each
 guided one, each with its own adapters) and guidance. Inputs that do not change while the same
-pictures run together are assembled once, and a row keeps its place in the pass until its picture is
-finished, so a picture that joins or leaves costs only the copy of its own weights.
+images run together are assembled once, and a row keeps its place in the pass until its image is
+finished, so an image that joins or leaves costs only the copy of its own weights.
 
-Legend: P pictures, G guided ones among them, R rows, K adapters per row, C H W latent.
+Legend: P images, G guided ones among them, R rows, K adapters per row, C H W latent.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from farm.serving.engine.sampler import inputs_of
 __all__ = ["Denoiser", "arranged"]
 
 MAX_IDLE_SIZES = 4
-"""Picture sizes without pictures whose row weights are kept for captured passes."""
+"""Image sizes without images whose row weights are kept for captured passes."""
 
 Line = tuple[Row, bool]
-"""One row of a pass: its picture, and whether it is the prompted row."""
+"""One row of a pass: its image, and whether it is the prompted row."""
 
 Grouped = dict[tuple[int, ...], list[Line]]
 """The lines of a pass in order, by the shapes of their adapters: neighbours share products."""
@@ -42,18 +42,18 @@ Grouped = dict[tuple[int, ...], list[Line]]
 
 @dataclass(frozen=True)
 class _Layout:
-    """Inputs of a pass other than latents and timesteps; constant for the same pictures."""
+    """Inputs of a pass other than latents and timesteps; constant for the same images."""
 
     rows: tuple[Row, ...]
     groups: Grouped
     lines: list[Line]
     """In order, and repetitions of the last one that pad the pass."""
     pictures_R: Tensor
-    """int64: the picture of each row."""
+    """int64: the image of each row."""
     prompted_P: Tensor
-    """int64: index in the pass of each picture's prompted row."""
+    """int64: index in the pass of each image's prompted row."""
     guided_G: Tensor
-    """int64: which pictures are guided."""
+    """int64: which images are guided."""
     plain_G: Tensor
     """int64: index in the pass of their unconditional rows."""
     guidance_G111: Tensor
@@ -62,7 +62,7 @@ class _Layout:
 
 
 class Denoiser:
-    """Runs the denoiser for many pictures in one pass."""
+    """Runs the denoiser for many images in one pass."""
 
     def __init__(self, base: Base, bank: MixedBank | None, *, pads: bool | None = None) -> None:
         """Use the base's denoiser.
@@ -82,9 +82,9 @@ class Denoiser:
 
     @torch.no_grad()
     def predict(self, rows: Sequence[Row]) -> Tensor:
-        """The guided prediction for each picture at its own timestep, float32 [P, C, H, W].
+        """The guided prediction for each image at its own timestep, float32 [P, C, H, W].
 
-        One pass of the denoiser; the pictures must share a size. Does not modify them.
+        One pass of the denoiser; the images must share a size. Does not modify them.
         """
         layout = self._layout_of(tuple(rows))
         latents_PCHW = inputs_of([row.sampler for row in rows])
@@ -133,7 +133,7 @@ class Denoiser:
         self._layouts.pop((side_px, side_px), None)  # running rows get their weights back
 
     def forget(self, size: Size) -> None:
-        """Drop the layout of a size; called when its last picture has left."""
+        """Drop the layout of a size; called when its last image has left."""
         self._layouts.pop(size, None)
         if not self.pads:
             self._weights.pop(size, None)
@@ -204,7 +204,7 @@ class Denoiser:
         }
 
     def _assign(self, size: Size, lines: list[Line]) -> bool:
-        """Assign the rows' weights; False if no picture has an adapter."""
+        """Assign the rows' weights; False if no image has an adapter."""
         if not any(row.slots for row, _ in lines):
             return False
         weights = self._weights_of(size)

@@ -1,6 +1,6 @@
 """The engine: a running batch in which every row may use a different adapter.
 
-Owns the denoising loop: at each step requests join and leave, rows of one picture size share a
+Owns the denoising loop: at each step requests join and leave, rows of one image size share a
 pass, and sizes take turns. Admission accepts or refuses requests, the preparer prepares rows before
 they join, the decoder produces pixels, and the cache holds adapters in memory. Needs only torch;
 the endpoint wraps it.
@@ -50,7 +50,7 @@ MAX_FAILED_TURNS = 3
 
 
 class Engine:
-    """Generates many pictures at once, with any adapters of a source."""
+    """Generates many images at once, with any adapters of a source."""
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class Engine:
     def _drop_ended(self) -> None:
         """Drop cancelled requests, and those whose deadline passed before they started."""
         for waiting in self._admission.drop_ended():
-            late = TooBusy("the deadline passed before the picture was started", "try again later")
+            late = TooBusy("the deadline passed before the image was started", "try again later")
             self._failed(waiting, late)
         for row in self._batch.leave_where(lambda row: row.ticket.ended):
             self._left(row)
@@ -274,7 +274,7 @@ class Engine:
             predictions_PCHW = self._denoiser.predict(rows)
         except Exception as error:
             if not isinstance(error, torch.OutOfMemoryError):
-                LOG.exception("a pass of %d pictures failed", len(rows))
+                LOG.exception("a pass of %d images failed", len(rows))
             failed = without_frames(error)
         if failed is not None:  # outside the handler, which holds the failed pass's memory
             is_full = isinstance(failed, torch.OutOfMemoryError)
@@ -332,7 +332,7 @@ class Engine:
     def _note(self, error: BaseException | None) -> None:
         """Record a lost device: the engine is then unhealthy and is replaced."""
         if device_is_lost(error) and not self._is_lost:
-            LOG.error("the device is lost; this process can no longer generate pictures")
+            LOG.error("the device is lost; this process can no longer generate images")
             self._is_lost = True
 
     def _ended(self, row: Row, is_generated: bool) -> None:
@@ -367,7 +367,7 @@ class Engine:
         LOG.warning("a pass of %d rows ran out of memory", num_rows)
         self.capacity.release_memory()
         if len(rows) == 1:
-            error = TooBusy("the picture does not fit in memory", "request a smaller one")
+            error = TooBusy("the image does not fit in memory", "request a smaller one")
             self._fail_row(rows[0], error)
             return
         self._counts.add_out_of_memory()
@@ -380,7 +380,7 @@ class Engine:
             try:
                 self._advance([row], self._denoiser.predict([row]))
             except Exception as error:
-                failure = FarmError("the picture could not be generated", "try again")
+                failure = FarmError("the image could not be generated", "try again")
                 self._fail_row(row, caused_by(error, failure))
         self._finish([row for row in rows if row.sampler.is_done and not row.ticket.ended])
 

@@ -1,7 +1,7 @@
 """Denoising passes of a few fixed sizes, each replayed as a CUDA graph where it can be.
 
 Owns the sizes that passes are padded to, the tensors that a graph reads, and the graphs. Few sizes
-mean that libraries choose their kernels once for each, and not whenever a picture joins.
+mean that libraries choose their kernels once for each, and not whenever an image joins.
 
 Legend: R rows of a padded pass, C channels, H W latent.
 """

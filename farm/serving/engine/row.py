@@ -1,6 +1,6 @@
-"""A picture in the running batch: its inputs for a pass, and its timing.
+"""An image in the running batch: its inputs for a pass, and its timing.
 
-Owns the state of a request between submission and decoding, and its picture's metadata. The engine
+Owns the state of a request between submission and decoding, and its image's metadata. The engine
 advances it.
 """
 
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 
 
 def size_of(base: Base, request: GenerationRequest) -> Size:
-    """The picture size of a request.
+    """The image size of a request.
 
     Raises:
         RequestRefused: if the base cannot generate it.
@@ -45,7 +45,7 @@ def size_of(base: Base, request: GenerationRequest) -> Size:
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """How one adapter of a picture was loaded, for the metadata."""
+    """How one adapter of an image was loaded, for the metadata."""
 
     sha256: str
     tier: Tier
@@ -73,7 +73,7 @@ class Waiting:
 
     @property
     def deadline(self) -> float:
-        """When the picture is no longer useful; infinite for never."""
+        """When the image is no longer useful; infinite for never."""
         within_s = self.request.deadline_s
         return math.inf if within_s is None else self.submitted_s + within_s
 
@@ -85,13 +85,13 @@ class Waiting:
 
 @dataclass(eq=False)
 class Row:
-    """One picture in the running batch; a guided one takes two rows of a pass."""
+    """One image in the running batch; a guided one takes two rows of a pass."""
 
     waiting: Waiting
     sampler: Sampler
     prompted: Conditioning
     unprompted: Conditioning | None
-    """None for an unguided picture."""
+    """None for an unguided image."""
     slots: tuple[int, ...]
     """Bank slots of its adapters; empty for the bare base."""
     factors: tuple[float, ...]
@@ -134,7 +134,7 @@ class Row:
         return self.waiting.cost * (1 - self.sampler.step / self.sampler.num_steps)
 
     def metadata(self, base: Base, decoded_s: float, decode_s: float) -> dict[str, Any]:
-        """Everything that determined the picture, as plain JSON values.
+        """Everything that determined the image, as plain JSON values.
 
         Args:
             decoded_s: when decoding finished, on ``time.monotonic``.

@@ -1,9 +1,9 @@
-"""Denoising of one picture: its own scheduler object, timesteps and random stream.
+"""Denoising of one image: its own scheduler object, timesteps and random stream.
 
-Owns the per-picture state of denoising. Each row of a pass has its own sampler, so rows may differ
+Owns the per-image state of denoising. Each row of a pass has its own sampler, so rows may differ
 in scheduler, step count and progress.
 
-The scheduler objects are diffusers' own, with their tables on the CPU. Pictures whose steps are in
+The scheduler objects are diffusers' own, with their tables on the CPU. Images whose steps are in
 a table (``step_tables``) advance together, in a few operations for the whole pass. The others step
 alone: Euler a copies new noise from the CPU at each step, and UniPC its tables; on a GPU both wait
 for the copy.
@@ -34,7 +34,7 @@ __all__ = ["Sampler", "advance_all", "inputs_of", "stream_seed"]
 
 
 def stream_seed(seed: int) -> int:
-    """The seed of a picture's random stream: below 2**32 the seed itself, as in plain diffusers.
+    """The seed of an image's random stream: below 2**32 the seed itself, as in plain diffusers.
 
     Torch's CPU generator reads only the lowest 32 bits, so 2**32 + 5 would equal 5; larger seeds
     are hashed.
@@ -43,7 +43,7 @@ def stream_seed(seed: int) -> int:
 
 
 class Sampler:
-    """The denoising of one picture, driven one step at a time from outside."""
+    """The denoising of one image, driven one step at a time from outside."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Sampler:
 
 def inputs_of(samplers: Sequence[Sampler]) -> Tensor:
     """The denoiser's inputs at the samplers' next steps, [P, C, H, W]."""
-    # a picture's own rounding must not depend on which others are in the pass
+    # an image's own rounding must not depend on which others are in the pass
     latents_PCHW = torch.cat(
         [one.model_input() if one.table is None else one.latents_1CHW for one in samplers]
     )

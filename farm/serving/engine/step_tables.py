@@ -1,11 +1,11 @@
-"""Scheduler steps as tables of numbers, so that one operation steps all pictures of a pass.
+"""Scheduler steps as tables of numbers, so that one operation steps all images of a pass.
 
 Owns the tables and the batched step. A step of DDIM, Euler, DPM++ 2M or flow matching's Euler is
 linear in the latent, the prediction and the previous estimate of the clean latent. Its factors are
 read off diffusers' own scheduler object, which steps three unit vectors; the table is used only if
 it also reproduces that object on random numbers. Others keep their scheduler object.
 
-Legend: P pictures, T steps, C channels, H W latent.
+Legend: P images, T steps, C channels, H W latent.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def step_all(
     """The next latents and the estimates of the clean ones.
 
     Args:
-        factors: of each picture's own step.
+        factors: of each image's own step.
     """
     table_P6 = sent(torch.tensor(factors, dtype=torch.float32), latents_PCHW.device)
     columns = table_P6.t().reshape(6, -1, 1, 1, 1)
@@ -133,7 +133,7 @@ def step_all(
 def _step(
     latent: Tensor, prediction: Tensor, estimate: Tensor, factors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Elementwise, so that a picture's rounding does not depend on the others of the pass."""
+    """Elementwise, so that an image's rounding does not depend on the others of the pass."""
     after = latent * factors[0]
     after = after.addcmul_(prediction, factors[1]).addcmul_(estimate, factors[2])
     clean = (latent * factors[3]).addcmul_(prediction, factors[4])

@@ -141,7 +141,7 @@ def _add_generation(app: FastAPI, services: Services) -> None:
     @app.post(
         "/v1/images/generations",
         tags=["images"],
-        summary="Generate pictures",
+        summary="Generate images",
         response_model=ImagesAnswer,
         responses={
             **GENERATE_ERRORS,
@@ -210,12 +210,12 @@ def _add_models(app: FastAPI, services: Services) -> None:
     @app.get(
         "/v1/models/{model_id}/samples/{index}",
         tags=["models"],
-        summary="A sample picture of an adapter",
+        summary="A sample image of an adapter",
         response_class=Response,
         responses={**ERRORS, **PNG},
     )
     async def get_sample(model_id: str, index: int, tenant: TenantOf) -> Response:
-        """A picture generated when the adapter was trained."""
+        """An image generated when the adapter was trained."""
         _, facts = await services.catalog.resolve(tenant.namespace, model_id)
         data = await services.catalog.sample(facts, index)
         kind = facts.samples[index].rsplit(".", 1)[-1].replace("jpg", "jpeg")
@@ -268,14 +268,14 @@ def _model(name: str, namespace: str, facts: AdapterFacts) -> ModelAnswer:
     )
 
 
-# -- pictures behind links ---------------------------------------------------------------------
+# -- images behind links ---------------------------------------------------------------------
 
 
 def _add_pictures(app: FastAPI, services: Services) -> None:
     @app.get(
         "/v1/pictures/{file}",
         tags=["images"],
-        summary="A picture behind a signed link",
+        summary="An image behind a signed link",
         response_class=Response,
         responses={**PNG, 400: ERRORS[400], 404: ERRORS[404], 503: ERRORS[503]},
     )
@@ -307,7 +307,7 @@ def _add_health(app: FastAPI, services: Services) -> None:
     @app.get(
         "/ready",
         tags=["health"],
-        summary="Whether pictures can be generated",
+        summary="Whether images can be generated",
         responses={503: {"description": "Still loading, or draining."}},
     )
     async def ready() -> Response:

@@ -113,7 +113,6 @@ class ConnectionBook:
         self.limits = limits
         most = limits.max_connections if max_connections is None else max_connections
         self.max_connections = min(limits.max_connections, most)
-        self.num_evicted = 0
         self.num_refused = 0
         self._all: dict[Connection, None] = {}
         self._by_address: dict[str, int] = {}
@@ -175,7 +174,6 @@ class ConnectionBook:
         for waiting in self._waiting:
             for connection in waiting:
                 if address is None or connection.address == address:
-                    self.num_evicted += 1
                     self.leave(connection)
                     connection.abort()
                     return True

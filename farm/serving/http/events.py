@@ -26,7 +26,7 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
 def partial(
     shared: Mapping[str, Any], b64_json: str, index: int, step: int, num_steps: int, picture: int
 ) -> dict[str, Any]:
-    """A picture in progress, from the denoiser's current estimate."""
+    """An image in progress, from the denoiser's current estimate."""
     return {
         "type": "image_generation.partial_image",
         **shared,
@@ -41,7 +41,7 @@ def partial(
 def progress(
     created_at: int, stage: str, step: int, num_steps: int, picture: int
 ) -> dict[str, Any]:
-    """The progress of a picture; an extension of OpenAI's events."""
+    """The progress of an image; an extension of OpenAI's events."""
     return {
         "type": "image_generation.progress",
         "created_at": created_at,
@@ -53,7 +53,7 @@ def progress(
 
 
 def completed(shared: Mapping[str, Any], item: Mapping[str, Any], picture: int) -> dict[str, Any]:
-    """A finished picture: the item of a response without streaming, and its usage."""
+    """A finished image: the item of a response without streaming, and its usage."""
     return {
         "type": "image_generation.completed",
         **shared,

@@ -1,12 +1,12 @@
 """Idempotent requests: responses cached by ``Idempotency-Key``.
 
 Owns which responses are cached and for how long, and generates concurrent duplicates once. A caller
-whose connection broke retries with the same key and gets the pictures of the first request, which
+whose connection broke retries with the same key and gets the images of the first request, which
 are neither generated nor counted twice. Only successes are cached: a failed request may be retried
 with its key.
 
 The cache is per process. With several ingresses another process may generate a repeated request
-again; its seeds are derived from the key, so the pictures are the same.
+again; its seeds are derived from the key, so the images are the same.
 """
 
 from __future__ import annotations

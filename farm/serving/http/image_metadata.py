@@ -1,6 +1,6 @@
-"""Image files with metadata on how the picture was made.
+"""Image files with metadata on how the image was made.
 
-Owns the encoding of pictures and where each format keeps the metadata. Its content comes from the
+Owns the encoding of images and where each format keeps the metadata. Its content comes from the
 engine; see ``farm.serving.request.Picture``.
 
     PNG    iTXt ``farm.receipt`` (JSON), and ``parameters`` in the form other tools read
@@ -42,7 +42,7 @@ def encode_picture(
     quality: int | None = None,
     fast: bool = False,
 ) -> bytes:
-    """Encode a picture as a file.
+    """Encode an image as a file.
 
     Args:
         pixels: uint8 [H, W, 3].
@@ -73,7 +73,7 @@ def encode_picture(
 
 
 def read_image_metadata(data: bytes) -> dict[str, Any] | None:
-    """The metadata of a picture file, or None."""
+    """The metadata of an image file, or None."""
     with Image.open(io.BytesIO(data)) as image:
         text: object = getattr(image, "text", {}).get(METADATA_KEYWORD)
         if text is None:

@@ -41,7 +41,7 @@ GRACE_S = 30.0
 async def _make_item(
     services: Services, order: Order, base_id: str, index: int, picture: Picture
 ) -> dict[str, Any]:
-    """A finished picture as a response item."""
+    """A finished image as a response item."""
     request = order.pictures[index]
     metadata = {
         **picture.metadata,
@@ -94,7 +94,7 @@ async def _answer(services: Services, order: Order, base: ServedBase) -> bytes:
 async def answer_images(
     services: Services, tenant: Tenant, asked: GenerateRequest, request: Request
 ) -> Response:
-    """Generate, and respond when all pictures are finished."""
+    """Generate, and respond when all images are finished."""
     order, base = await validate_request(services, tenant, asked, request)
     try:
         with _counted(services, order):
@@ -161,7 +161,7 @@ async def _unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
 
 @contextlib.contextmanager
 def _counted(services: Services, order: Order) -> Iterator[None]:
-    """Count an order's pictures as waiting, and by the reason if they are not generated."""
+    """Count an order's images as waiting, and by the reason if they are not generated."""
     count, metrics = len(order.pictures), services.metrics
     try:
         with services.room.enter(order.tenant.key_id, count, services.wait_s):

@@ -1,8 +1,8 @@
-"""Pictures behind signed links: storage and access.
+"""Images behind signed links: storage and access.
 
-Owns the links of ``response_format: url``. A link names a picture by 128 random bits and the minute
+Owns the links of ``response_format: url``. A link names an image by 128 random bits and the minute
 of its expiry, and carries a signature over both, so it is verified before the store is read and
-cannot be altered. Pictures are kept in a store, so any process of the endpoint can serve them;
+cannot be altered. Images are kept in a store, so any process of the endpoint can serve them;
 folders are named by the minute of expiry, so cleaning up takes one listing.
 """
 
@@ -26,7 +26,7 @@ FOLDER = "served"
 
 
 class ImageLinks:
-    """Finished pictures behind links that expire."""
+    """Finished images behind links that expire."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ImageLinks:
         self._clock = clock
 
     def put(self, data: bytes, output_format: str) -> str:
-        """Store a picture; returns its link, a path with a query."""
+        """Store an image; returns its link, a path with a query."""
         expires = int(self._clock() + self._lifetime_s)
         file = f"{secrets.token_hex(16)}.{output_format}"
         self._store.write(_path(file, expires), data)
@@ -53,7 +53,7 @@ class ImageLinks:
         return f"/v1/pictures/{file}?{query}"
 
     def get(self, file: str, expires: str, signature: str) -> bytes | None:
-        """The picture behind a link; None if the link is forged, malformed or expired."""
+        """The image behind a link; None if the link is forged, malformed or expired."""
         if not _FILE.fullmatch(file) or not re.fullmatch(r"[0-9]{1,12}", expires):
             return None
         expected = self._sign(file, int(expires)).encode()
@@ -66,7 +66,7 @@ class ImageLinks:
             return None
 
     def sweep(self) -> int:
-        """Remove expired pictures; returns the number of folders removed."""
+        """Remove expired images; returns the number of folders removed."""
         now_minute = int(self._clock()) // 60
         old = [
             minute

@@ -128,7 +128,7 @@ class _Answer:
         self._send = send
         self._timeout_s = limits.write_timeout_s
         self._request_id = request_id
-        # other sites may embed pictures behind links, and nothing else
+        # other sites may embed images behind links, and nothing else
         is_link = scope["path"].startswith(PUBLIC)
         self._resource_policy = "cross-origin" if is_link else "same-origin"
         self._is_stuck = False

@@ -77,7 +77,7 @@ ModelName = Annotated[
 
 
 class ExtraAdapter(BaseModel):
-    """An additional adapter on the same picture."""
+    """An additional adapter on the same image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -104,7 +104,7 @@ class GenerateRequest(BaseModel):
     model: ModelName | None = None
     """An adapter's name, ``name@key`` for one version, or the base; the base if left out."""
     n: int | None = Field(None, ge=1, le=MAX_PICTURES)
-    """Number of pictures; each seed is one higher than the last."""
+    """Number of images; each seed is one higher than the last."""
     size: Size | None = None
     """``WIDTHxHEIGHT`` in pixels, or ``auto`` for the base's own size."""
     response_format: Literal["b64_json", "url"] | None = None
@@ -117,7 +117,7 @@ class GenerateRequest(BaseModel):
     stream: bool | None = None
     """Answer with server-sent events."""
     partial_images: int | None = Field(None, ge=0, le=3)
-    """Number of previews of each picture, when streaming."""
+    """Number of previews of each image, when streaming."""
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     """Accepted for OpenAI's clients; without effect."""
@@ -129,7 +129,7 @@ class GenerateRequest(BaseModel):
     """Accepted for OpenAI's clients; without effect."""
 
     seed: int | None = Field(None, ge=ANY_SEED, le=MAX_SEED)
-    """The same seed and request give the same picture; -1 or left out is a random seed."""
+    """The same seed and request give the same image; -1 or left out is a random seed."""
     num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     """Classifier-free guidance; 1 or less turns it off, at half the cost."""
@@ -139,7 +139,7 @@ class GenerateRequest(BaseModel):
     """Prompts longer than the text encoder reads at once: ``cut`` drops the end, ``chunk`` reads
     them in windows, as ComfyUI and A1111 do; if left out, as the adapter was trained."""
     adapters: list[ExtraAdapter] | None = Field(None, max_length=MAX_ADAPTERS)
-    """Additional adapters on the same picture."""
+    """Additional adapters on the same image."""
     adapter_weight: float | None = Field(None, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
     """Weight of the adapter that ``model`` names; 1 is as trained."""
     stream_progress: bool | None = None
@@ -186,7 +186,7 @@ class ErrorAnswer(BaseModel):
 
 
 class ImageItem(BaseModel):
-    """One picture."""
+    """One image."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -196,7 +196,7 @@ class ImageItem(BaseModel):
     notes: list[str]
     """Notes for the caller, such as the end of the prompt that the model did not read."""
     receipt: dict[str, Any]
-    """Everything that determined the picture; also embedded in the file."""
+    """Everything that determined the image; also embedded in the file."""
 
 
 class Usage(BaseModel):
@@ -235,7 +235,7 @@ class ModelAnswer(BaseModel):
     identifier: str | None = None
     instance_prompt: str | None = None
     num_samples: int | None = None
-    """Sample pictures, at ``/v1/models/{id}/samples/{index}``."""
+    """Sample images, at ``/v1/models/{id}/samples/{index}``."""
     note: str | None = None
     """Set if there are no samples for this name's prompts."""
 

@@ -63,7 +63,7 @@ class Services:
 
     @property
     def wait_s(self) -> float:
-        """Expected wait of a new picture by the last report; at least a second."""
+        """Expected wait of a new image by the last report; at least a second."""
         return max(1.0, self.last_load.wait_s)
 
     @contextlib.asynccontextmanager
@@ -84,7 +84,7 @@ class Services:
             self.executor.shutdown(wait=False, cancel_futures=True)
 
     async def _maintain(self, pauses: CollectorPauses) -> None:
-        """Publish the engine's numbers, and remove pictures whose links have expired."""
+        """Publish the engine's numbers, and remove images whose links have expired."""
         loop = asyncio.get_running_loop()
         looks = 0
         while True:

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.requests import Request
 
 from farm.errors import RequestRefused
+from farm.intake.prompts.foreign_syntax import adapter_tags, emphasis
 from farm.intake.subject import names_identifier
 from farm.safe_names import SAFE_NAME
 from farm.serving.access.api_keys import Tenant
@@ -31,14 +32,12 @@ from farm.serving.request import MAX_SEED, AdapterRef, GenerationRequest
 __all__ = ["Order", "check_adapters", "validate_request"]
 
 DEFAULT_GUIDANCE = 5.0
-_LORA_TAG = re.compile(r"<lora:[^<>]{1,100}>")
-"""How A1111 and similar tools name adapters inside prompts."""
 _PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 
 @dataclass(frozen=True)
 class Order:
-    """A validated request: what to generate, one entry per picture."""
+    """A validated request: what to generate, one entry per image."""
 
     asked: GenerateRequest
     tenant: Tenant
@@ -47,7 +46,7 @@ class Order:
     height_px: int
     link_root: str
     notes: tuple[str, ...] = ()
-    """What the caller should know about the prompt, the same for every picture."""
+    """What the caller should know about the prompt, the same for every image."""
 
     @property
     def output_format(self) -> OutputFormat:
@@ -146,13 +145,13 @@ def _check_limits(
 
 
 def _first_seed(asked: int | None, default: int | None, num_pictures: int) -> int:
-    """The seed of the first picture; random if neither the request nor the default has one."""
+    """The seed of the first image; random if neither the request nor the default has one."""
     seed = default if asked in (None, ANY_SEED) else asked
     if seed is None:
         seed = secrets.randbelow(2**32)
     if seed > MAX_SEED - num_pictures:
         raise RequestRefused(
-            f"seed: too large for {num_pictures} pictures that count up from it",
+            f"seed: too large for {num_pictures} images that count up from it",
             f"write {MAX_SEED - num_pictures} or less",
             "seed",
         )
@@ -246,8 +245,10 @@ def _prompt_notes(
                 f"prompt: it does not name the class of {facts.name}, {facts.class_noun}; write it "
                 f"after the subject, as in: a photo of {subject}"
             )
-    for tag in dict.fromkeys(_LORA_TAG.findall(prompt)):
+    for tag in adapter_tags(prompt):
         yield f"prompt: {tag} is read as plain words; name adapters in 'model' and 'adapters'"
+    for syntax in emphasis(prompt):
+        yield f"prompt: {syntax} is read as plain words; words have no weights here"
 
 
 def _has_noun(prompt: str, noun: str) -> bool:

@@ -6,7 +6,6 @@ job is ``dispatch``'s decision.
 
 from __future__ import annotations
 
-import gc
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -77,7 +76,7 @@ class DispatchActor:
     def _dispatcher(self) -> Dispatcher:
         spec = self._spec
         jobs = read_run_jobs(self._store, spec.run_id)
-        dispatcher = Dispatcher(
+        return Dispatcher(
             jobs,
             Ledger(self._store, spec.run_id, epoch=spec.epoch),
             resolution_px=spec.resolution_px,
@@ -85,8 +84,6 @@ class DispatchActor:
             committed=Registry(self._store).committed_among(jobs),
             settings=spec.settings,
         )
-        gc.freeze()  # collecting over a million jobs would delay the lanes and free nothing
-        return dispatcher
 
     def exchange(self, report: LaneReport, node_id: str) -> LaneOrders:
         """See ``Dispatcher.exchange``. A lane on a draining node gets no new jobs: it saves its

@@ -20,7 +20,14 @@ from typing import Any
 
 from farm.errors import LaneLost
 
-__all__ = ["CLOUDS", "Notice", "drain_node", "drain_now", "drain_on_notice", "find_notice"]
+__all__ = [
+    "CLOUDS",
+    "PreemptionNotice",
+    "drain_node",
+    "drain_now",
+    "drain_on_notice",
+    "find_notice",
+]
 
 TIMEOUT_S = 2.0
 POLL_S = 2.0
@@ -31,7 +38,7 @@ LINK_LOCAL = "http://169.254.169.254"
 
 
 @dataclass(frozen=True)
-class Notice:
+class PreemptionNotice:
     """The cloud will take this machine away."""
 
     cloud: str
@@ -118,7 +125,9 @@ def _from_rfc_1123(moment: str) -> dt.datetime:
     return read.replace(tzinfo=dt.UTC)
 
 
-def find_notice(cloud: str, endpoint: str | None = None, fetch: Fetch = fetch) -> Notice | None:
+def find_notice(
+    cloud: str, endpoint: str | None = None, fetch: Fetch = fetch
+) -> PreemptionNotice | None:
     """Query the metadata server once.
 
     Raises:
@@ -130,7 +139,7 @@ def find_notice(cloud: str, endpoint: str | None = None, fetch: Fetch = fetch) -
         seconds = ask((endpoint or address).rstrip("/"), fetch)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"unknown form of a notice: {error!r}") from error
-    return None if seconds is None else Notice(cloud, seconds)
+    return None if seconds is None else PreemptionNotice(cloud, seconds)
 
 
 def drain_node(address: str, seconds: float, reason: str, *, node_id: str | None = None) -> str:
@@ -219,7 +228,7 @@ def _await_lanes(until: float) -> None:
         time.sleep(0.5)
 
 
-def _await_notice(cloud: str, endpoint: str | None) -> Notice:
+def _await_notice(cloud: str, endpoint: str | None) -> PreemptionNotice:
     """Poll until there is a notice. A server that does not answer is reported once."""
     was_silent = False
     while True:

@@ -58,8 +58,8 @@ IDLE_STOP_S = 4.0
 SLOW_STOP_S = 4.0
 """How long lanes may save their jobs before the user learns what they do."""
 _SLOW_STOP = (
-    "still stopping: lanes finish the images of adapters that they have begun to generate; "
-    "Ctrl-C again ends the run at once, and unfinished jobs resume from their last checkpoints"
+    "still stopping: lanes are saving their jobs; Ctrl-C again ends the run at once, and "
+    "unfinished jobs resume from their last checkpoints"
 )
 STUCK_PATIENCE_S = 2.0
 """How long lane runs may take to end once their controllers are killed."""
@@ -145,7 +145,7 @@ class _RayRun:
         spec = DispatchSpec(
             store_url=self._prepared.store.url,
             run_id=self._prepared.run_id,
-            epoch=driver.claim.number,
+            epoch=driver.lock.number,
             resolution_px=self._prepared.base.resolution_px,
             settings=replace(self._prepared.request.dispatch, expected_lanes=plan.num_lanes),
         )
@@ -384,7 +384,7 @@ class _RayRun:
 
         return LaneRuns(
             make,
-            prefix=f"{self._prepared.run_id}-{self._driver.claim.number}",
+            prefix=f"{self._prepared.run_id}-{self._driver.lock.number}",
             num_places=plan.num_nodes,
             ended=self._lanes_ended,
         )

@@ -105,7 +105,7 @@ class ClusterWatch:
         """End the process of a driver that is blocked in a Ray call while the head is gone.
 
         Ray would end it a few seconds later, with exit code 1 and no message. The guard of the
-        run's claim releases the claim.
+        run's lock releases the lock.
         """
         if self.silent_s < head_patience_s() + LAST_RESORT_S or self._ended.is_set():
             return

@@ -232,9 +232,8 @@ class Dispatcher:
                 again.
         """
         oldest = self._clock() - self._settings.lease_s
-        for place, lane in self._lanes:
-            if lane.seen < oldest:
-                self._bury(place, f"its lane was silent for {self._settings.lease_s:.0f} s")
+        for place in self._lanes.silent_since(oldest):
+            self._bury(place, f"its lane was silent for {self._settings.lease_s:.0f} s")
         self._state.flush()
 
     def lane_died(self, place: str) -> None:
@@ -262,16 +261,15 @@ class Dispatcher:
 
     def snapshot(self) -> Snapshot:
         """The run as the live view shows it."""
-        now = self._clock()
         index = self._state.index
-        lanes = sorted(self._lanes, key=lambda item: item[0])
         return Snapshot(
             counts=index.counts,
             num_jobs=len(self._run),
             done_share=index.done_share,
-            lanes=tuple(lane.view(place, now) for place, lane in lanes),
+            lanes=self._lanes.views(),
             waiting_for_priors=self._queues.num_waiting(),
             is_done=self.is_done,
             is_starved=bool(self._queues.num_ready()) and not self._lanes,
-            trouble=worst_of([self.trouble.current(), *(lane.trouble for _, lane in self._lanes)]),
+            trouble=worst_of([self.trouble.current(), *self._lanes.troubles]),
+            at=self._clock(),
         )

@@ -1,15 +1,17 @@
 """The dispatcher's records of lanes, and its lines for the user.
 
-Owns both records; ``dispatcher`` makes the decisions. Sums over lanes are updated with every
-change, because every exchange needs them and a run may have a thousand lanes.
+Owns both records; ``dispatcher`` makes the decisions. Sums over lanes, their views and their order
+are updated with every report, so that neither an exchange nor a tick looks at all of a thousand
+lanes.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, insort
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 
 from farm.store_trouble import StoreTrouble
 from farm.training.dispatch.messages import LaneReport, LaneView, Notice
@@ -33,8 +35,6 @@ class LaneEntry:
     rows_per_s: float = 0.0
     rss_bytes: int = 0
     pid: int = 0
-    trouble: StoreTrouble | None = None
-    """Its trouble with the store."""
     busy: float = 0.0
     """When it last held or received a job."""
     journaled: float = 0.0
@@ -43,7 +43,7 @@ class LaneEntry:
         """The lane's name in the ledger: its place and its process."""
         return f"{place}#{self.incarnation}"
 
-    def view(self, place: str, now: float) -> LaneView:
+    def view(self, place: str) -> LaneView:
         """The lane as the live view shows it."""
         return LaneView(
             place,
@@ -51,7 +51,7 @@ class LaneEntry:
             self.slots,
             self.rows_per_s,
             self.rss_bytes,
-            now - self.seen,
+            self.seen,
             self.pid,
         )
 
@@ -60,7 +60,12 @@ class LaneTable:
     """The lanes by place, with the number of lanes and jobs of each group."""
 
     def __init__(self) -> None:
-        self._lanes: dict[str, LaneEntry] = {}
+        self._lanes: OrderedDict[str, LaneEntry] = OrderedDict()
+        """The lane that has been silent longest comes first."""
+        self._places: list[str] = []
+        """Sorted."""
+        self._views: dict[str, LaneView] = {}
+        self._troubles: dict[str, StoreTrouble] = {}
         self._num_busy: dict[Group, int] = {}
         self._num_held: dict[Group, int] = {}
         self._num_idle = 0
@@ -73,22 +78,23 @@ class LaneTable:
     def __contains__(self, place: str) -> bool:
         return place in self._lanes
 
-    def __iter__(self) -> Iterator[tuple[str, LaneEntry]]:
-        return iter(list(self._lanes.items()))
-
     def get(self, place: str) -> LaneEntry | None:
         """The lane at a place."""
         return self._lanes.get(place)
 
     def add(self, place: str, lane: LaneEntry) -> None:
-        """Add a new lane without jobs."""
+        """Add a new lane without jobs, seen now."""
         self._lanes[place] = lane
+        insort(self._places, place)
+        self._views[place] = lane.view(place)
         self._num_idle += 1
 
     def pop(self, place: str) -> LaneEntry:
         """Forget a lane."""
         lane = self._lanes.pop(place)
         self._count(lane, -1)
+        del self._places[bisect_left(self._places, place)], self._views[place]
+        self._troubles.pop(place, None)
         self._overfull.pop(place, None)
         return lane
 
@@ -101,8 +107,14 @@ class LaneTable:
         lane.held = dict(report.held)
         lane.num_training = sum(step >= 0 for step in lane.held.values())
         lane.rows_per_s, lane.rss_bytes = report.rows_per_s, report.rss_bytes
-        lane.pid, lane.trouble = report.pid, report.trouble
+        lane.pid = report.pid
         self._count(lane, 1)
+        self._lanes.move_to_end(report.lane)
+        self._views[report.lane] = lane.view(report.lane)
+        if report.trouble is not None:
+            self._troubles[report.lane] = report.trouble
+        elif self._troubles:
+            self._troubles.pop(report.lane, None)
         if lane.slots <= lane.num_training < len(lane.held):
             self._overfull[report.lane] = None
         else:
@@ -117,6 +129,20 @@ class LaneTable:
             self._num_held[group] = self._num_held.get(group, 0) + change * len(lane.held)
             if not self._num_busy[group]:
                 del self._num_busy[group], self._num_held[group]
+
+    def silent_since(self, time: float) -> list[str]:
+        """Places of the lanes whose last report is older than ``time``."""
+        found = takewhile(lambda item: item[1].seen < time, self._lanes.items())
+        return [place for place, _ in found]
+
+    def views(self) -> tuple[LaneView, ...]:
+        """The lanes as their last reports describe them, sorted by place."""
+        return tuple(map(self._views.__getitem__, self._places))
+
+    @property
+    def troubles(self) -> Iterable[StoreTrouble]:
+        """The lanes' trouble with the store."""
+        return self._troubles.values()
 
     @property
     def num_busy(self) -> Mapping[Group, int]:

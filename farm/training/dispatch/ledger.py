@@ -65,8 +65,6 @@ SEGMENT_BYTES = 64 * 1024
 Object stores cannot append, and thousands of one-line objects would be slow to read."""
 COMPACT_EVENTS = 20_000
 """Fewest events between two state files: replaying them takes a tenth of a second."""
-MANY_JOBS = 100_000
-"""From this many on, a collection of cyclic garbage would delay the lanes' exchanges noticeably."""
 COMPACT_SHARE = 8
 """A state file is due after as many events as an eighth of the jobs, so that writing the files
 costs a bounded share of writing the events."""
@@ -184,8 +182,7 @@ class Ledger:
         except RuntimeError:  # jobs were added: the next state file contains them
             pass
         self._copy = None
-        if len(self.jobs) >= MANY_JOBS:
-            leave_to_counts()
+        leave_to_counts(len(self.jobs))
 
     @property
     def first_lease(self) -> float:

@@ -180,14 +180,15 @@ class LaneOrders:
 
 
 class LaneView(NamedTuple):
-    """A lane as the live view shows it. A named tuple: a thousand are made twice a second."""
+    """A lane as the live view shows it. A named tuple: one is made with every report."""
 
     lane: str
     held: int
     slots: int
     rows_per_s: float
     rss_bytes: int
-    silent_s: float
+    seen: float
+    """Time of its last report, by the clock of ``Snapshot.at``."""
     pid: int = 0
 
 
@@ -216,3 +217,5 @@ class Snapshot:
     """Jobs are ready and no lane is alive to take them."""
     trouble: StoreTrouble | None = None
     """The worst store trouble of the dispatcher or any lane."""
+    at: float = 0.0
+    """By the dispatcher's clock, in seconds."""

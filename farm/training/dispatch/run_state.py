@@ -18,7 +18,7 @@ from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import DispatchSettings, JobResult
 from farm.training.dispatch.queues import Group, JobQueues
 from farm.training.dispatch.run_jobs import RunJobs
-from farm.training.gc_pause import gc_paused
+from farm.training.gc_pause import gc_paused, leave_to_counts
 from farm.training.plan.shape import run_shapes
 
 __all__ = ["RunState"]
@@ -79,6 +79,7 @@ class RunState:
             for key in self.run:
                 if self._restore(self.job(key), key in committed).status is Status.QUEUED:
                     self.enqueue(key)
+            leave_to_counts(len(self.run))
 
     def _restore(self, job: Job, is_committed: bool) -> Job:
         key, status = job.key, job.status

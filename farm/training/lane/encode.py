@@ -31,7 +31,7 @@ from farm.keys import bytes_digest, derive_seed
 from farm.recipe import LongPrompts
 from farm.training.slots.job import PriorSet, TrainingJob
 
-__all__ = ["EncodePrompts", "PreparedPhotos", "PromptCache", "assemble_job", "prepare_photos"]
+__all__ = ["EncodePrompts", "PreparedPhotos", "TrainingPrompts", "assemble_job", "prepare_photos"]
 
 ENCODE_BATCH = 16
 """Crops that the VAE encodes at once: enough to be fast, few beside a training step."""
@@ -153,7 +153,7 @@ def assemble_job(
     )
 
 
-class PromptCache:
+class TrainingPrompts:
     """Encodes prompts and caches recent ones: most subjects of a lane share their prompts."""
 
     def __init__(self, base: Base, capacity: int = 512) -> None:

@@ -16,12 +16,14 @@ from torch import Tensor
 from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
+from farm.base.stopping import GenerationStopped
 from farm.errors import explain
 from farm.intake.job import JobSpec
 from farm.keys import derive_seed
 from farm.training.dispatch.messages import Assignment
 from farm.training.lane.publisher import FinishedJob
 from farm.training.lane.settings import Judge, Judged, SampleSettings
+from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.trainer import SlotTrainer
 
 __all__ = ["Finalizer", "Trained"]
@@ -38,6 +40,23 @@ class Trained:
     weights: AdapterWeights
     steps: int
     photos: tuple[Image.Image, ...]
+
+    @property
+    def state(self) -> SlotState:
+        """The checkpoint from which another lane completes the job."""
+        record, nothing = self.record, AdapterWeights({}, {})
+        return SlotState(
+            key=record.job_key,
+            step=self.steps,
+            weights=self.weights,
+            first=nothing,
+            second=nothing,
+            loss_curve=tuple(record.loss_curve),
+            evaluation_curve=tuple(record.evaluation_curve),
+            best_step=record.steps_trained,
+            seconds=record.gpu_seconds,
+            ended=record.stopped_because,
+        )
 
 
 class Finalizer:
@@ -75,6 +94,7 @@ class Finalizer:
 
         Raises:
             torch.OutOfMemoryError: if the images do not fit; safe to retry.
+            GenerationStopped: in a block that was stopped.
         """
         by_row = {one.row: one for one in trained}
         images = self._generate_samples(
@@ -149,7 +169,7 @@ class Finalizer:
         curves = {row: one.record.evaluation_curve for row, one in trained.items()}
         try:
             return self._judge.judge(self._base, trainer.bank, specs, photos, curves)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, GenerationStopped):
             raise
         except Exception as error:  # an adapter without a card is better than none
             message, remedy = explain(error)

@@ -2,7 +2,8 @@
 
 Owns the thread and the queue of low priority in which samples are generated and adapters judged,
 and the copies of weights that this work reads. A slot is refilled as soon as it is copied. Work
-that runs out of memory beside training is done again alone, between two steps.
+that runs out of memory beside training is done again alone, between two steps. Work that the end of
+the lane interrupts leaves checkpoints, from which another lane does it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,10 +23,12 @@ from PIL import Image
 from farm.base.device.cuda_errors import without_frames
 from farm.base.device.queues import Mark, Queue, mark
 from farm.base.interface import Base
+from farm.base.stopping import GenerationStopped, stoppable
 from farm.intake.job import JobSpec
 from farm.training.dispatch.messages import Assignment
 from farm.training.lane.finalizer import Finalizer, Trained
 from farm.training.lane.publisher import FinishedJob
+from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.trainer import SlotTrainer
 
 __all__ = ["Finishing"]
@@ -58,6 +62,8 @@ class Finishing:
         too_large: Callable[[str], None],
         *,
         beside: bool | None = None,
+        save: Callable[[SlotState], None] = lambda state: None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start the thread, if there is one.
 
@@ -65,9 +71,11 @@ class Finishing:
             publish: called with each finished job, in the thread that finished it.
             too_large: called with the key of each job whose images do not fit, even alone.
             beside: whether the work runs beside training; None means on GPUs.
+            save: called with the checkpoint of each job whose images were interrupted.
+            is_stopping: whether the lane has to return, so that no more images are generated.
         """
         self._device, self._finalizer, self._publish = base.device, finalizer, publish
-        self._too_large = too_large
+        self._too_large, self._save, self._is_stopping = too_large, save, is_stopping
         self.is_beside = base.device.type == "cuda" if beside is None else beside
         self._queue = Queue(base.device)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="finish")
@@ -113,7 +121,7 @@ class Finishing:
         rows = self._kept(trainer, list(specs))
         steps = {row: trainer.steps_done(slot) for slot, row in rows.items()}
         of_rows = {rows[slot]: spec for slot, spec in specs.items()}
-        work = partial(self._finalizer.generate_progress_samples, trainer, of_rows, steps)
+        work = partial(self._generate_progress_samples, trainer, of_rows, steps)
         if self.is_beside:
             self._submit(work, trainer=trainer, rows=list(rows.values()))
         else:
@@ -189,5 +197,18 @@ class Finishing:
             work()  # ends with copies to the host, so nothing is in flight
 
     def _complete(self, trainer: SlotTrainer, trained: Sequence[Trained]) -> None:
-        for job in self._finalizer.complete(trainer, trained):
+        try:
+            with stoppable(self._is_stopping):
+                finished = self._finalizer.complete(trainer, trained)
+        except GenerationStopped:
+            for one in trained:
+                self._save(one.state)
+            return
+        for job in finished:
             self._publish(job)
+
+    def _generate_progress_samples(
+        self, trainer: SlotTrainer, specs: Mapping[int, JobSpec], steps: Mapping[int, int]
+    ) -> None:
+        with suppress(GenerationStopped), stoppable(self._is_stopping):
+            self._finalizer.generate_progress_samples(trainer, specs, steps)

@@ -76,6 +76,8 @@ class Lane:
             self._publisher.publish,
             lambda key: table.end(table.too_large(key)),
             beside=settings.finish_beside,
+            save=self._publisher.checkpoint,
+            is_stopping=lambda: table.is_stopping,
         )
         self._is_crowded = False
         """A step ran out of memory while other work had some of it."""

@@ -15,7 +15,7 @@ import torch
 
 from farm.base.interface import Base
 from farm.errors import FarmError
-from farm.training.lane.encode import PromptCache, assemble_job
+from farm.training.lane.encode import TrainingPrompts, assemble_job
 from farm.training.lane.job_table import LaneJob
 from farm.training.plan.shape import LaneShape
 from farm.training.slots.checkpoint import SlotState
@@ -48,7 +48,7 @@ class SlotPool:
         self._base = base
         self._checkpointing, self._speed = checkpointing, Speed(compile=compile)
         self._is_compiled = base.device.type == "cuda" if compile is None else compile
-        self._encode_prompts = PromptCache(base)
+        self._encode_prompts = TrainingPrompts(base)
         self._jobs: dict[int, LaneJob] = {}
         self.trainer: SlotTrainer | None = None
 
@@ -162,7 +162,7 @@ class SlotPool:
 
 def _admit(trainer: SlotTrainer, job: TrainingJob, state: SlotState | None) -> int:
     """Admit a job from its checkpoint, or from the start if the checkpoint cannot be used."""
-    if state is not None and state.step < job.recipe.steps:
+    if state is not None and (state.ended or state.step < job.recipe.steps):
         with suppress(ValueError, FarmError):
             return trainer.admit(job, state)
     return trainer.admit(job)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from farm.base.builds.counted import CountedBuild, counted_builds
 from farm.recipe import Quantization
 from farm.training.plan.costs import FILL, fixed_bytes, slot_bytes
+from farm.training.plan.counted_bases import CountedBuild, counted_builds
 from farm.training.plan.gpu_lanes import MAX_SLOTS
 from farm.training.plan.plan import GIB
 from farm.training.plan.shape import workload_of

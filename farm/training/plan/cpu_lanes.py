@@ -17,7 +17,7 @@ from farm.training.plan.costs import (
     lane_bytes,
     row_flops,
 )
-from farm.training.plan.estimate import Speed, estimate
+from farm.training.plan.estimate import PlannedSpeed, estimate_run
 from farm.training.plan.plan import Plan, PlanInputs
 
 __all__ = ["cpu_plan"]
@@ -57,7 +57,7 @@ def cpu_plan(inputs: PlanInputs) -> Plan:
     processes = _processes(inputs, is_small)
     cpus = inputs.cpus_per_lane(processes.lanes)
     speed = _small_base_speed(inputs, processes) if is_small else _large_base_speed(inputs)
-    expected = estimate(inputs.workload, speed)
+    expected = estimate_run(inputs.workload, speed)
     used = lane_bytes(facts, shape, processes.slots, checkpointing=checkpointing)
     return Plan(
         device="cpu",
@@ -103,12 +103,12 @@ def _processes(inputs: PlanInputs, is_small: bool) -> _Processes:
     return _Processes(lanes, slots, prior_workers)
 
 
-def _large_base_speed(inputs: PlanInputs) -> Speed:
+def _large_base_speed(inputs: PlanInputs) -> PlannedSpeed:
     """Each lane keeps all cores of its node busy."""
     nodes, flops = inputs.hardware.num_nodes, inputs.hardware.peak_flops
     work = row_flops(inputs.facts, inputs.shape, bool(inputs.checkpointing))
     forward = row_flops(inputs.facts, inputs.shape, False) / TRAINING_FACTOR
-    return Speed(
+    return PlannedSpeed(
         rows_per_s=nodes * flops / work,
         forward_s=forward / flops,
         lanes=nodes,
@@ -119,7 +119,7 @@ def _large_base_speed(inputs: PlanInputs) -> Speed:
     )
 
 
-def _small_base_speed(inputs: PlanInputs, processes: _Processes) -> Speed:
+def _small_base_speed(inputs: PlanInputs, processes: _Processes) -> PlannedSpeed:
     """Each process keeps one core busy."""
     nodes, cores = inputs.hardware.num_nodes, max(1.0, inputs.hardware.cpus_per_node)
     uses_ray = inputs.workload.uses_ray
@@ -129,7 +129,7 @@ def _small_base_speed(inputs: PlanInputs, processes: _Processes) -> Speed:
     # a run in one process uses the threads of all cores
     gain = SMALL_BASE_THREADS if cores > 1 and not uses_ray else 1.0
     lane_rate = cpu_rows_per_s(work, processes.slots * inputs.shape.rows, CPU_FLOPS) * gain
-    return Speed(
+    return PlannedSpeed(
         rows_per_s=lane_rate * busy * nodes,
         forward_s=forward / (CPU_FLOPS * gain),
         lanes=math.ceil(busy) * nodes,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from farm.training.plan.shape import Workload
 
-__all__ = ["Estimate", "Speed", "estimate"]
+__all__ = ["Estimate", "PlannedSpeed", "estimate_run"]
 
 DECODE_ROWS = 2.0
 """Cost of decoding one image, in forward rows of the denoiser: 2 on the embedded base, 3 on Stable
@@ -31,7 +31,7 @@ JOB_CPU_S = 0.15
 
 
 @dataclass(frozen=True)
-class Speed:
+class PlannedSpeed:
     """The speed of the planned processes."""
 
     rows_per_s: float
@@ -80,7 +80,7 @@ class Estimate:
         )
 
 
-def estimate(workload: Workload, speed: Speed) -> Estimate:
+def estimate_run(workload: Workload, speed: PlannedSpeed) -> Estimate:
     """Estimate a run. Overlapping parts share the same devices, so their times are added."""
     each = workload.prior_steps * 2 + DECODE_ROWS + ENCODE_ROWS
     lane_row_s = speed.forward_s / speed.lanes
@@ -95,7 +95,7 @@ def estimate(workload: Workload, speed: Speed) -> Estimate:
     )
 
 
-def _start_s(workload: Workload, speed: Speed) -> float:
+def _start_s(workload: Workload, speed: PlannedSpeed) -> float:
     load_s = speed.weight_bytes / LOAD_BYTES_PER_S
     if not speed.uses_ray:
         return IN_PROCESS_START_S + load_s

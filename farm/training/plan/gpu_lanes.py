@@ -27,7 +27,7 @@ from farm.training.plan.costs import (
     rows_per_s,
     slot_bytes,
 )
-from farm.training.plan.estimate import Estimate, Speed, estimate
+from farm.training.plan.estimate import Estimate, PlannedSpeed, estimate_run
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import GIB, Plan, PlanInputs
 
@@ -141,7 +141,7 @@ def _estimate(inputs: PlanInputs, checkpointing: bool, *, rate: float, num_gpus:
     forward = work / TRAINING_FACTOR / (CHECKPOINT_FACTOR if checkpointing else 1.0)
     measured = hardware.calibration
     flops = hardware.peak_flops * PEAK_SHARE if measured is None else measured.flops_per_s
-    speed = Speed(
+    speed = PlannedSpeed(
         rows_per_s=rate,
         forward_s=forward / flops,
         lanes=num_gpus,
@@ -150,7 +150,7 @@ def _estimate(inputs: PlanInputs, checkpointing: bool, *, rate: float, num_gpus:
         weight_bytes=inputs.facts.weight_bytes,
         uses_ray=inputs.workload.uses_ray,
     )
-    expected = estimate(inputs.workload, speed)
+    expected = estimate_run(inputs.workload, speed)
     warm_up_s = COMPILE_S if measured is None else measured.warm_up_s
     if expected.training_s < COMPILING_PAYS * warm_up_s:
         return expected

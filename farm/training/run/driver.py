@@ -1,4 +1,4 @@
-"""The driver of a run: its claim, its files in the store, and its output.
+"""The driver of a run: its lock, its files in the store, and its output.
 
 Owns the driver's identity. ``in_process`` and ``cluster.run`` drive lanes with it.
 """
@@ -20,12 +20,12 @@ from farm.training.dispatch.messages import Assignment, Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
 from farm.training.run.files import write_assignments, write_settings
 from farm.training.run.patience import StorePatience
-from farm.training.run.request import PreparedRun, RunView
+from farm.training.run.request import PreparedRun, ProgressView
 
 __all__ = ["Driver", "lock_run", "point_names", "write_run_files"]
 
 DRIVER_TTL_S = 60.0
-"""A driver on another machine that has not renewed its claim for this long counts as dead. On this
+"""A driver on another machine that has not renewed its lock for this long counts as dead. On this
 machine, a dead driver is detected at once."""
 
 
@@ -38,8 +38,8 @@ class Driver:
     """One start of a run."""
 
     prepared: PreparedRun
-    claim: StoreLock
-    view: RunView | None
+    lock: StoreLock
+    view: ProgressView | None
     stop: threading.Event
     arm: Callable[[], None] | None = None
     """Installs the signal handlers that set ``stop``."""
@@ -48,7 +48,7 @@ class Driver:
     _heard: int = 0
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
-        """Show news, renew the claim, and stop the run if the store fails for too long.
+        """Show news, renew the lock, and stop the run if the store fails for too long.
 
         Raises:
             LaneLost: if another driver has taken the run over.
@@ -64,7 +64,7 @@ class Driver:
         if time.monotonic() - self._renewed > DRIVER_TTL_S / 6:
             self._renewed = time.monotonic()
             with suppress(StoreError, StoreUnusable):
-                if not self.claim.renew():
+                if not self.lock.renew():
                     raise LaneLost(
                         "another driver took this run over", "let that one finish the run"
                     )
@@ -108,18 +108,18 @@ def lock_run(prepared: PreparedRun) -> StoreLock:
     """
     folder = f"runs/{prepared.run_id}/drivers"
     take_over = prepared.request.take_over
-    claim = StoreLock.take(prepared.store, folder, ttl_s=DRIVER_TTL_S, force=take_over)
-    if claim is None:
+    lock = StoreLock.take(prepared.store, folder, ttl_s=DRIVER_TTL_S, force=take_over)
+    if lock is None:
         owner = holder(prepared.store, folder)
         who = f"process {owner.pid}" if owner is not None else "another driver"
         raise UserError(
             f"run {prepared.run_id} is already driven by {who}",
             "wait for it, stop it, or take the run over with --take-over",
         )
-    return claim
+    return lock
 
 
-def write_run_files(prepared: PreparedRun, claim: StoreLock) -> None:
+def write_run_files(prepared: PreparedRun, lock: StoreLock) -> None:
     """Write the run's jobs, manifest and settings to the store."""
     store, run_id, request = prepared.store, prepared.run_id, prepared.request
     write_assignments(store, run_id, prepared.jobs)
@@ -133,7 +133,7 @@ def write_run_files(prepared: PreparedRun, claim: StoreLock) -> None:
         store,
         run_id,
         {"request": asked, "base": asdict(prepared.base), "plan": plan}
-        | {"epoch": claim.number, "started": time.time()},
+        | {"epoch": lock.number, "started": time.time()},
     )
     fingerprint = prepared.base.fingerprint
     if not store.exists(f"bases/{fingerprint}.json"):

@@ -1,8 +1,8 @@
 """A run's files in the store beside its ledger: jobs, settings, and requests to its driver.
 
-Owns ``runs/<run_id>/`` except ``ledger/``, ``report.html`` and ``served/``, and the rule that names
-a run. Anyone with access to the store can read a run, request the cancellation or retry of jobs,
-and restart its driver.
+Owns ``runs/<run_id>/`` except ``ledger/``, the report's pages and ``served/``, and the rule that
+names a run. Anyone with access to the store can read a run, request the cancellation or retry of
+jobs, and restart its driver.
 
     runs/<run_id>/manifest.parquet    the resolved manifest
     runs/<run_id>/jobs.jsonl.gz       its jobs and the names of their adapters (``job_files``)

@@ -112,7 +112,7 @@ def run_in_process(driver: Driver, dispatcher: Dispatcher) -> list[Job]:
 
 
 class _Keeper:
-    """Ticks the dispatcher, renews the driver's claim and updates the view, beside the training."""
+    """Ticks the dispatcher, renews the driver's lock and updates the view, beside the training."""
 
     def __init__(self, driver: Driver, link: LocalLink) -> None:
         self._driver, self._link = driver, link

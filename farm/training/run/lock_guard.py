@@ -1,12 +1,12 @@
-"""A small process that releases the claim of a driver that died without releasing it.
+"""A small process that releases the lock of a driver that died without releasing it.
 
 A killed driver (``kill -9``, ``ray job stop`` after its timeout, SIGTERM to a process group that
-includes Ray) cannot release its claim, and another machine would have to wait until the claim
+includes Ray) cannot release its lock, and another machine would have to wait until the lock
 expires. The guard runs in its own session, holds the reading end of a pipe from the driver, and
-acts when the pipe closes: it releases the claim if the driver still owns it, and removes the
+acts when the pipe closes: it releases the lock if the driver still owns it, and removes the
 driver's temporary folders.
 
-Owns the guard's process. It dies with the machine; the claim then expires.
+Owns the guard's process. It dies with the machine; the lock then expires.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ EXIT_S = 10.0
 
 
 class LockGuard:
-    """Starts the guard of a claim; ``close`` ends it once the claim is released."""
+    """Starts the guard of a lock; ``close`` ends it once the lock is released."""
 
-    def __init__(self, store: Store, claim: StoreLock) -> None:
+    def __init__(self, store: Store, lock: StoreLock) -> None:
         """Start the guard. If it cannot be started, the run continues without one."""
         self._pipe: int | None = None
-        order = {"store": store.url, "folder": claim.folder, "owner": asdict(claim.owner)}
+        order = {"store": store.url, "folder": lock.folder, "owner": asdict(lock.owner)}
         reading, writing = os.pipe()
         try:
             # a grandchild in its own session: stopping a Ray job kills the driver's descendants
@@ -55,7 +55,7 @@ class LockGuard:
             os.close(reading)
 
     def close(self) -> None:
-        """End the guard; if the claim is released, it does nothing."""
+        """End the guard; if the lock is released, it does nothing."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
@@ -70,7 +70,7 @@ _START = (
 
 
 def watch(order: str) -> None:
-    """Wait until the driver is gone, then release its claim and remove its folders."""
+    """Wait until the driver is gone, then release its lock and remove its folders."""
     facts = json.loads(order)
     os.chdir("/")
     with suppress(OSError):

@@ -23,7 +23,7 @@ from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
 from farm.training.run.failures import JobFailure
 
-__all__ = ["RunBase", "PreparedRun", "RunRequest", "RunSummary", "RunView"]
+__all__ = ["RunBase", "PreparedRun", "RunRequest", "RunSummary", "ProgressView"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class RunSummary:
         return facts | {"seconds": round(self.seconds, 3)}
 
 
-class RunView(Protocol):
+class ProgressView(Protocol):
     """Shows the progress of a run: the live table, plain lines, or a log."""
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:

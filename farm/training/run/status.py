@@ -166,12 +166,12 @@ def settle_requests(store: Store, run_id: str) -> int | None:
     Returns:
         How many jobs they concerned; None where a live driver will carry them out.
     """
-    claim = StoreLock.take(store, f"runs/{run_id}/drivers", ttl_s=DRIVER_TTL_S)
-    if claim is None:
+    lock = StoreLock.take(store, f"runs/{run_id}/drivers", ttl_s=DRIVER_TTL_S)
+    if lock is None:
         return None
     try:
         jobs = read_run_jobs(store, run_id)
-        ledger = Ledger(store, run_id, epoch=claim.number)
+        ledger = Ledger(store, run_id, epoch=lock.number)
         requests = open_requests(store, run_id)
         dispatcher = Dispatcher(
             jobs,
@@ -186,5 +186,5 @@ def settle_requests(store: Store, run_id: str) -> int | None:
         dispatcher.tick()
         close_requests(store, requests)
     finally:
-        claim.release()
+        lock.release()
     return concerned

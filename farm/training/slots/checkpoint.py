@@ -43,6 +43,9 @@ class SlotState:
     best_step: int = 0
     seconds: float = 0.0
     """The job's share of its lanes' time."""
+    ended: str = ""
+    """Why the training ended, of a job whose images are still missing; empty while it trains. Its
+    weights are those to commit, of step ``best_step``, and it has no moments."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """The caller's own values."""
 
@@ -70,6 +73,7 @@ class SlotState:
             "evaluation_curve": [list(point) for point in self.evaluation_curve],
             "best_step": self.best_step,
             "seconds": self.seconds,
+            "ended": self.ended,
             "facts": dict(self.facts),
         }
         return {TENSORS_NAME: save_tensors(tensors), FACTS_NAME: json.dumps(facts).encode()}
@@ -98,6 +102,7 @@ class SlotState:
                 best=parts["best"] if parts["best"].layers else None,
                 best_step=facts["best_step"],
                 seconds=facts["seconds"],
+                ended=facts.get("ended", ""),
                 facts=facts["facts"],
             )
         except (KeyError, ValueError, TypeError, SafetensorError) as error:

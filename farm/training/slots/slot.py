@@ -122,3 +122,7 @@ def restore(
     slot_job.evaluation_curve = list(state.evaluation_curve)
     slot_job.best_row_P = None if state.best is None else bank.pack(state.best)
     slot_job.best_step = state.best_step
+    if state.ended:
+        slot_job.status, slot_job.stopped_because = "finished", state.ended
+        if state.best_step != state.step:  # the weights are those of the best step
+            slot_job.best_row_P = bank.pack(state.weights)

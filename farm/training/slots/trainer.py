@@ -123,7 +123,8 @@ class SlotTrainer:
     def admit(
         self, job: TrainingJob, state: SlotState | None = None, *, slot: int | None = None
     ) -> int:
-        """Put a job into a free slot, from its first step or from a checkpoint.
+        """Put a job into a free slot, from its first step or from a checkpoint; the next report
+        contains one that has ended.
 
         Raises:
             ValueError: if the job does not fit the trainer's shape, or no slot is free.
@@ -137,6 +138,7 @@ class SlotTrainer:
         slot_job = SlotJob(job)
         self._pass.load(chosen, slot_job, state)
         self._slots[chosen] = slot_job
+        self._ended += [chosen] if slot_job.status == "finished" else []
         return chosen
 
     def release(self, slot: int) -> None:

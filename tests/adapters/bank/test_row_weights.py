@@ -3,7 +3,7 @@ whatever layers and ranks the adapters have."""
 
 import pytest
 import torch
-from support.weights import random_weights as any_weights
+from support.adapters import weights_on
 
 from farm.adapters.bank import row_weights as rows_module
 from farm.adapters.bank.bank import Bank
@@ -47,7 +47,7 @@ def bank(base):
 
 
 def random_weights(pair, seed, **options):
-    return any_weights(pair.mixed, seed, targets=TARGETS, **options)
+    return weights_on(pair.mixed, seed, targets=TARGETS, **options)
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ KINDS = [
 def mixed(base):
     bank = MixedBank(base, "unet", num_slots=1 + len(KINDS), max_per_row=3)
     for slot, kind in enumerate(KINDS, 1):
-        bank.set_slot(slot, any_weights(bank, slot, alpha=0.7 * kind["rank"], **kind))
+        bank.set_slot(slot, weights_on(bank, slot, alpha=0.7 * kind["rank"], **kind))
     yield bank
     bank.close()
 
@@ -183,7 +183,7 @@ def alone(base_slot_kind):
     base = load_base("tiny")
     kind = KINDS[slot - 1]
     source = MixedBank(base, "unet", num_slots=1)
-    weights = any_weights(source, slot, alpha=0.7 * kind["rank"], **kind)
+    weights = weights_on(source, slot, alpha=0.7 * kind["rank"], **kind)
     bank = Bank(base, num_slots=1, max_rank=kind["rank"], target_modules=kind["targets"])
     bank.set_slot(0, weights)
     route = bank.route(torch.zeros(6, dtype=torch.int64), torch.full((6,), factor))
@@ -216,7 +216,7 @@ def test_a_layer_that_no_adapter_changes_is_the_base_s_own(base):
     before = dict(base.components["unet"].named_modules())
     bank = MixedBank(base, "unet", num_slots=2)
     rows = RowWeights(bank)
-    bank.set_slot(1, any_weights(bank, 1, targets=("to_q",), rank=4))
+    bank.set_slot(1, weights_on(bank, 1, targets=("to_q",), rank=4))
     rows.assign([[1]])
     wrapped = {
         name
@@ -225,7 +225,7 @@ def test_a_layer_that_no_adapter_changes_is_the_base_s_own(base):
     }
     assert wrapped
     assert all(name.endswith("to_q") for name in wrapped)
-    bank.set_slot(1, any_weights(bank, 1, targets=("conv2",), rank=4))  # seen for the first time
+    bank.set_slot(1, weights_on(bank, 1, targets=("conv2",), rank=4))  # seen for the first time
     rows.assign([[1]])
     torch.testing.assert_close(
         predict(base, rows.active(), 1)[0],
@@ -240,7 +240,7 @@ def test_a_layer_that_no_adapter_changes_is_the_base_s_own(base):
 def _alone_on(target):
     base = load_base("tiny")
     source = MixedBank(base, "unet", num_slots=1)
-    weights = any_weights(source, 1, targets=(target,), rank=4)
+    weights = weights_on(source, 1, targets=(target,), rank=4)
     bank = Bank(base, num_slots=1, max_rank=4, target_modules=(target,))
     bank.set_slot(0, weights)
     return predict(base, bank.route(torch.tensor([0])), 1)[0]
@@ -249,7 +249,7 @@ def _alone_on(target):
 def test_a_slot_takes_the_memory_of_its_own_adapter(mixed):
     for slot, kind in enumerate(KINDS, 1):
         held = mixed.held(slot)
-        weights = any_weights(mixed, slot, **kind)
+        weights = weights_on(mixed, slot, **kind)
         assert held.flat_P.numel() * 4 == mixed.num_bytes(weights)
         # a room is the next power of two, so never twice the rank, but for ranks under 16
         assert weights.num_parameters <= held.flat_P.numel()
@@ -257,7 +257,7 @@ def test_a_slot_takes_the_memory_of_its_own_adapter(mixed):
 
 
 def test_an_adapter_of_another_base_is_refused(mixed):
-    weights = any_weights(mixed, 0, targets=("to_q",), rank=2)
+    weights = weights_on(mixed, 0, targets=("to_q",), rank=2)
     name = next(iter(weights.layers))
     layers = {**weights.layers, f"{name}.more": weights.layers[name]}
     with pytest.raises(AdapterFileError, match="cannot carry"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.streams import RecordedStreams
+from support.training.streams import RecordedStreams
 
 from farm.base.device.queues import Queue, adopt, mark, wait_for
 

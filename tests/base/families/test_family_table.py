@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from support.family_table import PAGE, STEPS, proofs, refreshed
+from support.docs.family_table import PAGE, STEPS, proofs, refreshed
 
 from farm.base.families.registry import FAMILIES
 
 
 def test_the_guides_table_is_fresh() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert refreshed(page) == page, "run: PYTHONPATH=tests python -m support.family_table"
+    assert refreshed(page) == page, "run: PYTHONPATH=tests python -m support.docs.family_table"
 
 
 def test_every_family_that_loads_is_proved() -> None:

@@ -11,12 +11,12 @@ import torch
 from diffusers import Krea2Pipeline, QwenImagePipeline
 from peft import PeftModel
 from support.adapters import random_weights
+from support.families import FLOW_FAMILIES, PROMPTS, plain_image, save_tom
 from support.jobs import assert_close, build_job, open_trainer, train_alone
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.bank.layout import denoiser_layers
-from farm.adapters.files.folder import load_adapter, save_adapter
-from farm.adapters.record import AdapterRecord
+from farm.adapters.files.folder import load_adapter
 from farm.base.families.registry import family_of
 from farm.base.fingerprint import fingerprint_folder
 from farm.base.generate import generate_images
@@ -26,16 +26,6 @@ from farm.base.random_weights import build_pipeline
 from farm.errors import UserError
 from farm.recipe import Recipe
 
-PROMPTS = ["a photo of sks cat", "a small mushroom in the rain"]
-FAMILIES = (
-    "tiny-z-image",
-    "tiny-klein",
-    "tiny-flux",
-    "tiny-sd3",
-    "tiny-flux2-dev",
-    "tiny-qwen-image",
-    "tiny-krea2",
-)
 VARIANTS = (
     "tiny-klein-distilled",
     "tiny-flux-schnell",
@@ -54,38 +44,23 @@ NO_NEGATIVE = (
 """Their pipelines take no negative prompt at this guidance."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=FLOW_FAMILIES)
 def base(request: pytest.FixtureRequest) -> Base:
     return load_base(request.param)
 
 
 def image_of(pipeline: Any, prompt: str, seed: int, **options: Any) -> np.ndarray:
-    """The plain pipeline's image, float [64, 64, 3] in levels of 0 to 255."""
+    """The plain pipeline's image at this guidance."""
     guidance: dict[str, Any] = {"guidance_scale": 3.0}
     if isinstance(pipeline, QwenImagePipeline):
         guidance = {"true_cfg_scale": 3.0, "negative_prompt": ""}
     elif isinstance(pipeline, Krea2Pipeline) and pipeline.config.is_distilled:
         guidance = {"guidance_scale": 0.0}
-    image = pipeline(
-        prompt=prompt,
-        num_inference_steps=3,
-        width=64,
-        height=64,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="np",
-        **{**guidance, **options},
-    ).images[0]
-    return np.asarray(image * 255)
+    return plain_image(pipeline, prompt, seed, num_inference_steps=3, **{**guidance, **options})
 
 
-@pytest.mark.proves("Z-Image", "generate")
-@pytest.mark.proves("FLUX.2-klein", "generate")
-@pytest.mark.proves("FLUX.1", "generate")
-@pytest.mark.proves("Stable Diffusion 3", "generate")
-@pytest.mark.proves("FLUX.2-dev", "generate")
-@pytest.mark.proves("Qwen-Image", "generate")
-@pytest.mark.proves("Krea 2", "generate")
-@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
+@pytest.mark.proves("every flow family", "generate")
+@pytest.mark.parametrize("name", [*FLOW_FAMILIES, *VARIANTS])
 def test_images_equal_those_of_the_plain_pipeline(name: str) -> None:
     """Two prompts of different lengths in one batch, each as if it were alone."""
     base = load_base(name)
@@ -148,13 +123,7 @@ def test_sizes_that_the_patches_do_not_fit_are_refused(base: Base) -> None:
     assert "multiples of 16 px" in refused.value.remedy
 
 
-@pytest.mark.proves("Z-Image", "train")
-@pytest.mark.proves("FLUX.2-klein", "train")
-@pytest.mark.proves("FLUX.1", "train")
-@pytest.mark.proves("Stable Diffusion 3", "train")
-@pytest.mark.proves("FLUX.2-dev", "train")
-@pytest.mark.proves("Qwen-Image", "train")
-@pytest.mark.proves("Krea 2", "train")
+@pytest.mark.proves("every flow family", "train")
 def test_four_slots_train_what_each_alone_trains(base: Base) -> None:
     jobs = [build_job(base, number, steps=3, rank=2 + number) for number in range(3)]
     trainer = open_trainer(base, num_slots=4, max_rank=4)
@@ -167,35 +136,13 @@ def test_four_slots_train_what_each_alone_trains(base: Base) -> None:
         assert_close(together[job.key], train_alone(base, job), 5e-3)
 
 
-@pytest.mark.proves("Z-Image", "diffusers file")
-@pytest.mark.proves("FLUX.2-klein", "diffusers file")
-@pytest.mark.proves("FLUX.1", "diffusers file")
-@pytest.mark.proves("Stable Diffusion 3", "diffusers file")
-@pytest.mark.proves("FLUX.2-dev", "diffusers file")
-@pytest.mark.proves("Qwen-Image", "diffusers file")
-@pytest.mark.proves("Krea 2", "diffusers file")
-@pytest.mark.proves("Z-Image", "PEFT file")
-@pytest.mark.proves("FLUX.2-klein", "PEFT file")
-@pytest.mark.proves("FLUX.1", "PEFT file")
-@pytest.mark.proves("Stable Diffusion 3", "PEFT file")
-@pytest.mark.proves("FLUX.2-dev", "PEFT file")
-@pytest.mark.proves("Qwen-Image", "PEFT file")
-@pytest.mark.proves("Krea 2", "PEFT file")
+@pytest.mark.proves("every flow family", "diffusers file")
+@pytest.mark.proves("every flow family", "PEFT file")
 def test_an_adapter_file_gives_the_same_image_in_diffusers_and_in_peft(
     base: Base, tmp_path: Path
 ) -> None:
     weights = random_weights(base, 1, alpha=6.0, strength=0.4)
-    record = AdapterRecord(
-        job_key="k" * 32,
-        subject_id="tom",
-        name="tom",
-        class_noun="cat",
-        instance_prompt=PROMPTS[0],
-        base_id=base.name,
-        base_fingerprint=base.fingerprint,
-        recipe=Recipe(),
-    )
-    save_adapter(tmp_path, weights, record, base, forms=("diffusers", "peft"))
+    save_tom(tmp_path, base, weights, forms=("diffusers", "peft"))
     bare = image_of(base.pipeline(), PROMPTS[0], 5)
     bank = Bank(base, num_slots=1, max_rank=4, target_modules=ATTENTION)
     bank.set_slot(0, weights)
@@ -219,13 +166,7 @@ def test_an_adapter_file_gives_the_same_image_in_diffusers_and_in_peft(
     assert all(torch.equal(back.layers[n].down, one.down) for n, one in weights.layers.items())
 
 
-@pytest.mark.proves("Z-Image", "load")
-@pytest.mark.proves("FLUX.2-klein", "load")
-@pytest.mark.proves("FLUX.1", "load")
-@pytest.mark.proves("Stable Diffusion 3", "load")
-@pytest.mark.proves("FLUX.2-dev", "load")
-@pytest.mark.proves("Qwen-Image", "load")
-@pytest.mark.proves("Krea 2", "load")
+@pytest.mark.proves("every flow family", "load")
 def test_a_folder_loads_by_its_pipeline_and_has_one_fingerprint(base: Base, tmp_path: Path) -> None:
     base.pipeline().save_pretrained(tmp_path, safe_serialization=True)
     loaded = load_base(str(tmp_path))

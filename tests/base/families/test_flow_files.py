@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from support.adapters import random_weights
+from support.families import PROMPTS, plain_image, save_tom
 from support.jobs import assert_close, build_job, open_trainer, train_alone
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.bank.layout import denoiser_layers, text_layers
-from farm.adapters.files.folder import load_adapter, save_adapter
-from farm.adapters.record import AdapterRecord
+from farm.adapters.files.folder import load_adapter
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.interface import Base
 from farm.base.loading import load_base
@@ -25,7 +25,7 @@ from farm.errors import AdapterFileError
 from farm.recipe import FAMILY_RECIPES
 
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
-PROMPT, SEED = "a photo of sks cat", 5
+PROMPT, SEED = PROMPTS[0], 5
 
 
 def of_recipe(base: Base, *, text: bool = False, first_blocks: bool = False) -> AdapterWeights:
@@ -44,21 +44,6 @@ def of_recipe(base: Base, *, text: bool = False, first_blocks: bool = False) -> 
     return AdapterWeights.with_alpha(found, 4.0)
 
 
-def saved(folder: Path, base: Base, weights: AdapterWeights) -> Path:
-    record = AdapterRecord(
-        job_key="k" * 32,
-        subject_id="tom",
-        name="tom",
-        class_noun="cat",
-        instance_prompt=PROMPT,
-        base_id=base.name,
-        base_fingerprint=base.fingerprint,
-        recipe={},
-    )
-    save_adapter(folder, weights, record, base)
-    return folder
-
-
 def current(key: str) -> str:
     """A text encoder's key in the converter's older spelling, as PEFT spells it."""
     for old, new in (
@@ -74,11 +59,7 @@ def current(key: str) -> str:
 
 
 # FLUX.1's converter knows the layers of the real model only
-@pytest.mark.proves("FLUX.1", "kohya file")
-@pytest.mark.proves("FLUX.2-klein", "kohya file")
-@pytest.mark.proves("Z-Image", "kohya file")
-@pytest.mark.proves("FLUX.2-dev", "kohya file")
-@pytest.mark.proves("Qwen-Image", "kohya file")
+@pytest.mark.proves("FLUX.1", "FLUX.2-klein", "Z-Image", "FLUX.2-dev", "Qwen-Image", "kohya file")
 @pytest.mark.parametrize(
     "name", ["flux1-dev", "tiny-klein", "tiny-z-image", "tiny-flux2-dev", "tiny-qwen-image"]
 )
@@ -90,7 +71,7 @@ def test_the_kohya_file_is_what_diffusers_own_loader_reads(name: str, tmp_path: 
         if name in ("tiny-z-image", "tiny-qwen-image")
         else of_recipe(base, text=real, first_blocks=real)
     )
-    file = saved(tmp_path, base, weights) / "tom.kohya.safetensors"
+    file = save_tom(tmp_path, base, weights) / "tom.kohya.safetensors"
     found = type(base.pipeline()).lora_state_dict(file)
     found = {current(key): value for key, value in found.items()}
     ours = load_file(tmp_path / "pytorch_lora_weights.safetensors")
@@ -133,16 +114,7 @@ def test_a_fused_file_of_another_tool_gives_each_layer_its_part(tmp_path: Path) 
 
 
 def image_of(pipeline: Any) -> np.ndarray:
-    image = pipeline(
-        prompt=PROMPT,
-        num_inference_steps=2,
-        guidance_scale=1.0,
-        width=64,
-        height=64,
-        generator=torch.Generator().manual_seed(SEED),
-        output_type="np",
-    ).images[0]
-    return np.asarray(image * 255)
+    return plain_image(pipeline, PROMPT, SEED, num_inference_steps=2, guidance_scale=1.0)
 
 
 def test_an_adapter_on_all_layers_of_the_klein_recipe_loads_in_diffusers_and_peft(
@@ -152,7 +124,7 @@ def test_an_adapter_on_all_layers_of_the_klein_recipe_loads_in_diffusers_and_pef
     base = load_base("tiny-klein")
     weights = of_recipe(base)
     assert any(name.endswith("single_transformer_blocks.1.attn.to_out") for name in weights.layers)
-    folder = saved(tmp_path, base, weights)
+    folder = save_tom(tmp_path, base, weights)
     pipeline = build_pipeline("tiny-klein")
     bare = image_of(pipeline)
     pipeline.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
@@ -166,8 +138,7 @@ def test_an_adapter_on_all_layers_of_the_klein_recipe_loads_in_diffusers_and_pef
     assert back.alphas == weights.alphas
 
 
-@pytest.mark.proves("FLUX.1", "train text encoders")
-@pytest.mark.proves("Stable Diffusion 3", "train text encoders")
+@pytest.mark.proves("FLUX.1", "Stable Diffusion 3", "train text encoders")
 @pytest.mark.parametrize("name", ["tiny-flux", "tiny-sd3"])
 def test_text_encoders_are_trained_in_slots_and_read_by_diffusers_own_loader(
     name: str, tmp_path: Path
@@ -193,7 +164,7 @@ def test_text_encoders_are_trained_in_slots_and_read_by_diffusers_own_loader(
     trainer.close()
     assert_close(weights, train_alone(base, jobs[1]), 5e-3)
     assert weights.components == tuple(sorted(base.components))
-    folder = saved(tmp_path, base, weights)
+    folder = save_tom(tmp_path, base, weights)
     bank = Bank(
         base, num_slots=1, max_rank=2, target_modules=("to_q", "to_k", "to_v", "to_out.0"),
         text_encoder_modules=TEXT,

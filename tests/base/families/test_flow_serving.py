@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.adapters import mixed_adapters
 from support.endpoint import are_same, live_endpoint, pixels_of
+from support.families import FLOW_FAMILIES
 from support.manifests import QUICK, request, write_manifest
 
 from farm.adapters.registry import Registry
@@ -18,25 +19,9 @@ from farm.serving.request import GenerationRequest
 from farm.storage import Store
 from farm.training.execute import run_manifest
 
-FAMILIES = (
-    "tiny-z-image",
-    "tiny-klein",
-    "tiny-flux",
-    "tiny-sd3",
-    "tiny-flux2-dev",
-    "tiny-qwen-image",
-    "tiny-krea2",
-)
 
-
-@pytest.mark.proves("Z-Image", "serve mixed")
-@pytest.mark.proves("FLUX.2-klein", "serve mixed")
-@pytest.mark.proves("FLUX.1", "serve mixed")
-@pytest.mark.proves("Stable Diffusion 3", "serve mixed")
-@pytest.mark.proves("FLUX.2-dev", "serve mixed")
-@pytest.mark.proves("Qwen-Image", "serve mixed")
-@pytest.mark.proves("Krea 2", "serve mixed")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.proves("every flow family", "serve mixed")
+@pytest.mark.parametrize("name", FLOW_FAMILIES)
 def test_a_row_of_a_mixed_batch_is_the_row_alone(name: str, tmp_path: Path) -> None:
     """Prompts of different lengths, two adapters and none, guided or not."""
     registry, base = Registry(Store(tmp_path / "store")), load_base(name)
@@ -72,14 +57,8 @@ def test_a_row_of_a_mixed_batch_is_the_row_alone(name: str, tmp_path: Path) -> N
     assert not are_same(together[0], together[3])
 
 
-@pytest.mark.proves("Z-Image", "run to request")
-@pytest.mark.proves("FLUX.2-klein", "run to request")
-@pytest.mark.proves("FLUX.1", "run to request")
-@pytest.mark.proves("Stable Diffusion 3", "run to request")
-@pytest.mark.proves("FLUX.2-dev", "run to request")
-@pytest.mark.proves("Qwen-Image", "run to request")
-@pytest.mark.proves("Krea 2", "run to request")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.proves("every flow family", "run to request")
+@pytest.mark.parametrize("name", FLOW_FAMILIES)
 def test_a_manifest_is_run_served_and_asked_for_by_an_openai_client(
     name: str, tmp_path: Path
 ) -> None:

@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.adapters import random_weights
+from support.families import PROMPTS, plain_image, save_tom
 from typer.testing import CliRunner
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.bank.layout import denoiser_layers
-from farm.adapters.files.folder import load_adapter, save_adapter
-from farm.adapters.record import AdapterRecord
+from farm.adapters.files.folder import load_adapter
 from farm.adapters.weights import AdapterWeights, LayerWeights
 from farm.base.generate import generate_images
 from farm.base.interface import Base
@@ -26,23 +26,13 @@ from farm.base.random_weights import build_pipeline
 from farm.base.tokens import prompt_reader
 from farm.cli import app
 from farm.errors import AdapterFileError, BaseModelError
-from farm.recipe import FAMILY_RECIPES, Recipe
+from farm.recipe import FAMILY_RECIPES
 
 TARGETS = cast(tuple[str, ...], FAMILY_RECIPES["Krea2Pipeline"]["target_modules"])
-PROMPTS = ["a photo of sks cat", "a small mushroom in the rain"]
 
 
-def pipeline_image(pipeline: Any, prompt: str, seed: int) -> np.ndarray:
-    image = pipeline(
-        prompt=prompt,
-        num_inference_steps=2,
-        width=64,
-        height=64,
-        guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="np",
-    ).images[0]
-    return np.asarray(image * 255)
+def image_of(pipeline: Any, prompt: str, seed: int) -> np.ndarray:
+    return plain_image(pipeline, prompt, seed, num_inference_steps=2, guidance_scale=2.0)
 
 
 def wide_weights(base: Base, seed: int) -> AdapterWeights:
@@ -56,21 +46,6 @@ def wide_weights(base: Base, seed: int) -> AdapterWeights:
         for name, layer in denoiser_layers(base, TARGETS).items()
     }
     return AdapterWeights.with_alpha(layers, 2.0)
-
-
-def saved(folder: Path, base: Base, weights: AdapterWeights) -> Path:
-    record = AdapterRecord(
-        job_key="k" * 32,
-        subject_id="tom",
-        name="tom",
-        class_noun="cat",
-        instance_prompt=PROMPTS[0],
-        base_id="owner/model",
-        base_fingerprint=base.fingerprint,
-        recipe=Recipe(),
-    )
-    save_adapter(folder, weights, record, base)
-    return folder
 
 
 def test_two_adapters_of_all_layers_in_one_batch_are_each_what_diffusers_loads(
@@ -89,12 +64,12 @@ def test_two_adapters_of_all_layers_in_one_batch_are_each_what_diffusers_loads(
     finally:
         bank.close()
     for number, one in enumerate(weights):
-        folder = saved(tmp_path / str(number), base, one)
+        folder = save_tom(tmp_path / str(number), base, one, base_id="owner/model")
         pipeline = build_pipeline("tiny-krea2")
         pipeline.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
-        theirs = pipeline_image(pipeline, PROMPTS[number], 5 + number)
+        theirs = image_of(pipeline, PROMPTS[number], 5 + number)
         assert np.abs(ours[number].numpy() - theirs).max() <= 2.0
-    assert np.abs(ours[0].numpy() - pipeline_image(base.pipeline(), PROMPTS[0], 5)).max() > 10
+    assert np.abs(ours[0].numpy() - image_of(base.pipeline(), PROMPTS[0], 5)).max() > 10
     card = (tmp_path / "0" / "README.md").read_text(encoding="utf-8")
     assert "from diffusers import Krea2Pipeline" in card
     assert "- krea-2" in card
@@ -116,7 +91,7 @@ def test_the_family_is_named_on_the_command_line_and_in_adapter_files(
     assert facts["prediction_type"] == "flow"
     assert facts["resolution_px"] == 64
     base = load_base(name)
-    folder = saved(tmp_path, base, random_weights(base, 1))
+    folder = save_tom(tmp_path, base, random_weights(base, 1), base_id="owner/model")
     with safe_open(folder / "tom.kohya.safetensors", framework="pt") as file:
         assert file.metadata()["modelspec.architecture"] == architecture
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -217,7 +192,7 @@ def test_an_adapter_of_another_transformer_is_refused_by_family_and_shape(
 
 def test_krea_adapters_are_refused_by_name_elsewhere(tmp_path: Path) -> None:
     krea = load_base("tiny-krea2")
-    folder = saved(tmp_path / "a", krea, wide_weights(krea, 1))
+    folder = save_tom(tmp_path / "a", krea, wide_weights(krea, 1), base_id="owner/model")
     with pytest.raises(AdapterFileError, match="is an adapter of Krea 2") as refused:
         load_adapter(folder / "pytorch_lora_weights.safetensors", load_base("tiny-qwen-image"))
     assert "layers that the base, of Qwen-Image, lacks" in refused.value.message

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline, QwenImagePipeline
 from support.jobs import build_job, open_trainer
-from support.plain_dreambooth import add_peft, latents_and_noise, loss_of, optimizer_of
+from support.training.plain_dreambooth import add_peft, latents_and_noise, loss_of, optimizer_of
 from torch import Tensor
 
 from farm.base.families.flow import TRAINING_GUIDANCE

@@ -16,16 +16,15 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.adapters import random_weights
+from support.families import save_tom
 
 from farm.adapters.bank.bank import Bank
-from farm.adapters.files.folder import load_adapter, save_adapter
+from farm.adapters.files.folder import load_adapter
 from farm.adapters.files.layer_names import kohya_names, layer_names, located
-from farm.adapters.record import AdapterRecord
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.errors import AdapterFileError
-from farm.recipe import Recipe
 
 PROMPT, SEED = "a photo of sks cat", 5
 TEXT = ("q_proj", "v_proj")
@@ -46,18 +45,7 @@ def weights(base: Base) -> AdapterWeights:
 @pytest.fixture(scope="module")
 def folder(base: Base, weights: AdapterWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    record = AdapterRecord(
-        job_key="k" * 32,
-        subject_id="tom",
-        name="tom",
-        class_noun="cat",
-        instance_prompt=PROMPT,
-        base_id="someone/sdxl",
-        base_fingerprint=base.fingerprint,
-        recipe=Recipe(),
-    )
-    save_adapter(folder, weights, record, base, forms=FORMS)
-    return folder
+    return save_tom(folder, base, weights, base_id="someone/sdxl", forms=FORMS)
 
 
 @pytest.fixture(scope="module")

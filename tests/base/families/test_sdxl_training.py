@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 from support.jobs import assert_close, build_job, open_trainer, train_all, train_alone
-from support.plain_dreambooth import (
+from support.training.plain_dreambooth import (
     add_peft,
     latents_and_noise,
     loss_of,
@@ -24,6 +26,7 @@ from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.intake.photos.decode import crop_frames, crops
+from farm.recipe import Recipe
 from farm.training.slots.job import TrainingJob
 
 TEXT = ("q_proj", "out_proj")
@@ -37,6 +40,18 @@ def framed(job: TrainingJob) -> TrainingJob:
     return replace(job, instance_frames=frames)
 
 
+def learning_groups(adapted: Mapping[str, torch.nn.Module], recipe: Recipe) -> list[dict[str, Any]]:
+    """What the optimizer trains: the text encoders may have a rate of their own."""
+    text_rate = recipe.text_encoder_learning_rate or recipe.learning_rate
+    return [
+        {
+            "params": [p for p in module.parameters() if p.requires_grad],
+            "lr": recipe.learning_rate if part == "unet" else text_rate,
+        }
+        for part, module in adapted.items()
+    ]
+
+
 def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float]]:
     """One subject by diffusers and peft, as ``train_dreambooth_lora_sdxl.py`` does it."""
     recipe, pipeline = job.recipe, base.pipeline()
@@ -48,16 +63,7 @@ def plain_loop(base: Base, job: TrainingJob) -> tuple[AdapterWeights, list[float
             add_peft(adapted[part], part, recipe.text_encoder_modules, job)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     parameters = [p for module in adapted.values() for p in module.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in module.parameters() if p.requires_grad],
-            "lr": recipe.learning_rate
-            if part == "unet"
-            else recipe.text_encoder_learning_rate or recipe.learning_rate,
-        }
-        for part, module in adapted.items()
-    ]
-    optimizer, rates = optimizer_of(groups, recipe)
+    optimizer, rates = optimizer_of(learning_groups(adapted, recipe), recipe)
     assert job.instance_tokens is not None
     assert job.instance_frames is not None
     assert job.prior is not None

@@ -85,7 +85,7 @@ def test_metadata_beside_a_table_of_subjects_is_told(
 
 
 def test_photos_without_folders_are_told(draw_subject: Draw, tmp_path: Path):
-    with pytest.raises(ManifestError, match="neither a manifest nor folders") as told:
+    with pytest.raises(ManifestError, match="holds photos, not one folder of photos") as told:
         read_manifest(str(draw_subject("tom")))
     assert "name the folder around it" in told.value.remedy
 

@@ -67,7 +67,8 @@ def test_faults_of_cells_have_lines():
 
 def test_a_quote_that_never_ends_is_told():
     _, faults = csv_rows('id,class_noun\n"a,cat\n')
-    assert "not a valid table" in faults[0].message
+    assert "quotes never end" in faults[0].message
+    assert faults[0].line == 2
 
 
 def parquet_rows(table: pa.Table) -> tuple[list[dict[str, object]], list[int | None], list[Fault]]:

@@ -65,7 +65,7 @@ def test_a_bare_array_is_a_list_of_subjects():
         ('{"subjects": []} x', 1, "follows"),
         ("[" * 100, 1, "nested"),
         ("3", 1, "not a manifest"),
-        ("", 1, "not valid JSON"),
+        ("", 1, "the file is empty"),
         ('{"a": 0123}', 1, "not valid JSON"),
     ],
 )

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.hostile_files import KINDS, NAMES, hostile_photo, hostile_zip, overlapping_zip
-from support.hostile_manifests import URIS, hostile_manifest
+from support.hostile.files import KINDS, NAMES, hostile_photo, hostile_zip, overlapping_zip
+from support.hostile.manifests import URIS, hostile_manifest
 from support.photos import encoded, picture
 
 from farm.errors import FarmError

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from support.finished_run import make_run
+from support.quality.finished_run import make_run
 
 from farm.quality.report.page import render, write_report
 from farm.quality.report.thumbs import budget_for

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.finished_run import make_run
+from support.quality.finished_run import make_run
 
 from farm.quality.report.curve import HEIGHT, WIDTH, loss_plot
 from farm.quality.report.view import LaneSpan, RunView, SubjectView

@@ -2,7 +2,7 @@
 
 import pytest
 from support.adapters import ATTENTION, publish, published, random_weights
-from support.cached import WEIGHTS, Counted, bring, tamper
+from support.serving.cached import WEIGHTS, Counted, bring, tamper
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.registry import Registry

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from support.adapters import publish, published, random_weights
-from support.cached import WEIGHTS, Counted, bring
+from support.serving.cached import WEIGHTS, Counted, bring
 
 from farm.adapters.registry import Registry
 from farm.errors import AdapterNotFound, StoreError

@@ -1,6 +1,6 @@
 """An engine's work on a device: the batch first, prompts and pictures beside it, each in order.
 
-The order of streams is recorded on a CPU; see ``support.streams``.
+The order of streams is recorded on a CPU; see ``support.training.streams``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.adapters import published
 from support.engine import WAIT_S, ask, assert_same, generate
-from support.streams import RecordedStreams
+from support.training.streams import RecordedStreams
 
 from farm.base.conditioning import Conditioning
 from farm.base.loading import load_base
@@ -31,7 +31,6 @@ def test_prompts_and_pictures_have_queues_of_low_priority_and_the_batch_never_wa
     joined: list[tuple[bool, bool]] = []
     decoded: list[tuple[Any, bool]] = []
     denoise, encode, decode = base.denoise, base.encode_prompts, base.decode
-    concatenate = Conditioning.concatenate
 
     def denoised(*args: Any) -> Any:
         passes.append(streams.work())
@@ -48,24 +47,24 @@ def test_prompts_and_pictures_have_queues_of_low_priority_and_the_batch_never_wa
         decoded.append((streams.current_stream(), not passes or streams.is_after(passes[-1])))
         return found
 
-    def putting_together(parts: list[Conditioning]) -> Conditioning:
+    def putting_together(
+        parts: list[Conditioning], concatenate: Any = Conditioning.concatenate
+    ) -> Conditioning:
         for tensor in (one for part in parts for one in part.tensors):
             made, _ = encoded[tensor.data_ptr()]
             kept = (tensor.data_ptr(), streams.current_stream()) in streams.kept
             joined.append((streams.is_after(made), kept))
         return concatenate(parts)
 
-    monkeypatch.setattr(base, "denoise", denoised)
-    monkeypatch.setattr(base, "encode_prompts", encoding)
-    monkeypatch.setattr(base, "decode", decoding)
+    for name, own in (("denoise", denoised), ("encode_prompts", encoding), ("decode", decoding)):
+        monkeypatch.setattr(base, name, own)
     config = EngineConfig(batch_rows=4, pad_rows=False)
     with Engine(base, registry, config, cache_folder=tmp_path / "cache") as engine:
         encoded.clear()
         monkeypatch.setattr(Conditioning, "concatenate", staticmethod(putting_together))
         generate(engine, ask(1, refs[0]))
         generate(engine, ask(2, refs[1], prompt="another"))
-    urgent = {stream for stream, _ in passes}
-    assert [stream.priority for stream in urgent] == [-1]
+    assert [stream.priority for stream in {stream for stream, _ in passes}] == [-1]
     beside = {made[0] for made, _ in encoded.values()} | {stream for stream, _ in decoded}
     assert len(beside) == 2
     assert {stream.priority for stream in beside} == {0}

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 from support.endpoint import LiveEndpoint, live_endpoint
-from support.hostile_requests import hostile_requests, raw_requests
+from support.hostile.requests import hostile_requests, raw_requests
 
 from farm.serving.access.limits import Limits
 

@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 from support.endpoint import LiveEndpoint, are_same, eventually, pixels_of
-from support.openai_client import FEW, generate
+from support.serving.openai_client import FEW, generate
 
 from farm.adapters.record import BaseFamily
 from farm.base.generate import generate_images
@@ -70,11 +70,12 @@ def test_v_stands_for_the_subject_of_the_model(client: openai.OpenAI) -> None:
 
 
 def test_the_answer_notes_a_prompt_that_does_not_name_the_subject(client: openai.OpenAI) -> None:
-    unnamed = generate(client, "rex", "a photo of a dog <lora:tom:0.8>").data[0]
+    unnamed = generate(client, "rex", "a (dog:1.2) <lora:tom:0.8>").data[0]
     assert unnamed.notes == unnamed.receipt["notes"]
     assert [note.split(";")[0] for note in unnamed.notes] == [
         "prompt: it does not name the subject of rex",
         "prompt: <lora:tom:0.8> is read as plain words",
+        "prompt: (dog:1.2) is read as plain words",
     ]
     named = generate(client, "rex", "a photo of [V] dog").data[0]
     base = generate(client, "tiny", "a photo of a dog").data[0]

@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 from support.endpoint import LiveEndpoint, are_same, eventually, live_endpoint, pixels_of
-from support.openai_client import FEW, generate
+from support.serving.openai_client import FEW, generate
 
 from farm.serving.access.limits import Limits
 

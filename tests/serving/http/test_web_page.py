@@ -140,19 +140,23 @@ def test_a_visitor_enters_a_key_chooses_an_adapter_and_generates(
     browser.find_element(By.ID, "generate").click()
     eventually(lambda: "no adapter of this request" in text_of(browser, "#error")[0])
 
-    asked = [
-        json.loads(entry["message"])["message"]["params"].get("request", {}).get("url", "")
-        for entry in browser.get_log("performance")
-        if "Network.requestWillBeSent" in entry["message"]
-    ]
-    # the browser's own pages (chrome://) are no network
-    network = {url for url in asked if url.startswith(("http", "ws"))}
+    network = requested_urls(browser)
     assert network
     assert [url for url in network if not url.startswith(endpoint.url)] == []
     faults = [
         entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"
     ]
     assert [fault for fault in faults if " 401 " not in fault and " 400 " not in fault] == []
+
+
+def requested_urls(browser: Chrome) -> set[str]:
+    """What the page asked the network for; the browser's own pages (chrome://) are no network."""
+    asked = [
+        json.loads(entry["message"])["message"]["params"].get("request", {}).get("url", "")
+        for entry in browser.get_log("performance")
+        if "Network.requestWillBeSent" in entry["message"]
+    ]
+    return {url for url in asked if url.startswith(("http", "ws"))}
 
 
 @pytest.fixture

@@ -28,6 +28,14 @@ ADD_EVERY_S = 40.0
 """Seconds between two nodes that replace others: Ray gives each 30 s to start."""
 HEAD_PATIENCE_S = "30"
 """After this long without a head, Ray ends the cluster's processes; its default is 60."""
+FEW_STATISTICS = {
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "METRICS_RECORD_INTERVAL_S": "60",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_prestart_worker_first_driver": "0",
+}
+"""Of several nodes on one machine, Ray's statistics take a large share of a core."""
 
 
 class Cluster:
@@ -35,8 +43,10 @@ class Cluster:
 
     def __init__(self, folder: Path, endpoint: str, *, num_nodes: int, num_cpus: int) -> None:
         self.folder, self.num_nodes, self._num_cpus = folder, num_nodes, num_cpus
-        self._clock = folder / "clock.json"
-        self._clock.write_text("{}")
+        self._state = folder / "state.json"
+        self._clock: dict[str, float] = {}
+        self._pace_s = 0.0
+        self._write_state()
         (folder / "tmp").mkdir()
         self.env = CREDENTIALS | {
             "AWS_ENDPOINT_URL": endpoint,
@@ -44,10 +54,11 @@ class Cluster:
             "RAY_worker_niceness": "0",
             "TMPDIR": str(folder / "tmp"),
             "FARM_CACHE": str(folder / "cache"),
-            "FARM_CHAOS_CLOCK": str(self._clock),
+            "FARM_CHAOS_STATE": str(self._state),
             "HF_HUB_OFFLINE": "1",
             MARK: str(folder),
             "RAY_gcs_rpc_server_reconnect_timeout_s": HEAD_PATIENCE_S,
+            **FEW_STATISTICS,
             # one for all heads: this process reads it once
             "RAY_AUTH_TOKEN": os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16)),
         }
@@ -61,7 +72,7 @@ class Cluster:
     def start(self) -> None:
         """Start a head and all nodes."""
         env = self.env | {"FARM_CHAOS_SCOPE": "head"}
-        self.head = self._stack.enter_context(ray_head(num_cpus=0, env=env))
+        self.head = self._stack.enter_context(ray_head(num_cpus=0, env=env, is_lean=True))
         for _ in range(START_ATTEMPTS * self.num_nodes):
             if len(self.nodes) == self.num_nodes:
                 break
@@ -86,9 +97,19 @@ class Cluster:
 
     def set_clock(self, offset_s: float, scope: str = "") -> None:
         """Let the clocks of a scope's processes jump; without a scope, correct all clocks."""
-        aside = self._clock.with_suffix(".new")
-        aside.write_text(json.dumps({scope: offset_s} if scope else {}))
-        aside.replace(self._clock)
+        self._clock = {scope: offset_s} if scope else {}
+        self._write_state()
+
+    def set_pace(self, seconds: float) -> None:
+        """Let lanes wait this long after each step."""
+        if seconds != self._pace_s:
+            self._pace_s = seconds
+            self._write_state()
+
+    def _write_state(self) -> None:
+        aside = self._state.with_suffix(".new")
+        aside.write_text(json.dumps({"clock": self._clock, "pace_s": self._pace_s}))
+        aside.replace(self._state)
 
     # -- nodes --------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,24 +195,36 @@ def jump_clock(round_: Round) -> Fault | None:
 HEAVY = {"driver killed", "head killed"}
 """Faults that take the whole run down: the next one waits until it trains again."""
 KINDS: dict[str, tuple[float, Callable[[Round], Fault | None]]] = {
-    "lane killed": (5, kill_lane),
-    "lane paused": (3, pause_lane),
-    "controller killed": (2, kill_controller),
-    "dispatcher killed": (3, kill_dispatcher),
-    "driver killed": (1, kill_driver),
-    "node killed": (1.5, kill_node),
-    "head killed": (0.4, kill_head),
-    "drain notice": (1.5, drain),
-    "node added": (0.7, add_node),
-    "store refused": (4, refuse),
-    "store slow": (3, fail_in_mode("store slow", "slow")),
-    "store answers 503": (4, fail_in_mode("store answers 503", "503")),
-    "torn transfers": (4, fail_in_mode("torn transfers", "torn")),
-    "photo replaced": (4, replace_photo),
-    "NaN in a slot": (5, write_nan),
-    "clock jump": (4, jump_clock),
+    "lane killed": (9, kill_lane),
+    "lane paused": (9, pause_lane),
+    "controller killed": (2.5, kill_controller),
+    "dispatcher killed": (6, kill_dispatcher),
+    "driver killed": (2, kill_driver),
+    "node killed": (2.5, kill_node),
+    "head killed": (1, kill_head),
+    "drain notice": (2.5, drain),
+    "node added": (2, add_node),
+    "store refused": (8, refuse),
+    "store slow": (8, fail_in_mode("store slow", "slow")),
+    "store answers 503": (9, fail_in_mode("store answers 503", "503")),
+    "torn transfers": (9, fail_in_mode("torn transfers", "torn")),
+    "photo replaced": (7, replace_photo),
+    "NaN in a slot": (9, write_nan),
+    "clock jump": (8, jump_clock),
 }
-"""Weight and injection by kind."""
+"""Weight and injection by kind. A fault costs CPU time by the processes that start after it, from
+none to about a minute, so the costly kinds are rare."""
+
+
+def deck_of(size: int) -> list[str]:
+    """This many kinds by their weights, each at least once if there is room for all."""
+    total = sum(weight for weight, _ in KINDS.values())
+    counts = Counter({kind: max(1, int(size * KINDS[kind][0] / total)) for kind in KINDS})
+    while counts.total() > size:
+        counts[counts.most_common(1)[0][0]] -= 1
+    while counts.total() < size:
+        counts[max(KINDS, key=lambda kind: KINDS[kind][0] / (1 + counts[kind]))] += 1
+    return list(counts.elements())
 
 
 # -- what faults share --------------------------------------------------------------------------
@@ -240,7 +253,7 @@ def _outage(kind: str, round_: Round, end: Callable[[], None]) -> Fault:
         end()
         round_.store_is_failing = False
 
-    return _lasting(kind, round_, random.uniform(3, 20), over)
+    return _lasting(kind, round_, random.uniform(2, 12), over)
 
 
 def _lasting(kind: str, round_: Round, seconds: float, end: Callable[[], None]) -> Fault:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from farm.storage import Store
-from farm.training.dispatch.job_state import Event, replay
+from farm.training.dispatch.job_state import Event, Job, replay
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.run.files import list_runs
 
@@ -30,49 +30,71 @@ class Fault:
     steps_lost: int = 0
 
 
+class RunView:
+    """One run's ledger."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store, self._run_id = store, run_id
+        self._segments: dict[str, list[Event]] = {}
+        self.events: list[Event] = []
+        self.jobs: dict[str, Job] = {}
+
+    def read_new(self) -> list[Event]:
+        """Events since the last call; segments before the last two do not change any more."""
+        names = segment_names(self._store, self._run_id)
+        for name in names:
+            if name not in self._segments or name in names[-2:]:
+                self._segments[name] = list(read_segments(self._store, self._run_id, [name]))
+        events = [event for name in names for event in self._segments[name]]
+        new = events[len(self.events) :]
+        self.events = events
+        self.jobs = replay(new, self.jobs)
+        return new
+
+
 class LedgerView:
-    """Reads the ledger of the store's only run past the proxy, and measures recoveries."""
+    """Reads the ledgers of the store past the proxy, and measures recoveries.
+
+    A driver that reads the manifest while a photo is replaced starts another run.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.runs: dict[str, RunView] = {}
         self.run_id = ""
-        self._segments: dict[str, list[Event]] = {}
+        """The run that has written last."""
         self.events: list[Event] = []
+        """Of all runs."""
         self.arrived: list[float] = []
         self.faults: list[Fault] = []
 
     def refresh(self) -> None:
         """Read new events, and note the faults that they end."""
-        if not self.run_id:
-            self.run_id = next(iter(list_runs(self.store)), "")
-        if not self.run_id:
-            return
-        events = self._read()
-        now = time.monotonic()
-        for event in events[len(self.events) :]:
-            self.events.append(event)
-            self.arrived.append(now)
-            for fault in self.faults:
-                if fault.is_measured and fault.recovered_s is None and now > fault.at:
-                    _note(fault, event, now)
+        for run_id in list_runs(self.store):
+            run = self.runs.setdefault(run_id, RunView(self.store, run_id))
+            events = run.read_new()
+            if not events:
+                continue
+            self.run_id, now = run_id, time.monotonic()
+            for event in events:
+                self.events.append(event)
+                self.arrived.append(now)
+                for fault in self.faults:
+                    if fault.is_measured and fault.recovered_s is None and now > fault.at:
+                        _note(fault, event, now)
 
-    def _read(self) -> list[Event]:
-        """All events; segments before the last two do not change any more."""
-        names = segment_names(self.store, self.run_id)
-        for name in names:
-            if name not in self._segments or name in names[-2:]:
-                self._segments[name] = list(read_segments(self.store, self.run_id, [name]))
-        return [event for name in names for event in self._segments[name]]
+    @property
+    def jobs(self) -> dict[str, Job]:
+        """The jobs of the run that has written last."""
+        return self.runs[self.run_id].jobs if self.run_id else {}
 
     def held(self) -> dict[str, str]:
         """The lane of each job that is leased or trains."""
-        jobs = replay(self.events)
-        return {key: job.lane for key, job in jobs.items() if job.is_held}
+        return {key: job.lane for key, job in self.jobs.items() if job.is_held}
 
     def num_open(self) -> int:
         """Jobs that have not ended; -1 before the run begins."""
-        jobs = replay(self.events)
-        return sum(not job.is_final for job in jobs.values()) if jobs else -1
+        return sum(not job.is_final for job in self.jobs.values()) if self.jobs else -1
 
     def has_progress_since(self, moment: float) -> bool:
         """Whether a lane has trained since then."""

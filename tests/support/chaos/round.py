@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -18,23 +17,44 @@ import psutil
 
 from farm.errors import FarmError
 from farm.storage import Store
+from farm.training.execute import run_manifest
+from farm.training.lane.settings import SampleSettings
 from support.chaos.checks import Findings, check_round
 from support.chaos.cluster import Cluster
 from support.chaos.faults import HEAVY, KINDS, Pending
 from support.chaos.ledger_view import Fault, LedgerView
 from support.chaos.store_proxy import StoreProxy
-from support.manifests import write_manifest
+from support.manifests import request, write_manifest
 from support.ray_head import BIN
 from support.s3 import BUCKET, CREDENTIALS
 
 TICK_S, LEDGER_S = 0.25, 1.5
-EARLY_PAUSES = 10
+FINISH_S = 600.0
+"""How long a run may take to end after its last fault."""
+EARLY_PAUSES = 6
+LEAD, FASTEST_PACES = 0.1, 4.0
+"""Where jobs are ahead of the faults by this share of a round, the pace is this much slower."""
 RECIPE = {"crops_per_photo": 1, "num_prior_images": 4, "checkpoint_every": 10}
-SAME = ("--base", "tiny", "--slots", "3", "--no-cards", "--no-report", "--samples", "0", "--yes")
+OPTIONS = ("--base", "tiny", "--no-cards", "--no-report", "--samples", "0", "--yes")
+SLOTS, REFERENCE_SLOTS = "3", 8
 DONE, SOME_FAILED = 0, (4, 5)
 KILLED = -9
 GONE = (psutil.Error, RuntimeError, KeyError)
 """What was to be hit, or to be healed, has gone meanwhile."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a round runs."""
+
+    subjects: int
+    steps: int
+    nodes: int
+    """Nodes with a lane; the cluster has ``spare_nodes`` more."""
+    spare_nodes: int
+    with_priors: bool
+    pace_s: float
+    """Seconds that a lane waits after each step, so that jobs last without costing CPU time."""
 
 
 @dataclass
@@ -47,6 +67,9 @@ class Outcome:
     seconds: float
     starts: int
     """Starts of the driver."""
+    is_checked: bool = True
+    """Whether the round came to its checks."""
+    seed: int = 0
     ends: list[str] = field(default_factory=list)
     """How drivers ended that no fault had killed, but the last."""
     other_steps_lost: int = 0
@@ -55,29 +78,23 @@ class Outcome:
 class Round:
     """A round in progress; faults read and change it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        endpoint: str,
-        *,
-        subjects: int,
-        steps: int,
-        with_priors: bool,
-        nodes: int,
-    ) -> None:
+    def __init__(self, folder: Path, endpoint: str, size: Size, *, seed: int) -> None:
         folder.mkdir(parents=True)
-        self.folder, self.subjects = folder, subjects
-        recipe = RECIPE | {"steps": steps} | ({} if with_priors else {"prior_rows": 0})
+        self.folder, self.size, self.subjects, self._seed = folder, size, size.subjects, seed
+        random.seed(seed)
+        recipe = RECIPE | {"steps": size.steps} | ({} if size.with_priors else {"prior_rows": 0})
         self.manifest = write_manifest(
-            folder / "m", subjects, recipe=recipe, first_seed=random.randrange(10**6)
+            folder / "m", size.subjects, recipe=recipe, first_seed=random.randrange(10**6)
         )
         self.proxy = StoreProxy(endpoint)
-        self._reference: Popen[bytes] | None = None
         os.environ |= CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
         url = f"s3://{BUCKET}/{folder.name}"
         self.ledger = LedgerView(Store(url))
         self.cluster = Cluster(
-            folder, self.proxy.endpoint, num_nodes=nodes, num_cpus=2 if with_priors else 1
+            folder,
+            self.proxy.endpoint,
+            num_nodes=size.nodes + size.spare_nodes,
+            num_cpus=2 if size.with_priors else 1,
         )
         self.driver: Popen[bytes] | None = None
         self.is_head_lost = self.store_is_failing = False
@@ -85,6 +102,8 @@ class Round:
         self.ends: list[str] = []
         self._pending: list[Pending] = []
         self._deck: list[str] = []
+        self._num_faults = 0
+        self._began = 0.0
         self._last_heavy: float | None = None
 
     # -- what faults use ----------------------------------------------------------------------
@@ -101,56 +120,83 @@ class Round:
     # -- the round ----------------------------------------------------------------------------
 
     def run(
-        self, *, faults: int, pause_s: float, limit_s: float, kinds: Sequence[str] = ()
+        self,
+        deck: Sequence[str],
+        *,
+        pause_s: float,
+        is_over: Callable[[], bool],
+        changed: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Inject faults until they are spent or all jobs have ended, then check.
 
         Args:
-            kinds: inject each of these once, in random order; by default, any by their weights.
+            deck: the kind of each fault; they are injected in random order.
+            is_over: whether to inject no more faults, because the time is over.
+            changed: called after each fault.
         """
-        self._deck = list(kinds)
-        began = time.monotonic()
+        self._deck, self._num_faults = list(deck), len(deck)
+        self._began = time.monotonic()
         try:
+            self.cluster.set_pace(self.size.pace_s)
             self.cluster.start()
-            self._reference = reference = self._start_reference()
-            due, looked = time.monotonic(), 0.0
-            while len(self.ledger.faults) < faults and time.monotonic() - began < limit_s:
-                time.sleep(TICK_S)
-                if self._tend_driver() == DONE:
-                    break
-                self._end_due()
-                if not self.is_head_lost:
-                    self.cluster.tend_nodes()
-                if time.monotonic() - looked > LEDGER_S:
-                    self.ledger.refresh()
-                    looked = time.monotonic()
-                if self.ledger.num_open() == 0:
-                    break
-                if self.ledger.num_open() > 0 and time.monotonic() > due and self._inject():
-                    # most faults are to hit lanes that train
-                    is_early = not self.ledger.has_progress_since(0.0)
-                    pause = pause_s * (EARLY_PAUSES if is_early else 1)
-                    due = time.monotonic() + random.expovariate(1 / pause)
-            is_complete = self._finish(began + limit_s)
+            self._inject_all(pause_s, is_over, changed)
+            is_complete = self._finish(time.monotonic() + FINISH_S)
             self.ledger.refresh()
-            reference.wait()
+            self._train_undisturbed()
             findings = check_round(self, is_complete=is_complete)
         finally:
             self._close()
         findings.processes += self.cluster.left_over()
+        return self.outcome(findings)
+
+    def outcome(self, findings: Findings | None = None) -> Outcome:
+        """What the round did; without findings, so far."""
         return Outcome(
             self.subjects,
             self.ledger.faults,
-            findings,
-            time.monotonic() - began,
+            findings or Findings(),
+            time.monotonic() - self._began,
             self.starts,
+            findings is not None,
+            self._seed,
             self.ends,
-            self.ledger.count_lost_steps(),
+            self.ledger.count_lost_steps() if findings is not None else 0,
         )
 
+    def _inject_all(
+        self, pause_s: float, is_over: Callable[[], bool], changed: Callable[[], None]
+    ) -> None:
+        due, looked = time.monotonic(), 0.0
+        while self._deck and not is_over():
+            time.sleep(TICK_S)
+            if self._tend_driver() == DONE:
+                return
+            self._end_due()
+            if not self.is_head_lost:
+                self.cluster.tend_nodes()
+            if time.monotonic() - looked > LEDGER_S:
+                self.ledger.refresh()
+                looked = time.monotonic()
+                self._set_pace()
+            if self.ledger.num_open() == 0:
+                return
+            if self.ledger.num_open() > 0 and time.monotonic() > due and self._inject():
+                # most faults are to hit lanes that train
+                is_early = not self.ledger.has_progress_since(0.0)
+                pause = pause_s * (EARLY_PAUSES if is_early else 1)
+                due = time.monotonic() + random.expovariate(1 / pause)
+                changed()
+
+    def _set_pace(self) -> None:
+        """Let jobs and faults come to their ends together."""
+        jobs = 1 - max(0, self.ledger.num_open()) / self.subjects if self.ledger.events else 0.0
+        faults = len(self.ledger.faults) / self._num_faults
+        lead = (jobs - faults) / LEAD
+        share = 1 + lead if lead < 0 else 1 + (FASTEST_PACES - 1) * lead
+        self.cluster.set_pace(round(self.size.pace_s * min(FASTEST_PACES, max(0.0, share)), 2))
+
     def _inject(self) -> bool:
-        names = self._deck or list(KINDS)
-        (name,) = random.choices(names, [KINDS[one][0] for one in names])
+        name = random.choice(self._deck)
         if self.is_head_lost or (name in HEAVY and not self._may_be_heavy()):
             return False
         fault = None
@@ -158,9 +204,9 @@ class Round:
             fault = KINDS[name][1](self)
         if fault is None:
             return False
-        if name in self._deck:
-            self._deck.remove(name)
-        print(f"  {name}", file=sys.stderr, flush=True)
+        self._deck.remove(name)
+        seconds = time.monotonic() - self._began
+        print(f"  {seconds:5.0f} s: {name}", file=sys.stderr, flush=True)
         if name in HEAVY:
             self._last_heavy = time.monotonic()
         # before the first step there is nothing to recover
@@ -186,6 +232,7 @@ class Round:
                 one.end()
         self._pending.clear()
         self.cluster.set_clock(0.0)
+        self.cluster.set_pace(0.0)
         while time.monotonic() < until:
             if not self.is_head_lost:
                 self.cluster.tend_nodes()
@@ -221,7 +268,8 @@ class Round:
                 [
                     *(str(BIN / "farm"), "run", str(self.manifest), "--store"),
                     *(self.ledger.store.url, "--address", self.cluster.head.gcs),
-                    *("--nodes", "2", "--cpus", "1", "--plain", "--json", *SAME),
+                    *("--nodes", str(self.size.nodes), "--cpus", "1", "--slots", SLOTS),
+                    *("--plain", "--json", *OPTIONS),
                 ],
                 env=self.cluster.driver_env(),
                 stdout=output,
@@ -249,31 +297,16 @@ class Round:
         errors = [line for line in lines if line.startswith("error")]
         return (errors or lines or [""])[-1][:300]
 
-    def summary(self) -> dict[str, object]:
-        """The JSON line of the last driver."""
-        with suppress(ValueError, IndexError):
-            found: dict[str, object] = json.loads(self._log().read_text().splitlines()[-1])
-            return found
-        return {}
-
-    def _start_reference(self) -> Popen[bytes]:
-        """The same manifest without faults, in one process with a folder as the store."""
-        with (self.folder / "reference.log").open("wb") as output:
-            return subprocess.Popen(
-                [
-                    *(str(BIN / "farm"), "run", str(self.manifest), "--in-process", "--plain"),
-                    *("--store", str(self.folder / "reference"), *SAME),
-                ],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=output,
-            )
+    def _train_undisturbed(self) -> None:
+        """The same manifest without faults, in this process with a folder as the store."""
+        samples = SampleSettings(per_prompt=0)
+        store = self.folder / "reference"
+        run_manifest(request(self.manifest, store, slots=REFERENCE_SLOTS, samples=samples))
 
     def _close(self) -> None:
-        for process in (self.driver, self._reference):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+        if self.driver is not None and self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
         with suppress(FarmError):
             self.cluster.close()
         self.proxy.refuse()

@@ -27,8 +27,9 @@ def test_faults_of_every_kind_lose_double_and_leave_nothing(tmp_path: Path) -> N
     done = subprocess.run(
         [
             *(sys.executable, str(CHAOS), "--subjects", "8", "--faults", "1", "--per-round", "8"),
-            *("--seed", "5", "--steps", "60", "--pause", "2", "--round-minutes", "7"),
-            *("--priors-every", "0", "--out", str(tmp_path), "--kinds", *KINDS),
+            *("--seed", "5", "--steps", "30", "--pause", "2", "--nodes", "1"),
+            *("--spare-nodes", "0", "--budget-s", "400", "--priors-every", "0"),
+            *("--out", str(tmp_path), "--kinds", *KINDS),
         ],
         capture_output=True,
         text=True,

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from support.manifests import write_manifest
-from support.metadata import metadata_server
 from support.ray_head import BIN, Head, ray_head
+from support.training.metadata_server import metadata_server
 
 from farm.storage import Store
 from farm.training.dispatch.ledger import Event, read_events

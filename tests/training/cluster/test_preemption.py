@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from support.metadata import MetadataServer, metadata_server
+from support.training.metadata_server import MetadataServer, metadata_server
 
 from farm.training.cluster.preemption import find_notice
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.manifests import QUICK, request, write_manifest
-from support.scorers import save_clip
+from support.quality.scorers import save_clip
 
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.registry import Registry
@@ -61,6 +61,22 @@ def test_ray_train_still_has_the_hook_that_replaces_single_lanes(ray_here: Any) 
     assert LaneBackend.has_replica_groups
     assert "has_replica_groups" in inspect.getsource(controller.TrainController)
     assert hasattr(worker_group.WorkerGroup, "replace_replica_group")
+
+
+def test_ray_train_still_has_the_callbacks_that_lanes_leave_out() -> None:
+    """Internal to Ray: if this fails after an upgrade, each lane run starts two processes more."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from farm.training.cluster.ray_train import UNUSED_CALLBACKS, LaneTrainer
+
+    trainer = LaneTrainer(lambda: None)
+    names = [
+        {type(one).__name__ for one in create(trainer)}
+        for create in (
+            DataParallelTrainer._create_default_callbacks, LaneTrainer._create_default_callbacks
+        )
+    ]  # fmt: skip
+    assert names[0] - names[1] == set(UNUSED_CALLBACKS)
 
 
 class KillOneLane:

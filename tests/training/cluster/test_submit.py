@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import farm_in_one_process
 from support.manifests import write_manifest
 from support.ray_head import BIN, Head, clean_environment, ray_head
 
@@ -134,17 +135,17 @@ def test_what_the_run_would_refuse_is_refused_before_anything_is_sent(
     line = {"id": "s", "class_noun": "cat", "photos": [str(tmp_path / "bad" / "secret.png")]}
     not_a_photo.write_text(json.dumps(line))
     jobs = len(client_of(head).list_jobs())
-    for file, options, words in (
+    cases: tuple[tuple[Path, list[str], str], ...] = (
         (manifest, ["--with", "--gpu Quux"], "memory of 'Quux' is not known"),
         (manifest, ["--with", "--nope 3"], "--nope"),
         (manifest, ["--with", "--set 'a"], "No closing quotation"),
         (manifest, ["--with", "--store x"], "`farm submit` sets --store itself"),
         (not_a_photo, [], "not a photo"),
-    ):
-        done = farm(
-            head.environment(),
-            *("submit", file, "--store", tmp_path / "s", "--address", head.dashboard, *options),
-        )
+    )
+    where = ("--store", tmp_path / "s", "--address", head.dashboard)
+    commands = [("submit", file, *where, *options) for file, options, _ in cases]
+    all_done = farm_in_one_process(commands, head.environment())
+    for done, (_, _, words) in zip(all_done, cases, strict=True):
         assert done.returncode in (2, 3), done.stderr
         assert words in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.assignments import PLAIN, assignment
-from support.dispatch_world import World
+from support.training.dispatch_world import World
 
 from farm.recipe import Recipe
 from farm.training.dispatch.ledger import Status

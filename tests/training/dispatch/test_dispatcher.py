@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.assignments import assignment
-from support.dispatch_world import World, keys, names
+from support.training.dispatch_world import World, keys, names
 
 from farm.recipe import Recipe
 from farm.training.dispatch.ledger import Status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -23,24 +24,9 @@ from farm.training.dispatch.ledger import (
     replay,
 )
 
-KINDS: list[EventKind] = [
-    "queued",
-    "reused",
-    "vanished",
-    "leased",
-    "progress",
-    "released",
-    "lost",
-    "committed",
-    "failed",
-    "retry",
-    "quarantined",
-    "rejected",
-    "cancelled",
-]
 events = st.builds(
     Event,
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(get_args(EventKind)),
     job=st.sampled_from(["a", "b"]),
     at=st.floats(1, 1e6),
     lane=st.sampled_from(["0#x", "1#y", ""]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.assignments import assignment
 from support.jobs import assert_close, build_job, open_trainer
-from support.streams import RecordedStreams
+from support.training.streams import RecordedStreams
 
 from farm.adapters.weights import AdapterWeights
 from farm.base.device.queues import Queue

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from farm.base.builds.counted import count_build, counted_builds
 from farm.cli import app
 from farm.training.plan.all_bases import CARDS_GIB, all_bases, refreshed
+from farm.training.plan.counted_bases import count_build, counted_builds
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.planner import make_plan
 from farm.training.plan.shape import workload_of
@@ -27,7 +27,7 @@ def test_the_guides_table_is_fresh() -> None:
 
 def test_the_kept_counts_are_those_of_the_build() -> None:
     kept, counted = counted_builds()["klein-4b"], count_build("klein-4b")
-    assert kept == counted, "run: python -m farm.base.builds.counted"
+    assert kept == counted, "run: python -m farm.training.plan.counted_bases"
     assert kept.memory.denoiser_parameters == 3_875_544_576
 
 

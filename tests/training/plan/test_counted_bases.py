@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from farm.base.builds.counted import counted_builds
 from farm.base.interface import DenoiserCounts, MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.plan.costs import fixed_bytes, row_flops, slot_bytes
+from farm.training.plan.counted_bases import counted_builds
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.planner import make_plan
 from farm.training.plan.shape import lane_shape, workload_of

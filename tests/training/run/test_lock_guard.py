@@ -1,4 +1,4 @@
-"""A driver that is killed in any way leaves no claim and no folders behind."""
+"""A driver that is killed in any way leaves no lock and no folders behind."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from farm.training.run.lock_guard import LockGuard
 from farm.locks import StoreLock
 from farm.training.lane.scratch import scratch_folder
 store = Store(sys.argv[1])
-claim = StoreLock.take(store, "c", ttl_s=3600)
-guard = LockGuard(store, claim)
+lock = StoreLock.take(store, "c", ttl_s=3600)
+guard = LockGuard(store, lock)
 folder = scratch_folder("train")
 print(folder.name, flush=True)
 time.sleep(120)

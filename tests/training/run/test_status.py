@@ -92,8 +92,8 @@ def test_a_tally_that_a_killed_driver_left_behind_is_not_used(
     state.record("leased", KEYS[0], lane="0#x", expires=NOW)
     state.flush()
     assert run_status(store, "r")["counts"]["leased"] == 1
-    claim = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
-    assert claim is not None
+    lock = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
+    assert lock is not None
     assert run_status(store, "r")["counts"]["leased"] == 0  # a live driver will write the next one
 
 
@@ -104,8 +104,8 @@ def test_a_tally_goes_when_there_are_too_many_failures_for_it(
     monkeypatch.setattr(run_state, "TALLY_JOBS", 0)
     monkeypatch.setattr(run_state, "TALLY_FAILURES", 1)
     state = begin(store, clock)
-    claim = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
-    assert claim is not None
+    lock = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
+    assert lock is not None
     for number, key in enumerate(KEYS[:2]):
         state.cancel([key], "cancelled")
         clock[0] += 10.0

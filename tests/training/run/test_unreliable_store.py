@@ -20,7 +20,7 @@ import tenacity.nap
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.assignments import FINGERPRINT
-from support.unreliable_store import (
+from support.store.unreliable_store import (
     FAULTS,
     Fault,
     Killed,
@@ -30,7 +30,7 @@ from support.unreliable_store import (
     carry_out,
     open_store,
 )
-from support.write_paths import saved_adapter, slot_state
+from support.store.write_paths import saved_adapter, slot_state
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.record import AdapterRecord

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.write_paths import saved_adapter, slot_state
+from support.store.write_paths import saved_adapter, slot_state
 
 from farm.adapters.file_names import DIFFUSERS_FILE, RECORD_FILE
 from farm.adapters.registry import Registry

@@ -1,13 +1,17 @@
 """Checkpoints: a resumed job yields the same adapter as an uninterrupted one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.assignments import assignment
 from support.jobs import assert_close, assert_same_bits, open_trainer, train_alone
 
 from farm.base.interface import Base
 from farm.recipe import EarlyStop
+from farm.training.lane.finalizer import Finalizer
+from farm.training.lane.settings import SampleSettings
 from farm.training.slots.checkpoint import SlotState
 from farm.training.slots.job import TrainingJob
 from farm.training.slots.trainer import SlotTrainer
@@ -67,6 +71,44 @@ def test_a_state_restores_into_a_bank_of_another_rank_and_another_slot(
     found = other.weights(3)
     other.close()
     assert_close(found, train_alone(base, job), 5e-3)
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "patience", "why", "at"),
+    [(False, 90, "steps", 6), (True, 90, "keep_best", 2), (True, 1, "early_stop", 2)],
+)
+def test_a_job_that_ended_without_its_images_is_finished_by_another_trainer(
+    base: Base,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    keep_best: bool,
+    patience: int,
+    why: str,
+    at: int,
+) -> None:
+    # the first evaluation is the best
+    monkeypatch.setattr("farm.training.slots.trainer.is_best", lambda curve: len(curve) == 1)
+    rule = EarlyStop(every_steps=2, patience=patience, min_steps=0, min_delta=0.9)
+    job = make_job(base, 3, steps=6, keep_best=keep_best, early_stop=rule)
+    given = assignment("cat")
+    trainer = open_trainer(base, num_slots=1, max_rank=4)
+    trainer.admit(job)
+    while not trainer.step().finished:
+        pass
+    done = Finalizer(base, SampleSettings(), None).take(trainer, 0, 0, given, ())
+    state = SlotState.from_files(replace(done.state, key=job.key).to_files())
+    assert (state.ended, state.is_finite) == (why, True)
+    trainer.close()
+    other = open_trainer(base, num_slots=1, max_rank=4)
+    other.admit(job, state)
+    assert other.active_slots == ()
+    assert other.has_news
+    assert other.step().finished == ((0, job.key),)
+    again = Finalizer(base, SampleSettings(), None).take(other, 0, 0, given, ())
+    assert_same_bits(again.weights, done.weights)
+    assert again.record == done.record
+    assert (again.record.steps_trained, again.steps) == (at, done.steps)
+    other.close()
 
 
 def test_a_finished_checkpoint_trains_no_further(base: Base, make_job: MakeJob) -> None:

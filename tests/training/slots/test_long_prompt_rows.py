@@ -9,7 +9,7 @@ from support.jobs import assert_close, build_job, open_trainer, train_all, train
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.base.loading import load_base
-from farm.training.lane.encode import PromptCache
+from farm.training.lane.encode import TrainingPrompts
 
 LONG = "a wooden table with a red ball, a blue cup and sks thing"
 
@@ -50,7 +50,7 @@ def test_what_lies_behind_the_first_window_is_learned(base: Base) -> None:
 
 
 def test_a_lane_encodes_captions_of_different_lengths_as_the_recipe_says(base: Base) -> None:
-    encode = PromptCache(base)
+    encode = TrainingPrompts(base)
     captions = ["a photo of sks thing", LONG]
     tokens, conditioning = encode(captions, "chunk")
     length = base.memory.tokens

@@ -15,7 +15,7 @@ from diffusers.optimization import get_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from support.jobs import open_trainer
-from support.plain_dreambooth import (
+from support.training.plain_dreambooth import (
     add_peft,
     latents_and_noise,
     loss_of,

@@ -21,7 +21,7 @@ from farm.base.embedded.checkpoint import load_checkpoint, save_checkpoint
 from farm.base.embedded.progress import ProgressLog
 from farm.base.embedded.second.edition import Stage
 
-__all__ = ["BudgetSpent", "Clock", "Loop", "Plan"]
+__all__ = ["BudgetSpent", "Clock", "Loop", "BudgetPlan"]
 
 WARM_STEPS, TIMED_STEPS = 5, 15
 """Steps before the measurement, in which kernels are chosen and compiled, and steps measured."""
@@ -54,7 +54,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """What a time budget decided, by stage: numbers of images and steps."""
 
     path: Path
@@ -85,7 +85,7 @@ class Loop:
     stage: Stage
     rate_at: Callable[[int, int], float]
     """The factor on the learning rate at a step of a number of steps."""
-    plan: Plan
+    plan: BudgetPlan
     clock: Clock
     progress: ProgressLog
     checkpoint: Path

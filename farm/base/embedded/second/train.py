@@ -35,7 +35,7 @@ from farm.base.embedded.progress import ProgressLog
 from farm.base.embedded.scorer import encode_texts, measure_scorer
 from farm.base.embedded.second.album import Album, edition_scene
 from farm.base.embedded.second.edition import Edition
-from farm.base.embedded.second.loop import BudgetSpent, Clock, Loop, Plan
+from farm.base.embedded.second.loop import BudgetPlan, BudgetSpent, Clock, Loop
 from farm.base.embedded.second.losses import (
     QUESTIONS,
     Identifiers,
@@ -104,11 +104,11 @@ class _Work:
     tokenizer: CLIPTokenizer
     compiled: bool
     progress: ProgressLog = field(init=False)
-    plan: Plan = field(init=False)
+    plan: BudgetPlan = field(init=False)
 
     def __post_init__(self) -> None:
         self.progress = ProgressLog(self.out / "progress.jsonl")
-        self.plan = Plan(self.out / "plan.json")
+        self.plan = BudgetPlan(self.out / "plan.json")
 
     # -- stages -----------------------------------------------------------------------------------
 

@@ -17,20 +17,12 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from farm.base.conditioning import MASK, Conditioning, TokenIds
-from farm.base.families.flow import (
-    CHAT_TOKENS,
-    from_tokens,
-    own_tokens,
-    shift_by_size,
-    to_tokens,
-)
-from farm.base.families.qwen.shared import PATCH, PREFIX_TOKENS, QwenFamily
+from farm.base.families.flow import CHAT_TOKENS, PATCH, own_tokens
+from farm.base.families.qwen.shared import COUNTED_TOKENS, PREFIX_TOKENS, QwenFamily
 from farm.base.interface import FamilyNames
 
 __all__ = ["Krea2Base"]
 
-COUNTED_TOKENS = 64
-"""Tokens of the prompt that is counted; the transformer is given a prompt's own tokens only."""
 DISTILLED_SHIFT = 1.15
 """``mu`` of the distilled model's timesteps at every size."""
 
@@ -76,23 +68,24 @@ class Krea2Base(QwenFamily):
 
     # -- denoising ----------------------------------------------------------------------------
 
-    def denoise(
-        self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
+    def _denoise_tokens(
+        self,
+        tokens_RND: Tensor,
+        times_R: Tensor,
+        conditioning: Conditioning,
+        patches: tuple[int, int],
     ) -> Tensor:
-        height, width = latents_RCHW.shape[2] // PATCH, latents_RCHW.shape[3] // PATCH
         rows, tokens, _ = conditioning.hidden_RTD.shape
         layers = int(self._denoiser.config.num_text_layers)
-        predicted_RND = self._denoiser(
-            hidden_states=to_tokens(latents_RCHW, PATCH),
+        predicted_RND: Tensor = self._denoiser(
+            hidden_states=tokens_RND,
             encoder_hidden_states=conditioning.hidden_RTD.reshape(rows, tokens, layers, -1),
-            timestep=timesteps_R.to(latents_RCHW.dtype) / 1000,
-            position_ids=self._pipeline.prepare_position_ids(
-                tokens, height, width, latents_RCHW.device
-            ),
+            timestep=times_R,
+            position_ids=self._pipeline.prepare_position_ids(tokens, *patches, tokens_RND.device),
             encoder_attention_mask=conditioning.extra[MASK],
             return_dict=False,
         )[0]
-        return from_tokens(predicted_RND, height, width, PATCH)
+        return predicted_RND
 
     def needs_unprompted(self, guidance: float) -> bool:
         return self.guidance_kind == "cfg" and guidance > 0
@@ -103,7 +96,7 @@ class Krea2Base(QwenFamily):
     def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
         if self._pipeline.config.is_distilled:
             return DISTILLED_SHIFT
-        return shift_by_size(shape, PATCH, config)
+        return super()._shift(steps, shape, config)
 
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         config = self._denoiser.config

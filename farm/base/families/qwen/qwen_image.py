@@ -6,7 +6,7 @@ D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,20 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from farm.base.conditioning import MASK, Conditioning, TokenIds
-from farm.base.families.flow import (
-    CHAT_TOKENS,
-    from_tokens,
-    own_tokens,
-    shift_by_size,
-    to_tokens,
-)
-from farm.base.families.qwen.shared import PATCH, PREFIX_TOKENS, QwenFamily
+from farm.base.families.flow import CHAT_TOKENS, PATCH, own_tokens
+from farm.base.families.qwen.shared import COUNTED_TOKENS, PREFIX_TOKENS, QwenFamily
 from farm.base.interface import FamilyNames
 
 __all__ = ["QwenImageBase"]
-
-COUNTED_TOKENS = 64
-"""Tokens of the prompt that is counted; the transformer reads a prompt's own tokens only."""
 
 
 class QwenImageBase(QwenFamily):
@@ -61,26 +52,26 @@ class QwenImageBase(QwenFamily):
 
     # -- denoising ----------------------------------------------------------------------------
 
-    def denoise(
-        self, latents_RCHW: Tensor, timesteps_R: Tensor, conditioning: Conditioning
+    def _denoise_tokens(
+        self,
+        tokens_RND: Tensor,
+        times_R: Tensor,
+        conditioning: Conditioning,
+        patches: tuple[int, int],
     ) -> Tensor:
-        height, width = latents_RCHW.shape[2] // PATCH, latents_RCHW.shape[3] // PATCH
-        predicted_RND = self._denoiser(
-            hidden_states=to_tokens(latents_RCHW, PATCH),
-            timestep=timesteps_R.to(latents_RCHW.dtype) / 1000,
+        predicted_RND: Tensor = self._denoiser(
+            hidden_states=tokens_RND,
+            timestep=times_R,
             encoder_hidden_states=conditioning.hidden_RTD,
             encoder_hidden_states_mask=conditioning.extra[MASK],
-            img_shapes=[[(1, height, width)]] * len(latents_RCHW),
+            img_shapes=[[(1, *patches)]] * len(tokens_RND),
             return_dict=False,
         )[0]
-        return from_tokens(predicted_RND, height, width, PATCH)
+        return predicted_RND
 
     def guide(self, prompted_GCHW: Tensor, plain_GCHW: Tensor, guidance: float | Tensor) -> Tensor:
         guided_GCHW = super().guide(prompted_GCHW, plain_GCHW, guidance)
         return guided_GCHW * (_token_norms(prompted_GCHW) / _token_norms(guided_GCHW))
-
-    def _shift(self, steps: int, shape: tuple[int, int, int], config: Mapping[str, Any]) -> float:
-        return shift_by_size(shape, PATCH, config)
 
     def _run_on_shapes(self) -> Callable[[Any, int], Any]:
         config = self._denoiser.config

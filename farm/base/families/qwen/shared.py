@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farm.base.families.flow import CHAT_TOKENS, ChatPrompts
+from farm.base.families.flow import CHAT_TOKENS, ChatPrompts, PackedLatents
 from farm.base.families.latent_vae import LatentVae
 
-__all__ = ["PATCH", "PREFIX_TOKENS", "QwenFamily"]
+__all__ = ["COUNTED_TOKENS", "PREFIX_TOKENS", "QwenFamily"]
 
-PATCH = 2
-"""Latent cells per transformer token along one side."""
 PREFIX_TOKENS = 34
 """Tokens of the template before the prompt, whose states the transformer does not read."""
+COUNTED_TOKENS = 64
+"""Tokens of the prompt that is counted; the transformers read a prompt's own tokens only."""
 TRAINED_CELLS = 128
 """Side of the images that the models were trained for, in latent cells."""
 
@@ -48,8 +48,8 @@ class VideoVae(LatentVae):
         return images_B3PP
 
 
-class QwenFamily(ChatPrompts):
-    """A transformer over ``PATCH`` by ``PATCH`` patches of ``VideoVae``'s latents."""
+class QwenFamily(ChatPrompts, PackedLatents):
+    """A transformer over patches of ``VideoVae``'s latents."""
 
     @staticmethod
     def _trained_side(pipeline: Any) -> int:
@@ -58,14 +58,6 @@ class QwenFamily(ChatPrompts):
 
     def _wrap_vae(self, vae: Any) -> LatentVae:
         return VideoVae(vae)
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self._denoiser.config.in_channels) // PATCH**2
-
-    @property
-    def size_multiple(self) -> int:
-        return self.latent_factor * PATCH
 
     def _room(self) -> int:
         return CHAT_TOKENS

@@ -3,11 +3,13 @@
 (() => {
   const PAGE_SIZE = 25;
   const $ = (id) => document.getElementById(id);
-  const rows = [...document.querySelectorAll("#table tbody tr")];
-  const body = rows.length ? rows[0].parentNode : null;
-  const state = { sort: "rank", down: false, verdict: "", text: "", noun: "", page: 0, shown: rows };
+  const table = $("table").tBodies[0];
   const NUMBERS = new Set(["rank", "gain", "prompt", "kept", "steps", "seconds"]);
-  const words = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
+  const MANY = 5000; // from here on, exact collation would take seconds
+  const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
+  const state = { sort: "rank", down: false, verdict: "", text: "", noun: "", page: 0, shown: [] };
+  let rows = []; // sorted as state says
+  let makeLine = null; // makes a row's table line, where the page has an index instead of lines
 
   // -- light and dark
   const theme = $("theme");
@@ -21,32 +23,36 @@
   });
 
   // -- the table
+  function words(a, b) {
+    if (rows.length < MANY) return collator.compare(a, b);
+    return a < b ? -1 : a > b ? 1 : 0;
+  }
+
   function compare(a, b) {
-    const x = a.dataset[state.sort], y = b.dataset[state.sort];
-    const order = NUMBERS.has(state.sort) ? x - y : words.compare(x, y);
-    return (state.down ? -order : order) || a.dataset.index - b.dataset.index;
+    const x = a[state.sort], y = b[state.sort];
+    const order = NUMBERS.has(state.sort) ? x - y : words(x, y);
+    return (state.down ? -order : order) || a.index - b.index;
   }
 
   function matches(row) {
-    const data = row.dataset;
-    if (state.verdict && data.verdict !== state.verdict) return false;
-    if (state.noun && data.noun !== state.noun) return false;
+    if (state.verdict && row.verdict !== state.verdict) return false;
+    if (state.noun && row.noun !== state.noun) return false;
     if (!state.text) return true;
-    return `${data.name} ${data.noun}`.toLowerCase().includes(state.text);
+    return `${row.name} ${row.noun}`.toLowerCase().includes(state.text);
   }
 
   function show() {
-    state.shown = rows.filter(matches).sort(compare);
+    state.shown = rows.filter(matches);
     const last = Math.max(0, Math.ceil(state.shown.length / PAGE_SIZE) - 1);
     state.page = Math.min(state.page, last);
     const start = state.page * PAGE_SIZE;
-    const visible = new Set(state.shown.slice(start, start + PAGE_SIZE));
-    for (const row of rows) row.hidden = !visible.has(row);
-    body.append(...state.shown);
+    const visible = state.shown.slice(start, start + PAGE_SIZE);
+    table.replaceChildren(...visible.map((row) => (row.line ??= makeLine(row))));
     $("empty").hidden = state.shown.length > 0;
     document.querySelector(".pager").hidden = state.shown.length <= PAGE_SIZE;
     const end = Math.min(start + PAGE_SIZE, state.shown.length);
-    $("where").textContent = `${start + 1}–${end} of ${state.shown.length}`;
+    const [from, to, all] = [start + 1, end, state.shown.length].map((n) => n.toLocaleString("en"));
+    $("where").textContent = `${from}–${to} of ${all}`;
     $("prev").disabled = state.page === 0;
     $("next").disabled = state.page === last;
     for (const head of document.querySelectorAll("#table thead th[aria-sort]")) {
@@ -57,6 +63,7 @@
 
   function change(part) {
     Object.assign(state, { page: 0 }, part);
+    if ("sort" in part) rows.sort(compare);
     show();
   }
 
@@ -89,14 +96,68 @@
   }
   $("prev").addEventListener("click", () => turn(-1));
   $("next").addEventListener("click", () => turn(1));
-  if (body) {
-    body.addEventListener("click", (event) => {
-      if (event.target.closest("a")) return;
-      const row = event.target.closest("tr");
-      if (row) location.hash = `subject-${row.dataset.index}`;
-    });
-    show();
+  table.addEventListener("click", (event) => {
+    if (event.target.closest("a")) return;
+    const line = event.target.closest("tr");
+    if (line) line.querySelector("a").click();
+  });
+
+  function start(found) {
+    rows = found;
+    if (rows.length) show();
   }
+
+  function readLines() {
+    return [...table.rows].map((line) => {
+      const row = { line, ...line.dataset };
+      for (const name of ["index", ...NUMBERS]) row[name] = Number(row[name]);
+      return row;
+    }).sort(compare);
+  }
+
+  // -- the index of a large run: columns, in the order of "rank"
+  function readIndex(data) {
+    const model = table.rows[0];
+    const reused = new Set(data.reused);
+    const percent = (value) => (value === null ? "–" : `${value} %`);
+    makeLine = (row) => {
+      const line = model.cloneNode(true), at = row.rank, [name, noun, verdict, ...numbers] = line.cells;
+      const page = String(Math.floor(row.index / data.size)).padStart(4, "0");
+      const link = document.createElement("a");
+      link.href = `${data.folder}/${page}.html#subject-${row.index}`;
+      link.textContent = row.name;
+      name.replaceChildren(link);
+      const space = data.spaces[data.space[at]];
+      if (space !== "default") name.append(small(space));
+      noun.textContent = row.noun;
+      const chip = document.createElement("span");
+      chip.className = `chip v-${data.slugs[data.verdict[at]]}`;
+      chip.append(document.createElement("i"), row.verdict);
+      verdict.replaceChildren(chip);
+      if (reused.has(at)) verdict.append(small("already in the store", "reused"));
+      const texts = [percent(data.gain[at]), percent(data.prompt[at]), percent(data.kept[at])];
+      texts.push(String(row.steps || "–"), data.times[data.time[at]]);
+      numbers.forEach((cell, number) => { cell.textContent = texts[number]; });
+      Object.assign(line.dataset, { index: row.index, name: row.name, verdict: row.verdict });
+      return line;
+    };
+    return data.names.map((name, at) => ({
+      line: null, rank: at, index: data.numbers[at], name,
+      noun: data.nouns[data.noun[at]], verdict: data.verdicts[data.verdict[at]],
+      gain: data.gain[at] ?? -9, prompt: data.prompt[at] ?? -9, kept: data.kept[at] ?? -9,
+      steps: data.steps[at], seconds: data.seconds[at],
+    }));
+  }
+
+  function small(text, name = "") {
+    const element = document.createElement("small");
+    element.textContent = text;
+    element.className = name;
+    return element;
+  }
+
+  const isOverview = "indexed" in document.body.dataset;
+  if (!isOverview) start(readLines());
 
   // -- a subject's page
   const dialog = $("page");
@@ -119,7 +180,7 @@
 
   function go(index, by) {
     if (by === 0) return dialog.close();
-    const order = state.shown.map((row) => Number(row.dataset.index));
+    const order = state.shown.map((row) => row.index);
     const at = order.indexOf(index);
     const next = order[(Math.max(at, 0) + by + order.length) % order.length];
     location.hash = `subject-${next}`;
@@ -177,6 +238,9 @@
     if (match) open(Number(match[1]));
   }
   addEventListener("hashchange", follow);
-  // the subjects' pages stand below this script: the table is usable before they have arrived
-  addEventListener("DOMContentLoaded", follow);
+  // the subjects' pages and the index follow this script: the table is seen before they arrive
+  addEventListener("DOMContentLoaded", () => {
+    if (isOverview) start(readIndex(JSON.parse($("index").textContent)));
+    follow();
+  });
 })();

@@ -66,7 +66,7 @@ def find_batch_size(
         if gain < worth_it:  # perhaps noise of other programs, which only adds time: repeat
             measured[rows * 2] = min(measured[rows * 2], pass_seconds(rows * 2))
             gain = 2 * measured[rows] / measured[rows * 2] - 1
-        # a guided picture needs two rows, so two are always allowed
+        # a guided image needs two rows, so two are always allowed
         if gain < worth_it and rows >= 2:
             break
         rows *= 2

@@ -1,6 +1,6 @@
 """Capacity of a pass: the measured knee, the memory guard, and the cost of a request.
 
-Owns the numbers behind admission; ``measuring.py`` measures them. At picture sizes other than the
+Owns the numbers behind admission; ``measuring.py`` measures them. At image sizes other than the
 base's own the limit scales with the area, which is conservative for attention.
 """
 
@@ -67,7 +67,7 @@ class Capacity:
         return size[0] * size[1] / self._pixels
 
     def rows_at(self, size: Size) -> int:
-        """Rows of a full pass at a size; at least two, which a guided picture needs."""
+        """Rows of a full pass at a size; at least two, which a guided image needs."""
         rows = min(4 * self.rows, round(self.rows / self.area_ratio(size)))
         return max(2, min(rows, self._shrunk.get(size, rows)))
 

@@ -1,7 +1,7 @@
 """Measures the batch limit on the real base, once per base and machine, while serving.
 
 Owns the measurement and the file with its result. The engine's loop runs the passes, one at a time
-between the steps of its pictures, because a denoiser runs one pass at a time.
+between the steps of its images, because a denoiser runs one pass at a time.
 
 Legend: R rows, C channels, H W latent.
 """
@@ -245,7 +245,7 @@ class CapacityMeter:
         return run
 
     def _fill_slot(self) -> None:
-        """Put an adapter into the bare base's own slot, which no picture uses."""
+        """Put an adapter into the bare base's own slot, which no image uses."""
         if self._bank is not None and self._bank.held(0) is None:
             self._bank.set_slot(0, _zero_adapter(self._bank))
 

@@ -1,4 +1,4 @@
-// Links that reproduce a picture: everything that determines it, in the fragment of the address,
+// Links that reproduce an image: everything that determines it, in the fragment of the address,
 // which browsers send to no server.
 
 const FIELDS = { seed: "seed", steps: "steps", guidance: "guidance", size: "size", scheduler: "scheduler", negative: "negative", count: "count" };

@@ -1,4 +1,4 @@
-// The built-in page: choose subjects, click an example or write a prompt, watch pictures appear.
+// The built-in page: choose subjects, click an example or write a prompt, watch images appear.
 // Talks only to this endpoint.
 
 import { $, complain, make } from "./elements.js";
@@ -35,7 +35,7 @@ function settings() {
   };
 }
 
-// All pictures of one generation share the seed, so that subjects and base can be compared.
+// All images of one generation share the seed, so that subjects and base can be compared.
 const newSeed = () => ($("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] : Number($("seed").value));
 
 function plan() {
@@ -54,7 +54,7 @@ async function generate() {
   await runAll([...jobs, ...bases], mode, prompt);
 }
 
-// The address of the page reproduces its newest result, all pictures of it.
+// The address of the page reproduces its newest result, all images of it.
 function wholeLink(order, mode, prompt) {
   const subjects = state.chosen.filter(({ name }) => name).map(({ reference, weight }) => ({
     reference, weight: mode === "strip" ? state.weight : weight,
@@ -91,7 +91,7 @@ async function runAll(jobs, mode, prompt) {
   if (failed) throw failed.reason;
 }
 
-// A figure without a picture leaves; one whose base picture alone is missing stays.
+// A figure without an image leaves; one whose base image alone is missing stays.
 function drop(figure) {
   if (figure.querySelector("img").classList.contains("done")) {
     figure.className = "";
@@ -124,7 +124,7 @@ async function run({ order, figures, isBase, index, mode, prompt, meter }, stopp
 
 const nameOf = (order) => [order.model ?? state.base, ...(order.adapters ?? []).map((one) => one.model)].map((name) => name.split("@")[0]).join("+");
 
-// Links name versions, so that a picture stays the same when an adapter is trained again.
+// Links name versions, so that an image stays the same when an adapter is trained again.
 function linkOf({ receipt, seed }, mode, prompt) {
   const subjects = receipt.adapters.map(({ name, key, weight }) => ({ reference: `${name}@${key}`, weight }));
   const fields = {

@@ -1,10 +1,10 @@
-// The results: one block per generation, one figure per picture, the base's picture beside it.
+// The results: one block per generation, one figure per image, the base's image beside it.
 
 import { $, make } from "./elements.js";
 
 const MAX_RESULTS = 40; // older ones leave the page, because every picture is kept in memory
 
-// A block of figures for `titles` × `count` pictures; figures[title][picture].
+// A block of figures for `titles` × `count` images; figures[title][picture].
 export function openResult(titles, count, hasBase, mode) {
   const figures = titles.map((title) => Array.from({ length: count }, () => figureOf(title, hasBase, mode)));
   const block = make("section", { className: `result ${mode}` }, ...figures.flat());
@@ -34,7 +34,7 @@ export function preview(figure, event, isBase) {
 
 const imageOf = (figure, isBase) => figure.querySelector(isBase ? ".base img" : "img");
 
-// Show a finished picture. `link` is the fragment that reproduces it, `file` its name when saved.
+// Show a finished image. `link` is the fragment that reproduces it, `file` its name when saved.
 export function finish(figure, event, { isBase, link, file }) {
   const image = imageOf(figure, isBase);
   image.src = dataUrl(event);

@@ -1,7 +1,7 @@
 // The chosen subjects, their weights, and the prompt's words for them.
 //
-// Modes: "one" subject; several "together" in one picture; a "strip" of one prompt over several
-// subjects, one picture each.
+// Modes: "one" subject; several "together" in one image; a "strip" of one prompt over several
+// subjects, one image each.
 
 import { $, make } from "./elements.js";
 import { factsOf, sampleOf } from "./endpoint.js";
@@ -136,7 +136,7 @@ function chosenText(count) {
 
 // -- what is sent ---------------------------------------------------------------------------------
 
-// One order per picture column: {title, order}; `common` holds the fields all share.
+// One order per image column: {title, order}; `common` holds the fields all share.
 export function ordersOf(prompt, common) {
   if (isBaseAlone()) return [{ title: state.base, order: { ...common, prompt } }];
   if (!state.chosen.length) throw new Error("Choose a subject in the gallery first.");

@@ -21,7 +21,7 @@ import time
 import venv
 from pathlib import Path
 
-from support.doc_pages import ROOT, Block, command_lines
+from support.docs.pages import ROOT, Block, command_lines
 
 SMALL = {
     "demo": {"subjects": 2, "steps": 60},

@@ -1,4 +1,4 @@
-"""Fetch KubeRay's published resource definitions: ``python -m support.kuberay_crds FOLDER``.
+"""Fetch KubeRay's published resource definitions: ``python -m support.deploy.kuberay_crds FOLDER``.
 
 With ``KUBERAY_CRDS=FOLDER`` the tests check ``deploy/kuberay`` against them. They are not kept in
 the repository: each is a megabyte, most of it pod templates, which ``pod_schema`` checks.

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from functools import cache
 
-from support.hostile_files import NAMES
+from support.hostile.files import NAMES
 
 __all__ = ["GOOD", "URIS", "hostile_manifest"]
 

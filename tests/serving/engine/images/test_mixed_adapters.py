@@ -8,8 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from support.adapters import publish
-from support.weights import random_weights
+from support.adapters import publish, weights_on
 
 from farm.adapters.bank.mixed import MixedBank
 from farm.adapters.registry import Registry
@@ -51,7 +50,7 @@ def weights_of(base, name, seed):
     for component, kind in zip(("unet", "text_encoder"), KINDS[name], strict=True):
         if kind is not None:
             bank = MixedBank(base, component, num_slots=1)
-            part = random_weights(bank, seed, alpha=1.5 * kind["rank"], strength=0.6, **kind)
+            part = weights_on(bank, seed, alpha=1.5 * kind["rank"], strength=0.6, **kind)
             layers |= part.layers
             alphas |= part.alphas
     return AdapterWeights(layers, alphas)

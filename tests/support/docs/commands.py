@@ -14,8 +14,8 @@ from typing import Any
 import typer.main
 import yaml
 
-from support.doc_pages import ROOT
-from support.dockerfile import instructions, stages
+from support.deploy.dockerfile import instructions, stages
+from support.docs.pages import ROOT
 
 OPERATORS = {"&&", "||", "|", ";", "&"}
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")

@@ -1,9 +1,9 @@
 """The table of model families in docs/guides/base.md, generated from the tests that prove it.
 
-A test proves a step of a family with ``@pytest.mark.proves(family, step)``. The whole suite must
+A test proves a step of families with ``@pytest.mark.proves(*families, step)``. The whole suite must
 pass, so what is marked has run.
 
-    PYTHONPATH=tests python -m support.family_table
+    PYTHONPATH=tests python -m support.docs.family_table
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "guides" / "base.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 STEPS = (
@@ -26,6 +26,18 @@ STEPS = (
     "serve mixed",
     "run to request",
 )
+GROUPS = {
+    "every flow family": (
+        "Z-Image",
+        "FLUX.2-klein",
+        "FLUX.1",
+        "Stable Diffusion 3",
+        "FLUX.2-dev",
+        "Qwen-Image",
+        "Krea 2",
+    )
+}
+"""Names that stand for several families: tests over ``support.families.FLOW_FAMILIES``."""
 NO_TEXT_ADAPTERS = "diffusers' loader reads none"
 NO_KOHYA = "diffusers has no converter to prove it"
 GAPS: dict[tuple[str, str], str] = {
@@ -57,8 +69,9 @@ def _marks(tree: ast.Module) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.FunctionDef):
             for mark in node.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.proves":
-                    family, step = (ast.literal_eval(argument) for argument in mark.args)
-                    yield family, step
+                    *families, step = (ast.literal_eval(argument) for argument in mark.args)
+                    for name in families:
+                        yield from ((family, step) for family in GROUPS.get(name, (name,)))
 
 
 def table() -> str:

@@ -1,7 +1,7 @@
 """The schema of Kubernetes' pod templates in ``tests/data``: making it, and checking against it.
 
-``python -m support.pod_schema FOLDER`` makes it from the package ``kubernetes-validate`` (FOLDER is
-its ``kubernetes-json-schema/v1.34.0-local-strict``), which publishes Kubernetes' OpenAPI
+``python -m support.deploy.pod_schema FOLDER`` makes it from the package ``kubernetes-validate``
+(FOLDER is its ``kubernetes-json-schema/v1.34.0-local-strict``), which publishes Kubernetes' OpenAPI
 definitions as JSON schemas that refuse unknown fields. Descriptions are left out.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import jsonschema
 
-POD_SCHEMA = Path(__file__).parent.parent / "data" / "kubernetes-pod-template.json"
+POD_SCHEMA = Path(__file__).parents[2] / "data" / "kubernetes-pod-template.json"
 TEMPLATE = "io.k8s.api.core.v1.PodTemplateSpec"
 ORIGIN = (
     "Kubernetes 1.34, api/openapi-spec, as published by kubernetes-validate 1.37.0; Apache-2.0. "
@@ -36,8 +36,15 @@ def check_pod(template: object, place: str) -> None:
 
 
 @cache
+def pod_schema() -> dict[str, Any]:
+    """The schema of a pod template, whose ``$defs`` are those of its parts."""
+    found: dict[str, Any] = json.loads(POD_SCHEMA.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
 def _validator() -> Any:
-    return jsonschema.Draft202012Validator(json.loads(POD_SCHEMA.read_text(encoding="utf-8")))
+    return jsonschema.Draft202012Validator(pod_schema())
 
 
 def reduced(definitions: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The planner's facts of the builds that have a real model's shape, counted once and kept.
 
-Owns ``counted.json``. The counts follow from the configs alone, so they are part of the
+Owns ``counted_bases.json``. The counts follow from the configs alone, so they are part of the
 package; counting takes seconds for each build.
 
-    python -m farm.base.builds.counted
+    python -m farm.training.plan.counted_bases
 
 counts all of them again and rewrites the file.
 """
@@ -22,7 +22,7 @@ from farm.recipe import Recipe
 
 __all__ = ["CountedBuild", "count_build", "counted_builds"]
 
-FILE = Path(__file__).parent / "counted.json"
+FILE = Path(__file__).parent / "counted_bases.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def counted_builds() -> dict[str, CountedBuild]:
 
 def count_build(name: str) -> CountedBuild:
     """Count a build on tensors without storage."""
-    from farm.base.loading import load_base
+    from farm.base.loading import load_base  # imports torch; reading the file does not
 
     base = load_base(name, device="meta")
     recipe = Recipe.model_validate(base.recipe)

@@ -1,0 +1,68 @@
+"""Tables beside folders of photos that are not read, although they hold captions or subjects.
+
+Owns the warnings about them, so that captions never disappear without a word.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterator
+
+from farm.errors import Fault
+from farm.intake.captions.photo_table import read_photo_table
+from farm.intake.captions.unread import is_table_name
+from farm.intake.errors import PhotoFault
+from farm.intake.photos.bytes import PhotoReader
+
+__all__ = ["unread_tables"]
+
+MAX_TABLES = 20
+"""Tables of one folder that are looked into."""
+MAX_BYTES = 2**22
+"""Larger ones are not looked into: this concerns only warnings."""
+SUBJECT_STEMS = frozenset(("subject", "subjects", "manifest"))
+
+
+def unread_tables(folder: str, names: Collection[str], used: Collection[str]) -> Iterator[Fault]:
+    """Warnings about the tables of captions or subjects in a folder of folders.
+
+    Args:
+        folder: an absolute path or a URL.
+        names: of its files.
+        used: those of them that are read, or reported elsewhere.
+    """
+    base = folder.rstrip("/")
+    others = sorted(name for name in names if name not in used and not name.startswith("."))
+    for name in [one for one in others if is_table_name(one)][:MAX_TABLES]:
+        try:
+            with PhotoReader() as reader:
+                data = reader.read(f"{base}/{name}")
+        except PhotoFault:
+            continue
+        table = read_photo_table(data[:MAX_BYTES], name)
+        columns = table.columns.keys()
+        if table.names_photos and table.has_captions and table.rows:
+            count = f"{len(table.rows)} row{'s' if len(table.rows) > 1 else ''}"
+            yield _warning(
+                f"{base}/{name}",
+                f"captions in {count} are not read: the table is beside the folders of the photos",
+                "put the rows of each subject into a metadata.csv in the folder of its photos, "
+                "with the names as seen from there",
+            )
+        elif not used and columns & {"subject", "id"} and columns & {"class", "class_noun"}:
+            yield _warning(
+                f"{base}/{name}",
+                "it is a table of subjects, but not read under this name",
+                f"rename it subjects.csv, or name the file itself, {base}/{name}"
+                if name.lower().endswith((".csv", ".tsv"))
+                else f"name the file itself, {base}/{name}",
+            )
+    for name in others:
+        stem, suffix = posixpath.splitext(name.casefold())
+        if not used and stem in SUBJECT_STEMS and suffix == ".txt":
+            message = "it is not read: a table of subjects ends in .csv"
+            yield _warning(f"{base}/{name}", message, "rename it subjects.csv")
+
+
+def _warning(file: str, message: str, remedy: str) -> Fault:
+    return Fault(file, message, remedy, severity="warning")

@@ -1,0 +1,79 @@
+"""The remaining time follows the run's own speed: it never ends early, and never jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from farm.cli.views.pace import Pace
+
+PLAN_S = 100.0
+FIRST = 0.2
+"""Share that is done when the first step is trained: start-up and class images."""
+
+
+def simulate(
+    speed: Callable[[float], float], *, every: float = 0.01
+) -> tuple[list[tuple[float, float]], float]:
+    """(time, remaining) each second of a run with a plan, and when the run ended.
+
+    Args:
+        speed: of the machine, relative to the plan's, by the share of the work that is done.
+        every: the share between two steps of progress that the dispatcher reports.
+    """
+    pace, now, done, shown = Pace(PLAN_S, FIRST), 0.0, 0.0, []
+    while done < 1.0:
+        seen = 0.0 if done < FIRST else FIRST + (done - FIRST) // every * every
+        left = pace.note(now, seen)
+        assert left is not None
+        assert left > 0
+        shown.append((now, left))
+        done += speed(done) / PLAN_S
+        now += 1.0
+    return shown, now
+
+
+def worst_jump(shown: list[tuple[float, float]], ended: float) -> float:
+    """The largest factor between two displays ten seconds apart, up to the last tenth."""
+    lines = [left for now, left in shown[::10] if now < 0.9 * ended]
+    return max(max(b / a, a / max(b, 1e-9)) for a, b in pairwise(lines))
+
+
+@pytest.mark.parametrize("speed", [1.5, 1.0, 0.5, 0.2, 0.05])
+@pytest.mark.parametrize("every", [0.01, 0.2])
+def test_the_estimate_follows_a_slow_or_fast_machine(speed: float, every: float) -> None:
+    shown, ended = simulate(lambda done: speed, every=every)
+    for now, left in shown:
+        if 0.25 * ended < now < 0.9 * ended:
+            assert left == pytest.approx(ended - now, rel=0.35)
+    assert worst_jump(shown, ended) < 3
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 0.1), (0.2, 1.0), (1.0, 0.3)])
+def test_the_estimate_follows_a_machine_that_gets_busy_or_idle(before: float, after: float) -> None:
+    shown, ended = simulate(lambda done: before if done < 0.4 else after)
+    last_part = 20.0 / after  # the last fifth of the work
+    for now, left in shown:
+        if ended - last_part < now < ended - last_part / 4:
+            assert left == pytest.approx(ended - now, rel=0.25)
+    assert worst_jump(shown, ended) < 3
+
+
+def test_a_run_without_progress_never_has_less_than_half_of_its_time_left() -> None:
+    pace = Pace(PLAN_S, FIRST)
+    for second in range(51):
+        left = pace.note(float(second), second / PLAN_S)
+    stalled = [pace.note(50.0 + second, 0.5) for second in range(0, 600, 10)]
+    assert left == stalled[0] == pytest.approx(50.0)
+    assert all(one is not None and one > 24 for one in stalled)
+    assert stalled[-1] is not None
+    assert stalled[-1] > 100
+
+
+def test_a_start_that_takes_longer_than_planned_makes_the_run_longer() -> None:
+    pace = Pace(PLAN_S, FIRST)
+    left = [pace.note(float(second), 0.0) for second in (0, 10, 20, 40, 80)]
+    assert left[:3] == pytest.approx([100.0, 90.0, 80.0])
+    assert left[2] < left[3] < left[4] < 400  # type: ignore[operator]

@@ -1,0 +1,467 @@
+"""Folders, tables and settings as people and other tools leave them: nothing in them is dropped
+without a word, and what is wrong is named with a remedy that works."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.photos import encoded, picture
+
+from farm.errors import ManifestError
+from farm.intake.manifest import Manifest, read_manifest
+
+TABLE = "subject,class\ntom,cat\n"
+PHOTOS = [encoded(picture(number)) for number in range(3)]
+ROWS = "file_name,text\ntom/0.png,sks cat a\n"
+Files = dict[str, bytes | str]
+
+
+def photos(prefix: str) -> Files:
+    return {f"{prefix}{number}.png": data for number, data in enumerate(PHOTOS)}
+
+
+def read(folder: Path, files: Files, target: str = "") -> Manifest:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return read_manifest(str(folder / target), strict=False)
+
+
+def words(manifest: Manifest) -> str:
+    return "\n".join(map(str, manifest.faults))
+
+
+# -- what is beside or inside the folders of subjects --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"captions.csv": ROWS}, "captions in 1 row are not read"),
+        ({"tom/captions.json": '{"0": "sks cat", "1": "sks cat"}'}, "it names 2 of the photos"),
+        ({"metadata.tsv": ROWS.replace(",", "\t")}, "captions in 1 row are not read"),
+        ({"meta_cap.json": json.dumps({"tom/0.png": {"caption": "sks cat"}})}, "captions in 1 row"),
+        ({"tom/more/9.png": PHOTOS[0]}, "folders in tom are not read: more"),
+        ({"tom/captions/0.txt": "sks cat"}, "folders in tom are not read: captions"),
+        ({"9.png": PHOTOS[0]}, "1 photo belongs to no subject"),
+        ({"tom/0.txt": "sks cat", "tom/0.caption": "sks cat b"}, "`.caption` file is not read"),
+        ({"tom/.9.png.icloud": b"bplist"}, "from iCloud"),
+        ({"tom/9.zip": b"PK"}, "unpack archives"),
+        ({"tom/9.numbers": b"PK"}, "CSV UTF-8"),
+        ({"tom/9.mp4": b"x"}, "still frames"),
+    ],
+)
+def test_what_is_not_used_of_a_folder_is_reported_once(
+    tmp_path: Path, more: Files, told: str
+) -> None:
+    manifest = read(tmp_path, {"subjects.csv": TABLE, **photos("tom/"), **more})
+    (fault,) = manifest.faults
+    assert fault.severity == "warning"
+    assert told in str(fault)
+
+
+LITTER = (
+    *("Thumbs.db", ".picasa.ini", "Picasa.ini", ".stfolder/x", "~syncthing~0.png.tmp", "0.pp3"),
+    *("0.png:Zone.Identifier", "0.png_original", "0.xmp", "0.THM", "@eaDir/0.png/SYNOPHOTO_X.jpg"),
+    *("0.MOV", "0.dng", "2.heic", "1.aae", "archive_browser.html"),
+)
+
+
+def test_litter_and_other_forms_of_photos_are_neither_photos_nor_warnings(tmp_path: Path) -> None:
+    album = json.dumps({"title": "tom", "date": {"timestamp": "1"}})
+    files = {f"tom/{name}": b"x" for name in LITTER} | {"tom/metadata.json": album}
+    manifest = read(tmp_path, {"subjects.csv": TABLE, **photos("tom/"), **files})
+    assert not manifest.faults
+    assert len(manifest.subjects[0].photos) == 3
+
+
+def test_all_photos_below_a_folder_are_used_as_the_remedy_says(tmp_path: Path) -> None:
+    table = "subject,class,photos\ntom,cat,tom/**/*\n"
+    manifest = read(tmp_path, {"subjects.csv": table, **photos("tom/"), "tom/a/9.png": PHOTOS[0]})
+    assert len(manifest.subjects[0].photos) == 4
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("Subjects.CSV", TABLE),
+        ("subjects.tsv", TABLE.replace(",", "\t")),
+        ("subjects.csv", f"My subjects\n{TABLE}"),
+        ("subjects.csv", f"My subjects;;\n\n{TABLE.replace(',', ';')}"),
+        ("subjects.csv", "subject,class,photos\ntom,cat,.\\tom\n"),
+        ("subjects.csv", "subject,class,live\ntom,cat,yes\n"),
+        ("subjects.csv", '"subject", "class", "sample_prompts"\n"tom", "cat", "[V], far"\n'),
+    ],
+)
+def test_a_table_of_subjects_is_read_as_people_write_it(
+    tmp_path: Path, name: str, table: str
+) -> None:
+    manifest = read(tmp_path, {name: table, **photos("tom/")})
+    assert not manifest.faults
+    assert [one.class_noun for one in manifest.subjects] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "told"),
+    [
+        ("subject.csv", TABLE, "rename it subjects.csv"),
+        ("subjects.txt", TABLE, "rename it subjects.csv"),
+        ("subjects.json", '[{"id": "tom", "class_noun": "cat"}]', "subjects.json"),
+        ("subjects.csv", "tom,cat\nrex,dog\n", "begin it with the names of its columns"),
+    ],
+)
+def test_a_table_of_subjects_that_is_not_read_is_named(
+    tmp_path: Path, name: str, table: str, told: str
+) -> None:
+    first = read(tmp_path, {name: table, **photos("tom/")}).faults[0]
+    assert first.file.endswith(name)
+    assert told in first.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("metadata.csv", "Photos of tom;\nfile_name;text\n0.png;sks cat\n"),
+        ("metadata.csv", "file_name,text\n/home/ann/tom/0.png,sks cat\n/mnt/x/0.png,\n"),
+        ("metadata.csv", "file_name,text\nfile:///home/ann/set/0.png,sks cat\n"),
+        ("metadata.json", '{"file_name": "0.png", "text": "sks cat"}\n{"file_name": "1.png"}\n'),
+    ],
+)
+def test_captions_are_found_in_a_table_of_another_machine(
+    tmp_path: Path, name: str, table: str
+) -> None:
+    manifest = read(tmp_path, {"subjects.csv": TABLE, **photos("tom/"), f"tom/{name}": table})
+    assert not manifest.errors
+    assert manifest.subjects[0].photos[0].caption == "sks cat"
+
+
+def test_a_percent_encoded_name_captions_its_photo(tmp_path: Path) -> None:
+    table = "file_name,text\nmy%20cat.png,sks cat\n"
+    files = {"tom/my cat.png": PHOTOS[0], "tom/1.png": PHOTOS[1], "tom/2.png": PHOTOS[2]}
+    manifest = read(tmp_path, {"subjects.csv": TABLE, **files, "tom/metadata.csv": table})
+    assert not manifest.faults
+    assert [one.caption for one in manifest.subjects[0].photos] == [None, None, "sks cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line", "told"),
+    [
+        ("0.txt", b"sks cat\ncaf\xe9", 2, "not UTF-8 text"),
+        (
+            "metadata.jsonl",
+            b'{\n "file_name": "0.png",\n "text": "x"\n}\n',
+            1,
+            "over several lines",
+        ),
+    ],
+)
+def test_a_broken_caption_file_is_one_fault_with_its_line(
+    tmp_path: Path, name: str, data: bytes, line: int, told: str
+) -> None:
+    (fault,) = read(tmp_path, {"subjects.csv": TABLE, **photos("tom/"), f"tom/{name}": data}).errors
+    assert fault.file.endswith(name)
+    assert fault.line == line
+    assert told in fault.message
+    assert "Excel" not in fault.remedy
+
+
+def parquet(image: bytes) -> bytes:
+    rows = [{"image": {"bytes": image, "path": f"{n}.png"}, "text": "sks cat"} for n in range(3)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("target", ["data/train-0.parquet", "data/big.parquet", ""])
+def test_photos_inside_tables_are_told_once_with_what_to_do(tmp_path: Path, target: str) -> None:
+    files: Files = {
+        "data/train-0.parquet": parquet(PHOTOS[0]),
+        "data/big.parquet": parquet(PHOTOS[0] + bytes(2**20)),
+    }
+    first, *others = read(tmp_path, files, target).faults
+    assert "inside" in first.message
+    assert "as a file" in first.remedy
+    assert not [one for one in others if "inside" in one.message]
+
+
+# -- kohya's folders and configs ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "target", "told"),
+    [
+        (photos("set/img/10_sks cat/"), "set", "set/img"),
+        ({**photos("p/images/10_sks cat/"), "p/logs/x": "", "p/models/x": ""}, "p", "p/images"),
+        (photos("10_sks cat/"), "10_sks cat", "name the folder around it"),
+        (photos("dog/"), "dog", "`dog,cat`"),
+        ({"a.zip": b"PK", "b.zip": b"PK"}, "", "`a,cat,a.zip`"),
+    ],
+)
+def test_another_folder_than_the_one_of_subjects_names_the_right_one(
+    tmp_path: Path, files: Files, target: str, told: str
+) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read(tmp_path, files, target)
+    assert told in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("10_cat", "`10_sks cat`"), ("5_ohwx_man", "`5_ohwx man`"), ("10_sks", "`10_sks cat`")],
+)
+def test_a_folder_named_nearly_as_kohya_wants_is_told_the_name(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    (fault,) = read(tmp_path, photos(f"img/{name}/"), "img").errors
+    assert told in fault.remedy
+
+
+def test_folders_and_datasets_of_one_concept_are_told_to_be_two_subjects(tmp_path: Path) -> None:
+    tree = read(tmp_path, {**photos("img/10_sks cat/"), **photos("img/5_sks cat/")}, "img")
+    assert "each a subject of its own" in words(tree)
+    dataset = '[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "img/5_sks cat"\n'
+    dataset += 'class_tokens = "sks cat"\n'
+    (fault,) = read(tmp_path, {"d.toml": 2 * dataset}, "d.toml").faults
+    assert "each has its adapter" in fault.message
+    assert fault.line == 10
+
+
+SUBSET = '[[datasets.subsets]]\nimage_dir = "{}"\nclass_tokens = "{}"\n'
+DATASET = "[[datasets]]\nresolution = 64\n"
+
+
+@pytest.mark.parametrize(
+    ("toml", "line", "field"),
+    [
+        (DATASET + SUBSET.format("img", "sks cat") + SUBSET.format("gone", "sks cat"), 7,
+         "datasets[0].subsets[1].image_dir"),
+        (DATASET + SUBSET.format("img", "sks cat") + SUBSET.format("gone", "cat") + "is_reg = true",
+         7, "datasets[0].subsets[1].image_dir"),
+        (DATASET.replace("datasets", '"datasets"') + SUBSET.format("gone", "sks cat"), 4,
+         "datasets[0].subsets[0].image_dir"),
+        ("[datasets]\n" + SUBSET.format("img", "sks cat"), 1, "datasets"),
+        (DATASET + 'image_dir = "img"\n', 1, "datasets[0]"),
+        (DATASET + 'image_directory = "img"\n', 1, "datasets[0]"),
+        ('[arguments]\ntrain_data_dir = "img"\n', 1, "train_data_dir"),
+        ('dataset_config = "d.toml"\n', 1, "dataset_config"),
+        (DATASET + SUBSET.format("img", "sks cat") + 'is_reg = "false"', 6,
+         "datasets[0].subsets[0].is_reg"),
+        ('[general]\nx = """\n[[datasets]]\n"""\n' + DATASET + SUBSET.format("gone", "sks cat"), 8,
+         "datasets[0].subsets[0].image_dir"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_config_has_the_place_of_its_own_subset(
+    tmp_path: Path, toml: str, line: int, field: str
+) -> None:
+    (fault,) = read(tmp_path, {**photos("img/"), "d.toml": toml}, "d.toml").errors
+    assert (fault.line, fault.field) == (line, field)
+    assert fault.remedy
+
+
+def test_class_images_alone_are_no_subjects(tmp_path: Path) -> None:
+    toml = DATASET + SUBSET.format("img", "sks cat") + "is_reg = true"
+    (fault,) = read(tmp_path, {**photos("img/"), "d.toml": toml}, "d.toml").errors
+    assert "no subjects" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("texts", "extension", "told"),
+    [
+        ((".txt",), 'caption_extension = ""', '`caption_extension = ".txt"`'),
+        ((".caption",), 'caption_extension = ".txt"', '`caption_extension = ".caption"`'),
+        ((".txt",), "", '`caption_extension = ".txt"`'),
+        ((".txt", ".caption"), 'caption_extension = ".txt"', None),
+    ],
+)
+def test_texts_that_the_extension_leaves_out_are_told(
+    tmp_path: Path, texts: tuple[str, ...], extension: str, told: str | None
+) -> None:
+    toml = DATASET + SUBSET.format("img", "sks cat") + extension
+    files: Files = {f"img/0{suffix}": "sks cat" for suffix in texts}
+    faults = read(tmp_path, {**photos("img/"), **files, "d.toml": toml}, "d.toml").faults
+    remedies = [fault.remedy for fault in faults if "are not read" in fault.message]
+    remedies += [fault.remedy for fault in faults if "is not read" in fault.message]
+    assert [told in remedy for remedy in remedies if told] == ([True] if told else [])
+    assert bool(remedies) is bool(told)
+
+
+def test_a_config_as_json_and_tags_with_a_comma_are_read(tmp_path: Path) -> None:
+    subset = {"image_dir": "img", "class_tokens": "sks, black cat"}
+    config = {"general": {"batch_size": 2}, "datasets": [{"resolution": 64, "subsets": [subset]}]}
+    text = json.dumps(config, indent=1)
+    (found,) = read(tmp_path, {**photos("img/"), "d.json": text}, "d.json").subjects
+    assert (found.identifier, found.class_noun) == ("sks", "black cat")
+    assert found.instance_prompt == "[V], black cat"
+    assert found.recipe.instance_rows == 2
+    wrong = text.replace('"img"', '"gone"')
+    (fault,) = read(tmp_path, {"d.json": wrong}, "d.json").errors
+    assert fault.line == 10
+    assert fault.field == "datasets[0].subsets[0].image_dir"
+
+
+def test_a_relative_path_with_backslashes_is_read(tmp_path: Path) -> None:
+    toml = DATASET + SUBSET.replace('"', "'").format("data\\img", "sks cat")
+    assert not read(tmp_path, {**photos("data/img/"), "d.toml": toml}, "d.toml").faults
+
+
+# -- settings of other trainers -------------------------------------------------------------------
+
+CONCEPT = {"name": "tom", "path": "C:\\sets\\img", "image": {}, "text": {"prompt_source": "sample"}}
+TOOLKIT = "job: extension\nconfig:\n  process:\n    - datasets:\n        - folder_path: img\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told", "folder"),
+    [
+        ("c.json", json.dumps([CONCEPT]), "OneTrainer", "C:/sets/img"),
+        ("c.json", json.dumps({"training_method": "LORA", "concepts": [CONCEPT]}), "OneTrainer",
+         "C:/sets/img"),
+        ("a.yaml", TOOLKIT, "ai-toolkit", "img"),
+        ("m.json", '[{"id": "a", "type": "local", "instance_data_dir": "img"}]', "SimpleTuner",
+         "img"),
+        ("c.json", '[{"instance_prompt": "a", "instance_data_dir": "img"}]', "DreamBooth script",
+         "img"),
+        ("a.yaml", "instance_data_dir: img\nmax_train_steps: 4\n", "a diffusers script", "img"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_trainer_are_named_with_a_manifest_that_works(
+    tmp_path: Path, name: str, text: str, told: str, folder: str
+) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read(tmp_path, {name: text}, name)
+    assert told in caught.value.message
+    yaml = caught.value.remedy.split("`")[1]
+    assert folder in yaml
+    if folder == "img":
+        assert not read(tmp_path, {**photos("img/"), "m.yaml": yaml}, "m.yaml").faults
+
+
+def test_subjects_as_a_mapping_are_told(tmp_path: Path) -> None:
+    text = "subjects:\n  tom: {class_noun: cat}\n"
+    (fault,) = read(tmp_path, {"m.yaml": text}, "m.yaml").errors
+    assert "a mapping, not a list" in fault.message
+
+
+# -- archives and prompts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("tom.zip", encoded(picture(1), "JPEG"), "a JPEG photo, not a zip archive"),
+        ("tom.zip", b"<!DOCTYPE html>", "a web page"),
+        ("tom.zip", b"", "an empty file"),
+        ("tom.zip", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("tom.zip", bytes(257) + b"ustar" + bytes(200), "a tar archive"),
+    ],
+)
+def test_an_archive_that_is_none_is_named_for_what_it_is(
+    tmp_path: Path, name: str, data: bytes, told: str
+) -> None:
+    table = f"subject,class,photos\ntom,cat,{name}\n"
+    (fault,) = read(tmp_path, {"subjects.csv": table, name: data}).errors
+    assert told in fault.message
+    assert fault.line == 2
+
+
+def test_an_archive_named_as_the_subject_is_proposed_and_read(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in photos("").items():
+            archive.writestr(name, data)
+    (fault,) = read(tmp_path, {"subjects.csv": TABLE, "tom.zip": buffer.getvalue()}).errors
+    assert "`tom.zip`" in fault.remedy
+    table = "subject,class,photos\ntom,cat,tom.zip\n"
+    assert not read(tmp_path, {"subjects.csv": table}).faults
+
+
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("(sks cat:1.2) on a bed", "write the words alone: `sks cat`"),
+        ("sks cat <lora:tom:0.8>", "leave it out"),
+        ("sks cat BREAK a bed", "leave it out"),
+    ],
+)
+def test_notation_of_other_programs_in_captions_and_prompts_is_told(
+    tmp_path: Path, caption: str, told: str
+) -> None:
+    text = json.dumps([{"id": "tom", "class_noun": "cat", "instance_prompt": caption}])
+    files: Files = {**photos("tom/"), "tom/0.txt": caption, "m.json": text}
+    faults = read(tmp_path, files, "m.json").faults
+    assert [fault.remedy for fault in faults] == [told, told]
+    assert {fault.file.rsplit("/", 1)[-1] for fault in faults} == {"0.txt", "m.json"}
+
+
+# -- paths and keys that are nearly right ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("my set.yml", "did you mean"),
+        ("My Sett", "my set?"),
+        ("gone.csv", "correct the path"),
+        ("link.csv", "correct the link"),
+        ("pipe.csv", "name a file"),
+    ],
+)
+def test_a_manifest_that_is_missing_or_no_file_has_a_remedy(
+    tmp_path: Path, target: str, told: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("nowhere")
+    with pytest.raises(ManifestError) as caught:
+        read(tmp_path, {"my set/subjects.csv": TABLE, "my set.yaml": "x"}, target)
+    assert told in caught.value.remedy
+    assert target in caught.value.message
+
+
+def test_a_folder_with_a_backslash_at_its_end_is_read(tmp_path: Path) -> None:
+    files = {"my set/subjects.csv": TABLE, **photos("my set/tom/")}
+    assert len(read(tmp_path, files, "my set\\").subjects) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{id: tom, class_noun: cat, images: tom}", "did you mean `photos`?"),
+        ("{id: tom, class_noun: cat, photos: tom, trigger: sks}", "did you mean `identifier`?"),
+        ("{id: tom, class_noun: cat, photos: tom, recipe: {lr: 0.1}}", "did you mean `learning_r"),
+    ],
+)
+def test_keys_of_other_tools_are_translated(tmp_path: Path, row: str, told: str) -> None:
+    files = {**photos("tom/"), "m.yaml": f"subjects:\n  - {row}\n"}
+    (fault,) = read(tmp_path, files, "m.yaml").errors
+    assert told in fault.remedy
+    assert fault.line == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("t.csv", b'<?xml version="1.0"?><Workbook>', "an XML file"),
+        ("t.json", b" \n", "the file is empty"),
+    ],
+)
+def test_an_empty_or_old_file_is_called_what_it_is(
+    tmp_path: Path, name: str, data: bytes, told: str
+) -> None:
+    with pytest.raises(ManifestError, match=told):
+        read_manifest(str(write(tmp_path / name, data)))
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path

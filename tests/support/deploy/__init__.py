@@ -1,0 +1,1 @@
+"""Descriptions of the files that deploy the farm, and checks of them."""

@@ -1,0 +1,1 @@
+"""Hostile photos, manifests and requests."""

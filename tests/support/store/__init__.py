@@ -1,0 +1,1 @@
+"""Stores that fail, and what is written to them."""
