@@ -165,6 +165,8 @@ def settle_requests(store: Store, run_id: str) -> int | None:
     Returns:
         How many jobs they concerned; None where a live driver will carry them out.
     """
+    from farm.training.run.driver import DRIVER_TTL_S  # with torch, which reading does not need
+
     lock = StoreLock.take(store, f"runs/{run_id}/drivers", ttl_s=DRIVER_TTL_S)
     if lock is None:
         return None
