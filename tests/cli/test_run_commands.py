@@ -98,6 +98,9 @@ def test_status_and_logs_tell_what_happened(trained: tuple[Path, Path, str]) -> 
     assert {event["subject"] for event in events} == {"s001"}
     assert events[-1]["kind"] == "committed"
     assert "s000" in farm("logs", "--store", store)
+    with pytest.raises(UserError, match="has no subject `s0000`") as unknown:
+        farm("logs", "--subject", "s0000", "--store", store)
+    assert unknown.value.remedy == "did you mean `s000`?"
 
 
 def test_export_writes_folders_or_the_one_file_a_tool_wants(
