@@ -91,5 +91,5 @@ def test_whole_numbers_are_integers_in_whatever_form_they_were_written():
     assert not faults
     assert (made.steps, made.rank, made.prior_weight) == (1000, 4, 1.0)
     assert made.early_stop.every_steps == 10
-    layers(recipe={"steps": 1.5}).recipe(ROW, None, None, faults)
+    layers().recipe(ROW, None, {"steps": 1.5}, faults)
     assert "1.5 is not a whole number" in faults[0].message
