@@ -253,7 +253,7 @@ def test_two_subjects_of_one_name_are_told(faults_of: FaultsOf):
         ("m.csv", "id,photos\n", "no subjects"),
         ("m.yaml", "subjects: nowhere.csv\n", "there is no"),
         ("m.yaml", "subjects: 3\n", "no subjects"),
-        ("m.yaml", "version: 2\nsubjects: []\n", "2 is not one of `1`"),
+        ("m.yaml", "version: 2\nsubjects: []\n", "2 is not `1`"),
     ],
 )
 def test_manifests_of_nothing_are_told(faults_of: FaultsOf, name: str, text: str, words: str):

@@ -136,7 +136,7 @@ def _place(row: ManifestRow, column: str, value: Any, faults: FaultList) -> None
 
 
 def read_parquet(source: Any, file: str, base: str) -> ManifestRows:
-    """Read a Parquet table from a path or an open binary file; ``recipe`` may be JSON or a struct.
+    """Read a Parquet table from an open binary file; ``recipe`` may be JSON or a struct.
 
     Rows are numbered from 1, for faults.
     """

@@ -39,13 +39,7 @@ def open_parquet(source: BinaryIO) -> Any:
     """
     import pyarrow.parquet as pq
 
-    source.seek(0, os.SEEK_END)
-    source.seek(-min(8, source.tell()), os.SEEK_END)
-    tail = source.read(8)
-    if tail[4:] == b"PAR1" and int.from_bytes(tail[:4], "little") > MAX_FOOTER_BYTES:
-        raise TableTooLarge(f"its footer has more than {MAX_FOOTER_BYTES // 2**20} MiB")
-    source.seek(0)
-    table = pq.ParquetFile(source)
+    table = _with_bounded_footer(source)
     footer = table.metadata
     if footer.num_columns > MAX_COLUMNS:
         raise TableTooLarge(f"it has {footer.num_columns} columns, more than {MAX_COLUMNS}")
@@ -68,13 +62,28 @@ def open_parquet(source: BinaryIO) -> Any:
     return pq.ParquetFile(source, read_dictionary=texts)
 
 
-def bytes_column(source: Any) -> str | None:
-    """The column that holds whole files, as the `datasets` library stores photos; from the table's
-    footer alone."""
-    import pyarrow as pa
+def _with_bounded_footer(source: BinaryIO) -> Any:
     import pyarrow.parquet as pq
 
-    for field in pq.ParquetFile(source).schema_arrow:
+    source.seek(0, os.SEEK_END)
+    source.seek(-min(8, source.tell()), os.SEEK_END)
+    tail = source.read(8)
+    if tail[4:] == b"PAR1" and int.from_bytes(tail[:4], "little") > MAX_FOOTER_BYTES:
+        raise TableTooLarge(f"its footer has more than {MAX_FOOTER_BYTES // 2**20} MiB")
+    source.seek(0)
+    return pq.ParquetFile(source)
+
+
+def bytes_column(source: BinaryIO) -> str | None:
+    """The column that holds whole files, as the `datasets` library stores photos; from the table's
+    footer alone. None as well if the footer is damaged or too large."""
+    import pyarrow as pa
+
+    try:
+        fields = _with_bounded_footer(source).schema_arrow
+    except (TableTooLarge, pa.ArrowException, OSError):
+        return None
+    for field in fields:
         kinds = [one.type for one in field.type] if pa.types.is_struct(field.type) else [field.type]
         if any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds):
             return str(field.name)
