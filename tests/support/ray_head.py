@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,18 +172,7 @@ def ray_head(
         log = Path(folder) / "head.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [
-                    *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"),
-                    *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
-                    *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-                    *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={others[0]}"),
-                    # another Ray on this machine uses the defaults
-                    *(f"--dashboard-agent-listen-port={others[1]}",),
-                    *(f"--dashboard-agent-grpc-port={others[2]}",),
-                    *(f"--metrics-export-port={others[3]}",),
-                    *("--min-worker-port=0", "--max-worker-port=0", *scaling),
-                    *(LEAN_HEAD if is_lean else ()),
-                ],
+                _command(folder, (gcs, dashboard, *others), num_cpus, scaling, is_lean=is_lean),
                 env=environment,
                 stdout=output,
                 stderr=output,
@@ -214,6 +203,25 @@ def ray_head(
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
             process.wait()
+
+
+def _command(
+    folder: str, ports: Sequence[int], num_cpus: int, scaling: Sequence[str], *, is_lean: bool
+) -> list[str]:
+    """``ray start`` of a head."""
+    gcs, dashboard, client, *agents = ports
+    return [
+        *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"),
+        *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
+        *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
+        *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
+        # another Ray on this machine uses the defaults
+        *(f"--dashboard-agent-listen-port={agents[0]}",),
+        *(f"--dashboard-agent-grpc-port={agents[1]}",),
+        *(f"--metrics-export-port={agents[2]}",),
+        *("--min-worker-port=0", "--max-worker-port=0", *scaling),
+        *(LEAN_HEAD if is_lean else ()),
+    ]
 
 
 def _on_this_machine(cluster: Mapping[str, Any], gcs_port: int) -> dict[str, Any]:
