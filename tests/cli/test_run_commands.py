@@ -100,6 +100,9 @@ def test_status_and_logs_tell_what_happened(trained: tuple[Path, Path, str]) -> 
     assert {event["subject"] for event in events} == {"s001"}
     assert events[-1]["kind"] == "committed"
     assert "s000" in farm("logs", "--store", store)
+    with pytest.raises(UserError, match="has no subject `s0000`") as unknown:
+        farm("logs", "--subject", "s0000", "--store", store)
+    assert unknown.value.remedy == "did you mean `s000`?"
 
 
 def test_reading_a_run_imports_neither_torch_nor_ray(trained: tuple[Path, Path, str]) -> None:
