@@ -67,7 +67,10 @@ def test_a_stop_while_samples_are_generated_leaves_trained_jobs_to_the_next_star
     assert list(Registry(store).names()) == []
     assert store.list("adapters") == []
     states = [load_checkpoint(store, key) for key in store.list("checkpoints")]
-    assert [(state.step, state.ended) for state in states if state] == [(STEPS, "steps")] * 2
+    saved = sorted((state.step, state.ended) for state in states if state)
+    assert saved[-1] == (STEPS, "steps")  # the job whose samples were generated
+    # the other was admitted later, and may have had steps left
+    assert all(step < STEPS for step, ended in saved if not ended)
 
     summary = run_manifest(request(manifest, store.url, slots=2))
     assert (summary.committed, summary.failed) == (2, 0)
