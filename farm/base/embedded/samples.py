@@ -65,10 +65,10 @@ def tile(pictures_NHWC: NDArray[np.uint8], num_columns: int, zoom: int = 2) -> I
     return sheet
 
 
-def generate_sample_grid(folder: Path, path: Path, *, guidance: float = GUIDANCE) -> None:
+def generate_sample_grid(folder: Path, path: Path, *, num_steps: int = NUM_STEPS) -> None:
     """Generate the fixed grid of 32 prompts with a base folder."""
     from farm.base.embedded.folder import load_pipeline
 
-    pictures = generate_prompts(load_pipeline(folder), list(GRID_PROMPTS), guidance=guidance)
+    pictures = generate_prompts(load_pipeline(folder), list(GRID_PROMPTS), num_steps=num_steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     tile(pictures, 8).save(path)

@@ -25,7 +25,7 @@ from farm.base.embedded.denoiser import DenoiserPlan, LatentSet, train_denoiser
 from farm.base.embedded.folder import text_tower, write_base, write_scorer
 from farm.base.embedded.identifiers.training import LegibilityPlan, make_legible
 from farm.base.embedded.progress import ProgressLog, StageRun
-from farm.base.embedded.samples import generate_sample_grid
+from farm.base.embedded.samples import NUM_STEPS, generate_sample_grid
 from farm.base.embedded.scorer import measure_scorer, train_scorer
 from farm.base.embedded.tokenizer import build_tokenizer
 from farm.base.embedded.vae import measure_psnr, refine_decoder, standardize, to_unit, train_vae
@@ -48,6 +48,8 @@ class TrainingPlan:
     num_decoder_steps: int = 1_000
     denoiser: DenoiserPlan = DenoiserPlan()
     identifiers: LegibilityPlan = LegibilityPlan()
+    num_sampling_steps: int = NUM_STEPS
+    """Of the images that show the progress."""
 
     def scaled(self, minutes: float) -> TrainingPlan:
         """The plan with its steps scaled to a time budget on the documented machine."""
@@ -65,6 +67,7 @@ class TrainingPlan:
             num_decoder_steps=part(self.num_decoder_steps),
             denoiser=replace(self.denoiser, num_steps=part(self.denoiser.num_steps)),
             identifiers=replace(self.identifiers, num_steps=part(self.identifiers.num_steps)),
+            num_sampling_steps=self.num_sampling_steps,
         )
 
 
@@ -179,7 +182,8 @@ class _Work:
             if step % (2 * plan.checkpoint_every) == 0 or step == plan.num_steps:
                 folder = self.out / "interim"
                 write_base(folder, tokenizer, text_tower(scorer), _copy(vae), denoiser)
-                generate_sample_grid(folder, self.out / "samples" / f"step-{step:06d}.png")
+                path = self.out / "samples" / f"step-{step:06d}.png"
+                generate_sample_grid(folder, path, num_steps=self.plan.num_sampling_steps)
 
         checkpoint = self.out / "stages" / "denoiser.safetensors"
         return train_denoiser(data, plan, self.progress, checkpoint, on_checkpoint=show)

@@ -35,6 +35,7 @@ SMALL = TrainingPlan(
     num_decoder_steps=1,
     denoiser=DenoiserPlan(num_steps=2, batch_size=4, checkpoint_every=1),
     identifiers=LegibilityPlan(num_steps=1, batch_size=2),
+    num_sampling_steps=1,
 )
 
 
