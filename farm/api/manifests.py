@@ -11,17 +11,14 @@ import os
 from collections.abc import Sequence
 
 from farm.api.keywords import Location, check_location, with_keywords
-from farm.base.names import edition_of
-from farm.base.tokens import prompt_reader
 from farm.cli.execute import check_recipe, run_request, stop_on_signals, write_report
 from farm.cli.options import RunOptions
 from farm.cli.private_hosts import private_hosts
 from farm.intake.check import CheckReport, check_manifest
-from farm.intake.manifest import read_manifest
-from farm.recipe import base_layers
 from farm.storage import Store
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import execute_run
+from farm.training.run.check import read_for_check
 from farm.training.run.prepare import prepare_run
 from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
@@ -60,13 +57,7 @@ def check(
     check_location("the manifest", manifest)
     check_location("base", base)
     with private_hosts(allow_private_hosts):
-        name = os.fspath(base)
-        read = read_manifest(
-            os.fspath(manifest),
-            strict=False,
-            **base_layers(edition_of(name)),
-            reader=prompt_reader(name),
-        )
+        read = read_for_check(os.fspath(manifest), os.fspath(base))
         return check_manifest(read, workers=workers, resolution_px=resolution)
 
 

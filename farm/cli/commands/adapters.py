@@ -1,4 +1,4 @@
-"""``farm list`` and ``farm revoke``: the adapters of a store by name. Neither needs Ray or a GPU."""
+"""``farm list`` and ``farm revoke``: the adapters of a store by name, without Ray or a GPU."""
 
 from __future__ import annotations
 
