@@ -46,7 +46,7 @@ def _is_at_hand(base: str) -> bool:
 
 
 def _names_modules(manifest: Manifest) -> bool:
-    """Whether a recipe has module names that no base brings by itself."""
+    """Whether a recipe has module names other than the usual ones of bases."""
     layers = ({}, *BASE_RECIPES.values(), *FAMILY_RECIPES.values())
     usual = {tuple(one["target_modules"]) for one in layers if "target_modules" in one}  # type: ignore[arg-type]
     usual.add(Recipe().target_modules)
