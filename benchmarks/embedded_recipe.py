@@ -3,11 +3,12 @@
 
     python benchmarks/embedded_recipe.py OUT [--base NAME] [--subjects 8] [--seed 77] [VARIANT ...]
 
-Trains one adapter per subject for every variant, four subjects at a time in the slots of one
-trainer, and appends one JSON line per subject to OUT/results.jsonl: mark and identity accuracy,
-class and place of the prompt, gain and diversity of the quality card, and the verdict. Subjects
-that are in the file are skipped, so an interrupted sweep resumes; ``--budget-s`` ends it between
-two groups. Class images are kept in OUT and shared by all variants. ``--table`` prints the means.
+Trains one adapter per subject for every variant, four subjects (``--group``) at a time in the slots
+of one trainer, and appends one JSON line per subject to OUT/results.jsonl: mark and identity
+accuracy, class and place of the prompt, gain and diversity of the quality card, and the verdict.
+Subjects that are in the file are skipped, so an interrupted sweep resumes; ``--budget-s`` ends it
+between two groups. Class images are kept in OUT and shared by all variants. ``--table`` prints the
+means.
 """
 
 from __future__ import annotations
@@ -41,8 +42,6 @@ from farm.quality.study.rendered_subjects import RenderedSubject, sample_subject
 from farm.recipe import BASE_RECIPES, WIDE_MODULES, Recipe
 from farm.training.slots.job import PriorSet
 
-GROUP = 4
-"""Subjects that train at once."""
 DEMO = {**BASE_RECIPES["embedded"], **RECIPE, "steps": STEPS}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -154,10 +153,10 @@ def sweep(options: argparse.Namespace) -> None:
         done = {(one["variant"], one["subject"]) for one in lines_of(results)}
         wanted = subjects[: options.first] if options.first else subjects
         missing = [one for one in wanted if (name, one.name) not in done]
-        for first in range(0, len(missing), GROUP):
+        for first in range(0, len(missing), options.group):
             if time.monotonic() - began > options.budget_s:
                 return
-            group = missing[first : first + GROUP]
+            group = missing[first : first + options.group]
             found, training_s = train_group(base, group, recipe, options.out / "priors")
             reader = reader or SubjectReader(embedded_scorer(), subjects)
             with results.open("a") as file:
@@ -183,6 +182,7 @@ def main() -> None:
     parser.add_argument("--base", default="embedded", help="name or folder of the base")
     parser.add_argument("--subjects", type=int, default=8)
     parser.add_argument("--first", type=int, help="train only the first N of the subjects")
+    parser.add_argument("--group", type=int, default=4, help="subjects that train at once")
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--budget-s", type=float, default=math.inf)

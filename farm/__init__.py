@@ -14,7 +14,7 @@ Importing the package imports neither torch nor Ray; the functions do when they 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from farm.lean_imports import install as _install_lean_imports
+from farm.model_imports.lean import install as _install_lean_imports
 from farm.version import __version__
 
 _install_lean_imports()

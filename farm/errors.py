@@ -26,9 +26,10 @@ is not an exception: it is an event in the ledger, with the same two texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 __all__ = [
     "AdapterFileError",
@@ -37,6 +38,7 @@ __all__ = [
     "Draining",
     "FarmError",
     "Fault",
+    "FaultList",
     "HeadLost",
     "Interrupted",
     "KeyReused",
@@ -87,11 +89,76 @@ class Fault:
     """Dotted path, such as ``subjects[3].recipe.rank``."""
     subject: str = ""
     severity: Literal["error", "warning"] = "error"
+    count: int = 1
+    """Faults of its kind that it stands for, itself included."""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         field = f" {self.field}:" if self.field else ""
-        return f"{place}:{field} {self.message} ({self.remedy})"
+        more = f"; and {self.count - 1:,} more like this" if self.count > 1 else ""
+        return f"{place}:{field} {self.message} ({self.remedy}){more}"
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What faults of one kind share: severity, field, and the text without names and
+        numbers."""
+        field = _INDEX.sub("[]", self.field)
+        words = self.message.rsplit(": ", 1)[-1] if self.field.endswith("photos") else self.message
+        plain = _QUOTED.sub("_", words[:MAX_KIND_CHARACTERS]).split()
+        return self.severity + field, " ".join("_" if _NUMBER.search(one) else one for one in plain)
+
+
+_INDEX = re.compile(r"\[\d+\]")
+_QUOTED = re.compile(r"`[^`]*`")
+_NUMBER = re.compile(r"[\d/.]")
+MAX_KIND_CHARACTERS = 500
+MAX_FAULTS = 10_000
+"""Faults of one manifest that are kept; of more, the first of each kind and their number."""
+MAX_SUBJECT_FAULTS = 1_000
+MAX_FAULT_CHARACTERS = 4_000_000
+MAX_KINDS = 100
+
+
+class FaultList(list[Fault]):
+    """Faults as they are found. Those beyond a limit are counted by kind, so that a manifest of
+    millions of faults takes no more memory than one of thousands."""
+
+    def __init__(self, faults: Iterable[Fault] = (), limit: int = MAX_FAULTS) -> None:
+        super().__init__()
+        self._limit, self._room = limit, MAX_FAULT_CHARACTERS
+        self._more: dict[tuple[str, str], Fault] = {}
+        """The first of each kind beyond the limit, with the number of all of them."""
+        self.extend(faults)
+
+    def append(self, fault: Fault) -> None:
+        """Keep a fault, or count it."""
+        if len(self) < self._limit and self._room > 0:
+            self._room -= len(fault.file) + len(fault.field) + len(fault.message)
+            self._room -= len(fault.remedy) + len(fault.subject)
+            super().append(fault)
+            return
+        kind = fault.kind
+        if kind not in self._more and len(self._more) >= MAX_KINDS:
+            kind = (fault.severity, "")
+        first = self._more.get(kind)
+        self._more[kind] = fault if first is None else _with_more(first, fault.count)
+
+    def extend(self, faults: Iterable[Fault]) -> None:
+        """Keep or count each fault."""
+        for fault in faults.whole() if isinstance(faults, FaultList) else faults:
+            self.append(fault)
+
+    def __iadd__(self, faults: Iterable[Fault]) -> Self:  # type: ignore[misc,override]
+        self.extend(faults)
+        return self
+
+    def whole(self) -> list[Fault]:
+        """The faults that are kept, and one of each kind that stands for the others."""
+        return [*self, *self._more.values()]
+
+
+def _with_more(fault: Fault, count: int) -> Fault:
+    return replace(fault, count=fault.count + count)
 
 
 class ManifestError(UserError):

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 import farm.errors as errors
-from farm.errors import FarmError, Fault, ManifestError, TooBusy, explain
+from farm.errors import FarmError, Fault, FaultList, ManifestError, TooBusy, explain
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -54,3 +54,21 @@ def test_every_error_is_public_and_drawn_in_the_tree() -> None:
     ]
     assert set(kinds) <= set(errors.__all__)
     assert all(name in (errors.__doc__ or "") for name in kinds)
+
+
+def test_faults_beyond_the_limit_are_counted_by_kind_and_severity() -> None:
+    faults = FaultList(limit=3)
+    faults += [Fault("m.csv", f"`{n}` is wrong", "fix it", line=n) for n in range(10)]
+    faults.append(Fault("m.csv", "odd", "look", severity="warning"))
+    whole = faults.whole()
+    assert [(one.line, one.count) for one in whole] == [(0, 1), (1, 1), (2, 1), (3, 7), (None, 1)]
+    assert str(whole[3]) == "m.csv:3: `3` is wrong (fix it); and 6 more like this"
+    merged = FaultList(faults, limit=2).whole()
+    assert [one.count for one in merged if one.severity == "error"] == [1, 1, 8]
+
+
+def test_long_faults_and_faults_of_many_kinds_take_bounded_memory() -> None:
+    words = (f"{chr(97 + n % 26)}{chr(97 + n // 26 % 26)}" for n in range(700))
+    faults = FaultList(Fault("m", word * 5_000, "fix it") for word in words)
+    assert sum(len(one.message) for one in faults.whole()) < 6_000_000
+    assert sum(one.count for one in faults.whole()) == 700

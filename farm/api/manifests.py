@@ -63,7 +63,7 @@ def check(
 
 @with_keywords(RunOptions)
 def plan(manifest: Location, options: RunOptions) -> PreparedRun:
-    """Show how a manifest would be trained. Spends nothing and writes nothing.
+    """Show how a manifest would be trained. Trains nothing and writes nothing.
 
     Takes the options of ``farm.run``, so that the same keywords can be planned first.
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from farm.base.fingerprint import fingerprint_folder, weight_files
 from farm.base.names import EMBEDDED, BuiltName, Fetched, edition_of
-from farm.base.quiet import quiet_loading
 from farm.errors import BaseModelError
 from farm.file_facts import cache_folder
 from farm.keys import digest
-from farm.lean_imports import lean_imports
+from farm.model_imports.lean import lean_imports
+from farm.model_imports.quiet import quiet_loading
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.compare import PhotoComparer
 from farm.intake.manifest import Manifest, invalid
 from farm.intake.photos.bytes import is_remote, split_member_uri
@@ -66,6 +66,16 @@ class CheckReport:
         return tuple(fault for fault in self.faults if fault.severity == "warning")
 
     @property
+    def num_errors(self) -> int:
+        """Number of errors, including those that were counted and not kept."""
+        return sum(fault.count for fault in self.errors)
+
+    @property
+    def num_warnings(self) -> int:
+        """The same of warnings."""
+        return sum(fault.count for fault in self.warnings)
+
+    @property
     def captions(self) -> tuple[int, int]:
         """Number of captioned photos, and of all photos; shared ones count for each subject."""
         resolved = self.manifest.resolved
@@ -110,17 +120,18 @@ def check_manifest(
     workers = workers or os.cpu_count() or 1
     inspector = _Inspector(manifest.resolved, workers, progress)
     judge = PhotoComparer(inspector.verdicts, resolution_px)
-    faults: list[Fault] = []
+    faults = FaultList()
     good: list[Subject] = []
     for resolved in inspector.run():
         own = judge.faults(resolved)
         faults += own
-        if resolved.subject is not None and all(fault.severity == "warning" for fault in own):
+        is_good = all(fault.severity == "warning" for fault in own.whole())
+        if resolved.subject is not None and is_good:
             good.append(resolved.subject)
     verdicts = inspector.verdicts
     return CheckReport(
         manifest=manifest,
-        faults=(*manifest.faults, *faults),
+        faults=tuple(FaultList([*manifest.faults, *faults.whole()]).whole()),
         facts={uri: one for uri, one in verdicts.items() if isinstance(one, PhotoFacts)},
         good_subjects=tuple(good),
         num_photos=len(verdicts),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from farm.errors import Fault
+from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
 from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal
 from farm.intake.resolve import ResolvedSubject
 
@@ -42,7 +42,7 @@ class PhotoComparer:
         self._seen: dict[str, tuple[str, str]] = {}
         """By digest: class noun and subject where a photo was first seen."""
 
-    def faults(self, subject: ResolvedSubject) -> list[Fault]:
+    def faults(self, subject: ResolvedSubject) -> FaultList:
         """All faults of a subject's photos and class images."""
         own = _SubjectFaults(subject)
         self._check_refused(subject.uris, own, "photos")
@@ -85,7 +85,7 @@ class _SubjectFaults:
 
     def __init__(self, subject: ResolvedSubject) -> None:
         self._subject = subject
-        self.faults: list[Fault] = []
+        self.faults = FaultList(limit=MAX_SUBJECT_FAULTS)
 
     def name(self, uri: str) -> str:
         """A photo's name, as short as possible."""

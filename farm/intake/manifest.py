@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from farm.errors import Fault, ManifestError
+from farm.errors import Fault, FaultList, ManifestError
 from farm.intake.faults import similar_name
 from farm.intake.formats.open import open_rows
 from farm.intake.formats.unnamed import unnamed_folders, unnamed_photos
@@ -131,7 +131,7 @@ def read_manifest(
     register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
-    found = [*rows.faults, *resolver.faults, *register.faults]
+    found = [*rows.faults.whole(), *resolver.faults.whole(), *register.faults.whole()]
     manifest = Manifest(
         url,
         tuple(one.subject for one in register.resolved if one.subject is not None),
@@ -180,7 +180,7 @@ def _all_faults(
             faults.append(fault)
     if not resolved and all(fault.severity == "warning" for fault in faults):
         faults.append(_no_subjects(rows.head.file or url))
-    return tuple(faults)
+    return tuple(FaultList(faults).whole())
 
 
 def _no_subjects(file: str) -> Fault:
@@ -260,14 +260,14 @@ def _as_last_words(nouns: Sequence[str]) -> tuple[str, ...]:
 
 def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     """The error that lists every fault of a manifest."""
-    count = sum(fault.severity == "error" for fault in faults)
-    message = f"{source} has {count} fault{'s' if count > 1 else ''}"
+    count = sum(fault.count for fault in faults if fault.severity == "error")
+    message = f"{source} has {count:,} fault{'s' if count > 1 else ''}"
     return ManifestError(message, "correct them all and try again", faults)
 
 
 def _resolved(
     rows: Iterable[ManifestRow], resolver: Resolver
-) -> Iterator[tuple[ManifestRow, tuple[ResolvedSubject, list[Fault]]]]:
+) -> Iterator[tuple[ManifestRow, tuple[ResolvedSubject, FaultList]]]:
     """Every row with its resolved subject and faults, in order."""
     rows = iter(rows)
     with ThreadPoolExecutor(REMOTE_THREADS) as pool:
@@ -282,11 +282,11 @@ class _Register:
 
     def __init__(self) -> None:
         self.resolved: list[ResolvedSubject] = []
-        self.faults: list[Fault] = []
+        self.faults = FaultList()
         self._ids: dict[str, str] = {}
         self._names: dict[tuple[str, str], str] = {}
 
-    def add(self, row: ManifestRow, resolved: ResolvedSubject, faults: list[Fault]) -> None:
+    def add(self, row: ManifestRow, resolved: ResolvedSubject, faults: FaultList) -> None:
         """Add one resolved row."""
         subject = resolved.subject
         place = f"{row.file}:{row.line}" if row.line else row.file
@@ -304,5 +304,5 @@ class _Register:
                 message = f"{names}; first in {first}"
                 faults.append(row.fault(("name",), message, "give it another `name`"))
         self.faults += faults
-        is_good = all(fault.severity == "warning" for fault in faults)
+        is_good = all(fault.severity == "warning" for fault in faults.whole())
         self.resolved.append(resolved if is_good else replace(resolved, subject=None))

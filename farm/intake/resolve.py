@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from farm.errors import Fault
+from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
 from farm.intake.faults import faults_of, slug, validated
 from farm.intake.layers import Layers, command_line_faults
 from farm.intake.modules import MODULE_FIELDS, BaseModules, WrittenAt, module_faults
@@ -79,7 +79,8 @@ class Resolver:
         """
         self._reader, self._modules = reader, modules
         value = {**head.value, "subjects": None}
-        found, self.faults = validated(Head, value, head)
+        found, own = validated(Head, value, head)
+        self.faults = FaultList(own)
         self._head = found or Head()
         self._row = head
         defaults = self._head.defaults
@@ -109,10 +110,11 @@ class Resolver:
         refused = {fault.field.split(".")[1] for fault in single}
         return {field: value for field, value in recipe.items() if field not in refused}
 
-    def resolve(self, row: ManifestRow) -> tuple[ResolvedSubject, list[Fault]]:
+    def resolve(self, row: ManifestRow) -> tuple[ResolvedSubject, FaultList]:
         """One subject with all its faults: a refused field does not hide another's fault."""
-        found, faults = validated(SubjectEntry, row.value, row)
-        is_refused = bool(faults)
+        found, refused = validated(SubjectEntry, row.value, row)
+        is_refused = bool(refused)
+        faults = FaultList(refused, MAX_SUBJECT_FAULTS)
         entry = found or SubjectEntry.model_validate(
             {**_kept(row.value), "id": slug(str(row.value.get("id", "")))}
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 
 __all__ = [
     "KOHYA_TREE_STYLE",
@@ -136,7 +136,7 @@ class ManifestRows:
     """``version`` and ``defaults``; empty for tables."""
     subjects: Iterator[ManifestRow]
     """Read as it is consumed; rows that cannot be read are added to ``faults`` instead."""
-    faults: list[Fault]
+    faults: FaultList
     """Grows while ``subjects`` is consumed."""
     folder: str = ""
     """The folder whose subjects are all in this table; empty where there is no such folder."""

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import typer
-from support.commands import farm_here
+from support.cli.commands import farm_here
 
 from farm.cli import main
 

@@ -290,7 +290,7 @@ def test_the_remaining_time_includes_what_follows_the_last_step() -> None:
 
     def share(trained: float, committed: int) -> float:
         counts = {"committed": committed}
-        return work.share(Snapshot(counts, 4, trained, (), 0, False, False))
+        return work.share(Snapshot(counts, 4, trained, (), 0, False))
 
     assert share(0.0, 0) == 0.0  # class images are generated: the plan's own time counts down
     assert share(0.5, 0) == pytest.approx(0.4)
@@ -299,7 +299,7 @@ def test_the_remaining_time_includes_what_follows_the_last_step() -> None:
     assert share(1.0, 4) == pytest.approx(1.0)
     resumed = Work(plan)
     for trained, committed, expected in ((0.5, 2, 0.0), (0.75, 2, 0.4), (1.0, 4, 1.0)):
-        snapshot = Snapshot({"committed": committed}, 4, trained, (), 0, False, False)
+        snapshot = Snapshot({"committed": committed}, 4, trained, (), 0, False)
         assert resumed.share(snapshot) == pytest.approx(expected)
 
 

@@ -20,7 +20,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
-from support.commands import farm_here
+from support.cli.commands import farm_here
 from typer.testing import CliRunner
 
 from farm.cli import app

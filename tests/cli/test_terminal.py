@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.commands import farm_in_one_process
+from support.cli.commands import farm_in_one_process
 from support.manifests import write_manifest
 
 from farm.cli.views.progress import Stages

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.docs.commands import PARSERS, WrongCommand, check_line, has_option
 from support.docs.pages import Block, all_blocks, blocks_in, command_lines, inline_code
-from support.docs.workplace import SMALL, SMALL_STUDY, BlockFailed, PageRun
+from support.docs.workplace import SMALL, SMALL_RECIPE, SMALL_STUDY, BlockFailed, PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation
@@ -178,6 +179,16 @@ def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
                 assert name in {parameter.name for parameter in command.params}
 
     check(PARSERS["farm"](), SMALL)
+
+
+def test_the_smaller_recipe_changes_what_the_embedded_base_adds() -> None:
+    from farm.recipe import BASE_RECIPES, Recipe
+
+    recipes = deepcopy(BASE_RECIPES)
+    exec(SMALL_RECIPE, {"BASE_RECIPES": recipes})
+    changed = dict(recipes["embedded"].items() - BASE_RECIPES["embedded"].items())
+    assert changed == {"num_prior_images": 8}
+    assert Recipe(**recipes["embedded"]).num_prior_images == 8
 
 
 def test_the_smaller_study_sets_real_fields() -> None:

@@ -63,6 +63,23 @@ def shell(documentation: Documentation) -> Iterator[PageRun]:
 
 
 @pytest.fixture(scope="module")
+def demo_endpoint(documentation: Documentation) -> Iterator[PageRun]:
+    """A shell that has activated nothing, as after `make demo`, with the line that it printed."""
+    readme = documentation.read_readme()
+    (line,) = [
+        line
+        for line in readme.output.splitlines()
+        if line.endswith("farm serve --store demo/store")
+    ]
+    page = PageRun(documentation.clone)
+    try:
+        page.run_line(line)
+        yield page
+    finally:
+        page.close()
+
+
+@pytest.fixture(scope="module")
 def pipeline() -> Any:
     """Plain diffusers on the embedded base's folder; nothing of the farm's own."""
     from diffusers import StableDiffusionPipeline
@@ -102,11 +119,17 @@ def plain_picture(pipeline: Any, prompt: str, weights: Path) -> np.ndarray:
         pipeline.unload_lora_weights()
 
 
-def check_every_adapter(shell: PageRun, pipeline: Any, store: str, names: set[str]) -> None:
-    """Serve a store with the defaults and compare the pictures of all its adapters."""
+def serve(shell: PageRun, store: str) -> None:
+    """Serve a store with the defaults, and nothing else."""
     shell.close()
     shell.run_line(f"farm serve --store {store}")
-    shell.run_line(f"farm export exported/{store} --store {store} --form diffusers")
+
+
+def check_every_adapter(
+    shell: PageRun, pipeline: Any, store: str, names: set[str], *, farm: str = "farm"
+) -> None:
+    """Compare the pictures of all adapters of a store that the shell is serving."""
+    shell.run_line(f"{farm} export exported/{store} --store {store} --form diffusers")
     client = openai.OpenAI(
         base_url=f"http://127.0.0.1:{shell.port}/v1", api_key="none", max_retries=0
     )
@@ -124,39 +147,32 @@ def check_every_adapter(shell: PageRun, pipeline: Any, store: str, names: set[st
 
 
 @pytest.mark.proves("Stable Diffusion 1.x and 2.x", "run to request")
-def test_the_demos_adapters_are_served(shell: PageRun, pipeline: Any) -> None:
-    check_every_adapter(shell, pipeline, "demo/store", {"cat-01", "mushroom-02"})
+def test_the_demos_adapters_are_served(demo_endpoint: PageRun, pipeline: Any) -> None:
+    names = {"cat-01", "mushroom-02"}
+    check_every_adapter(demo_endpoint, pipeline, "demo/store", names, farm=".venv/bin/farm")
+
+
+def test_the_line_that_the_demo_prints_opens_its_page(demo_endpoint: PageRun) -> None:
+    address = f"http://127.0.0.1:{demo_endpoint.port}/"
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        assert answer.headers["Content-Type"].startswith("text/html")
+        assert b"</html>" in answer.read()
 
 
 def test_adapters_of_a_folder_of_photos_are_served(shell: PageRun, pipeline: Any) -> None:
     # a later page makes keys in this store, and asks for them from then on
     folder = shell.clone.folder
     shutil.copytree(folder / "work", folder / "photos-store", ignore=lambda *_: {"keys"})
+    serve(shell, "photos-store")
     check_every_adapter(shell, pipeline, "photos-store", {"my_cat", "rex"})
 
 
 def test_mixed_layers_and_ranks_are_served(shell: PageRun, pipeline: Any) -> None:
     (shell.clone.folder / "mixed.yaml").write_text(MIXED)
     shell.run_line("farm run mixed.yaml --store mixed --in-process --plain")
+    serve(shell, "mixed")
     names = {"attention", "convolutions", "large", "words"}
     check_every_adapter(shell, pipeline, "mixed", names)
-
-
-def test_the_line_that_the_demo_prints_opens_its_page(documentation: Documentation) -> None:
-    readme = documentation.read_readme()
-    (line,) = [
-        line
-        for line in readme.output.splitlines()
-        if line.endswith("farm serve --store demo/store")
-    ]
-    page = PageRun(documentation.clone)  # a shell that has activated nothing, as after `make demo`
-    try:
-        page.run_line(line)
-        with urllib.request.urlopen(f"http://127.0.0.1:{page.port}/", timeout=60) as answer:
-            assert answer.headers["Content-Type"].startswith("text/html")
-            assert b"</html>" in answer.read()
-    finally:
-        page.close()
 
 
 def test_the_demos_report_shows_what_its_endpoint_generated(documentation: Documentation) -> None:

@@ -292,3 +292,23 @@ def test_presets_start_the_recipe(manifest_of: ManifestOf):
         PRESETS["object"]["steps"],
         PRESETS["live"]["steps"],
     ]
+
+
+def test_a_manifest_of_faults_alone_reports_their_number_and_keeps_few(faults_of: FaultsOf):
+    faults = faults_of("x\n" * 11_000, "m.jsonl")
+    assert len(faults) == 10_001
+    assert sum(fault.count for fault in faults) == 11_000
+    faults = faults_of("id,class_noun\n" + "a,b,c\n" * 1_500, "m.csv")
+    assert "500 more rows above have too many cells" in faults[-1].message
+
+
+def test_a_subject_with_an_error_beyond_its_kept_warnings_is_not_trained(
+    draw_subject: Draw, write: Write
+):
+    draw_subject("cat")
+    photos = ["cat/0.png"] * 1_200 + ["missing.png"]
+    subject = {"id": "cat", "class_noun": "cat", "photos": photos}
+    manifest = read_manifest(str(write("m.json", json.dumps([subject]))), strict=False)
+    assert not manifest.subjects
+    assert len(manifest.faults) < 1_100
+    assert any("missing.png" in fault.message for fault in manifest.errors)

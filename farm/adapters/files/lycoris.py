@@ -29,6 +29,8 @@ CORE = "lora_mid"
 """A convolution's r x r core between the halves (LoCon's CP decomposition)."""
 MAX_RANK = 256
 """The maximum rank of a recipe, and therefore of a slot."""
+MAX_NUMBERS = 2**26
+"""Maximum size of one layer's pair: rank 256 on the widest layers has a quarter of it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,17 @@ class LowRank:
 
 
 def core_pair(down: Tensor, core: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """(down, up) of a LoRA with its core multiplied into the down half; the rank is unchanged."""
-    merged = torch.einsum("pqkl,qi->pikl", core, down.flatten(1))
+    """(down, up) of a LoRA with its core multiplied into the down half; the rank is unchanged.
+
+    Raises:
+        AdapterFileError: if the parts multiply to far more than any layer's weights.
+    """
+
+    def multiply(core: Tensor, down: Tensor) -> Tensor:
+        return torch.einsum("pqkl,qi->pikl", core, down.flatten(1))
+
+    _refuse_large(multiply(core.to("meta"), down.to("meta")))
+    merged = multiply(core, down)
     return merged, up.flatten(1)[:, :, None, None]
 
 
@@ -52,10 +63,15 @@ def lycoris_pair(parts: Mapping[str, Tensor]) -> LowRank:
     """The low-rank pair of one LoHa or LoKr layer.
 
     Raises:
-        AdapterFileError: if parts are missing or do not fit, or the rank is above ``MAX_RANK``.
+        AdapterFileError: if parts are missing or do not fit, the rank is above ``MAX_RANK``, or the
+            parts multiply to far more than any layer's weights.
     """
+    convert = _loha if any(name.startswith("hada") for name in parts) else _lokr
     try:
-        return _loha(parts) if any(name.startswith("hada") for name in parts) else _lokr(parts)
+        # shapes first: small parts can multiply to more than fits in memory
+        plan = convert({name: part.to("meta") for name, part in parts.items()})
+        _refuse_large(plan.up_or, plan.down_rn)
+        return convert(parts)
     except KeyError as error:
         raise AdapterFileError(f"the part {error} is missing", "fetch it again") from error
     except (RuntimeError, IndexError, ValueError) as error:
@@ -106,8 +122,16 @@ def _whole(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """A full matrix as (up, down), one of which is the identity."""
     outputs, inputs = matrix.shape
     if outputs <= inputs:
-        return torch.eye(outputs), matrix
-    return matrix, torch.eye(inputs)
+        return torch.eye(outputs, device=matrix.device), matrix
+    return matrix, torch.eye(inputs, device=matrix.device)
+
+
+def _refuse_large(*results: Tensor) -> None:
+    num_numbers = sum(result.numel() for result in results)
+    if num_numbers > MAX_NUMBERS:
+        raise AdapterFileError(
+            f"it unpacks to {num_numbers:,} numbers, more than any layer has", "fetch it again"
+        )
 
 
 def _refuse_above(rank: int, kind: str) -> None:

@@ -275,21 +275,29 @@ def _low_rank(
                 raise AdapterFileError(
                     f"{place}: {CORE} has shape {tuple(core.shape)}", "fetch it again"
                 )
-            down, up = core_pair(down, core, up)
+            with _at(place):
+                down, up = core_pair(down, core, up)
         return down, up, down.shape[0]
     if "down" in parts or "up" in parts:
         raise AdapterFileError(
             f"{place} is not a plain LoRA: it has LyCORIS parts beside its halves",
             "save or train it as a plain LoRA",
         )
-    try:
+    with _at(place):
         pair = lycoris_pair(parts)
-    except AdapterFileError as error:
-        raise AdapterFileError(f"{place}: {error.message}", error.remedy) from error
     down, up = pair.down_rn, pair.up_or
     if shape is not None and len(shape) == 4 and down.shape[1] == math.prod(shape[1:]):
         down, up = down.reshape(-1, *shape[1:]), up[:, :, None, None]
     return down, up, pair.dim
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Put a layer's place before errors of its parts."""
+    try:
+        yield
+    except AdapterFileError as error:
+        raise AdapterFileError(f"{place}: {error.message}", error.remedy) from error
 
 
 def _check_halves(down: Tensor, up: Tensor, place: str) -> None:

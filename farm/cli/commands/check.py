@@ -73,7 +73,7 @@ def check(
 
 
 def report_document(report: CheckReport) -> dict[str, object]:
-    """The report as plain values, with every fault."""
+    """The report as plain values, with every fault that was kept."""
     from dataclasses import asdict
 
     manifest = report.manifest
@@ -86,7 +86,7 @@ def report_document(report: CheckReport) -> dict[str, object]:
         "captions": dict(zip(("captioned", "photos"), report.captions, strict=True)),
         "bytes": report.num_bytes,
         "seconds": round(report.seconds, 3),
-        "errors": len(report.errors),
-        "warnings": len(report.warnings),
+        "errors": report.num_errors,
+        "warnings": report.num_warnings,
         "faults": [asdict(fault) for fault in report.faults],
     }

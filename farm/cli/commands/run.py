@@ -51,12 +51,12 @@ def plan(
         bool,
         typer.Option(
             "--all-bases",
-            help="Show instead which bases fit on cards of 16 to 80 GiB, with how many slots.",
+            help="Show which bases fit on cards of 16 to 80 GiB instead, and with how many slots.",
         ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show how a manifest would be trained, how long it takes and what it costs. Spends nothing."""
+    """Show how a manifest would be trained, how long it takes and what it costs. Trains nothing."""
     from farm.cli.views.output import print_json, print_rich
     from farm.cli.views.plan import plan_facts, plan_table, show_all_bases
     from farm.errors import UserError

@@ -87,22 +87,16 @@ def _short_field(field: str) -> str:
 def _limited(faults: list[Fault], limit: int | None) -> tuple[list[Fault], dict[int, int]]:
     """The faults to show and, by the last one shown of each kind, how many more there are."""
     if limit is None:
-        return faults, {}
+        return faults, {id(fault): fault.count - 1 for fault in faults}
     kinds: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
     for fault in faults:
-        kinds[_kind(fault)].append(fault)
+        kinds[fault.kind].append(fault)
     kept = {id(fault) for same in kinds.values() for fault in same[:limit]}
     hidden = {
-        id(same[limit - 1]): len(same) - limit for same in kinds.values() if len(same) > limit
+        id(same[:limit][-1]): sum(fault.count for fault in same) - len(same[:limit])
+        for same in kinds.values()
     }
     return [fault for fault in faults if id(fault) in kept], hidden
-
-
-def _kind(fault: Fault) -> tuple[str, str]:
-    """What faults of one kind share: severity, field, and the text without names and numbers."""
-    field = re.sub(r"\[\d+\]", "[]", fault.field)
-    words = fault.message.rsplit(": ", 1)[-1] if fault.field.endswith("photos") else fault.message
-    return fault.severity + field, re.sub(r"`[^`]*`|\S*[\d/.]\S*", "_", words)
 
 
 def _recipes(subjects: Iterable[Subject]) -> RenderableType:
@@ -142,11 +136,11 @@ def _verdict(report: CheckReport) -> Text:
     written, good = len(report.manifest.resolved), len(report.good_subjects)
     text = Text()
     if report.errors:
-        text.append(f"✗ {_count(len(report.errors), 'error')}", style="bold red")
+        text.append(f"✗ {_count(report.num_errors, 'error')}", style="bold red")
     else:
         text.append("✓ nothing is wrong" if not report.warnings else "✓ no errors", "bold green")
     if report.warnings:
-        text.append(", ").append(_count(len(report.warnings), "warning"), style="yellow")
+        text.append(", ").append(_count(report.num_warnings, "warning"), style="yellow")
     able = "all" if good == written else f"{good:,}"
     text.append(f"  ·  {_count(written, 'subject')}")
     if written:

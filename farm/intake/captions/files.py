@@ -7,6 +7,7 @@ captions that belong to no photo. ``prompts/judge.py`` checks whether a caption 
 from __future__ import annotations
 
 import posixpath
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
 
-from farm.errors import Fault
+from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
 from farm.intake.captions.photo_table import (
     PhotoRow,
     PhotoTable,
@@ -38,6 +39,7 @@ from farm.intake.rows import CaptionStyle
 
 __all__ = ["TABLE_SUFFIXES", "Caption", "Captions", "Names", "is_table_name"]
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 METADATA_STEM = "metadata"
 """A table of this name is meant for the photos beside it, as for Hugging Face's imagefolder."""
 MAX_CAPTION_BYTES = 64 * 2**10
@@ -114,7 +116,7 @@ class Captions:
         self._texts = Names(name for name in every if name.lower().endswith(suffixes))
         self._others = Names(name for name in every if not name.lower().endswith(suffixes))
         self._listed: dict[str, Caption] = {}
-        self.faults: list[Fault] = []
+        self.faults = FaultList(limit=MAX_SUBJECT_FAULTS)
         """Of tables, and of files that are not read."""
         sidecars: list[str] = []
         if self._style.has_tables:
@@ -129,20 +131,24 @@ class Captions:
                 self.add_fault(tables[MAX_TABLES], None, message, remedy, is_warning=True)
         self._report_unread(every, sidecars)
 
-    def of(self, photo: str, faults: list[Fault] | None = None) -> Caption | None:
+    def of(self, photo: str, faults: FaultList | None = None) -> Caption | None:
         """The caption of a photo, by its path from the folder; its faults are added to the list."""
-        found = faults if faults is not None else []
+        found = faults if faults is not None else FaultList()
         return self._beside(photo, found) or self._listed.get(photo)
 
     def orphans(self, photos: Iterable[str]) -> list[Fault]:
         """A warning of caption files that belong to none of the photos of the folder."""
-        owned = {text for photo in photos for text in self._text_names(photo)}
+        every = list(photos)
+        owned = {text for photo in every for text in self._text_names(photo)}
         orphans = [name for name in self._texts if name not in owned]
-        if len(orphans) == 1:
+        stems = {_nfc(posixpath.splitext(photo)[0]) for photo in every}
+        if len(orphans) == 1 and _stem(orphans[0], 2) not in stems:
             with suppress(PhotoFault):
                 unused = self._unused(orphans[0], self._read(orphans[0]))
                 return [unused] if unused is not None else []
-        if len(orphans) < FEW_ORPHANS and not any(name.endswith(".caption") for name in orphans):
+        # `0.caption.txt` beside `0.png` is meant as its caption, though it is a single text
+        is_meant = any(name.endswith(".caption") or _stem(name, 2) in stems for name in orphans)
+        if len(orphans) < FEW_ORPHANS and not is_meant:
             return []
         names = ", ".join(orphans[:3]) + ("…" if len(orphans) > 3 else "")
         count = f"{len(orphans)} caption file{'s' if len(orphans) > 1 else ''}"
@@ -158,7 +164,7 @@ class Captions:
                 if (name := self._texts.find(wanted)) is not None:
                     yield name
 
-    def _beside(self, photo: str, faults: list[Fault]) -> Caption | None:
+    def _beside(self, photo: str, faults: FaultList) -> Caption | None:
         for name in self._text_names(photo):
             try:
                 text = decoded(self._read(name)[:MAX_CAPTION_BYTES], TEXT_REMEDY)
@@ -168,6 +174,10 @@ class Captions:
                 continue
             lines = [words for line in text.splitlines() if (words := " ".join(line.split()))]
             if not lines:
+                continue
+            if CONTROL.search(" ".join(lines)):
+                message, remedy = "it holds control characters", "save it as plain text"
+                faults.append(self._fault(name, None, message, remedy))
                 continue
             if not _nfc(photo).startswith(_nfc(posixpath.splitext(name)[0])):
                 message = f"it is taken as the caption of {photo}, whose name differs in case"
@@ -301,6 +311,13 @@ class _TableMatch:
             return not row.caption
         if not row.caption:
             return True
+        if CONTROL.search(row.caption):
+            message, remedy = (
+                f"the caption of `{file}` holds control characters",
+                "write plain text",
+            )
+            self._owner.add_fault(self._name, row.line, message, remedy)
+            return True
         if row.choices > 1:
             message = f"it has {row.choices} captions; the first is taken"
             self._owner.add_fault(
@@ -352,6 +369,13 @@ class _TableMatch:
         if (close := similar_name(_plain(file), names)) is not None:
             return f"did you mean `{close}`?"
         return "correct the name, add the photo, or remove the row"
+
+
+def _stem(name: str, count: int) -> str:
+    """A name without its last suffixes."""
+    for _ in range(count):
+        name = posixpath.splitext(name)[0]
+    return _nfc(name)
 
 
 def _plain(file: str) -> str:

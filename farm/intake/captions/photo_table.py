@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.parsing.delimited import folded, read_delimited
 from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
 from farm.intake.parsing.parquet import TableTooLarge, open_parquet, parquet_rows
@@ -78,7 +78,7 @@ class PhotoTable:
     """A table of photos, read."""
 
     rows: list[PhotoRow] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: FaultList = field(default_factory=FaultList)
     columns: dict[str, str] = field(default_factory=dict)
     """Every column, by its folded name."""
     is_other: bool = False
@@ -164,9 +164,10 @@ def caption_key(data: bytes) -> str | None:
         value = read_json(decoded(data), "", "").head.value
     except NotText:
         return None
-    names = {folded(name): name for name, cell in value.items() if isinstance(cell, str) and cell}
+    names = {folded(name): name for name, cell in value.items() if _texts(cell)}
     # a description beside a photo of a phone is hardly ever its caption
-    wanted = [name for name in CAPTION_COLUMNS if name in names and name != "description"]
+    known = (*CAPTION_COLUMNS, "tags", "tag_string")
+    wanted = [name for name in known if name in names and name != "description"]
     return names[wanted[0]] if wanted else None
 
 
@@ -229,7 +230,7 @@ def _take_delimited(table: PhotoTable, text: str, name: str) -> None:
 
 
 def _parquet_rows(
-    data: bytes, faults: list[Fault], name: str
+    data: bytes, faults: FaultList, name: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from farm.errors import Fault, ManifestError
+from farm.errors import Fault, FaultList, ManifestError
 from farm.intake.faults import slug
 from farm.intake.formats.imagefolder import OTHER_SPLITS, TRAIN_SPLITS
 from farm.intake.photos.budget import LookBudget
@@ -79,7 +79,7 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Man
             f"name its folder of photos: {inner}",
         )
     head = ManifestRow({}, folder, folder)
-    faults: list[Fault] = []
+    faults = FaultList()
     if is_split:
         message = "each folder of the train split is a subject, and its name the class"
         remedy = _SUBJECTS_REMEDY + ", if they are anything else"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.captions.photo_table import PhotoRow, photo_row
 from farm.intake.faults import slug
 from farm.intake.photos.listings import INSIDE_REMEDY
@@ -31,7 +31,7 @@ CLASS_REMEDY = "add a column `class` that says what each subject is, such as `ca
 
 
 def read_imagefolder(
-    rows: Iterable[ManifestRow], head: ManifestRow, faults: list[Fault]
+    rows: Iterable[ManifestRow], head: ManifestRow, faults: FaultList
 ) -> ManifestRows:
     """Group rows of photos; one row per subject comes out.
 
@@ -44,7 +44,7 @@ def read_imagefolder(
 
 
 def _subjects(
-    rows: Iterable[ManifestRow], head: ManifestRow, faults: list[Fault]
+    rows: Iterable[ManifestRow], head: ManifestRow, faults: FaultList
 ) -> Iterator[ManifestRow]:
     values: dict[str, dict[str, Any]] = {}
     lines: dict[str, dict[Path, int]] = {}
@@ -97,7 +97,7 @@ def _nameless(row: ManifestRow, read: PhotoRow) -> Fault:
 
 
 def _train_rows(
-    rows: Iterable[ManifestRow], head: ManifestRow, faults: list[Fault]
+    rows: Iterable[ManifestRow], head: ManifestRow, faults: FaultList
 ) -> Iterator[tuple[ManifestRow, PhotoRow]]:
     """The rows of the train split, or all where the table has none."""
     read = [(row, photo_row(row.value, row.line or 1)) for row in rows]

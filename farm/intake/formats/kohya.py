@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.faults import slug
 from farm.intake.formats.kohya_options import (
     ESCAPE_REMEDY,
@@ -62,14 +62,17 @@ def read_kohya(text: str, file: str, base: str) -> ManifestRows:
     """Read a dataset config; its faults carry the lines of the TOML file."""
     head = ManifestRow({}, file, base, 1)
     if (fault := _cost_fault(text, file)) is not None:
-        return ManifestRows(head, iter(()), [fault])
+        return ManifestRows(head, iter(()), FaultList([fault]))
     try:
         config = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        return ManifestRows(head, iter(()), [_syntax_fault(error, text, file)])
+        return ManifestRows(head, iter(()), FaultList([_syntax_fault(error, text, file)]))
     except RecursionError:
         fault = Fault(file, "not valid TOML: nested too deeply", "write `[[datasets]]` tables")
-        return ManifestRows(head, iter(()), [fault])
+        return ManifestRows(head, iter(()), FaultList([fault]))
+    except ValueError:  # of Python's own conversion
+        fault = Fault(file, "not valid TOML: a number has thousands of digits", "correct it")
+        return ManifestRows(head, iter(()), FaultList([fault]))
     return read_kohya_config(config, _lines(text), head)
 
 
@@ -84,7 +87,7 @@ def read_kohya_config(
     """
     datasets = config.get("datasets")
     if isinstance(datasets, list) and all(isinstance(one, dict) for one in datasets):
-        faults: list[Fault] = []
+        faults = FaultList()
         reader = _Reader(config, lines, head, faults)
         return ManifestRows(head, reader.subjects(), faults)
     sections = [config, *(one for one in config.values() if isinstance(one, dict))]
@@ -98,7 +101,7 @@ def read_kohya_config(
         )
     else:
         fault = head.fault(("datasets",), "there are no `[[datasets]]`", "add one")
-    return ManifestRows(head, iter(()), [fault])
+    return ManifestRows(head, iter(()), FaultList([fault]))
 
 
 def _cost_fault(text: str, file: str) -> Fault | None:
@@ -190,7 +193,7 @@ class _Reader:
     """Turns datasets into subject rows."""
 
     def __init__(
-        self, config: Options, lines: Mapping[Path, int], head: ManifestRow, faults: list[Fault]
+        self, config: Options, lines: Mapping[Path, int], head: ManifestRow, faults: FaultList
     ) -> None:
         self._config, self._lines, self._head, self._faults = config, lines, head, faults
         self._ids: set[str] = set()

@@ -111,6 +111,8 @@ def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRo
             filesystem, path = fsspec.core.url_to_fs(url)
             if filesystem.isdir(path):
                 return _open_folder(url.rstrip("/"), url, names)
+            if not filesystem.exists(path):
+                raise _missing(url)
     return _open_file(url, trusted=trusted)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.captions.photo_table import TABLE_COLUMNS, is_photo_manifest
 from farm.intake.faults import nearest
 from farm.intake.formats.imagefolder import read_imagefolder
@@ -41,7 +41,7 @@ _OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "ca
 def read_csv(text: str, file: str, base: str) -> ManifestRows:
     """Read a table with a header row: of photos if its columns are those of photos, else of
     subjects."""
-    faults: list[Fault] = []
+    faults = FaultList()
     table = read_delimited(text, _OWN_COLUMNS | TABLE_COLUMNS)
     head = ManifestRow({}, file, base)
     if is_photo_manifest(table.columns, file):
@@ -50,11 +50,11 @@ def read_csv(text: str, file: str, base: str) -> ManifestRows:
         shown = ", ".join(f"`{column[:40]}`" for column in table.columns[:5])
         message = f"its first line names no column that is known here: {shown}"
         remedy = "begin it with the names of its columns, such as `subject,class`"
-        return ManifestRows(head, iter(()), [Fault(file, message, remedy, table.line)])
+        return ManifestRows(head, iter(()), FaultList([Fault(file, message, remedy, table.line)]))
     return ManifestRows(head, _subject_rows(table, head, faults), faults)
 
 
-def _photo_rows(table: Delimited, head: ManifestRow, faults: list[Fault]) -> Iterator[ManifestRow]:
+def _photo_rows(table: Delimited, head: ManifestRow, faults: FaultList) -> Iterator[ManifestRow]:
     for line, cells in table.rows:
         value = dict(zip(table.columns, cells, strict=False))
         yield ManifestRow(
@@ -67,9 +67,7 @@ def _at(head: ManifestRow, line: int) -> tuple[str, str, int]:
     return head.file, head.base, line
 
 
-def _subject_rows(
-    table: Delimited, head: ManifestRow, faults: list[Fault]
-) -> Iterator[ManifestRow]:
+def _subject_rows(table: Delimited, head: ManifestRow, faults: FaultList) -> Iterator[ManifestRow]:
     columns = [_known(column) for column in table.columns]
     hints = _hints(columns)
     for line, cells in table.rows:
@@ -116,7 +114,7 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
     return parse_scalar(table.number(text))
 
 
-def _place(row: ManifestRow, column: str, value: Any, faults: list[Fault]) -> None:
+def _place(row: ManifestRow, column: str, value: Any, faults: FaultList) -> None:
     """Put a cell at the path that its column names; absent cells are left out."""
     if value is None or not column:
         return
@@ -144,7 +142,7 @@ def read_parquet(source: Any, file: str, base: str) -> ManifestRows:
     """
     import pyarrow as pa
 
-    faults: list[Fault] = []
+    faults = FaultList()
     head = ManifestRow({}, file, base)
     try:
         table = open_parquet(source)
@@ -174,7 +172,7 @@ def _too_large(source: Any, file: str, error: TableTooLarge, line: int | None) -
 
 
 def _numbered(
-    table: Any, source: Any, file: str, faults: list[Fault]
+    table: Any, source: Any, file: str, faults: FaultList
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a table, numbered from 1; ends with a fault where reading fails."""
     import pyarrow as pa
@@ -191,7 +189,7 @@ def _numbered(
 
 
 def _parquet_rows(
-    rows: Iterator[tuple[int, dict[str, Any]]], file: str, base: str, faults: list[Fault]
+    rows: Iterator[tuple[int, dict[str, Any]]], file: str, base: str, faults: FaultList
 ) -> Iterator[ManifestRow]:
     hints: dict[Path, str] | None = None
     for number, value in rows:
@@ -204,7 +202,7 @@ def _parquet_rows(
         yield row
 
 
-def _parsed(text: str, row: ManifestRow, column: str, faults: list[Fault]) -> Any:
+def _parsed(text: str, row: ManifestRow, column: str, faults: FaultList) -> Any:
     rows = read_json(text, row.file, row.base)
     if rows.faults:
         faults.append(row.fault((column,), rows.faults[0].message, "write one JSON object"))

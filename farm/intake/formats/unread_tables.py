@@ -11,15 +11,15 @@ from collections.abc import Collection, Iterator
 from farm.errors import Fault
 from farm.intake.captions.photo_table import read_photo_table
 from farm.intake.captions.unread import is_table_name
-from farm.intake.errors import PhotoFault
-from farm.intake.photos.bytes import PhotoReader
+from farm.intake.photos.files import open_local
+from farm.intake.photos.uris import filesystem_of
 
 __all__ = ["unread_tables"]
 
 MAX_TABLES = 20
 """Tables of one folder that are looked into."""
 MAX_BYTES = 2**22
-"""Larger ones are not looked into: this concerns only warnings."""
+"""Of each table: this concerns only warnings."""
 SUBJECT_STEMS = frozenset(("subject", "subjects", "manifest"))
 
 
@@ -34,18 +34,12 @@ def unread_tables(folder: str, names: Collection[str], used: Collection[str]) ->
     base = folder.rstrip("/")
     others = sorted(name for name in names if name not in used and not name.startswith("."))
     for name in [one for one in others if is_table_name(one)][:MAX_TABLES]:
-        try:
-            with PhotoReader() as reader:
-                data = reader.read(f"{base}/{name}")
-        except PhotoFault:
-            continue
-        table = read_photo_table(data[:MAX_BYTES], name)
+        table = read_photo_table(_head(f"{base}/{name}"), name)
         columns = table.columns.keys()
         if table.names_photos and table.has_captions and table.rows:
-            count = f"{len(table.rows)} row{'s' if len(table.rows) > 1 else ''}"
             yield _warning(
                 f"{base}/{name}",
-                f"captions in {count} are not read: the table is beside the folders of the photos",
+                "its captions are not read: the table is beside the folders of the photos",
                 "put the rows of each subject into a metadata.csv in the folder of its photos, "
                 "with the names as seen from there",
             )
@@ -62,6 +56,19 @@ def unread_tables(folder: str, names: Collection[str], used: Collection[str]) ->
         if not used and stem in SUBJECT_STEMS and suffix == ".txt":
             message = "it is not read: a table of subjects ends in .csv"
             yield _warning(f"{base}/{name}", message, "rename it subjects.csv")
+
+
+def _head(url: str) -> bytes:
+    """The first bytes of a table; empty if it cannot be read."""
+    try:
+        if "://" not in url:
+            with open_local(url, "") as file:
+                return file.read(MAX_BYTES)
+        filesystem, path = filesystem_of(url)
+        with filesystem.open(path, "rb") as file:
+            return bytes(file.read(MAX_BYTES))
+    except Exception:  # each filesystem raises errors of its own
+        return b""
 
 
 def _warning(file: str, message: str, remedy: str) -> Fault:

@@ -19,6 +19,8 @@ __all__ = ["Delimited", "folded", "read_delimited"]
 _SEPARATOR_LINE = re.compile(r'^\s*"?sep=(?P<mark>.)"?[\s,;|]*$', re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 MAX_COLUMNS = 2_000
+MAX_WRONG_ROWS = 1_000
+"""Rows of too many cells that are reported one by one."""
 MAX_TITLES = 5
 """Lines with a title above the header, as people write them into a sheet."""
 _QUOTED = re.compile(r'"[^"]*"')
@@ -39,7 +41,10 @@ class Delimited:
     line: int = 1
     """Line of the header."""
     faults: list[tuple[int, str, str]] = field(default_factory=list)
-    """Line, message and remedy of each error; grows while rows are consumed."""
+    """Line, message and remedy of each error, and beyond ``MAX_WRONG_ROWS`` their number; grows
+    while rows are consumed."""
+    num_wrong: int = 0
+    """Rows of too many cells."""
 
     def number(self, cell: str) -> str:
         """A cell with its decimal comma replaced by a point, unless commas separate cells."""
@@ -132,14 +137,28 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
             while len(cells) > len(table.columns) and not cells[-1]:
                 cells.pop()
             if len(cells) > len(table.columns):
-                message = f"{len(cells)} cells in a table of {len(table.columns)} columns"
-                mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
-                remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
-                table.faults.append((line(), message, remedy))
+                _add_wrong(table, line(), len(cells))
                 continue
             yield line(), cells
     except csv.Error as error:
         table.faults.append(_fault_of(error, line(), end + 1 + skipped))
+    _count_wrong(table, line())
+
+
+def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:
+    """Report a row of too many cells, or count it."""
+    table.num_wrong += 1
+    if table.num_wrong <= MAX_WRONG_ROWS:
+        message = f"{num_cells} cells in a table of {len(table.columns)} columns"
+        mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
+        remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
+        table.faults.append((line, message, remedy))
+
+
+def _count_wrong(table: Delimited, line: int) -> None:
+    if (num_more := table.num_wrong - MAX_WRONG_ROWS) > 0:
+        message = f"{num_more:,} more rows above have too many cells"
+        table.faults.append((line, message, "correct the others first"))
 
 
 def _fault_of(error: csv.Error, line: int, first: int) -> tuple[int, str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 
 __all__ = ["is_json_lines", "read_json", "read_jsonl"]
@@ -29,7 +29,7 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 def read_json(text: str, file: str, base: str) -> ManifestRows:
     """Read a manifest object, or a bare array of subjects."""
-    faults: list[Fault] = []
+    faults = FaultList()
     if not text.strip():
         faults.append(Fault(file, "the file is empty", 'write {"subjects": [ … ]}', line=1))
         return ManifestRows(ManifestRow({}, file, base), iter(()), faults)
@@ -54,7 +54,7 @@ def read_json(text: str, file: str, base: str) -> ManifestRows:
 
 
 def _subject_rows(
-    subjects: list[Any], lines: dict[Path, int], file: str, base: str, faults: list[Fault]
+    subjects: list[Any], lines: dict[Path, int], file: str, base: str, faults: FaultList
 ) -> Iterator[ManifestRow]:
     inner: list[dict[Path, int]] = [{} for _ in subjects]
     for path, line in lines.items():
@@ -70,7 +70,7 @@ def _subject_rows(
 
 def read_jsonl(lines: Iterable[str], file: str, base: str) -> ManifestRows:
     """Read one subject per line; a first line with ``defaults`` and without ``id`` is the head."""
-    faults: list[Fault] = []
+    faults = FaultList()
     rows = _line_rows(lines, file, base, faults)
     first = next(rows, None)
     if first is not None and "id" not in first.value and {"version", "defaults"} & set(first.value):
@@ -91,7 +91,7 @@ def is_json_lines(text: str) -> bool:
 
 
 def _line_rows(
-    lines: Iterable[str], file: str, base: str, faults: list[Fault]
+    lines: Iterable[str], file: str, base: str, faults: FaultList
 ) -> Iterator[ManifestRow]:
     for number, text in enumerate(lines, 1):
         text = text.lstrip("\ufeff") if number == 1 else text
@@ -143,7 +143,7 @@ def _syntax_fault(error: json.JSONDecodeError, file: str, line: int | None = Non
 class _Reader:
     """A JSON reader that records line numbers and reports duplicate keys."""
 
-    def __init__(self, text: str, file: str, faults: list[Fault], first_line: int = 1) -> None:
+    def __init__(self, text: str, file: str, faults: FaultList, first_line: int = 1) -> None:
         self._text = text
         self._file = file
         self._faults = faults

@@ -6,8 +6,9 @@ long values are repeated in every row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["TableTooLarge", "bytes_column", "open_parquet", "parquet_rows"]
 
@@ -20,13 +21,16 @@ MAX_BATCH_BYTES = 128 * 2**20
 """Maximum size of the texts of one batch, with dictionaries expanded."""
 MAX_COLUMNS = 2_000
 MAX_ROWS = 5_000_000
+MAX_FOOTER_BYTES = 8 * 2**20
+"""Maximum size of the description of all row groups and columns, which takes ten times as much in
+memory; that of a manifest has some kilobytes."""
 
 
 class TableTooLarge(ValueError):
     """A table that would take too much memory; the message names the exceeded bound."""
 
 
-def open_parquet(source: Any) -> Any:
+def open_parquet(source: BinaryIO) -> Any:
     """Open a Parquet file for ``parquet_rows``.
 
     Raises:
@@ -35,6 +39,12 @@ def open_parquet(source: Any) -> Any:
     """
     import pyarrow.parquet as pq
 
+    source.seek(0, os.SEEK_END)
+    source.seek(-min(8, source.tell()), os.SEEK_END)
+    tail = source.read(8)
+    if tail[4:] == b"PAR1" and int.from_bytes(tail[:4], "little") > MAX_FOOTER_BYTES:
+        raise TableTooLarge(f"its footer has more than {MAX_FOOTER_BYTES // 2**20} MiB")
+    source.seek(0)
     table = pq.ParquetFile(source)
     footer = table.metadata
     if footer.num_columns > MAX_COLUMNS:

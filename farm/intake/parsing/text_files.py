@@ -40,6 +40,8 @@ _FORMS = (
     (b"<!doctype html", "a web page", "download the file itself"),
     (b"<html", "a web page", "download the file itself"),
 )
+MAX_DIRECTORY_BYTES = 2**20
+"""Maximum size of the directory of an archive that is looked into."""
 _INSIDE = (
     ("xl/", "an Excel workbook (.xlsx)", _AS_CSV),
     ("word/", "a Word document (.docx)", "save it as plain text in UTF-8"),
@@ -105,12 +107,27 @@ def foreign_form(data: bytes) -> tuple[str, str] | None:
             return what, remedy
     if not data.startswith(b"PK\x03\x04"):
         return None
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        names = []
+    names = _member_names(data)
     for start, what, remedy in _INSIDE:
         if any(name.startswith(start) for name in names):
             return what, remedy
     return "a zip archive", "unpack it"
+
+
+class _BoundedReads(io.BytesIO):
+    """An archive whose directory, which ``zipfile`` reads in one call, is not read if it is large:
+    its entries would take ten times its size."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile("its directory is too large")
+        return super().read(size)
+
+
+def _member_names(data: bytes) -> list[str]:
+    """The names of a zip archive's members; none if it is damaged, or has very many."""
+    try:
+        with zipfile.ZipFile(_BoundedReads(data)) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return []

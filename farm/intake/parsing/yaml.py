@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from farm.errors import Fault
+from farm.errors import Fault, FaultList
 from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
 
 __all__ = ["parse_scalar", "read_yaml"]
@@ -51,7 +51,7 @@ def read_yaml(text: str, file: str, base: str) -> ManifestRows:
 
     Reading stops at a syntax fault; everything before it is kept.
     """
-    faults: list[Fault] = []
+    faults = FaultList()
     reader = _Reader(text, file, faults)
     head: dict[str, Any] = {}
     lines: dict[Path, int] = {}

@@ -238,6 +238,7 @@ def _remedy_of_others(names: list[str]) -> str:
             "export tables of captions as `CSV UTF-8`",
         ),
         ((".docx", ".doc", ".rtf", ".odt", ".pages"), "save captions as plain text, `photo.txt`"),
+        ((".text", ".tags", ".cap", ".prompt"), "name captions as their photo, `photo.txt`"),
         (ARCHIVE_SUFFIXES, "unpack archives"),
         ((".mov", ".mp4", ".avi", ".mkv", ".webm"), "take still frames of videos"),
         ((".icloud",), "download photos that end in .icloud from iCloud first"),

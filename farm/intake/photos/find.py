@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from threading import Lock
 
-from farm.errors import Fault
+from farm.errors import FaultList
 from farm.intake.captions.files import Caption, Captions
 from farm.intake.errors import PhotoFault
 from farm.intake.faults import similar_name
@@ -57,7 +57,7 @@ class Found:
     """Links that lead out of the folder; they are not followed."""
     inner: list[str] = field(default_factory=list)
     """Folders inside the folder whose photos, or captions, are not used."""
-    faults: list[Fault] = field(default_factory=list)
+    faults: FaultList = field(default_factory=FaultList)
     """Faults of the caption files, without a subject."""
 
 
@@ -169,13 +169,14 @@ def _add_captions(found: Found, listing: Listing, style: CaptionStyle, beside: B
             return
         else:
             captions, listing = beside.captions(listing.where, style)
-        found.faults[:0] = captions.faults
+        found.faults[:0] = captions.faults.whole()
         for name, uri in names.items():
             if (caption := captions.of(name, found.faults)) is not None:
                 found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
     if not listing.is_whole:
         # the folder's other captions may be another subject's
-        found.faults = [replace(fault, severity="warning") for fault in found.faults]
+        warnings = (replace(fault, severity="warning") for fault in found.faults.whole())
+        found.faults = FaultList(warnings)
 
 
 def _read(uri: str) -> bytes:

@@ -9,10 +9,13 @@ check.
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import socket
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import fsspec
@@ -92,6 +95,10 @@ TOTAL_S = 120.0
 CONNECT_S = 10.0
 READ_S = 30.0
 """Time limit between two pieces of a response."""
+_INNER_IPV4 = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")))
+"""Networks of protocols and clouds that Python considers global: metadata services answer there."""
+_PUBLIC_IPV6 = ip_network("2000::/3")
+"""All of IPv6 that is assigned to hosts of the internet."""
 
 
 class PrivateHost(Exception):
@@ -116,8 +123,10 @@ def is_public(address: str) -> bool:
         inner = found.ipv4_mapped or found.sixtofour or _translated(found)
         if inner is not None:
             return is_public(str(inner))
-        if found.teredo is not None:
+        if found.teredo is not None or found not in _PUBLIC_IPV6:
             return False
+    elif any(found in network for network in _INNER_IPV4):
+        return False
     return found.is_global and not found.is_multicast
 
 
@@ -156,8 +165,40 @@ def _client(socket_factory: Any, options: dict[str, Any]) -> Any:
         # compressed answers would be inflated before their size can be bounded
         headers={"Accept-Encoding": "identity"},
         auto_decompress=False,
+        response_class=_bounded_response(),
         **options,
     )
+
+
+@cache
+def _bounded_response() -> Any:
+    """The class of responses that hold no more than was requested, whatever a server sends: fsspec
+    reads the answer to a range whole."""
+    import aiohttp
+
+    class BoundedResponse(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:
+                limit = _requested_bytes(self.request_info.headers.get("Range", ""))
+                body = io.BytesIO()
+                async for part in self.content.iter_any():
+                    body.write(part)
+                    if body.tell() > limit:
+                        self.close()
+                        raise PhotoFault(
+                            "its server sends more than was requested",
+                            "copy it here, or use another server",
+                        )
+                self._body = body.getvalue()
+            return await super().read()
+
+    return BoundedResponse
+
+
+def _requested_bytes(header: str) -> int:
+    """The size of the range that a header requests; the limit of a photo without one."""
+    match = re.fullmatch(r"bytes=(\d{1,18})-(\d{1,18})", header)
+    return int(match[2]) - int(match[1]) + 1 if match else MAX_PHOTO_BYTES
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:

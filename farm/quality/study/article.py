@@ -30,6 +30,7 @@ from farm.quality.study.bench import (
     write_results,
 )
 from farm.quality.study.grids import Cell, labelled_grid, save_animation
+from farm.quality.study.opening import generate_opening
 from farm.quality.study.rendered_subjects import render_photos, sample_subjects
 from farm.quality.study.tables import article_page
 from farm.recipe import WIDE_MODULES, Recipe
@@ -40,8 +41,6 @@ NOUNS = ("cat", "mushroom")
 """The article's two subjects, which are scored step by step and shown in detail."""
 COMPANIONS = ("dog", "robot", "teapot")
 """Also trained, for the opening image of the README."""
-OPENING_PLACES = (0, 2, 5, 6, 9)
-"""Indices into ``SCENERY`` of places that look different from each other."""
 STYLES = (
     "a photo of sks {}", "a pencil drawing of sks {}", "a painting of sks {} in the mountains",
     "a pencil sketch of sks {} in the city", "a sks {} wearing a red hat",
@@ -50,8 +49,6 @@ STYLES = (
     "a sks {} sleeping under water",
 )  # fmt: skip
 ROW_PICTURES = 8
-FINE = ScoringBudget(steps=25, guidance=4.0, scheduler="base")
-"""Sampling settings for images that are shown, not scored."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +56,19 @@ class ArticleStudy:
     """The run's settings."""
 
     steps: int = 500
-    every: int = 50
+    every: int = 100
     num_photos: int = 6
     num_prior_images: int = 48
     rank: int = 16
     learning_rate: float = 2e-3
     prior_weight: float = 0.3
     """Enough to keep the class varied on this small base; 1 reduced the subjects' fidelity."""
+    opening_candidates: int = 6
+    """Images of which each one of the opening image is the best."""
     seed: int = 1
     target_modules: tuple[str, ...] = WIDE_MODULES
+    shown: ScoringBudget = field(default_factory=lambda: ScoringBudget(steps=12, guidance=4.0))
+    """Sampling settings for images that are shown, not scored."""
     budget: ScoringBudget = field(
         default_factory=lambda: ScoringBudget(8, 12, 4, steps=10, guidance=4.0)
     )
@@ -105,11 +106,12 @@ def run_article_study(
     out.mkdir(parents=True, exist_ok=True)
     base = load_base(base_name)
     nouns = (*NOUNS, *COMPANIONS)
+    individuals = sample_subjects(len(nouns), nouns, seed=study.seed)
     photos = {
         subject.class_noun: render_photos(
             subject, study.num_photos, poses=POSES_OF[subject.class_noun][:3]
         )
-        for subject in sample_subjects(len(nouns), nouns, seed=study.seed)
+        for subject in individuals
     }
     bench = open_bench(
         base,
@@ -121,16 +123,24 @@ def run_article_study(
     )
     try:
         stages, cards = _train(bench, study, say)
-        galleries = {
-            noun: _write_images(bench, noun, photos[noun], stages[noun], out) for noun in NOUNS
-        }
-        for noun in COMPANIONS:
-            galleries[noun] = _generate_gallery(bench, noun)[1]
-        _opening(photos, galleries).save(out / "opening.png")
+        opening = generate_opening(
+            bench, individuals, photos, candidates=study.opening_candidates, budget=study.shown
+        )
+        opening.sheet.save(out / "opening.png")
+        for noun in NOUNS:
+            _write_images(bench, study, noun, photos[noun], stages[noun], out)
     finally:
         bench.close()
     subjects = {noun: _subject_result(cards[noun]) for noun in NOUNS}
-    result = {**common_results(study, bench, began), "subjects": subjects}
+    result = {
+        **common_results(study, bench, began),
+        "subjects": subjects,
+        "opening": {
+            "candidates": opening.candidates,
+            "shown_with_mark": opening.shown_with_mark,
+            "all_with_mark": opening.all_with_mark,
+        },
+    }
     write_results(out, result, article_page(result))
     return result
 
@@ -143,7 +153,7 @@ def _train(
     cards: dict[str, dict[int, Examination]] = {noun: {} for noun in NOUNS}
     for step in range(0, study.steps + 1, study.every):
         bench.train_to(step)
-        _add_stage(bench, step, stages)
+        _add_stage(bench, study, step, stages)
         for noun, found in bench.examine(NOUNS).items():
             cards[noun][step] = found
         say(f"step {step}")
@@ -163,26 +173,29 @@ def _subject_result(cards: Mapping[int, Examination]) -> dict[str, Any]:
     }
 
 
-def _add_stage(bench: Bench, step: int, stages: Mapping[str, dict[int, list[Image.Image]]]) -> None:
+def _add_stage(
+    bench: Bench, study: ArticleStudy, step: int, stages: Mapping[str, dict[int, list[Image.Image]]]
+) -> None:
     """Generate images of ``A [V] noun`` with the same seeds at every stage."""
     rows = [
         ImageRow(bench.slots[noun], f"a sks {noun}", derive_seed("stage", index))
         for noun in NOUNS
         for index in range(ROW_PICTURES)
     ]
-    pictures = pillow(generate_rows(bench.base, bench.trainer.bank, rows, FINE))
+    pictures = pillow(generate_rows(bench.base, bench.trainer.bank, rows, study.shown))
     for index, noun in enumerate(NOUNS):
         stages[noun][step] = pictures[index * ROW_PICTURES : (index + 1) * ROW_PICTURES]
 
 
 def _write_images(
     bench: Bench,
+    study: ArticleStudy,
     noun: str,
     photos: Sequence[Image.Image],
     stages: Mapping[int, Sequence[Image.Image]],
     out: Path,
-) -> list[Image.Image]:
-    """Write one subject's images; returns the gallery's, places first."""
+) -> None:
+    """Write one subject's images."""
     labelled_grid([Cell("photos", photos)], cell_px=128).save(out / f"{noun}-photos.png")
     steps = [Cell(f"step {step}", pictures) for step, pictures in stages.items()]
     labelled_grid(steps).save(out / f"{noun}-steps.png")
@@ -192,18 +205,19 @@ def _write_images(
     ]
     save_animation(frames, out / f"{noun}.gif")
     slot, bank = bench.slots[noun], bench.trainer.bank
-    prompts, gallery = _generate_gallery(bench, noun)
+    prompts, gallery = _generate_gallery(bench, study, noun)
     _gallery_sheet(prompts, gallery).save(out / f"{noun}-gallery.png")
     seeds = [derive_seed("random", noun, index) for index in range(ROW_PICTURES)]
     both = []
     for label, chosen in (("untouched base", BASE_SLOT), ("with the adapter", slot)):
         rows = [ImageRow(chosen, class_prompt(noun), seed) for seed in seeds]
-        both.append(Cell(label, pillow(generate_rows(bench.base, bank, rows, FINE))))
+        both.append(Cell(label, pillow(generate_rows(bench.base, bank, rows, study.shown))))
     labelled_grid(both).save(out / f"{noun}-class.png")
-    return gallery
 
 
-def _generate_gallery(bench: Bench, noun: str) -> tuple[list[str], list[Image.Image]]:
+def _generate_gallery(
+    bench: Bench, study: ArticleStudy, noun: str
+) -> tuple[list[str], list[Image.Image]]:
     """The prompts, places then styles, and an image of the subject for each."""
     prompts = [f"a sks {noun} {place}" for place in SCENERY]
     prompts += [text.format(noun) for text in STYLES]
@@ -211,21 +225,7 @@ def _generate_gallery(bench: Bench, noun: str) -> tuple[list[str], list[Image.Im
         ImageRow(bench.slots[noun], text, derive_seed("gallery", n))
         for n, text in enumerate(prompts)
     ]
-    return prompts, pillow(generate_rows(bench.base, bench.trainer.bank, rows, FINE))
-
-
-def _opening(
-    photos: Mapping[str, Sequence[Image.Image]], galleries: Mapping[str, Sequence[Image.Image]]
-) -> Image.Image:
-    """The opening image of the README: photos beside images that the adapters generate."""
-    headings = ["photo", "photo", "", *(SCENERY[index] for index in OPENING_PLACES)]
-    rows = [
-        Cell(
-            f"one {noun}", [*photos[noun][:2], None, *(galleries[noun][i] for i in OPENING_PLACES)]
-        )
-        for noun in photos
-    ]
-    return labelled_grid(rows, headings, cell_px=128)
+    return prompts, pillow(generate_rows(bench.base, bench.trainer.bank, rows, study.shown))
 
 
 def _gallery_sheet(prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Image.Image:

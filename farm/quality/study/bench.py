@@ -42,8 +42,8 @@ __all__ = [
     "write_results",
 ]
 
-PRIOR_STEPS = 15
-"""Denoising steps of a class image; fewer than in a run, to keep a study short."""
+PRIOR_STEPS = 10
+"""Denoising steps of a class image, as in a run on the embedded base."""
 BATCH = 64
 """Images per denoising pass."""
 

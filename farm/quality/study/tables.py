@@ -122,6 +122,7 @@ def article_page(result: Mapping[str, Any]) -> str:
         "",
         "![Photos, and images generated with the adapters](opening.png)",
         "",
+        *_opening_lines(result["opening"]),
     ]
     for noun, found in result["subjects"].items():
         lines += [
@@ -157,6 +158,18 @@ def article_page(result: Mapping[str, Any]) -> str:
         ]
     lines += [f"Total: {result['seconds']['total']:.0f} s on {result['hardware']}.", ""]
     return "\n".join(lines)
+
+
+def _opening_lines(opening: Mapping[str, Any]) -> list[str]:
+    return [
+        "The prompts above name a pose and a place, such as `a [V] cat sitting in the snow`. Each "
+        f"image shown is the best of {opening['candidates']} seeds: first by the "
+        "mark reader, then by its similarity to the photos. The mark reader finds the subject's "
+        f"mark, its kind and its colour, on {100 * opening['shown_with_mark']:.0f} % of the shown "
+        f"images and on {100 * opening['all_with_mark']:.0f} % of all seeds' images. The images "
+        "below are not selected.",
+        "",
+    ]
 
 
 def _score(value: Mapping[str, Any] | None) -> str:

@@ -17,9 +17,13 @@ from pydantic import Field
 from farm.errors import RequestRefused, TooBusy
 from farm.serving.request import RequestLimits
 
-__all__ = ["Limits", "RateLimiter", "WaitingRoom"]
+__all__ = ["Limits", "RateLimiter", "RefusalPace", "WaitingRoom"]
 
 MAX_TRACKED_KEYS = 10_000
+REFUSALS_AT_ONCE = 10
+"""Refusals that a caller receives without delay, after a pause."""
+MAX_DELAYED_REFUSALS = 64
+"""Refusals of one caller that may wait at once: each holds a connection."""
 MAX_PICTURES = 10
 """``n`` of one request; OpenAI's own limit."""
 
@@ -33,6 +37,9 @@ class Limits(RequestLimits):
     """From the end of a request's head to the end of its body."""
     failed_keys_per_minute: int = Field(60, ge=1)
     """Invalid keys from one address before more are refused with 429. Valid keys are accepted."""
+    refusals_per_second: float = Field(50.0, gt=0)
+    """Per key, or per address without a valid key: further refusals (4xx) are delayed, so that a
+    flood of bad requests leaves the interpreter to the engine and to other callers."""
     store_max_age_s: float = Field(15.0, gt=0)
     """Maximum age of a key, name or revocation while the store does not answer; beyond it requests
     are answered with 503."""
@@ -123,6 +130,31 @@ class RateLimiter:
                 None,
                 missing * 60 / pictures_per_minute,
             )
+
+
+class RefusalPace:
+    """Spaces the refusals of each caller evenly in time."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = 1 / per_second
+        self._clock = clock
+        self._due_s: OrderedDict[str, float] = OrderedDict()
+
+    def is_over(self, caller: str) -> bool:
+        """Whether the limit of delayed refusals of a caller is reached."""
+        delay_s = self._due_s.get(caller, 0.0) - self._clock()
+        return delay_s > MAX_DELAYED_REFUSALS * self._interval_s
+
+    def delay_s(self, caller: str) -> float:
+        """How long to hold the caller's next refusal, which this call counts."""
+        now_s = self._clock()
+        earliest_s = now_s - REFUSALS_AT_ONCE * self._interval_s
+        due_s = max(self._due_s.get(caller, 0.0), earliest_s) + self._interval_s
+        self._due_s[caller] = due_s
+        self._due_s.move_to_end(caller)
+        while len(self._due_s) > MAX_TRACKED_KEYS:
+            self._due_s.popitem(last=False)
+        return max(0.0, due_s - now_s)
 
 
 class WaitingRoom:

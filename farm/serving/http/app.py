@@ -115,8 +115,8 @@ def _observer(services: Services) -> Any:
     return observe
 
 
-def _tenant(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> Tenant:
-    """The caller; the guard has already checked the key."""
+async def _tenant(request: Request, _: Annotated[object, Depends(_bearer)] = None) -> Tenant:
+    """The caller; the guard has already checked the key. Asynchronous to need no thread."""
     tenant = getattr(request.state, "tenant", None)
     if not isinstance(tenant, Tenant):  # a protected route outside the guard's reach
         raise NotAuthorized("no key was sent")

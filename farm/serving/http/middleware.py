@@ -1,8 +1,8 @@
 """Middleware around every route: request id, authentication, size limits, uncaught errors.
 
 Owns the request id, authentication, the checks of web pages' origins, the body's limits in bytes
-and time, the common headers of every response, and the handler of uncaught errors. A plain ASGI
-layer, so that streams pass through unchanged.
+and time, the pace of refusals, the common headers of every response, and the handler of uncaught
+errors. A plain ASGI layer, so that streams pass through unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.serving.access.api_keys import Gate
-from farm.serving.access.limits import Limits
+from farm.serving.access.limits import Limits, RefusalPace
 from farm.serving.http.connections import address_group
 from farm.serving.http.errors import error_response, http_response
 
@@ -66,6 +66,7 @@ class Guard:
         self._limits = limits
         self._observe = observe
         self._names_requests = names_requests
+        self._pace = RefusalPace(limits.refusals_per_second)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,18 +80,44 @@ class Guard:
         started_s = time.perf_counter()
         answer = _Answer(scope, send, self._limits, request_id if self._names_requests else None)
         try:
-            await self._admit(scope, headers)
-            body = _BoundedBody(receive, self._limits)
-            await self._app(scope, body.receive, answer.send)
-        except Exception as error:
-            if answer.status:  # a response has begun; it can only be aborted
-                raise
-            await self._refusal(error)(scope, receive, answer.send)
+            await self._respond(scope, receive, headers, answer)
+            # only now, when nothing of the request is in memory any more
+            if answer.is_held:
+                await self._send_refusal(_caller(scope), answer)
         finally:
             if self._observe is not None:
                 route = getattr(scope.get("route"), "path", "other")
                 took_s = time.perf_counter() - started_s
                 self._observe(scope["method"], route, answer.status, took_s)
+
+    async def _respond(
+        self, scope: Scope, receive: Receive, headers: Headers, answer: _Answer
+    ) -> None:
+        try:
+            try:
+                await self._admit(scope, headers)
+            finally:
+                self._check_pace(scope)
+            body = _BoundedBody(receive, self._limits)
+            await self._app(scope, body.receive, answer.send)
+        except Exception as error:
+            if answer.status and not answer.is_held:  # it has begun; it can only be aborted
+                raise
+            answer.begin_again()
+            await self._refusal(error)(scope, receive, answer.send)
+
+    def _check_pace(self, scope: Scope) -> None:
+        """Refuse a request to a protected route before it costs anything, if too many refusals of
+        its caller are already delayed."""
+        if scope["path"].startswith(PROTECTED) and self._pace.is_over(_caller(scope)):
+            raise HTTPException(429, "too many bad requests; correct them", {"retry-after": "2"})
+
+    async def _send_refusal(self, caller: str, answer: _Answer) -> None:
+        if self._pace.is_over(caller):
+            answer.close_connection()
+        else:
+            await asyncio.sleep(self._pace.delay_s(caller))
+        await answer.release()
 
     async def _admit(self, scope: Scope, headers: Headers) -> None:
         """Check size and key before any of the body is read."""
@@ -105,9 +132,8 @@ class Guard:
             _check_origin(scope, headers)
         if not path.startswith(PROTECTED) or is_link:
             return
-        client = scope.get("client")
         scope["state"]["tenant"] = await self._gate.admit(
-            headers.get("authorization"), address_group(client[0]) if client else ""
+            headers.get("authorization"), _address(scope)
         )
         if path in JSON_ROUTES and scope["method"] == "POST":
             _check_json(headers)
@@ -119,8 +145,20 @@ class Guard:
         return error_response(error)
 
 
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return address_group(client[0]) if client else ""
+
+
+def _caller(scope: Scope) -> str:
+    """Whom a refusal counts against: the key, or the address of a request without a valid one."""
+    tenant = scope["state"].get("tenant")
+    return f"key {tenant.key_id}" if tenant is not None else _address(scope)
+
+
 class _Answer:
-    """A ``send`` that adds the common headers, and times out if the client does not read."""
+    """A ``send`` that adds the common headers, holds refusals, and times out if the client does not
+    read."""
 
     def __init__(self, scope: Scope, send: Send, limits: Limits, request_id: str | None) -> None:
         self.status = 0
@@ -132,6 +170,26 @@ class _Answer:
         is_link = scope["path"].startswith(PUBLIC)
         self._resource_policy = "cross-origin" if is_link else "same-origin"
         self._is_stuck = False
+        self._held: list[Message] = []
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the response is a refusal, of which nothing is sent before ``release``."""
+        return bool(self._held)
+
+    def begin_again(self) -> None:
+        """Forget a held refusal, in place of which another response follows."""
+        self.status = 0
+        self._held.clear()
+
+    def close_connection(self) -> None:
+        """Have the server close the connection after a held refusal."""
+        MutableHeaders(scope=self._held[0])["connection"] = "close"
+
+    async def release(self) -> None:
+        """Send a held refusal."""
+        for message in self._held:
+            await self._send(message)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -142,6 +200,12 @@ class _Answer:
             for name, value in PLAIN_HEADERS.items():
                 out.setdefault(name, value)
             out.setdefault("cross-origin-resource-policy", self._resource_policy)
+            if 400 <= self.status < 499:  # 499: the caller has left
+                self._held.append(message)
+                return
+        if self._held:
+            self._held.append(message)
+            return
         if not message.get("more_body"):
             await self._send(message)
             return

@@ -7,6 +7,7 @@ number. Limits that an operator sets are in ``access/limits.py``.
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,6 +17,7 @@ from pydantic import (
     Field,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 
 from farm.recipe import LongPrompts
@@ -76,10 +78,29 @@ ModelName = Annotated[
 ]
 
 
-class ExtraAdapter(BaseModel):
-    """An additional adapter on the same image."""
+MAX_UNKNOWN_FIELDS = 8
+"""Unknown fields that are reported: a body has room for 40,000, and each takes time."""
+
+
+class _Body(BaseModel):
+    """An object of a request, in which unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_unknown_fields(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+            return value
+        unknown = islice(
+            (name for name in value if name not in cls.model_fields), MAX_UNKNOWN_FIELDS
+        )
+        kept = {*cls.model_fields, *unknown}
+        return {name: content for name, content in value.items() if name in kept}
+
+
+class ExtraAdapter(_Body):
+    """An additional adapter on the same image."""
 
     model: ModelName
     """The adapter's name, or ``name@key`` for one version."""
@@ -87,13 +108,10 @@ class ExtraAdapter(BaseModel):
     """1 is as trained."""
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(_Body):
     """What to generate. The first block of fields is OpenAI's, the second the farm's own."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "examples": [{"model": "rex", "prompt": "a photo of [V] dog in space", "seed": 7}]
         },

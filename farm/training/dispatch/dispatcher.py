@@ -269,7 +269,6 @@ class Dispatcher:
             lanes=self._lanes.views(),
             waiting_for_priors=self._queues.num_waiting(),
             is_done=self.is_done,
-            is_starved=bool(self._queues.num_ready()) and not self._lanes,
             trouble=worst_of([self.trouble.current(), *self._lanes.troubles]),
             at=self._clock(),
         )

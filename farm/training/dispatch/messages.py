@@ -213,8 +213,6 @@ class Snapshot:
     lanes: tuple[LaneView, ...]
     waiting_for_priors: int
     is_done: bool
-    is_starved: bool
-    """Jobs are ready and no lane is alive to take them."""
     trouble: StoreTrouble | None = None
     """The worst store trouble of the dispatcher or any lane."""
     at: float = 0.0

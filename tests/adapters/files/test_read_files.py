@@ -224,6 +224,28 @@ def test_what_no_slot_could_hold_is_refused_before_it_is_computed(tmp_path: Path
         load_adapter(written(tmp_path / "k.safetensors", tensors), {name: (wide, wide)})
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"lokr_w1": torch.ones(60_000, 1), "lokr_w2": torch.ones(60_000, 1)},
+        {
+            "lora_down.weight": torch.ones(1, 60_000),
+            "lora_mid.weight": torch.ones(1, 1, 200, 200),
+            "lora_up.weight": torch.ones(4, 1),
+        },
+    ],
+    ids=["a Kronecker product", "a core"],
+)
+def test_small_parts_that_multiply_to_gigabytes_are_refused_by_their_shapes(
+    parts: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = written(
+        tmp_path / "k.safetensors", {f"unet.to_q.{name}": part for name, part in parts.items()}
+    )
+    with pytest.raises(AdapterFileError, match="unpacks to [0-9,]+ numbers, more than any layer"):
+        load_adapter(path, {"unet.to_q": (8, 8)})
+
+
 def test_a_core_between_the_halves_is_multiplied_in(
     known: dict[str, tuple[int, ...]], tmp_path: Path
 ) -> None:

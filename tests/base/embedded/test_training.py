@@ -1,5 +1,6 @@
 """Training the base: resumable, deterministic, and ending in plain folders."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ SMALL = TrainingPlan(
 def test_an_interrupted_training_resumes_and_ends_like_an_uninterrupted_one(tmp_path):
     whole = train_embedded(tmp_path / "whole", plan=SMALL)
     halted = tmp_path / "halted"
-    train_embedded(halted, plan=SMALL)
+    shutil.copytree(tmp_path / "whole", halted, ignore=shutil.ignore_patterns("weights"))
     (halted / "stages" / "denoiser.safetensors").unlink()
     for stage in ("scorer-refined", "vae-refined"):
         (halted / "stages" / stage / "config.json").unlink()

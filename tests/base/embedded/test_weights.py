@@ -95,7 +95,7 @@ def test_the_scorer_loads_as_any_clip_and_classifies_held_out_images():
 
 def test_generated_images_follow_their_prompts(pipeline):
     asked = measured_prompts(24)
-    pictures = generate_prompts(pipeline, [a.prompt for a in asked], batch_size=24)
+    pictures = generate_prompts(pipeline, [a.prompt for a in asked], batch_size=24, num_steps=10)
     scorer, tokenizer = load_scorer()
     embeddings = embed_pictures(scorer, pictures)
     nouns = [a.class_noun for a in asked]

@@ -257,3 +257,8 @@ def test_a_metadata_file_is_refused_not_forgotten(faults_of: FaultsOf):
 
 def test_a_config_without_datasets_is_told(faults_of: FaultsOf):
     assert "no `[[datasets]]`" in faults_of("[general]\n", "config.toml")[0].message
+
+
+def test_a_number_of_thousands_of_digits_is_a_fault(faults_of: Callable[..., list[Fault]]):
+    (fault,) = faults_of(f"batch_size = {'9' * 5_000}\n", "config.toml")
+    assert "thousands of digits" in fault.message

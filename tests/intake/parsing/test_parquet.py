@@ -51,6 +51,15 @@ def test_columns_and_rows_are_bounded(monkeypatch: pytest.MonkeyPatch):
     assert "rows" in faults_of(pa.table({"id": ["a"] * 4}))[0].message
 
 
+def test_a_large_footer_is_refused_unread(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet, "MAX_FOOTER_BYTES", 1_000)
+    [fault] = faults_of(pa.table({f"c{n}": [1] for n in range(100)}))
+    assert "its footer has more than" in fault.message
+    rows = read_parquet(io.BytesIO(b"PAR1"), "m.parquet", "/")
+    assert "has more than" not in rows.faults[0].message
+    assert not list(rows.subjects)
+
+
 def test_ordinary_tables_are_read(tmp_path: Path):
     table = pa.table(
         {
@@ -61,7 +70,8 @@ def test_ordinary_tables_are_read(tmp_path: Path):
         }
     )
     pq.write_table(table, tmp_path / "m.parquet")
-    rows = read_parquet(str(tmp_path / "m.parquet"), "m.parquet", "/")
+    file = io.BytesIO((tmp_path / "m.parquet").read_bytes())
+    rows = read_parquet(file, "m.parquet", "/")
     first, second = rows.subjects
     assert first.value["recipe"] == {"steps": 10}
     assert first.value["photos"] == [{"uri": "x"}]

@@ -4,11 +4,14 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from support.photos import encoded, picture
 
 from farm.intake.errors import PhotoFault
+from farm.intake.manifest import read_manifest
 from farm.intake.photos.bytes import member_uri, read_photo_bytes
 from farm.intake.photos.find import find_photos
 from farm.intake.photos.uris import ALLOW_PRIVATE_HOSTS, is_public
@@ -23,6 +26,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        if self.path == "/endless.csv":
+            self.send_response(206)
+            self.send_header("content-length", str(10**12))
+            self.end_headers()
+            with suppress(OSError):
+                while self.command == "GET":
+                    self.wfile.write(bytes(2**20))
+            return
         if self.path == "/redirect.png":
             self.send_response(302)
             self.send_header("location", self.target)
@@ -100,11 +111,22 @@ def test_private_hosts_are_read_where_the_operator_allows_them(
     assert read_photo_bytes(f"http://127.0.0.1:{server.server_port}/redirect.png")
 
 
+def test_a_server_that_sends_more_than_was_requested_is_cut_off(
+    server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv(ALLOW_PRIVATE_HOSTS, "1")
+    address = f"http://127.0.0.1:{server.server_port}/endless.csv"
+    (tmp_path / "m.yaml").write_text(f"subjects: {address}\n")
+    manifest = read_manifest(str(tmp_path / "m.yaml"), strict=False)
+    assert "more than was requested" in manifest.errors[0].message
+
+
 @pytest.mark.parametrize(
     "address",
     ["10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1"]
     + ["fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"]
-    + ["::7f00:1", "224.0.0.1", "255.255.255.255", "::"],
+    + ["::7f00:1", "224.0.0.1", "255.255.255.255", "::", "fec0::1", "64:ff9b:1::a00:1"]
+    + ["192.0.0.192", "168.63.129.16", "192.88.99.1", "5f00::1", "::ffff:0:127.0.0.1"],
 )
 def test_addresses_that_are_not_public(address: str):
     assert not is_public(address)

@@ -12,7 +12,7 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from support.browser import load
+from support.quality.browser import load
 from support.quality.finished_run import make_run
 
 from farm.quality.report.page import write_report

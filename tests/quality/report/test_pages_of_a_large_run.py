@@ -12,7 +12,7 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from support.assignments import assignment
-from support.browser import load
+from support.quality.browser import load
 
 from farm.quality.report.collect import report_run
 from farm.storage import Store

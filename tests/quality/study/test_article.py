@@ -18,11 +18,16 @@ def test_the_articles_run_reports_every_step(tmp_path: Path, clip_folder: Path) 
         num_photos=2,
         num_prior_images=3,
         rank=2,
+        opening_candidates=2,
+        shown=ScoringBudget(steps=2, guidance=1.0),
         budget=ScoringBudget(4, 4, 4, steps=2, guidance=1.0),
     )
     scorer = ClipScorer(clip_folder)
     result = run_article_study("tiny", study, tmp_path, scorer=scorer, say=lambda text: None)
     page = (tmp_path / "README.md").read_text()
+    assert "is the best of 2 seeds" in page
+    with Image.open(tmp_path / "opening.png") as opening:
+        assert opening.width > 8 * 128
     for noun in NOUNS:
         steps = result["subjects"][noun]["by_step"]
         assert [row["step"] for row in steps] == [0, 2, 4]

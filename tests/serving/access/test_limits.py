@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.errors import RequestRefused, TooBusy
-from farm.serving.access.limits import Limits, RateLimiter, WaitingRoom
+from farm.serving.access.limits import (
+    MAX_DELAYED_REFUSALS,
+    REFUSALS_AT_ONCE,
+    Limits,
+    RateLimiter,
+    RefusalPace,
+    WaitingRoom,
+)
 
 
 class Clock:
@@ -100,3 +107,24 @@ def test_a_request_that_fails_leaves_the_room_too() -> None:
     with pytest.raises(RuntimeError), room.enter("a", 3, 5.0):
         raise RuntimeError
     assert room.total == 0
+
+
+def test_refusals_of_one_caller_are_spaced_and_those_of_another_are_not_delayed() -> None:
+    clock = Clock()
+    pace = RefusalPace(10.0, clock)
+    delays = [pace.delay_s("a") for _ in range(REFUSALS_AT_ONCE + 3)]
+    assert delays == pytest.approx([0.0] * REFUSALS_AT_ONCE + [0.1, 0.2, 0.3])
+    assert pace.delay_s("b") == 0.0
+    clock.now_s += 0.3 + REFUSALS_AT_ONCE * 0.1
+    assert pace.delay_s("a") == 0.0
+
+
+def test_few_refusals_of_one_caller_are_delayed_at_once() -> None:
+    clock = Clock()
+    pace = RefusalPace(10.0, clock)
+    while not pace.is_over("a"):
+        pace.delay_s("a")
+    assert pace.delay_s("a") == pytest.approx(0.1 * (MAX_DELAYED_REFUSALS + 2))
+    assert not pace.is_over("b")
+    clock.now_s += 10.0
+    assert not pace.is_over("a")

@@ -34,6 +34,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEndpoint]
     limits = Limits(
         pictures_per_minute=1_000_000,
         failed_keys_per_minute=1_000_000,
+        refusals_per_second=1_000_000,
         max_steps=4,
         max_side_px=96,
     )

@@ -29,6 +29,21 @@ def test_a_store_that_does_not_answer_tells_when_to_ask_again_and_nothing_else()
     assert headers["retry-after"]
 
 
+def test_thousands_of_unknown_fields_cost_no_more_than_a_few() -> None:
+    body = {"prompt": "x", "model": "rex", **{f"k{number}": 1 for number in range(20_000)}}
+    extra = {"prompt": "x", "adapters": [{"model": "rex", **body}]}
+    for content in (body, extra):
+        with pytest.raises(ValidationError) as caught:
+            GenerateRequest.model_validate(content)
+        assert len(caught.value.errors()) <= 10
+        assert (
+            "k0: unknown field"
+            in describe(
+                [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+            )[0]
+        )
+
+
 @pytest.mark.parametrize("piece", ["a", "a.", "/", "a:/", "\\"])
 def test_a_long_message_is_scrubbed_in_linear_time(piece: str) -> None:
     started_s = time.process_time()

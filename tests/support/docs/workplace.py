@@ -28,6 +28,9 @@ SMALL = {
     "study": {"prior": {"subjects": 2, "seeds": 1, "steps": 8}},
 }
 """Defaults of commands that would otherwise train for minutes."""
+SMALL_RECIPE = 'BASE_RECIPES["embedded"]["num_prior_images"] = 8'
+"""The embedded base's own 48 class images would take longer than the training. The same for the
+command and for Python blocks: a run's jobs depend on it."""
 SMALL_STUDY = {"num_checks": 1, "num_photos": 3, "num_prior_images": 4, "nouns": ["cat"]}
 SMALL_BUDGET = {
     "num_prompt_pictures": 4,
@@ -65,6 +68,8 @@ import json
 import os
 import sys
 from farm.cli import app, main
+from farm.recipe import BASE_RECIPES
+{recipe}
 app.info.context_settings["default_map"] = json.loads(os.environ["SMALL"])
 if sys.argv[1:3] == ["study", "prior"]:
     from farm.quality.study import prior
@@ -73,9 +78,11 @@ if sys.argv[1:3] == ["study", "prior"]:
     prior.PriorStudy = functools.partial(prior.PriorStudy, **fields, budget=budget)
 main()
 """
-PYTHON_BLOCKS = """
+PYTHON_BLOCKS = f"""
 import contextlib, json, sys, traceback
-names = {"__name__": "__main__"}
+from farm.recipe import BASE_RECIPES
+{SMALL_RECIPE}
+names = {{"__name__": "__main__"}}
 for line in sys.stdin:
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -116,7 +123,7 @@ class Clone:
         installed = sysconfig.get_path("purelib")
         (packages / "installed.pth").write_text(f"import site; site.addsitedir({installed!r})\n")
         farm = binaries / "farm"
-        farm.write_text(FARM.format(python=binaries / "python"))
+        farm.write_text(FARM.format(python=binaries / "python", recipe=SMALL_RECIPE))
         farm.chmod(0o755)
         for tool in ("ray", "serve"):
             (binaries / tool).symlink_to(Path(sys.executable).parent / tool)
@@ -283,6 +290,7 @@ class PageRun:
             **{name: value for name, value in os.environ.items() if name not in dropped},
             "PATH": os.pathsep.join(without_farm),
             "RAY_TMPDIR": str(self.clone.ray_folder),
+            "WORKERS": "1",  # for the few tests of the clone
             "SMALL": json.dumps({**SMALL, "serve": {"port": self.port}}),
             "SMALL_STUDY": json.dumps([SMALL_STUDY, SMALL_BUDGET]),
         }

@@ -43,7 +43,6 @@ def snapshot(*, lanes: tuple[str, ...] = (), waiting: int = 0, **counts: int) ->
         lanes=tuple(LaneView(lane, 1, 2, 0.0, 0, 0.0) for lane in lanes),
         waiting_for_priors=waiting,
         is_done=False,
-        is_starved=False,
     )
 
 

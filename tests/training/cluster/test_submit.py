@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import farm_in_one_process
+from support.cli.commands import farm_in_one_process
 from support.manifests import write_manifest
 from support.ray_head import BIN, Head, clean_environment, ray_head
 

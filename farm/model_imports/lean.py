@@ -1,17 +1,17 @@
 """Importing diffusers, transformers and peft without what the farm does not use of them.
 
-Owns a hook on their import. It changes what they import, not what they do: three costs of a process
-that takes five CPU seconds to import them are put off until somebody needs them.
+Owns a hook on their import. It changes what they import, not what they do. Importing them takes a
+process five CPU seconds; three parts of that are postponed until something needs them.
 
 - ``importlib.metadata.packages_distributions`` reads every installed package's file list. Each of
   the libraries calls it once; while they are imported, its result is kept.
 - ``scipy.stats`` is imported by diffusers' schedulers for one option, beta sigmas.
-- ``torch._dynamo`` is imported for decorators that tell ``torch.compile`` what to leave alone, and
-  for the question whether a module is compiled. Without a GPU, where the farm does not compile,
+- ``torch._dynamo`` is imported for decorators that mark what ``torch.compile`` must skip, and for
+  the question whether a module is compiled. Without a GPU, where the farm does not compile,
   the decorators do nothing, and no module is.
 
-The last two stand in ``sys.modules`` as modules that import the real one at the first use of
-anything else.
+In ``sys.modules``, the last two are replaced by modules that import the real one at the first use
+of anything else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIBRARIES = ("diffusers", "transformers", "peft")
 
 
 class _LaterModule(ModuleType):
-    """Stands for a module that is imported when one of its attributes is first used."""
+    """A substitute for a module that is imported when one of its attributes is first used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # inspect asks every module for its file
@@ -85,7 +85,7 @@ _undo = ExitStack()
 def lean_imports() -> Iterator[None]:
     """Keep the substitutes in place until the outermost block of all threads has ended.
 
-    Loading a base stands in such a block too: torch's own initializers use the same decorators.
+    Loading a base is such a block too: torch's own initializers use the same decorators.
     """
     global _depth
     with _lock:

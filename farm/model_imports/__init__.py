@@ -1,0 +1,1 @@
+"""How diffusers, transformers and peft are imported: quietly, and without unused parts."""

@@ -1,0 +1,1 @@
+"""Support of tests that run commands."""
