@@ -47,9 +47,8 @@ def _is_at_hand(base: str) -> bool:
 
 def _names_modules(manifest: Manifest) -> bool:
     """Whether a recipe has module names other than the usual ones of bases."""
-    layers = ({}, *BASE_RECIPES.values(), *FAMILY_RECIPES.values())
-    usual = {tuple(one["target_modules"]) for one in layers if "target_modules" in one}  # type: ignore[arg-type]
-    usual.add(Recipe().target_modules)
+    layers = (*BASE_RECIPES.values(), *FAMILY_RECIPES.values())
+    usual = [Recipe().target_modules, *(layer.get("target_modules") for layer in layers)]
     return any(
         subject.recipe.text_encoder_modules or subject.recipe.target_modules not in usual
         for subject in manifest.subjects
