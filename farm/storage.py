@@ -112,7 +112,8 @@ class Store:
         try:
             self.write(probe, b"")
         finally:
-            Path(self.full_path(probe)).unlink(missing_ok=True)
+            with suppress(OSError):  # it was not written
+                os.unlink(self.full_path(probe))
             for folder in missing:
                 with suppress(OSError):  # another process uses it already
                     folder.rmdir()
