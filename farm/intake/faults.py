@@ -239,7 +239,8 @@ def expected(model: type[BaseModel], path: Path) -> str:
     schema = _at(model, path)
     choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if choices:
-        return "one of " + ", ".join(f"`{choice}`" for choice in choices)
+        named = ", ".join(f"`{choice}`" for choice in choices)
+        return f"one of {named}" if len(choices) > 1 else named
     words = _KINDS.get(schema.get("type", ""), "another value")
     if words == "text":
         return _text_words(schema)

@@ -22,6 +22,8 @@ __all__ = ["Layers", "command_line_faults"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Fields = Mapping[str, Any]
+MAX_WHOLE = 2**53
+"""Above it, floats are no longer exact integers."""
 
 
 class Layers:
@@ -103,12 +105,22 @@ class Layers:
 
     def _validated(self, model: type[Model], values: Fields) -> Model:
         # through JSON, where strict accepts a list as a tuple; strict, so that `true` is not 1
-        text = json.dumps(values, sort_keys=True)
+        text = json.dumps(_whole_numbers(values), sort_keys=True)
         made = self._made.get(key := model.__name__ + text)
         if made is None:
             made = self._made[key] = model.model_validate_json(text, strict=True)
         assert isinstance(made, model)
         return made
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Whole numbers as integers however they were written: ``1e3``, or ``800.0`` in a table."""
+    if isinstance(value, Mapping):
+        return {name: _whole_numbers(content) for name, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole_numbers(content) for content in value]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < MAX_WHOLE
+    return int(value) if is_whole else value
 
 
 def command_line_faults(recipe: Fields, source: str = "the command line") -> list[Fault]:

@@ -215,11 +215,20 @@ def _unknown_classes(
 
 def _meant(unknown: Sequence[str], known: Sequence[str]) -> str:
     """The known nouns similar to unknown ones; empty if there are none."""
-    similar = {noun: similar_name(noun.casefold(), known) for noun in unknown}
+    similar = {noun: _misspelled(noun.casefold(), known) for noun in unknown}
     if len(similar) == 1:
         (found,) = similar.values()
         return f"`{found}`" if found else ""
     return ", ".join(f"`{found}` for `{noun}`" for noun, found in similar.items() if found)
+
+
+def _misspelled(noun: str, known: Sequence[str]) -> str | None:
+    """The known noun that was meant; a short word with another letter, such as `can`, is a word of
+    its own."""
+    meant = similar_name(noun, known)
+    if meant is not None and len(noun) <= 3 and sorted(meant) != sorted(noun):
+        return None
+    return meant
 
 
 def _classes_in_two_cases(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,23 @@ def test_status_and_logs_tell_what_happened(trained: tuple[Path, Path, str]) -> 
     assert {event["subject"] for event in events} == {"s001"}
     assert events[-1]["kind"] == "committed"
     assert "s000" in farm("logs", "--store", store)
+    with pytest.raises(UserError, match="has no subject `s0000`") as unknown:
+        farm("logs", "--subject", "s0000", "--store", store)
+    assert unknown.value.remedy == "did you mean `s000`?"
+
+
+def test_reading_a_run_imports_neither_torch_nor_ray(trained: tuple[Path, Path, str]) -> None:
+    _, store, _ = trained
+    code = (
+        "import sys\n"
+        "from farm.cli import app\n"
+        "for command in ('status', 'logs'):\n"
+        f"    app([command, '--store', {str(store)!r}], standalone_mode=False)\n"
+        "print(sorted({'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "s001" in done.stdout
+    assert done.stdout.strip().endswith("[]")
 
 
 def test_export_writes_folders_or_the_one_file_a_tool_wants(

@@ -82,3 +82,14 @@ def test_the_prior_has_layers_too():
     faults: list[Fault] = []
     assert below.prior(ROW, {"scheduler": "eulr"}, faults) is None
     assert "`euler`" in faults[0].remedy
+
+
+def test_whole_numbers_are_integers_in_whatever_form_they_were_written():
+    made = layers(recipe={"steps": 1e3, "early_stop": {"every_steps": 10.0}}).recipe(
+        ROW, None, {"rank": 4.0, "prior_weight": 1}, faults := []
+    )
+    assert not faults
+    assert (made.steps, made.rank, made.prior_weight) == (1000, 4, 1.0)
+    assert made.early_stop.every_steps == 10
+    layers().recipe(ROW, None, {"steps": 1.5}, faults)
+    assert "1.5 is not a whole number" in faults[0].message

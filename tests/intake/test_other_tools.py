@@ -316,6 +316,9 @@ def test_classes_that_the_embedded_base_cannot_generate_are_reported_once(tmp_pa
     assert fault.severity == "warning"
     assert "cannot generate `sofa`, `vase`" in fault.message
     assert "--base" in fault.remedy
+    lay(tmp_path, {"subjects.csv": "subject,class\na,can\nb,cta\nc,cat\n"})
+    (fault,) = read_manifest(str(tmp_path), strict=False, reader=reader).faults
+    assert "did you mean `cat` for `cta`?" in fault.remedy  # a can is no cat
     assert not read_manifest(str(tmp_path), strict=False).faults
 
 

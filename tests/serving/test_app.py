@@ -168,20 +168,27 @@ def busy_engine() -> str | None:
     return None
 
 
+LONG = {"num_inference_steps": 120, "size": "256x256", "seed": 9}
+
+
+@pytest.fixture(scope="module")
+def long_picture(cluster: Cluster) -> np.ndarray[Any, Any]:
+    """What an undisturbed engine generates for ``LONG``."""
+    return pixels_of(cluster.generate("ada", **LONG).b64_json)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_picture_whose_engine_is_killed_is_generated_by_another(
-    cluster: Cluster, stream: bool
+    cluster: Cluster, long_picture: np.ndarray[Any, Any], stream: bool
 ) -> None:
     import ray
 
-    long = {"num_inference_steps": 120, "size": "256x256", "seed": 9}
-    alone = cluster.generate("ada", **long)
     results: list[Any] = []
 
     def ask() -> None:
         answer = cluster.client.images.generate(
-            model="ada", prompt="a photo", stream=stream, extra_body=long
+            model="ada", prompt="a photo", stream=stream, extra_body=LONG
         )
         results.extend(answer if stream else answer.data)
 
@@ -194,7 +201,7 @@ def test_a_picture_whose_engine_is_killed_is_generated_by_another(
     asking.join(180)
     assert len(results) == 1
     assert results[0].receipt["engine"] != home
-    assert are_same(pixels_of(results[0].b64_json), pixels_of(alone.b64_json))
+    assert are_same(pixels_of(results[0].b64_json), long_picture)
 
 
 def actors(prefix: str) -> set[str]:

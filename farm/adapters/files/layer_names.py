@@ -144,7 +144,8 @@ def _spellings(known: tuple[str, ...]) -> dict[str, str]:
         component, path = name.split(".", 1)
         canonical_path = canonical_name(name).split(".", 1)[1]
         other_path = sgm.get(name, name).split(".", 1)[1]
-        for spelling in {path, canonical_path, other_path}:
+        # older transformers have the text encoder's `text_model` level in the base itself
+        for spelling in {path, canonical_path, other_path, path.removeprefix(TEXT_LEVEL)}:
             index.setdefault(f"{component}.{spelling}", name)
             index.setdefault(spelling, name)
             for prefix in KOHYA_PREFIXES.get(component, ()):

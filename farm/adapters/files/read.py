@@ -138,7 +138,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise AdapterFileError(f"{path} does not exist", "name an adapter file") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        # an AttributeError for numbers of a type that older versions of torch lack
         raise unreadable_file(path, error) from error
 
 

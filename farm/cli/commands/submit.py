@@ -107,7 +107,9 @@ def submit(
         return
     found = "is already running" if sent.was_running else "was submitted"
     say(f"{sent.job} {found}: {sent.entrypoint}")
-    if sent.run is None:
+    if sent.run is None and sent.status == "SUCCEEDED":
+        say("it has succeeded already: every subject has its adapter in the store")
+    elif sent.run is None:
         say(f"the job is {sent.status.lower()}; its run appears in the store once it starts")
     run = f"{sent.run} " if sent.run else ""
     say(f"watch it with:  farm status {run}--store {store_url} --watch")

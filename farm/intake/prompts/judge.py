@@ -86,7 +86,7 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
         yield place.fault(
             "identifier",
             f"the identifier `{identifier}` is a word of the class noun",
-            "choose a token without a meaning, such as `sks`",
+            f"choose a token without a meaning, such as `{_other_token(identifier)}`",
         )
     elif subject.recipe.uses_prior and names_identifier(subject.class_prompt, identifier):
         yield place.fault(
@@ -99,6 +99,10 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
     if samples and not any(names_identifier(prompt, identifier) for prompt in samples):
         message = "no sample prompt names the subject, so all of them show the class"
         yield place.fault("sample_prompts", message, f"put {PLACEHOLDER} into one", is_warning=True)
+
+
+def _other_token(identifier: str) -> str:
+    return "ohwx" if identifier.casefold() == "sks" else "sks"
 
 
 def _caption_faults(

@@ -40,6 +40,7 @@ from farm.training.cluster.watch import (
     head_patience_s,
     is_autoscaling,
     nodes_words,
+    num_fitting,
 )
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
@@ -284,10 +285,18 @@ class _RayRun:
             return f"no training process has started in {waited_s:.0f} s: this machine is busy"
         plan = self._plan
         share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
+        wanted = {
+            "CPU": plan.lanes_per_node * plan.cpus_per_lane,
+            "GPU": plan.lanes_per_node * plan.gpu_fraction,
+        }
+        missing, taken = f"{num_missing} of {plan.num_nodes} nodes have not come in", ""
+        if num_fitting(self._watch.nodes, wanted) >= plan.num_nodes:  # they are there, but taken
+            missing = f"{num_missing} of {plan.num_nodes} nodes have started no lane in"
+            taken = ", which are busy, or held by other work (see `ray status`)"
         words = [
-            f"{num_missing} of {plan.num_nodes} nodes have not come in {waited_s:.0f} s: "
+            f"{missing} {waited_s:.0f} s: "
             f"each must hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
-            f"the cluster has {nodes_words(self._watch.nodes)}",
+            f"the cluster has {nodes_words(self._watch.nodes)}{taken}",
             autoscaler_words(self._watch.address),
         ]
         return "; ".join(word for word in words if word)

@@ -31,6 +31,7 @@ __all__ = [
     "head_patience_s",
     "is_autoscaling",
     "nodes_words",
+    "num_fitting",
 ]
 
 ASK_S = 1.0
@@ -157,6 +158,14 @@ def nodes_words(nodes: Iterable[Mapping[str, Any]]) -> str:
     )
     parts = [f"{count} node{'s' if count > 1 else ''} with {kind}" for kind, count in kinds.items()]
     return ", ".join(parts) or "no nodes"
+
+
+def num_fitting(nodes: Iterable[Mapping[str, Any]], wanted: Mapping[str, float]) -> int:
+    """How many of the nodes have the wanted CPUs and GPUs, whether free or taken."""
+    return sum(
+        all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items())
+        for node in nodes
+    )
 
 
 def is_autoscaling() -> bool:

@@ -27,7 +27,6 @@ from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
 from farm.training.gc_pause import gc_paused
-from farm.training.run.driver import DRIVER_TTL_S
 from farm.training.run.failures import failures_among
 from farm.training.run.files import close_requests, open_requests, read_settings
 from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
@@ -175,6 +174,8 @@ def settle_requests(store: Store, run_id: str) -> int | None:
     Returns:
         How many jobs they concerned; None where a live driver will carry them out.
     """
+    from farm.training.run.driver import DRIVER_TTL_S  # with torch, which reading does not need
+
     lock = StoreLock.take(store, f"runs/{run_id}/drivers", ttl_s=DRIVER_TTL_S)
     if lock is None:
         return None

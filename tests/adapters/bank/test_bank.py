@@ -114,7 +114,7 @@ def test_gathered_rows_equal_pefts_model_in_any_mix(
         output_RCHW = base.denoise(*inputs)
     for row, number in ((0, 1), (2, 0), (4, 1)):
         expected = rows_of(twins[number][0], inputs, slice(row, row + 1))
-        torch.testing.assert_close(output_RCHW[row : row + 1], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(output_RCHW[row : row + 1], expected, rtol=1e-4, atol=2e-4)
         assert (expected - bare_RCHW[row]).abs().max() > 1e-2
     torch.testing.assert_close(output_RCHW[[1, 3]], bare_RCHW[[1, 3]], rtol=1e-5, atol=1e-5)
 

@@ -14,6 +14,7 @@ from farm.training.cluster.hardware import (
     kinds_of_config,
     kinds_of_nodes,
 )
+from farm.training.cluster.watch import num_fitting
 
 CLUSTER = Path(__file__).parents[3] / "cluster.yaml"
 
@@ -51,3 +52,10 @@ def test_running_nodes_are_counted_by_kind_and_dead_ones_are_not() -> None:
 def test_what_cannot_be_known_is_asked_for(kinds: list[NodeKind], words: str) -> None:
     with pytest.raises(UserError, match=words):
         choose_hardware(kinds)
+
+
+def test_nodes_that_have_the_lanes_resources_are_told_from_nodes_that_have_not_come() -> None:
+    nodes = [{"Resources": {"CPU": 2.0}}, {"Resources": {"CPU": 8.0, "GPU": 1.0}}]
+    assert num_fitting(nodes, {"CPU": 2, "GPU": 0.0}) == 2
+    assert num_fitting(nodes, {"CPU": 2, "GPU": 0.25}) == 1
+    assert num_fitting(nodes, {"CPU": 9}) == 0

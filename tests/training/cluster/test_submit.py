@@ -182,7 +182,7 @@ def test_a_stopped_job_releases_its_run_at_once(head: Head, tmp_path: Path) -> N
 
 
 def test_a_dead_driver_is_started_again(head: Head, tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"steps": 2_000})
+    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"steps": 500})
     store = Store(tmp_path / "store")
     sent = submit(head, manifest, store, "--retry", "2")
     owner = holder(store, f"runs/{sent['run']}/drivers")
