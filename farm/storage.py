@@ -10,11 +10,13 @@ last.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,10 @@ Result = TypeVar("Result")
 CLIENT_RETRIES = 2
 """Attempts of the S3 client below each of ours; its own defaults multiply to 25."""
 S3_PREFIXES = ("s3://", "s3a://")
+NO_FOLDER = frozenset(
+    {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+)
+"""Errors of a path that can never become a folder."""
 PREFIX_LISTINGS = (*S3_PREFIXES, "gs://", "gcs://")
 """Stores whose client lists the objects whose names have a prefix."""
 
@@ -92,6 +98,25 @@ class Store:
             f"the store {self.url} {what}",
             "correct its path, or train into it first with `farm run`",
         )
+
+    def check_writable(self) -> None:
+        """Check that a local store exists or can be created, and can be written. Leaves nothing.
+
+        Raises:
+            StoreUnusable: if it cannot.
+        """
+        if not self.is_local:
+            return
+        probe = f".{uuid.uuid4().hex}"
+        missing = _missing_folders(self._root)
+        try:
+            self.write(probe, b"")
+        finally:
+            with suppress(OSError):  # it was not written
+                os.unlink(self.full_path(probe))
+            for folder in missing:
+                with suppress(OSError):  # another process uses it already
+                    folder.rmdir()
 
     @property
     def filesystem(self) -> Any:
@@ -288,6 +313,29 @@ def _normal_url(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
+def _missing_folders(path: str) -> list[Path]:
+    """A folder and those above it that do not exist, innermost first."""
+    return [one for one in (Path(path), *Path(path).parents) if not os.path.lexists(one)]
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises:
+        StoreUnusable: if the path can be no folder: a file is in the way, or its file system, such
+            as ``/proc``, creates none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in NO_FOLDER:
+            raise
+        raise StoreUnusable(
+            f"the folder {folder} cannot be created: {os.strerror(error.errno or 0)}",
+            "name a store in a folder that you can write to",
+        ) from error
+
+
 def _local_folders(full: str) -> list[str]:
     try:
         with os.scandir(full) as entries:
@@ -298,7 +346,7 @@ def _local_folders(full: str) -> list[str]:
 
 def _write_aside(full: str, data: bytes) -> Path:
     target = Path(full)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with open(aside, "wb") as file:

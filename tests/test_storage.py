@@ -262,3 +262,17 @@ def test_a_write_to_a_full_disk_leaves_no_half_file(
 def test_a_missing_object_is_missing_whatever_it_is_called(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Store(tmp_path).read("names/default/QuotaExceeded.json")
+
+
+def test_a_folder_that_can_be_no_store_is_one_clear_error_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path / "file", tmp_path / "file/deep/store", Path("/proc/store")):
+        with pytest.raises(StoreUnusable, match="cannot be created") as caught:
+            Store(place).check_writable()
+        assert caught.value.remedy
+        with pytest.raises(StoreUnusable, match="cannot be created"):
+            Store(place).write_json("names/tom.json", {})
+    Store(tmp_path / "a/b/store").check_writable()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

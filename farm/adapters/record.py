@@ -7,6 +7,7 @@ that the adapter was imported from.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from farm.recipe import Recipe
 from farm.version import __version__
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from farm.base.interface import FamilyNames
 
 __all__ = ["AdapterRecord", "BaseFamily", "ImportedFile", "utc_now"]
@@ -163,9 +166,7 @@ class AdapterRecord(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise AdapterFileError(
-                f"{source} is not an adapter record: {error}", "fetch the adapter again"
-            ) from error
+            raise _refusal(error, text, source) from error
 
     @classmethod
     def read(cls, folder: str | Path) -> AdapterRecord:
@@ -181,3 +182,45 @@ class AdapterRecord(BaseModel):
             raise AdapterFileError(
                 f"{path} does not exist", "name the folder of a finished adapter"
             ) from error
+
+
+def _refusal(error: ValidationError, text: str | bytes, source: str) -> AdapterFileError:
+    """The error of a record that cannot be read: damaged, or of another version of the farm."""
+    details = error.errors(include_url=False)
+    where = {detail["type"]: ".".join(map(str, detail["loc"])) for detail in details}
+    writer = _writer_of(text)
+    if (unknown := where.get("extra_forbidden")) or (writer and writer != __version__):
+        what = f"its field `{unknown}` is unknown here" if unknown else _words(details[0])
+        by = f" ({writer}; this is {__version__})" if writer and writer != __version__ else ""
+        return AdapterFileError(
+            f"{source} is not an adapter record of this version of the farm: "
+            f"another version wrote it{by}; {what}",
+            "use a newer version of the farm on this store; the adapter itself is complete",
+        )
+    return AdapterFileError(
+        f"{source} is not an adapter record: {_words(details[0])}",
+        "restore the file from a copy, or train or import the adapter again",
+    )
+
+
+def _writer_of(text: str | bytes) -> str:
+    """The version of the farm that wrote a record; empty if it names none."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return ""
+    version = body.get("farm_version") if isinstance(body, dict) else None
+    return version[:40] if isinstance(version, str) and version.isprintable() else ""
+
+
+def _words(detail: ErrorDetails) -> str:
+    """What is wrong with a field."""
+    field = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "json_invalid" or not field:
+        cause = detail.get("ctx", {}).get("error") if detail["type"] == "value_error" else None
+        return str(cause) if cause else "it is not a complete JSON object"
+    if detail["type"] == "missing":
+        return f"`{field}` is missing"
+    if detail["type"] == "value_error":
+        return f"`{field}`: {detail['ctx']['error']}"
+    return f"`{field}` has an invalid value"

@@ -177,18 +177,13 @@ class Registry:
         Raises:
             AdapterFileError: if there is none, or it cannot be read.
         """
+        path = _adapter_path(job_key, RECORD_FILE)
         try:
-            data = self.store.read(_adapter_path(job_key, RECORD_FILE))
-            return AdapterRecord.model_validate_json(data)
+            return AdapterRecord.from_json(self.store.read(path), f"{self.store.url}/{path}")
         except FileNotFoundError as error:
             raise AdapterFileError(
                 f"no adapter {job_key} in {self.store.url}",
-                "list the names with `farm status`, or train it with `farm run`",
-            ) from error
-        except ValueError as error:
-            raise AdapterFileError(
-                f"{self.store.url}/{_adapter_path(job_key, RECORD_FILE)} is not a record: {error}",
-                "remove the adapter's folder and run the manifest again",
+                "list the names with `farm list`, or train it with `farm run`",
             ) from error
 
     def resolve(self, namespace: str, name: str) -> NamedAdapter | None:

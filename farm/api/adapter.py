@@ -12,7 +12,6 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from PIL import Image
 
@@ -22,15 +21,16 @@ from farm.adapters.files.folder import load_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.adapters.weights import AdapterWeights
-from farm.api.keywords import Location
+from farm.api.generation import check_arguments, filled
+from farm.api.keywords import Location, check_location
 from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.base.loading import load_base
 from farm.base.names import trained_on
 from farm.errors import UserError
-from farm.intake.subject import PLACEHOLDER
 from farm.recipe import LongPrompts
-from farm.schedulers import SCHEDULERS, SchedulerName
+from farm.schedulers import SchedulerName
+from farm.serving.request import MAX_SIDE_PX
 from farm.storage import Store
 from farm.training.run.export import export_adapter
 
@@ -76,7 +76,7 @@ class Adapter:
         """Generate one image, the same that the endpoint generates for these values.
 
         Args:
-            prompt: ``[V]`` stands for the subject.
+            prompt: ``[V]`` or ``[V:name]`` stands for the subject.
             seed: of the initial noise; equal seeds give equal images.
             steps: denoising steps.
             guidance: classifier-free guidance scale; 1 or less turns guidance off.
@@ -85,18 +85,30 @@ class Adapter:
             long_prompts: ``cut`` or ``chunk``; None takes the recipe's.
 
         Raises:
-            UserError: if a value is out of range.
+            UserError: if a value is of another type or out of range, or the prompt is empty or asks
+                for another adapter's subject.
         """
+        check_arguments(
+            prompt=prompt,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative_prompt,
+            scheduler=scheduler,
+            long_prompts=long_prompts,
+            size_px=size_px,
+        )
         base = self._shared.base
         width, height = size_px or (base.resolution_px, base.resolution_px)
         long_prompts = self._long_prompts if long_prompts is None else long_prompts
-        _check_request(base, steps, (width, height), scheduler, long_prompts)
+        _check_side(base, (width, height))
+        text = filled(prompt, self.name, self.record.identifier)
         with self._shared.lock:
             bank = self._bank()
             try:
                 (pixels_PP3,) = generate_images(
                     base,
-                    [prompt.replace(PLACEHOLDER, self.record.identifier)],
+                    [text],
                     [seed],
                     negative_prompt=negative_prompt,
                     chunked=[long_prompts == "chunk"],
@@ -173,6 +185,13 @@ def load(
         AdapterFileError: if its files are missing or damaged.
         BaseModelError: if the base cannot be loaded.
     """
+    if not isinstance(store, Store):
+        check_location("store", store)
+    if base is not None:
+        check_location("base", base)
+    for argument, text in (("name", name), ("device", device)):
+        if not isinstance(text, str):
+            raise UserError(f"{argument} is {text!r}", "see help(farm.load)")
     registry = Registry(store if isinstance(store, Store) else Store(os.fspath(store)))
     registry.store.check_exists()
     named = _find(registry, name)
@@ -210,28 +229,15 @@ def _shared_base(name: str, device: str) -> _SharedBase:
     return _SharedBase(load_base(name, device=device))
 
 
-def _check_request(
-    base: Base,
-    steps: int,
-    size_px: tuple[int, int],
-    scheduler: SchedulerName,
-    long_prompts: LongPrompts,
-) -> None:
-    """Refuse what the base cannot generate.
+def _check_side(base: Base, size_px: tuple[int, int]) -> None:
+    """Refuse a size that the base cannot generate.
 
     Raises:
-        UserError: for the first such value.
+        UserError: if a side is too small, too large, or not a multiple of the base's.
     """
     factor = base.memory.latent_factor
-    if steps < 1:
-        raise UserError(f"steps is {steps}", "give at least 1")
-    if any(side < factor or side % factor for side in size_px):
+    if any(side < factor or side > MAX_SIDE_PX or side % factor for side in size_px):
         raise UserError(
-            f"size_px is {size_px[0]} x {size_px[1]}", f"give positive multiples of {factor}"
+            f"size_px is {size_px[0]} x {size_px[1]}",
+            f"give multiples of {factor} from {factor} to {MAX_SIDE_PX:,}",
         )
-    if scheduler not in SCHEDULERS:
-        raise UserError(
-            f"there is no scheduler {scheduler!r}", f"use one of {', '.join(SCHEDULERS)}"
-        )
-    if long_prompts not in get_args(LongPrompts):
-        raise UserError(f"long_prompts is {long_prompts!r}", "use cut or chunk")

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 from farm.errors import UserError
 
-__all__ = ["Location", "with_keywords"]
+__all__ = ["Location", "check_location", "with_keywords"]
 
 Location = str | os.PathLike[str]
 """A path or a URL."""
@@ -44,6 +44,7 @@ def with_keywords(
         def call(
             manifest: Location, /, *args: Keywords.args, **keywords: Keywords.kwargs
         ) -> Result:
+            check_location("the manifest", manifest)
             _check_keywords(function.__name__, model, keywords)
             return function(manifest, model(*args, **keywords))
 
@@ -51,6 +52,16 @@ def with_keywords(
         return call
 
     return decorate
+
+
+def check_location(name: str, value: object) -> None:
+    """Refuse a value that is no path or URL.
+
+    Raises:
+        UserError: if it is of another type.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise UserError(f"{name} is {value!r}", "give a path or a URL")
 
 
 def _check_keywords(function: str, model: Any, keywords: Mapping[str, Any]) -> None:

@@ -10,17 +10,15 @@ import logging
 import os
 from collections.abc import Sequence
 
-from farm.api.keywords import Location, with_keywords
-from farm.base.names import edition_of
-from farm.base.tokens import prompt_reader
+from farm.api.keywords import Location, check_location, with_keywords
 from farm.cli.execute import check_recipe, run_request, stop_on_signals, write_report
 from farm.cli.options import RunOptions
 from farm.cli.private_hosts import private_hosts
 from farm.intake.check import CheckReport, check_manifest
-from farm.intake.manifest import read_manifest
-from farm.recipe import base_layers
+from farm.storage import Store
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import execute_run
+from farm.training.run.check import read_for_check
 from farm.training.run.prepare import prepare_run
 from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
@@ -56,14 +54,10 @@ def check(
         ManifestError: if the manifest cannot be read at all.
         BaseModelError: if the base does not exist.
     """
+    check_location("the manifest", manifest)
+    check_location("base", base)
     with private_hosts(allow_private_hosts):
-        name = os.fspath(base)
-        read = read_manifest(
-            os.fspath(manifest),
-            strict=False,
-            **base_layers(edition_of(name)),
-            reader=prompt_reader(name),
-        )
+        read = read_for_check(os.fspath(manifest), os.fspath(base))
         return check_manifest(read, workers=workers, resolution_px=resolution)
 
 
@@ -105,7 +99,9 @@ def run(manifest: Location, options: RunOptions) -> RunSummary:
         Interrupted: after Ctrl-C, once the running jobs are saved.
     """
     with private_hosts(options.allow_private_hosts):
-        prepared = prepare_run(_request(manifest, options))
+        request = _request(manifest, options)
+        Store(request.store).check_writable()
+        prepared = prepare_run(request)
         with stop_on_signals() as (stop, arm):
             summary = execute_run(prepared, view=_LogView(), stop=stop, arm=arm)
     if options.report:

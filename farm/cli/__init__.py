@@ -24,7 +24,7 @@ from farm.errors import FarmError, Interrupted, UserError, explain
 __all__ = ["app", "main"]
 
 COMMANDS = (
-    *("check", "run", "demo", "submit", "status", "requests", "export"),
+    *("check", "run", "demo", "submit", "status", "requests", "adapters", "export"),
     *("import_", "serve", "keys", "quality", "base"),
 )
 """Modules of ``farm.cli.commands``, in the order of the help page."""

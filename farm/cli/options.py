@@ -51,7 +51,9 @@ OptionalManifest = Annotated[str | None, _MANIFEST]
 OptionalRun = Annotated[
     str | None, typer.Argument(help="Run id or its first characters; the latest run by default.")
 ]
-_STORE = typer.Option("--store", help="Folder or fsspec URL that holds runs and adapters.")
+_STORE = typer.Option(
+    "--store", envvar="FARM_STORE", help="Folder or fsspec URL that holds runs and adapters."
+)
 _BASE = typer.Option("--base", help="Base model: embedded, a folder, a URL or a hub id.")
 StoreOption = Annotated[str, _STORE]
 BaseOption = Annotated[str, _BASE]

@@ -16,6 +16,7 @@ from farm.errors import Fault, FaultList, ManifestError
 from farm.intake.faults import similar_name
 from farm.intake.formats.open import open_rows
 from farm.intake.formats.unnamed import unnamed_folders, unnamed_photos
+from farm.intake.modules import BaseModules, fits
 from farm.intake.prompts.token_limit import Reader
 from farm.intake.resolve import ResolvedSubject, Resolver
 from farm.intake.rows import ManifestRow, ManifestRows
@@ -23,7 +24,7 @@ from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.recipe import Quantization
 
-__all__ = ["Manifest", "invalid", "read_manifest"]
+__all__ = ["Manifest", "all_fit", "invalid", "read_manifest"]
 
 CHUNK_ROWS = 256
 """Rows resolved between two collections of results; bounds the number in flight."""
@@ -98,6 +99,7 @@ def read_manifest(
     family_recipe: Mapping[str, object] | None = None,
     base_prior: Mapping[str, object] | None = None,
     reader: Reader | None = None,
+    modules: BaseModules | None = None,
 ) -> Manifest:
     """Read a manifest and resolve every subject.
 
@@ -110,6 +112,7 @@ def read_manifest(
         family_recipe: fields that presets override; see ``farm.recipe.FAMILY_RECIPES``.
         base_prior: how the base generates class images; see ``farm.recipe.BASE_PRIORS``.
         reader: how the base reads prompts, as by ``prompt_reader``; None does not check them.
+        modules: that can have adapters; None does not check the recipes' module names.
 
     Raises:
         ManifestError: with every fault, if there is an error and ``strict`` is set, or if the file
@@ -123,6 +126,7 @@ def read_manifest(
         family_recipe=family_recipe,
         base_prior=base_prior,
         reader=reader,
+        modules=modules,
     )
     register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
@@ -139,6 +143,12 @@ def read_manifest(
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
     return manifest
+
+
+def all_fit(manifest: Manifest, modules: BaseModules) -> bool:
+    """Whether a base has all modules that the subjects' recipes name."""
+    recipes = {id(subject.recipe): subject.recipe for subject in manifest.subjects}
+    return all(fits(recipe, modules) for recipe in recipes.values())
 
 
 def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Iterator[Fault]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
 from farm.intake.faults import faults_of, slug, validated
 from farm.intake.layers import Layers, command_line_faults
+from farm.intake.modules import MODULE_FIELDS, BaseModules, WrittenAt, module_faults
 from farm.intake.photos.fields import ListedPhoto, class_captions, list_photos, list_uris
 from farm.intake.photos.find import Beside
 from farm.intake.prompts.judge import judge_prompts
@@ -64,6 +65,7 @@ class Resolver:
         family_recipe: Mapping[str, Any] | None = None,
         base_prior: Mapping[str, Any] | None = None,
         reader: Reader | None = None,
+        modules: BaseModules | None = None,
     ) -> None:
         """Validate the head; its faults are in ``faults``.
 
@@ -73,8 +75,9 @@ class Resolver:
             family_recipe: fields that presets override.
             base_prior: how the base generates class images; the manifest overrides it.
             reader: how the base reads prompts; None does not check their length.
+            modules: of the base; None does not check the recipes' module names.
         """
-        self._reader = reader
+        self._reader, self._modules = reader, modules
         value = {**head.value, "subjects": None}
         found, own = validated(Head, value, head)
         self.faults = FaultList(own)
@@ -117,6 +120,8 @@ class Resolver:
         )
         own = {**(entry.recipe or {}), **self._above}
         recipe = self._layers.recipe(row, entry.preset, own, faults)
+        if recipe is not None and self._modules is not None:
+            faults += module_faults(recipe, self._modules, self._places(entry, row))
         prior = self._layers.prior(row, entry.prior, faults)
         listed = list_photos(entry.photos, row, entry.captions or "files", faults, self._beside)
         values = self._values(entry, row, faults)
@@ -133,6 +138,21 @@ class Resolver:
                 faults += judge_prompts(subject, listed, row, self._row, self._reader)
         images = values.get("class_images", ())
         return _resolved(row, None if is_refused else subject, listed, images), faults
+
+    def _places(self, entry: SubjectEntry, row: ManifestRow) -> dict[str, WrittenAt]:
+        """Where the lists of modules in a subject's recipe were written."""
+        above = ManifestRow({}, "the command line", "")
+        layers: tuple[tuple[Mapping[str, Any], ManifestRow, tuple[str, ...]], ...] = (
+            (self._above, above, ()),
+            (entry.recipe or {}, row, ()),
+            (self._head.defaults.recipe or {}, self._row, ("defaults",)),
+        )
+        places = {}
+        for field in MODULE_FIELDS:
+            written = ((at, prefix) for fields, at, prefix in layers if field in fields)
+            at, prefix = next(written, (row, ()))
+            places[field] = (at, (*prefix, "recipe", field))
+        return places
 
     def _values(self, entry: SubjectEntry, row: ManifestRow, faults: list[Fault]) -> dict[str, Any]:
         """The plain fields: the subject's own, or else the defaults'; absent ones are left out."""

@@ -89,3 +89,24 @@ def test_a_record_has_a_recipe_or_a_source() -> None:
     for changes in ({"recipe": None}, {"imported": source}):
         with pytest.raises(ValidationError, match="either a recipe or the file"):
             record(**changes)
+
+
+def test_a_record_of_another_version_is_named_as_such_and_never_to_be_deleted() -> None:
+    newer = json.loads(record().to_json()) | {"farm_version": "99.0", "tempo": 3}
+    with pytest.raises(AdapterFileError, match=r"another version wrote it \(99\.0; this is") as it:
+        AdapterRecord.from_json(json.dumps(newer), "work/adapters/k/adapter.json")
+    assert "`tempo` is unknown" in it.value.message
+    assert "work/adapters/k/adapter.json" in it.value.message
+    nested = json.loads(record().to_json())
+    nested["recipe"]["tempo"] = 3
+    with pytest.raises(
+        AdapterFileError, match="another version wrote it; its field `recipe.tempo`"
+    ):
+        AdapterRecord.from_json(json.dumps(nested))
+    for text in ("", "{}", json.dumps(newer), json.dumps(nested)):
+        with pytest.raises(AdapterFileError) as caught:
+            AdapterRecord.from_json(text)
+        whole = str(caught.value)
+        assert "pydantic" not in whole
+        assert "remove" not in whole
+        assert "\n" not in caught.value.message

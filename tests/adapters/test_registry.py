@@ -188,13 +188,13 @@ def test_a_record_that_names_files_elsewhere_writes_nothing(
         body = json.loads(registry.store.read(path))
         body["files"] = {outside: bytes_digest(b"x")}
         registry.store.write_json(path, body)
-        with pytest.raises(AdapterFileError, match="is not a record"):
+        with pytest.raises(AdapterFileError, match="is not an adapter record"):
             registry.fetch("key", tmp_path / "out" / "tom")
         exported = export_adapters(registry.store, tmp_path / "exported")
         assert not exported.written
         ((name, error),) = exported.failed
         assert name == "default/kira"
-        assert "is not a record" in str(error)
+        assert "is not an adapter record" in str(error)
     assert not list(tmp_path.rglob("OUTSIDE"))
 
 

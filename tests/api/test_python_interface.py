@@ -6,6 +6,7 @@ import inspect
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -200,12 +201,35 @@ def test_what_cannot_be_loaded_or_generated_is_an_error_of_the_farm(
     adapter = farm.load(store, "s000")
     for wrong in (
         {"steps": 0},
+        {"steps": 2.5},
+        {"seed": -1},
+        {"seed": "7"},
+        {"guidance": float("nan")},
+        {"prompt": ""},
+        {"prompt": "a photo of [V:rex]"},
+        {"prompt": None},
+        {"size_px": 65},
         {"size_px": (65, 64)},
         {"scheduler": "magic"},
         {"long_prompts": "chop"},
     ):
         with pytest.raises(UserError):
-            adapter.generate("a photo of [V] cat", **wrong)  # type: ignore[arg-type]
+            adapter.generate(**{"prompt": "a photo of [V] cat", **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: farm.check(5),  # type: ignore[arg-type]
+        lambda: farm.plan(None),  # type: ignore[arg-type]
+        lambda: farm.run(5),  # type: ignore[arg-type]
+        lambda: farm.load(5, "tom"),  # type: ignore[arg-type]
+        lambda: farm.load("work", 5),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_another_type_are_errors_of_the_farm(call: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match=" is (5|None)"):
+        call()
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -15,10 +15,12 @@ from farm.adapters.bank.layers import AdaptedLayer
 from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, UserError
+from farm.intake.modules import BaseModules
 
 __all__ = [
     "LayerPlace",
     "adaptable_layers",
+    "base_modules",
     "check_fits",
     "component_columns",
     "cross_attentions",
@@ -113,6 +115,17 @@ def adaptable_layers(base: Base, component: str) -> dict[str, nn.Module]:
     if any(isinstance(module, AdaptedLayer) for module in base.components[component].modules()):
         raise ValueError("the base carries a bank already; close that one first")
     return {f"{component}.{path}": module for path, module in modules if _can_carry(module)}
+
+
+def base_modules(base: Base) -> BaseModules:
+    """The names of all modules of a base that can have adapters."""
+
+    def paths(component: str) -> tuple[str, ...]:
+        start = len(component) + 1
+        return tuple(name[start:] for name in adaptable_layers(base, component))
+
+    texts = tuple((name, paths(name)) for name in base.text_names)
+    return BaseModules(base.name, paths(base.denoiser_name), texts)
 
 
 def _can_carry(module: nn.Module) -> bool:

@@ -53,22 +53,14 @@ def check(
 
       farm check photos/ --resolution 512 --json
     """
-    from farm.base.names import edition_of
-    from farm.base.tokens import prompt_reader
     from farm.cli.views.check import render_report
     from farm.cli.views.output import print_json, print_rich
     from farm.cli.views.progress import progress_bar
     from farm.errors import ManifestError
     from farm.intake.check import check_manifest
-    from farm.intake.manifest import read_manifest
-    from farm.recipe import base_layers
+    from farm.training.run.check import read_for_check
 
-    read = read_manifest(
-        manifest,
-        strict=False,
-        **base_layers(edition_of(base)),
-        reader=prompt_reader(base),
-    )
+    read = read_for_check(manifest, base)
     with progress_bar("checking photos") as progress:
         report = check_manifest(read, workers=workers, resolution_px=resolution, progress=progress)
     is_bad = bool(report.errors or (strict and report.warnings))

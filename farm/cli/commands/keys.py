@@ -7,14 +7,9 @@ from typing import Annotated
 import typer
 
 from farm.cli.existing_store import existing_store
-from farm.cli.options import JsonOption
+from farm.cli.options import JsonOption, StoreOption
 
 __all__ = ["register"]
-
-KeyStoreOption = Annotated[
-    str,
-    typer.Option("--store", envvar="FARM_STORE", help="Folder or fsspec URL of the store."),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def create(
-    store: KeyStoreOption,
+    store: StoreOption = "work",
     namespace: Annotated[
         str, typer.Option("--namespace", help="Namespace whose adapters the key may use.")
     ] = "default",
@@ -60,7 +55,7 @@ def create(
         print(token)
 
 
-def list_(store: KeyStoreOption, json: JsonOption = False) -> None:
+def list_(store: StoreOption = "work", json: JsonOption = False) -> None:
     """List every key: id, namespace, label, and whether it is valid."""
     from farm.cli.views.output import print_json, print_table
     from farm.serving.access.api_keys import list_keys
@@ -84,7 +79,7 @@ def list_(store: KeyStoreOption, json: JsonOption = False) -> None:
 
 def revoke(
     key_id: Annotated[str, typer.Argument(help="Key id, as `farm keys list` shows it.")],
-    store: KeyStoreOption,
+    store: StoreOption = "work",
     reason: Annotated[str, typer.Option("--reason", help="Reason to record.")] = "",
 ) -> None:
     """Revoke a key; endpoints refuse it within seconds."""

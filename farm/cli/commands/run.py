@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -95,6 +96,9 @@ def run(
 
       farm run s3://bucket/manifest.jsonl --store s3://bucket/farm --address auto --nodes 4 --yes
     """
+    from farm.storage import Store
+
+    Store(os.fspath(options.store)).check_writable()
     prepared = prepare(run_request(manifest, options))
     show_plan(prepared)
     if not (yes or json):

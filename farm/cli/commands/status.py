@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from farm.cli.options import JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import say
 from farm.errors import UserError
 from farm.visible import visible
+
+if TYPE_CHECKING:
+    from farm.storage import Store
 
 __all__ = ["register"]
 
@@ -34,6 +37,7 @@ def status(
 ) -> None:
     """Show the progress of a run: counts, rate, remaining time and failures.
 
+    The rate is that of the run's last start; a run without a driver that has work left has none.
     Reads only the store.
     """
     from farm.cli.views.output import note, print_json
@@ -41,6 +45,8 @@ def status(
     from farm.training.run.status import run_status
 
     opened = existing_store(store)
+    if run is None and _shows_adapters_alone(opened, json):
+        return
     run_id = chosen_run(opened, run)
     while True:
         try:
@@ -54,6 +60,23 @@ def status(
         if not watch or facts["left"] == 0:
             return
         time.sleep(2)
+
+
+def _shows_adapters_alone(store: Store, json: bool) -> bool:
+    """Show a store that has adapters, but no run; returns whether it is one."""
+    from farm.adapters.listing import count_adapters
+    from farm.adapters.registry import Registry
+    from farm.cli.views.output import print_json
+    from farm.training.run.files import list_runs
+
+    if list_runs(store) or not (num := count_adapters(Registry(store))):
+        return False
+    if json:
+        print_json({"run": None, "store": store.url, "adapters": num})
+    else:
+        holds = f"{num:,} adapter{'' if num == 1 else 's'} and no runs"
+        say(f"{store.url} holds {holds}; `farm list` shows them")
+    return True
 
 
 def _print_status(run_id: str, facts: dict[str, Any]) -> None:

@@ -42,7 +42,10 @@ def register(app: typer.Typer) -> None:
 def submit(
     manifest: ManifestArgument,
     store: Annotated[
-        str, typer.Option("--store", help="Folder or fsspec URL that the cluster can reach.")
+        str,
+        typer.Option(
+            "--store", envvar="FARM_STORE", help="Folder or fsspec URL that the cluster can reach."
+        ),
     ],
     scoring: ScoringOptions,
     address: Annotated[

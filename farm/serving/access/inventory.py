@@ -77,7 +77,8 @@ def _read(registry: Registry, pair: tuple[str, str], revoked: set[str]) -> Named
         named = registry.resolve(*pair)
         if named is None:
             return Named(label, None)
-        return Named(label, registry.record(named.job_key), named.job_key in revoked)
+        keys = {named.job_key, f"{named.job_key}@{named.namespace}"}
+        return Named(label, registry.record(named.job_key), not keys.isdisjoint(revoked))
     except (FarmError, ValueError):
         return Named(label, None)
 

@@ -18,8 +18,8 @@ from starlette.requests import Request
 
 from farm.errors import RequestRefused
 from farm.intake.prompts.foreign_syntax import adapter_tags, emphasis
+from farm.intake.prompts.tags import TAG, fill_tags
 from farm.intake.subject import names_identifier
-from farm.safe_names import SAFE_NAME
 from farm.serving.access.api_keys import Tenant
 from farm.serving.access.catalog import AdapterFacts
 from farm.serving.access.limits import Limits
@@ -32,7 +32,6 @@ from farm.serving.request import MAX_SEED, AdapterRef, GenerationRequest
 __all__ = ["Order", "check_adapters", "validate_request"]
 
 DEFAULT_GUIDANCE = 5.0
-_PLACEHOLDER = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 
 @dataclass(frozen=True)
@@ -227,9 +226,9 @@ def _prompt_notes(
         asked: the prompt as written, with ``[V]`` and ``[V:name]``.
         prompt: the prompt with the identifiers in their place.
     """
-    tags = {match.group(1) or used[0][0].name for match in _PLACEHOLDER.finditer(asked)}
+    tags = {match.group(1) or used[0][0].name for match in TAG.finditer(asked)}
     # adapters may share an identifier, which then names only those that are written as tags
-    plain = _PLACEHOLDER.sub(" ", asked)
+    plain = TAG.sub(" ", asked)
     for facts, _, weight in used:
         own = "[V]" if facts is used[0][0] else f"[V:{facts.name}]"
         subject = f"{own} {facts.class_noun or ''}".rstrip()
@@ -258,17 +257,11 @@ def _has_noun(prompt: str, noun: str) -> bool:
 
 def _fill(prompt: str, used: Sequence[AdapterFacts]) -> str:
     """The prompt with identifiers in place of ``[V]`` and ``[V:name]``."""
-    by_name = {facts.name: facts for facts in used}
-
-    def identifier(match: re.Match[str]) -> str:
-        name = match.group(1)
-        facts = by_name.get(name) if name else (used[0] if used else None)
-        if facts is None:
-            raise RequestRefused(
-                f"prompt: no adapter of this request stands for {match.group(0)}",
-                "name one in 'model' or in 'adapters'",
-                "prompt",
-            )
-        return facts.identifier
-
-    return _PLACEHOLDER.sub(identifier, prompt)
+    text, unknown = fill_tags(prompt, {facts.name: facts.identifier for facts in used})
+    if unknown is not None:
+        raise RequestRefused(
+            f"prompt: no adapter of this request stands for {unknown}",
+            "name one in 'model' or in 'adapters'",
+            "prompt",
+        )
+    return text

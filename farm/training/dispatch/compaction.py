@@ -201,7 +201,7 @@ class Tally:
     counts: Mapping[str, int]
     """Jobs by status."""
     num_recent: int
-    """Jobs that this run committed in the last ``RATE_WINDOW_S`` before ``last``."""
+    """Jobs that the run's last start committed in the last ``RATE_WINDOW_S`` before ``last``."""
     last: float
     """Time of the last event."""
     first_lease: float
@@ -209,11 +209,11 @@ class Tally:
     failures: Sequence[Mapping[str, str]]
     """The fields of ``JobFailure``, in the manifest's order."""
 
-    def commits_per_s(self) -> float:
-        """Over the last ten minutes of work, or since the first lease if that is later."""
-        if not self.num_recent or not self.first_lease:
+    def commits_per_s(self, since: float) -> float:
+        """Over the last ten minutes of work, or since a later moment, such as the run's start."""
+        if not self.num_recent:
             return 0.0
-        begin = max(self.last - RATE_WINDOW_S, self.first_lease)
+        begin = max(self.last - RATE_WINDOW_S, since)
         return self.num_recent / max(self.last - begin, 1.0)
 
 

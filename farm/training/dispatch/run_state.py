@@ -65,8 +65,8 @@ class RunState:
             jobs = ledger.jobs.values()
             self._last = max((job.changed for job in jobs), default=0.0)
             """Time of the last event."""
-            self._commits = deque(self._earlier_commits())
-            """When this run committed its last jobs; some are older than the rate's window."""
+            self._commits: deque[float] = deque()
+            """When this start committed its last jobs; some are older than the rate's window."""
         self._last_tally = 0.0
 
     def take_over(self, committed: Collection[str]) -> None:
@@ -269,11 +269,3 @@ class RunState:
             "reason": job.reason,
             "remedy": job.remedy,
         }
-
-    def _earlier_commits(self) -> list[float]:
-        oldest = self._last - RATE_WINDOW_S
-        return sorted(
-            job.changed
-            for job in self._ledger.jobs.values()
-            if job.changed >= oldest and job.status is Status.COMMITTED and not job.reused
-        )

@@ -132,7 +132,7 @@ def _named(registry: Registry, text: str) -> tuple[str, str]:
     namespace, _, name = text.rpartition("/")
     namespace = namespace or "default"
     if name not in registry.listing(namespace):
-        raise UserError(f"no adapter is named {text!r}", "list the names with `farm status`")
+        raise UserError(f"no adapter is named {text!r}", "list the names with `farm list`")
     return namespace, name
 
 

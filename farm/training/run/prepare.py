@@ -19,7 +19,8 @@ from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import Progress, check_manifest
 from farm.intake.job import PriorSpec
-from farm.intake.manifest import read_manifest
+from farm.intake.manifest import all_fit, read_manifest
+from farm.intake.modules import BaseModules
 from farm.intake.scoring import ScoringSettings
 from farm.recipe import base_layers
 from farm.storage import Store
@@ -61,9 +62,13 @@ def prepare_run(
         reader=prompt_reader(request.base, request.revision),
     )
     manifest = read()
-    base = base_facts(request.base, request.revision, fetched)
-    if base.recipe:  # known only now: a manifest that cannot be read costs no download
-        manifest = read(family_recipe=base.recipe)
+    # known only now: a manifest that cannot be read costs no download
+    base, modules = _loaded(request.base, request.revision, fetched)
+    if base.recipe:
+        read = partial(read, family_recipe=base.recipe)
+        manifest = read()
+    if not all_fit(manifest, modules):
+        manifest = read(modules=modules)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -102,11 +107,20 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
 
 def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> RunBase:
     """Load a base, and keep only its facts."""
+    return _loaded(name, revision, fetched)[0]
+
+
+def _loaded(
+    name: str, revision: str | None, fetched: Fetched | None
+) -> tuple[RunBase, BaseModules]:
+    """The facts of a base, and the names of its modules."""
+    from farm.adapters.bank.layout import base_modules
     from farm.base.loading import load_base
 
     base = load_base(name, device="meta", revision=revision, fetched=fetched)
     memory = replace(base.memory, counts=base.denoiser_counts())
-    return RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
+    facts = RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
+    return facts, base_modules(base)
 
 
 def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) -> PreparedRun:

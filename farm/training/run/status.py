@@ -37,18 +37,26 @@ __all__ = ["run_status", "settle_requests"]
 def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[str, Any]:
     """Counts, rate, remaining time and failures of a run, as plain values.
 
+    The rate is that of the last start: adapters by the time since it began, in its last ten minutes
+    if it is longer. A run that has work left and no driver has none.
+
     Raises:
         UserError: if there is no such run.
     """
     now = time.time() if now is None else now
+    settings = read_settings(store, run_id)
+    started = float(settings.get("started") or 0.0)
     num_jobs = count_jobs(store, run_id)
     owner = holder(store, f"runs/{run_id}/drivers", now)
     tally = read_tally(store, run_id, may_lag=owner is not None)
     if tally is None:
         with gc_paused():
-            tally = _Sums.read(store, run_id, num_jobs).tally(store, run_id)
+            tally = _Sums.read(store, run_id, num_jobs).tally(store, run_id, started)
     left = num_jobs - sum(tally.counts[status] for status in FINAL)
-    per_s = tally.commits_per_s()
+    is_idle = left > 0 and owner is None
+    per_s = 0.0 if is_idle else tally.commits_per_s(started)
+    # the work that is left needs no start of Ray and mostly no class images
+    work_per_s = tally.commits_per_s(max(started, tally.first_lease))
     return {
         "run": run_id,
         "store": store.url,
@@ -56,9 +64,9 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "left": left,
         "counts": {str(status): tally.counts[status] for status in Status},
         "driver": f"process {owner.pid}" if owner is not None else None,
-        "started": read_settings(store, run_id).get("started"),
+        "started": settings.get("started"),
         "jobs_per_hour": per_s * 3600,
-        "eta_s": left / per_s if per_s and owner is not None else None,
+        "eta_s": left / work_per_s if work_per_s and owner is not None else None,
         "failures": list(tally.failures),
     }
 
@@ -138,11 +146,12 @@ class _Sums:
             ]
         )
 
-    def tally(self, store: Store, run_id: str) -> Tally:
-        """The sums, as a driver writes them."""
+    def tally(self, store: Store, run_id: str, started: float) -> Tally:
+        """The sums, as the driver that started at this time writes them."""
+        oldest = max(self.last - RATE_WINDOW_S, started)
         return Tally(
             counts={str(status): self.counts[status] for status in Status},
-            num_recent=sum(self.last - at <= RATE_WINDOW_S for part in self.commits for at in part),
+            num_recent=sum(at >= oldest for part in self.commits for at in part),
             last=self.last,
             first_lease=self.first_lease,
             failures=_failures(store, run_id, self.failed),

@@ -31,7 +31,7 @@ moves = st.tuples(st.sampled_from(["leased", "flush"]) | ends, st.sampled_from(K
 
 def begin(store: Store, clock: list[float], epoch: int = 1) -> RunState:
     write_assignments(store, "r", ASSIGNMENTS)
-    write_settings(store, "r", {"started": 1.0})
+    write_settings(store, "r", {"started": clock[0]})
     state = RunState(
         RunJobs.of(ASSIGNMENTS),
         Ledger(store, "r", epoch=epoch, clock=lambda: clock[0]),
@@ -118,3 +118,23 @@ def test_small_runs_have_no_tally(tmp_path: Path) -> None:
     store = Store(tmp_path)
     begin(store, [NOW]).flush()
     assert not store.exists(TALLY)
+
+
+def test_the_rate_counts_what_the_last_start_committed_since_it_began(tmp_path: Path) -> None:
+    store, clock = Store(tmp_path), [NOW]
+    state = begin(store, clock)
+    clock[0] += 60.0  # Ray starts, class images are generated
+    for key in KEYS[:2]:
+        state.record("leased", key, lane="0#x", expires=NOW)
+        clock[0] += 15.0
+        state.settle(JobResult(key, "committed"), "0#x")
+    state.flush()
+    assert run_status(store, "r")["jobs_per_hour"] == 0.0  # jobs are left, and no driver runs
+    lock = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
+    assert lock is not None
+    for now in (clock[0], clock[0] + 5.0):
+        facts = run_status(store, "r", now=now)
+        assert facts["jobs_per_hour"] == pytest.approx(2 / 90 * 3600)
+    later = [NOW + 300.0]
+    assert begin(store, later, epoch=2)
+    assert run_status(store, "r")["jobs_per_hour"] == 0.0

@@ -1,0 +1,55 @@
+"""The manifest of a check, with module names held against the base where that is at hand.
+
+Owns when a check loads a base: only for recipes with module names of their own, and only a base
+that needs no download. Plans and runs check the names against every base; see ``prepare``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import get_args
+
+from farm.base.names import EMBEDDED, BuiltName, edition_of
+from farm.base.tokens import prompt_reader
+from farm.intake.manifest import Manifest, all_fit, read_manifest
+from farm.recipe import BASE_RECIPES, FAMILY_RECIPES, Recipe, base_layers
+
+__all__ = ["read_for_check"]
+
+
+def read_for_check(manifest: str, base: str) -> Manifest:
+    """Read a manifest with all its faults, those of its modules' names included.
+
+    Raises:
+        ManifestError: if the manifest cannot be read at all.
+        BaseModelError: if the base does not exist.
+    """
+    layers, reader = base_layers(edition_of(base)), prompt_reader(base)
+    found = read_manifest(manifest, strict=False, **layers, reader=reader)
+    if not _is_at_hand(base) or not _names_modules(found):
+        return found
+    from farm.adapters.bank.layout import base_modules
+    from farm.base.loading import load_base
+
+    loaded = load_base(base, device="meta")
+    modules, family = base_modules(loaded), dict(loaded.recipe) or None
+    if family is None and all_fit(found, modules):
+        return found
+    return read_manifest(
+        manifest, strict=False, **layers, family_recipe=family, reader=reader, modules=modules
+    )
+
+
+def _is_at_hand(base: str) -> bool:
+    is_built = base in get_args(BuiltName) or edition_of(base) == EMBEDDED
+    return is_built or os.path.isdir(os.path.expanduser(base))
+
+
+def _names_modules(manifest: Manifest) -> bool:
+    """Whether a recipe has module names other than the usual ones of bases."""
+    layers = (*BASE_RECIPES.values(), *FAMILY_RECIPES.values())
+    usual = [Recipe().target_modules, *(layer.get("target_modules") for layer in layers)]
+    return any(
+        subject.recipe.text_encoder_modules or subject.recipe.target_modules not in usual
+        for subject in manifest.subjects
+    )

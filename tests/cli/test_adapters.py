@@ -1,0 +1,105 @@
+"""``farm list``, ``farm revoke`` and ``farm status`` of a store that has adapters alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from farm.adapters.file_names import RECORD_FILE
+from farm.adapters.record import AdapterRecord, ImportedFile
+from farm.adapters.registry import Registry
+from farm.cli import app
+from farm.errors import UserError
+from farm.recipe import Recipe
+from farm.storage import Store
+
+
+def call(*words: str) -> Result:
+    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def document(*words: str) -> Any:
+    return json.loads(call(*words, "--json").stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """One trained, scored adapter and two imported ones; FARM_STORE names the store."""
+    registry = Registry(Store(tmp_path / "store"))
+    source = ImportedFile(file="x.safetensors", sha256="0" * 64, form="kohya")
+    cards = ({"verdict": {"label": "learned well"}}, None, None)
+    for number, (space, card) in enumerate(zip(("default", "default", "shop"), cards, strict=True)):
+        record = AdapterRecord(
+            job_key=f"{number:032x}",
+            subject_id=f"s{number}",
+            namespace=space,
+            name=f"tom{number}",
+            class_noun="cat",
+            instance_prompt="a photo of sks cat",
+            base_id="tiny",
+            base_fingerprint="f" * 64,
+            recipe=Recipe(steps=1) if number == 0 else None,
+            imported=source if number else None,
+            quality=card,
+        )
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / RECORD_FILE).write_text(record.to_json())
+        registry.publish(record, folder)
+    monkeypatch.setenv("FARM_STORE", registry.store.url)
+    return registry
+
+
+def test_every_adapter_is_listed_with_its_origin_verdict_and_date(store: Registry) -> None:
+    found = document("list")
+    assert [one["name"] for one in found["adapters"]] == [
+        "default/tom0",
+        "default/tom1",
+        "shop/tom2",
+    ]
+    assert [one["origin"] for one in found["adapters"]] == ["trained", "imported", "imported"]
+    assert [one["verdict"] for one in found["adapters"]] == ["learned well", "", ""]
+    assert all(one["created"].startswith("20") for one in found["adapters"])
+    text = call("list").stdout
+    for word in ("default/tom0", "cat", "s1", f"{2:032x}", "imported", "learned well"):
+        assert word in text
+
+
+def test_a_list_is_filtered_and_paged(store: Registry) -> None:
+    first = document("list", "--limit", "2")
+    assert (len(first["adapters"]), first["total"]) == (2, 3)
+    (last,) = document("list", "--limit", "2", "--after", first["next_after"])["adapters"]
+    assert last["name"] == "shop/tom2"
+    assert document("list", "--search", "TOM1")["total"] == 1
+    assert document("list", "--namespace", "shop")["total"] == 1
+
+
+def test_a_revoked_or_unreadable_adapter_is_marked(store: Registry) -> None:
+    assert document("revoke", "shop/tom2", "--reason", "asked")["new"]
+    assert not document("revoke", "shop/tom2")["new"]
+    assert "tom0 is revoked" in call("revoke", "tom0", "--yes").stdout
+    assert store.is_revoked(f"{0:032x}", "default")
+    store.store.write(f"adapters/{1:032x}/adapter.json", b"{")
+    rows = document("list")["adapters"]
+    assert [one["is_revoked"] for one in rows] == [True, False, True]
+    assert "not an adapter record" in rows[1]["problem"]
+    with pytest.raises(UserError, match="no adapter is named default/rex") as caught:
+        call("revoke", "rex")
+    assert "farm list" in caught.value.remedy
+
+
+def test_the_status_of_a_store_with_imported_adapters_counts_them(store: Registry) -> None:
+    assert "holds 3 adapters and no runs" in call("status").stdout
+    assert document("status")["adapters"] == 3
+
+
+def test_the_option_wins_over_the_environment(store: Registry, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    assert document("list", "--store", str(other))["total"] == 0
