@@ -24,7 +24,7 @@ if ! "$python" -c "$present"; then
         --disable-pip-version-check --target "$site" "$wheels"/*.whl
     PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
-PYTHONPATH=$here/..:$here${PYTHONPATH:+:$PYTHONPATH}
+PYTHONPATH=$here/..:$here:$here/training:$here/serving${PYTHONPATH:+:$PYTHONPATH}
 PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 HF_HUB_OFFLINE=1
 PYTHONUNBUFFERED=1

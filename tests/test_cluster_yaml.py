@@ -65,7 +65,7 @@ def launches(
     config: dict[str, Any], *, lane_runs: int, available: dict[str, float] | None = None
 ) -> dict[str, int]:
     """The nodes that Ray's own scheduler starts for lane runs that each fill a node; a benchmark
-    (``benchmarks/autoscaling.py``) shows it with real nodes, and that they go again."""
+    (``benchmarks/cluster/autoscaling.py``) shows it with real nodes, and that they go again."""
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.utils import ResourceRequestUtil

@@ -33,7 +33,7 @@ def write_page(
         f"{day}, {num_cpus} CPU cores shared with other work (load average "
         f"{os.getloadavg()[2]:.0f}), {len(outcomes)} round(s) in "
         f"{sum(one.seconds for one in outcomes) / 60:.0f} minutes; "
-        f"`python benchmarks/chaos.py --subjects {asked.subjects} --faults {asked.faults} "
+        f"`python benchmarks/cluster/chaos.py --subjects {asked.subjects} --faults {asked.faults} "
         f"--per-round {asked.per_round} --seed {outcomes[0].seed} --steps {asked.steps} "
         f"--pause {asked.pause:g} --pace {asked.pace:g}`. Each round: a Ray cluster with a head "
         f"without CPUs and {asked.nodes + asked.spare_nodes} nodes on one machine, an S3 server as "

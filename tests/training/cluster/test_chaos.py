@@ -1,4 +1,4 @@
-"""The short form of the campaign of faults (``benchmarks/chaos.py``)."""
+"""The short form of the campaign of faults (``benchmarks/cluster/chaos.py``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CHAOS = Path(__file__).parents[3] / "benchmarks" / "chaos.py"
+CHAOS = Path(__file__).parents[3] / "benchmarks/cluster/chaos.py"
 KINDS = (
     "driver killed",
     "lane killed",

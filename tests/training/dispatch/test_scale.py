@@ -1,4 +1,4 @@
-"""Scale: the small form of ``benchmarks/scale.py``, and work that does not grow with the run."""
+"""Scale: the small form of ``benchmarks/cluster/scale.py``, and work that does not grow with the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import LaneReport
 from farm.training.run.job_files import write_assignments
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks/cluster"
 
 
 @pytest.fixture(scope="module")

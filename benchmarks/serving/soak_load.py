@@ -1,6 +1,6 @@
 """The load of the soak test, run as a separate process: many callers, every kind of request.
 
-    python benchmarks/soak_load.py URL EXPECTED_FOLDER LOG.jsonl --seconds 600 --callers 6
+    python benchmarks/serving/soak_load.py URL EXPECTED_FOLDER LOG.jsonl --seconds 600 --callers 6
 
 Every image is compared with a reference image generated separately by other code, stored in
 ``EXPECTED_FOLDER/<name>/<seed>.png``. Each request writes one JSON line with the request, the

@@ -5,7 +5,7 @@ Every subject is trained for all steps in a slot. The trainer's own rules (``sho
 Training is identical in both arms up to that step, so it runs once. Both weights are then scored.
 Writes a Markdown page and prints one JSON line.
 
-    python benchmarks/keep_best.py --photos PATH/dreambooth
+    python benchmarks/training/keep_best.py --photos PATH/dreambooth
 
 ``PATH/dreambooth`` contains a folder of photos per subject and ``subjects.csv`` (subject, class,
 live), like the DreamBooth paper's data set.
@@ -287,9 +287,9 @@ def main() -> None:
         "groups": groups,
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),
-        "command": f"python benchmarks/keep_best.py --photos dreambooth --steps {options.steps}",
+        "command": f"python benchmarks/training/keep_best.py --photos dreambooth --steps {options.steps}",
     }
-    out = options.out or Path(__file__).parent / f"keep_best-cpu-{today}.md"
+    out = options.out or Path(__file__).parents[1] / f"keep_best-cpu-{today}.md"
     out.write_text(page(result))
     out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({"groups": groups, "seconds": result["seconds"], "page": str(out)}))

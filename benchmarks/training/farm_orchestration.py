@@ -1,6 +1,6 @@
 """The farm's own cost per job: everything except decoding, training and generation.
 
-    python benchmarks/farm_orchestration.py --jobs 1000
+    python benchmarks/training/farm_orchestration.py --jobs 1000
 
 Runs many one-step jobs in one process (dispatcher, lane, publisher and ledger, as under Ray) and
 measures CPU seconds. The cost of the work itself is subtracted: reading, decoding and encoding
@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 
@@ -128,7 +128,7 @@ def in_process_lines(
         f"# Orchestration of {arguments.jobs} one-step jobs, {datetime.date.today().isoformat()}",
         "",
         f"`{arguments.base}` base in one process, {os.cpu_count()} cores, load average "
-        f"{os.getloadavg()[0]:.1f}. Command: `python benchmarks/farm_orchestration.py`; its "
+        f"{os.getloadavg()[0]:.1f}. Command: `python benchmarks/training/farm_orchestration.py`; its "
         "docstring describes the measurement.",
         "",
         "| part | CPU s | ms per job |",

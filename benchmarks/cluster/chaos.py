@@ -1,6 +1,6 @@
 """A campaign of random faults against training on a cluster, and what it left behind.
 
-    python benchmarks/chaos.py --subjects 300 --faults 300 --seed 1
+    python benchmarks/cluster/chaos.py --subjects 300 --faults 300 --seed 1
 
 Rounds of about a hundred subjects run on a Ray cluster of their own (a head without CPUs and
 nodes, all on this machine) with an S3 server as the store, while processes are killed, the store
@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from support.chaos.faults import KINDS, deck_of  # noqa: E402

@@ -1,7 +1,7 @@
 """Serve a Zipf trace over many adapters in six ways on one machine, and compare them.
 
-    python benchmarks/serve_engine.py                                   # the embedded base, CPU
-    python benchmarks/serve_engine.py --base sd15 --device cuda --only engine --steps 25 \\
+    python benchmarks/serving/serve_engine.py                                   # the embedded base, CPU
+    python benchmarks/serving/serve_engine.py --base sd15 --device cuda --only engine --steps 25 \\
         --requests 512 --slots 129                                      # a GPU
 
 Without an installed farm, set ``PYTHONPATH=.``; tenacity is required, Ray and matplotlib are not.
@@ -219,7 +219,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="rows of a full pass; measured if not given")
     parser.add_argument("--decode-batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", default=str(Path(__file__).parent))
+    parser.add_argument("--out", default=str(Path(__file__).parents[1]))
     parser.add_argument("--hardware", help="name for the file; default: the device's")
     parser.add_argument("--date", default=datetime.date.today().isoformat())
     options = parser.parse_args()

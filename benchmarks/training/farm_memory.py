@@ -1,6 +1,6 @@
 """A long run: does the memory of driver and lanes stay flat?
 
-    python benchmarks/farm_memory.py --subjects 1000 --steps 50
+    python benchmarks/training/farm_memory.py --subjects 1000 --steps 50
 
 Renders subjects, trains all of them as `farm run` does on Ray, and samples the resident memory of
 the driver and of every lane as adapters are committed. Memory is flat if it does not grow after the
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 MIB = 2**20
 
 
@@ -116,7 +116,7 @@ def main() -> None:
         f"{summary.seconds / 60:.1f} minutes. From adapter number {after} to the end, the "
         f"driver's memory changed by {grown['driver_mib']:+.1f} MiB and the lane's by "
         f"{grown['lane_mib']:+.1f} MiB.\n\n![memory]({stem.name}.png)\n\n"
-        "Command: `python benchmarks/farm_memory.py`\n"
+        "Command: `python benchmarks/training/farm_memory.py`\n"
     )
     print(stem.with_suffix(".md").read_text())
 

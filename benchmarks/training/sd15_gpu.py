@@ -1,7 +1,7 @@
 """Slots on a GPU: the real Stable Diffusion v1-5 shape with random weights, 512 px, rank 4.
 
-    python benchmarks/sd15_gpu.py                      # on the GPU machine: everything
-    python benchmarks/sd15_gpu.py --build tiny --device cpu --slots 1 2 --steps 2   # the code path
+    python benchmarks/training/sd15_gpu.py                      # on the GPU machine: everything
+    python benchmarks/training/sd15_gpu.py --build tiny --device cpu --slots 1 2 --steps 2   # the code path
 
 For S slots, with and without gradient checkpointing and torch.compile, against the plain diffusers
 and peft loop: rows per second, GPU seconds per subject of 800 steps, model FLOP utilisation, peak
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 ROW_TFLOP = 1.714
 """LoRA forward and backward of one 512 px sample of Stable Diffusion v1-5, recomputation not
@@ -271,7 +271,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--profile", default="", help="folder for tables of kernels")
-    parser.add_argument("--out", default=str(Path(__file__).parent))
+    parser.add_argument("--out", default=str(Path(__file__).parents[1]))
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.rank,
         arguments.profile,
     )
-    command = "python benchmarks/sd15_gpu.py " + " ".join(
+    command = "python benchmarks/training/sd15_gpu.py " + " ".join(
         argv if argv is not None else sys.argv[1:]
     )
     results: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
 """Listing many adapters: the first page, one search, and all names, as ``/v1/models`` reads them.
 
-    python benchmarks/scale_names.py --names 100000 --against ../earlier-checkout
+    python benchmarks/cluster/scale_names.py --names 100000 --against ../earlier-checkout
 
 The catalog is real, on names in a local folder. Also measured: the longest time for which the event
 loop could do nothing else. Each measurement runs in its own process.
@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 ROWS = {
     "first_s": "first page of 100",
     "search_s": "search, first page",
@@ -104,7 +104,7 @@ def main() -> None:
         "",
         f"{datetime.date.today()}, {os.cpu_count()} CPU cores shared with other work (load average"
         f" {os.getloadavg()[0]:.1f}), local folder as the store, Python {sys.version.split()[0]}."
-        f" Wall clock seconds; `python benchmarks/scale_names.py --names {arguments.names}"
+        f" Wall clock seconds; `python benchmarks/cluster/scale_names.py --names {arguments.names}"
         f"{' --against EARLIER-CHECKOUT' if arguments.against else ''}`.",
         "",
         f"| | {' | '.join(heads)} |",

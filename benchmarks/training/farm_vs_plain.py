@@ -1,6 +1,6 @@
 """The farm against one process per subject with a plain diffusers + peft loop, end to end.
 
-    python benchmarks/farm_vs_plain.py --subjects 32 --steps 100 --plain-subjects 4
+    python benchmarks/training/farm_vs_plain.py --subjects 32 --steps 100 --plain-subjects 4
 
 Both sides start from photos in a folder and end with adapter files, on this machine, one after the
 other. The farm is `farm run` as a user starts it: Ray, class images, training, publishing in three
@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FARM = "from farm.cli import main; main()"
 
 
@@ -270,7 +270,7 @@ def main() -> None:
         "plain_subjects": arguments.plain_subjects,
         "load": load,
         "farm": farm,
-        "command": " ".join(["python", "benchmarks/farm_vs_plain.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/training/farm_vs_plain.py", *sys.argv[1:]]),
         "classes": len(NOUNS),
         "num_prior_images": NUM_PRIOR_IMAGES,
     } | plain

@@ -1,7 +1,7 @@
 """Starting a large run: time and memory from checked subjects to a dispatcher that is ready.
 
-    python benchmarks/scale_start.py --jobs 100000
-    python benchmarks/scale_start.py --jobs 100000 --against ../earlier-checkout
+    python benchmarks/cluster/scale_start.py --jobs 100000
+    python benchmarks/cluster/scale_start.py --jobs 100000 --against ../earlier-checkout
 
 Subjects are made as a manifest gives them (five photos each, one of three recipes), with invented
 digests: no photo is read. The rest is real: jobs are named, committed adapters are looked up in a
@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 STEPS = {
     "name_s": "jobs named by their content",
     "look_up_s": "committed adapters found, plan made",
@@ -139,7 +139,7 @@ def probe_in(checkout: Path, jobs: int) -> dict[str, float]:
 
 def page(jobs: int, after: dict[str, float], before: dict[str, float] | None) -> str:
     """The page, in Markdown."""
-    command = f"benchmarks/scale_start.py --jobs {jobs}"
+    command = f"benchmarks/cluster/scale_start.py --jobs {jobs}"
     if before is not None:
         command += " --against EARLIER-CHECKOUT"
     lines = [

@@ -97,7 +97,7 @@ def _note(report: dict[str, Any], name: str) -> str:
     lines = [
         f"# Serving on {report['hardware']}",
         "",
-        f"Written by `benchmarks/serve_engine.py` on {options['date']}. Base `{options['base']}`, "
+        f"Written by `benchmarks/serving/serve_engine.py` on {options['date']}. Base `{options['base']}`, "
         f"{options['adapters']} adapters of rank {options['rank']} in a store, a Zipf trace "
         f"(exponent {options['zipf']}; {report['num_asked']} of them are requested), "
         f"{options['steps']} steps of DPM++ 2M, guidance {options['guidance']}, every prompt "

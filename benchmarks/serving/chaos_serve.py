@@ -1,6 +1,6 @@
 """Random kills of the endpoint on Ray under callers; every image is compared.
 
-    python benchmarks/chaos_serve.py --kills 100 --seed 1 --callers 20 --think 3
+    python benchmarks/serving/chaos_serve.py --kills 100 --seed 1 --callers 20 --think 3
 
 Runs ``farm serve --ray`` and kills engines, ingresses and proxies with -9, sometimes two at once;
 at intervals the endpoint receives SIGTERM under load and is started again. Each image is
@@ -314,7 +314,7 @@ def page(campaign: Campaign, faults: list[str], nearest: float, options: argpars
 {os.getloadavg()[2]:.1f}), Python {platform.python_version()}, torch {torch.__version__}; base \
 `tiny`, `farm serve --ray --engines 2` with 2 ingresses and 1 proxy on one node, \
 {options.callers} callers that wait {options.think:g} s on average between two requests: `python \
-benchmarks/chaos_serve.py --callers {options.callers} --think {options.think:g} --seed \
+benchmarks/serving/chaos_serve.py --callers {options.callers} --think {options.think:g} --seed \
 {options.seed}`. Times on this busy machine are not those of a cluster: most of a recovery is the \
 start of a Python process.
 

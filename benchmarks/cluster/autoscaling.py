@@ -1,6 +1,6 @@
 """Nodes come with the first lanes and go after the last: a run on an autoscaling cluster.
 
-    python benchmarks/autoscaling.py
+    python benchmarks/cluster/autoscaling.py
 
 Starts a real head with Ray's autoscaler, whose nodes are raylets on this machine: the node types of
 cluster.yaml, scaled down to one core, without GPUs. Two manifests with class images run one after
@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from support.manifests import write_manifest  # noqa: E402
@@ -139,7 +139,7 @@ def page(rows: list[dict[str, float]], load: float) -> str:
         "",
         f"{datetime.date.today()}, {os.cpu_count()} CPU cores shared with other work (load average"
         f" {load:.1f}), Ray's autoscaler with raylets on one machine, `cluster.yaml`'s node types"
-        f" with one core each, idle time {IDLE_S} s. `python benchmarks/autoscaling.py`; the head"
+        f" with one core each, idle time {IDLE_S} s. `python benchmarks/cluster/autoscaling.py`; the head"
         " of the script describes the method. Each node holds one lane; the class images are"
         " generated on the same nodes, and neither they nor the finished lanes keep one.",
         "",

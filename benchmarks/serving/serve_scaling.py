@@ -1,6 +1,6 @@
 """Engines come under load and go after it, with ``serve deploy jobs/serve.yaml`` on a CPU cluster.
 
-    python benchmarks/serve_scaling.py --out benchmarks
+    python benchmarks/serving/serve_scaling.py --out benchmarks
 
 Starts a Ray head, deploys ``jobs/serve.yaml`` with another store, base, sizes and delays, and sends
 requests: calm, loaded until three engines run, calm until one is left. Every image is compared with
@@ -38,7 +38,7 @@ from serve_soak import Studio, nearest_pictures
 
 from farm.storage import Store
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from support.ray_head import BIN, Head, ray_head  # noqa: E402
 
@@ -199,7 +199,7 @@ def page(phases: list[Phase], nearest: float, faults: list[str]) -> str:
 
 {platform.machine()}, {os.cpu_count()} cores shared with other work (load average \
 {os.getloadavg()[2]:.1f}), Python {platform.python_version()}, torch {torch.__version__}. \
-`python benchmarks/serve_scaling.py`: `serve deploy` of `jobs/serve.yaml` with the base `tiny`, \
+`python benchmarks/serving/serve_scaling.py`: `serve deploy` of `jobs/serve.yaml` with the base `tiny`, \
 1 to {MAX_ENGINES} engines of 1 logical CPU, `target_wait_s` 0.3, `upscale_delay_s` 3, \
 `downscale_delay_s` 15; {NUM_ADAPTERS} adapters, {SLOTS - 1} of them in an engine at once, {STEPS} \
 steps an image. The two real cores are shared by all engines, so the rate does not grow with them.

@@ -1,6 +1,6 @@
 """Minutes of mixed load on the endpoint while adapters come and go and engines are killed.
 
-    python benchmarks/serve_soak.py --minutes 10 --base embedded --out benchmarks
+    python benchmarks/serving/serve_soak.py --minutes 10 --base embedded --out benchmarks
 
 This process serves (on Ray, or with ``--no-ray`` through ``farm serve``), publishes and revokes
 adapters, kills engines and records memory; a second process sends requests (``soak_load.py``).

@@ -1,7 +1,7 @@
 """What the dispatcher costs at scale: real dispatcher, ledger and store, lanes that only pretend.
 
-    python benchmarks/scale.py --jobs 1000000 --lanes 1000
-    python benchmarks/scale.py --jobs 100000 --lanes 100 --against ../earlier-checkout
+    python benchmarks/cluster/scale.py --jobs 1000000 --lanes 1000
+    python benchmarks/cluster/scale.py --jobs 100000 --lanes 100 --against ../earlier-checkout
 
 Simulated lanes train in virtual time: every job takes its steps, checkpoints are kept, and lanes
 are lost to a Poisson trace of spot preemptions and replaced after a delay. Everything that the
@@ -47,7 +47,7 @@ from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import DispatchSettings
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RUN = "scale"
 
 
@@ -278,7 +278,7 @@ def _command(arguments: argparse.Namespace) -> str:
     words = [
         "EARLIER-CHECKOUT" if word == str(arguments.against) else word for word in sys.argv[1:]
     ]
-    return " ".join(["benchmarks/scale.py", *words])
+    return " ".join(["benchmarks/cluster/scale.py", *words])
 
 
 def _rows(facts: dict[str, float], out: Outcome) -> list[tuple[str, str, str]]:

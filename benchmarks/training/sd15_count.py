@@ -1,6 +1,6 @@
 """The cost of slots on the real Stable Diffusion v1-5 shape, counted on any machine.
 
-    python benchmarks/sd15_count.py
+    python benchmarks/training/sd15_count.py
 
 Runs the wrapped UNet forward and backward on meta tensors (shapes without data) under torch's
 FlopCounterMode, for one slot and for many: the cost per row must not depend on S. The page
@@ -91,7 +91,7 @@ def report(counts: list[Count]) -> str:
         f"# Stable Diffusion v1-5 shape, 512 px: counted, not timed, {today()}",
         "",
         "Nothing on this page is a measured time. The counts are torch's FlopCounterMode over the "
-        "bank's own forward and backward pass on meta tensors. `python benchmarks/sd15_gpu.py` "
+        "bank's own forward and backward pass on meta tensors. `python benchmarks/training/sd15_gpu.py` "
         "measures times, memory and utilisation on a GPU; without one, a test runs its code on a "
         "CPU at a tiny size.",
         "",
@@ -132,7 +132,7 @@ def today() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", default=str(Path(__file__).parent))
+    parser.add_argument("--out", default=str(Path(__file__).parents[1]))
     arguments = parser.parse_args(argv)
     unet = meta_unet()
     counts = [

@@ -1,6 +1,6 @@
 """Slots on a CPU, measured side by side with the plain loop in one run.
 
-    python benchmarks/slots_cpu.py
+    python benchmarks/training/slots_cpu.py
 
 The embedded base, one photo and one class row per step, the same rows for all. Cases alternate in
 short bursts over several rounds, and each keeps its fastest step, which other work on the machine
@@ -94,7 +94,7 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         f"photo and one class row per step. Fastest step of {facts['rounds']} interleaved rounds "
         f"of {facts['burst']} rows per case. Load average {facts['load']} at the end: if it is "
         "above the number of cores, other work was running, and CPU time is the better measure. "
-        f"torch {torch.__version__}. Command: `python benchmarks/slots_cpu.py {facts['argv']}`",
+        f"torch {torch.__version__}. Command: `python benchmarks/training/slots_cpu.py {facts['argv']}`",
         "",
         "`plain` is diffusers and peft, one subject after another, from the same cached latents "
         "and prompts. CPU time is that of the process, unaffected by other processes.",
@@ -180,7 +180,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows-per-burst", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--memory-slots", type=int, nargs="*", default=[4, 32])
-    parser.add_argument("--out", default=str(Path(__file__).parent))
+    parser.add_argument("--out", default=str(Path(__file__).parents[1]))
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

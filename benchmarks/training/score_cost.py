@@ -3,7 +3,7 @@
 Trains rendered subjects in slots as a lane does, scores them with the judge's examiner, and times
 both. Writes a Markdown page and prints one JSON line.
 
-    python benchmarks/score_cost.py --subjects 100 --steps 800
+    python benchmarks/training/score_cost.py --subjects 100 --steps 800
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def page(result: dict[str, Any]) -> str:
             "each; the base's own are generated once per class.",
             "",
             "```",
-            f"python benchmarks/score_cost.py --subjects {result['subjects']} "
+            f"python benchmarks/training/score_cost.py --subjects {result['subjects']} "
             f"--steps {result['steps']} --slots {result['slots']} "
             f"--timed-steps {result['timed_steps']}",
             "```",
@@ -138,7 +138,7 @@ def main() -> None:
         f"{torch.get_num_threads()} threads",
         "seconds": round(time.perf_counter() - began, 1),
     }
-    out = options.out or Path(__file__).parent / f"score_cost-cpu-{today}.md"
+    out = options.out or Path(__file__).parents[1] / f"score_cost-cpu-{today}.md"
     out.write_text(page(result))
     print(json.dumps(result))
 

@@ -1,6 +1,6 @@
 """Expected and measured times of runs: a folder of real photos, and the demo.
 
-    python benchmarks/plan_time.py --photos PHOTOS --steps 60
+    python benchmarks/training/plan_time.py --photos PHOTOS --steps 60
 
 Each case runs the command as a user does, in a fresh store, and compares the run's own plan with
 the wall clock and with the CPU seconds of all its processes. CPU seconds divided by the number of
@@ -31,7 +31,7 @@ from farm_vs_plain import FARM, timed
 from farm.storage import Store
 from farm.training.run.files import list_runs, read_settings
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PARTS = ("start_s", "class_images_s", "photos_s", "training_s", "pictures_s", "end_s")
 
 

@@ -1,6 +1,6 @@
 """A pass over attention adapters with two versions of the code: CPU time and memory.
 
-    python benchmarks/serve_pair.py OLD_TREE
+    python benchmarks/serving/serve_pair.py OLD_TREE
 
 ``OLD_TREE`` is a checkout of the version with a bank of fixed layers (2026-11-23). Two processes,
 one with the old code and one with the new, take turns pass by pass, so that other programs disturb
@@ -25,7 +25,7 @@ from typing import Any
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 ROWS, ADAPTERS, SLOTS, RANK = 32, 16, 65, 8
-TREE = Path(__file__).parents[1]
+TREE = Path(__file__).parents[2]
 
 
 def loaded() -> tuple[Any, Callable[[], tuple[Any, Any]]]:

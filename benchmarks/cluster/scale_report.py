@@ -1,6 +1,6 @@
 """The HTML report of a large run: CPU time and memory to build it, and the time until it is shown.
 
-    python benchmarks/scale_report.py --subjects 20000 --pictures 0.1 --names 100000
+    python benchmarks/cluster/scale_report.py --subjects 20000 --pictures 0.1 --names 100000
 
 A run with jobs, ledger and committed adapters is written to a local folder; a share of the subjects
 has a photo and a sample image that can be read. The report is built in its own process and opened
@@ -41,7 +41,7 @@ from farm.training.dispatch.messages import Assignment
 from farm.training.run.files import write_settings
 from farm.training.run.job_files import write_assignments
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RUN, LANES, NUM_IMAGES, FAILED = "scale", 1000, 200, 0.02
 NOUNS = ("cat", "dog", "backpack", "vase", "robot")
 REASONS = ("a photo is truncated", "the weights are not finite", "six lanes died", "cancelled")
@@ -274,7 +274,7 @@ def page_of(
             f"{datetime.date.today()}, {os.cpu_count()} CPU cores shared with other work (load"
             f" average {os.getloadavg()[0]:.1f}), local folder as the store, Python"
             f" {sys.version.split()[0]}, headless Chromium, best of three openings;"
-            f" `python benchmarks/scale_report.py --subjects {num} --pictures"
+            f" `python benchmarks/cluster/scale_report.py --subjects {num} --pictures"
             f" {arguments.pictures:g} --names {names}`. {arguments.pictures:.0%} of the subjects"
             " have a photo and images of 96 px that can be read; larger photos cost their decoding."
             f" The first page of {names:,} subjects is made from invented rows.",
