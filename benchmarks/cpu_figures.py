@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent / one) for one in ("training", "serving")]
 
-import torch
+import torch  # noqa: E402
 
 HERE = Path(__file__).parent
 SLOTS = 24

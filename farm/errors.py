@@ -3,6 +3,7 @@
     FarmError                       exit 1
     ├── UserError                   exit 2: the command or its input is wrong; never retried
     │   ├── ManifestError           exit 3: manifest or photos have faults, all reported at once
+    │   ├── PhotoFault              exit 3: a photo or archive that cannot be used
     │   ├── BaseModelError          the base cannot be read, or is refused (pickled weights)
     │   ├── AdapterFileError        an adapter file is missing, corrupt, or does not fit the base
     │   ├── StoreUnusable           exit 7: the store is full, read-only, missing, or denies access
@@ -45,6 +46,7 @@ __all__ = [
     "LaneLost",
     "ManifestError",
     "NotAuthorized",
+    "PhotoFault",
     "PlanError",
     "RequestRefused",
     "ServingError",
@@ -173,6 +175,16 @@ class ManifestError(UserError):
 
     def __str__(self) -> str:
         return "\n".join([super().__str__(), *(f"  {fault}" for fault in self.faults)])
+
+
+class PhotoFault(UserError):
+    """A photo or archive that cannot be used; ``check`` converts it to a ``Fault`` with its place.
+
+    Exit code 3, like any fault of a manifest. Its message follows the photo's name ("it is
+    truncated").
+    """
+
+    exit_code = 3
 
 
 class BaseModelError(UserError):

@@ -7,7 +7,7 @@ cluster.yaml, scaled down to one core, without GPUs. Two manifests with class im
 the other. A watcher notes once a second which nodes are alive. Wanted: no node before the first
 run, spot nodes first, no node 30 s after the idle time, and nodes again for the second manifest.
 
-Writes ``autoscaling-<n>cpu-<date>.md`` beside this file.
+Writes ``autoscaling-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ def page(rows: list[dict[str, float]], load: float) -> str:
         "",
         f"{datetime.date.today()}, {os.cpu_count()} CPU cores shared with other work (load average"
         f" {load:.1f}), Ray's autoscaler with raylets on one machine, `cluster.yaml`'s node types"
-        f" with one core each, idle time {IDLE_S} s. `python benchmarks/cluster/autoscaling.py`; the head"
-        " of the script describes the method. Each node holds one lane; the class images are"
-        " generated on the same nodes, and neither they nor the finished lanes keep one.",
+        f" with one core each, idle time {IDLE_S} s. `python benchmarks/cluster/autoscaling.py`;"
+        " the head of the script describes the method. Each node holds one lane; the class images"
+        " are generated on the same nodes, and neither they nor the finished lanes keep one.",
         "",
         "| | first manifest | second manifest | wanted |",
         "|---|---|---|---|",

@@ -8,10 +8,9 @@ are lost to a Poisson trace of spot preemptions and replaced after a delay. Ever
 dispatcher does is real and is timed in CPU seconds of its thread. At the end the run is restarted
 from the store, and `farm status` is computed, of a live run and of one that was killed.
 ``--exchanges`` ends the simulation early; sums over the whole run are then left out.
-``--against`` times the same exchanges with another checkout's dispatcher in the same run, in its
-own process.
+``--against`` times the same exchanges with another checkout's dispatcher, in its own process.
 
-Writes ``scale-<jobs>x<lanes>-<n>cpu-<date>.md`` beside this file.
+Writes ``scale-<jobs>x<lanes>-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations
@@ -31,15 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from scale_lanes import (
-    CHECKPOINT_STEPS,
-    JOB_S,
-    REPLACED_S,
-    SLOTS,
-    STEPS,
-    FakeLane,
-    make_jobs,
-)
+from scale_lanes import CHECKPOINT_STEPS, JOB_S, REPLACED_S, SLOTS, STEPS, FakeLane, make_jobs
 
 from farm.locks import StoreLock
 from farm.storage import Store

@@ -5,7 +5,7 @@
 The catalog is real, on names in a local folder. Also measured: the longest time for which the event
 loop could do nothing else. Each measurement runs in its own process.
 
-Writes ``scale-names-<number>-<n>cpu-<date>.md`` beside this file.
+Writes ``scale-names-<number>-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ in a headless Chromium, if there is one with chromedriver. ``--names`` also make
 first page of a run of this many subjects, from invented rows: reading as many adapters takes
 minutes, and adds nothing to that page.
 
-Writes ``scale-report-<number>-<n>cpu-<date>.md`` beside this file.
+Writes ``scale-report-<number>-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ fills its queues. Each measurement runs in its own process; memory is compared w
 first step, when the subjects are in memory. ``--against`` measures another checkout in the same
 run.
 
-Writes ``scale-start-<jobs>-<n>cpu-<date>.md`` beside this file.
+Writes ``scale-start-<jobs>-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Serve a Zipf trace over many adapters in six ways on one machine, and compare them.
 
-    python benchmarks/serving/serve_engine.py                                   # the embedded base, CPU
+    python benchmarks/serving/serve_engine.py                           # the embedded base, CPU
     python benchmarks/serving/serve_engine.py --base sd15 --device cuda --only engine --steps 25 \\
         --requests 512 --slots 129                                      # a GPU
 

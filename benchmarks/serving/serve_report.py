@@ -97,8 +97,9 @@ def _note(report: dict[str, Any], name: str) -> str:
     lines = [
         f"# Serving on {report['hardware']}",
         "",
-        f"Written by `benchmarks/serving/serve_engine.py` on {options['date']}. Base `{options['base']}`, "
-        f"{options['adapters']} adapters of rank {options['rank']} in a store, a Zipf trace "
+        f"Written by `benchmarks/serving/serve_engine.py` on {options['date']}. "
+        f"Base `{options['base']}`, {options['adapters']} adapters of rank {options['rank']} in a "
+        f"store, a Zipf trace "
         f"(exponent {options['zipf']}; {report['num_asked']} of them are requested), "
         f"{options['steps']} steps of DPM++ 2M, guidance {options['guidance']}, every prompt "
         f"different, {report['waiting']} clients that each wait for their image. "

@@ -199,8 +199,8 @@ def page(phases: list[Phase], nearest: float, faults: list[str]) -> str:
 
 {platform.machine()}, {os.cpu_count()} cores shared with other work (load average \
 {os.getloadavg()[2]:.1f}), Python {platform.python_version()}, torch {torch.__version__}. \
-`python benchmarks/serving/serve_scaling.py`: `serve deploy` of `jobs/serve.yaml` with the base `tiny`, \
-1 to {MAX_ENGINES} engines of 1 logical CPU, `target_wait_s` 0.3, `upscale_delay_s` 3, \
+`python benchmarks/serving/serve_scaling.py`: `serve deploy` of `jobs/serve.yaml` with the base \
+`tiny`, 1 to {MAX_ENGINES} engines of 1 logical CPU, `target_wait_s` 0.3, `upscale_delay_s` 3, \
 `downscale_delay_s` 15; {NUM_ADAPTERS} adapters, {SLOTS - 1} of them in an engine at once, {STEPS} \
 steps an image. The two real cores are shared by all engines, so the rate does not grow with them.
 

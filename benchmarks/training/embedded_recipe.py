@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Which recipe makes adapters of the embedded base keep their subject? A sweep in slots.
 
-    python benchmarks/training/embedded_recipe.py OUT [--base NAME] [--subjects 8] [--seed 77] [VARIANT ...]
+    python benchmarks/training/embedded_recipe.py OUT [--base NAME] [--subjects 8] [VARIANT ...]
 
 Trains one adapter per subject for every variant, four subjects (``--group``) at a time in the slots
 of one trainer, and appends one JSON line per subject to OUT/results.jsonl: mark and identity

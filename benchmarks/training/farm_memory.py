@@ -4,7 +4,7 @@
 
 Renders subjects, trains all of them as `farm run` does on Ray, and samples the resident memory of
 the driver and of every lane as adapters are committed. Memory is flat if it does not grow after the
-first hundred jobs. Writes ``farm-memory-<n>cpu-<date>.{md,png,json}`` beside this file.
+first hundred jobs. Writes ``farm-memory-<n>cpu-<date>.{md,png,json}`` into ``benchmarks/``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ orchestration: leases, ledger, commits, names, threads. Total wall seconds are a
 With ``--ray`` the same jobs, and a fifth of them, also run through `farm run` on Ray; the marginal
 CPU cost of a job over all processes, minus the work itself, is orchestration including Ray.
 
-Writes ``farm-orchestration-<n>cpu-<date>.md`` beside this file.
+Writes ``farm-orchestration-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def in_process_lines(
         f"# Orchestration of {arguments.jobs} one-step jobs, {datetime.date.today().isoformat()}",
         "",
         f"`{arguments.base}` base in one process, {os.cpu_count()} cores, load average "
-        f"{os.getloadavg()[0]:.1f}. Command: `python benchmarks/training/farm_orchestration.py`; its "
-        "docstring describes the measurement.",
+        f"{os.getloadavg()[0]:.1f}. Command: `python benchmarks/training/farm_orchestration.py`; "
+        "its docstring describes the measurement.",
         "",
         "| part | CPU s | ms per job |",
         "|---|---|---|",

@@ -13,7 +13,7 @@ latents and encodes its photos once. Neither side generates samples. A few plain
 measured and their mean is used for all. Wall and CPU seconds are reported; CPU seconds are not
 affected by other work on the machine.
 
-Writes ``farm-vs-plain-<n>cpu-<date>.md`` beside this file.
+Writes ``farm-vs-plain-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations

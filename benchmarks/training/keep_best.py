@@ -287,7 +287,8 @@ def main() -> None:
         "groups": groups,
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),
-        "command": f"python benchmarks/training/keep_best.py --photos dreambooth --steps {options.steps}",
+        "command": "python benchmarks/training/keep_best.py --photos dreambooth "
+        f"--steps {options.steps}",
     }
     out = options.out or Path(__file__).parents[1] / f"keep_best-cpu-{today}.md"
     out.write_text(page(result))

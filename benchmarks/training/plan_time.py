@@ -8,7 +8,7 @@ cores are a lower bound of the wall time on idle cores; on a busy machine the wa
 above it. The demo also renders its photos and generates images through an endpoint, which the plan
 does not count. The expected time should be within a factor of two.
 
-Writes ``plan-<n>cpu-<date>.md`` beside this file.
+Writes ``plan-<n>cpu-<date>.md`` into ``benchmarks/``.
 """
 
 from __future__ import annotations

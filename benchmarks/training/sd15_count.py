@@ -91,9 +91,9 @@ def report(counts: list[Count]) -> str:
         f"# Stable Diffusion v1-5 shape, 512 px: counted, not timed, {today()}",
         "",
         "Nothing on this page is a measured time. The counts are torch's FlopCounterMode over the "
-        "bank's own forward and backward pass on meta tensors. `python benchmarks/training/sd15_gpu.py` "
-        "measures times, memory and utilisation on a GPU; without one, a test runs its code on a "
-        "CPU at a tiny size.",
+        "bank's own forward and backward pass on meta tensors. "
+        "`python benchmarks/training/sd15_gpu.py` measures times, memory and "
+        "utilisation on a GPU; without one, a test runs its code on a CPU at a tiny size.",
         "",
         "| S | rank | checkpointing | forward TFLOP/row | with backward | parameters/slot |",
         "|---|---|---|---|---|---|",

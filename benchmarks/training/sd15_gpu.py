@@ -1,12 +1,12 @@
 """Slots on a GPU: the real Stable Diffusion v1-5 shape with random weights, 512 px, rank 4.
 
-    python benchmarks/training/sd15_gpu.py                      # on the GPU machine: everything
-    python benchmarks/training/sd15_gpu.py --build tiny --device cpu --slots 1 2 --steps 2   # the code path
+    python benchmarks/training/sd15_gpu.py                    # on the GPU machine: everything
+    python benchmarks/training/sd15_gpu.py --build tiny --device cpu --slots 1 2 --steps 2
 
 For S slots, with and without gradient checkpointing and torch.compile, against the plain diffusers
 and peft loop: rows per second, GPU seconds per subject of 800 steps, model FLOP utilisation, peak
 memory. Each case runs in its own process, so memory is not shared between cases, and a case that
-does not fit fails alone. Results are written beside this file as
+does not fit fails alone. Results are written into ``benchmarks/`` as
 ``sd15-<hardware>-<date>.{md,json,png}``; with ``--profile`` each case writes a table of kernels.
 """
 

@@ -94,7 +94,8 @@ def report(results: dict[str, Any], memory: dict[int, float], facts: dict[str, A
         f"photo and one class row per step. Fastest step of {facts['rounds']} interleaved rounds "
         f"of {facts['burst']} rows per case. Load average {facts['load']} at the end: if it is "
         "above the number of cores, other work was running, and CPU time is the better measure. "
-        f"torch {torch.__version__}. Command: `python benchmarks/training/slots_cpu.py {facts['argv']}`",
+        f"torch {torch.__version__}. Command: "
+        f"`python benchmarks/training/slots_cpu.py {facts['argv']}`",
         "",
         "`plain` is diffusers and peft, one subject after another, from the same cached latents "
         "and prompts. CPU time is that of the process, unaffected by other processes.",

@@ -10,6 +10,7 @@ import functools
 import os
 import tempfile
 import threading
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,8 +81,8 @@ class Adapter:
             seed: of the initial noise; equal seeds give equal images.
             steps: denoising steps.
             guidance: classifier-free guidance scale; 1 or less turns guidance off.
-            size_px: width and height; None takes the resolution of the base.
-            scheduler: ``base`` takes the scheduler of the base.
+            size_px: width and height; None takes the base's resolution.
+            scheduler: ``base`` takes the base's.
             long_prompts: ``cut`` or ``chunk``; None takes the recipe's.
 
         Raises:
@@ -89,38 +90,26 @@ class Adapter:
                 for another adapter's subject.
         """
         check_arguments(
-            prompt=prompt,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            negative_prompt=negative_prompt,
-            scheduler=scheduler,
-            long_prompts=long_prompts,
-            size_px=size_px,
-        )
+            prompt=prompt, seed=seed, steps=steps, guidance=guidance, size_px=size_px,
+            negative_prompt=negative_prompt, scheduler=scheduler, long_prompts=long_prompts,
+        )  # fmt: skip
         base = self._shared.base
         width, height = size_px or (base.resolution_px, base.resolution_px)
-        long_prompts = self._long_prompts if long_prompts is None else long_prompts
         _check_side(base, (width, height))
-        text = filled(prompt, self.name, self.record.identifier)
-        with self._shared.lock:
-            bank = self._bank()
-            try:
-                (pixels_PP3,) = generate_images(
-                    base,
-                    [text],
-                    [seed],
-                    negative_prompt=negative_prompt,
-                    chunked=[long_prompts == "chunk"],
-                    routing=bank.image_routing([0]),
-                    steps=steps,
-                    guidance=guidance,
-                    width_px=width,
-                    height_px=height,
-                    scheduler=scheduler,
-                )
-            finally:
-                bank.close()
+        with self._shared.lock, closing(self._bank()) as bank:
+            (pixels_PP3,) = generate_images(
+                base,
+                [filled(prompt, self.name, self.record.identifier)],
+                [seed],
+                negative_prompt=negative_prompt,
+                chunked=[(long_prompts or self._long_prompts) == "chunk"],
+                routing=bank.image_routing([0]),
+                steps=steps,
+                guidance=guidance,
+                width_px=width,
+                height_px=height,
+                scheduler=scheduler,
+            )
         return Image.fromarray(pixels_PP3.numpy())
 
     def export(self, out: Location, form: str | None = None) -> Path:

@@ -92,16 +92,15 @@ def generate_latents(
     width_px = options.get("width_px") or base.resolution_px
     height_px = options.get("height_px") or base.resolution_px
     shape = base.latent_shape(width_px, height_px)
-    name, steps = options.get("scheduler", "base"), options.get("steps", 25)
-    sampler = base.start_scheduler(name, steps, shape, base.device)
+    name = options.get("scheduler", "base")
+    sampler = base.start_scheduler(name, options.get("steps", 25), shape, base.device)
     latents_RCHW: Tensor = sent(initial_noise(seeds, shape), base.device) * initial_scale(sampler)
-    images_R = torch.arange(count)
-    guided = base.needs_unprompted(guidance)
+    images_R, guided = torch.arange(count), base.needs_unprompted(guidance)
     if guided:
         negative = base.encode_negative([""]) if negative is None else negative
         negative = negative.repeat(count) if len(negative) == 1 else negative
         conditioning = Conditioning.concatenate([negative, conditioning])
-        images_R = torch.cat([images_R, images_R])
+        images_R = images_R.repeat(2)
     conditioning = base.for_images(
         conditioning, width_px=width_px, height_px=height_px, guidance=guidance
     )

@@ -108,17 +108,15 @@ def read_manifest(
             folder of folders; a local path or any fsspec URL.
         strict: raise if there is any error; otherwise the faults are in the manifest.
         recipe: fields that override everything in the manifest, for every subject.
-        base_recipe: fields that override only presets; see ``farm.recipe.BASE_RECIPES``.
-        family_recipe: fields that presets override; see ``farm.recipe.FAMILY_RECIPES``.
-        base_prior: how the base generates class images; see ``farm.recipe.BASE_PRIORS``.
-        reader: how the base reads prompts, as by ``prompt_reader``; None does not check them.
-        modules: that can have adapters; None does not check the recipes' module names.
+        base_recipe, family_recipe, base_prior: as ``farm.recipe.base_layers`` gives them.
+        reader: how the base reads prompts, as by ``prompt_reader``; None checks no prompts.
+        modules: that can have adapters; None checks no module names.
 
     Raises:
         ManifestError: with every fault, if there is an error and ``strict`` is set, or if the file
             cannot be read at all.
     """
-    rows = open_rows(url)
+    rows, register = open_rows(url), _Register()
     resolver = Resolver(
         rows.head,
         recipe,
@@ -128,7 +126,6 @@ def read_manifest(
         reader=reader,
         modules=modules,
     )
-    register = _Register()
     for row, (resolved, own) in _resolved(rows.subjects, resolver):
         register.add(row, resolved, own)
     found = [*rows.faults.whole(), *resolver.faults.whole(), *register.faults.whole()]

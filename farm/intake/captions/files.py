@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
 
-from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
+from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList, PhotoFault
 from farm.intake.captions.photo_table import (
     PhotoRow,
     PhotoTable,
@@ -32,7 +32,6 @@ from farm.intake.captions.unread import (
     unread_texts,
     unused_list,
 )
-from farm.intake.errors import PhotoFault
 from farm.intake.faults import similar_name
 from farm.intake.parsing.text_files import TEXT_REMEDY, NotText, decoded
 from farm.intake.rows import CaptionStyle

@@ -10,8 +10,8 @@ import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from farm.errors import PhotoFault
 from farm.intake.captions.photo_table import caption_key, is_image_name
-from farm.intake.errors import PhotoFault
 from farm.intake.parsing.text_files import NotText, decoded
 from farm.intake.rows import CaptionStyle
 

@@ -16,9 +16,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from farm.errors import FarmError, Fault, ManifestError
+from farm.errors import FarmError, Fault, ManifestError, PhotoFault
 from farm.intake.captions.photo_table import is_image_name, is_photo_manifest, photo_row
-from farm.intake.errors import PhotoFault
 from farm.intake.faults import similar_name
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, Lock
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 
 __all__ = [
     "DECODING",

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from farm.errors import PhotoFault
 from farm.file_facts import local_version, object_version
-from farm.intake.errors import PhotoFault
 from farm.intake.photos.archives import open_archive, read_member
 from farm.intake.photos.budget import MAX_PHOTO_BYTES, READING, reading_bytes
 from farm.intake.photos.files import (

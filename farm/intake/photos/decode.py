@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.archives import OTHER_ARCHIVES, TAR_MARK, TAR_OFFSET, UNPACK
 from farm.intake.photos.budget import MAX_COPIED_BYTES
 from farm.intake.photos.bytes import read_photo_bytes

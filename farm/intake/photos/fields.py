@@ -16,9 +16,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from farm.errors import Fault
+from farm.errors import Fault, PhotoFault
 from farm.intake.captions.files import Caption, Names
-from farm.intake.errors import PhotoFault
 from farm.intake.faults import faults_of, similar_name
 from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
 from farm.intake.photos.listings import ARCHIVE_SUFFIXES, has_magic

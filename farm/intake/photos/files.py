@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.budget import MAX_PHOTO_BYTES, SMALL_BYTES
 from farm.intake.photos.uris import private_host_fault
 

@@ -16,9 +16,8 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from threading import Lock
 
-from farm.errors import FaultList
+from farm.errors import FaultList, PhotoFault
 from farm.intake.captions.files import Caption, Captions
-from farm.intake.errors import PhotoFault
 from farm.intake.faults import similar_name
 from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.bytes import PhotoReader

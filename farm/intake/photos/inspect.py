@@ -14,8 +14,8 @@ from dataclasses import astuple, dataclass
 import PIL
 from PIL import Image
 
+from farm.errors import PhotoFault
 from farm.file_facts import FactsTable
-from farm.intake.errors import PhotoFault
 from farm.intake.photos.budget import DECODING
 from farm.intake.photos.bytes import PhotoReader, version_of
 from farm.intake.photos.decode import (

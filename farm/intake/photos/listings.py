@@ -17,7 +17,7 @@ from fnmatch import translate
 
 from fsspec.utils import glob_translate
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.budget import MAX_COPIED_BYTES
 from farm.intake.photos.structure import (
     has_all_scans,

@@ -15,7 +15,7 @@ from typing import Literal
 
 from PIL import Image
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.budget import DECODING, MAX_COPIED_BYTES
 
 __all__ = [

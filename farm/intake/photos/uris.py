@@ -20,7 +20,7 @@ from typing import Any
 
 import fsspec
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.budget import MAX_PHOTO_BYTES
 
 __all__ = [

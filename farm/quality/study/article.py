@@ -135,11 +135,7 @@ def run_article_study(
     result = {
         **common_results(study, bench, began),
         "subjects": subjects,
-        "opening": {
-            "candidates": opening.candidates,
-            "shown_with_mark": opening.shown_with_mark,
-            "all_with_mark": opening.all_with_mark,
-        },
+        "opening": opening.numbers(),
     }
     write_results(out, result, article_page(result))
     return result

@@ -49,6 +49,14 @@ class Opening:
     all_with_mark: float
     """The same of all generated images."""
 
+    def numbers(self) -> dict[str, float]:
+        """Without the sheet, for the results."""
+        return {
+            "candidates": self.candidates,
+            "shown_with_mark": self.shown_with_mark,
+            "all_with_mark": self.all_with_mark,
+        }
+
 
 def generate_opening(
     bench: Bench,

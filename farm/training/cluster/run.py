@@ -34,13 +34,11 @@ from farm.training.cluster.start import is_connected, start_ray
 from farm.training.cluster.watch import (
     SILENCE_S,
     ClusterWatch,
-    autoscaler_words,
     end_controllers,
     free_places_of_dead_controllers,
     head_patience_s,
     is_autoscaling,
-    nodes_words,
-    num_fitting,
+    missing_words,
 )
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
@@ -283,23 +281,7 @@ class _RayRun:
     def _missing_words(self, num_missing: int, waited_s: float) -> str:
         if self._prepared.request.address is None:  # Ray runs here, so the node is there
             return f"no training process has started in {waited_s:.0f} s: this machine is busy"
-        plan = self._plan
-        share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
-        wanted = {
-            "CPU": plan.lanes_per_node * plan.cpus_per_lane,
-            "GPU": plan.lanes_per_node * plan.gpu_fraction,
-        }
-        missing, taken = f"{num_missing} of {plan.num_nodes} nodes have not come in", ""
-        if num_fitting(self._watch.nodes, wanted) >= plan.num_nodes:  # they are there, but taken
-            missing = f"{num_missing} of {plan.num_nodes} nodes have started no lane in"
-            taken = ", which are busy, or held by other work (see `ray status`)"
-        words = [
-            f"{missing} {waited_s:.0f} s: "
-            f"each must hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
-            f"the cluster has {nodes_words(self._watch.nodes)}{taken}",
-            autoscaler_words(self._watch.address),
-        ]
-        return "; ".join(word for word in words if word)
+        return missing_words(self._watch, self._plan, num_missing, waited_s)
 
     def _has_stopped(self, snapshot: Snapshot, waited_s: float) -> bool:
         """Whether the stop is complete: all lanes returned, or none holds a job."""

@@ -20,6 +20,7 @@ import ray
 
 from farm.errors import HeadLost
 from farm.training.cluster.hardware import BOOTSTRAP_CONFIG
+from farm.training.plan.plan import Plan
 
 __all__ = [
     "SILENCE_S",
@@ -30,6 +31,7 @@ __all__ = [
     "free_places_of_dead_controllers",
     "head_patience_s",
     "is_autoscaling",
+    "missing_words",
     "nodes_words",
     "num_fitting",
 ]
@@ -166,6 +168,26 @@ def num_fitting(nodes: Iterable[Mapping[str, Any]], wanted: Mapping[str, float])
         all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items())
         for node in nodes
     )
+
+
+def missing_words(watch: ClusterWatch, plan: Plan, num_missing: int, waited_s: float) -> str:
+    """How many nodes of a plan have no lane yet, what each must hold, and what the cluster has."""
+    wanted = {
+        "CPU": plan.lanes_per_node * plan.cpus_per_lane,
+        "GPU": plan.lanes_per_node * plan.gpu_fraction,
+    }
+    what, taken = "nodes have not come in", ""
+    if num_fitting(watch.nodes, wanted) >= plan.num_nodes:  # they are there
+        what = "nodes have started no lane in"
+        taken = ", which are busy, or held by other work (see `ray status`)"
+    share = f" and {plan.gpu_fraction:g} GPU" if plan.gpu_fraction else ""
+    words = [
+        f"{num_missing} of {plan.num_nodes} {what} {waited_s:.0f} s: "
+        f"each must hold {plan.lanes_per_node} lane(s) of {plan.cpus_per_lane:g} CPU{share}",
+        f"the cluster has {nodes_words(watch.nodes)}{taken}",
+        autoscaler_words(watch.address),
+    ]
+    return "; ".join(word for word in words if word)
 
 
 def is_autoscaling() -> bool:

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from farm.base.conditioning import Conditioning, TokenIds
 from farm.base.interface import Base
-from farm.errors import StoreError
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault, StoreError
 from farm.intake.job import JobSpec
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.decode import crop_frames, crops, open_photo

@@ -14,8 +14,7 @@ import torch
 from farm.base.conditioning import MASK, Conditioning, TokenIds
 from farm.base.generate import generate_images
 from farm.base.interface import Base
-from farm.errors import UserError
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault, UserError
 from farm.intake.job import PriorSpec
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.decode import crop_frames, crops, open_photo

@@ -16,9 +16,8 @@ from support.hostile.files import KINDS, NAMES, hostile_photo, hostile_zip, over
 from support.hostile.manifests import URIS, hostile_manifest
 from support.photos import encoded, picture
 
-from farm.errors import FarmError
+from farm.errors import FarmError, PhotoFault
 from farm.intake.check import check_manifest
-from farm.intake.errors import PhotoFault
 from farm.intake.manifest import read_manifest
 from farm.intake.photos import budget, fields, listings
 from farm.intake.photos.find import find_photos

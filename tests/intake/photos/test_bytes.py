@@ -12,7 +12,7 @@ import pytest
 from support.factories import Draw
 from support.photos import encoded, picture
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos import archives, files
 from farm.intake.photos import bytes as reading
 from farm.intake.photos.archives import archive_members, open_archive

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 from support.photos import encoded, picture, png_bomb
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.decode import crops, open_header, open_photo, seen_size
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

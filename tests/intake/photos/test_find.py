@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from support.factories import Draw
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos import find as gather
 from farm.intake.photos.find import find_photos, matches
 

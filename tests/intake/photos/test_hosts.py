@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.photos import encoded, picture
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.manifest import read_manifest
 from farm.intake.photos.bytes import member_uri, read_photo_bytes
 from farm.intake.photos.find import find_photos

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from support.photos import encoded, picture
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.decode import open_photo
 from farm.intake.photos.inspect import PhotoFacts, judge_photo
 from farm.intake.photos.metadata import trimmed

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.photos import encoded, picture
 
-from farm.intake.errors import PhotoFault
+from farm.errors import PhotoFault
 from farm.intake.photos.archives import MAX_DIRECTORY_BYTES
 from farm.intake.photos.bytes import member_uri, read_photo_bytes
 from farm.intake.photos.decode import open_photo

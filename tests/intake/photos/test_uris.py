@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from support.factories import Draw
 
-from farm.errors import Fault
-from farm.intake.errors import PhotoFault
+from farm.errors import Fault, PhotoFault
 from farm.intake.manifest import read_manifest
 from farm.intake.photos.bytes import read_photo_bytes
 from farm.intake.photos.find import find_photos

@@ -1,4 +1,4 @@
-"""Scale: the small form of ``benchmarks/cluster/scale.py``, and work that does not grow with the run."""
+"""The small form of ``benchmarks/cluster/scale.py``, and work that does not grow with the run."""
 
 from __future__ import annotations
 
