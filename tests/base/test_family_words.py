@@ -13,7 +13,7 @@ import farm
 ROOT = Path(farm.__file__).parent
 PACKAGES = ("training", "serving", "quality", "adapters/bank", "api", "cli")
 WORDS = re.compile(
-    r"sdxl|stable.?diffusion|flux|klein|qwen|z.?image|\bsd3|krea|\bunet\b|text_encoder_[23]", re.I
+    r"sdxl|stable.?diffusion|flux|klein|qwen|z.?image|\bsd3|\bkrea|\bunet\b|text_encoder_[23]", re.I
 )
 ABOUT_FILES = {"cli/commands/import_.py"}
 """Modules about other tools' files, which are named after families."""

@@ -183,7 +183,13 @@ def test_a_picture_whose_engine_is_killed_is_generated_by_another(
     cluster: Cluster, long_picture: np.ndarray[Any, Any], stream: bool
 ) -> None:
     import ray
+    from ray import serve
 
+    def are_both_running() -> bool:
+        engines = serve.status().applications["farm"].deployments["engine"]
+        return engines.replica_states == {"RUNNING": 2}
+
+    eventually(are_both_running, within_s=90)  # again, after a test that has killed one
     results: list[Any] = []
 
     def ask() -> None:

@@ -144,12 +144,21 @@ def _spellings(known: tuple[str, ...]) -> dict[str, str]:
         component, path = name.split(".", 1)
         canonical_path = canonical_name(name).split(".", 1)[1]
         other_path = sgm.get(name, name).split(".", 1)[1]
-        # older transformers have the text encoder's `text_model` level in the base itself
-        for spelling in {path, canonical_path, other_path, path.removeprefix(TEXT_LEVEL)}:
+        for spelling in {path, canonical_path, other_path}:
             index.setdefault(f"{component}.{spelling}", name)
             index.setdefault(spelling, name)
             for prefix in KOHYA_PREFIXES.get(component, ()):
                 index[prefix + spelling.replace(".", "_")] = name
+    # older transformers have the text encoder's `text_model` level in the base itself; last, as
+    # its bare path may be another text encoder's
+    for name in known:
+        component, path = name.split(".", 1)
+        if path.startswith(TEXT_LEVEL):
+            bare = path.removeprefix(TEXT_LEVEL)
+            index.setdefault(f"{component}.{bare}", name)
+            index.setdefault(bare, name)
+            for prefix in KOHYA_PREFIXES.get(component, ()):
+                index.setdefault(prefix + bare.replace(".", "_"), name)
     return index
 
 

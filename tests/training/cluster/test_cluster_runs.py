@@ -116,7 +116,7 @@ def head() -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def run(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run that trains on one node while tests remove parts of the cluster."""
-    await_nodes(head, 1)
+    await_node(head, "worker0")
     started = Run(head, tmp_path_factory.mktemp("run"), "--nodes", "1", "--cpus", "1")
     yield started
     started.kill()
@@ -136,12 +136,13 @@ def launch(head: Head, tmp_path: Path) -> Iterator[Callable[..., Run]]:
         one.kill()
 
 
-def await_nodes(head: Head, count: int) -> dict[str, str]:
+def await_node(head: Head, name: str) -> str:
+    """A node's id, once it has joined. Nodes that were killed or drained may still be listed."""
     until = time.monotonic() + 120
-    while len(ids := head.node_ids()) < count:
+    while (node_id := head.node_ids().get(name)) is None:
         assert time.monotonic() < until
         time.sleep(0.2)
-    return ids
+    return node_id
 
 
 def processes_of(head: Head, title: str) -> list[psutil.Process]:
@@ -172,9 +173,9 @@ def test_a_preemption_notice_moves_jobs_to_another_node_without_a_lost_step(
     head: Head, run: Run
 ) -> None:
     lane = run.training_lane()
-    node_id = head.node_ids()["worker0"]
+    node_id = await_node(head, "worker0")
     head.start_worker("worker1")
-    await_nodes(head, 2)
+    await_node(head, "worker1")
     with metadata_server() as server:
         watcher = subprocess.Popen(
             [
@@ -191,7 +192,7 @@ def test_a_preemption_notice_moves_jobs_to_another_node_without_a_lost_step(
 def test_the_jobs_of_a_lost_node_are_freed_when_ray_knows(head: Head, run: Run) -> None:
     lane = run.training_lane()
     head.start_worker("worker2")
-    await_nodes(head, 2)
+    await_node(head, "worker2")
     (worker,) = processes_of(head, "RayTrainWorker")
     (node,) = [
         one
@@ -208,9 +209,9 @@ def test_the_jobs_of_a_lost_node_are_freed_when_ray_knows(head: Head, run: Run) 
 def test_a_pod_that_is_drained_before_its_end_loses_no_step(head: Head, run: Run) -> None:
     """``farm drain --now``, the ``preStop`` hook of Kubernetes."""
     lane = run.training_lane()
-    (node_id,) = head.node_ids().values()
+    node_id = await_node(head, "worker2")
     head.start_worker("worker3")
-    await_nodes(head, 2)
+    await_node(head, "worker3")
     done = subprocess.run(
         [
             *(str(BIN / "farm"), "drain", "--now", "--seconds", "20"),
