@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from farm.adapters.record import AdapterRecord
-from farm.adapters.registry import NamedAdapter, Registry
+from farm.adapters.registry import NamedAdapter, Registry, is_revoked_among
 from farm.errors import AdapterFileError
 
 __all__ = ["AdapterPage", "ListedAdapter", "count_adapters", "list_adapters"]
@@ -107,7 +107,7 @@ def _read(registry: Registry, pair: tuple[str, str], revoked: Collection[str]) -
             return ListedAdapter(label, problem="removed meanwhile")
     except AdapterFileError as error:
         return ListedAdapter(label, problem=error.message)
-    is_revoked = not {named.job_key, f"{named.job_key}@{named.namespace}"}.isdisjoint(revoked)
+    is_revoked = is_revoked_among(revoked, named.job_key, named.namespace)
     try:
         return _row(label, named, registry.record(named.job_key), is_revoked)
     except AdapterFileError as error:

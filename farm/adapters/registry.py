@@ -25,7 +25,7 @@ from farm.keys import bytes_digest, file_digest
 from farm.safe_names import is_safe_name
 from farm.storage import Store
 
-__all__ = ["SAMPLES", "NamedAdapter", "Registry"]
+__all__ = ["SAMPLES", "NamedAdapter", "Registry", "is_revoked_among"]
 
 PARALLEL_READS = 16
 """Concurrent store look-ups; on object stores each takes tens of milliseconds."""
@@ -36,6 +36,11 @@ KEYS_PER_LOOKUP = 32
 slower than look-ups where the keys are fewer than one in this many adapters."""
 MAX_EARLIER = 64
 """Earlier versions of a name that can still be requested by key."""
+
+
+def is_revoked_among(revoked: Collection[str], job_key: str, namespace: str) -> bool:
+    """Whether ``Registry.revoked_keys`` revoke an adapter for all namespaces, or for this one."""
+    return job_key in revoked or f"{job_key}@{namespace}" in revoked
 
 
 class Registry:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from farm.storage import Store
 
-__all__ = ["chosen_run"]
+__all__ = ["chosen_run", "require_subjects"]
 
 
 def chosen_run(store: Store, run: str | None) -> str:
@@ -29,3 +30,20 @@ def chosen_run(store: Store, run: str | None) -> str:
         what = f"{len(matching)} runs begin with" if matching else "there is no run"
         raise UserError(f"{what} {run!r}", f"runs in this store: {', '.join(known)}")
     return matching[0]
+
+
+def require_subjects(run: str, wanted: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a subject that a run does not have.
+
+    Raises:
+        UserError: naming the first one, and the known subject with a similar id.
+    """
+    from farm.errors import UserError
+    from farm.intake.faults import similar_name
+    from farm.visible import visible
+
+    for subject in wanted:
+        if subject not in known:
+            close = similar_name(subject, known)
+            remedy = f"did you mean `{close}`?" if close else "the run's report lists its subjects"
+            raise UserError(f"run {run} has no subject `{visible(subject)}`", remedy)

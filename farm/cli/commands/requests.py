@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli.chosen_run import chosen_run
+from farm.cli.chosen_run import chosen_run, require_subjects
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import print_json, say
@@ -56,7 +56,6 @@ def cancel(
 def _request(
     what: Request, run: str | None, subjects: list[str] | None, store: str, json: bool
 ) -> None:
-    from farm.errors import UserError
     from farm.training.run.files import ask, read_assignments
     from farm.training.run.status import settle_requests
 
@@ -65,9 +64,7 @@ def _request(
     keys = None
     if subjects:
         by_id = {a.spec.subject.id: a.spec.key for a in read_assignments(opened, run_id)}
-        unknown = [name for name in subjects if name not in by_id]
-        if unknown:
-            raise UserError(f"run {run_id} has no subject {unknown[0]!r}", "see `farm status`")
+        require_subjects(run_id, subjects, by_id)
         keys = [by_id[name] for name in subjects]
     ask(opened, run_id, what, keys)
     settled = settle_requests(opened, run_id)

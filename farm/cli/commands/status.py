@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.chosen_run import chosen_run
+from farm.cli.chosen_run import chosen_run, require_subjects
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import say
-from farm.errors import UserError
 from farm.visible import visible
 
 if TYPE_CHECKING:
@@ -95,13 +93,6 @@ def _print_status(run_id: str, facts: dict[str, Any]) -> None:
         say("\n".join(failure_lines(**failure)))
 
 
-def _nearest_subject(subject: str, known: Iterable[str]) -> str:
-    from farm.intake.faults import similar_name
-
-    close = similar_name(subject, known)
-    return f"did you mean `{close}`?" if close else "the report of the run lists its subjects"
-
-
 def logs(
     run: OptionalRun = None,
     subject: Annotated[
@@ -120,11 +111,9 @@ def logs(
     opened = existing_store(store)
     run_id = chosen_run(opened, run)
     subjects = {a.spec.key: a.spec.subject.id for a in read_assignments(opened, run_id)}
-    if subject is not None and subject not in subjects.values():
-        raise UserError(
-            f"run {run_id} has no subject `{visible(subject)}`",
-            _nearest_subject(subject, subjects.values()),
-        )
+    require_subjects(
+        run_id, [subject] if subject is not None else [], dict.fromkeys(subjects.values())
+    )
     chosen = [
         event
         for event in read_events(opened, run_id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.record import BaseFamily
-from farm.adapters.registry import NamedAdapter, Registry
+from farm.adapters.registry import NamedAdapter, Registry, is_revoked_among
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.recipe import LongPrompts
 from farm.safe_names import is_job_key, is_safe_name
@@ -138,7 +138,7 @@ class Catalog:
             facts = None
             if pinned and named.job_key != key:
                 named, facts = await self._pinned(named, key)
-            if _is_withdrawn(named, revoked):
+            if is_revoked_among(revoked, named.job_key, named.namespace):
                 raise _not_found(model)
             return named, _seen_by(named, facts or await self._facts.get(named.job_key))
         except FileNotFoundError as error:
@@ -170,7 +170,11 @@ class Catalog:
             matching = await self._in_thread(_containing, names, wanted)
         start = bisect_right(matching, after) if after else 0
         found = await self._read_page(namespace, matching[start : start + limit])
-        shown = tuple(named for named in found if named and not _is_withdrawn(named, revoked))
+        shown = tuple(
+            named
+            for named in found
+            if named and not is_revoked_among(revoked, named.job_key, named.namespace)
+        )
         return Page(shown, len(matching) > start + limit, len(matching))
 
     async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
@@ -274,11 +278,6 @@ class Catalog:
 
 def _containing(names: Iterable[str], wanted: str) -> list[str]:
     return [name for name in names if wanted in name.casefold()]
-
-
-def _is_withdrawn(named: NamedAdapter, revoked: Collection[str]) -> bool:
-    """Whether an adapter was revoked for all namespaces or for this name's namespace."""
-    return named.job_key in revoked or f"{named.job_key}@{named.namespace}" in revoked
 
 
 def _seen_by(named: NamedAdapter, facts: AdapterFacts) -> AdapterFacts:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from farm.adapters.record import AdapterRecord
-from farm.adapters.registry import Registry
+from farm.adapters.registry import Registry, is_revoked_among
 from farm.base.names import trained_on
 from farm.errors import FarmError
 from farm.serving.config import EngineConfig
@@ -77,8 +77,8 @@ def _read(registry: Registry, pair: tuple[str, str], revoked: set[str]) -> Named
         named = registry.resolve(*pair)
         if named is None:
             return Named(label, None)
-        keys = {named.job_key, f"{named.job_key}@{named.namespace}"}
-        return Named(label, registry.record(named.job_key), not keys.isdisjoint(revoked))
+        is_revoked = is_revoked_among(revoked, named.job_key, named.namespace)
+        return Named(label, registry.record(named.job_key), is_revoked)
     except (FarmError, ValueError):
         return Named(label, None)
 

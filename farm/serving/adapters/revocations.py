@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
+from farm.adapters.registry import is_revoked_among
 from farm.errors import AdapterNotFound, StoreError
 from farm.serving.ttl_cache import MAX_AGE_S
 
@@ -85,7 +86,7 @@ class Revocations:
                 "the store has not answered for too long, so revoked adapters are not known",
                 "try again; the base model is still served",
             )
-        if key in self._keys or f"{key}@{namespace}" in self._keys:
+        if is_revoked_among(self._keys, key, namespace):
             raise AdapterNotFound(
                 f"no adapter {label}", "list the adapters with GET /v1/models", "model"
             )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from farm.adapters.registry import is_revoked_among
 from farm.base.device.cuda_errors import caused_by, device_is_lost, without_frames
 from farm.base.device.queues import Mark, Queue, mark
 from farm.base.interface import Base
@@ -354,7 +355,7 @@ class Engine:
         """Remove revoked adapters from the batch and the slots."""
         for row in self._batch:
             for ref, _ in row.request.adapters:
-                if ref.key in keys or f"{ref.key}@{ref.namespace}" in keys:
+                if is_revoked_among(keys, ref.key, ref.namespace):
                     gone = AdapterNotFound(f"no adapter {ref.label}", "it was withdrawn", "model")
                     self._fail_row(row, gone)
         self._preparer.revoke(frozenset(key.partition("@")[0] for key in keys))
