@@ -48,15 +48,15 @@ def export(
     result = export_adapters(opened, out, names=named, run_id=run, form=form)
     if json:
         failed = [
-            {"name": name, "error": error.message, "remedy": error.remedy}
-            for name, error in result.failed
+            {"name": label, "error": error.message, "remedy": error.remedy}
+            for label, error in result.failed
         ]
-        print_json([{"name": name, "path": str(path)} for name, path in result.written] + failed)
+        print_json([{"name": label, "path": str(path)} for label, path in result.written] + failed)
     else:
-        for name, path in result.written:
-            say(f"{visible(name)}\t{visible(str(path))}")
-    for name, error in result.failed:
-        note(visible(f"{name} was not exported: {error.message}"))
+        for label, path in result.written:
+            say(f"{visible(label)}\t{visible(str(path))}")
+    for label, error in result.failed:
+        note(visible(f"{label} was not exported: {error.message}"))
         if error.remedy:
             note(f"  remedy: {visible(error.remedy)}")
     if result.failed:
