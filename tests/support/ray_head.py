@@ -39,6 +39,7 @@ NO_COMMANDS = (
 LEAN = ("--include-log-monitor=false",)
 LEAN_HEAD = (*LEAN, "--include-dashboard=false", "--no-monitor")
 """Options that save some ten seconds of CPU time."""
+PORTS_APART = 61
 END_S = 15.0
 """How long a head may take to end on request; one whose server was killed does not end."""
 
@@ -124,9 +125,13 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_ports(count: int, *, beyond: int = 0) -> list[int]:
-    """Unused ports, below those that Ray assigns to workers."""
+    """Unused ports, below those that Ray assigns to workers.
+
+    Processes that look at the same time look far apart, although their ids are neighbours: a port
+    is unused until the head listens, seconds later.
+    """
     ports: list[int] = []
-    candidate = 20000 + beyond + os.getpid() % 7000
+    candidate = 20000 + beyond + os.getpid() * PORTS_APART % 7000
     while len(ports) < count:
         candidate += 1
         with socket.socket() as probe:

@@ -3,6 +3,7 @@
 `python -m farm.base.embedded.publish WORK [--guidance G]` copies the folders of `farm base train
 embedded --out WORK` into the package, measures them, and writes `docs/embedded-base/`. With
 `--interim` it uses the averaged weights of the last checkpoint of a training that is still running.
+Without WORK, it measures the package's weights and renders their sheets.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ COMBINATIONS = (
 
 
 def publish(
-    work: Path, docs: Path, *, guidance: float = GUIDANCE, is_interim: bool = False
+    work: Path | None, docs: Path, *, guidance: float = GUIDANCE, is_interim: bool = False
 ) -> None:
     """Copy or assemble the folders, measure, and write the sheets."""
     weights = Path(__file__).parent / "weights"
-    if is_interim:
-        _assemble(work, weights)
-    else:
-        _replace(work / "weights", weights)
-        _replace(work / "scorer", scorer_folder())
     docs.mkdir(parents=True, exist_ok=True)
-    shutil.copy(work / "progress.jsonl", docs / "progress.jsonl")
-    plot_curves(docs / "progress.jsonl", docs / "curves.png")
+    if work is not None:
+        if is_interim:
+            _assemble(work, weights)
+        else:
+            _replace(work / "weights", weights)
+            _replace(work / "scorer", scorer_folder())
+        shutil.copy(work / "progress.jsonl", docs / "progress.jsonl")
+        plot_curves(docs / "progress.jsonl", docs / "curves.png")
     render_sheets(weights, docs, guidance)
     measure_base("embedded", out=docs, guidance=guidance)
 
@@ -108,7 +110,7 @@ def render_sheets(weights: Path, docs: Path, guidance: float) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path)
+    parser.add_argument("work", type=Path, nargs="?")
     parser.add_argument("--docs", type=Path, default=Path("docs/embedded-base"))
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--interim", action="store_true")

@@ -32,8 +32,10 @@ TICK_S, LEDGER_S = 0.25, 1.5
 FINISH_S = 600.0
 """How long a run may take to end after its last fault."""
 EARLY_PAUSES = 6
-LEAD, FASTEST_PACES = 0.1, 4.0
+LEAD, SLOWEST_PACES = 0.1, 4.0
 """Where jobs are ahead of the faults by this share of a round, the pace is this much slower."""
+LEAD_FAULTS = 2.5
+"""A lead is at least this many faults: of a few faults, one is a large share."""
 RECIPE = {"crops_per_photo": 1, "num_prior_images": 4, "checkpoint_every": 10}
 OPTIONS = ("--base", "tiny", "--no-cards", "--no-report", "--samples", "0", "--yes")
 SLOTS, REFERENCE_SLOTS = "3", 8
@@ -166,7 +168,7 @@ class Round:
     def _inject_all(
         self, pause_s: float, is_over: Callable[[], bool], changed: Callable[[], None]
     ) -> None:
-        due, looked = time.monotonic(), 0.0
+        began, waits, looked, has_trained = time.monotonic(), 0.0, 0.0, False
         while self._deck and not is_over():
             time.sleep(TICK_S)
             if self._tend_driver() == DONE:
@@ -180,20 +182,24 @@ class Round:
                 self._set_pace()
             if self.ledger.num_open() == 0:
                 return
-            if self.ledger.num_open() > 0 and time.monotonic() > due and self._inject():
-                # most faults are to hit lanes that train
-                is_early = not self.ledger.has_progress_since(0.0)
-                pause = pause_s * (EARLY_PAUSES if is_early else 1)
-                due = time.monotonic() + random.expovariate(1 / pause)
+            has_trained = has_trained or self.ledger.has_progress_since(0.0)
+            pause = pause_s * (1 if has_trained else EARLY_PAUSES)  # most are to hit lanes at work
+            is_due = time.monotonic() > began + waits * pause or self._lead() >= 1
+            if self.ledger.num_open() > 0 and is_due and self._inject():
+                began, waits = time.monotonic(), random.expovariate(1.0)
                 changed()
 
     def _set_pace(self) -> None:
         """Let jobs and faults come to their ends together."""
+        lead = self._lead()
+        share = 1 + lead if lead < 0 else 1 + (SLOWEST_PACES - 1) * lead
+        self.cluster.set_pace(round(self.size.pace_s * min(SLOWEST_PACES, max(0.0, share)), 2))
+
+    def _lead(self) -> float:
+        """How far jobs are ahead of the faults; 1 is too far, below 0 they are behind."""
         jobs = 1 - max(0, self.ledger.num_open()) / self.subjects if self.ledger.events else 0.0
         faults = len(self.ledger.faults) / self._num_faults
-        lead = (jobs - faults) / LEAD
-        share = 1 + lead if lead < 0 else 1 + (FASTEST_PACES - 1) * lead
-        self.cluster.set_pace(round(self.size.pace_s * min(FASTEST_PACES, max(0.0, share)), 2))
+        return (jobs - faults) / max(LEAD, LEAD_FAULTS / self._num_faults)
 
     def _inject(self) -> bool:
         name = random.choice(self._deck)
