@@ -36,7 +36,8 @@ def test_a_burst_of_one_caller_delays_another_by_one_request() -> None:
         begun = Begun(Turns())
         flood = begun.send("flood", 50)
         await begun.send("other")
-        assert len(begun) <= 3
+        assert "other" in begun[:2]
+        assert len(begun) < 10
         await flood
         assert len(begun) == 51
 
