@@ -15,18 +15,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from farm.model_imports.lean import install as _install_lean_imports
-from farm.version import __version__
 
 _install_lean_imports()
 
 if TYPE_CHECKING:
     from farm.api import Adapter, check, load, plan, run
+    from farm.version import __version__
 
 __all__ = ["Adapter", "__version__", "check", "load", "plan", "run"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the Python interface when it is first used."""
+    """Import the Python interface, and the version, when they are first used."""
+    if name == "__version__":
+        return import_module("farm.version").__version__
     if name in __all__:
         return getattr(import_module("farm.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

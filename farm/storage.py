@@ -177,7 +177,10 @@ class Store:
         try:
             return json.loads(self.read(path))
         except ValueError as error:
-            raise StoreError(f"{self.url}/{path} is not JSON: {error}") from error
+            raise StoreError(
+                f"{self.url}/{path} is not JSON: {error}",
+                "restore the file from a copy, or remove it and run the command again",
+            ) from error
 
     def upload(self, local: str | Path, path: str) -> None:
         """Copy a local file into the store, atomically."""

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from farm.adapters.lookup import MAX_CHECKED, same_but_case, split_label
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NamedAdapter, Registry, is_revoked_among
 from farm.errors import AdapterFileError
@@ -49,6 +50,8 @@ class AdapterPage:
     """Number of all matching names."""
     next_after: str
     """Continues the listing; empty on the last page."""
+    same_but_case: tuple[str, str] | None = None
+    """The first two matching names, if any, that differ only in case."""
 
 
 def count_adapters(registry: Registry, namespace: str | None = None) -> int:
@@ -80,18 +83,15 @@ def list_adapters(
         for space, name in _labels(registry, namespace)
         if wanted in f"{space}/{name}".casefold()
     ]
-    start = tuple(_full(after).split("/", 1)) if after else ()
+    start: tuple[str, ...] = split_label(after) if after else ()
     left = [pair for pair in matching if pair > start]
     shown = left[:limit]
     revoked = registry.revoked_keys()
     with ThreadPoolExecutor(NUM_READERS) as pool:
         rows = tuple(pool.map(lambda pair: _read(registry, pair, revoked), shown))
     more = "/".join(shown[-1]) if len(left) > limit else ""
-    return AdapterPage(rows, len(matching), more)
-
-
-def _full(label: str) -> str:
-    return label if "/" in label else f"default/{label}"
+    twins = next(same_but_case(map("/".join, matching[:MAX_CHECKED])), None)
+    return AdapterPage(rows, len(matching), more, twins)
 
 
 def _labels(registry: Registry, namespace: str | None) -> list[tuple[str, str]]:

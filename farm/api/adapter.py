@@ -19,6 +19,7 @@ from PIL import Image
 from farm.adapters.bank.bank import Bank
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.files.folder import load_adapter
+from farm.adapters.lookup import find_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.adapters.weights import AdapterWeights
@@ -201,13 +202,7 @@ def load(
 
 
 def _find(registry: Registry, text: str) -> NamedAdapter:
-    namespace, slash, name = text.rpartition("/")
-    named = registry.resolve(namespace if slash else "default", name)
-    if named is None:
-        raise UserError(
-            f"{registry.store.url} has no adapter named {text!r}",
-            "give name or namespace/name of a committed adapter",
-        )
+    named = find_adapter(registry, text)
     if registry.is_revoked(named.job_key, named.namespace):
         raise UserError(f"{text} is revoked", "train it again")
     return named

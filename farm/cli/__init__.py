@@ -13,6 +13,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -75,11 +76,16 @@ def _rewrap_help(group: typer.Typer) -> None:
 _rewrap_help(app)
 
 
-def main() -> None:
-    """Run the command line; turn every error of the farm into a message and an exit code."""
-    faulthandler.enable()  # a crash in native code prints the Python stack
-    hush_libraries()
+def main(begin: Callable[[], None] = lambda: None) -> None:
+    """Run the command line; turn every error of the farm into a message and an exit code.
+
+    Args:
+        begin: called first; it raises KeyboardInterrupt if Ctrl-C was pressed before.
+    """
     try:
+        begin()
+        faulthandler.enable()  # a crash in native code prints the Python stack
+        hush_libraries()
         app(prog_name="farm")
     except FarmError as error:
         if os.environ.get("FARM_DEBUG"):

@@ -18,18 +18,29 @@ def chosen_run(store: Store, run: str | None) -> str:
         UserError: if there is no such run, or more than one.
     """
     from farm.errors import UserError
-    from farm.training.run.files import list_runs, read_settings
+    from farm.training.run.files import list_runs
 
     known = list_runs(store)
     if not known:
         raise UserError(f"{store.url} holds no runs", "start one with `farm run`")
     if run is None:
-        return max(known, key=lambda name: float(read_settings(store, name).get("started") or 0))
+        return max(known, key=lambda name: _started(store, name))
     matching = [name for name in known if name.startswith(run)]
     if len(matching) != 1:
         what = f"{len(matching)} runs begin with" if matching else "there is no run"
         raise UserError(f"{what} {run!r}", f"runs in this store: {', '.join(known)}")
     return matching[0]
+
+
+def _started(store: Store, run: str) -> float:
+    """When a run was last started; 0 if its settings are damaged, which concerns no other run."""
+    from farm.errors import UserError
+    from farm.training.run.files import read_settings
+
+    try:
+        return float(read_settings(store, run).get("started") or 0)
+    except UserError:
+        return 0.0
 
 
 def require_subjects(run: str, wanted: Iterable[str], known: Collection[str]) -> None:

@@ -25,6 +25,8 @@ __all__ = [
     "InProcessOption",
     "JsonOption",
     "ManifestArgument",
+    "NamesArgument",
+    "NamesOption",
     "OptionalManifest",
     "OptionalRun",
     "PlanOptions",
@@ -50,6 +52,11 @@ ManifestArgument = Annotated[str, _MANIFEST]
 OptionalManifest = Annotated[str | None, _MANIFEST]
 OptionalRun = Annotated[
     str | None, typer.Argument(help="Run id or its first characters; the latest run by default.")
+]
+_NAMES = "Adapters: name or namespace/name; may repeat."
+NamesArgument = Annotated[list[str] | None, typer.Argument(help=_NAMES)]
+NamesOption = Annotated[
+    list[str] | None, typer.Option("--name", help="The same as an option; may repeat.")
 ]
 _STORE = typer.Option(
     "--store", envvar="FARM_STORE", help="Folder or fsspec URL that holds runs and adapters."
@@ -105,10 +112,10 @@ class CommandLine:
 
 
 def recipe_fields(assignments: list[str] | None) -> dict[str, Any]:
-    """Read ``steps=300`` and the like as recipe fields; values are read as YAML.
+    """Read ``steps=300`` and ``early_stop.patience=3`` as recipe fields; values are read as YAML.
 
     Raises:
-        UserError: for anything that is not name=value.
+        UserError: for anything that is not name=value, and a field given both whole and in parts.
     """
     import yaml
 
@@ -122,7 +129,13 @@ def recipe_fields(assignments: list[str] | None) -> dict[str, Any]:
             raise UserError(f"--set {text!r} is not name=value", "write, for example, steps=300")
         # safe_load follows YAML 1.1, where 1e-3 is a string; in manifests it is a number
         read = yaml.safe_load(value)
-        found[name.strip()] = parse_scalar(read) if isinstance(read, str) else read
+        *outer, last = name.strip().split(".")
+        target = found
+        for part in outer:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {text!r}: `{part}` is given as a whole too", "give one")
+        target[last] = parse_scalar(read) if isinstance(read, str) else read
     return found
 
 
@@ -171,7 +184,11 @@ class PlanOptions:
         CommandLine(
             list[str] | None, recipe_fields, 'Recipe fields for all subjects: {"steps": 300}.'
         ),
-        typer.Option("--set", help="Recipe field for all subjects, such as steps=300; may repeat."),
+        typer.Option(
+            "--set",
+            help="Recipe field for all subjects, such as steps=300 or early_stop.patience=3; may "
+            "repeat.",
+        ),
     ] = field(default_factory=dict)
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="Slots per lane.")] = None
     lanes: Annotated[int | None, typer.Option("--lanes", min=1, help="Lanes per node.")] = None

@@ -31,7 +31,7 @@ REQUEST_DEADLINE_S = 300.0
 STOP_DEADLINE_S = 60.0
 REQUESTS_AT_ONCE = 8
 ADDRESS = re.compile(r"at (http://\S+:\d+)$", re.MULTILINE)
-SERVE = (sys.executable, "-c", "from farm.cli import main; main()", "serve")
+SERVE = (sys.executable, "-m", "farm", "serve")
 
 
 class EndpointFailed(FarmError):

@@ -23,6 +23,8 @@ MAX_ENLARGEMENT = 4.0
 MAX_SHAPE = 3.0
 """Ratio of the sides; beyond it a square crop covers at most a third of the photo."""
 HASH_BITS = 64
+MAX_NAMED = 3
+"""Photos named in one warning about several."""
 BLOCK_ROWS = 512
 
 
@@ -71,13 +73,22 @@ class PhotoComparer:
         self, known: Sequence[tuple[str, PhotoFacts]], subject: ResolvedSubject, own: _SubjectFaults
     ) -> None:
         mine = (subject.class_noun, subject.id)
+        shared: dict[tuple[str, str], list[str]] = {}
         for uri, facts in known if subject.class_noun else ():
-            noun, other = self._seen.setdefault(facts.digest, mine)
-            if noun != subject.class_noun:
-                own.warning(
-                    f"{own.name(uri)} is also a photo of `{other}`, which is a {noun}",
-                    "check that it is in the right folder",
-                )
+            first = self._seen.setdefault(facts.digest, mine)
+            if first[0] != subject.class_noun:
+                shared.setdefault(first, []).append(own.name(uri))
+        for (noun, other), names in shared.items():
+            own.warning(*_shared_photos(names, other, noun))
+
+
+def _shared_photos(names: Sequence[str], other: str, noun: str) -> tuple[str, str]:
+    """Message and remedy for photos that a subject of another class has too."""
+    named = ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
+    what, where = f"`{other}`, which is a {noun}", "in the right folder"
+    if len(names) == 1:
+        return f"{named} is also a photo of {what}", f"check that it is {where}"
+    return f"{len(names)} photos are also photos of {what}: {named}", f"check that they are {where}"
 
 
 class _SubjectFaults:

@@ -112,6 +112,9 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
         known = _fields(model, path[:-1])
         if "recipe" in known and field in Recipe.model_fields:
             return f"`{field}` is a field of `recipe`", f"name it `recipe.{field}`"
+        outer, dot, inner = field.partition(".")
+        if dot and outer in known:
+            return f"unknown key `{field}`", f"nest it: `{outer}: {{{inner}: …}}`"
         return f"unknown key `{field}`", nearest(field, known)
     if kind == "value_error":
         message, _, remedy = str(detail["ctx"]["error"]).partition("; ")

@@ -18,7 +18,7 @@ from farm.intake.rows import ManifestRow
 from farm.intake.subject import PriorSettings
 from farm.recipe import PRESETS, PresetName, Recipe
 
-__all__ = ["Layers", "command_line_faults"]
+__all__ = ["Layers", "command_line_faults", "merged"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Fields = Mapping[str, Any]
@@ -59,12 +59,12 @@ class Layers:
         # a refused field is reported once, here; subjects are validated without it
         self._refuse(Recipe, below, self._recipe, head, "recipe")
         self._refuse(PriorSettings, {}, self._prior, head, "prior")
-        self._prior = _merged(base_prior or {}, self._prior)
+        self._prior = merged(base_prior or {}, self._prior)
 
     def _under(self, preset: PresetName | None) -> dict[str, Any]:
         """The lowest layers: the family's recipe, a preset, and the base's own recipe."""
-        above = _merged(PRESETS[preset] if preset else {}, self._base)
-        return _merged(self._family, above)
+        above = merged(PRESETS[preset] if preset else {}, self._base)
+        return merged(self._family, above)
 
     def _refuse(
         self,
@@ -76,7 +76,7 @@ class Layers:
     ) -> None:
         """Report the faults of a layer of the defaults, and remove the refused fields."""
         try:
-            self._validated(model, _merged(below, layer))
+            self._validated(model, merged(below, layer))
         except ValidationError as error:
             self.faults += faults_of(error, head, model, ("defaults", field))
             for detail in error.errors(include_url=False):
@@ -86,9 +86,9 @@ class Layers:
         self, row: ManifestRow, preset: PresetName | None, own: Fields | None, faults: list[Fault]
     ) -> Recipe | None:
         """A subject's recipe; None, with the reason added to the faults, if it is refused."""
-        below = _merged(self._under(preset or self._preset), self._recipe)
+        below = merged(self._under(preset or self._preset), self._recipe)
         try:
-            return self._validated(Recipe, _merged(below, own or {}))
+            return self._validated(Recipe, merged(below, own or {}))
         except ValidationError as error:
             faults += faults_of(error, row, Recipe, ("recipe",))
             return None
@@ -98,7 +98,7 @@ class Layers:
     ) -> PriorSettings | None:
         """How a subject's class images are generated; None as for ``recipe``."""
         try:
-            return self._validated(PriorSettings, _merged(self._prior, own or {}))
+            return self._validated(PriorSettings, merged(self._prior, own or {}))
         except ValidationError as error:
             faults += faults_of(error, row, PriorSettings, ("prior",))
             return None
@@ -135,12 +135,12 @@ def command_line_faults(recipe: Fields, source: str = "the command line") -> lis
     return [fault for fault in faults if fault.field != "recipe"]
 
 
-def _merged(below: Fields, above: Fields) -> dict[str, Any]:
+def merged(below: Fields, above: Fields) -> dict[str, Any]:
     """Two layers merged, nested mappings included; null resets a field."""
-    merged = dict(below)
+    layer = dict(below)
     for field, value in above.items():
-        under = merged.get(field)
+        under = layer.get(field)
         if isinstance(under, Mapping) and isinstance(value, Mapping):
-            value = _merged(under, value)
-        merged[field] = value
-    return merged
+            value = merged(under, value)
+        layer[field] = value
+    return layer

@@ -289,8 +289,9 @@ class _Register:
     def __init__(self) -> None:
         self.resolved: list[ResolvedSubject] = []
         self.faults = FaultList()
-        self._ids: dict[str, str] = {}
-        self._names: dict[tuple[str, str], str] = {}
+        self._ids: dict[str, tuple[str, str]] = {}
+        self._names: dict[str, tuple[str, str]] = {}
+        """By the folded id, or ``namespace/name``: the first one as it is written, and where."""
 
     def add(self, row: ManifestRow, resolved: ResolvedSubject, faults: FaultList) -> None:
         """Add one resolved row."""
@@ -298,17 +299,27 @@ class _Register:
         place = f"{row.file}:{row.line}" if row.line else row.file
         # names become paths, and some file systems do not distinguish `Cat` from `cat`
         name = str(row.value.get("id", ""))
-        first = self._ids.setdefault(name.casefold(), place)
-        if name and first is not place:
-            message = f"the id `{name}` is given twice; first in {first}"
+        mine = (name, place)
+        first = self._ids.setdefault(name.casefold(), mine)
+        if name and first is not mine:
+            what = (
+                f"the id `{name}` is given twice" if first[0] == name else _two_cases(name, first)
+            )
+            message = f"{what}; first in {first[1]}"
             faults.append(row.fault(("id",), message, "give each an id of its own"))
         elif subject is not None:
-            served = (subject.namespace.casefold(), subject.name.casefold())
-            first = self._names.setdefault(served, place)
-            if first is not place:
-                names = f"`{subject.namespace}/{subject.name}` names two subjects"
-                message = f"{names}; first in {first}"
+            mine = (f"{subject.namespace}/{subject.name}", place)
+            first = self._names.setdefault(mine[0].casefold(), mine)
+            if first is not mine:
+                names = f"`{mine[0]}` names two subjects"
+                what = names if first[0] == mine[0] else _two_cases(mine[0], first)
+                message = f"{what}; first in {first[1]}"
                 faults.append(row.fault(("name",), message, "give it another `name`"))
         self.faults += faults
         is_good = all(fault.severity == "warning" for fault in faults.whole())
         self.resolved.append(resolved if is_good else replace(resolved, subject=None))
+
+
+def _two_cases(name: str, first: tuple[str, str]) -> str:
+    """A name that a disk which ignores case could not keep apart from the first one."""
+    return f"`{name}` differs only in case from `{first[0]}`"

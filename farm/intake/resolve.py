@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
 from farm.intake.faults import faults_of, slug, validated
-from farm.intake.layers import Layers, command_line_faults
+from farm.intake.layers import Layers, command_line_faults, merged
 from farm.intake.modules import MODULE_FIELDS, BaseModules, WrittenAt, module_faults
 from farm.intake.photos.fields import ListedPhoto, class_captions, list_photos, list_uris
 from farm.intake.photos.find import Beside
@@ -107,8 +107,12 @@ class Resolver:
         """The caller's valid recipe fields; the others are reported once."""
         single = command_line_faults(recipe)
         self.faults += single
-        refused = {fault.field.split(".")[1] for fault in single}
-        return {field: value for field, value in recipe.items() if field not in refused}
+        refused = [f"{fault.field}." for fault in single]
+        return {
+            field: value
+            for field, value in recipe.items()
+            if not any(one.startswith(f"recipe.{field}.") for one in refused)
+        }
 
     def resolve(self, row: ManifestRow) -> tuple[ResolvedSubject, FaultList]:
         """One subject with all its faults: a refused field does not hide another's fault."""
@@ -118,7 +122,7 @@ class Resolver:
         entry = found or SubjectEntry.model_validate(
             {**_kept(row.value), "id": slug(str(row.value.get("id", "")))}
         )
-        own = {**(entry.recipe or {}), **self._above}
+        own = merged(entry.recipe or {}, self._above)
         recipe = self._layers.recipe(row, entry.preset, own, faults)
         if recipe is not None and self._modules is not None:
             faults += module_faults(recipe, self._modules, self._places(entry, row))

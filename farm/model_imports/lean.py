@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -102,9 +101,11 @@ def lean_imports() -> Iterator[None]:
 
 
 def _substitute() -> None:
-    whole = importlib.metadata.packages_distributions
-    importlib.metadata.packages_distributions = _distributions
-    _undo.callback(setattr, importlib.metadata, "packages_distributions", whole)
+    from importlib import metadata  # takes longer to import than all else here
+
+    whole = metadata.packages_distributions
+    metadata.packages_distributions = _remembering(whole)
+    _undo.callback(setattr, metadata, "packages_distributions", whole)
     _stand_in("scipy.stats")
     if not _has_gpu():
         _stand_in("torch._dynamo", **_DYNAMO)
@@ -154,7 +155,10 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-_distributions = functools.cache(importlib.metadata.packages_distributions)
+@functools.cache
+def _remembering(function: Callable[[], Any]) -> Callable[[], Any]:
+    """A function of no arguments that is called once."""
+    return functools.cache(function)
 
 
 def install() -> None:

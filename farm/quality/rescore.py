@@ -17,6 +17,7 @@ from PIL import Image
 
 from farm.adapters.bank.bank import Bank
 from farm.adapters.files.folder import load_adapter
+from farm.adapters.lookup import find_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
@@ -30,6 +31,7 @@ from farm.quality.card import Candidate, Examiner
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.recipe import Recipe
+from farm.safe_names import is_job_key
 from farm.storage import Store
 from farm.training.run.files import list_runs, read_assignments
 
@@ -99,9 +101,8 @@ def _find(store: Store, names: Sequence[str], photos_folder: Path | None) -> lis
     registry = Registry(store)
     records = {}
     for name in names:
-        namespace, _, plain = name.rpartition("/")
-        named = registry.resolve(namespace or "default", plain)
-        records[name] = registry.record(named.job_key if named else name)
+        key = name if is_job_key(name) else find_adapter(registry, name).job_key
+        records[name] = registry.record(key)
         if records[name].recipe is None:
             raise UserError(
                 f"{name} was imported, so its photos and recipe are unknown; it cannot be scored",

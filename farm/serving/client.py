@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farm.adapters.record import BaseFamily
-from farm.errors import Draining
+from farm.errors import Draining, RequestRefused, TooBusy
 from farm.serving.config import EngineStats
 from farm.serving.request import GenerationRequest, Picture, Progress, Ticket
 
@@ -137,7 +138,10 @@ async def generate_with(
     tickets: list[Ticket] = []
     try:
         for request in requests:
-            tickets.append(engine.submit(request))
+            try:
+                tickets.append(engine.submit(request))
+            except TooBusy as error:
+                raise _never_in_time(engine, requests) or error from None
         for index, ticket in enumerate(tickets):
             if listen:
                 yield index, ticket.progress
@@ -154,3 +158,23 @@ async def generate_with(
     finally:
         for ticket in tickets:
             ticket.cancel()  # does nothing if the image is finished
+
+
+def _never_in_time(engine: Engine, requests: Sequence[GenerationRequest]) -> RequestRefused | None:
+    """The refusal of images that an idle engine would refuse too, because each waits for those
+    before it; None if waiting helps."""
+    from farm.serving.engine.row import size_of
+
+    capacity, last = engine.capacity, requests[-1]
+    costs = [capacity.cost(one, size_of(engine.base, one)) for one in requests]
+    wait_s = sum(costs[:-1]) * engine.stats().seconds_per_cost
+    needed_s = wait_s + last.steps * capacity.pass_s(size_of(engine.base, last))
+    if wait_s <= engine.config.max_wait_s and needed_s <= (last.deadline_s or math.inf):
+        return None
+    return RequestRefused(
+        f"{'this image' if len(requests) == 1 else f'{len(requests)} images'} would take about "
+        f"{needed_s:.0f} s even if nothing else waited, longer than this endpoint lets a request "
+        "wait",
+        "request fewer images, fewer steps or a smaller size",
+        "n" if len(requests) > 1 else "num_inference_steps",
+    )

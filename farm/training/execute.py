@@ -13,13 +13,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from farm.errors import Interrupted, StoreError, StoreUnusable
+from farm.errors import Interrupted, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
 from farm.training.lane.publisher import drop_left_checkpoints
 from farm.training.lane.scratch import sweep_folders
-from farm.training.run.driver import Driver, lock_run, point_names, write_run_files
+from farm.training.run.driver import (
+    Driver,
+    lock_run,
+    point_names,
+    record_seconds,
+    write_run_files,
+)
 from farm.training.run.failures import failures_among
 from farm.training.run.lock_guard import LockGuard
 from farm.training.run.prepare import prepare_run, resume_run
@@ -79,10 +85,14 @@ def execute_run(
         with suppress(StoreError, StoreUnusable):  # the next start of the run drops them
             done = {job.key for job in jobs if job.status is Status.COMMITTED}
             drop_left_checkpoints(prepared.store, done)
+        seconds = time.monotonic() - began
+        if prepared.plan is not None and driver.patience.error is None:
+            with suppress(StoreError, UserError):  # the report then has the ledger's times alone
+                record_seconds(prepared, lock, seconds)
     finally:
         _release(lock)
         guard.close()
-    summary = summarise(prepared, jobs, time.monotonic() - began)
+    summary = summarise(prepared, jobs, seconds)
     summary = replace(summary, start=lock.number)
     left = sum(not job.is_final for job in jobs)
     if driver.patience.error is not None and left:

@@ -194,7 +194,7 @@ def test_what_cannot_be_loaded_or_generated_is_an_error_of_the_farm(
     trained: tuple[Path, Path, RunSummary],
 ) -> None:
     store = trained[1]
-    with pytest.raises(UserError, match="has no adapter named 'rex'"):
+    with pytest.raises(UserError, match="no adapter is named default/rex"):
         farm.load(store, "rex")
     with pytest.raises(UserError, match=r"was trained on embedded \(.*\), not on tiny"):
         farm.load(store, "s000", base="tiny")

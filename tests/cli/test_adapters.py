@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from farm.adapters.file_names import RECORD_FILE
+from farm.adapters.lookup import check_case
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.adapters.registry import Registry
 from farm.cli import app
@@ -92,6 +93,36 @@ def test_a_revoked_or_unreadable_adapter_is_marked(store: Registry) -> None:
     with pytest.raises(UserError, match="no adapter is named default/rex") as caught:
         call("revoke", "rex")
     assert "farm list" in caught.value.remedy
+
+
+def test_names_that_differ_only_in_case_are_listed_with_a_note(store: Registry) -> None:
+    assert call("list").stderr == ""
+    store.point("default", "TOM0", store.record(f"{1:032x}"))
+    assert "such as default/TOM0 and default/tom0" in call("list").stderr
+    check_case(store, [("default", "tom0"), ("default", "tom1"), ("default", "rex")])
+    with pytest.raises(UserError, match="shop/TOM2 differs only in case from shop/tom2"):
+        check_case(store, [("shop", "TOM2")])
+    with pytest.raises(UserError, match="no adapter is named default/Tom1") as caught:
+        call("revoke", "Tom1")
+    assert "did you mean `tom1`?" in caught.value.remedy
+
+
+def test_an_export_to_a_disk_that_ignores_case_loses_no_adapter(
+    store: Registry, tmp_path: Path
+) -> None:
+    store.point("default", "TOM0", store.record(f"{1:032x}"))
+    out = tmp_path / "out/default"
+    out.mkdir(parents=True)
+    (out / "tom0").symlink_to("TOM0", target_is_directory=True)  # as such a disk behaves
+    result = CliRunner().invoke(app, ["export", str(out.parent), "TOM0", "--name", "tom0"])
+    assert "default/TOM0" in result.stdout
+    assert "differs only in case from default/TOM0" in result.stderr
+    assert (result.exit_code, result.stdout.count("\n")) == (2, 1)
+
+
+def test_a_score_needs_a_name_in_either_form(store: Registry) -> None:
+    with pytest.raises(UserError, match="no adapter is named\n"):
+        call("score")
 
 
 def test_the_status_of_a_store_with_imported_adapters_counts_them(store: Registry) -> None:

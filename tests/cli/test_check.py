@@ -50,6 +50,14 @@ def test_the_report_counts_captioned_photos(manifest: Path):
     assert told["captions"] == {"captioned": 1, "photos": 4}
 
 
+def test_a_prior_set_is_shown_by_class_or_by_the_subjects_own_class_prompt(manifest: Path):
+    assert "1: cat" in run(manifest)[1]
+    manifest.write_text(
+        "subjects:\n- {id: tom, class_noun: cat, class_prompt: a plush cat on grass}\n"
+    )
+    assert "1: “a plush cat on grass”" in run(manifest)[1]
+
+
 def test_faults_exit_with_3_and_show_place_and_remedy(manifest: Path):
     manifest.write_text("subjects:\n- {id: tom, clas_noun: cat}\n")
     code, out, _ = run(manifest)

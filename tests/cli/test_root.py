@@ -79,6 +79,22 @@ def test_with_json_ctrl_c_is_one_document_on_stdout(
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_while_the_command_line_is_imported_prints_no_traceback() -> None:
+    code = (
+        "import signal, sys\n"
+        "class Press:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'farm.cli.options': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+        "sys.argv = ['farm', 'status', '--json']\n"
+        "from farm.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "farm: interrupted\n")
+    assert json.loads(done.stdout)["error"]["code"] == 130
+
+
 def test_with_json_an_unexpected_error_is_a_document_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     assert set(summary) == {
         *("run", "jobs", "committed", "reused", "failed", "quarantined", "cancelled", "seconds")
     }
+    # the report takes its duration from there
+    recorded = read_settings(Store(folder / "store"), summary["run"])["seconds"]
+    assert round(recorded, 3) == summary["seconds"]
     return manifest, folder / "store", summary["run"]
 
 
@@ -105,6 +109,30 @@ def test_status_and_logs_tell_what_happened(trained: tuple[Path, Path, str]) -> 
     assert unknown.value.remedy == "did you mean `s000`?"
 
 
+def test_a_damaged_settings_file_is_named_with_a_remedy_that_works(
+    trained: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    manifest, whole, run = trained
+    store = shutil.copytree(whole, tmp_path / "store")
+    for damage in ("{", "[]", '{"base": 3}'):
+        (store / "runs" / run / "run.json").write_text(damage)
+        with pytest.raises(UserError, match=r"run.json is damaged") as caught:
+            farm("status", "--store", store)
+        assert "run the manifest" in caught.value.remedy
+    farm("run", manifest, "--store", store, *QUIET)
+    assert farm("status", "--store", store, "--json")["counts"]["committed"] == 2
+
+
+def test_a_name_that_differs_only_in_case_from_one_of_the_store_is_refused(
+    trained: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    _, store, _ = trained
+    manifest = write_manifest(tmp_path / "m", 1)
+    manifest.write_text(manifest.read_text().replace('"id": "s000"', '"id": "S000"'))
+    with pytest.raises(UserError, match="S000 differs only in case from default/s000"):
+        farm("plan", manifest, "--store", store, "--base", "tiny")
+
+
 def test_reading_a_run_imports_neither_torch_nor_ray(trained: tuple[Path, Path, str]) -> None:
     _, store, _ = trained
     code = (
@@ -132,7 +160,8 @@ def test_export_writes_folders_or_the_one_file_a_tool_wants(
         ("peft", "default/s001/adapter_config.json"),
     ):
         out = tmp_path / form
-        farm("export", out, "--store", store, "--name", "s001", "--form", form)
+        named = ("s001",) if form == "kohya" else ("--name", "s001")
+        farm("export", out, *named, "--store", store, "--form", form)
         assert (out / made).is_file()
     with pytest.raises(UserError, match="there is no form"):
         farm("export", tmp_path, "--store", store, "--form", "ckpt")
@@ -254,6 +283,13 @@ def test_recipe_fields_are_read_as_yaml() -> None:
     }
     with pytest.raises(FarmError, match="name=value"):
         recipe_fields(["steps"])
+
+
+def test_a_dot_sets_a_nested_recipe_field() -> None:
+    own = recipe_fields(["early_stop.patience=9", "steps=5", "early_stop.every_steps=5"])
+    assert own == {"early_stop": {"patience": 9, "every_steps": 5}, "steps": 5}
+    with pytest.raises(FarmError, match="given as a whole too"):
+        recipe_fields(["early_stop=null", "early_stop.patience=9"])
 
 
 def test_a_submitted_run_is_an_ordinary_run_on_the_head() -> None:

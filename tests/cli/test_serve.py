@@ -72,11 +72,18 @@ def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
     listed = keys("list", *store, "--json")
     assert made["key"].split("_", 2)[2] not in "".join(listed)
     (row,) = json.loads(listed[-1])
-    assert (row["namespace"], row["label"], row["good"]) == ("acme", "the shop", "yes")
+    assert (row["namespace"], row["label"], row["status"]) == ("acme", "the shop", "valid")
     keys("revoke", made["key_id"], *store)
     (row,) = json.loads(keys("list", *store, "--json")[-1])
-    assert row["good"] == "revoked"
+    assert row["status"] == "revoked"
     assert any(made["key_id"] in line for line in keys("list", *store))
+
+
+def test_the_first_key_of_a_store_warns_that_others_are_locked_out(tmp_path: Path) -> None:
+    first, second = (farm_here("keys", "create", "--store", str(tmp_path)) for _ in range(2))
+    assert first.stdout.startswith("farm_")
+    assert "answer 401 to requests without a key" in first.stderr
+    assert second.stderr == ""
 
 
 def test_revoking_an_unknown_key_says_where_to_look(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +99,21 @@ def test_a_photo_of_two_classes_is_warned_of():
     assert judge.faults(resolved("b", name="felix")) == []
     (fault,) = judge.faults(resolved("b", name="rex", noun="dog"))
     assert "also a photo of `tom`, which is a cat" in fault.message
+
+
+def test_photos_shared_by_two_subjects_are_one_warning_for_the_pair():
+    shots = {f"/base/{number}": facts(str(number)) for number in range(9)}
+    judge = PhotoComparer(shots, None)
+    tom = ResolvedSubject(None, "tom", "cat", tuple(shots)[:8], (), "m", 1, "photos", "/base")
+    kit = replace(tom, id="kit", class_noun="robot", uris=tuple(shots)[8:])
+    rex = replace(tom, id="rex", class_noun="dog", uris=tuple(shots))
+    judge.faults(tom)
+    judge.faults(kit)
+    found = [one.message for one in judge.faults(rex) if "also" in one.message]
+    assert found == [
+        "8 photos are also photos of `tom`, which is a cat: 0, 1, 2, …",
+        "8 is also a photo of `kit`, which is a robot",
+    ]
 
 
 def test_members_of_archives_are_named_by_archive_and_member():

@@ -10,7 +10,7 @@ from support.factories import Draw, Write
 
 from farm.errors import Fault, ManifestError
 from farm.intake.manifest import Manifest, read_manifest
-from farm.recipe import PRESETS
+from farm.recipe import PRESETS, EarlyStop
 
 FaultsOf = Callable[..., list[Fault]]
 ManifestOf = Callable[..., Manifest]
@@ -139,6 +139,35 @@ def test_the_callers_recipe_wins_over_everything(write: Write):
     assert manifest.subjects[0].recipe.rank == 8
 
 
+def test_a_nested_field_of_the_callers_recipe_leaves_the_other_ones(
+    manifest_of: ManifestOf, tmp_path: Path
+):
+    manifest_of(
+        "subjects:\n- {id: tom, class_noun: cat, recipe: {early_stop: {min_steps: 7}}}\n", "m.yaml"
+    )
+    path = str(tmp_path / "m.yaml")
+    (tom,) = read_manifest(path, recipe={"early_stop": {"patience": 9}}).subjects
+    assert tom.recipe.early_stop == EarlyStop(min_steps=7, patience=9)
+    (fault,) = read_manifest(path, strict=False, recipe={"early_stop.patience": 9}).errors
+    assert fault.remedy == "nest it: `early_stop: {patience: …}`"
+
+
+def test_ids_and_names_that_differ_only_in_case_are_refused(faults_of: FaultsOf):
+    faults = faults_of(
+        """
+        defaults: {class_noun: cat}
+        subjects:
+          - {id: tom}
+          - {id: Tom, photos: rex}
+          - {id: rex, name: TOM}
+        """
+    )
+    assert [fault.message.partition(";")[0] for fault in faults if fault.severity == "error"] == [
+        "`Tom` differs only in case from `tom`",
+        "`default/TOM` differs only in case from `default/tom`",
+    ]
+
+
 def test_a_wrong_field_of_the_caller_is_told_once(write: Write):
     path = write("manifest.yaml", YAML)
     manifest = read_manifest(str(path), strict=False, recipe={"stepps": 7, "rank": 2})
@@ -220,13 +249,6 @@ def test_an_error_carries_every_fault(write: Write):
     assert told.value.exit_code == 3
     assert len(told.value.faults) >= 4
     assert f"{path}:2" in str(told.value)
-
-
-def test_ids_that_differ_in_case_alone_are_told(faults_of: FaultsOf):
-    text = "- {id: tom, class_noun: cat, photos: tom}\n- {id: Tom, class_noun: cat, photos: tom}\n"
-    fault = faults_of("subjects:\n" + text)[-1]
-    assert "given twice" in fault.message
-    assert fault.line == 3
 
 
 def test_two_subjects_of_one_name_are_told(faults_of: FaultsOf):

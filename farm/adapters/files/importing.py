@@ -21,6 +21,7 @@ from farm.adapters.file_names import PEFT_CONFIG, PEFT_WEIGHTS
 from farm.adapters.files.folder import COMPONENT_NAMES, adapter_files, load_adapter, save_adapter
 from farm.adapters.files.read import describe_file, states_alpha
 from farm.adapters.files.write import TRIGGER_FIELD
+from farm.adapters.lookup import check_case
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.adapters.registry import Registry
 from farm.adapters.weights import AdapterWeights
@@ -192,6 +193,7 @@ def _check_name(registry: Registry, record: AdapterRecord, may_replace: bool) ->
             f"{label} was already imported from this file, and revoked",
             "import it under another name",
         )
+    check_case(registry, [(record.namespace, record.name)])
     named = registry.resolve(record.namespace, record.name)
     if named is not None and named.job_key != record.job_key and not may_replace:
         raise UserError(

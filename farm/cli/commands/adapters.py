@@ -65,6 +65,12 @@ def list_(
         note(f"no adapters of {opened.url} match" if page.total or search else "no adapters yet")
         return
     print_table(HEADERS, [_cells(one) for one in page.adapters])
+    if page.same_but_case:
+        first, second = page.same_but_case
+        note(
+            f"note: names differ only in case, such as {visible(first)} and {visible(second)}: a "
+            "disk that ignores case keeps only one of them"
+        )
     if page.next_after:
         note(f"{len(page.adapters):,} of {page.total:,}; next page: --after {page.next_after}")
 
@@ -90,23 +96,19 @@ def revoke(
     It is revoked under all names of its namespace that point to the same version; other namespaces
     keep it. Endpoints serve the name again once it points to a newly trained or imported version.
     """
+    from farm.adapters.lookup import find_adapter
     from farm.adapters.registry import Registry
-    from farm.errors import UserError
 
     registry = Registry(existing_store(store))
-    namespace, slash, plain = name.rpartition("/")
-    namespace = namespace if slash else "default"
-    named = registry.resolve(namespace, plain)
-    if named is None:
-        raise UserError(f"no adapter is named {namespace}/{plain}", "see `farm list`")
-    was_revoked = registry.is_revoked(named.job_key, namespace)
-    label = f"{namespace}/{plain}"
+    named = find_adapter(registry, name)
+    was_revoked = registry.is_revoked(named.job_key, named.namespace)
+    label = f"{named.namespace}/{named.name}"
     if not (was_revoked or yes or json) and sys.stdin.isatty():
         question = f"Revoke {visible(label)}, version {named.job_key}? This cannot be undone."
         if not typer.confirm(question, default=False, err=True):
             raise typer.Exit(0)
     if not was_revoked:
-        registry.revoke(namespace, plain, reason=reason)
+        registry.revoke(named.namespace, named.name, reason=reason)
     if json:
         print_json({"name": label, "version": named.job_key, "new": not was_revoked})
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from farm.cli.existing_store import existing_store
-from farm.cli.options import JsonOption, StoreOption
+from farm.cli.options import JsonOption, NamesArgument, NamesOption, StoreOption
 from farm.cli.views.output import note, print_json, say
 from farm.visible import visible
 
@@ -22,10 +22,8 @@ def register(app: typer.Typer) -> None:
 
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    names: Annotated[
-        list[str] | None,
-        typer.Option("--name", help="Adapter: name or namespace/name; may repeat."),
-    ] = None,
+    names: NamesArgument = None,
+    name: NamesOption = None,
     run: Annotated[
         str | None, typer.Option("--run", help="Export all adapters of this run.")
     ] = None,
@@ -38,24 +36,27 @@ def export(
 ) -> None:
     """Copy adapters out of the store, one folder each, and verify their digests.
 
+    Without names or --run, all adapters are copied.
+
     With --form only that file is written, named after the adapter. An adapter that cannot be read
     is reported, and the others are exported.
     """
     from farm.training.run.export import export_adapters
 
     opened = existing_store(store)
-    result = export_adapters(opened, out, names=names, run_id=run, form=form)
+    named = [*(names or ()), *(name or ())]
+    result = export_adapters(opened, out, names=named, run_id=run, form=form)
     if json:
         failed = [
-            {"name": name, "error": error.message, "remedy": error.remedy}
-            for name, error in result.failed
+            {"name": label, "error": error.message, "remedy": error.remedy}
+            for label, error in result.failed
         ]
-        print_json([{"name": name, "path": str(path)} for name, path in result.written] + failed)
+        print_json([{"name": label, "path": str(path)} for label, path in result.written] + failed)
     else:
-        for name, path in result.written:
-            say(f"{visible(name)}\t{visible(str(path))}")
-    for name, error in result.failed:
-        note(visible(f"{name} was not exported: {error.message}"))
+        for label, path in result.written:
+            say(f"{visible(label)}\t{visible(str(path))}")
+    for label, error in result.failed:
+        note(visible(f"{label} was not exported: {error.message}"))
         if error.remedy:
             note(f"  remedy: {visible(error.remedy)}")
     if result.failed:

@@ -40,15 +40,24 @@ def create(
 ) -> None:
     """Create a key and print it.
 
-    The key is shown only once: the store keeps its hash.
+    The key is shown only once: the store keeps its hash. From a store's first key on, its endpoints
+    answer only requests with a key.
     """
-    from farm.cli.views.output import print_json
+    from farm.cli.views.output import note, print_json
     from farm.serving.access.api_keys import create_key
     from farm.storage import Store
 
+    opened = Store(store)
+    is_first = not opened.list("keys")
     token, record = create_key(
-        Store(store), namespace, label=label, pictures_per_minute=rate, operator=operator
+        opened, namespace, label=label, pictures_per_minute=rate, operator=operator
     )
+    if is_first:
+        note(
+            f"warning: this is the first key of {opened.url}: its endpoints, running ones too, now "
+            "answer 401 to requests without a key, also after all keys are revoked; give each "
+            "caller a key"
+        )
     if json:
         print_json({"key": token, "key_id": record.key_id, "namespace": record.namespace})
     else:
@@ -66,11 +75,11 @@ def list_(store: StoreOption = "work", json: JsonOption = False) -> None:
             record.namespace,
             record.label,
             record.created,
-            "yes" if good else "revoked",
+            "valid" if is_valid else "revoked",
         )
-        for record, good in list_keys(existing_store(store))
+        for record, is_valid in list_keys(existing_store(store))
     ]
-    headers = ("key_id", "namespace", "label", "created", "good")
+    headers = ("key_id", "namespace", "label", "created", "status")
     if json:
         print_json([dict(zip(headers, row, strict=True)) for row in rows])
     else:

@@ -9,7 +9,15 @@ import typer
 
 from farm.cli.chosen_run import chosen_run
 from farm.cli.existing_store import existing_store
-from farm.cli.options import BaseOption, DeviceOption, JsonOption, OptionalRun, StoreOption
+from farm.cli.options import (
+    BaseOption,
+    DeviceOption,
+    JsonOption,
+    NamesArgument,
+    NamesOption,
+    OptionalRun,
+    StoreOption,
+)
 from farm.cli.views.output import note, print_json, print_table, say
 
 __all__ = ["register"]
@@ -54,7 +62,8 @@ def report(
 
 
 def score(
-    names: Annotated[list[str], typer.Argument(help="Adapters: name, namespace/name or job key.")],
+    names: NamesArgument = None,
+    name: NamesOption = None,
     store: StoreOption = "work",
     base: BaseOption = "embedded",
     scorer: Annotated[
@@ -75,19 +84,27 @@ def score(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Score committed adapters with more images than the budget of training allows."""
+    """Score committed adapters with more images than the budget of training allows.
+
+    A job key names an adapter too.
+    """
+    from farm.errors import UserError
+
+    named = list(dict.fromkeys([*(names or ()), *(name or ())]))
+    if not named:
+        raise UserError("no adapter is named", "write `farm score NAME`; `farm list` lists them")
     from farm.quality.rescore import score_named
 
     cards = score_named(
-        existing_store(store), names, base_name=base, scorer_name=scorer, dino_name=dino,
+        existing_store(store), named, base_name=base, scorer_name=scorer, dino_name=dino,
         photos_folder=photos, full=full, device=device,
     )  # fmt: skip
     if json:
         print_json(cards)
         return
     rows = [
-        (name, card["verdict"]["label"], *(_shown(card["scores"].get(key)) for key in _COLUMNS))
-        for name, card in cards.items()
+        (adapter, card["verdict"]["label"], *(_shown(card["scores"].get(key)) for key in _COLUMNS))
+        for adapter, card in cards.items()
     ]
     print_table(("adapter", "verdict", *_COLUMNS), rows)
 

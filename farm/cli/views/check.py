@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from farm.intake.subject import CLASS_NOUN_FIELD, DEFAULT_CLASS_PROMPT
 from farm.visible import visible
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ __all__ = ["render_faults", "render_report"]
 MARKS = {"error": ("✗", "bold red"), "warning": ("!", "bold yellow")}
 MAX_RECIPES = 6
 """Recipes listed in the summary; the others are counted."""
-MAX_NOUNS = 3
-"""Class nouns listed per recipe."""
+MAX_PRIOR_SETS = 3
+"""Prior sets listed per recipe."""
 
 
 def render_report(report: CheckReport, shown_per_kind: int | None = None) -> RenderableType:
@@ -113,7 +114,7 @@ def _recipes(subjects: Iterable[Subject]) -> RenderableType:
     for (steps, rank, rate, _), group in ordered[:MAX_RECIPES]:
         photos = sum(len(subject.photos) for subject in group)
         numbers = [f"{len(group):,}", f"{photos:,}", f"{steps:,}", f"{rank}", f"{rate:g}"]
-        table.add_row(*numbers, _classes(group))
+        table.add_row(*numbers, _prior_sets(group))
     parts: list[RenderableType] = [table]
     if len(ordered) > MAX_RECIPES:
         rest = sum(len(group) for _, group in ordered[MAX_RECIPES:])
@@ -122,14 +123,20 @@ def _recipes(subjects: Iterable[Subject]) -> RenderableType:
     return Padding(Group(*parts), (0, 0, 0, 2))
 
 
-def _classes(subjects: Iterable[Subject]) -> Text:
-    """The most frequent classes among those that need a prior set."""
-    counts = Counter(subject.class_noun for subject in subjects if subject.recipe.uses_prior)
+def _prior_sets(subjects: Iterable[Subject]) -> Text:
+    """The most frequent prior sets: by class, or by the prompt of subjects that have their own."""
+    counts = Counter(_prior_set(subject) for subject in subjects if subject.recipe.uses_prior)
     if not counts:
         return Text("none", style="dim")
-    named = ", ".join(visible(noun) for noun, _ in counts.most_common(MAX_NOUNS))
-    more = f" and {len(counts) - MAX_NOUNS} more" if len(counts) > MAX_NOUNS else ""
-    return Text(f"{len(counts)}: {named}{more}")
+    named = ", ".join(visible(one) for one, _ in counts.most_common(MAX_PRIOR_SETS))
+    rest = len(counts) - MAX_PRIOR_SETS
+    return Text(f"{len(counts)}: {named}" + (f" and {rest} more" if rest > 0 else ""))
+
+
+def _prior_set(subject: Subject) -> str:
+    noun = subject.class_noun
+    is_usual = subject.class_prompt == DEFAULT_CLASS_PROMPT.replace(CLASS_NOUN_FIELD, noun)
+    return noun if is_usual else f"“{subject.class_prompt}”"
 
 
 def _verdict(report: CheckReport) -> Text:

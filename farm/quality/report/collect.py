@@ -156,7 +156,9 @@ class _Source:
             run_id=run_id,
             base=str((settings.get("base") or {}).get("name") or "its base"),
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            seconds=timeline.seconds,
+            # without the time of starts that were killed, which the ledger's events span
+            seconds=max(float(settings.get("seconds") or 0.0), timeline.seconds),
+            work_s=timeline.seconds,
             subjects=(),
             spans=timeline.spans,
             dollars=None if price is None else price * devices * timeline.seconds / 3600,

@@ -212,10 +212,10 @@ def _plot(subject: SubjectView) -> curve.LossPlot | None:
 
 def _lane_rows(run: RunView) -> list[tuple[str, int, list[Bar]]]:
     """Name, number of jobs and bars of each of the first lanes."""
-    if run.seconds <= 0:
+    if run.lane_s <= 0:
         return []
     lanes = islice(run.spans_by_lane.items(), SHOWN_LANES)
-    return [(lane, len(spans), _bars(spans, LANE_WIDTH / run.seconds)) for lane, spans in lanes]
+    return [(lane, len(spans), _bars(spans, LANE_WIDTH / run.lane_s)) for lane, spans in lanes]
 
 
 def _bars(spans: Sequence[LaneSpan], scale: float) -> list[Bar]:

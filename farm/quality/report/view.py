@@ -75,6 +75,7 @@ class RunView:
     created: str
     """UTC, as text."""
     seconds: float
+    """All starts of the run, each from its first step to its end."""
     subjects: Sequence[SubjectView] | Sequence[SubjectRow]
     spans: Sequence[LaneSpan] = ()
     served: Sequence[ReportImage] = ()
@@ -84,6 +85,8 @@ class RunView:
     dollars_per_hour: float | None = None
     device: str = "cpu"
     rows_per_s: float | None = None
+    work_s: float | None = None
+    """From the first job to the last event, the time of ``spans``; None means ``seconds``."""
     notes: Sequence[str] = ()
     """What the page could not show, and why."""
     farm_version: str = ""
@@ -154,13 +157,18 @@ class RunView:
         return found
 
     @property
+    def lane_s(self) -> float:
+        """The time at work: how long lanes held jobs, or could have."""
+        return self.seconds if self.work_s is None else self.work_s
+
+    @property
     def utilisation(self) -> float | None:
         """Share of the lanes' time in which they held at least one job."""
-        if not self.spans or self.seconds <= 0:
+        if not self.spans or self.lane_s <= 0:
             return None
         by_lane = self.spans_by_lane
         busy = sum(_union([(s.start_s, s.end_s) for s in spans]) for spans in by_lane.values())
-        return min(1.0, busy / (self.seconds * len(by_lane)))
+        return min(1.0, busy / (self.lane_s * len(by_lane)))
 
     @property
     def seconds_a_subject(self) -> float | None:
@@ -168,7 +176,7 @@ class RunView:
         trained = self.num_committed - self.num_reused
         if not trained:
             return None
-        return self.seconds * max(len(self.lanes), 1) / trained
+        return self.lane_s * max(len(self.lanes), 1) / trained
 
     @property
     def saved_steps(self) -> tuple[int, int]:

@@ -75,19 +75,35 @@ class Limits(RequestLimits):
             if text is not None and len(text) > most:
                 raise RequestRefused(f"{field}: longer than {most} characters", "shorten it", field)
 
+    @property
+    def by_field(self) -> dict[str, float]:
+        """The highest number, or length, of each field of a request that has such a limit."""
+        return {
+            "n": self.max_pictures,
+            "num_inference_steps": self.max_steps,
+            "guidance_scale": self.max_guidance,
+            "adapters": self.max_adapters,
+            "prompt": self.max_prompt_characters,
+            "negative_prompt": self.max_prompt_characters,
+        }
+
     def check_cost(self, width_px: int, height_px: int, steps: int, num_pictures: int) -> None:
         """Refuse a request that costs too much as a whole.
 
         Raises:
-            RequestRefused: names the value that is over its limit.
+            RequestRefused: names all values that are over their limits.
         """
-        for param, value, most in (
-            ("n", num_pictures, self.max_pictures),
-            ("num_inference_steps", steps, self.max_steps),
-            ("size", max(width_px, height_px), self.max_side_px),
-        ):
-            if value > most:
-                raise RequestRefused(f"{param}: {value} is over the limit of {most}", "", param)
+        over = {
+            param: f"{param}: {value} is over the limit of {most}"
+            for param, value, most in (
+                ("n", num_pictures, self.max_pictures),
+                ("num_inference_steps", steps, self.max_steps),
+                ("size", max(width_px, height_px), self.max_side_px),
+            )
+            if value > most
+        }
+        if over:
+            raise RequestRefused("; ".join(over.values()), "", next(iter(over)))
         if min(width_px, height_px) < self.min_side_px:
             raise RequestRefused(f"size: a side is under {self.min_side_px} px", "", "size")
         cost = width_px * height_px * steps * num_pictures

@@ -90,7 +90,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    install_error_handlers(app)
+    install_error_handlers(app, services.limits.by_field)
     _add_generation(app, services)
     _add_models(app, services)
     _add_pictures(app, services)

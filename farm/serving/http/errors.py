@@ -148,15 +148,19 @@ def http_response(error: HTTPException) -> JSONResponse:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Convert every error raised by a route to a response in OpenAI's shape."""
+def install_error_handlers(app: FastAPI, limits: Mapping[str, float]) -> None:
+    """Convert every error raised by a route to a response in OpenAI's shape.
+
+    Args:
+        limits: the endpoint's own limits by field, which may be lower than the schema's.
+    """
 
     async def farm_error(_: Request, error: Exception) -> JSONResponse:
         return error_response(error)
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        message, param = describe(error.errors())
+        message, param = describe([_with_limit(one, limits) for one in error.errors()])
         return JSONResponse(error_body(400, message, "invalid_request", param), 400)
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
@@ -215,6 +219,15 @@ def describe(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
         return _not_json(first), None
     faults = [f"{_place(error) or 'the body'}: {_words(error)}" for error in errors[:MAX_FAULTS]]
     return "; ".join(faults), _place(first)
+
+
+def _with_limit(error: Mapping[str, Any], limits: Mapping[str, float]) -> Mapping[str, Any]:
+    """An error with the endpoint's limit in place of the schema's, which may be higher."""
+    most, context = limits.get(_place(error) or ""), error.get("ctx", {})
+    if most is None:
+        return error
+    own = {name: min(context[name], most) for name in ("le", "max_length") if name in context}
+    return {**error, "ctx": {**context, **own}}
 
 
 def _not_json(error: Mapping[str, Any]) -> str:

@@ -179,7 +179,7 @@ def _counted(services: Services, order: Order) -> Iterator[None]:
 
 def _outcome(error: Exception) -> str:
     cause = getattr(error, "cause", error)  # as Ray wraps it
-    if isinstance(cause, TooBusy):
+    if isinstance(cause, TooBusy | RequestRefused):
         return "refused"
     if isinstance(cause, Draining | StoreError):
         return "unavailable"
@@ -209,6 +209,7 @@ async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerat
 
 async def _events(services: Services, order: Order, base: ServedBase) -> AsyncGenerator[bytes]:
     num_shown = [0] * len(order.pictures)
+    latest: dict[int, tuple[str, int]] = {}
     with _counted(services, order):
         stream = services.client.generate(order.pictures, listen=True)
         async with contextlib.aclosing(stream) as news:
@@ -223,7 +224,11 @@ async def _events(services: Services, order: Order, base: ServedBase) -> AsyncGe
                 ):
                     yield await _partial(services, order, index, item, num_shown[index])
                     num_shown[index] += 1
-                yield _progress(order, index, item)
+                # a preview is decoded later than its step was reported; the image follows `done`
+                is_late = item.preview is not None or item.stage == "done"
+                if not is_late and latest.get(index) != (item.stage, item.step):
+                    latest[index] = item.stage, item.step
+                    yield _progress(order, index, item)
     yield events.DONE
 
 

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -136,11 +137,24 @@ def _check_limits(
     size: tuple[int, int],
     num_pictures: int,
 ) -> None:
-    _check_side(*size, base.side_multiple_px)
-    limits.check_cost(*size, asked.steps, num_pictures)
-    limits.check_texts(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
-    _check_most("guidance_scale", asked.guidance_scale or 0, limits.max_guidance)
-    _check_most("adapters", len(asked.adapters or ()), limits.max_adapters)
+    """Refuse a request for everything that is over a limit, at once."""
+    refused: list[RequestRefused] = []
+    for check in (
+        partial(_check_side, *size, base.side_multiple_px),
+        partial(limits.check_cost, *size, asked.steps, num_pictures),
+        partial(limits.check_texts, prompt=asked.prompt, negative_prompt=asked.negative_prompt),
+        partial(_check_most, "guidance_scale", asked.guidance_scale or 0, limits.max_guidance),
+        partial(_check_most, "adapters", len(asked.adapters or ()), limits.max_adapters),
+    ):
+        try:
+            check()
+        except RequestRefused as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        texts = [": ".join(filter(None, (one.message, one.remedy))) for one in refused]
+        raise RequestRefused("; ".join(texts), "", refused[0].param)
 
 
 def _first_seed(asked: int | None, default: int | None, num_pictures: int) -> int:

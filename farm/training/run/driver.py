@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from farm.adapters.registry import Registry
 from farm.errors import LaneLost, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock, holder
+from farm.storage import Store
 from farm.training.dispatch.job_blocks import batches
 from farm.training.dispatch.messages import Assignment, Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
-from farm.training.run.files import write_assignments, write_settings
+from farm.training.run.files import read_settings, write_assignments, write_settings
 from farm.training.run.patience import StorePatience
 from farm.training.run.request import PreparedRun, ProgressView
 
-__all__ = ["Driver", "lock_run", "point_names", "write_run_files"]
+__all__ = ["Driver", "lock_run", "point_names", "record_seconds", "write_run_files"]
 
 DRIVER_TTL_S = 60.0
 """A driver on another machine that has not renewed its lock for this long counts as dead. On this
@@ -133,11 +134,26 @@ def write_run_files(prepared: PreparedRun, lock: StoreLock) -> None:
         store,
         run_id,
         {"request": asked, "base": asdict(prepared.base), "plan": plan}
-        | {"epoch": lock.number, "started": time.time()},
+        | {"epoch": lock.number, "started": time.time(), "seconds": _seconds_before(store, run_id)},
     )
     fingerprint = prepared.base.fingerprint
     if not store.exists(f"bases/{fingerprint}.json"):
         store.write_json(f"bases/{fingerprint}.json", asdict(prepared.base))
+
+
+def _seconds_before(store: Store, run_id: str) -> float:
+    """What earlier starts of the run took. A damaged file is about to be replaced."""
+    with suppress(UserError):
+        return float(read_settings(store, run_id).get("seconds") or 0.0)
+    return 0.0
+
+
+def record_seconds(prepared: PreparedRun, lock: StoreLock, seconds: float) -> None:
+    """Add what a start took to the run's settings, from which the report takes its duration."""
+    settings = read_settings(prepared.store, prepared.run_id)
+    if settings.get("epoch") == lock.number:
+        total = float(settings.get("seconds") or 0.0) + seconds
+        write_settings(prepared.store, prepared.run_id, settings | {"seconds": total})
 
 
 def point_names(prepared: PreparedRun) -> None:

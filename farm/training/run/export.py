@@ -13,6 +13,7 @@ from pathlib import Path
 
 from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER
 from farm.adapters.files.own_copy import make_own_copy, own_files
+from farm.adapters.lookup import find_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NamedAdapter, Registry
 from farm.errors import AdapterFileError, FarmError, StoreError, UserError
@@ -59,7 +60,7 @@ def export_adapters(
         UserError: if a name or format is unknown, or a named adapter is revoked.
     """
     _check_form(form)
-    registry, result = Registry(store), Exported()
+    registry, result, placed = Registry(store), Exported(), _Placed()
     for namespace, name in _chosen(registry, names, run_id):
         label = f"{namespace}/{name}"
         try:
@@ -70,10 +71,43 @@ def export_adapters(
                 if names:
                     raise UserError(f"{label} is revoked", "leave it out, or train it again")
                 continue
-            result.written.append((label, export_adapter(registry, named, out, form=form)))
+            placed.refuse_same_place(named)
+            path = export_adapter(registry, named, out, form=form)
+            placed.add(named, path)
+            result.written.append((label, path))
         except (AdapterFileError, StoreError) as error:
             result.failed.append((label, error))
     return result
+
+
+class _Placed:
+    """The exported adapters, so that a disk that ignores case loses none of them."""
+
+    def __init__(self) -> None:
+        self._by_fold: dict[str, tuple[NamedAdapter, Path]] = {}
+
+    def add(self, named: NamedAdapter, path: Path) -> None:
+        """Note where an adapter was written."""
+        self._by_fold[f"{named.namespace}/{named.name}".casefold()] = named, path
+
+    def refuse_same_place(self, named: NamedAdapter) -> None:
+        """Refuse an adapter whose files would replace those of another one.
+
+        Raises:
+            AdapterFileError: naming the other one.
+        """
+        label = f"{named.namespace}/{named.name}"
+        first, path = self._by_fold.get(label.casefold(), (None, Path()))
+        if first is None:
+            return
+        suffix = path.name.removeprefix(first.name)
+        place = path.parent.parent / named.namespace / f"{named.name}{suffix}"
+        if place.exists() and place.samefile(path):
+            raise AdapterFileError(
+                f"{label} differs only in case from {first.namespace}/{first.name}, and the disk "
+                "ignores case",
+                "export one of them alone, to another folder",
+            )
 
 
 def export_adapter(
@@ -118,7 +152,8 @@ def _chosen(
 ) -> Iterator[tuple[str, str]]:
     """(namespace, name) of each adapter to export."""
     if names:
-        yield from [_named(registry, name) for name in names]
+        found = [find_adapter(registry, name) for name in dict.fromkeys(names)]
+        yield from [(named.namespace, named.name) for named in found]
     elif run_id is not None:
         for item in read_assignments(registry.store, run_id):
             yield from item.names
@@ -126,14 +161,6 @@ def _chosen(
         for namespace in registry.store.list("names"):
             for name in registry.listing(namespace):
                 yield namespace, name
-
-
-def _named(registry: Registry, text: str) -> tuple[str, str]:
-    namespace, _, name = text.rpartition("/")
-    namespace = namespace or "default"
-    if name not in registry.listing(namespace):
-        raise UserError(f"no adapter is named {text!r}", "list the names with `farm list`")
-    return namespace, name
 
 
 def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: str) -> Path:

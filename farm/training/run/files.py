@@ -14,11 +14,13 @@ jobs, and restart its driver.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from farm.errors import UserError
 from farm.keys import key_of
 from farm.storage import Store
 from farm.training.dispatch.messages import AdapterNames
@@ -59,12 +61,36 @@ def write_settings(store: Store, run_id: str, settings: dict[str, Any]) -> None:
 
 
 def read_settings(store: Store, run_id: str) -> dict[str, Any]:
-    """Settings and plan of the run's last start; empty if it was never started."""
+    """Settings and plan of the run's last start; empty if it was never started.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = f"runs/{run_id}/run.json"
     try:
-        settings: dict[str, Any] = store.read_json(f"runs/{run_id}/run.json")
+        settings = json.loads(store.read(path))
     except FileNotFoundError:
         return {}
-    return settings
+    except ValueError:
+        settings = None
+    if not _is_settings(settings):
+        raise UserError(
+            f"{store.url}/{path} is damaged",
+            f"run the manifest of run {run_id} again, which writes the file again; finished "
+            "adapters are kept",
+        )
+    return dict(settings)
+
+
+def _is_settings(value: Any) -> bool:
+    """Whether a value has the types of settings, as far as others read them."""
+    if not isinstance(value, dict):
+        return False
+    parts = [value.get(name) or {} for name in ("request", "base", "plan")]
+    times = [value.get(name) or 0 for name in ("started", "seconds")]
+    return all(isinstance(one, dict) for one in parts) and all(
+        isinstance(one, int | float) for one in times
+    )
 
 
 # -- requests to a driver, running or not ---------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from farm.adapters.lookup import check_case
 from farm.adapters.registry import Registry
 from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
@@ -51,6 +52,7 @@ def prepare_run(
     Raises:
         ManifestError: if the manifest has faults (unless ``skip_faulty``).
         BaseModelError, PlanError: if the base cannot be loaded or does not fit the hardware.
+        UserError: if a name differs only in case from one in the store.
     """
     store = Store(request.store)
     read = partial(
@@ -76,6 +78,7 @@ def prepare_run(
     if not jobs.run:
         check.raise_for_errors()
         raise UserError(f"{request.manifest} has no subjects", "add at least one")
+    check_case(Registry(store), (name for names in jobs.names.values() for name in names))
     faulty = {fault.subject for fault in check.errors if fault.subject}
     request = replace(
         request,

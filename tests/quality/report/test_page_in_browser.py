@@ -33,6 +33,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(whole, tmp_path_factory.mktemp("page") / "report.html")
 
 
+TOO_WIDE = """return [...document.querySelectorAll('.table-wrap, .table-wrap *')]
+    .filter(e => e.clientWidth > 1 && e.scrollWidth > e.clientWidth).map(e => e.className)"""
+"""Tables, and what is in them, that are cut off or scroll sideways."""
+
+
 def shown(driver: Chrome) -> list[str]:
     script = """return [...document.querySelectorAll("#table tbody tr")]
         .filter(row => !row.hidden).map(row => row.dataset.name)"""
@@ -148,6 +153,10 @@ def test_a_phone_reads_it_without_scrolling_sideways(phone: Chrome, page: Path) 
             " document.querySelector('#page-body').scrollWidth)"
         )
         assert width <= 390
+        phone.execute_script(
+            "for (const one of document.querySelectorAll('details')) one.open = true"
+        )
+        assert phone.execute_script(TOO_WIDE) == []
     load(phone, page)
     small = phone.execute_script(
         """return [...document.querySelectorAll("button, select, input")]

@@ -131,3 +131,19 @@ def test_the_overview_is_searched_sorted_and_leads_to_a_subject(
         time.sleep(0.02)
     assert desktop.current_url.endswith("/report-large/0001.html#subject-71")
     assert desktop.get_log("browser") == []  # no error, no policy violation
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_overview_fits_a_phone(
+    phone: Chrome, written: tuple[Store, str, Path, dict[str, Any]]
+) -> None:
+    load(phone, written[2])
+    script = "return document.querySelector('.table-wrap').scrollWidth"
+    assert phone.execute_script(script) <= 358
+    shown = phone.execute_script(
+        "return [...document.querySelectorAll('#table tbody tr:first-child > *')]"
+        ".filter(cell => cell.offsetParent).map(cell => cell.dataset.label ?? cell.className)"
+    )
+    scores = ["Similarity", "Prompt fidelity", "Class preservation"]
+    assert shown == ["c-name", "c-verdict", *scores]

@@ -1,5 +1,6 @@
 """Tests of what an engine accepts, and how it ends."""
 
+import asyncio
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ from farm.errors import (
     TooBusy,
     UserError,
 )
+from farm.serving.client import generate_with
 from farm.serving.config import EngineConfig
 from farm.serving.engine.engine import Engine
 
@@ -43,6 +45,18 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(make_engine):
     engine = make_engine()
     with pytest.raises(TooBusy, match="deadline"):
         engine.submit(ask(0, steps=100, deadline_s=0.001))
+
+
+def test_images_that_wait_too_long_for_each_other_are_refused_for_good(make_engine):
+    engine = make_engine(max_wait_s=1e-9)
+
+    async def first_event():
+        requests = [ask(i, steps=150) for i in range(3)]
+        await anext(generate_with(engine, requests, listen=True))
+
+    with pytest.raises(RequestRefused, match="3 images would take") as refusal:
+        asyncio.run(first_event())
+    assert (refusal.value.param, "fewer images" in refusal.value.remedy) == ("n", True)
 
 
 def test_a_deadline_that_passes_in_the_queue_costs_no_generation(make_engine, monkeypatch):

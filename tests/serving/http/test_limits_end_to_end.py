@@ -54,6 +54,20 @@ def test_a_raised_limit_is_accepted_end_to_end_and_no_further(
     assert answer.json()["error"]["param"] == field
 
 
+def test_everything_over_a_limit_is_refused_at_once_with_the_endpoints_own_limits(
+    raised: LiveEndpoint,
+) -> None:
+    def message(**fields: object) -> str:
+        answer = generate(raised, **fields)
+        assert answer.status_code == 400
+        return str(answer.json()["error"]["message"])
+
+    assert message(num_inference_steps=5000) == "num_inference_steps: must be at most 152"
+    refused = message(num_inference_steps=153, guidance_scale=61, size="4096x64")
+    for part in ("num_inference_steps: 153 is", "limit of 152", "size: 4096", "guidance_scale: 61"):
+        assert part in refused
+
+
 def test_the_engine_has_the_endpoints_limits(raised: LiveEndpoint) -> None:
     assert raised.engine.config.limits == LIMITS
     assert generate(raised, size="64x2064").status_code == 400

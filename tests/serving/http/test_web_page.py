@@ -108,6 +108,12 @@ def test_a_visitor_enters_a_key_chooses_an_adapter_and_generates(
     browser.get(endpoint.url)
     key = browser.find_element(By.ID, "key")
     eventually(key.is_displayed, within_s=30)
+    assert "farm keys create" in text_of(browser, "#key-hint")[0]
+    assert text_of(browser, "#error") == [""]  # the hint is enough
+    key.send_keys("farm_wrong")
+    browser.find_element(By.CSS_SELECTOR, "#key-form button").click()
+    eventually(lambda: "This key is not valid here" in text_of(browser, "#error")[0])
+    key.clear()
     key.send_keys(endpoint.key("acme"))
     browser.find_element(By.CSS_SELECTOR, "#key-form button").click()
     eventually(lambda: text_of(browser, ".card b") == ["tiny", "rex", "rolf", "tom"], within_s=30)
@@ -177,6 +183,11 @@ def test_an_example_shows_the_subject_beside_the_base_and_the_weight_redraws_it(
     choose(visitor, "tom")
     eventually(lambda: in_page(visitor, "return document.querySelector('#prompt').value")
                == "a photo of [V] dog")  # fmt: skip
+    assert {"sleeping", "with a red hat"} <= set(text_of(visitor, ".example"))
+    asks = """const [nouns, done] = arguments;
+        import('/subjects.js').then((page) => done(nouns.map(page.isAlive)));"""
+    nouns = ["dog", "soda can", "old woman", ""]
+    assert visitor.execute_async_script(asks, nouns) == [True, False, True, False]
     click_example(visitor, "in space")
     wait_for_pictures(visitor, 2)
     assert text_of(visitor, "figcaption div:first-child") == ["a photo of sks dog in space"]

@@ -9,6 +9,6 @@ export function make(tag, properties = {}, ...children) {
 }
 
 export function complain(error) {
-  $("error").hidden = !error;
+  $("error").hidden = !error?.message;
   $("error").textContent = error ? error.message : "";
 }

@@ -11,7 +11,11 @@ export async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   const answer = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
-  if (answer.status === 401) $("key-form").hidden = false;
+  if (answer.status === 401) {
+    $("key-form").hidden = false;
+    // the form says what to enter; an error only if something was entered
+    throw new Error(key ? "This key is not valid here: it is mistyped, revoked, or of another endpoint." : "");
+  }
   if (!answer.ok) {
     const body = await answer.json().catch(() => ({}));
     const wait = answer.headers.get("retry-after");

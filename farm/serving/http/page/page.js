@@ -6,14 +6,16 @@ import { factsOf, generationEvents, useKey } from "./endpoint.js";
 import { list, search } from "./gallery.js";
 import { fragmentOf, readFragment } from "./links.js";
 import { finish, openResult, preview } from "./pictures.js";
-import { baseOrder, isBaseAlone, ordersOf, phrase, setMode, state, toggle, whenWeightChanges } from "./subjects.js";
+import { areAlive, baseOrder, isBaseAlone, ordersOf, phrase, setMode, state, toggle, whenChoiceChanges, whenWeightChanges } from "./subjects.js";
 
 const EXAMPLES = [
   ["Places", "a photo of {} ", ["in space", "in the snow", "on the beach", "in the forest", "in the city", "under water", "at night", "in the mountains"]],
   ["Styles", "{} ", ["a photo of", "a pencil drawing of", "a painting of"]],
-  ["Actions", "a photo of {} ", ["sitting", "sleeping", "jumping", "wearing a red hat", "wearing blue glasses", "wearing a yellow crown"]],
-  ["Both", "a photo of {} ", ["wearing a yellow crown in space", "wearing a red hat in the snow", "jumping on the beach"]],
+  ["Poses", "a photo of {} ", []], // which ones depends on the subjects
+  ["Extras", "a photo of {} ", ["with a red hat", "with blue glasses", "with a yellow crown"]],
+  ["Mixed", "a photo of {} ", ["with a yellow crown in space", "with a red hat in the snow", "with blue glasses on the beach"]],
 ];
+const POSES = { living: ["sitting", "sleeping", "jumping"], things: ["tilted", "upside down"] };
 const running = { stopping: null, last: null }; // last: {prompt, result, seed, …} of the newest result
 
 const attempt = async (action) => {
@@ -163,9 +165,13 @@ async function openLink() {
 // -- user actions ---------------------------------------------------------------------------------
 
 function showExamples() {
+  const kindOfSubjects = areAlive() ? "living" : "things";
+  if ($("examples").dataset.subjects === kindOfSubjects) return;
+  $("examples").dataset.subjects = kindOfSubjects;
+  const poses = POSES[kindOfSubjects];
   $("examples").replaceChildren(...EXAMPLES.map(([kind, pattern, words]) => make("div", { className: "group" },
     make("span", { className: "quiet", textContent: kind }),
-    make("div", { className: "words" }, ...words.map((word) => {
+    make("div", { className: "words" }, ...(kind === "Poses" ? poses : words).map((word) => {
       const button = make("button", { type: "button", textContent: word, className: "example" });
       button.addEventListener("click", () => {
         $("prompt").value = kind === "Styles" ? `${word} ${phrase()}` : `${pattern.replace("{}", () => phrase())}${word}`;
@@ -206,5 +212,6 @@ whenWeightChanges(() => {
   sliding = setTimeout(() => attempt(redraw), 250);
 });
 addEventListener("hashchange", () => attempt(openLink));
+whenChoiceChanges(showExamples);
 showExamples();
 attempt(start);

@@ -22,6 +22,14 @@ export function mostSubjects() {
 export const isBaseAlone = () => state.mode === "one" && !state.chosen[0]?.name;
 export const isChosen = (name) => state.chosen.some((subject) => subject.name === name);
 
+// Words that class nouns of animals and people end in; for other nouns, "sleeping" makes no sense.
+const ALIVE = new Set(("cat kitten dog puppy bird parrot owl duck chicken fish horse pony cow pig sheep goat rabbit bunny hamster " +
+  "mouse rat fox wolf bear panda tiger lion elephant monkey frog turtle lizard animal pet person people man woman boy girl child kid " +
+  "baby toddler robot").split(" "));
+
+export const isAlive = (noun) => ALIVE.has(noun.toLowerCase().split(/\s+/).at(-1));
+export const areAlive = () => state.chosen.every(({ noun }) => isAlive(noun));
+
 // What the prompt says of the chosen subjects.
 export function phrase() {
   if (state.mode === "strip") return `[V] ${CLASS}`;
@@ -73,6 +81,8 @@ export function setMode(mode) {
 
 let onWeight = () => {};
 export function whenWeightChanges(action) { onWeight = action; }
+let onChoice = () => {};
+export function whenChoiceChanges(action) { onChoice = action; }
 
 function slider(label, value, changed) {
   const shown = make("output", { textContent: Number(value).toFixed(2) });
@@ -124,6 +134,7 @@ export function show() {
     card.disabled = card.isBase && state.mode !== "one";
   }
   $("gallery").setAttribute("aria-multiselectable", String(state.mode !== "one"));
+  onChoice();
 }
 
 function chosenText(count) {

@@ -77,4 +77,4 @@ def _pause(seconds: float, stopped_by: Sequence[int]) -> None:
 
 def driver_command(arguments: Sequence[str]) -> list[str]:
     """``farm`` with arguments, under this Python interpreter."""
-    return [sys.executable, "-c", "from farm.cli import main; main()", *arguments]
+    return [sys.executable, "-m", "farm", *arguments]

@@ -199,6 +199,8 @@ def test_a_file_imported_twice_is_one_adapter_and_a_taken_name_is_kept(
     other = ImportRequest(path, "tom", "cat", identifier="zwx")
     with pytest.raises(UserError, match="belongs to another adapter"):
         import_adapter(store, base, other)
+    with pytest.raises(UserError, match="differs only in case from default/tom"):
+        import_adapter(store, base, ImportRequest(path, "Tom", "cat", replace=True))
     assert Registry(store).committed_keys() == [first.record.job_key]
     replaced = import_adapter(
         store, base, ImportRequest(path, "tom", "cat", identifier="zwx", replace=True)
