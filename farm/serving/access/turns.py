@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 __all__ = ["Turns"]
@@ -31,48 +31,51 @@ class Turns:
         self,
         work_clock: Callable[[], float] = time.thread_time,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        rest: float = REST,
     ) -> None:
         """Args:
+        rest: ratio of rest to work; 0 if no engine is in this process.
         work_clock: CPU seconds of the loop's thread.
         """
-        self._work_clock, self._clock = work_clock, clock
-        self._open: Counter[str] = Counter()
+        self._work_clock, self._clock, self._rest = work_clock, clock, rest
+        self._open: dict[str, int] = {}
         # callers with a request that began since the last turn, or with requests that wait
         self._waiting: OrderedDict[str, Waiting] = OrderedDict()
-        self._worked_s = self._passed_on_s = 0.0
+        self._began_s: tuple[float, float] | None = None
+        """The work and the time when the round began; None while no request waits."""
 
     async def take(self, caller: str) -> None:
         """Wait for the caller's turn, which it has at once if no other request of it has just
         begun. The request is open until ``leave``, which must follow, even after an error."""
-        self._open[caller] += 1
+        self._open[caller] = self._open.get(caller, 0) + 1
         waiting = self._waiting.get(caller)
         if waiting is not None:
             turn = asyncio.get_running_loop().create_future()
             waiting.append(turn)
+            self._began_s = self._began_s or (self._work_clock(), self._clock())
             await turn
             return
         if not self._waiting:
-            self._begin_round(asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._pass_on, loop)
         self._waiting[caller] = deque()
 
     def leave(self, caller: str) -> None:
         """Note that a request has been answered, or its client has left."""
-        self._open[caller] -= 1
-        if not self._open[caller]:
+        if self._open[caller] > 1:
+            self._open[caller] -= 1
+        else:
             del self._open[caller]
-
-    def _begin_round(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._worked_s, self._passed_on_s = self._work_clock(), self._clock()
-        loop.call_soon(self._pass_on, loop)
 
     def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next waiting request, once the loop has rested."""
-        if not any(self._waiting.values()):
+        if self._began_s is None:
             self._waiting.clear()
             return
-        worked_s = self._work_clock() - self._worked_s
-        rest_s = self._passed_on_s + (1 + REST) * worked_s - self._clock()
-        if rest_s > 0 and len(self._open) > 1:
+        worked_s = self._work_clock() - self._began_s[0]
+        rest_s = (1 + self._rest) * worked_s - (self._clock() - self._began_s[1])
+        if self._rest and rest_s > 0 and len(self._open) > 1:
             loop.call_later(max(LEAST_REST_S, rest_s), self._pass_on, loop)
             return
         for caller, waiting in list(self._waiting.items()):
@@ -80,8 +83,11 @@ class Turns:
                 waiting.popleft()
             if not waiting:
                 del self._waiting[caller]
+        self._began_s = None
         if self._waiting:
             caller, waiting = next(iter(self._waiting.items()))
             self._waiting.move_to_end(caller)
             waiting.popleft().set_result(None)
-            self._begin_round(loop)
+            if any(self._waiting.values()):
+                self._began_s = self._work_clock(), self._clock()
+            loop.call_soon(self._pass_on, loop)

@@ -57,10 +57,12 @@ class Guard:
         limits: Limits,
         observe: Callable[[str, str, int, float], None] | None = None,
         names_requests: bool = True,
+        has_engine: bool = True,
     ) -> None:
         """Args:
         observe: receives the method, route, status and seconds of every request.
         names_requests: whether to add the request id to responses; Ray Serve's proxy adds it.
+        has_engine: whether an engine in this process needs the interpreter too.
         """
         self._app = app
         self._gate = gate
@@ -68,7 +70,7 @@ class Guard:
         self._observe = observe
         self._names_requests = names_requests
         self._pace = RefusalPace(limits.refusals_per_second)
-        self._turns = Turns()
+        self._turns = Turns() if has_engine else Turns(rest=0.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -61,19 +61,20 @@ def test_while_another_request_is_open_the_loop_rests_as_long_as_it_works() -> N
         worked_s += 0.01
         now_s += 0.01
 
-    async def main(*, is_shared: bool) -> tuple[float, float]:
+    async def main(*, is_shared: bool, rest: float = 1.0) -> tuple[float, float]:
         nonlocal worked_s, now_s
         worked_s = now_s = 0.0
         loop, rested_s = asyncio.get_running_loop(), 0.0
         later = loop.call_later
 
-        def rest(delay_s: float, *arguments: object) -> object:
+        def later_at_once(delay_s: float, *arguments: object) -> object:
             nonlocal now_s, rested_s
             now_s, rested_s = now_s + delay_s, rested_s + delay_s
             return later(0, *arguments)
 
-        loop.call_later = rest  # type: ignore[method-assign,assignment]
-        begun, may_end = Begun(Turns(lambda: worked_s, lambda: now_s), work), asyncio.Event()
+        loop.call_later = later_at_once  # type: ignore[method-assign,assignment]
+        turns, may_end = Turns(lambda: worked_s, lambda: now_s, rest=rest), asyncio.Event()
+        begun = Begun(turns, work)
         other = begun.send("other", hold=may_end) if is_shared else None
         await begun.send("flood", 20)
         may_end.set()
@@ -82,6 +83,7 @@ def test_while_another_request_is_open_the_loop_rests_as_long_as_it_works() -> N
         return worked_s, rested_s
 
     assert asyncio.run(main(is_shared=False))[1] == 0
+    assert asyncio.run(main(is_shared=True, rest=0.0))[1] == 0
     worked, rested = asyncio.run(main(is_shared=True))
     assert 0.8 * worked <= rested <= 1.1 * worked
 
