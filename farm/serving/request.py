@@ -89,7 +89,7 @@ class GenerationRequest:
     adapters: tuple[tuple[AdapterRef, float], ...] = ()
     """Adapters with their weights (1 is as trained); empty for the bare base."""
     tenant: str = ""
-    """The tenant whose share of the machine the request uses."""
+    """The caller whose share of the machine the request uses; the endpoint's is the key."""
     deadline_s: float | None = None
     """Seconds after submission at which the image is no longer useful; None is never."""
     preview_every: int = 0

@@ -1,13 +1,17 @@
-"""Requests to an engine, and what their pictures are compared with."""
+"""Requests to an engine, what their pictures are compared with, and rows without a model."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
 
 from farm.base.loading import load_base
 from farm.schedulers import SCHEDULERS
-from farm.serving.request import GenerationRequest
+from farm.serving.engine.row import Row, Size, Waiting
+from farm.serving.engine.sizing.batch_size_search import BatchSizeCurve
+from farm.serving.engine.sizing.capacity import Capacity
+from farm.serving.request import GenerationRequest, Ticket
 
 WAIT_S = 120
 
@@ -78,3 +82,40 @@ def plain_diffusers(registry, request, tmp_path):
         output_type="np",
     ).images[0]
     return (picture * 255).round().astype(np.uint8)
+
+
+# -- without a model ------------------------------------------------------------------------------
+
+SIZE: Size = (64, 64)
+"""The base's own size."""
+
+
+class _Facts:
+    """What a capacity asks of a base."""
+
+    resolution_px = SIZE[0]
+
+    class device:  # noqa: N801
+        type = "cpu"
+
+    @staticmethod
+    def needs_unprompted(guidance: float) -> bool:
+        return guidance > 1
+
+
+def capacity_of(rows: int, seconds_by_rows: dict[int, float] | None = None) -> Capacity:
+    """Passes of this many rows; without a curve, their time is proportional to their rows."""
+    facts: Any = _Facts
+    curve = BatchSizeCurve(rows, seconds_by_rows or {rows: 1.0})
+    return Capacity(facts, curve, memory_reserve=0.0)
+
+
+def row_of(turn: int, tenant: str = "", *, guided: bool = False, size: Size = SIZE) -> Row:
+    """A row without tensors."""
+    request = GenerationRequest(
+        id=str(turn), prompt="", guidance=5.0 if guided else 1.0, tenant=tenant
+    )
+    waiting = Waiting(Ticket(request), size, 1.0, 0.0, turn=turn)
+    nothing: Any = None
+    plain: Any = object() if guided else None
+    return Row(waiting, nothing, nothing, plain, (), (), [])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 
 from farm.errors import TooBusy
 from farm.serving.config import EngineConfig, EngineStats
-from farm.serving.engine.fairness import FairQueue
 from farm.serving.engine.row import Waiting
+from farm.serving.engine.sharing.fair_queue import FairQueue
 from farm.serving.engine.sizing.capacity import Capacity
 
 __all__ = ["Admission"]
@@ -119,10 +120,15 @@ class Admission:
         share = most / self._queue.num_tenants(tenant)
         return self._queue.length_of(tenant) >= share or len(self._queue) >= 2 * most
 
-    def let_go(self) -> Waiting | None:
-        """The next request to prepare; None if nothing waits."""
+    def let_go(self, below: Collection[str] = (), *, only: bool = False) -> Waiting | None:
+        """The next request to prepare; None if nothing waits.
+
+        Args:
+            below: callers below their share, whose requests go first.
+            only: whether only theirs may go.
+        """
         with self._lock:
-            waiting = self._queue.pop()
+            waiting = self._queue.pop(below, only=only)
         if waiting is None:
             return None
         waiting.turn, waiting.popped_s = self._turns, time.monotonic()

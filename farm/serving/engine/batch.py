@@ -1,15 +1,17 @@
 """The running batch: the images in it, by size, and the choice of the next pass.
 
 Owns joining within the limits, the turns of sizes, and the turns of rows when there are too many
-for one pass. Does not denoise.
+for one pass. Callers below their share join at once, and ``PassBudget`` limits the rows of others
+while they run. Does not denoise.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from farm.serving.engine.row import Row, Size
+from farm.serving.engine.sharing.pass_budget import PassBudget, fitting, num_rows
 from farm.serving.engine.sizing.capacity import Capacity
 
 __all__ = ["Batch"]
@@ -27,6 +29,7 @@ class Batch:
         self._max_sizes = max_sizes
         self._groups: OrderedDict[Size, list[Row]] = OrderedDict()
         self._ready: list[Row] = []
+        self._budget = PassBudget()
 
     def __iter__(self) -> Iterator[Row]:
         """All rows, running and ready."""
@@ -55,58 +58,69 @@ class Batch:
         """Add a row that joins when there is room."""
         self._ready.append(row)
 
-    def join(self, capacity: Capacity) -> list[Row]:
+    def join(self, capacity: Capacity, below: Collection[str] = ()) -> list[Row]:
         """Let ready rows join, in the order of their turns, while they fit; returns them.
 
         No row overtakes another of its size; otherwise a guided image could wait forever for two
-        free places while unguided ones take each place as it becomes free.
+        free places while unguided ones take each place as it becomes free. But rows of callers
+        below their share go first, and need no place that a row of another caller has.
         """
         joined: list[Row] = []
-        full: set[Size] = set()
-        total = sum(row.num_rows for rows in self._groups.values() for row in rows)
-        for row in sorted(self._ready, key=lambda row: row.waiting.turn):
-            group = self._groups.get(row.waiting.size, [])
-            taken = sum(other.num_rows for other in group)
-            if row.waiting.size in full:
+        full: set[tuple[Size, bool]] = set()
+        total = sum(num_rows(rows) for rows in self._groups.values())
+        for row in sorted(self._ready, key=lambda row: (not _is_of(row, below), row.waiting.turn)):
+            size, is_first = row.waiting.size, _is_of(row, below)
+            if (size, is_first) in full:
                 continue
-            if group and taken + row.num_rows > capacity.rows_at(row.waiting.size):
-                full.add(row.waiting.size)
+            group = self._groups.get(size, [])
+            rivals = [other for other in group if _is_of(other, below)] if is_first else group
+            if rivals and num_rows(rivals) + row.num_rows > capacity.rows_at(size):
+                full.add((size, is_first))
                 continue
-            if total and total + row.num_rows > self._max_sizes * capacity.rows:
-                break
-            if total and not capacity.has_memory():
+            most = (self._max_sizes + is_first) * capacity.rows
+            if total and (total + row.num_rows > most or not capacity.has_memory()):
                 break
             self._ready.remove(row)
-            self._groups.setdefault(row.waiting.size, []).append(row)
+            self._groups.setdefault(size, []).append(row)
             total += row.num_rows
             joined.append(row)
         return joined
 
-    def choose(self, capacity: Capacity) -> list[Row]:
+    def choose(self, capacity: Capacity, below: Collection[str] = ()) -> list[Row]:
         """The rows of the next pass; empty if nothing is running.
 
         Sizes alternate by pass, so rows advance at the same pace whatever their size.
-        """
-        for size in list(self._groups):
-            rows = self._groups[size]
-            if not rows:
-                del self._groups[size]
-                continue
-            self._groups.move_to_end(size)
-            return self._fitting(rows, capacity.rows_at(size))
-        return []
 
-    def _fitting(self, rows: list[Row], limit: int) -> list[Row]:
-        chosen: list[Row] = []
-        taken = 0
-        for row in rows:
-            if chosen and taken + row.num_rows > limit:
-                break
-            chosen.append(row)
-            taken += row.num_rows
-        if len(chosen) < len(rows):  # only if the limit was lowered during a batch
-            rows[:] = rows[len(chosen) :] + chosen
+        Args:
+            below: callers below their share.
+        """
+        for size in [size for size, rows in self._groups.items() if not rows]:
+            del self._groups[size]
+        if not self._groups:
+            return []
+        running = [row for rows in self._groups.values() for row in rows]
+        is_limited = len({_is_of(row, below) for row in running}) > 1
+        if is_limited:
+            chosen = self._budget.choose(self._groups, capacity, below)
+        else:
+            self._budget.reset()
+            size, rows = next(iter(self._groups.items()))
+            chosen = fitting(rows, capacity.rows_at(size))
+        self._take_turns(chosen, below if is_limited else None)
         return chosen
+
+    def _take_turns(self, chosen: list[Row], below: Collection[str] | None) -> None:
+        """Move a pass's size behind the other sizes, and its rows behind those that did not fit.
+
+        Args:
+            below: the callers whose rows take turns, while others' rows wait; None for all.
+        """
+        size, members = chosen[0].waiting.size, set(chosen)
+        rows = self._groups[size]
+        self._groups.move_to_end(size)
+        entitled = {row for row in rows if below is None or _is_of(row, below)}
+        if members & entitled and not entitled <= members:
+            rows[:] = [row for row in rows if row not in members] + chosen
 
     def leave(self, row: Row) -> None:
         """Remove a row, running or ready."""
@@ -121,3 +135,7 @@ class Batch:
         for row in gone:
             self.leave(row)
         return gone
+
+
+def _is_of(row: Row, callers: Collection[str]) -> bool:
+    return row.request.tenant in callers

@@ -25,6 +25,7 @@ from farm.base.generate import to_uint8
 from farm.base.interface import Base
 from farm.errors import AdapterFileError, FarmError
 from farm.serving.engine.row import Row
+from farm.serving.engine.sharing.shares import Shares
 from farm.serving.request import Picture, Progress
 
 __all__ = ["Decoder"]
@@ -45,15 +46,20 @@ class _Latents:
 class Decoder:
     """Turns rows into images and hands them to their tickets."""
 
-    def __init__(self, base: Base, *, max_batch: int, on_end: Callable[[Row, bool], None]) -> None:
+    def __init__(
+        self, base: Base, shares: Shares, max_batch: int, on_end: Callable[[Row, bool], None]
+    ) -> None:
         """Create the decoder; ``start`` starts its thread.
 
         Args:
+            shares: callers below their share go first, and while they have open requests others'
+                images are decoded one at a time.
             max_batch: images decoded at once; the decoder takes far more memory per image than
                 the denoiser.
             on_end: called with each row and whether it became an image.
         """
         self._base = base
+        self._shares = shares
         self._max_batch = max_batch
         self._on_end = on_end
         vae: Any = getattr(base.pipeline(), "vae", None)
@@ -143,10 +149,13 @@ class Decoder:
             LOG.exception("warming up the decoder failed")
 
     def _take_finished(self) -> dict[Row, _Latents]:
-        """The oldest row and the rows of its size that fit in one batch with it."""
-        size = next((row.waiting.size for row in self._finished), None)
-        same = [row for row in self._finished if row.waiting.size == size]
-        return {row: self._finished.pop(row) for row in same[: self._max_batch]}
+        """The oldest row, among those of callers below their share if there are any, and the rows
+        of its size that fit in one batch with it."""
+        rows = [row for row in self._finished if self._shares.goes_first(row.waiting)]
+        most = 1 if self._shares.below and not rows else self._max_batch
+        rows = rows or list(self._finished)
+        same = [row for row in rows if row.waiting.size == rows[0].waiting.size]
+        return {row: self._finished.pop(row) for row in same[:most]}
 
     def _decode_finished(self, rows: dict[Row, _Latents]) -> None:
         wanted = {row: latents for row, latents in rows.items() if not row.ticket.ended}

@@ -29,13 +29,14 @@ from farm.serving.adapters.side import AdapterSide
 from farm.serving.config import EngineConfig, EngineStats
 from farm.serving.engine.admission import Admission
 from farm.serving.engine.batch import Batch
-from farm.serving.engine.counts import Counts, Outcome
+from farm.serving.engine.counts import Counts
 from farm.serving.engine.decoder import Decoder
 from farm.serving.engine.denoiser import Denoiser
 from farm.serving.engine.loop_calls import LoopCalls, stopping
 from farm.serving.engine.preparer import RowPreparer
 from farm.serving.engine.row import Row, Waiting, size_of
 from farm.serving.engine.sampler import advance_all
+from farm.serving.engine.sharing.shares import Shares
 from farm.serving.engine.sizing.capacity import Capacity
 from farm.serving.engine.sizing.measuring import UNMEASURED_ROWS, CapacityMeter
 from farm.serving.request import GenerationRequest, Progress, Ticket
@@ -77,6 +78,7 @@ class Engine:
         self._admission = Admission(self.config)
         self._batch = Batch(self.config.max_sizes)
         self._counts = Counts()
+        self._shares = Shares()
         self._is_draining = False
         self._is_over = False
         self._is_lost = False
@@ -87,14 +89,15 @@ class Engine:
         self._adapters = AdapterSide(base, source, self.config, cache_folder)
         self.cache = self._adapters.cache
         if self.cache is not None:
-            listen = self.cache.revocations.listen
-            listen(lambda keys: self._inbox.post(lambda: self._revoked(keys)))
+            post = self._inbox.post
+            self.cache.revocations.listen(lambda keys: post(lambda: self._revoked(keys)))
         self._meter: CapacityMeter | None = None
         self._denoiser = Denoiser(base, self._adapters.bank, pads=self.config.pad_rows)
-        self._decoder = Decoder(base, max_batch=self.config.decode_batch, on_end=self._ended)
+        self._decoder = Decoder(base, self._shares, self.config.decode_batch, self._ended)
         self._preparer = RowPreparer(
             base,
             self._adapters,
+            self._shares,
             post=self._inbox.post,
             on_ready=self._batch.add_ready,
             on_failed=self._failed,
@@ -176,11 +179,11 @@ class Engine:
         size = size_of(self.base, request)
         cost = self.capacity.cost(request, size)
         waiting = Waiting(Ticket(request), size, cost, time.monotonic())
-        self._counts.add_submitted()
+        self._counts.add_submitted(waiting)
         try:
             self._admission.admit(waiting, self.capacity)
         except TooBusy:
-            self._counts.remove_submitted()
+            self._counts.remove_submitted(waiting)
             raise
         self._inbox.wake()
         if self._is_over:  # the loop has just ended and may have missed this request
@@ -232,11 +235,12 @@ class Engine:
         self._beat_s = time.monotonic()
         self._read_inbox()
         self._drop_ended()
-        self._let_go()
-        for row in self._batch.join(self.capacity):
+        below = self._shares.update(self._counts.callers)
+        self._let_go(below)
+        for row in self._batch.join(self.capacity, below):
             row.joined_s = time.monotonic()
             row.ticket.report(Progress("denoising", 0, row.sampler.num_steps))
-        rows = self._batch.choose(self.capacity)
+        rows = self._batch.choose(self.capacity, below)
         if rows:
             self._step(rows)
 
@@ -253,19 +257,19 @@ class Engine:
             self._left(row)
             self._ended(row, False)
 
-    def _let_go(self) -> None:
-        """Start preparing as many requests as could join soon."""
+    def _let_go(self, below: frozenset[str]) -> None:
+        """Start preparing requests that could join soon, or are of callers below their share."""
         window = self.config.lookahead or self.capacity.rows
         preparer = self._preparer
-        # requests loading an adapter do not count, so that others can join without waiting for it
-        while (
-            preparer.num_preparing - preparer.num_loading + self._batch.num_ready < window
-            and preparer.num_loading < self.config.max_loading
-        ):
-            waiting = self._admission.let_go()
+        while preparer.num_loading < self.config.max_loading:
+            # those loading an adapter do not count, so that others join without waiting for it
+            ahead = preparer.num_preparing - preparer.num_loading + self._batch.num_ready
+            if ahead >= (2 * window if below else window):
+                return
+            waiting = self._admission.let_go(below, only=ahead >= window)
             if waiting is None:
                 return
-            self._preparer.begin(waiting)
+            preparer.begin(waiting)
 
     def _step(self, rows: list[Row]) -> None:
         """One pass, then each row's own scheduler step."""
@@ -307,8 +311,8 @@ class Engine:
 
     def _count_pass(self, rows: list[Row], num_rows: int, pass_s: float) -> None:
         self._counts.add_pass(num_rows, pass_s)
-        cost = sum(row.waiting.cost / row.sampler.num_steps for row in rows)
-        self._admission.count_pass(cost, pass_s)
+        self._admission.count_pass(sum(row.step_cost for row in rows), pass_s)
+        self._shares.count((row.request.tenant, row.step_cost) for row in rows)
 
     def _finish(self, rows: list[Row]) -> None:
         """Pass denoised rows to the decoder."""
@@ -338,14 +342,14 @@ class Engine:
 
     def _ended(self, row: Row, is_generated: bool) -> None:
         self._note(row.ticket.error)
-        self._counts.add_ended("generated" if is_generated else _unfinished(row.waiting))
+        self._counts.add_ended(row.waiting, is_generated=is_generated)
 
     def _failed(self, waiting: Waiting, error: BaseException) -> None:
         waiting.ticket.fail(error)
         self._note(error)
         if waiting.popped_s:
             self._admission.give_up(waiting.cost)
-        self._counts.add_ended(_unfinished(waiting))
+        self._counts.add_ended(waiting)
 
     def _fail_row(self, row: Row, error: BaseException) -> None:
         self._note(error)
@@ -394,7 +398,3 @@ class Engine:
             self._left(row)
             self._ended(row, False)
         self._preparer.abandon(error)
-
-
-def _unfinished(waiting: Waiting) -> Outcome:
-    return "cancelled" if waiting.ticket.cancelled else "failed"

@@ -15,7 +15,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,8 @@ from farm.serving.adapters.side import AdapterSide
 from farm.serving.adapters.slots import Reservation
 from farm.serving.engine.row import LoadedAdapter, Row, Waiting
 from farm.serving.engine.sampler import Sampler
+from farm.serving.engine.sharing.shares import Shares
+from farm.serving.engine.sharing.urgent_first import UrgentFirst
 from farm.serving.request import AdapterRef, Progress
 
 __all__ = ["RowPreparer"]
@@ -72,6 +74,7 @@ class RowPreparer:
         self,
         base: Base,
         adapters: AdapterSide,
+        shares: Shares,
         *,
         post: Post,
         on_ready: Callable[[Row], None],
@@ -80,6 +83,7 @@ class RowPreparer:
         """Create the preparer.
 
         Args:
+            shares: requests of callers below their share are prepared first.
             post: schedules a call in the engine's loop.
             on_ready: called in the loop with each row that may join.
             on_failed: called in the loop with each request that cannot be generated.
@@ -89,13 +93,14 @@ class RowPreparer:
         self._slots = adapters.slots
         self._cache = adapters.cache
         self._prompts = adapters.prompts
+        self._shares = shares
         self._post = post
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._blocked: deque[_Preparing] = deque()
         self._uses: dict[str, LoadedAdapter] = {}  # how the adapters in slots were loaded
         self._with_text: set[str] = set()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._worker = UrgentFirst("prepare")
         self._queue = Queue(base.device)
         self._jobs: set[_Preparing] = set()
         self._num_loading = 0
@@ -118,7 +123,7 @@ class RowPreparer:
 
     def close(self) -> None:
         """Stop the thread."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker.close()
 
     def warm_up(self) -> None:
         """Encode a prompt in the preparing thread, so that the first request need not wait until
@@ -129,7 +134,7 @@ class RowPreparer:
                 self._base.encode_prompts([""])
                 wait_for(mark(self._base.device))
 
-        self._worker.submit(encode).result()
+        self._worker.submit_first(encode).result()
 
     # -- in the loop --------------------------------------------------------------------------
 
@@ -150,14 +155,14 @@ class RowPreparer:
         self._load(job)
 
     def retry(self) -> None:
-        """Give slots to the waiting requests, in order.
+        """Give slots to the waiting requests, in order, callers below their share first.
 
         A request that finds too few keeps its place. At most ``PATIENCE`` later requests may
         overtake it, and only if their adapters are already in slots, so that small requests never
         starve a large one.
         """
         short: _Preparing | None = None
-        for job in list(self._blocked):
+        for job in sorted(self._blocked, key=lambda job: not self._shares.goes_first(job.waiting)):
             keys = job.waiting.keys
             if short is not None:
                 if short.overtaken >= PATIENCE:
@@ -184,11 +189,10 @@ class RowPreparer:
 
     def revoke(self, keys: frozenset[str]) -> None:
         """Empty the slots of revoked adapters, now or after their last row has left."""
-        self._prompts_forget(keys)
+        self._worker.submit(lambda: self._prompts.forget(keys))
         for key in keys:
             slot = self._slots.drop(key)
-            if slot is not None:
-                self._clear([slot])
+            self._clear([] if slot is None else [slot])
 
     def _check(self, waiting: Waiting) -> None:
         for ref, _ in waiting.request.adapters:
@@ -269,7 +273,7 @@ class RowPreparer:
                 known = self._uses[key]
                 job.waiting.uses[key] = LoadedAdapter(known.sha256, "slot", 0.0)
                 self.slot_hits += 1
-        self._worker.submit(self._prepare, job)
+        self._worker.submit(lambda: self._prepare(job), lambda: self._is_urgent(job))
 
     def _again(self, job: _Preparing) -> None:
         """Undo a reservation and start again with loading."""
@@ -283,7 +287,8 @@ class RowPreparer:
         job.unpin()
         reservations, job.reservations = job.reservations, []
         self._on_failed(job.waiting, error)
-        self.release(reservations)
+        if reservations:  # else no slot is free that was not before
+            self.release(reservations)
 
     def _finish(self, job: _Preparing, row: Row) -> None:
         self._jobs.discard(job)
@@ -294,15 +299,16 @@ class RowPreparer:
 
     def _clear(self, slots: list[int]) -> None:
         # in the preparing thread, so that it precedes the next copy into the slot
-        bank = self._bank
-        if slots and bank is not None:
-            for slot in slots:
-                self._worker.submit(bank.clear_slot, slot)
-
-    def _prompts_forget(self, keys: frozenset[str]) -> None:
-        self._worker.submit(self._prompts.forget, keys)
+        for slot in slots:
+            assert self._bank is not None
+            self._worker.submit_first(functools.partial(self._bank.clear_slot, slot))
 
     # -- in the preparing thread --------------------------------------------------------------
+
+    def _is_urgent(self, job: _Preparing) -> bool:
+        # but not before an earlier request has copied the weights that both use
+        is_copied = all(one.is_fresh or one.ready.done() for one in job.reservations)
+        return is_copied and self._shares.goes_first(job.waiting)
 
     def _prepare(self, job: _Preparing) -> None:
         try:

@@ -129,6 +129,11 @@ class Row:
         return 1 if self.unprompted is None else 2
 
     @property
+    def step_cost(self) -> float:
+        """Row-steps of one step, at the base's own resolution."""
+        return self.waiting.cost / self.sampler.num_steps
+
+    @property
     def remaining_cost(self) -> float:
         """Row-steps still to do, at the base's own resolution."""
         return self.waiting.cost * (1 - self.sampler.step / self.sampler.num_steps)

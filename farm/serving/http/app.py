@@ -103,6 +103,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
         limits=services.limits,
         observe=_observer(services),
         names_requests=names_requests,
+        has_engine=names_requests,  # Ray Serve's ingresses have none
     )
     return app
 

@@ -13,6 +13,7 @@ import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -204,6 +205,7 @@ class ConnectionBook:
         return stall.sweeps * SWEEP_EVERY_S >= self.limits.write_timeout_s
 
 
+@lru_cache(maxsize=4096)
 def address_group(address: str) -> str:
     """The unit that limits apply to: an IPv4 address, or an IPv6 /64 network."""
     try:

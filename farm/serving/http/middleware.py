@@ -1,8 +1,8 @@
 """Middleware around every route: request id, authentication, size limits, uncaught errors.
 
 Owns the request id, authentication, the checks of web pages' origins, the body's limits in bytes
-and time, the pace of refusals, the common headers of every response, and the handler of uncaught
-errors. A plain ASGI layer, so that streams pass through unchanged.
+and time, the turns of callers, the pace of refusals, the common headers of every response, and the
+handler of uncaught errors. A plain ASGI layer, so that streams pass through unchanged.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.serving.access.api_keys import Gate
 from farm.serving.access.limits import Limits, RefusalPace
+from farm.serving.access.turns import Turns
 from farm.serving.http.connections import address_group
 from farm.serving.http.errors import error_response, http_response
 
@@ -56,10 +57,12 @@ class Guard:
         limits: Limits,
         observe: Callable[[str, str, int, float], None] | None = None,
         names_requests: bool = True,
+        has_engine: bool = True,
     ) -> None:
         """Args:
         observe: receives the method, route, status and seconds of every request.
         names_requests: whether to add the request id to responses; Ray Serve's proxy adds it.
+        has_engine: whether an engine in this process needs the interpreter too.
         """
         self._app = app
         self._gate = gate
@@ -67,6 +70,7 @@ class Guard:
         self._observe = observe
         self._names_requests = names_requests
         self._pace = RefusalPace(limits.refusals_per_second)
+        self._turns = Turns() if has_engine else Turns(rest=0.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,8 +102,13 @@ class Guard:
                 await self._admit(scope, headers)
             finally:
                 self._check_pace(scope)
-            body = _BoundedBody(receive, self._limits)
-            await self._app(scope, body.receive, answer.send)
+            caller = _caller(scope)
+            try:
+                await self._turns.take(caller)
+                body = _BoundedBody(receive, self._limits)
+                await self._app(scope, body.receive, answer.send)
+            finally:
+                self._turns.leave(caller)
         except Exception as error:
             if answer.status and not answer.is_held:  # it has begun; it can only be aborted
                 raise

@@ -115,7 +115,7 @@ async def validate_request(
         width_px=width_px,
         height_px=height_px,
         adapters=tuple((ref, weight) for _, ref, weight in used),
-        tenant=tenant.namespace,
+        tenant=tenant.key_id,
         deadline_s=limits.deadline_s,
         preview_every=_preview_every(asked),
     )

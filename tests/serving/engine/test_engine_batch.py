@@ -38,6 +38,26 @@ def test_guidance_of_one_costs_no_unconditional_row(make_engine):
     assert engine.stats().prompts_encoded == 1
 
 
+def test_a_newcomer_joins_a_full_batch_at_once_and_images_that_pause_meanwhile_do_not_change(
+    make_engine,
+):
+    engine = make_engine(batch_rows=2)
+    flood = [ask(i, steps=80, guidance=1.0, tenant="flood") for i in range(2)]
+    newcomer = ask(9, steps=8, guidance=1.0, tenant="newcomer")
+    alone = [generate(engine, request)[0] for request in (*flood, newcomer)]
+    engine._shares.count([("flood", 1e6)])
+    tickets = [engine.submit(request) for request in flood]
+    wait_for(lambda: all(ticket.progress.step > 0 for ticket in tickets))
+    ticket = engine.submit(newcomer)
+    picture = ticket.result(WAIT_S)
+    assert not any(other.ended for other in tickets)
+    assert picture.metadata["batch"] == {"mean_rows": 2.0, "largest": 2}  # one of them its own
+    steps = sorted(other.progress.step for other in tickets)
+    assert steps[1] - steps[0] >= 8  # one of the two has paused
+    for one, other in zip([*tickets, ticket], alone, strict=True):
+        assert_same(one.result(WAIT_S).pixels, other)
+
+
 def test_a_cancelled_request_leaves_within_a_step_and_others_go_on(make_engine):
     engine = make_engine()
     doomed, other = engine.submit(ask(0, steps=150)), engine.submit(ask(1, steps=20))

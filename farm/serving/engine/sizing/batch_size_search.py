@@ -31,6 +31,15 @@ class BatchSizeCurve:
         """Seconds per row in a full pass."""
         return self.seconds_by_rows[self.rows] / self.rows
 
+    def seconds_of(self, rows: float) -> float:
+        """Seconds of a pass between the measured ones, on straight lines; 0 for no rows."""
+        below, below_s = 0.0, 0.0
+        for count, seconds in sorted(self.seconds_by_rows.items()):
+            if rows <= count:
+                return below_s + (seconds - below_s) * (rows - below) / (count - below)
+            below, below_s = count, seconds
+        return below_s * rows / below
+
     @property
     def reason(self) -> str:
         """The curve in one line, for logs."""

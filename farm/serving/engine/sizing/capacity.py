@@ -75,6 +75,10 @@ class Capacity:
         """Measured seconds of a full pass at a size."""
         return self.seconds_per_cost * self.area_ratio(size) * self.rows_at(size)
 
+    def seconds(self, size: Size, rows: int) -> float:
+        """Estimated seconds of a pass of this many rows, from the measured curve."""
+        return self._knee.seconds_of(rows * self.area_ratio(size))
+
     def cost(self, request: GenerationRequest, size: Size) -> float:
         """Row-steps of a request at the base's own size."""
         rows = 2 if self._needs_unprompted(request.guidance) else 1

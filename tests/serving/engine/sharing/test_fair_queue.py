@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.serving.engine.fairness import FairQueue
+from farm.serving.engine.sharing.fair_queue import FairQueue
 
 
 def filled(items, quantum=10.0):
@@ -97,6 +97,24 @@ def test_removing_a_tenant_leaves_the_others_as_they_were(items, gone):
     rest = [item for item in items if item[0] != gone]
     assert Counter(removed) == Counter(item for item in items if item[0] == gone)
     assert Counter(drained(queue)) == Counter(rest)
+
+
+def test_items_of_some_tenants_may_go_before_all_others_or_alone():
+    queue = filled([("a", 1.0, 5.0), ("a", 1.0, 6.0), ("b", 1.0, math.inf)])
+    assert queue.pop({"b", "c"})[0] == "b"
+    assert queue.pop({"b"}, only=True) is None
+    assert queue.pop({"b"})[0] == "a"
+    assert queue.pop(only=True) is None
+    assert len(queue) == 1
+
+
+def test_what_one_tenant_gets_first_changes_no_share_of_the_others():
+    queue = filled([(tenant, 10.0, math.inf) for tenant in "ab" for _ in range(20)])
+    for _ in range(30):
+        queue.push(("new", 10.0, math.inf), tenant="new", cost=10.0)
+        assert queue.pop({"new"})[0] == "new"
+    first = [queue.pop()[0] for _ in range(20)]
+    assert 9 <= first.count("a") <= 11
 
 
 def test_it_says_what_a_tenant_has_waiting():

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -96,12 +96,20 @@ class FairQueue(Generic[Item]):
         self._length += 1
         self._cost += cost
 
-    def pop(self) -> Item | None:
-        """Remove and return the next item; None if nothing waits."""
-        if not self._length:
+    def pop(self, first: Collection[str] = (), *, only: bool = False) -> Item | None:
+        """Remove and return the next item; None if nothing waits.
+
+        Args:
+            first: tenants whose items precede all others.
+            only: whether to leave the items of others where they are.
+        """
+        names = [name for name in self._tenants if name in first] if first else []
+        if not names and not only:
+            names = list(self._tenants)
+        if not names:
             return None
-        self._top_up()
-        name = self._most_urgent()
+        self._top_up(names)
+        name = self._most_urgent(names)
         tenant = self._tenants[name]
         entry = heapq.heappop(tenant.heap)
         tenant.deficit -= entry.cost
@@ -132,21 +140,22 @@ class FairQueue(Generic[Item]):
                 tenant.heap = kept
         return removed
 
-    def _top_up(self) -> None:
-        """Give every tenant quanta until at least one can afford its first item."""
-        short = [tenant.heap[0].cost - tenant.deficit for tenant in self._tenants.values()]
+    def _top_up(self, names: Sequence[str]) -> None:
+        """Give these tenants quanta until at least one can afford its first item."""
+        tenants = [self._tenants[name] for name in names]
+        short = [tenant.heap[0].cost - tenant.deficit for tenant in tenants]
         rounds = max(0, math.ceil(min(short) / self._quantum))
-        if rounds:
-            for tenant in self._tenants.values():
-                tenant.deficit += rounds * self._quantum
+        for tenant in tenants:
+            tenant.deficit += rounds * self._quantum
 
-    def _most_urgent(self) -> str:
+    def _most_urgent(self, names: Sequence[str]) -> str:
         """The tenant with the earliest deadline among those that can afford their first item; the
         first in turn if several have it."""
         slack = self._quantum * 1e-9  # deficits are sums of floats
+        tenants = [(name, self._tenants[name]) for name in names]
         affordable = [
             (tenant.heap[0].deadline, turn, name)
-            for turn, (name, tenant) in enumerate(self._tenants.items())
+            for turn, (name, tenant) in enumerate(tenants)
             if tenant.deficit + slack >= tenant.heap[0].cost
         ]
         return min(affordable)[2]
