@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import aiohttp
 import pytest
 from support.photos import encoded, picture
 
@@ -96,10 +97,13 @@ def test_a_redirect_to_a_private_host_is_not_followed(
 
 
 def test_a_name_that_resolves_to_a_private_host_is_refused(monkeypatch: pytest.MonkeyPatch):
-    def resolved(*arguments: object, **options: object) -> object:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.1.2.3", 80))]
+    # not ``socket.getaddrinfo``, which uvloop does not call, and older uvicorns make it the loop
+    # of everything in the process
+    async def resolved(_: object, host: str, port: int = 0, family: int = 0) -> object:
+        found = {"hostname": host, "host": "10.1.2.3", "port": port}
+        return [{**found, "family": socket.AF_INET, "proto": 6, "flags": socket.AI_NUMERICHOST}]
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    monkeypatch.setattr(aiohttp.DefaultResolver, "resolve", resolved)
     with pytest.raises(PhotoFault, match=r"10\.1\.2\.3"):
         read_photo_bytes("http://photos.example.org/a.png")
 
