@@ -25,6 +25,7 @@ from support.docs.pages import ROOT, Block, command_lines
 
 SMALL = {
     "demo": {"subjects": 2, "steps": 60},
+    "run": {"sample_steps": 8},
     "study": {"prior": {"subjects": 2, "seeds": 1, "steps": 8}},
 }
 """Defaults of commands that would otherwise train for minutes."""

@@ -99,12 +99,14 @@ class KillOneLane:
 def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
     ray_here: Any, tmp_path: Path
 ) -> None:
+    clip = str(save_clip(tmp_path / "clip"))
     manifest = write_manifest(tmp_path / "m", 6, recipe=RECIPE, nouns=("cat", "dog"))
     view = KillOneLane()
     store = Store(tmp_path / "store")
     # with so long a lease, the dead lane's jobs are released only when its successor reports
     patient = DispatchSettings(lease_s=3600)
     options = {"executor": "ray", "lanes": 2, "slots": 2, "dispatch": patient}
+    options |= {"make_judge": QualityJudge, "scoring": ScoringSettings(clip, share=WHOLE_CARD)}
     summary = run_manifest(request(manifest, store.url, **options), view=view)
     assert view.killed is not None
     assert (summary.committed, summary.failed) == (6, 0)
@@ -114,6 +116,11 @@ def test_a_killed_lane_loses_no_job_and_disturbs_no_other_lane(
     lives = {place: len(pids) for place, pids in view.lanes.items()}
     assert lives.pop(view.killed) == 2
     assert set(lives.values()) == {1}
+    # lanes in other processes received the settings of the scorer, and one died
+    cards = [Registry(store).record(key).quality for key in commits(store)]
+    assert all(card and card["scorers"] == {"clip": clip} for card in cards)
+    # full cards, because the scoring share is large enough
+    assert {card["scores"]["clip_i"]["num"] for card in cards if card} == {8}
     # Ray Data generated the priors, equal to those that one process generates
     for spec in prepare_run(request(manifest, tmp_path / "empty")).priors:
         run_alone = prior_moments_alone(spec, tmp_path / "alone")
@@ -128,23 +135,6 @@ def prior_moments_alone(spec: Any, folder: Path) -> Any:
 
     base = load_base("tiny")
     return np.concatenate([generate_part(base, spec, part)["moments"] for part in parts_of(spec)])
-
-
-def test_a_lane_in_another_process_receives_the_scorer_settings(
-    ray_here: Any, tmp_path: Path
-) -> None:
-    clip = str(save_clip(tmp_path / "clip"))
-    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"prior_rows": 0})
-    store = Store(tmp_path / "store")
-    scoring = ScoringSettings(clip, share=WHOLE_CARD)
-    options = {"executor": "ray", "make_judge": QualityJudge, "scoring": scoring}
-    assert run_manifest(request(manifest, store.url, **options)).committed == 1
-    (named,) = Registry(store).names()
-    card = Registry(store).record(named.job_key).quality
-    assert card is not None
-    assert card["scorers"] == {"clip": clip}
-    # a full card, because the scoring share is large enough
-    assert card["scores"]["clip_i"]["num"] == 8
 
 
 def test_lanes_share_one_read_only_copy_of_a_prior_set(ray_here: Any, tmp_path: Path) -> None:
