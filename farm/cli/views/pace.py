@@ -54,7 +54,7 @@ class Pace:
 
         Args:
             share: what is done or no longer needed.
-            dropped: the part of it that nobody did.
+            dropped: the part of it that was dropped instead.
         """
         done = share - dropped
         if not self._seen:
@@ -126,7 +126,7 @@ class Work:
         return Pace(self.expected_s, self.first_share)
 
     def done(self, snapshot: Snapshot) -> tuple[float, float]:
-        """The share that is done or no longer needed, and the part of it that nobody did.
+        """The share that is done or no longer needed, and the part of it that was dropped instead.
 
         0 until this start of the run has trained a step or dropped a job; below 0 if jobs that an
         earlier start had dropped are trained after all.

@@ -111,7 +111,7 @@ class JobIndex:
 
     @property
     def dropped_share(self) -> float:
-        """The part of ``done_share`` that nobody trained: the rest of jobs that ended early."""
+        """The part of ``done_share`` that was not trained: the rest of jobs that ended early."""
         return self._steps_dropped / self._steps_total if self._steps_total else 0.0
 
     def held_by(self, lane: str) -> list[str]:

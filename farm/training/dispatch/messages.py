@@ -218,4 +218,4 @@ class Snapshot:
     at: float = 0.0
     """By the dispatcher's clock, in seconds."""
     dropped_share: float = 0.0
-    """The part of ``done_share`` that nobody trained: the rest of jobs that ended early."""
+    """The part of ``done_share`` that was not trained: the rest of jobs that ended early."""
