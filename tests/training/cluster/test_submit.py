@@ -89,12 +89,29 @@ def await_training(store: Store, run: str) -> None:
     raise AssertionError("nothing was trained")
 
 
-def test_a_local_manifest_travels_trains_and_is_found_again(head: Head, tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m", 2, recipe=QUICK)
+def test_a_local_manifest_travels_survives_its_driver_and_is_found_again(
+    head: Head, tmp_path: Path
+) -> None:
+    manifest = write_manifest(tmp_path / "m", 2, recipe=QUICK | {"steps": 100})
     store = Store(tmp_path / "store")
-    sent = submit(head, manifest, store)
+    sent = submit(head, manifest, store, "--retry", "2")
+    owner = holder(store, f"runs/{sent['run']}/drivers")
+    assert owner is not None
+    # a machine that has the store and no way to the cluster
+    watch = subprocess.Popen(
+        [str(BIN / "farm"), "status", sent["run"], "--store", store.url, "--watch", "--json"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    os.kill(owner.pid, signal.SIGKILL)
     assert await_end(head, sent["job"]) == "SUCCEEDED", client_of(head).get_job_logs(sent["job"])
     assert len(list(Registry(store).names())) == 2
+    log = client_of(head).get_job_logs(sent["job"])
+    assert "the driver died (signal 9); it is started again" in log
+    shown, _ = watch.communicate(timeout=60)
+    assert watch.returncode == 0
+    assert json.loads(shown.splitlines()[-1])["counts"]["committed"] == 2
     # the same run id as with `farm run`
     options = {"base": "tiny", "recipe": {"flip": False}}
     at_home = prepare_run(RunRequest(str(manifest), store.url, **options))
@@ -103,7 +120,7 @@ def test_a_local_manifest_travels_trains_and_is_found_again(head: Head, tmp_path
     # photos are in the store, named by their content; nothing refers to this machine's files
     (name,) = [one for one in store.list("submissions") if one.endswith(".parquet")]
     assert str(tmp_path / "m").encode() not in store.read(f"submissions/{name}")
-    again = submit(head, manifest, store)
+    again = submit(head, manifest, store, "--retry", "2")
     assert again["manifest"] == sent["manifest"]
     assert again["job"] != sent["job"]
     assert await_end(head, again["job"]) == "SUCCEEDED"
@@ -179,26 +196,3 @@ def test_a_stopped_job_releases_its_run_at_once(head: Head, tmp_path: Path) -> N
     # it had time to save its job
     (key,) = store.list("checkpoints")
     assert store.list(f"checkpoints/{key}")
-
-
-def test_a_dead_driver_is_started_again(head: Head, tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m", 1, recipe=QUICK | {"steps": 500})
-    store = Store(tmp_path / "store")
-    sent = submit(head, manifest, store, "--retry", "2")
-    owner = holder(store, f"runs/{sent['run']}/drivers")
-    assert owner is not None
-    # a machine that has the store and no way to the cluster
-    watch = subprocess.Popen(
-        [str(BIN / "farm"), "status", sent["run"], "--store", store.url, "--watch", "--json"],
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    os.kill(owner.pid, signal.SIGKILL)
-    assert await_end(head, sent["job"]) == "SUCCEEDED", client_of(head).get_job_logs(sent["job"])
-    assert len(list(Registry(store).names())) == 1
-    log = client_of(head).get_job_logs(sent["job"])
-    assert "the driver died (signal 9); it is started again" in log
-    shown, _ = watch.communicate(timeout=60)
-    assert watch.returncode == 0
-    assert json.loads(shown.splitlines()[-1])["counts"]["committed"] == 1
