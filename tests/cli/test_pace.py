@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from farm.cli.views.pace import Pace
+from farm.cli.views.pace import Pace, Work
 from farm.cli.views.run import LiveView
 from farm.training.dispatch.job_state import Status
 from farm.training.dispatch.messages import LaneView, Snapshot
+from farm.training.plan.estimate import Estimate
 
 PLAN_S = 100.0
 FIRST = 0.2
@@ -97,6 +98,23 @@ def test_a_cancelled_and_a_repeated_job_change_what_is_left_and_not_the_speed() 
     for second in range(33, 60):
         left = pace.note(float(second), second / 300 - 0.033)
     assert left == pytest.approx(241 + 10, rel=0.1)
+
+
+def test_a_cancelled_subject_of_three_takes_its_own_third_and_gives_it_back_when_repeated() -> None:
+    work = Work(Estimate(start_s=10.0, training_s=590.0))
+    pace, lefts = work.pace(), []
+    for second in range(130):
+        share, dropped = max(0, second - 10) / 590, 0.0
+        if second in (120, 121):  # one of three is cancelled; then it begins again
+            dropped = 1 / 3 - share / 3
+        elif second > 121:
+            share -= 110 / 590 / 3
+        counts = {"cancelled": int(second in (120, 121))}
+        snapshot = Snapshot(counts, 3, share + dropped, (), 0, False, dropped_share=dropped)
+        lefts.append(pace.note(float(second), *work.done(snapshot)))
+    assert lefts[119] == pytest.approx(481, rel=0.05)
+    assert lefts[121] == pytest.approx(479 * 2 / 3, rel=0.05)
+    assert lefts[129] == pytest.approx(471 + 37, rel=0.05)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
