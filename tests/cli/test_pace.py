@@ -121,7 +121,7 @@ def test_a_cancelled_subject_of_three_takes_its_own_third_and_gives_it_back_when
 def test_the_live_view_has_the_bar_on_a_line_of_its_own(columns: int) -> None:
     console = Console(width=columns, height=30, force_terminal=True, record=True, file=StringIO())
     lanes = (LaneView("0", 3, 3, 2.0, 2**30, 0.0),)
-    counts = dict.fromkeys(Status, 0) | {Status.TRAINING: 3}
+    counts = dict.fromkeys(map(str, Status), 0) | {"training": 3}
     snapshot = Snapshot(counts, 3, 0.5, lanes, waiting_for_priors=0, is_done=False)
     with LiveView(console=console) as view:
         view.show(snapshot, ())
