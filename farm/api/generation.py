@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from farm.errors import UserError
-from farm.intake.prompts.tags import fill_tags
+from farm.intake.prompts.tags import fill_tags, near_miss
 from farm.serving.http.errors import describe
 from farm.serving.http.schemas import GenerateRequest
 
@@ -69,6 +69,11 @@ def filled(prompt: str, name: str, identifier: str) -> str:
     Raises:
         UserError: if it asks for another adapter's subject.
     """
+    if (mistyped := near_miss(prompt, {name: identifier})) is not None:
+        raise UserError(
+            f"prompt: {mistyped[0]} is not how a subject is named",
+            f"write {mistyped[1]}; a weight is an argument of its own",
+        )
     text, unknown = fill_tags(prompt, {name: identifier})
     if unknown is not None:
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,12 +33,13 @@ def status(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show the progress of a run: counts, rate, remaining time and failures.
+    """Show the progress of a run: counts, steps, rate, remaining time and failures.
 
     The rate is that of the run's last start; a run without a driver that has work left has none.
     Reads only the store.
     """
-    from farm.cli.views.output import note, print_json
+    from farm.cli.views.output import note
+    from farm.cli.views.status import status_view
     from farm.errors import StoreError
     from farm.training.run.status import run_status
 
@@ -46,18 +47,20 @@ def status(
     if run is None and _shows_adapters_alone(opened, json):
         return
     run_id = chosen_run(opened, run)
-    while True:
-        try:
-            facts = run_status(opened, run_id)
-        except StoreError as error:
-            if not watch:
-                raise
-            note(f"{error.message}; trying again")
-            continue
-        print_json(facts) if json else _print_status(run_id, facts)
-        if not watch or facts["left"] == 0:
-            return
-        time.sleep(2)
+    with status_view(json=json, refresh=watch) as show:
+        while True:
+            try:
+                facts = run_status(opened, run_id)
+            except StoreError as error:
+                if not watch:
+                    raise
+                note(f"{error.message}; trying again")
+                time.sleep(2)
+                continue
+            show(facts)
+            if not watch or facts["left"] == 0:
+                return
+            time.sleep(2)
 
 
 def _shows_adapters_alone(store: Store, json: bool) -> bool:
@@ -75,22 +78,6 @@ def _shows_adapters_alone(store: Store, json: bool) -> bool:
         holds = f"{num:,} adapter{'' if num == 1 else 's'} and no runs"
         say(f"{store.url} holds {holds}; `farm list` shows them")
     return True
-
-
-def _print_status(run_id: str, facts: dict[str, Any]) -> None:
-    from farm.cli.views.output import print_table
-    from farm.cli.views.run import failure_lines
-    from farm.durations import duration
-
-    rows = [(name, count) for name, count in facts["counts"].items() if count]
-    rows.append(("driver", facts["driver"] or "none"))
-    if facts["jobs_per_hour"]:
-        rows.append(("rate", f"{facts['jobs_per_hour']:.0f} adapters per hour"))
-    if facts["eta_s"] is not None:
-        rows.append(("remaining", duration(facts["eta_s"])))
-    print_table(("", f"run {run_id}"), rows)
-    for failure in facts["failures"]:
-        say("\n".join(failure_lines(**failure)))
 
 
 def logs(

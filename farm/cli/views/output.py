@@ -13,8 +13,9 @@ from farm.visible import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
-__all__ = ["note", "print_facts", "print_json", "print_rich", "print_table", "say"]
+__all__ = ["note", "print_facts", "print_json", "print_rich", "print_table", "say", "table_of"]
 
 PIPE_WIDTH = 200
 """Columns where the output is not a terminal, so that a row stays on one line for `grep`."""
@@ -63,6 +64,11 @@ def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
 ) -> None:
     """Print a table on stdout; numbers are right-aligned."""
+    print_rich(table_of(headers, rows, title=title))
+
+
+def table_of(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> Table:
+    """A table whose numbers are right-aligned."""
     from rich.table import Table
     from rich.text import Text
 
@@ -76,7 +82,7 @@ def print_table(
         table.add_column(header, justify="right" if is_number else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(_shown(value)) for value in line))
-    print_rich(table)
+    return table
 
 
 def _shown(value: object) -> str:

@@ -16,6 +16,8 @@ __all__ = ["Pace", "Work"]
 
 FINAL = ("committed", "quarantined", "rejected", "cancelled")
 """Statuses of jobs that need no more time."""
+DROPPED = ("quarantined", "rejected", "cancelled")
+"""Those of them that ended without their work."""
 WINDOW = 0.4
 """Share of the work, the latest, from whose time the speed is measured: a part of seconds would
 mislead, because lanes start one after another and samples follow the last step."""
@@ -30,7 +32,7 @@ class Pace:
 
     Between two steps of progress the work is assumed to continue at that speed, up to a limit;
     beyond it the remaining time grows with the time that passes. It never reaches zero before the
-    work is done.
+    work is done. Work that is dropped or has to be done again changes what is left, not the speed.
     """
 
     def __init__(self, expected_s: float | None = None, first_share: float = MOST_ASSUMED) -> None:
@@ -42,29 +44,38 @@ class Pace:
         """
         self._expected_s, self._first_share = expected_s, first_share
         self._first = 0.0
+        self._worked = self._last = 0.0
         self._seen: deque[tuple[float, float]] = deque()
-        """(time, share) of each progress in the window, and of the last before it."""
+        """(time, work done) of each progress in the window, and of the last before it."""
         self._pace = expected_s
 
-    def note(self, now: float, share: float) -> float | None:
-        """Record the share that is done; return the remaining seconds, or None if not known."""
+    def note(self, now: float, share: float, dropped: float = 0.0) -> float | None:
+        """Record the progress; return the remaining seconds, or None if not known.
+
+        Args:
+            share: what is done or no longer needed.
+            dropped: the part of it that was dropped instead.
+        """
+        done = share - dropped
         if not self._seen:
-            self._first = share
-        if not self._seen or share > self._seen[-1][1]:
-            self._seen.append((now, share))
+            self._first = self._worked = self._last = done
+        self._worked += max(0.0, done - self._last)
+        self._last = done
+        if not self._seen or self._worked > self._seen[-1][1]:
+            self._seen.append((now, self._worked))
         last_at, last = self._seen[-1]
-        assumed = last
+        assumed, end = last, last + 1.0 - share
         if self._pace:
-            most = last + MOST_ASSUMED * (1.0 - last)
+            most = last + MOST_ASSUMED * (end - last)
             if last == self._first:
                 most = max(last, self._first_share)
             assumed = min(most, last + (now - last_at) / self._pace)
         pace = self._measure(now, assumed)
-        if pace is None or assumed >= 1.0:
+        if pace is None or assumed >= end:
             return None
         if now == last_at:
             self._pace = pace
-        return (1.0 - assumed) * pace
+        return (end - assumed) * pace
 
     def _measure(self, now: float, share: float) -> float | None:
         """Seconds of the whole work at the current speed; None while nothing is measured."""
@@ -94,7 +105,8 @@ class Work:
 
     def __init__(self, expected: Estimate | None) -> None:
         self._expected = expected
-        self._first: tuple[float, float] | None = None
+        self._first: tuple[float, float, float, float] | None = None
+        self._has_begun = False
 
     @property
     def expected_s(self) -> float | None:
@@ -113,22 +125,35 @@ class Work:
         """A pace for this work."""
         return Pace(self.expected_s, self.first_share)
 
-    def share(self, snapshot: Snapshot) -> float:
-        """0 to 1; 0 until this start of the run has trained a step."""
+    def done(self, snapshot: Snapshot) -> tuple[float, float]:
+        """The share that is done or no longer needed, and the part of it that was dropped instead.
+
+        0 until this start of the run has trained a step or dropped a job; below 0 if jobs that an
+        earlier start had dropped are trained after all.
+        """
         parts = self._expected
         if parts is None or not parts.total_s:
-            return snapshot.done_share
-        ended = sum(snapshot.counts.get(status, 0) for status in FINAL)
-        now = snapshot.done_share, ended / max(snapshot.num_jobs, 1)
-        self._first = self._first or now
-        # the plan covers only what an earlier start has left
-        trained, ended_share = (
-            (value - first) / (1 - first) if first < 1 else 1.0
-            for value, first in zip(now, self._first, strict=True)
+            return snapshot.done_share, snapshot.dropped_share
+        num_jobs = max(snapshot.num_jobs, 1)
+        ended, lost = (
+            sum(snapshot.counts.get(status, 0) for status in statuses) / num_jobs
+            for statuses in (FINAL, DROPPED)
         )
-        if not trained:
-            return 0.0
-        done_s = parts.start_s + parts.class_images_s
-        done_s += (parts.photos_s + parts.training_s) * trained
-        done_s += (parts.pictures_s + parts.end_s) * ended_share
-        return done_s / parts.total_s
+        now = snapshot.done_share, ended, snapshot.dropped_share, lost
+        self._first = self._first or now
+        first_trained, first_ended, *_ = self._first
+        if first_trained >= 1 or first_ended >= 1:
+            return 1.0, 0.0
+        # the plan covers only what an earlier start has left
+        rest = (1 - first_trained, 1 - first_ended) * 2
+        trained, ended, untrained, lost = (
+            (value - first) / most
+            for value, first, most in zip(now, self._first, rest, strict=True)
+        )
+        steps_s, ends_s = parts.photos_s + parts.training_s, parts.pictures_s + parts.end_s
+        dropped = (steps_s * untrained + ends_s * lost) / parts.total_s
+        self._has_begun |= trained > untrained
+        if not self._has_begun:
+            return dropped, dropped
+        done_s = parts.start_s + parts.class_images_s + steps_s * trained + ends_s * ended
+        return done_s / parts.total_s, dropped

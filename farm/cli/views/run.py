@@ -19,6 +19,7 @@ from farm.durations import duration
 from farm.visible import visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from farm.training.dispatch.messages import Notice, Snapshot
@@ -64,7 +65,7 @@ class PlainView:
         for line in news:
             note(visible(line.text))
         now = time.monotonic()
-        left = self._pace.note(now, self._work.share(snapshot))
+        left = self._pace.note(now, *self._work.done(snapshot))
         text = _totals(snapshot, left)
         if now - self._shown_at >= PLAIN_EVERY_S and text != self._last:
             self._shown_at, self._last = now, text
@@ -93,14 +94,16 @@ def _totals(snapshot: Snapshot, left_s: float | None) -> str:
 class LiveView:
     """A table that refreshes itself: the whole run, a row per lane, the last events."""
 
-    def __init__(self, expected: Estimate | None = None) -> None:
+    def __init__(self, expected: Estimate | None = None, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
         self._work = Work(expected)
         self._pace = self._work.pace()
         self._news: deque[Notice] = deque(maxlen=6)
-        self._live = Live(console=Console(stderr=True), refresh_per_second=2, transient=True)
+        self._live = Live(
+            console=console or Console(stderr=True), refresh_per_second=2, transient=True
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -117,6 +120,7 @@ class LiveView:
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Refresh the table; failures also stay visible above it."""
         from rich.console import Group
+        from rich.padding import Padding
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
@@ -124,15 +128,18 @@ class LiveView:
             if line.is_bad:
                 self._live.console.print(Text(visible(line.text), style="yellow"))
         self._news.extend(line for line in news if not line.is_bad)
-        share = self._work.share(snapshot)
-        left = self._pace.note(time.monotonic(), share)
-        bar = ProgressBar(total=1.0, completed=share, width=60)
+        share, dropped = self._work.done(snapshot)
+        left = self._pace.note(time.monotonic(), share, dropped)
+        bar = ProgressBar(total=1.0, completed=max(0.0, share), width=60)
         last = [
             Text(visible(line.text), style="dim", no_wrap=True, overflow="ellipsis")
             for line in self._news
         ]
         totals = Text(_totals(snapshot, left), style="bold")
-        self._live.update(Group(totals, bar, _lanes_table(snapshot), *last))
+        # a bar alone does not end its line
+        self._live.update(
+            Group(totals, Padding(bar, 0, expand=False), _lanes_table(snapshot), *last)
+        )
 
 
 def _lanes_table(snapshot: Snapshot) -> Table:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from farm.errors import RequestRefused
 from farm.intake.prompts.foreign_syntax import adapter_tags, emphasis
-from farm.intake.prompts.tags import TAG, fill_tags
+from farm.intake.prompts.tags import TAG, fill_tags, near_miss
 from farm.intake.subject import names_identifier
 from farm.serving.access.api_keys import Tenant
 from farm.serving.access.catalog import AdapterFacts
@@ -228,7 +228,22 @@ async def _find_adapters(
             )
         return facts, AdapterRef(named.job_key, tenant.namespace, named.name, named.sha256), weight
 
-    return list(await asyncio.gather(*(find(model, weight) for model, weight in wanted)))
+    used = list(await asyncio.gather(*(find(model, weight) for model, weight in wanted)))
+    _check_distinct([ref for _, ref, _ in used])
+    return used
+
+
+def _check_distinct(refs: Sequence[AdapterRef]) -> None:
+    """Refuse an adapter that is named twice, whatever the weights: they would add up."""
+    seen: set[tuple[str, str]] = set()
+    for ref in refs:
+        if (which := (ref.key, ref.sha256)) in seen:
+            raise RequestRefused(
+                f"adapters: {ref.name} is named twice",
+                "name it once, in 'model' or in 'adapters', with the weight that it should have",
+                "adapters",
+            )
+        seen.add(which)
 
 
 def _prompt_notes(
@@ -271,7 +286,15 @@ def _has_noun(prompt: str, noun: str) -> bool:
 
 def _fill(prompt: str, used: Sequence[AdapterFacts]) -> str:
     """The prompt with identifiers in place of ``[V]`` and ``[V:name]``."""
-    text, unknown = fill_tags(prompt, {facts.name: facts.identifier for facts in used})
+    identifiers = {facts.name: facts.identifier for facts in used}
+    if (mistyped := near_miss(prompt, identifiers)) is not None:
+        text, tag = mistyped
+        raise RequestRefused(
+            f"prompt: {text} is not how a subject is named",
+            f"write {tag}; weights are fields: 'adapter_weight', and 'weight' in 'adapters'",
+            "prompt",
+        )
+    text, unknown = fill_tags(prompt, identifiers)
     if unknown is not None:
         raise RequestRefused(
             f"prompt: no adapter of this request stands for {unknown}",

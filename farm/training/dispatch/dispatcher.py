@@ -266,6 +266,7 @@ class Dispatcher:
             counts=index.counts,
             num_jobs=len(self._run),
             done_share=index.done_share,
+            dropped_share=index.dropped_share,
             lanes=self._lanes.views(),
             waiting_for_priors=self._queues.num_waiting(),
             is_done=self.is_done,

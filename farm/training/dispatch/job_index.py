@@ -29,7 +29,7 @@ class JobIndex:
         self._counts = dict.fromkeys(Status, 0)
         self._held: dict[str, dict[str, None]] = {}
         self._failed: dict[str, None] = {}
-        self._steps_total = self._steps_done = self.num_open = 0
+        self._steps_total = self._steps_done = self._steps_dropped = self.num_open = 0
         self._ahead: dict[str, int] = {}
         """Steps that a lane has trained and that are not in the ledger yet."""
         self._steps_ahead = 0
@@ -45,6 +45,7 @@ class JobIndex:
             self._failed[job.key] = None
         if job.status in FINAL:
             self._steps_done += steps
+            self._steps_dropped += _steps_dropped(job, steps)
             return
         self._steps_done += min(steps, job.step)
         self.num_open += 1
@@ -70,6 +71,7 @@ class JobIndex:
         self._move_holder(before, after)
         steps = self._steps[self._recipe_of[number]]
         self._steps_done += _steps_done(after, steps) - _steps_done(before, steps)
+        self._steps_dropped += _steps_dropped(after, steps) - _steps_dropped(before, steps)
         self._steps_ahead -= self._ahead.pop(key, 0)
 
     def _move_holder(self, before: Job, after: Job) -> None:
@@ -107,6 +109,11 @@ class JobIndex:
             return 1.0
         return (self._steps_done + self._steps_ahead) / self._steps_total
 
+    @property
+    def dropped_share(self) -> float:
+        """The part of ``done_share`` that was not trained: the rest of jobs that ended early."""
+        return self._steps_dropped / self._steps_total if self._steps_total else 0.0
+
     def held_by(self, lane: str) -> list[str]:
         """The jobs that a lane holds according to the ledger, in the order of their leases."""
         return list(self._held.get(lane, ()))
@@ -126,3 +133,8 @@ class JobIndex:
 
 def _steps_done(job: Job, steps: int) -> int:
     return steps if job.status in FINAL else min(steps, job.step)
+
+
+def _steps_dropped(job: Job, steps: int) -> int:
+    is_untrained = job.status in FINAL and (job.status in WITHOUT_ADAPTER or job.reused)
+    return steps - min(steps, job.step) if is_untrained else 0

@@ -217,3 +217,5 @@ class Snapshot:
     """The worst store trouble of the dispatcher or any lane."""
     at: float = 0.0
     """By the dispatcher's clock, in seconds."""
+    dropped_share: float = 0.0
+    """The part of ``done_share`` that was not trained: the rest of jobs that ended early."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from farm.training.dispatch.compaction import (
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.job_state import WITHOUT_ADAPTER
 from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
+from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
 from farm.training.gc_pause import gc_paused
@@ -33,10 +34,18 @@ from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
 
 __all__ = ["run_status", "settle_requests"]
 
+MOST_COUNTED = 2_000
+"""Jobs of a run whose steps are counted; a larger one is shown by its adapters, whose reading takes
+less time."""
+GAINS = frozenset({"progress", "released", "committed"})
+"""Events that say how many steps were trained."""
+
 
 def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[str, Any]:
-    """Counts, rate, remaining time and failures of a run, as plain values.
+    """Counts, steps, rate, remaining time and failures of a run, as plain values.
 
+    Steps, and how many jobs wait for class images, are those of a run with a driver and at most
+    ``MOST_COUNTED`` jobs, else None.
     The rate is that of the last start: adapters by the time since it began, in its last ten minutes
     if it is longer. A run that has work left and no driver has none.
 
@@ -57,6 +66,11 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     per_s = 0.0 if is_idle else tally.commits_per_s(started)
     # the work that is left needs no start of Ray and mostly no class images
     work_per_s = tally.commits_per_s(max(started, tally.first_lease))
+    eta_s = left / work_per_s if work_per_s and owner is not None else None
+    steps = None
+    if left and owner is not None and num_jobs <= MOST_COUNTED:
+        steps = _count_steps(store, run_id, started)
+        eta_s = steps.left_s or eta_s
     return {
         "run": run_id,
         "store": store.url,
@@ -66,9 +80,107 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "driver": f"process {owner.pid}" if owner is not None else None,
         "started": settings.get("started"),
         "jobs_per_hour": per_s * 3600,
-        "eta_s": left / work_per_s if work_per_s and owner is not None else None,
+        "eta_s": eta_s,
+        "steps": {"done": steps.done, "total": steps.total, "per_s": steps.per_s}
+        if steps
+        else None,
+        "waiting_for_class_images": steps.waiting_for_priors if steps else None,
         "failures": list(tally.failures),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """The steps of a run's jobs."""
+
+    done: int
+    """Trained steps of the jobs that have, or may still get, an adapter."""
+    total: int
+    """All steps of these jobs."""
+    left: int
+    per_s: float
+    """In the last ten minutes of this start; 0 before its first progress."""
+    waiting_for_priors: int
+    """Queued jobs whose class images are not complete."""
+
+    @property
+    def left_s(self) -> float | None:
+        """The time for the steps that are left; None if not known."""
+        return self.left / self.per_s if self.left and self.per_s else None
+
+
+def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
+    """Count the steps of a run.
+
+    Args:
+        started: Unix time of the run's last start; the rate counts from its first lease.
+
+    Raises:
+        StoreError: if the ledger is damaged.
+    """
+    with gc_paused():
+        run = read_run_jobs(store, run_id)
+        columns = run.columns
+        steps = [columns.recipes[number].steps for number in columns.recipe_of]
+        state, per_s = _replay(store, run_id, started)
+    done = total = left = 0
+    queued = []
+    for number, key in enumerate(run):
+        job = state.jobs.get(key)
+        status = job.status if job is not None else Status.QUEUED
+        if status in FINAL and status is not Status.COMMITTED:
+            continue
+        trained = steps[number]
+        if job is None or status is not Status.COMMITTED:
+            trained = min(trained, job.step if job is not None else 0)
+        done, total = done + trained, total + steps[number]
+        left += steps[number] - trained
+        if status is Status.QUEUED:
+            queued.append(number)
+    return _Steps(done, total, left, per_s, _waiting(store, run, queued))
+
+
+def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, float]:
+    """The state after all events, and the steps per second of this start.
+
+    Only trained steps count for the rate: a job that is cancelled or begins again changes what is
+    left.
+    """
+    names = segment_names(store, run_id)
+    file = newest_file(store, run_id, names)
+    state = LedgerState()
+    for chunk in file.chunks if file is not None else ():
+        state.jobs.update((job.key, job) for job in chunk.jobs())
+    leased, gains = 0.0, []
+    for event in read_segments(
+        store, run_id, names[file.num_segments if file is not None else 0 :]
+    ):
+        before, after = state.apply(event)
+        if event.at < started:
+            continue
+        if event.kind == "leased":
+            leased = leased or event.at
+        gained = after.step - (before.step if before is not None else 0)
+        if event.kind in GAINS and gained > 0:
+            gains.append((event.at, gained))
+    if not gains:
+        return state, 0.0
+    last = gains[-1][0]
+    begin = max(last - RATE_WINDOW_S, leased or started)
+    recent = sum(gained for at, gained in gains if at > begin)
+    return state, recent / max(last - begin, 1.0)
+
+
+def _waiting(store: Store, run: RunJobs, queued: Collection[int]) -> int:
+    """How many of the queued jobs wait for class images."""
+    columns = run.columns
+    of_jobs = [columns.prior_of[number] for number in queued if columns.prior_of[number] >= 0]
+    if not of_jobs:
+        return 0
+    from farm.training.priors.storage import is_ready  # with pyarrow
+
+    missing = {prior for prior in set(of_jobs) if not is_ready(store, columns.priors[prior])}
+    return sum(prior in missing for prior in of_jobs)
 
 
 @dataclass

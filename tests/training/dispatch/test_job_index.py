@@ -67,6 +67,12 @@ def assert_equals_a_count(index: JobIndex, jobs: dict[str, Job], live: dict[str,
         for job in everything
     )
     assert index.done_share == pytest.approx(done / sum(steps_of.values()))
+    dropped = sum(
+        max(0, steps_of[job.key] - job.step)
+        for job in everything
+        if job.is_final and (job.status != "committed" or job.reused)
+    )
+    assert index.dropped_share == pytest.approx(dropped / sum(steps_of.values()))
 
 
 @given(st.lists(st.tuples(events, st.integers(-1, 30)), max_size=60))

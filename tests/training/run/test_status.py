@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from support.assignments import PLAIN, assignment
 
+from farm.cli.views.status import status_view
 from farm.locks import StoreLock
 from farm.storage import Store
 from farm.training.dispatch import run_state
@@ -135,6 +138,40 @@ def test_the_rate_counts_what_the_last_start_committed_since_it_began(tmp_path: 
     for now in (clock[0], clock[0] + 5.0):
         facts = run_status(store, "r", now=now)
         assert facts["jobs_per_hour"] == pytest.approx(2 / 90 * 3600)
+    assert facts["steps"] is not None
     later = [NOW + 300.0]
     assert begin(store, later, epoch=2)
     assert run_status(store, "r")["jobs_per_hour"] == 0.0
+
+
+def test_steps_rate_and_time_left_are_known_before_the_first_adapter(tmp_path: Path) -> None:
+    store, clock = Store(tmp_path), [NOW]
+    state = begin(store, clock)
+    lock = StoreLock.take(store, "runs/r/drivers", ttl_s=60.0)
+    assert lock is not None
+    total = ASSIGNMENTS[0].spec.subject.recipe.steps
+    facts = run_status(store, "r")
+    assert facts["steps"] == {"done": 0, "total": 4 * total, "per_s": 0.0}
+    assert facts["eta_s"] is None
+    for key in KEYS[:2]:
+        state.record("leased", key, lane="0#x", expires=NOW)
+    clock[0] += 10.0
+    for key in KEYS[:2]:
+        state.record("progress", key, lane="0#x", step=2, expires=NOW)
+    state.flush()
+    facts = run_status(store, "r")
+    assert facts["steps"] == {"done": 4, "total": 4 * total, "per_s": pytest.approx(0.4)}
+    assert facts["eta_s"] == pytest.approx((4 * total - 4) / 0.4)
+    state.cancel(KEYS[1:2], "cancelled")
+    state.flush()
+    facts = run_status(store, "r")
+    assert facts["steps"] == {"done": 2, "total": 3 * total, "per_s": pytest.approx(0.4)}
+    assert facts["eta_s"] == pytest.approx((3 * total - 2) / 0.4)
+    table = StringIO()
+    console = Console(width=80, force_terminal=True, file=table)
+    with status_view(json=False, refresh=True, console=console) as show:
+        show(facts)
+        show(facts)
+    shown = table.getvalue()
+    assert f"2 of {3 * total:,}" in shown
+    assert "\x1b[1A" in shown  # the second is written over the first
