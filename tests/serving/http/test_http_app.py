@@ -16,7 +16,6 @@ from support.serving.openai_client import FEW, generate
 
 from farm.adapters.record import BaseFamily
 from farm.base.generate import generate_images
-from farm.intake.prompts.tags import near_miss
 from farm.serving.http.image_metadata import read_image_metadata
 
 # -- generating -----------------------------------------------------------------------------------
@@ -107,42 +106,6 @@ def test_two_adapters_on_one_picture_each_by_its_own_name(client: openai.OpenAI)
     one = generate(client, "rex", "zwx dog beside qtr cat")
     difference = pixels_of(both.data[0].b64_json) - pixels_of(one.data[0].b64_json)
     assert np.abs(difference).mean() > 0.5
-
-
-@pytest.mark.parametrize(
-    ("token", "right"),
-    [
-        ("[V:rex:0.5]", "[V:rex]"),
-        ("[V: rex]", "[V:rex]"),
-        ("[V rex]", "[V:rex]"),
-        ("[v:rex]", "[V:rex]"),
-        ("[rex:0.5]", "[V:rex]"),
-        ("[rex]", "[V:rex]"),
-        ("[v]", "[V]"),
-        ("[ V ]", "[V]"),
-        ("[V:]", "[V]"),
-    ],
-)
-def test_a_mistyped_tag_is_refused_with_the_right_one(
-    client: openai.OpenAI, token: str, right: str
-) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        generate(client, "rex", f"a photo of {token} dog")
-    assert f"prompt: {token} is not how a subject is named" in refused.value.message
-    assert f"write {right};" in refused.value.message
-
-
-def test_brackets_that_name_no_subject_are_plain_words() -> None:
-    ordinary = "[sks] [red|blue] [cat:0.5] [cat:dog:10] [vase] [v-neck shirt] [a rex] [zwx] [V]"
-    assert near_miss(ordinary, {"rex": "zwx", "sks": "sks"}) is None
-
-
-@pytest.mark.parametrize("use", [{"model": "rex"}, {"model": "rex", "weight": 0.5}])
-def test_an_adapter_that_is_named_twice_is_refused(
-    client: openai.OpenAI, use: dict[str, object]
-) -> None:
-    with pytest.raises(openai.BadRequestError, match="adapters: rex is named twice"):
-        generate(client, "rex", "a photo of [V] dog", adapters=[use])
 
 
 def test_a_weight_of_nothing_is_the_bare_base(client: openai.OpenAI) -> None:

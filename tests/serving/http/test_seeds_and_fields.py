@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 from PIL import Image
 from support.endpoint import LiveEndpoint, live_endpoint
+from support.serving.openai_client import generate
 
+from farm.intake.prompts.tags import near_miss
 from farm.serving.config import EngineConfig
 
 PLAIN = {"prompt": "a photo of [V] dog", "size": "64x64", "num_inference_steps": 2, "seed": 7}
@@ -106,3 +109,39 @@ def test_a_weight_of_zero_is_the_base_itself(endpoint: LiveEndpoint) -> None:
     bare = pictures(endpoint, model="tiny", prompt="a photo of sks dog")
     assert pictures(endpoint, adapter_weight=0) == bare
     assert pictures(endpoint) != bare
+
+
+@pytest.mark.parametrize(
+    ("token", "right"),
+    [
+        ("[V:rex:0.5]", "[V:rex]"),
+        ("[V: rex]", "[V:rex]"),
+        ("[V rex]", "[V:rex]"),
+        ("[v:rex]", "[V:rex]"),
+        ("[rex:0.5]", "[V:rex]"),
+        ("[rex]", "[V:rex]"),
+        ("[v]", "[V]"),
+        ("[ V ]", "[V]"),
+        ("[V:]", "[V]"),
+    ],
+)
+def test_a_mistyped_tag_is_refused_with_the_right_one(
+    client: openai.OpenAI, token: str, right: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        generate(client, "rex", f"a photo of {token} dog")
+    assert f"prompt: {token} is not how a subject is named" in refused.value.message
+    assert f"write {right};" in refused.value.message
+
+
+def test_brackets_that_name_no_subject_are_plain_words() -> None:
+    ordinary = "[sks] [red|blue] [cat:0.5] [cat:dog:10] [vase] [v-neck shirt] [a rex] [zwx] [V]"
+    assert near_miss(ordinary, {"rex": "zwx", "sks": "sks"}) is None
+
+
+@pytest.mark.parametrize("use", [{"model": "rex"}, {"model": "rex", "weight": 0.5}])
+def test_an_adapter_that_is_named_twice_is_refused(
+    client: openai.OpenAI, use: dict[str, object]
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="adapters: rex is named twice"):
+        generate(client, "rex", "a photo of [V] dog", adapters=[use])
