@@ -52,7 +52,8 @@ def check_arguments(
     optional = ("long_prompts",)
     for name, value in fields.items():
         if value is None and name not in optional:  # the endpoint takes null for its defaults
-            raise UserError(f"{PYTHON_NAMES.get(name, name)} is None", "leave it out, or give one")
+            remedy = "give a prompt" if name == "prompt" else "leave it out, or give one"
+            raise UserError(f"{PYTHON_NAMES.get(name, name)} is None", remedy)
     try:
         GenerateRequest.model_validate(fields)
     except ValidationError as error:

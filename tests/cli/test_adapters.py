@@ -120,6 +120,16 @@ def test_an_export_to_a_disk_that_ignores_case_loses_no_adapter(
     assert (result.exit_code, result.stdout.count("\n")) == (2, 1)
 
 
+def test_an_export_to_a_place_that_is_no_folder_names_it_once(
+    store: Registry, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    for place in (tmp_path / "file", tmp_path / "file/inner", Path("/proc/x")):
+        with pytest.raises(UserError, match=f"cannot write {place}: "):
+            call("export", str(place))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_score_needs_a_name_in_either_form(store: Registry) -> None:
     with pytest.raises(UserError, match="no adapter is named\n"):
         call("score")

@@ -57,9 +57,11 @@ def export_adapters(
         form: ``diffusers``, ``peft`` or ``kohya``: export this format only, named by adapter.
 
     Raises:
-        UserError: if a name or format is unknown, or a named adapter is revoked.
+        UserError: if a name or format is unknown, or a named adapter is revoked, or if
+            ``out`` cannot be written.
     """
     _check_form(form)
+    _check_target(out)
     registry, result, placed = Registry(store), Exported(), _Placed()
     for namespace, name in _chosen(registry, names, run_id):
         label = f"{namespace}/{name}"
@@ -140,6 +142,15 @@ def _fetch_own(registry: Registry, named: NamedAdapter, folder: Path) -> Adapter
     names = own_files(registry.record(named.job_key), named)
     record = registry.fetch(named.job_key, folder, names=names)
     return record if names is None else make_own_copy(folder, record, named)
+
+
+def _check_target(out: Path) -> None:
+    try:
+        Store(str(out)).check_writable()
+    except FarmError as error:
+        raise UserError(
+            f"cannot write {out}: {error.message}", "export to another folder"
+        ) from error
 
 
 def _check_form(form: str | None) -> None:
