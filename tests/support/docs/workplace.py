@@ -30,8 +30,8 @@ SMALL = {
 }
 """Defaults of commands that would otherwise train for minutes."""
 SMALL_RECIPE = 'BASE_RECIPES["embedded"]["num_prior_images"] = 8'
-"""The embedded base's own 48 class images would take longer than the training. The same for the
-command and for Python blocks: a run's jobs depend on it."""
+"""The embedded base's own 48 class images, or the demo's 32, would take longer than the training.
+The same for the command and for Python blocks: a run's jobs depend on it."""
 SMALL_STUDY = {"num_checks": 1, "num_photos": 3, "num_prior_images": 4, "nouns": ["cat"]}
 SMALL_BUDGET = {
     "num_prompt_pictures": 4,
@@ -72,6 +72,9 @@ from farm.cli import app, main
 from farm.recipe import BASE_RECIPES
 {recipe}
 app.info.context_settings["default_map"] = json.loads(os.environ["SMALL"])
+if sys.argv[1:2] == ["demo"]:
+    from farm.cli.commands import demo
+    demo.RECIPE["num_prior_images"] = 8
 if sys.argv[1:3] == ["study", "prior"]:
     from farm.quality.study import prior
     fields, budget = json.loads(os.environ["SMALL_STUDY"])
