@@ -25,7 +25,7 @@ from farm.keys import bytes_digest, file_digest
 from farm.safe_names import is_safe_name
 from farm.storage import Store
 
-__all__ = ["SAMPLES", "NamedAdapter", "Registry", "is_revoked_among"]
+__all__ = ["NEW_VERSION", "SAMPLES", "NamedAdapter", "Registry", "is_revoked_among"]
 
 PARALLEL_READS = 16
 """Concurrent store look-ups; on object stores each takes tens of milliseconds."""
@@ -34,6 +34,8 @@ FEW_KEYS = 64
 KEYS_PER_LOOKUP = 32
 """A listing of everything names about ten objects per adapter, a thousand in one request; it is
 slower than look-ups where the keys are fewer than one in this many adapters."""
+NEW_VERSION = "another recipe trains a new version, for example `farm run … --set seed=1`"
+"""What to do about a revoked adapter: the same photos and recipe are the same finished job."""
 MAX_EARLIER = 64
 """Earlier versions of a name that can still be requested by key."""
 

@@ -21,7 +21,7 @@ from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.files.folder import load_adapter
 from farm.adapters.lookup import find_adapter
 from farm.adapters.record import AdapterRecord
-from farm.adapters.registry import NamedAdapter, Registry
+from farm.adapters.registry import NEW_VERSION, NamedAdapter, Registry
 from farm.adapters.weights import AdapterWeights
 from farm.api.generation import check_arguments, filled
 from farm.api.keywords import Location, check_location
@@ -204,7 +204,7 @@ def load(
 def _find(registry: Registry, text: str) -> NamedAdapter:
     named = find_adapter(registry, text)
     if registry.is_revoked(named.job_key, named.namespace):
-        raise UserError(f"{text} is revoked", "train it again")
+        raise UserError(f"{text} is revoked", NEW_VERSION)
     return named
 
 

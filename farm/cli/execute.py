@@ -197,6 +197,7 @@ def prepare(request: RunRequest) -> PreparedRun:
 
 def show_plan(prepared: PreparedRun) -> None:
     """Show warnings and the plan on stderr."""
+    from farm.adapters.registry import NEW_VERSION
     from farm.cli.views.plan import plan_table
     from farm.visible import visible
 
@@ -205,6 +206,10 @@ def show_plan(prepared: PreparedRun) -> None:
     more = len(prepared.warnings) - SHOWN_WARNINGS
     if more > 0:
         note(f"… and {more:,} more warnings: farm check shows them")
+    if prepared.revoked:
+        some = ", ".join(map(visible, prepared.revoked[:SHOWN_WARNINGS]))
+        rest = " and others" if len(prepared.revoked) > SHOWN_WARNINGS else ""
+        note(f"warning: found, but revoked: {some}{rest}; {NEW_VERSION}")
     if prepared.plan is not None:
         print_rich(plan_table(prepared), stderr=True)
 

@@ -71,8 +71,12 @@ def _request(
     facts = {"run": run_id, "asked": what, "subjects": subjects, "settled": settled is not None}
     if json:
         print_json(facts | {"jobs": settled})
-    elif settled is None:
-        say(f"run {run_id}: the driver will {what} the jobs within seconds")
+        return
+    which = "has failed or was cancelled" if what == "retry" else "is unfinished"
+    if settled is None:
+        say(f"run {run_id}: its driver will {what} what {which}, within seconds")
+    elif settled == 0:
+        say(f"run {run_id}: nothing to {what}: no such job {which}")
     else:
-        done = "queued again; `farm run` trains them" if what == "retry" else "cancelled"
-        say(f"run {run_id}: {settled} jobs {done}")
+        done = "queued again; `farm run` resumes the run" if what == "retry" else "cancelled"
+        say(f"run {run_id}: {settled:,} {'job' if settled == 1 else 'jobs'} {done}")

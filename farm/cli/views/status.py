@@ -69,7 +69,7 @@ def _rows(facts: Facts) -> Iterator[tuple[str, object]]:
     yield from ((name, count) for name, count in facts["counts"].items() if count)
     if waiting := facts["waiting_for_class_images"]:
         yield "waiting for class images", waiting
-    yield "driver", facts["driver"] or "none"
+    yield "driver", facts["driver"] or ("none; `farm run` resumes" if facts["left"] else "none")
     rates = []
     if steps := facts["steps"]:
         share = steps["done"] / steps["total"] if steps["total"] else 1.0

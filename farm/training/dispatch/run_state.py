@@ -88,7 +88,7 @@ class RunState:
         if status is Status.COMMITTED:
             return self.record("vanished", key, reason="its adapter is no longer in the store")
         if job.is_held:
-            reason = "the driver of this run was restarted"
+            reason = "the driver of this run has ended"
             return self.record("released", key, lane=job.lane, reason=reason)
         if status is Status.FAILED or status is Status.REJECTED:
             return self.record("retry", key)

@@ -15,7 +15,7 @@ from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER
 from farm.adapters.files.own_copy import make_own_copy, own_files
 from farm.adapters.lookup import find_adapter
 from farm.adapters.record import AdapterRecord
-from farm.adapters.registry import NamedAdapter, Registry
+from farm.adapters.registry import NEW_VERSION, NamedAdapter, Registry
 from farm.errors import AdapterFileError, FarmError, StoreError, UserError
 from farm.storage import Store
 from farm.training.run.files import read_assignments
@@ -71,7 +71,7 @@ def export_adapters(
                 continue
             if registry.is_revoked(named.job_key, namespace):
                 if names:
-                    raise UserError(f"{label} is revoked", "leave it out, or train it again")
+                    raise UserError(f"{label} is revoked", f"leave it out; {NEW_VERSION}")
                 continue
             placed.refuse_same_place(named)
             path = export_adapter(registry, named, out, form=form)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.lookup import check_case
-from farm.adapters.registry import Registry
+from farm.adapters.registry import Registry, is_revoked_among
 from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
@@ -127,7 +127,9 @@ def _loaded(
 
 
 def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) -> PreparedRun:
-    committed = frozenset(Registry(store).committed_among(jobs.run))
+    registry = Registry(store)
+    committed = frozenset(registry.committed_among(jobs.run))
+    withdrawn = registry.revoked_keys() if committed else set()
     left = jobs.left(committed)
     priors = missing_priors(store, jobs.priors(left))
     return PreparedRun(
@@ -139,6 +141,14 @@ def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) ->
         committed=committed,
         priors=tuple(priors),
         plan=_plan(request, base, jobs, left, priors) if left else None,
+        revoked=tuple(
+            sorted(
+                f"{space}/{name}"
+                for key in committed
+                for space, name in jobs.names[key]
+                if is_revoked_among(withdrawn, key, space)
+            )
+        ),
     )
 
 

@@ -102,6 +102,8 @@ class PreparedRun:
     """The resolved manifest; None for a run that was read from the store."""
     warnings: tuple[Fault, ...] = field(default=(), repr=False)
     """Warnings of the check."""
+    revoked: tuple[str, ...] = ()
+    """``namespace/name`` of committed adapters that are revoked, sorted: none is trained again."""
 
     @property
     def num_to_train(self) -> int:

@@ -294,6 +294,17 @@ def test_an_adapter_that_was_removed_is_trained_again(tmp_path: Path) -> None:
     assert (summary.committed, summary.reused) == (1, 1)
 
 
+def test_a_revoked_adapter_is_named_and_another_recipe_trains_it_anew(
+    manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]], tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed[0].url, tmp_path / "store")
+    Registry(Store(tmp_path / "store")).revoke("default", "s001")
+    found = prepare_run(request(manifest, tmp_path / "store"))
+    assert (found.num_to_train, found.revoked) == (0, ("default/s001",))
+    anew = prepare_run(request(manifest, tmp_path / "store", recipe={"seed": 1}))
+    assert (anew.num_to_train, anew.revoked) == (5, ())
+
+
 def test_a_run_has_one_driver(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m", 1)
     prepared = prepare_run(request(manifest, tmp_path / "store"))
