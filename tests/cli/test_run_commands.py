@@ -345,7 +345,7 @@ def test_the_remaining_time_includes_what_follows_the_last_step() -> None:
 
     def share(trained: float, committed: int) -> float:
         counts = {"committed": committed}
-        return work.share(Snapshot(counts, 4, trained, (), 0, False))
+        return work.done(Snapshot(counts, 4, trained, (), 0, False))[0]
 
     assert share(0.0, 0) == 0.0  # class images are generated: the plan's own time counts down
     assert share(0.5, 0) == pytest.approx(0.4)
@@ -355,7 +355,7 @@ def test_the_remaining_time_includes_what_follows_the_last_step() -> None:
     resumed = Work(plan)
     for trained, committed, expected in ((0.5, 2, 0.0), (0.75, 2, 0.4), (1.0, 4, 1.0)):
         snapshot = Snapshot({"committed": committed}, 4, trained, (), 0, False)
-        assert resumed.share(snapshot) == pytest.approx(expected)
+        assert resumed.done(snapshot) == pytest.approx((expected, 0.0))
 
 
 @pytest.mark.slow
