@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -75,8 +75,15 @@ class LedgerState:
         return before, after
 
 
-def read_state(store: Store, run_id: str) -> LedgerState:
+def read_state(
+    store: Store,
+    run_id: str,
+    seen: Callable[[Event, Job | None, Job], None] = lambda *_: None,
+) -> LedgerState:
     """The state of a run's ledger, from the newest complete state file and the segments after it.
+
+    Args:
+        seen: called with each event after the state file, and its job before and after.
 
     Raises:
         StoreError: if a segment is damaged.
@@ -92,7 +99,7 @@ def read_state(store: Store, run_id: str) -> LedgerState:
         state.segments = tuple(names)
         covered = file.num_segments if file is not None else 0
         for event in read_segments(store, run_id, names[covered:]):
-            state.apply(event)
+            seen(event, *state.apply(event))
             state.num_replayed += 1
     return state
 

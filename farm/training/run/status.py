@@ -19,10 +19,11 @@ from farm.training.dispatch.compaction import (
     LedgerState,
     Tally,
     newest_file,
+    read_state,
     read_tally,
 )
 from farm.training.dispatch.dispatcher import Dispatcher
-from farm.training.dispatch.job_state import WITHOUT_ADAPTER
+from farm.training.dispatch.job_state import WITHOUT_ADAPTER, Event
 from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.dispatch.segments import read_segments, segment_names
@@ -146,23 +147,19 @@ def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, flo
     Only trained steps count for the rate: a job that is cancelled or begins again changes what is
     left.
     """
-    names = segment_names(store, run_id)
-    file = newest_file(store, run_id, names)
-    state = LedgerState()
-    for chunk in file.chunks if file is not None else ():
-        state.jobs.update((job.key, job) for job in chunk.jobs())
     leased, gains = 0.0, []
-    for event in read_segments(
-        store, run_id, names[file.num_segments if file is not None else 0 :]
-    ):
-        before, after = state.apply(event)
+
+    def note(event: Event, before: Job | None, after: Job) -> None:
+        nonlocal leased
         if event.at < started:
-            continue
+            return
         if event.kind == "leased":
             leased = leased or event.at
         gained = after.step - (before.step if before is not None else 0)
         if event.kind in GAINS and gained > 0:
             gains.append((event.at, gained))
+
+    state = read_state(store, run_id, note)
     if not gains:
         return state, 0.0
     last = gains[-1][0]
