@@ -29,6 +29,7 @@ from farm.intake.formats.folder import (
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.formats.kohya import read_kohya, read_kohya_config
 from farm.intake.formats.other_tools import concept_of, settings_of
+from farm.intake.formats.plain_rows import plain_rows
 from farm.intake.formats.tables import read_csv, read_parquet
 from farm.intake.formats.unread_tables import unread_tables
 from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
@@ -87,7 +88,7 @@ def open_rows(url: str) -> ManifestRows:
         message, remedy = "`subjects` is a mapping, not a list", "write `- id: …` for each subject"
         rows.faults.append(rows.head.fault(("subjects",), message, remedy))
     table = rows.head.value.get("subjects")
-    return _with_table(rows, table) if isinstance(table, str) else rows
+    return plain_rows(_with_table(rows, table) if isinstance(table, str) else rows)
 
 
 def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRows:
