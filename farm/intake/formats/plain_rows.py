@@ -1,7 +1,7 @@
-"""Rows of plain values: what every row is before anything interprets it, whatever form it came from.
+"""Rows of plain values: what every row is before anything interprets it, in any form.
 
-Owns the limits on one row's values. Formats such as TOML and Parquet hold values that no field takes
-(dates, bytes), and any form can hold text that is no Unicode, or mappings without end.
+Owns the limits on one row's values. Formats such as TOML and Parquet hold values that no field
+takes (dates, bytes), and any form can hold text that is not Unicode, or very large mappings.
 """
 
 from __future__ import annotations

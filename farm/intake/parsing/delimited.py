@@ -20,7 +20,7 @@ _SEPARATOR_LINE = re.compile(r'^\s*"?sep=(?P<mark>.)"?[\s,;|]*$', re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 MAX_COLUMNS = 2_000
 MAX_CELLS = 20_000
-"""Of one row: a row is a list of all its cells before its length can be compared with the header's."""
+"""Maximum number in one row, which is a list of all its cells before their number is known."""
 MAX_WRONG_ROWS = 1_000
 """Rows of too many cells that are reported one by one."""
 MAX_TITLES = 5

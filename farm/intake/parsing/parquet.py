@@ -92,7 +92,9 @@ def _check_pages(source: BinaryIO, footer: Any) -> None:
             column = footer.schema.column(at)
             is_fixed, is_list = column.length > 0, column.max_repetition_level > 0
             if is_fixed and column.length > MAX_FIXED_BYTES:
-                raise TableTooLarge(f"its column {column.path[:60]} has values of {column.length:,} bytes")
+                raise TableTooLarge(
+                    f"its column {column.path[:60]} has values of {column.length:,} bytes"
+                )
             for page in _pages(source, group.column(at)):
                 num_pages += 1
                 size += page.num_bytes
