@@ -156,7 +156,7 @@ def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Iterato
     ids = (one.id for one in resolved)
     for found in (
         unnamed_folders(rows.folder, rows.head.file, ids, uris),
-        unnamed_photos(rows.folder, rows.head.file, uris),
+        unnamed_photos(rows.folder, rows.head.file, uris, is_deep=rows.names_photos),
     ):
         if found is not None:
             yield found

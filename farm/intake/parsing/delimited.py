@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -79,7 +80,17 @@ def read_delimited(text: str, known: Collection[str] = ()) -> Delimited:
     # the header is read immediately; rows are read on demand
     table.rows = rows
     next(rows, None)
+    _report_twice(table, known)
     return table
+
+
+def _report_twice(table: Delimited, known: Collection[str]) -> None:
+    """Report each column that is known, or a field of a recipe, and given more than once."""
+    names = Counter(folded(column) for column in table.columns if column)
+    for name, count in names.items():
+        if count > 1 and (name in known or "." in name):
+            message = f"the column `{name}` is given {count} times; only one can be read"
+            table.faults.append((table.line, message, "remove or rename the others"))
 
 
 def _header(text: str, marked: str, known: Collection[str]) -> tuple[str, int]:
@@ -106,6 +117,8 @@ def _lines(text: str) -> Iterator[str]:
 
 def _delimiter(header: str) -> str:
     plain = _QUOTED.sub("", header)
+    if not plain.strip():
+        plain = header  # each whole line is in quotes
     best = max(_MARKS, key=plain.count)
     if plain.count(best):
         return best
@@ -120,7 +133,7 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
     try:
         for cells in lines:
             end = lines.line_num
-            cells = [cell.strip() for cell in cells]
+            cells = [cell.strip() for cell in _unwrapped(cells, table)]
             if not any(cells):
                 continue
             if not table.columns:
@@ -143,6 +156,20 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
     except csv.Error as error:
         table.faults.append(_fault_of(error, line(), end + 1 + skipped))
     _count_wrong(table, line())
+
+
+def _unwrapped(cells: list[str], table: Delimited) -> list[str]:
+    """The cells inside a row's only cell: a spreadsheet program that took another separator exports
+    whole lines in quotes, with the quotes inside doubled."""
+    if len(cells) != 1 or table.delimiter not in cells[0]:
+        return cells
+    try:
+        (inner,) = csv.reader(cells, delimiter=table.delimiter, strict=True, skipinitialspace=True)
+    except (csv.Error, ValueError):  # its quotes are words of their own, or it has several lines
+        return cells
+    if table.columns and len(inner) != len(table.columns):
+        return cells
+    return inner
 
 
 def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:

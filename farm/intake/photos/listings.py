@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
+from pathlib import PurePosixPath
 
 from fsspec.utils import glob_translate
 
@@ -352,12 +353,11 @@ def _remote_glob(base: str, pattern: str, looks: _Looks) -> Listing:
 
 
 def _around(names: Iterable[str]) -> list[str]:
-    """The folders of names, relative to where a pattern starts; empty if all are in that folder.
-
-    Many subjects may share that one folder; ``Beside`` reads it once for all of them.
-    """
-    folders = sorted({posixpath.dirname(name) for name in names})
-    return folders if folders != [""] else []
+    """The folders of names, from where a pattern starts, and all above them, where a table may be.
+    Empty if all are in that one folder, which ``Beside`` reads once for many subjects."""
+    folders = {posixpath.dirname(name) for name in names}
+    above = {str(one) for folder in folders for one in PurePosixPath(folder).parents if one.name}
+    return sorted({"", *folders, *above}) if folders != {""} else []
 
 
 def _literal_folder(pattern: str) -> str:

@@ -57,6 +57,18 @@ def test_the_shorthand_columns_are_known():
     assert not faults
 
 
+@pytest.mark.parametrize("cell", ["1.000", '"1,000"', "12.000"])
+def test_a_whole_number_with_marks_between_its_thousands_is_not_guessed(cell: str):
+    rows, _ = csv_rows(f"id,recipe.steps,recipe.prior_weight\na,{cell},1.500\n")
+    assert rows[0]["recipe"] == {"steps": cell.strip('"'), "prior_weight": 1.5}
+
+
+@pytest.mark.parametrize("header", ["class,class", "subject,id", "recipe.steps,Recipe.Steps"])
+def test_a_field_that_two_columns_give_is_told(header: str):
+    _, (fault,) = csv_rows(f"{header},photos\na,b,c\n")
+    assert (fault.line, fault.severity) == (1, "error")
+
+
 def test_faults_of_cells_have_lines():
     rows, faults = csv_rows('id,live,class_noun\na,maybe,cat\n"b\nb",true,cat,extra\nc,true,cat\n')
     assert [fault.line for fault in faults] == [2, 4]
