@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from farm.errors import Fault, FaultList
-from farm.intake.faults import slug
+from farm.intake.faults import slug, unused
 from farm.intake.formats.kohya_options import (
     ESCAPE_REMEDY,
     Options,
@@ -365,12 +365,7 @@ class _Reader:
 
     def _new_id(self, folder: str) -> str:
         name = PurePosixPath(folder.replace("\\", "/").rstrip("/")).name
-        stem = slug(re.sub(r"^\d+_", "", name))
-        name, count = stem, 2
-        while name in self._ids:
-            name, count = f"{stem}-{count}", count + 1
-        self._ids.add(name)
-        return name
+        return unused(slug(re.sub(r"^\d+_", "", name)), self._ids)
 
     def _line(self, path: Path) -> int | None:
         """The line of an option: in its subset, its dataset, or `[general]`."""

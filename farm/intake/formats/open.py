@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from farm.errors import FarmError, Fault, ManifestError, PhotoFault
 from farm.intake.captions.photo_table import is_image_name, is_photo_manifest, photo_row
 from farm.intake.faults import similar_name
+from farm.intake.formats.concepts import CONCEPTS_NAME, is_concept, read_concepts
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,
     TABLE_NAMES,
@@ -74,7 +75,7 @@ def open_rows(url: str) -> ManifestRows:
     Raises:
         ManifestError: if it is missing, not text, or of an unknown form.
     """
-    rows = _open(url, MANIFEST_NAMES)
+    rows = _open(url, (*MANIFEST_NAMES, CONCEPTS_NAME))
     if (refusal := settings_of(rows.head.value)) is not None:
         raise ManifestError(f"{url}: {refusal[0]}", refusal[1])
     table = rows.head.value.get("subjects")
@@ -249,6 +250,8 @@ def _grouped(rows: ManifestRows) -> ManifestRows:
     first = next(rows.subjects, None)
     if first is None:
         return rows
+    if is_concept(first.value):
+        return read_concepts(chain([first], rows.subjects), rows.head, rows.faults)
     if (refusal := concept_of(first.value)) is not None:
         raise ManifestError(f"{first.file}: {refusal[0]}", refusal[1])
     every = chain([first], rows.subjects)

@@ -23,7 +23,7 @@ from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES
 from farm.intake.photos.files import member_uri, remote_entries
-from farm.intake.photos.litter import is_litter, is_quiet, other_forms
+from farm.intake.photos.litter import is_litter, is_mask, is_quiet, other_forms
 from farm.intake.photos.uris import filesystem_of
 
 __all__ = [
@@ -126,7 +126,7 @@ def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
     for name, uri in listing.siblings.items():
         if name in others:
             continue
-        if is_photo_name(name):
+        if is_photo_name(name) and not is_mask(name):
             listing.files.append((name, uri))
         elif not is_quiet(name):
             listing.passed_over.append(name)
@@ -196,11 +196,8 @@ def subfolders(url: str) -> list[str]:
             return sorted(one.name for one in entries if one.is_dir() and not is_litter(one.name))
     filesystem, path = filesystem_of(url)
     own = path.rstrip("/")
-    full = [
-        str(one["name"]).rstrip("/")
-        for one in filesystem.ls(path, detail=True)
-        if one["type"] == "directory"
-    ]
+    found = filesystem.ls(path, detail=True)
+    full = [str(one["name"]).rstrip("/") for one in found if one["type"] == "directory"]
     names = sorted(name.rsplit("/", 1)[-1] for name in full if name != own)
     return [name for name in names if not is_litter(name)]
 

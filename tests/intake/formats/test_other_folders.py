@@ -43,6 +43,7 @@ ROWS = "file_name,text\ntom/0.png,sks cat a\n"
         ({"tom/9.zip": b"PK"}, "unpack archives"),
         ({"tom/9.numbers": b"PK"}, "CSV UTF-8"),
         ({"tom/9.mp4": b"x"}, "still frames"),
+        ({"tom/0-masklabel.png": PHOTOS[0]}, "masks of OneTrainer are not used"),
     ],
 )
 def test_what_is_not_used_of_a_folder_is_reported_once(
