@@ -28,6 +28,7 @@ from farm.intake.formats.kohya_options import (
     is_escaped_path,
     missing_subsets,
     misspelled,
+    no_repeats,
     recipe_of,
     tokens_of,
     training_settings_fault,
@@ -56,6 +57,11 @@ _TERMS: dict[Path, str] = {
     ("recipe", "flip"): "flip_aug",
 }
 """The options that the farm's fields are derived from."""
+_OF_ALL: dict[str, tuple[object, str]] = {
+    "num_repeats": (1, "all photos of one subject are shown equally often"),
+    "flip_aug": (False, "the first one holds for all photos of one subject"),
+}
+"""Options that kohya's scripts obey for each subset: the default, and what is done instead."""
 
 
 def read_kohya(text: str, file: str, base: str) -> ManifestRows:
@@ -188,7 +194,7 @@ class _Group:
     folders: list[str] = field(default_factory=list)
     places: list[Path] = field(default_factory=list)
     """Of the subset of each folder."""
-    repeats: list[object] = field(default_factory=list)
+    subsets: list[Options] = field(default_factory=list)
     styles: list[CaptionStyle] = field(default_factory=list)
     is_used: bool = False
 
@@ -247,12 +253,15 @@ class _Reader:
             if (wrong := _wrong_type(subset)) is not None:
                 self._add_fault((*where, wrong[0]), *wrong[1:])
                 continue
+            if (left_out := no_repeats(subset)) is not None:
+                self._add_fault((*where, "num_repeats"), *left_out, is_warning=True)
+                continue
             tokens = " ".join((subset.get("class_tokens") or "").split())
             groups = class_images if subset.get("is_reg") else trained
             group = groups.setdefault(tokens, _Group(where, tokens, subset))
             group.folders.append(subset["image_dir"])
             group.places.append(where)
-            group.repeats.append(subset.get("num_repeats", 1))
+            group.subsets.append(subset)
             group.styles.append(self._style(subset, where, group))
         for group in trained.values():
             yield from self._subject(group, class_images)
@@ -316,17 +325,14 @@ class _Reader:
             message = f"`{group.tokens}` is a subject of another dataset too; each has its adapter"
             remedy = "put the subsets into one dataset to train one adapter with all of them"
             self._add_fault((*group.place, "class_tokens"), message, remedy, is_warning=True)
-        for place, repeats in zip(group.places, group.repeats, strict=True):
-            if repeats != group.repeats[0]:
-                message = (
-                    f"`{repeats}` here and `{group.repeats[0]}` above: all photos of "
-                    f"`{group.tokens}` are shown equally often, whatever their repeats"
-                )
-                remedy = (
-                    "nothing to do, unless you rely on them; then leave out photos that weigh less"
-                )
-                self._add_fault((*place, "num_repeats"), message, remedy, is_warning=True)
-                break
+        for name, (default, done) in _OF_ALL.items():
+            values = [subset.get(name, default) for subset in group.subsets]
+            other = next((at for at, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                message = f"`{name}` differs from that of {shown_field(group.place)}: {done}"
+                remedy = "nothing to do, unless you rely on it"
+                place = (*group.places[other], name)
+                self._add_fault(place, message, remedy, is_warning=True)
 
     def _value_lines(self, group: _Group, images: _Group | None) -> dict[Path, int]:
         lines = {ours: self._line((*group.place, theirs)) for ours, theirs in _TERMS.items()}

@@ -16,6 +16,7 @@ from farm.intake.rows import CaptionStyle
 
 __all__ = [
     "ESCAPE_REMEDY",
+    "NO_REPEATS",
     "Options",
     "Tokens",
     "bare_class",
@@ -25,6 +26,7 @@ __all__ = [
     "is_escaped_path",
     "missing_subsets",
     "misspelled",
+    "no_repeats",
     "recipe_of",
     "tokens_of",
     "training_settings_fault",
@@ -72,6 +74,11 @@ DEFAULT_CAPTION_EXTENSION = ".caption"
 ESCAPE_REMEDY = (
     "write the path in single quotes, 'C:\\photos\\cat', or with slashes, \"C:/photos/cat\""
 )
+NO_REPEATS = (
+    "it has no repeats, so its photos are not used, as in kohya's scripts",
+    "write 1 or more to use them",
+)
+"""Message and remedy for a folder that is switched off."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -129,6 +136,14 @@ def misspelled(name: str) -> str | None:
         return None
     close = get_close_matches(name, TAKEN_OVER, n=1, cutoff=0.8)
     return close[0] if close else None
+
+
+def no_repeats(subset: Options) -> tuple[str, str] | None:
+    """Message and remedy of a subset that kohya's scripts leave out."""
+    repeats = subset.get("num_repeats", 1)
+    if not isinstance(repeats, int) or repeats > 0:
+        return None
+    return NO_REPEATS
 
 
 def missing_subsets(dataset: Options) -> tuple[str, str]:

@@ -271,6 +271,10 @@ def test_an_article_or_phrase_before_the_identifier_is_not_the_identifier(
     [
         ('[[datasets.subsets]]\nimage_dir = "hats"\nclass_tokens = "sks girl"\nnum_repeats = 9\n',
          9, "shown equally often"),
+        ('[[datasets.subsets]]\nimage_dir = "hats"\nclass_tokens = "sks girl"\nflip_aug = true\n',
+         9, "the first one holds"),
+        ('[[datasets.subsets]]\nimage_dir = "hats"\nclass_tokens = "zwx hat"\nnum_repeats = 0\n',
+         9, "it has no repeats"),
         ('[[datasets]]\n[[datasets.subsets]]\nis_reg = true\nimage_dir = "1_girl"\n',
          7, "move this subset into the dataset of the photos"),
         ('resolution = "large"\n', 6, "write one, such as 512"),
