@@ -6,6 +6,7 @@ of a list in one cell, empty cells are absent. Parquet is read in batches of row
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -130,6 +131,8 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
     if column in TEXT_COLUMNS:
         return text
     if column in LIST_COLUMNS:
+        if text.startswith('["') and isinstance(found := _json(text), list):
+            return found
         items = [item.strip() for item in text.split(LIST_MARK) if item.strip()]
         return items[0] if len(items) == 1 and column == "photos" else items
     if column.rpartition(".")[2] in _WHOLE and _GROUPED.fullmatch(text):
@@ -137,6 +140,14 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
     if LIST_MARK in text:
         return [parse_scalar(table.number(item.strip())) for item in text.split(LIST_MARK)]
     return parse_scalar(table.number(text))
+
+
+def _json(text: str) -> object:
+    """The value of a cell that holds JSON; None if it holds none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _place(row: ManifestRow, column: str, value: Any, faults: FaultList) -> None:

@@ -46,6 +46,8 @@ class Delimited:
     while rows are consumed."""
     num_wrong: int = 0
     """Rows of too many cells."""
+    num_unnamed: int = 0
+    """Cells without a name at the end of the header."""
 
     def number(self, cell: str) -> str:
         """A cell with its decimal comma replaced by a point, unless commas separate cells."""
@@ -139,6 +141,7 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
             if not table.columns:
                 while cells and not cells[-1]:
                     cells.pop()
+                    table.num_unnamed += 1
                 if len(cells) > MAX_COLUMNS:
                     message = f"{len(cells)} columns, more than {MAX_COLUMNS}"
                     table.faults.append((line(), message, "keep the columns of a manifest"))
@@ -179,6 +182,8 @@ def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:
         message = f"{num_cells} cells in a table of {len(table.columns)} columns"
         mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
         remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
+        if num_cells <= len(table.columns) + table.num_unnamed:
+            remedy = f"name column {num_cells} in line {table.line}, or empty its cells"
         table.faults.append((line, message, remedy))
 
 

@@ -39,6 +39,7 @@ MAX_PHOTOS = 10_000
 """Maximum number of photos of one subject."""
 MAX_INNER = 8
 """Folders inside a folder of photos that are searched for more."""
+_LIST_MARKS = re.compile(r"\s*[;,\n]\s*")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
 """The beginning of a Windows path: `C:\\photos`, `\\\\server\\photos`."""
 
@@ -273,6 +274,9 @@ def _nearest_path(path: str, base: str, budget: LookBudget) -> str:
         return "correct the path, or put the photos there"
     start = os.path.abspath(base).rstrip("/") + "/"
     parts = path.removeprefix(start).split("/") if path.startswith(start) else []
+    several = [one for one in _LIST_MARKS.split(path.removeprefix(start)) if one]
+    if len(several) > 1 and all(os.path.exists(start + one) for one in several[:MAX_INNER]):
+        return "give them as a list; in one cell of a table, divide them with `|`"
     for count in range(1, min(len(parts), MAX_INNER)):
         if os.path.exists(start + (tail := "/".join(parts[count:]))):
             return f"did you mean `{tail}`? Paths start from the manifest's folder, {start}"

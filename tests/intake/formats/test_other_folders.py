@@ -223,6 +223,8 @@ def test_an_archive_named_as_the_subject_is_proposed_and_read(tmp_path: Path) ->
         ("(sks cat:1.2) on a bed", "write the words alone: `sks cat`"),
         ("sks cat <lora:tom:0.8>", "leave it out"),
         ("sks cat BREAK a bed", "leave it out"),
+        ("sks cat, [filewords]", "leave it out"),
+        ("[trigger] cat, sks", "write [V]"),
     ],
 )
 def test_notation_of_other_programs_in_captions_and_prompts_is_told(

@@ -40,6 +40,13 @@ def test_empty_cells_are_absent():
 def test_lists_are_divided_by_bars():
     rows, _ = csv_rows("id,photos,sample_prompts\na,x.png | y.png,a [V] cat\n")
     assert rows == [{"id": "a", "photos": ["x.png", "y.png"], "sample_prompts": ["a [V] cat"]}]
+    rows, _ = csv_rows('id,photos\na,"[""x.png"", ""y|z.png""]"\nb,"[""x.png"\n')
+    assert [row["photos"] for row in rows] == [["x.png", "y|z.png"], '["x.png']
+
+
+def test_a_cell_below_no_name_is_told():
+    _, (fault,) = csv_rows("id,photos,,\na,x.png,,\nb,y.png,note,\n")
+    assert (fault.line, fault.remedy) == (3, "name column 3 in line 1, or empty its cells")
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
