@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from typer.testing import CliRunner, Result
 
 from farm.adapters.file_names import RECORD_FILE
-from farm.adapters.lookup import check_case
+from farm.adapters.lookup import check_case, split_label
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.adapters.registry import Registry
 from farm.cli import app
-from farm.errors import UserError
+from farm.errors import OutputUnusable, UserError
 from farm.recipe import Recipe
 from farm.storage import Store
 
@@ -128,6 +130,45 @@ def test_an_export_to_a_place_that_is_no_folder_names_it_once(
         with pytest.raises(UserError, match=f"cannot write {place}: "):
             call("export", str(place))
     assert (tmp_path / "file").read_text() == "kept"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/default").touch()
+    with pytest.raises(UserError, match="default is a file; 0 of 3 adapters are complete"):
+        call("export", str(tmp_path / "out"))
+
+
+def test_a_disk_that_fills_during_an_export_leaves_whole_adapters_alone(
+    store: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fetch = tmp_path / "out", LocalFileSystem.get_file
+    call("export", str(out), "tom1")
+    (out / "default/tom1/adapter.json").write_text("an older version")
+
+    def fill(self: LocalFileSystem, source: str, target: str, **options: Any) -> None:
+        fetch(self, source, target, **options)
+        if f"{1:032x}" in source:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", fill)
+    full = "the disk is full; 1 of 3 adapters are complete in"
+    with pytest.raises(OutputUnusable, match=full) as caught:
+        call("export", str(out))
+    assert (caught.value.exit_code, "free space" in caught.value.remedy) == (2, True)
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == ["default/tom0/adapter.json", "default/tom1/adapter.json"]
+    assert (out / "default/tom1/adapter.json").read_text() == "an older version"
+
+
+def test_an_export_names_what_it_leaves_out(store: Registry, tmp_path: Path) -> None:
+    for name in ("tom0", "shop/tom2"):
+        store.revoke(*split_label(name))
+    result = call("export", str(tmp_path / "out"), "--json")
+    assert "2 adapters are left out, revoked: default/tom0, shop/tom2" in result.stderr
+    rows = json.loads(result.stdout)
+    assert [row["name"] for row in rows if row["path"]] == ["default/tom1"]
+    assert [row["name"] for row in rows if row.get("left_out") == "revoked"] == [
+        "default/tom0",
+        "shop/tom2",
+    ]
 
 
 def test_a_score_needs_a_name_in_either_form(store: Registry) -> None:

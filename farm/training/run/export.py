@@ -5,18 +5,22 @@ Owns the selection of adapters and the names of the exported files.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER
+from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER, RECORD_FILE
 from farm.adapters.files.own_copy import make_own_copy, own_files
 from farm.adapters.lookup import find_adapter
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NEW_VERSION, NamedAdapter, Registry
-from farm.errors import AdapterFileError, FarmError, StoreError, UserError
+from farm.errors import AdapterFileError, FarmError, OutputUnusable, StoreError, UserError
+from farm.keys import file_digest
+from farm.local_files import check_folder, write_file, writing
 from farm.storage import Store
 from farm.training.run.files import read_assignments
 
@@ -38,6 +42,11 @@ class Exported:
     """(namespace/name, path) of each exported adapter."""
     failed: list[tuple[str, FarmError]] = field(default_factory=list)
     """(namespace/name, error) of each adapter that could not be exported."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(namespace/name, reason) of each adapter that was not asked for by name and is revoked, or
+    that a run has not trained."""
+    stopped: OutputUnusable | None = None
+    """Why the folder took no more: its disk is full, for example."""
 
 
 def export_adapters(
@@ -50,7 +59,8 @@ def export_adapters(
 ) -> Exported:
     """Copy committed adapters: those named, those of a run, or all that have a name.
 
-    An adapter that cannot be read does not stop the others.
+    An adapter that cannot be read does not stop the others. A disk that fills does: what was
+    written until then is complete.
 
     Args:
         names: ``name`` or ``namespace/name``.
@@ -61,22 +71,29 @@ def export_adapters(
             ``out`` cannot be written.
     """
     _check_form(form)
-    _check_target(out)
+    check_folder(out)
     registry, result, placed = Registry(store), Exported(), _Placed()
-    for namespace, name in _chosen(registry, names, run_id):
+    chosen = list(dict.fromkeys(_chosen(registry, names, run_id)))
+    for namespace, name in chosen:
         label = f"{namespace}/{name}"
         try:
             named = registry.resolve(namespace, name)
             if named is None:
+                result.left_out.append((label, "not trained"))
                 continue
             if registry.is_revoked(named.job_key, namespace):
                 if names:
                     raise UserError(f"{label} is revoked", f"leave it out; {NEW_VERSION}")
+                result.left_out.append((label, "revoked"))
                 continue
             placed.refuse_same_place(named)
             path = export_adapter(registry, named, out, form=form)
             placed.add(named, path)
             result.written.append((label, path))
+        except OutputUnusable as error:
+            done = f"{len(result.written):,} of {len(chosen):,} adapters are complete in {out}"
+            result.stopped = OutputUnusable(f"{error.message}; {done}", error.remedy)
+            break
         except (AdapterFileError, StoreError) as error:
             result.failed.append((label, error))
     return result
@@ -117,24 +134,51 @@ def export_adapter(
 ) -> Path:
     """Copy one version of one adapter; see ``export_adapters``.
 
+    It is prepared beside its place: a disk that fills leaves what was there, and an interrupted
+    export no ``adapter.json``.
+
     Returns:
         The folder or file that was written.
 
     Raises:
         UserError: if the form is unknown, or the adapter was saved without it.
+        OutputUnusable: if ``out`` cannot be written.
     """
     _check_form(form)
     target = out / named.namespace / named.name
-    if form is not None:
-        return _export_form(registry, named, target, form)
-    if own_files(registry.record(named.job_key), named) is None:
-        registry.fetch(named.job_key, target)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".farm-export-", dir=target.parent) as folder:
-        _fetch_own(registry, named, Path(folder))
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+    with writing(out):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if form is not None:
+            return _export_form(registry, named, target, form)
+        if not _is_there(registry, named, target):
+            with tempfile.TemporaryDirectory(prefix=".farm-export-", dir=target.parent) as folder:
+                _fetch_own(registry, named, Path(folder))
+                _place(Path(folder), target)
     return target
+
+
+def _is_there(registry: Registry, named: NamedAdapter, target: Path) -> bool:
+    """Whether an earlier export of this version is complete; then nothing is copied again."""
+    record = registry.record(named.job_key)
+    if own_files(record, named) is not None or not (target / RECORD_FILE).is_file():
+        return False
+    if (target / RECORD_FILE).read_text(encoding="utf-8") != record.to_json():
+        return False
+    files = {target / name: sha256 for name, sha256 in record.files.items()}
+    return all(path.is_file() and file_digest(path) == sha256 for path, sha256 in files.items())
+
+
+def _place(folder: Path, target: Path) -> None:
+    """Move prepared files to a folder of the same disk; ``adapter.json``, which marks it as
+    complete, last."""
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(target))
+    (target / RECORD_FILE).unlink(missing_ok=True)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == RECORD_FILE):
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
 
 
 def _fetch_own(registry: Registry, named: NamedAdapter, folder: Path) -> AdapterRecord:
@@ -142,15 +186,6 @@ def _fetch_own(registry: Registry, named: NamedAdapter, folder: Path) -> Adapter
     names = own_files(registry.record(named.job_key), named)
     record = registry.fetch(named.job_key, folder, names=names)
     return record if names is None else make_own_copy(folder, record, named)
-
-
-def _check_target(out: Path) -> None:
-    try:
-        Store(str(out)).check_writable()
-    except FarmError as error:
-        raise UserError(
-            f"cannot write {out}: {error.message}", "export to another folder"
-        ) from error
 
 
 def _check_form(form: str | None) -> None:
@@ -181,9 +216,10 @@ def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: st
         file = next(
             (name for name in record.files if name == wanted or name.endswith(wanted)), None
         )
-        target.parent.mkdir(parents=True, exist_ok=True)
         if form == "peft" and (Path(folder) / wanted).is_dir():
-            shutil.copytree(Path(folder) / wanted, target, dirs_exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".farm-export-", dir=target.parent) as aside:
+                shutil.copytree(Path(folder) / wanted, aside, dirs_exist_ok=True)
+                _place(Path(aside), target)
             return target
         if file is None:
             raise AdapterFileError(
@@ -191,5 +227,5 @@ def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: st
                 "export another format; not every model family has all of them",
             )
         placed = target.with_name(f"{named.name}.safetensors")
-        shutil.copyfile(Path(folder) / file, placed)
+        write_file(placed, (Path(folder) / file).read_bytes())
         return placed
