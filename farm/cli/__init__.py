@@ -15,9 +15,10 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from farm.cli.quiet import hush_libraries
 from farm.errors import FarmError, Interrupted, UserError, explain
@@ -31,8 +32,24 @@ COMMANDS = (
 )
 """Modules of ``farm.cli.commands``, in the order of the help page."""
 
+
+class VisibleCommands(TyperGroup):
+    """A group that suggests only visible commands for one that it does not have."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does it, without the hidden commands unless one of them is called."""
+        known = self.commands
+        if not args or args[0] not in known:
+            self.commands = {name: one for name, one in known.items() if not one.hidden}
+        try:
+            return super().resolve_command(ctx, args)
+        finally:
+            self.commands = known
+
+
 app = typer.Typer(
     name="farm",
+    cls=VisibleCommands,
     help="Fine-tune one small LoRA adapter per subject, thousands at a time, and serve them all.",
     no_args_is_help=True,
     add_completion=False,

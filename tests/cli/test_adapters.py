@@ -12,9 +12,10 @@ from fsspec.implementations.local import LocalFileSystem
 from typer.testing import CliRunner, Result
 
 from farm.adapters.file_names import RECORD_FILE
-from farm.adapters.lookup import check_case, split_label
+from farm.adapters.lookup import check_case, find_adapter, split_label
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.adapters.registry import Registry
+from farm.api.adapter import load
 from farm.cli import app
 from farm.errors import OutputUnusable, UserError
 from farm.recipe import Recipe
@@ -156,6 +157,28 @@ def test_a_disk_that_fills_during_an_export_leaves_whole_adapters_alone(
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert files == ["default/tom0/adapter.json", "default/tom1/adapter.json"]
     assert (out / "default/tom1/adapter.json").read_text() == "an older version"
+
+
+def test_a_version_of_a_name_is_found_by_its_key_everywhere(
+    store: Registry, tmp_path: Path
+) -> None:
+    old, new = f"{0:032x}", f"{1:032x}"
+    store.point("default", "tom0", store.record(new))
+    assert find_adapter(store, "tom0").job_key == new
+    assert find_adapter(store, f"default/tom0@{old}").job_key == old
+    out = tmp_path / "out"
+    assert f"default/tom0@{old}" in call("export", str(out), f"tom0@{old}").stdout
+    assert old in (out / "default/tom0/adapter.json").read_text()
+    both = CliRunner().invoke(app, ["export", str(out), "tom0", f"tom0@{old}"])
+    assert (both.exit_code, "exported in two versions" in both.stderr) == (2, True)
+    assert document("revoke", f"tom0@{old}")["version"] == old
+    assert [store.is_revoked(key, "default") for key in (old, new)] == [True, False]
+    for unknown in (f"{2:032x}", "abc"):
+        with pytest.raises(UserError, match=f"no version '{unknown}'") as caught:
+            load(store.store, f"tom0@{unknown}")
+        assert caught.value.remedy == f"its versions: {new}, {old}"
+    with pytest.raises(UserError, match=f"tom0@{old} is revoked"):
+        load(store.store, f"tom0@{old}")
 
 
 def test_an_export_names_what_it_leaves_out(store: Registry, tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_an_output_on_a_full_disk_is_an_error_without_a_traceback(tmp_path: Path
     assert "Exception ignored" not in done.stderr
 
 
+def test_a_mistyped_command_suggests_only_visible_ones() -> None:
+    shown = " ".join(farm_here("serv").stderr.split())
+    assert "Did you mean 'serve'?" in shown
+    assert "supervise" not in shown + farm_here("superv").stderr
+    assert farm_here("supervise", "--help").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "remedy"),
     [

@@ -9,18 +9,19 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER, RECORD_FILE
 from farm.adapters.files.own_copy import make_own_copy, own_files
-from farm.adapters.lookup import find_adapter
+from farm.adapters.lookup import find_adapter, split_label
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NEW_VERSION, NamedAdapter, Registry
 from farm.errors import AdapterFileError, FarmError, OutputUnusable, StoreError, UserError
 from farm.keys import file_digest
 from farm.local_files import check_folder, write_file, writing
+from farm.safe_names import only_in_case
 from farm.storage import Store
 from farm.training.run.files import read_assignments
 
@@ -63,7 +64,7 @@ def export_adapters(
     written until then is complete.
 
     Args:
-        names: ``name`` or ``namespace/name``.
+        names: ``name`` or ``namespace/name``; ``name@key`` is one version.
         form: ``diffusers``, ``peft`` or ``kohya``: export this format only, named by adapter.
 
     Raises:
@@ -73,15 +74,14 @@ def export_adapters(
     _check_form(form)
     check_folder(out)
     registry, result, placed = Registry(store), Exported(), _Placed()
-    chosen = list(dict.fromkeys(_chosen(registry, names, run_id)))
-    for namespace, name in chosen:
-        label = f"{namespace}/{name}"
+    chosen = _named(registry, names) if names else _all(registry, run_id)
+    for label, found in chosen.items():
         try:
-            named = registry.resolve(namespace, name)
+            named = found or registry.resolve(*split_label(label))
             if named is None:
                 result.left_out.append((label, "not trained"))
                 continue
-            if registry.is_revoked(named.job_key, namespace):
+            if registry.is_revoked(named.job_key, named.namespace):
                 if names:
                     raise UserError(f"{label} is revoked", f"leave it out; {NEW_VERSION}")
                 result.left_out.append((label, "revoked"))
@@ -122,10 +122,11 @@ class _Placed:
         suffix = path.name.removeprefix(first.name)
         place = path.parent.parent / named.namespace / f"{named.name}{suffix}"
         if place.exists() and place.samefile(path):
+            other = f"{first.namespace}/{first.name}"
+            twice = f"{label} is exported in two versions"
+            both = f"{only_in_case(label, other)}, and the disk ignores case"
             raise AdapterFileError(
-                f"{label} differs only in case from {first.namespace}/{first.name}, and the disk "
-                "ignores case",
-                "export one of them alone, to another folder",
+                twice if label == other else both, "export one of them alone, to another folder"
             )
 
 
@@ -193,20 +194,20 @@ def _check_form(form: str | None) -> None:
         raise UserError(f"there is no form {form!r}", f"use one of {', '.join(FORM_FILES)}")
 
 
-def _chosen(
-    registry: Registry, names: Sequence[str] | None, run_id: str | None
-) -> Iterator[tuple[str, str]]:
-    """(namespace, name) of each adapter to export."""
-    if names:
-        found = [find_adapter(registry, name) for name in dict.fromkeys(names)]
-        yield from [(named.namespace, named.name) for named in found]
-    elif run_id is not None:
-        for item in read_assignments(registry.store, run_id):
-            yield from item.names
+def _named(registry: Registry, names: Sequence[str]) -> dict[str, NamedAdapter | None]:
+    """The adapters of names, by namespace/name, and the version if it was given."""
+    found = [(find_adapter(registry, text), "".join(text.partition("@")[1:])) for text in names]
+    return {f"{named.namespace}/{named.name}{version}": named for named, version in found}
+
+
+def _all(registry: Registry, run_id: str | None) -> dict[str, NamedAdapter | None]:
+    """The names of a run or of the store, which are looked up one by one."""
+    if run_id is not None:
+        pairs = (pair for item in read_assignments(registry.store, run_id) for pair in item.names)
     else:
-        for namespace in registry.store.list("names"):
-            for name in registry.listing(namespace):
-                yield namespace, name
+        spaces = registry.store.list("names")
+        pairs = ((space, name) for space in spaces for name in registry.listing(space))
+    return {f"{namespace}/{name}": None for namespace, name in pairs}
 
 
 def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: str) -> Path:
