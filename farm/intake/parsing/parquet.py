@@ -161,7 +161,8 @@ def parquet_rows(table: Any) -> Iterator[dict[str, Any]]:
     for batch in table.iter_batches(batch_size=BATCH_ROWS):
         if sum(_text_bytes(column) for column in batch.columns) > MAX_BATCH_BYTES:
             raise TableTooLarge(
-                f"{batch.num_rows} rows hold more than {MAX_BATCH_BYTES // 2**20} MiB of text and lists"
+                f"{batch.num_rows} rows hold more than {MAX_BATCH_BYTES // 2**20} MiB of text "
+                "and lists"
             )
         yield from batch.to_pylist()
 

@@ -1,7 +1,7 @@
 """Page headers of Parquet files: what a column really unpacks to, whatever the footer says.
 
-Owns a reader of the few thrift fields that headers of pages need. Footers of hostile files lie about
-sizes and counts; decoders trust the pages.
+Owns a reader of the few thrift fields that headers of pages need. Footers of hostile files lie
+about sizes and counts; decoders trust the pages.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class _Compact:
         if kind == 12:
             return self.structure(depth + 1)
         if kind in (9, 10):
-            return self._items(depth)
+            self._items(depth)
+            return None
         self._skip({3: 1, 7: 8}.get(kind) or (self._varint() if kind == 8 else -1))
         return None
 

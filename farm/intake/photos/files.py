@@ -1,7 +1,7 @@
 """Single files of any storage: local paths, fsspec URLs, names of archive members.
 
-Owns opening and reading them within limits, which links lead out of a folder, and how a filesystem's
-errors become faults.
+Owns opening and reading them within limits, which links lead out of a folder, and how errors of a
+filesystem become faults.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Links:
     def __init__(self, root: str) -> None:
         self._root = os.path.realpath(root)
         self._known = {"": (self._root, False)}
-        """By the path of a folder from the root: its real path, and whether a link is on the way."""
+        """By a folder's path from the root: its real path, and whether a link is on the way."""
 
     def leave(self, name: str) -> bool:
         """Whether a link in a name's path leads out of the folder."""
