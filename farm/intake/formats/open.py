@@ -76,6 +76,12 @@ def open_rows(url: str) -> ManifestRows:
     Raises:
         ManifestError: if it is missing, not text, or of an unknown form.
     """
+    with _reachable(url):
+        return plain_rows(_whole(url))
+
+
+def _whole(url: str) -> ManifestRows:
+    """The rows of a manifest and of the table that its head names."""
     rows = _open(url, (*MANIFEST_NAMES, CONCEPTS_NAME))
     if (refusal := settings_of(rows.head.value)) is not None:
         raise ManifestError(f"{url}: {refusal[0]}", refusal[1])
@@ -85,9 +91,9 @@ def open_rows(url: str) -> ManifestRows:
         rows.faults.append(rows.head.fault(("subjects",), message, remedy))
     table = rows.head.value.get("subjects")
     if isinstance(table, str):
-        return plain_rows(_with_table(rows, table))
+        return _with_table(rows, table)
     rows.faults += _beside(url, rows)
-    return plain_rows(rows)
+    return rows
 
 
 def _beside(url: str, rows: ManifestRows) -> Iterator[Fault]:

@@ -54,16 +54,14 @@ def pages_of(source: BinaryIO, start: int, length: int) -> Iterator[Page]:
         fields, num_bytes = _header(source, at)
         at += num_bytes + _count(fields.get(3))
         kind = next((one for one in (_DATA, _DATA_V2, _DICTIONARY) if one in fields), None)
-        if kind is None:  # an index, which is not decoded
-            continue
-        inner = fields[kind]
+        inner = {1: 0} if kind is None else fields[kind]  # an index has no values
         if not isinstance(inner, dict):
             raise BadPage("a page's header has another form")
         yield Page(
             _count(fields.get(2)),
             _count(inner.get(1)),
             kind == _DICTIONARY,
-            inner.get(_ENCODING.get(kind, 0)) == DELTA_BYTE_ARRAY,
+            inner.get(_ENCODING.get(kind or 0, 0)) == DELTA_BYTE_ARRAY,
         )
 
 
