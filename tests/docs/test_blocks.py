@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.docs.commands import PARSERS, WrongCommand, check_line, has_option
 from support.docs.pages import Block, all_blocks, blocks_in, command_lines, inline_code
-from support.docs.workplace import SMALL, SMALL_RECIPE, SMALL_STUDY, BlockFailed, PageRun
+from support.docs.program import SMALL, SMALL_SHARE, SMALL_STUDY, shrink_recipe
+from support.docs.workplace import BlockFailed, PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation
@@ -181,14 +182,26 @@ def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
     check(PARSERS["farm"](), SMALL)
 
 
-def test_the_smaller_recipe_changes_what_the_embedded_base_adds() -> None:
+def test_the_smaller_recipe_changes_what_the_embedded_base_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from farm import recipe
+
+    before = recipe.BASE_RECIPES
+    monkeypatch.setattr(recipe, "BASE_RECIPES", deepcopy(before))
+    shrink_recipe()
+    small = recipe.BASE_RECIPES["embedded"]
+    assert dict(small.items() - before["embedded"].items()) == {"num_prior_images": 4}
+    assert recipe.Recipe(**small).num_prior_images == 4
+
+
+def test_the_smaller_demo_makes_quality_cards() -> None:
+    from farm.cli.commands.demo import RECIPE
+    from farm.quality.protocol import ScoringBudget
     from farm.recipe import BASE_RECIPES, Recipe
 
-    recipes = deepcopy(BASE_RECIPES)
-    exec(SMALL_RECIPE, {"BASE_RECIPES": recipes})
-    changed = dict(recipes["embedded"].items() - BASE_RECIPES["embedded"].items())
-    assert changed == {"num_prior_images": 8}
-    assert Recipe(**recipes["embedded"]).num_prior_images == 8
+    fields = {**BASE_RECIPES["embedded"], **RECIPE, "steps": SMALL["demo"]["steps"]}
+    assert ScoringBudget.within(Recipe(**fields), SMALL_SHARE) == ScoringBudget.least()
 
 
 def test_the_smaller_study_sets_real_fields() -> None:

@@ -16,10 +16,11 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import cloudpickle
 from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -107,7 +108,7 @@ def lane_main(config: dict[str, Any]) -> None:
     from farm.base.loading import load_base, training_dtype
     from farm.training.lane.lane import Lane
 
-    spec: LaneSpec = config["spec"]
+    spec: LaneSpec = cloudpickle.loads(config["spec"])
     use_expandable_segments()
     keep_freed_memory(spec.device)
     sweep_folders()  # of lanes that were killed on this node
@@ -173,7 +174,8 @@ class LaneRun:
         self._folder = scratch_folder("train")
         self._trainer = LaneTrainer(
             lane_main,
-            train_loop_config={"spec": replace(spec), "run": name},
+            # as bytes: the controller reads them too, and starts without what the judge imports
+            train_loop_config={"spec": cloudpickle.dumps(spec), "run": name},
             backend_config=LaneConfig(),
             scaling_config=ScalingConfig(
                 num_workers=num_lanes,
