@@ -13,6 +13,7 @@ loses no job.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
+from farm.model_imports.lean import keep_imports
 from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.cluster.dispatch_actor import RayLink
@@ -101,6 +103,7 @@ class LaneSpec:
 
 def lane_main(config: dict[str, Any]) -> None:
     """A Ray Train worker's function: load the base once, then train until no job is left."""
+    keep_imports()
     import torch
 
     from farm.base.device.heap import keep_freed_memory
@@ -108,7 +111,7 @@ def lane_main(config: dict[str, Any]) -> None:
     from farm.base.loading import load_base, training_dtype
     from farm.training.lane.lane import Lane
 
-    spec: LaneSpec = cloudpickle.loads(config["spec"])
+    spec: LaneSpec = pickle.loads(config["spec"])
     use_expandable_segments()
     keep_freed_memory(spec.device)
     sweep_folders()  # of lanes that were killed on this node
@@ -174,7 +177,7 @@ class LaneRun:
         self._folder = scratch_folder("train")
         self._trainer = LaneTrainer(
             lane_main,
-            # as bytes: the controller reads them too, and starts without what the judge imports
+            # as bytes, so that Ray Train's controller need not import what the judge imports
             train_loop_config={"spec": cloudpickle.dumps(spec), "run": name},
             backend_config=LaneConfig(),
             scaling_config=ScalingConfig(
