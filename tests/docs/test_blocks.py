@@ -171,6 +171,18 @@ def test_what_differs_each_time_is_carried_to_later_commands(documentation: Docu
     assert re.search(r"key_(\d+)_x made\n\1\n", page.output)
 
 
+def test_a_forked_program_does_what_a_started_one_does(documentation: Documentation) -> None:
+    line = "cd jobs && FARM_STORE=../nothing farm list"
+    messages = []
+    for warm in (False, True):
+        page = PageRun(documentation.clone, prelude=(". .venv/bin/activate",), warm=warm)
+        printed = page.run_line("farm --version && ! farm list --store && echo $?")
+        with pytest.raises(BlockFailed, match="nothing does not exist") as failed:
+            page.run_line(line)
+        messages.append((printed, page.output, str(failed.value)))
+    assert messages[0] == messages[1]
+
+
 def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
     def check(command: Any, defaults: dict[str, Any]) -> None:
         for name, value in defaults.items():

@@ -277,7 +277,9 @@ class PageRun:
         return {
             **readers_environment(),
             "RAY_TMPDIR": str(self.clone.ray_folder),
-            "WORKERS": "1",  # for the few tests of the clone
+            # also for pages that fixtures run, before a test has a cache of its own
+            "FARM_CACHE": str(self.clone.folder / "cache"),
+            "WORKERS": "0",  # for the few tests of the clone
             "SMALL": json.dumps({**SMALL, "serve": {"port": self.port}}),
             **({"WARM": self.clone.warm()} if self._is_warm else {}),
         }
