@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from support.docs.pages import ROOT, Block, command_lines
 from support.docs.program import SMALL
+from support.s3 import free_port
 
 CLONED = ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", "jobs")
 TESTS = ("conftest.py", "test_errors.py")
@@ -135,7 +135,7 @@ class PageRun:
 
     def __init__(self, clone: Clone, *, prelude: tuple[str, ...] = (), warm: bool = False) -> None:
         self.clone = clone
-        self.port = _free_port()
+        self.port = free_port()
         self.output = ""
         """All output."""
         self._changes = list(prelude)
@@ -297,9 +297,3 @@ def readers_environment() -> dict[str, str]:
 def _program(call: str) -> str:
     """Python's source for a call of ``support.docs.warm``, with the path as it is without it."""
     return PROGRAM.format(tests=str(ROOT / "tests"), call=call)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
