@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from support.docs.commands import PARSERS, WrongCommand, check_line, has_option
 from support.docs.pages import Block, all_blocks, blocks_in, command_lines, inline_code
 from support.docs.program import SMALL, SMALL_SHARE, SMALL_STUDY, shrink_recipe
@@ -181,6 +183,8 @@ def test_a_forked_program_does_what_a_started_one_does(documentation: Documentat
             page.run_line(line)
         messages.append((printed, page.output, str(failed.value)))
     assert messages[0] == messages[1]
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        assert Path(documentation.clone.warm()).is_socket()
 
 
 def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
