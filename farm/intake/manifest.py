@@ -23,6 +23,7 @@ from farm.intake.rows import ManifestRow, ManifestRows
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.recipe import Quantization
+from farm.safe_names import only_in_case
 
 __all__ = ["Manifest", "all_fit", "invalid", "read_manifest"]
 
@@ -323,4 +324,4 @@ class _Register:
 
 def _two_cases(name: str, first: tuple[str, str]) -> str:
     """A name that a disk which ignores case could not keep apart from the first one."""
-    return f"`{name}` differs only in case from `{first[0]}`"
+    return only_in_case(f"`{name}`", f"`{first[0]}`")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
+from farm.intake.faults import LIKE_AN_OPTION, closest
 from farm.intake.rows import CaptionStyle
 
 __all__ = [
@@ -136,8 +136,7 @@ def misspelled(name: str) -> str | None:
     """The option that is used and that an unknown name nearly spells."""
     if name in KNOWN_UNUSED:
         return None
-    close = get_close_matches(name, TAKEN_OVER, n=1, cutoff=0.8)
-    return close[0] if close else None
+    return closest(name, TAKEN_OVER, LIKE_AN_OPTION)
 
 
 def no_repeats(subset: Options) -> tuple[str, str] | None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from farm.errors import Fault, FaultList
 from farm.intake.captions.photo_table import TABLE_COLUMNS, is_photo_manifest
-from farm.intake.faults import nearest
+from farm.intake.faults import LIKE_A_FIELD, closest, nearest
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.parsing.delimited import Delimited, folded, read_delimited
 from farm.intake.parsing.json import read_json
@@ -106,7 +105,7 @@ def _is_known(column: str) -> bool:
     """Whether a column may be a subject's, if only by a name that is nearly right."""
     name = folded(column)
     fields = {*_OWN_COLUMNS, *SubjectEntry.model_fields, *Recipe.model_fields}
-    return "." in name or name in fields or bool(get_close_matches(name, fields, 1, 0.7))
+    return "." in name or name in fields or closest(name, fields, LIKE_A_FIELD) is not None
 
 
 def _known(column: str) -> str:
