@@ -283,9 +283,12 @@ def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
         message = f"{table} has a head of its own, and so has this file"
         rows.faults.append(rows.head.fault(("subjects",), message, "keep one of the two heads"))
 
+    own = join_url(rows.head.base, os.path.basename(rows.head.file))
+
     def subjects() -> Iterator[ManifestRow]:
         yield from inner.subjects
-        rows.faults.extend(inner.faults)
+        # this head may be in that folder, under any name
+        rows.faults.extend(fault for fault in inner.faults if fault.file != own)
 
     head = {key: value for key, value in rows.head.value.items() if key != "subjects"}
     return ManifestRows(replace(rows.head, value=head), subjects(), rows.faults)
