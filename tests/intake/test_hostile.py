@@ -158,6 +158,8 @@ ROW = '{"id": "a", "class_noun": "cat", "photos": "x"'
         (".jsonl", ROW + "".join(f', "{number}": 0' for number in range(50_000)) + "}\n"),
         (".jsonl", ROW + ', "recipe": {"steps": [' + "0," * 300_000 + "0]}}\n"),
         (".jsonl", f'{{"id": "{"a" * 1_000_000}", "{"b" * 1_000_000}": 1}}\n'),
+        (".json", '{"class_images": {"cat": ""}, "subjects": [{"id": "a", "photos": "x"}]}'),
+        (".jsonl", ROW + ', "class_images": [""]}\n'),
         (".json", '{"subjects": [], "subjects": [{"id": "a", "id": "b"}, 1]}'),
     ],
 )

@@ -87,9 +87,9 @@ def list_uris(
     uris: dict[str, None] = {}
     beside = beside or Beside()
     for index, reference in enumerate(value if isinstance(value, list) else [value]):
-        entry = PhotoEntry(uri=str(reference))
-        for photo in _found((*path, index), entry, row, beside, faults, is_read=False):
-            uris.setdefault(photo.photo.uri)
+        for place, entry in _entry((*path, index), {"uri": str(reference)}, row, faults):
+            for photo in _found(place, entry, row, beside, faults, is_read=False):
+                uris.setdefault(photo.photo.uri)
     return tuple(uris)
 
 
@@ -103,10 +103,10 @@ def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]
         path = ("class_images", index)
         if path not in row.styles:
             continue
-        entry = PhotoEntry(uri=str(reference))
-        for listed in _found(path, entry, row, beside, []):
-            if listed.caption_file is not None:
-                texts.setdefault(listed.caption_file.text)
+        for place, entry in _entry(path, {"uri": str(reference)}, row, []):
+            for listed in _found(place, entry, row, beside, []):
+                if listed.caption_file is not None:
+                    texts.setdefault(listed.caption_file.text)
     return list(texts)
 
 
