@@ -7,7 +7,8 @@ subjects.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import posixpath
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -124,8 +125,11 @@ def _open_folder(
         present = [by_fold[name] for name in names if name in by_fold]
         if present:
             rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
-            rows.faults += _unread(present, rows.head)
-            rows.faults += unread_tables(folder, files, present)
+            others = [name for name in present[1:] if name.casefold().startswith("metadata.")]
+            used = [name for name in present if name not in others]
+            unread = list(unread_tables(folder, files, used))
+            rows.faults += _unread(others, {posixpath.basename(one.file) for one in unread}, rows)
+            rows.faults += unread
             if present[0].casefold().startswith(("subjects.", "metadata.")):
                 rows.folder = folder
             return rows
@@ -145,13 +149,16 @@ def _open_folder(
     return rows
 
 
-def _unread(present: Sequence[str], head: ManifestRow) -> Iterator[Fault]:
-    """Warnings about tables of photos beside the one that represents the folder."""
-    for name in present[1:]:
-        if name.casefold().startswith("metadata."):
+def _unread(
+    others: Sequence[str], reported: Collection[str], rows: ManifestRows
+) -> Iterator[Fault]:
+    """Warnings about tables of photos beside the one that represents the folder, whose rows are not
+    reported one by one."""
+    for name in others:
+        if name not in reported:
             message = f"{name} beside it is not read"
             remedy = "put the captions into the folders of the photos, or remove it"
-            yield head.fault((), message, remedy, severity="warning")
+            yield rows.head.fault((), message, remedy, severity="warning")
 
 
 def _suffix(url: str) -> str:
