@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 
 from farm.adapters.files.model_card import model_card
 from farm.adapters.record import AdapterRecord
+from farm.base.names import EMBEDDED_VERDICTS
 from farm.recipe import Recipe
 
 HOSTILE = [
@@ -70,6 +71,11 @@ def test_prose_and_head_hold_words_alone(text: str) -> None:
     cells = [token for token in tokens if token.type in ("td_open", "th_open")]
     assert len(cells) % 2 == 0
     assert "\u202e" not in body
+
+
+def test_the_card_says_what_a_verdict_on_the_embedded_base_is_worth() -> None:
+    assert EMBEDDED_VERDICTS in card_of("embedded")
+    assert EMBEDDED_VERDICTS not in card_of("stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def test_a_name_without_samples_has_a_note_in_their_place() -> None:
