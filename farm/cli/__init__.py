@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from farm.cli.quiet import hush_libraries
 from farm.errors import FarmError, Interrupted, UserError, explain
 from farm.local_files import full_disk
+from farm.model_imports.lean import keep_imports
 
 __all__ = ["app", "main"]
 
@@ -104,6 +105,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
         begin()
         faulthandler.enable()  # a crash in native code prints the Python stack
         hush_libraries()
+        keep_imports()
         app(prog_name="farm")
     except FarmError as error:
         if os.environ.get("FARM_DEBUG"):

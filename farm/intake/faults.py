@@ -30,6 +30,7 @@ __all__ = [
     "nearest",
     "similar_name",
     "slug",
+    "unused",
     "validated",
 ]
 
@@ -211,6 +212,15 @@ def slug(text: str) -> str:
         whole = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
         return f"{plain[:100].rstrip('-._') or 'subject'}-{bytes_digest(whole)[:6]}"
     return plain[:128].rstrip(".")
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """An id like the given one that is not taken yet; it is added to those taken."""
+    found, count = name, 2
+    while found in taken:
+        found, count = f"{name}-{count}", count + 1
+    taken.add(found)
+    return found
 
 
 @cache
