@@ -251,7 +251,7 @@ def recipe_of(options: Options) -> tuple[Options, OptionFaults]:
     if "flip_aug" in options:
         recipe["flip"] = options["flip_aug"]
     side = options.get("resolution")
-    if isinstance(side, str) and re.fullmatch(r"\d+(\s*[,x]\s*\d+)?", side.strip()):
+    if isinstance(side, str) and re.fullmatch(r"\d{1,9}(\s*[,x]\s*\d{1,9})?", side.strip()):
         side = [int(part) for part in re.split("[,x]", side)]
     if isinstance(side, list) and side and all(one == side[0] for one in side):
         side = side[0]

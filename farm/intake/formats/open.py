@@ -32,6 +32,7 @@ from farm.intake.formats.folder import (
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.formats.kohya import read_kohya, read_kohya_config
 from farm.intake.formats.other_tools import concept_of, settings_of
+from farm.intake.formats.plain_rows import plain_rows
 from farm.intake.formats.tables import is_table, read_csv, read_parquet
 from farm.intake.formats.unread_tables import unread_tables
 from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
@@ -84,9 +85,9 @@ def open_rows(url: str) -> ManifestRows:
         rows.faults.append(rows.head.fault(("subjects",), message, remedy))
     table = rows.head.value.get("subjects")
     if isinstance(table, str):
-        return _with_table(rows, table)
+        return plain_rows(_with_table(rows, table))
     rows.faults += _beside(url, rows)
-    return rows
+    return plain_rows(rows)
 
 
 def _beside(url: str, rows: ManifestRows) -> Iterator[Fault]:
