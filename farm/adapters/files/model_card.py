@@ -15,6 +15,7 @@ from huggingface_hub import ModelCardData
 
 from farm.adapters.file_names import DIFFUSERS_FILE
 from farm.adapters.record import AdapterRecord, ImportedFile
+from farm.base.names import verdict_note
 from farm.recipe import Recipe
 
 __all__ = ["model_card"]
@@ -118,7 +119,9 @@ def _quality(record: AdapterRecord) -> str:
         for name, value in card.items()
         if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < MAX_SCORE
     ]
-    return _table("## Quality", rows) if rows else ""
+    note = verdict_note(record.base_id) if card else ""
+    table = _table("## Quality", rows) if rows else ""
+    return table + (f"\n{note}\n" if note else "")
 
 
 def _provenance(record: AdapterRecord) -> str:

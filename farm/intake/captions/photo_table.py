@@ -23,6 +23,7 @@ from farm.intake.rows import ManifestRow
 
 __all__ = [
     "CAPTION_COLUMNS",
+    "MAX_LISTED_ROWS",
     "PhotoRow",
     "PhotoTable",
     "TABLE_COLUMNS",
@@ -35,6 +36,8 @@ __all__ = [
     "read_photo_table",
 ]
 
+MAX_LISTED_ROWS = 50
+"""Rows of one table that caption no photo and are reported one by one."""
 CAPTION_COLUMNS = (
     "caption",
     "text",

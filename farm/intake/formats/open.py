@@ -7,7 +7,8 @@ subjects.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import posixpath
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -138,8 +139,13 @@ def _open_folder(
         present = [by_fold[name] for name in names if name in by_fold]
         if present:
             rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
-            rows.faults += _unread(present, rows.head)
-            rows.faults += unread_tables(folder, files, present)
+            others = present[1:]
+            tables = {name for name in others if name.casefold().startswith("metadata.")}
+            used = [name for name in present if name not in tables]
+            unread = list(unread_tables(folder, files, used))
+            reported = {posixpath.basename(one.file) for one in unread}
+            rows.faults += _unread(others, reported, rows.head)
+            rows.faults += unread
             if present[0].casefold().startswith(("subjects.", "metadata.")):
                 rows.folder = folder
             return rows
@@ -161,10 +167,11 @@ def _open_folder(
     return rows
 
 
-def _unread(present: Sequence[str], head: ManifestRow) -> Iterator[Fault]:
-    """Warnings about tables and manifests beside the one that represents the folder."""
-    for name in present[1:]:
-        if name == str(head.value.get("subjects")).removeprefix("./"):
+def _unread(others: Sequence[str], reported: Collection[str], head: ManifestRow) -> Iterator[Fault]:
+    """Warnings about tables and manifests beside the one that represents the folder, whose rows are
+    not reported one by one."""
+    for name in others:
+        if name in reported or name == str(head.value.get("subjects")).removeprefix("./"):
             continue
         message = f"{name} beside it is not read"
         remedy = "keep one of them, or name the file itself"
