@@ -168,7 +168,7 @@ def busy_engine(at_least: int = 1) -> str | None:
     return None
 
 
-LONG = {"num_inference_steps": 120, "size": "256x256", "seed": 9}
+LONG = {"num_inference_steps": 120, "size": "128x128", "seed": 9}
 
 
 @pytest.mark.slow
@@ -297,8 +297,7 @@ def test_a_drain_finishes_requests_and_answers_new_ones_with_503(cluster: Cluste
 
     picture = pixels_of(cluster.generate("bob").b64_json)
     finished: list[Any] = []
-    long = {"num_inference_steps": 120, "size": "128x128"}
-    asking = threading.Thread(target=lambda: finished.append(cluster.generate("ada", **long)))
+    asking = threading.Thread(target=lambda: finished.append(cluster.generate("ada", **LONG)))
     asking.start()
     eventually(lambda: busy_engine() is not None, within_s=60)
     ready: list[int] = []
