@@ -61,10 +61,10 @@ def probe(jobs: int, store_url: str) -> dict[str, float]:
     """Start a run with the farm of this process; calls what its version has."""
     from farm.base.interface import MemoryFacts
     from farm.locks import StoreLock
+    from farm.model_imports.gc_pause import gc_paused
     from farm.storage import Store
     from farm.training.dispatch.dispatcher import Dispatcher
     from farm.training.dispatch.ledger import Ledger
-    from farm.training.gc_pause import gc_paused
     from farm.training.plan.hardware import Hardware
     from farm.training.run import prepare
     from farm.training.run.driver import write_run_files

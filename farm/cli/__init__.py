@@ -21,6 +21,7 @@ import typer
 
 from farm.cli.quiet import hush_libraries
 from farm.errors import FarmError, Interrupted, UserError, explain
+from farm.model_imports.lean import keep_imports
 
 __all__ = ["app", "main"]
 
@@ -86,6 +87,7 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
         begin()
         faulthandler.enable()  # a crash in native code prints the Python stack
         hush_libraries()
+        keep_imports()
         app(prog_name="farm")
     except FarmError as error:
         if os.environ.get("FARM_DEBUG"):

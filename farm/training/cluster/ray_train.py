@@ -28,6 +28,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from farm.intake.photos.uris import worker_environment
 from farm.intake.scoring import ScoringSettings
+from farm.model_imports.lean import keep_imports
 from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.cluster.dispatch_actor import RayLink
@@ -102,6 +103,7 @@ class LaneSpec:
 
 def lane_main(config: dict[str, Any]) -> None:
     """A Ray Train worker's function: load the base once, then train until no job is left."""
+    keep_imports()
     import torch
 
     from farm.base.device.heap import keep_freed_memory

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 from farm.errors import FarmError
+from farm.model_imports.gc_pause import gc_paused
 from farm.storage import Store
 from farm.training.dispatch.job_state import Event, Job, advance
 from farm.training.dispatch.segments import (
@@ -26,7 +27,6 @@ from farm.training.dispatch.segments import (
     segment_names,
 )
 from farm.training.dispatch.state_file import CHUNK, StateFile
-from farm.training.gc_pause import gc_paused
 
 __all__ = [
     "RATE_WINDOW_S",

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Unpack
 
+from farm.model_imports.gc_pause import leave_to_counts
 from farm.storage import Store
 from farm.training.dispatch.compaction import (
     Compactor,
@@ -42,7 +43,6 @@ from farm.training.dispatch.segments import (
     read_events,
     segment_name,
 )
-from farm.training.gc_pause import leave_to_counts
 
 __all__ = [
     "FINAL",

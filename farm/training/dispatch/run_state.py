@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Literal, Unpack
 
+from farm.model_imports.gc_pause import gc_paused, leave_to_counts
 from farm.training.dispatch.compaction import RATE_WINDOW_S, Tally
 from farm.training.dispatch.job_index import JobIndex
 from farm.training.dispatch.job_state import EventDetails, EventKind, Job, Status
@@ -18,7 +19,6 @@ from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import DispatchSettings, JobResult
 from farm.training.dispatch.queues import Group, JobQueues
 from farm.training.dispatch.run_jobs import RunJobs
-from farm.training.gc_pause import gc_paused, leave_to_counts
 from farm.training.plan.shape import run_shapes
 
 __all__ = ["RunState"]

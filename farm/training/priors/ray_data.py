@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError
 from farm.intake.job import PriorSpec
+from farm.model_imports.lean import keep_imports
 from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure
@@ -57,6 +58,7 @@ class PriorWorker:
     def __init__(
         self, settings: PriorWorkerSettings, store: Store, specs: Sequence[PriorSpec], attempt: str
     ) -> None:
+        keep_imports()
         import torch
 
         from farm.base.device.heap import keep_freed_memory

@@ -21,12 +21,12 @@ from typing import Any
 from farm.errors import UserError
 from farm.intake.job import PriorSpec
 from farm.keys import bytes_digest
+from farm.model_imports.gc_pause import gc_paused
 from farm.recipe import Recipe
 from farm.storage import Store
 from farm.training.dispatch.job_blocks import JobBlocks, batches, decode
 from farm.training.dispatch.messages import Assignment
 from farm.training.dispatch.run_jobs import JobColumns, RunJobs
-from farm.training.gc_pause import gc_paused
 
 __all__ = [
     "count_jobs",

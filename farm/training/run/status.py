@@ -13,6 +13,7 @@ from typing import Any
 
 from farm.adapters.registry import Registry
 from farm.locks import StoreLock, holder
+from farm.model_imports.gc_pause import gc_paused
 from farm.storage import Store
 from farm.training.dispatch.compaction import (
     RATE_WINDOW_S,
@@ -28,7 +29,6 @@ from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
-from farm.training.gc_pause import gc_paused
 from farm.training.run.failures import failures_among
 from farm.training.run.files import close_requests, open_requests, read_settings
 from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
