@@ -181,7 +181,7 @@ def ray_head(
     token = (env or {}).get("RAY_AUTH_TOKEN") or secrets.token_hex(16)
     # the paths of Ray's sockets may hold 107 bytes
     with tempfile.TemporaryDirectory(prefix="fr-", ignore_cleanup_errors=True) as folder:
-        gcs, dashboard, *others = free_ports(5)
+        gcs, dashboard, *others = free_ports(6)
         env = FEW_STATISTICS | dict(env or {})
         environment = clean_environment() | {
             "RAY_AUTH_MODE": "token",
@@ -235,13 +235,12 @@ def _command(
     folder: str, ports: Sequence[int], num_cpus: int, scaling: Sequence[str], *, is_lean: bool
 ) -> list[str]:
     """``ray start`` of a head."""
-    gcs, dashboard, *agents = ports
+    gcs, dashboard, client, *agents = ports
     return [
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={gcs}"),
         *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
         *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-        # no server of Ray's client, a process that imports all of Ray
-        *(f"--dashboard-port={dashboard}", "--ray-client-server-port=0"),
+        *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         # another Ray on this machine uses the defaults
         *(f"--dashboard-agent-listen-port={agents[0]}",),
         *(f"--dashboard-agent-grpc-port={agents[1]}",),
