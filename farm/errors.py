@@ -6,6 +6,7 @@
     │   ├── PhotoFault              exit 3: a photo or archive that cannot be used
     │   ├── BaseModelError          the base cannot be read, or is refused (pickled weights)
     │   ├── AdapterFileError        an adapter file is missing, corrupt, or does not fit the base
+    │   ├── OutputUnusable          a folder or file of results cannot be written
     │   ├── StoreUnusable           exit 7: the store is full, read-only, missing, or denies access
     │   └── PlanError               the run does not fit the hardware; reports by how much
     ├── StoreError                  the store did not respond or lost a write; retried
@@ -46,6 +47,7 @@ __all__ = [
     "LaneLost",
     "ManifestError",
     "NotAuthorized",
+    "OutputUnusable",
     "PhotoFault",
     "PlanError",
     "RequestRefused",
@@ -197,6 +199,11 @@ class AdapterFileError(UserError):
 
 class PlanError(UserError):
     """A run that does not fit the available hardware."""
+
+
+class OutputUnusable(UserError):
+    """A folder or file of results, outside the store, that cannot be written: it is in the way, or
+    its disk is full or read-only."""
 
 
 class StoreUnusable(UserError):

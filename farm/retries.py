@@ -14,6 +14,7 @@ from typing import TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from farm.errors import StoreError, StoreUnusable
+from farm.local_files import FULL
 
 __all__ = ["OUTAGE_BUDGET_S", "remedy_of_reading", "with_retries"]
 
@@ -26,7 +27,6 @@ OUTAGE_BUDGET_S = 600.0
 RETRY_MAX_WAIT_S = 4.0
 CLIENT_PACKAGES = frozenset({"botocore", "aiobotocore", "aiohttp", "urllib3", "requests"})
 """Packages whose errors, such as lost connections, fsspec does not always translate."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_CODES = ("XMinioStorageFull", "QuotaExceeded", "InsufficientStorage")
 
 

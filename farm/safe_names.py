@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["JOB_KEY", "MAX_NAME_LENGTH", "NAME_PATTERN", "SAFE_NAME", "is_job_key", "is_safe_name"]
+__all__ = [
+    "JOB_KEY",
+    "MAX_NAME_LENGTH",
+    "NAME_PATTERN",
+    "SAFE_NAME",
+    "is_job_key",
+    "is_safe_name",
+    "only_in_case",
+]
 
 MAX_NAME_LENGTH = 128
 
@@ -21,6 +29,11 @@ publish under names that manifests do not allow."""
 
 JOB_KEY = r"[0-9a-f]{32}"
 """A key of ``farm.keys.key_of``."""
+
+
+def only_in_case(name: str, other: str) -> str:
+    """How two names are described that a disk which ignores case cannot keep apart."""
+    return f"{name} differs only in case from {other}"
 
 
 def is_safe_name(text: str) -> bool:

@@ -24,6 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from farm.errors import StoreError, StoreUnusable, UserError
+from farm.local_files import PROBE, missing_folders, reason_of, write_aside, writing
 from farm.retries import with_retries
 
 __all__ = ["Store"]
@@ -108,9 +109,9 @@ class Store:
         if not self.is_local:
             return
         probe = f".{uuid.uuid4().hex}"
-        missing = _missing_folders(self._root)
+        missing = missing_folders(self._root)
         try:
-            self.write(probe, b"")
+            self.write(probe, PROBE)
         finally:
             with suppress(OSError):  # it was not written
                 os.unlink(self.full_path(probe))
@@ -191,12 +192,21 @@ class Store:
             self._attempt(path, lambda: self._fs.put_file(str(local), full), is_write=True)
 
     def download(self, path: str, local: str | Path) -> None:
-        """Copy an object to a local file, atomically."""
+        """Copy an object to a local file, atomically.
+
+        Raises:
+            OutputUnusable: if the local disk is full or read-only.
+        """
         target = Path(local)
-        target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+
+        def get() -> None:
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(self.full_path(path), str(aside))
+
         try:
-            self._attempt(path, lambda: self._fs.get_file(self.full_path(path), str(aside)))
+            self._attempt(path, get)
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
@@ -316,11 +326,6 @@ def _normal_url(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
-def _missing_folders(path: str) -> list[Path]:
-    """A folder and those above it that do not exist, innermost first."""
-    return [one for one in (Path(path), *Path(path).parents) if not os.path.lexists(one)]
-
-
 def _make_folder(folder: Path) -> None:
     """Create a folder and those above it.
 
@@ -334,7 +339,7 @@ def _make_folder(folder: Path) -> None:
         if error.errno not in NO_FOLDER:
             raise
         raise StoreUnusable(
-            f"the folder {folder} cannot be created: {os.strerror(error.errno or 0)}",
+            f"the folder {folder} cannot be created: {reason_of(error, folder)}",
             "name a store in a folder that you can write to",
         ) from error
 
@@ -348,18 +353,8 @@ def _local_folders(full: str) -> list[str]:
 
 
 def _write_aside(full: str, data: bytes) -> Path:
-    target = Path(full)
-    _make_folder(target.parent)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:  # on a full disk, half a file would take what space there is
-        aside.unlink(missing_ok=True)
-        raise
-    return aside
+    _make_folder(Path(full).parent)
+    return write_aside(full, data)
 
 
 def _write_local(full: str, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -46,6 +47,15 @@ class _Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no typ
     def _split_scope(self, nodeid: str) -> str:
         scope: str = super()._split_scope(nodeid)
         return DOCS if DOCS in scope else scope
+
+
+gc.disable()  # while every module of tests is imported
+
+
+def pytest_collection_finish() -> None:
+    """No later collection looks at the imported modules again."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """Adapters' names as people write them: found with a suggestion, refused where two would collide.
 
-Owns the form ``namespace/name`` with its default namespace, and the rule for names that differ only
-in case. The registry itself takes names exactly as they are.
+Owns the forms ``namespace/name``, with its default namespace, and ``name@key`` for one version, and
+the rule for names that differ only in case. The registry itself takes names exactly as they are.
 """
 
 from __future__ import annotations
@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from farm.adapters.names import NamedAdapter
-from farm.adapters.registry import Registry
+from farm.adapters.registry import Registry, weights_digest
 from farm.errors import UserError
 from farm.intake.faults import similar_name
 from farm.intake.subject import DEFAULT_NAMESPACE
+from farm.safe_names import is_job_key, only_in_case
 
-__all__ = ["MAX_CHECKED", "check_case", "find_adapter", "same_but_case", "split_label"]
+__all__ = [
+    "MAX_CHECKED",
+    "ONE_IS_KEPT",
+    "check_case",
+    "find_adapter",
+    "same_but_case",
+    "split_label",
+]
 
+ONE_IS_KEPT = "a disk that ignores case keeps only one of them"
 MAX_CHECKED = 50_000
 """Names beyond which those that differ only in case are not looked for, which takes memory."""
 
@@ -27,12 +36,14 @@ def split_label(text: str) -> tuple[str, str]:
 
 
 def find_adapter(registry: Registry, text: str) -> NamedAdapter:
-    """What a name points to. Does not check revocation.
+    """What a name points to, or the version that it had by its key. Does not check revocation.
 
     Raises:
-        UserError: if there is no such name; the remedy suggests a similar one.
+        UserError: if there is no such name or version; the remedy suggests a similar name, or
+            lists the versions.
     """
-    namespace, name = split_label(text)
+    label, pinned, key = text.partition("@")
+    namespace, name = split_label(label)
     named = registry.resolve(namespace, name)
     if named is None:
         close = similar_name(name, registry.listing(namespace))
@@ -41,7 +52,24 @@ def find_adapter(registry: Registry, text: str) -> NamedAdapter:
             f"no adapter is named {namespace}/{name} in {registry.store.url}",
             f"did you mean `{close}`? Names are case-sensitive" if close else remedy,
         )
-    return named
+    return _version(registry, named, key) if pinned else named
+
+
+def _version(registry: Registry, named: NamedAdapter, key: str) -> NamedAdapter:
+    """A version of a name by its key: only one that the name has had."""
+    if (found := named.version(key)) is not None:
+        return found
+    if is_job_key(key) and registry.is_committed(key):
+        record = registry.record(key)
+        # names of older farm versions have no history; the record has its first owner
+        if (record.namespace, record.name) == (named.namespace, named.name):
+            sha256 = weights_digest(record)
+            return NamedAdapter(named.namespace, named.name, key, sha256, record.created)
+    versions = ", ".join(one.job_key for one in (named, *named.earlier))
+    raise UserError(
+        f"{named.namespace}/{named.name} has no version {key!r} in {registry.store.url}",
+        f"its versions: {versions}",
+    )
 
 
 def check_case(registry: Registry, names: Iterable[tuple[str, str]]) -> None:
@@ -69,8 +97,7 @@ def check_case(registry: Registry, names: Iterable[tuple[str, str]]) -> None:
         mine = by_fold[label.casefold()]
         if mine not in there:
             raise UserError(
-                f"the name {mine} differs only in case from {label}, which is in the store: a disk "
-                "that ignores case keeps only one of them",
+                f"the name {only_in_case(mine, label)}, which is in the store: {ONE_IS_KEPT}",
                 "choose another name, or write it as in the store to replace that adapter",
             )
 

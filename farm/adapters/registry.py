@@ -129,7 +129,7 @@ class Registry:
                 the images generated for the job itself.
         """
         path = _name_path(namespace, name)
-        sha256 = _weights_digest(record)
+        sha256 = weights_digest(record)
         before = self._read_name(namespace, name)
         if before is not None and (before.job_key, before.sha256) == (record.job_key, sha256):
             return before
@@ -256,7 +256,8 @@ class Registry:
         """Revoke an adapter, so that it is no longer served. Its files stay.
 
         By name it is revoked in that name's namespace only: another namespace that trained the same
-        photos shares the job and keeps the adapter. By key it is revoked everywhere.
+        photos shares the job and keeps the adapter. A key beside the name is the version to revoke;
+        a key alone is revoked everywhere.
 
         Returns:
             The revoked job key.
@@ -265,7 +266,7 @@ class Registry:
             UserError: if neither a known name nor a key is given.
         """
         whose = ""
-        if job_key is None:
+        if job_key is None or name is not None:
             space = namespace or "default"
             named = self._read_name(space, name) if name else None
             if named is None:
@@ -273,7 +274,7 @@ class Registry:
                     f"no adapter is named {space}/{name}",
                     "give a name that exists, or the job key",
                 )
-            job_key, whose = named.job_key, f"@{_safe(space)}"
+            job_key, whose = job_key or named.job_key, f"@{_safe(space)}"
         body = {"job_key": job_key, "reason": reason, "revoked": datetime.now(UTC).isoformat()}
         data = json.dumps(body, indent=2, sort_keys=True).encode()
         self.store.create(f"revoked/{_safe(job_key)}{whose}.json", data)
@@ -341,7 +342,7 @@ def _check_files(folder: Path, record: AdapterRecord) -> None:
             raise _broken(record.job_key, f"{name} changed after it was saved")
 
 
-def _weights_digest(record: AdapterRecord) -> str:
+def weights_digest(record: AdapterRecord) -> str:
     return record.files.get(DIFFUSERS_FILE) or bytes_digest(record.model_dump_json().encode())
 
 

@@ -165,7 +165,8 @@ def load(
 
     Args:
         store: folder or fsspec URL of the store.
-        name: ``name`` (of the default namespace) or ``namespace/name``.
+        name: ``name`` (of the default namespace) or ``namespace/name``; ``name@key`` is one
+            version.
         base: where the base is; None takes the one that the adapter was trained on.
         device: ``cpu`` or ``cuda``.
 

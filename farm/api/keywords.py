@@ -11,10 +11,10 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from difflib import get_close_matches
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 from farm.errors import UserError
+from farm.intake.faults import closest
 
 __all__ = ["Location", "check_location", "with_keywords"]
 
@@ -75,8 +75,8 @@ def _check_keywords(function: str, model: Any, keywords: Mapping[str, Any]) -> N
     hints = get_type_hints(model)
     for name, value in keywords.items():
         if name not in hints:
-            near = get_close_matches(name, hints, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"see help(farm.{function})"
+            near = closest(name, hints)
+            remedy = f"did you mean {near}?" if near else f"see help(farm.{function})"
             raise UserError(f"farm.{function} has no option {name!r}", remedy)
         try:
             TypeAdapter(hints[name]).validate_python(value, strict=True)

@@ -15,12 +15,14 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from farm.cli.quiet import hush_libraries
 from farm.errors import FarmError, Interrupted, UserError, explain
+from farm.local_files import full_disk
 from farm.model_imports.lean import keep_imports
 
 __all__ = ["app", "main"]
@@ -31,8 +33,24 @@ COMMANDS = (
 )
 """Modules of ``farm.cli.commands``, in the order of the help page."""
 
+
+class VisibleCommands(TyperGroup):
+    """A group that suggests only visible commands for one that it does not have."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does it, without the hidden commands unless one of them is called."""
+        known = self.commands
+        if not args or args[0] not in known:
+            self.commands = {name: one for name, one in known.items() if not one.hidden}
+        try:
+            return super().resolve_command(ctx, args)
+        finally:
+            self.commands = known
+
+
 app = typer.Typer(
     name="farm",
+    cls=VisibleCommands,
     help="Fine-tune one small LoRA adapter per subject, thousands at a time, and serve them all.",
     no_args_is_help=True,
     add_completion=False,
@@ -45,7 +63,7 @@ def _version(asked: bool) -> None:
     if asked:
         from farm.version import __version__
 
-        print(f"farm {__version__}")
+        print(f"farm {__version__}", flush=True)
         raise typer.Exit
 
 
@@ -92,18 +110,27 @@ def main(begin: Callable[[], None] = lambda: None) -> None:
     except FarmError as error:
         if os.environ.get("FARM_DEBUG"):
             raise
-        with suppress(BrokenPipeError):  # its reader has ended, which changes no exit code
-            _explain(error)
-            _print_document(error, error.exit_code)
-        _leave(error.exit_code)
+        _end(error)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as end:
         _handle_exit(end)
         raise
-    except Exception as error:  # a bug: Python prints its stack
+    except Exception as error:
+        if (full := full_disk(error)) is not None:
+            _end(full)
         _print_document(error, 1)
-        raise
+        raise  # a bug: Python prints its stack
+
+
+def _end(error: FarmError) -> NoReturn:
+    """Explain an error and exit. Output that cannot be written changes no exit code: its reader
+    has ended, or its disk is full."""
+    with suppress(OSError):
+        _explain(error)
+    with suppress(OSError):
+        _print_document(error, error.exit_code)
+    _leave(error.exit_code)
 
 
 def _handle_exit(end: SystemExit) -> None:
@@ -132,8 +159,10 @@ def _leave(code: int) -> NoReturn:
     """Exit. Do not wait for threads that still wait for a Ray that does not answer: the exit
     handlers of Python and Ray would wait for them, or change the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(BrokenPipeError):
+        try:
             stream.flush()
+        except OSError:  # Python would try again at its end, and change the exit code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     from farm.training.cluster.ray_threads import names_of_ray_threads
 
     ray = sys.modules.get("ray")

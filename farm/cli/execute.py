@@ -167,9 +167,11 @@ def calibrate_device(options: PlanOptions) -> None:
     import torch
 
     from farm.base.loading import load_base, training_dtype
-    from farm.training.plan.calibration import save_calibration
+    from farm.local_files import check_folder
+    from farm.training.plan.calibration import calibrations_folder, save_calibration
     from farm.training.slots.calibrate import calibrate
 
+    check_folder(calibrations_folder())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = load_base(
         os.fspath(options.base),

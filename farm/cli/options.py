@@ -53,7 +53,7 @@ OptionalManifest = Annotated[str | None, _MANIFEST]
 OptionalRun = Annotated[
     str | None, typer.Argument(help="Run id or its first characters; the latest run by default.")
 ]
-_NAMES = "Adapters: name or namespace/name; may repeat."
+_NAMES = "Adapters: name or namespace/name, or name@key for one version; may repeat."
 NamesArgument = Annotated[list[str] | None, typer.Argument(help=_NAMES)]
 NamesOption = Annotated[
     list[str] | None, typer.Option("--name", help="The same as an option; may repeat.")

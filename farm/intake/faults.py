@@ -21,11 +21,28 @@ from farm.intake.rows import ManifestRow, Path
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
 
-__all__ = ["expected", "faults_of", "nearest", "similar_name", "slug", "validated"]
+__all__ = [
+    "LIKE_AN_OPTION",
+    "LIKE_A_FIELD",
+    "closest",
+    "expected",
+    "faults_of",
+    "nearest",
+    "similar_name",
+    "slug",
+    "unused",
+    "validated",
+]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+SIMILAR = 0.6
+"""Likeness from which another word is suggested for a wrong one."""
+LIKE_A_FIELD = 0.7
+"""From which an unknown column of a table is a misspelled field: other columns are common there."""
+LIKE_AN_OPTION = 0.8
+"""The same for an option of another trainer, of which hundreds have similar names."""
 MAX_COMPARED = 1_000
 """Names compared with a wrong one, to suggest another."""
 MAX_FIELD_FAULTS = 100
@@ -161,9 +178,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if (meant := _SYNONYMS.get(word.casefold())) in words:
         return f"did you mean `{meant}`?"
     by_fold = {one.casefold().replace("-", "_"): one for one in words}
-    close = get_close_matches(word.casefold().replace("-", "_"), by_fold, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean `{by_fold[close[0]]}`?"
+    if close := closest(word.casefold().replace("-", "_"), by_fold):
+        return f"did you mean `{by_fold[close]}`?"
     return f"known here: {', '.join(words)}" if words else "remove it"
 
 
@@ -173,8 +189,13 @@ def similar_name(name: str, names: Iterable[str]) -> str | None:
         return None
     some = [one for one in islice(names, MAX_COMPARED) if len(one) <= MAX_COMPARED_CHARACTERS]
     by_fold = {one.casefold(): one for one in reversed(some)}
-    close = get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
-    return by_fold[close[0]] if close else None
+    close = closest(name.casefold(), by_fold)
+    return by_fold[close] if close else None
+
+
+def closest(word: str, words: Iterable[str], likeness: float = SIMILAR) -> str | None:
+    """The word that is most like another one, if any is alike enough."""
+    return next(iter(get_close_matches(word, words, 1, likeness)), None)
 
 
 def slug(text: str) -> str:
@@ -191,6 +212,15 @@ def slug(text: str) -> str:
         whole = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
         return f"{plain[:100].rstrip('-._') or 'subject'}-{bytes_digest(whole)[:6]}"
     return plain[:128].rstrip(".")
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """An id like the given one that is not taken yet; it is added to those taken."""
+    found, count = name, 2
+    while found in taken:
+        found, count = f"{name}-{count}", count + 1
+    taken.add(found)
+    return found
 
 
 @cache

@@ -23,6 +23,7 @@ from farm.intake.rows import ManifestRow, ManifestRows
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.recipe import Quantization
+from farm.safe_names import only_in_case
 
 __all__ = ["Manifest", "all_fit", "invalid", "read_manifest"]
 
@@ -156,7 +157,7 @@ def _unnamed(rows: ManifestRows, resolved: Sequence[ResolvedSubject]) -> Iterato
     ids = (one.id for one in resolved)
     for found in (
         unnamed_folders(rows.folder, rows.head.file, ids, uris),
-        unnamed_photos(rows.folder, rows.head.file, uris),
+        unnamed_photos(rows.folder, rows.head.file, uris, is_deep=rows.names_photos),
     ):
         if found is not None:
             yield found
@@ -306,7 +307,8 @@ class _Register:
                 f"the id `{name}` is given twice" if first[0] == name else _two_cases(name, first)
             )
             message = f"{what}; first in {first[1]}"
-            faults.append(row.fault(("id",), message, "give each an id of its own"))
+            remedy = "give each an id of its own, or put the photos of both into one"
+            faults.append(row.fault(("id",), message, remedy))
         elif subject is not None:
             mine = (f"{subject.namespace}/{subject.name}", place)
             first = self._names.setdefault(mine[0].casefold(), mine)
@@ -322,4 +324,4 @@ class _Register:
 
 def _two_cases(name: str, first: tuple[str, str]) -> str:
     """A name that a disk which ignores case could not keep apart from the first one."""
-    return f"`{name}` differs only in case from `{first[0]}`"
+    return only_in_case(f"`{name}`", f"`{first[0]}`")

@@ -140,6 +140,8 @@ class ManifestRows:
     """Grows while ``subjects`` is consumed."""
     folder: str = ""
     """The folder whose subjects are all in this table; empty where there is no such folder."""
+    names_photos: bool = False
+    """Whether it names each photo, not folders of photos."""
 
 
 def shown_field(path: Sequence[str | int]) -> str:

@@ -70,7 +70,8 @@ def score_named(
     """Cards by name.
 
     Args:
-        names: ``name`` (of the default namespace), ``namespace/name``, or a job key.
+        names: ``name`` (of the default namespace), ``namespace/name``, either with ``@key`` for
+            one version, or a job key.
         photos_folder: contains a folder of photos for each name; None uses the run's own paths.
         full: use the paper's full protocol instead of a part of it.
 

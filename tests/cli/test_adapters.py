@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from typer.testing import CliRunner, Result
 
 from farm.adapters.file_names import RECORD_FILE
-from farm.adapters.lookup import check_case
+from farm.adapters.lookup import check_case, find_adapter, split_label
 from farm.adapters.record import AdapterRecord, ImportedFile
 from farm.adapters.registry import Registry
+from farm.api.adapter import load
 from farm.cli import app
-from farm.errors import UserError
+from farm.errors import OutputUnusable, UserError
 from farm.recipe import Recipe
 from farm.storage import Store
 
@@ -128,6 +131,67 @@ def test_an_export_to_a_place_that_is_no_folder_names_it_once(
         with pytest.raises(UserError, match=f"cannot write {place}: "):
             call("export", str(place))
     assert (tmp_path / "file").read_text() == "kept"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/default").touch()
+    with pytest.raises(UserError, match="default is a file; 0 of 3 adapters are complete"):
+        call("export", str(tmp_path / "out"))
+
+
+def test_a_disk_that_fills_during_an_export_leaves_whole_adapters_alone(
+    store: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fetch = tmp_path / "out", LocalFileSystem.get_file
+    call("export", str(out), "tom1")
+    (out / "default/tom1/adapter.json").write_text("an older version")
+
+    def fill(self: LocalFileSystem, source: str, target: str, **options: Any) -> None:
+        fetch(self, source, target, **options)
+        if f"{1:032x}" in source:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", fill)
+    full = "the disk is full; 1 of 3 adapters are complete in"
+    with pytest.raises(OutputUnusable, match=full) as caught:
+        call("export", str(out))
+    assert (caught.value.exit_code, "free space" in caught.value.remedy) == (2, True)
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == ["default/tom0/adapter.json", "default/tom1/adapter.json"]
+    assert (out / "default/tom1/adapter.json").read_text() == "an older version"
+
+
+def test_a_version_of_a_name_is_found_by_its_key_everywhere(
+    store: Registry, tmp_path: Path
+) -> None:
+    old, new = f"{0:032x}", f"{1:032x}"
+    store.point("default", "tom0", store.record(new))
+    assert find_adapter(store, "tom0").job_key == new
+    assert find_adapter(store, f"default/tom0@{old}").job_key == old
+    out = tmp_path / "out"
+    assert f"default/tom0@{old}" in call("export", str(out), f"tom0@{old}").stdout
+    assert old in (out / "default/tom0/adapter.json").read_text()
+    both = CliRunner().invoke(app, ["export", str(out), "tom0", f"tom0@{old}"])
+    assert (both.exit_code, "exported in two versions" in both.stderr) == (2, True)
+    assert document("revoke", f"tom0@{old}")["version"] == old
+    assert [store.is_revoked(key, "default") for key in (old, new)] == [True, False]
+    for unknown in (f"{2:032x}", "abc"):
+        with pytest.raises(UserError, match=f"no version '{unknown}'") as caught:
+            load(store.store, f"tom0@{unknown}")
+        assert caught.value.remedy == f"its versions: {new}, {old}"
+    with pytest.raises(UserError, match=f"tom0@{old} is revoked"):
+        load(store.store, f"tom0@{old}")
+
+
+def test_an_export_names_what_it_leaves_out(store: Registry, tmp_path: Path) -> None:
+    for name in ("tom0", "shop/tom2"):
+        store.revoke(*split_label(name))
+    result = call("export", str(tmp_path / "out"), "--json")
+    assert "2 adapters are left out, revoked: default/tom0, shop/tom2" in result.stderr
+    rows = json.loads(result.stdout)
+    assert [row["name"] for row in rows if row["path"]] == ["default/tom1"]
+    assert [row["name"] for row in rows if row.get("left_out") == "revoked"] == [
+        "default/tom0",
+        "shop/tom2",
+    ]
 
 
 def test_a_score_needs_a_name_in_either_form(store: Registry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -44,6 +45,23 @@ def test_with_json_an_error_is_one_document_on_stdout() -> None:
     assert set(error) == {"code", "message", "remedy"}
     assert error["code"] == 2
     assert "remedy:" in done.stderr
+
+
+def test_an_output_on_a_full_disk_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "farm", "keys", "list", "--store", tmp_path, "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "a disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_mistyped_command_suggests_only_visible_ones() -> None:
+    shown = " ".join(farm_here("serv").stderr.split())
+    assert "Did you mean 'serve'?" in shown
+    assert "supervise" not in shown + farm_here("superv").stderr
+    assert farm_here("supervise", "--help").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ KOHYA_PREFIXES = {
 """Component prefixes that are read, of kohya's scripts and of LyCORIS wrapped around a bare
 denoiser; ``FamilyNames`` has those that are written."""
 CLIP_LAYERS = "encoder.layers."
+_CLIP = re.compile(r"^(?:text_encoders\.)?(clip_[lgh])\.(?:transformer\.)?")
+"""The beginning of a text layer's name in ComfyUI's and OneTrainer's files."""
+_CLIP_COMPONENTS = {"l": "text_encoder", "h": "text_encoder", "g": "text_encoder_2"}
 
 
 def layer_names(base: Base) -> dict[str, tuple[int, ...]]:
@@ -163,7 +166,10 @@ def _spellings(known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _modern(name: str) -> str:
-    """Undo diffusers' older spelling: ``attn1.processor.to_q_lora`` is ``attn1.to_q``."""
+    """Undo diffusers' older spelling, in which ``attn1.processor.to_q_lora`` is ``attn1.to_q``, and
+    ComfyUI's names of the text encoders."""
+    if (match := _CLIP.match(name)) is not None:
+        name = f"{_CLIP_COMPONENTS[match[1][-1]]}.{name[match.end() :]}"
     name = re.sub(r"\.self_attn\.to_(q|k|v|out)_lora$", r".self_attn.\1_proj", name)
     name = re.sub(r"\.processor\.(to_q|to_k|to_v)_lora$", r".\1", name)
     name = re.sub(r"\.processor\.to_out_lora$", ".to_out.0", name)

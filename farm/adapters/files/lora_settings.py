@@ -28,8 +28,14 @@ MAX_BYTES = 8 * 2**20
 MAX_PATTERNS = 4096
 MAX_PATTERN_CHARACTERS = 1024
 READABLE_TYPES = ("LORA", "LOHA", "LOKR")
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of ``init_lora_weights`` that change the base's own weights when training starts."""
+
+VARIANTS = (
+    *("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config"),
+    *("alora_invocation_tokens", "layer_replication"),
+)
+"""Fields of PEFT's configs that, where they are set, make an adapter more than two matrices."""
 
 _Pattern = Callable[[str], bool]
 Value = TypeVar("Value")
@@ -50,6 +56,8 @@ class LoraSettings(BaseModel):
     use_rslora: bool | None = None
     use_dora: bool | None = None
     init_lora_weights: Any = None
+    variant: str = ""
+    """The first of ``VARIANTS`` that is set."""
 
     @classmethod
     def read(cls, values: Mapping[str, Any], source: str) -> LoraSettings:
@@ -59,7 +67,8 @@ class LoraSettings(BaseModel):
             AdapterFileError: naming the source, if they are malformed or of another adapter type.
         """
         try:
-            settings = cls.model_validate(values)
+            variant = next((name for name in VARIANTS if values.get(name)), "")
+            settings = cls.model_validate({**values, "variant": variant})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -73,7 +82,7 @@ class LoraSettings(BaseModel):
     def _refuse_other_kinds(self, source: str) -> None:
         if self.peft_type not in READABLE_TYPES:
             raise AdapterFileError(
-                f"{source} describes a {self.peft_type[:40]} adapter, not a LoRA",
+                f"{source} describes a PEFT {self.peft_type[:40]} adapter, not a LoRA",
                 "train a LoRA, LoHa or LoKr",
             )
         if self.use_dora:
@@ -81,6 +90,11 @@ class LoraSettings(BaseModel):
                 f"{source} describes a DoRA adapter: it rescales the base's own weights, which no "
                 "plain LoRA equals",
                 "train it without DoRA",
+            )
+        if self.variant:
+            raise AdapterFileError(
+                f"{source} sets `{self.variant}`, a variant that no plain LoRA equals",
+                f"train it without `{self.variant}`",
             )
         start = str(self.init_lora_weights).lower()
         if start.startswith(CHANGES_THE_BASE):

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from farm.errors import AdapterFileError
 
-__all__ = ["CORE", "LYCORIS_PARTS", "MAX_RANK", "LowRank", "core_pair", "lycoris_pair"]
+__all__ = [
+    "CORE",
+    "LYCORIS_PARTS",
+    "MAX_RANK",
+    "LowRank",
+    "bounded_pair",
+    "core_pair",
+    "lycoris_pair",
+]
 
 LYCORIS_PARTS = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
@@ -57,6 +65,25 @@ def core_pair(down: Tensor, core: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     _refuse_large(multiply(core.to("meta"), down.to("meta")))
     merged = multiply(core, down)
     return merged, up.flatten(1)[:, :, None, None]
+
+
+def bounded_pair(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """(down, up) of a plain LoRA, with at most ``MAX_RANK`` rows; the same product.
+
+    Raises:
+        AdapterFileError: if a slot cannot hold it.
+    """
+    if down.shape[0] <= MAX_RANK:
+        return down, up
+    outputs, inputs = up.shape[0], down.flatten(1).shape[1]
+    if min(outputs, inputs) > MAX_RANK:
+        raise AdapterFileError(
+            f"it has rank {down.shape[0]}; {MAX_RANK} is the largest",
+            "train it with a smaller rank, or shrink it with kohya's `resize_lora.py`",
+        )
+    _refuse_large(down, up)
+    whole_up, whole_down = _whole(up.flatten(1) @ down.flatten(1))
+    return whole_down.reshape(-1, *down.shape[1:]), whole_up[(..., *[None] * (down.ndim - 2))]
 
 
 def lycoris_pair(parts: Mapping[str, Tensor]) -> LowRank:

@@ -23,7 +23,7 @@ from farm.adapters.file_names import PEFT_CONFIG, PEFT_WEIGHTS
 from farm.adapters.files.fused_layers import original_name, split_fused
 from farm.adapters.files.layer_names import located
 from farm.adapters.files.lora_settings import LoraSettings, settings_beside, settings_in_header
-from farm.adapters.files.lycoris import CORE, LYCORIS_PARTS, core_pair, lycoris_pair
+from farm.adapters.files.lycoris import CORE, LYCORIS_PARTS, bounded_pair, core_pair, lycoris_pair
 from farm.adapters.files.origin import refuse_other_family
 from farm.adapters.files.unsupported import is_foreign, unknown_tensor, unreadable_file
 from farm.adapters.weights import AdapterWeights, LayerWeights
@@ -137,7 +137,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError as error:
-        raise AdapterFileError(f"{path} does not exist", "name an adapter file") from error
+        remedy = "name an adapter file on this machine; download one of the web or the Hub first"
+        raise AdapterFileError(f"{path} does not exist", remedy) from error
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         # an AttributeError for numbers of a type that older versions of torch lack
         raise unreadable_file(path, error) from error
@@ -278,7 +279,8 @@ def _low_rank(
                 )
             with _at(place):
                 down, up = core_pair(down, core, up)
-        return down, up, down.shape[0]
+        with _at(place):
+            return *bounded_pair(down, up), down.shape[0]
     if "down" in parts or "up" in parts:
         raise AdapterFileError(
             f"{place} is not a plain LoRA: it has LyCORIS parts beside its halves",

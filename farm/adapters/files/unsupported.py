@@ -32,6 +32,9 @@ _HEADS = (
     (b"7z\xbc\xaf", "is a 7z archive", "unpack it"),
     (b"\x1f\x8b", "is compressed with gzip", "unpack it"),
 )  # fmt: skip
+_UNFINISHED = (".crdownload", ".part", ".partial", ".download", ".incomplete", ".aria2")
+"""Suffixes of browsers and download tools for files that are not complete."""
+_SPACE = b"\xef\xbb\xbf \t\r\n"
 _SIZE_BYTES = 8
 """A safetensors file begins with the size of its header, whose upper half is zero."""
 
@@ -42,6 +45,7 @@ _OTHER_KINDS = (
     (re.compile(r"boft_"), f"a BOFT {_ROTATED}"),
     (re.compile(r"oft_"), f"an OFT {_ROTATED}"),
     (re.compile(r"\.diff(?:_b)?$"), "a change of whole weights, not a plain LoRA"),
+    (re.compile(r"trainable_tokens|token_adapter"), "trained tokens beside the LoRA"),
     (re.compile(r"modules_to_save"), "a whole trained module beside the LoRA"),
     (re.compile(r"lora_(?:B|up)(?:\.[^.]+)?\.bias$|\.bias$"), "a trained bias beside the LoRA"),
     (re.compile(r"\.[wb]_norm$"), "trained normalisation layers beside the LoRA"),
@@ -62,6 +66,7 @@ _WHOLE = (
 )  # fmt: skip
 """Files without any LoRA layer; the first pattern that one of their tensors matches."""
 _LOW_RANK = re.compile(r"lora|hada|lokr")
+_MODULE = re.compile(r"(?!.*(?:lora|hada|lokr|\.(?:down|up)\.weight$)).*\.weight$")
 _WHOLE_REMEDY = (
     "name a LoRA; a fine-tuned model is used as a base instead: convert it to a diffusers folder, "
     "and name that with --base"
@@ -83,17 +88,32 @@ def unreadable_file(path: Path, error: Exception) -> AdapterFileError:
         return AdapterFileError(f"{path} is a folder", "name a file in it")
     except OSError:
         head = b""
+    if path.suffix.lower() in _UNFINISHED:
+        return AdapterFileError(
+            f"{path} is a download that has not ended", "wait for its end, or start it again"
+        )
     is_named_so = path.suffix.lower() == ".safetensors"
     if head and (not is_named_so or len(head) < _SIZE_BYTES or any(head[4:_SIZE_BYTES])):
-        for start, what, remedy in _HEADS:
-            if head.startswith(start):
-                return AdapterFileError(f"{path} {what}", remedy)
-        if head.startswith(b"PK\x03\x04"):
-            return _zipped(path)
+        if (found := _by_content(path, head)) is not None:
+            return found
         if not is_named_so:
             return AdapterFileError(f"{path} is not a safetensors file", "name a LoRA")
     what = "the file is empty" if not head else str(error)
     return AdapterFileError(f"{path} cannot be read: {what}", "fetch it again")
+
+
+def _by_content(path: Path, head: bytes) -> AdapterFileError | None:
+    """The error for a file of another form, by its first bytes; None for unknown ones."""
+    text = head.lstrip(_SPACE)
+    for start, what, remedy in _HEADS:
+        if text.startswith(start):
+            return AdapterFileError(f"{path} {what}", remedy)
+    if head.startswith(b"PK\x03\x04"):
+        return _zipped(path)
+    words = " ".join(text.decode(errors="ignore").split())
+    if words.isprintable() and len(words.encode()) > len(text) // 2:
+        return AdapterFileError(f"{path} is text, not the adapter itself: `{words}`", _AGAIN)
+    return None
 
 
 def _zipped(path: Path) -> AdapterFileError:
@@ -135,13 +155,8 @@ def unknown_tensor(key: str, keys: Sequence[str], path: Path, *, is_lora: bool) 
             f"{path} numbers its layers ({key}), as the first LoRA scripts did",
             "save it again with diffusers, PEFT or kohya's scripts",
         )
-    for pattern, what in _OTHER_KINDS:
-        if (found := next(filter(pattern.search, keys), None)) is not None and (
-            is_lora or not found.endswith(".bias")
-        ):
-            return AdapterFileError(
-                f"{path} is not a plain LoRA: its tensor {found} marks {what}", "train a plain LoRA"
-            )
+    if (other := _other_kind(keys, path, is_lora=is_lora)) is not None:
+        return other
     if not is_lora and not any(_LOW_RANK.search(one) for one in keys):
         for pattern, what in _WHOLE:
             if (found := next(filter(pattern.search, keys), None)) is not None:
@@ -149,6 +164,23 @@ def unknown_tensor(key: str, keys: Sequence[str], path: Path, *, is_lora: bool) 
                 message = f"{path} is {what}, not a LoRA, by its tensor {found}"
                 return AdapterFileError(message, remedy)
     return _unknown(key, path)
+
+
+def _other_kind(keys: Sequence[str], path: Path, *, is_lora: bool) -> AdapterFileError | None:
+    """The error for an adapter that is more than plain LoRA; None if no tensor marks one."""
+    if is_lora and (module := next(filter(_MODULE.match, keys), None)) is not None:
+        return AdapterFileError(
+            f"{path} is not a plain LoRA: its tensor {module} belongs to a whole trained module",
+            "train it without whole modules (PEFT's `modules_to_save`)",
+        )
+    for pattern, what in _OTHER_KINDS:
+        if (found := next(filter(pattern.search, keys), None)) is not None and (
+            is_lora or not found.endswith(".bias")
+        ):
+            return AdapterFileError(
+                f"{path} is not a plain LoRA: its tensor {found} marks {what}", "train a plain LoRA"
+            )
+    return None
 
 
 def _embedding(path: Path) -> AdapterFileError:

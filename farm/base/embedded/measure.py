@@ -31,6 +31,7 @@ from farm.base.embedded.scorer import (
 from farm.base.embedded.vae import measure_psnr
 from farm.base.embedded.world.subjects import render_class
 from farm.base.embedded.world.words import CLASS_NOUNS, COLOURS, SCENERY
+from farm.local_files import check_folder, write_file
 
 __all__ = ["measure_base"]
 
@@ -88,6 +89,8 @@ def measure_base(
     """
     from farm.base.loading import resolve_folder
 
+    if out is not None:
+        check_folder(out)
     num_pictures = count or NUM_PICTURES
     num_cats, num_held_out = min(NUM_CATS, num_pictures), min(NUM_HELD_OUT, num_pictures)
     started_s = time.monotonic()
@@ -169,8 +172,7 @@ def _time_one(pipeline: StableDiffusionPipeline, guidance: float) -> float:
 
 
 def _write_report(out: Path, facts: Mapping[str, object]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "measurements.json").write_text(json.dumps(dict(facts), indent=2) + "\n")
+    write_file(out / "measurements.json", json.dumps(dict(facts), indent=2).encode() + b"\n")
     rows = [
         ("right class", "class_accuracy", "class_count", "≥ 0.90"),
         ("right colour", "colour_accuracy", "colour_count", "≥ 0.85"),
@@ -200,4 +202,4 @@ def _write_report(out: Path, facts: Mapping[str, object]) -> None:
         f"loading the folder took {facts['load_s']} s after imports.",
         "",
     ]
-    (out / "measurements.md").write_text("\n".join(lines))
+    write_file(out / "measurements.md", "\n".join(lines).encode())

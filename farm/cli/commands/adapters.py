@@ -51,6 +51,7 @@ def list_(
     from dataclasses import asdict
 
     from farm.adapters.listing import list_adapters
+    from farm.adapters.lookup import ONE_IS_KEPT
     from farm.adapters.registry import Registry
 
     opened = existing_store(store)
@@ -68,8 +69,8 @@ def list_(
     if page.same_but_case:
         first, second = page.same_but_case
         note(
-            f"note: names differ only in case, such as {visible(first)} and {visible(second)}: a "
-            "disk that ignores case keeps only one of them"
+            f"note: names differ only in case, such as {visible(first)} and {visible(second)}: "
+            f"{ONE_IS_KEPT}"
         )
     if page.next_after:
         note(f"{len(page.adapters):,} of {page.total:,}; next page: --after {page.next_after}")
@@ -85,7 +86,9 @@ def _cells(one: ListedAdapter) -> tuple[str, ...]:
 
 
 def revoke(
-    name: Annotated[str, typer.Argument(help="Adapter: name or namespace/name.")],
+    name: Annotated[
+        str, typer.Argument(help="Adapter: name or namespace/name; @ and a version's key after it.")
+    ],
     store: StoreOption = "work",
     reason: Annotated[str, typer.Option("--reason", help="Reason to record.")] = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip confirmation.")] = False,
@@ -95,6 +98,7 @@ def revoke(
 
     It is revoked under all names of its namespace that point to the same version; other namespaces
     keep it. Endpoints serve the name again once it points to a newly trained or imported version.
+    `NAME@KEY` revokes an earlier version.
     """
     from farm.adapters.lookup import find_adapter
     from farm.adapters.registry import Registry
@@ -108,7 +112,7 @@ def revoke(
         if not typer.confirm(question, default=False, err=True):
             raise typer.Exit(0)
     if not was_revoked:
-        registry.revoke(named.namespace, named.name, reason=reason)
+        registry.revoke(named.namespace, named.name, job_key=named.job_key, reason=reason)
     if json:
         print_json({"name": label, "version": named.job_key, "new": not was_revoked})
     else:

@@ -125,6 +125,7 @@ def train(
     from farm.base.embedded.second.edition import EDITION_128
     from farm.base.names import edition_of
     from farm.errors import UserError
+    from farm.local_files import check_folder, writing
 
     is_second = name == EDITION_128.name or (name == "embedded" and budget_s is not None)
     if not is_second and edition_of(name) != "embedded":
@@ -135,11 +136,13 @@ def train(
         raise UserError("--minutes is for the first edition", "use --budget-s, in seconds")
     if not is_second and budget_s is not None:
         raise UserError("--budget-s is for the second edition", "use --minutes")
-    if is_second:
-        from farm.base.embedded.second.train import train_edition
+    check_folder(out)
+    with writing(out):
+        if is_second:
+            from farm.base.embedded.second.train import train_edition
 
-        train_edition(out, EDITION_128, device=device, budget_s=budget_s, seed=seed)
-        return
-    from farm.base.embedded.train import train_embedded
+            train_edition(out, EDITION_128, device=device, budget_s=budget_s, seed=seed)
+            return
+        from farm.base.embedded.train import train_embedded
 
-    train_embedded(out, seed=seed, device=device, minutes=minutes)
+        train_embedded(out, seed=seed, device=device, minutes=minutes)

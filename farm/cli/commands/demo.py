@@ -69,9 +69,12 @@ def demo(
     from dataclasses import replace
 
     from farm.intake.scoring import WHOLE_CARD, ScoringSettings
+    from farm.local_files import check_folder, writing
 
     began = time.monotonic()
-    manifest = write_demo_manifest(out, subjects, steps)
+    check_folder(out)
+    with writing(out):
+        manifest = write_demo_manifest(out, subjects, steps)
     note(f"rendered {subjects} subjects into {out / 'photos'}")
     options = RunOptions(store=out / "store", base=base, in_process=in_process)
     request = run_request(str(manifest), options)

@@ -8,6 +8,7 @@ import typer
 
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, StoreOption
+from farm.cli.views.output import say
 
 __all__ = ["register"]
 
@@ -61,7 +62,7 @@ def create(
     if json:
         print_json({"key": token, "key_id": record.key_id, "namespace": record.namespace})
     else:
-        print(token)
+        say(token)
 
 
 def list_(store: StoreOption = "work", json: JsonOption = False) -> None:
@@ -95,4 +96,4 @@ def revoke(
     from farm.serving.access.api_keys import revoke_key
 
     revoke_key(existing_store(store), key_id, reason)
-    print(f"revoked {key_id}")
+    say(f"revoked {key_id}")

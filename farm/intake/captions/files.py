@@ -21,6 +21,7 @@ from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList, PhotoFault
 from farm.intake.captions.photo_table import (
     PhotoRow,
     PhotoTable,
+    column_faults,
     is_image_name,
     read_photo_table,
 )
@@ -141,17 +142,22 @@ class Captions:
         owned = {text for photo in every for text in self._text_names(photo)}
         orphans = [name for name in self._texts if name not in owned]
         stems = {_nfc(posixpath.splitext(photo)[0]) for photo in every}
-        if len(orphans) == 1 and _stem(orphans[0], 2) not in stems:
-            with suppress(PhotoFault):
-                unused = self._unused(orphans[0], self._read(orphans[0]))
-                return [unused] if unused is not None else []
-        # `0.caption.txt` beside `0.png` is meant as its caption, though it is a single text
-        is_meant = any(name.endswith(".caption") or _stem(name, 2) in stems for name in orphans)
+        bare = {posixpath.basename(stem) for stem in stems}
+        # a single text is meant as a caption too: `0.caption.txt` beside `0.png`, or `texts/0.txt`
+        is_meant = any(
+            name.endswith(".caption")
+            or _stem(name, 2) in stems
+            or posixpath.basename(_stem(name, 1)) in bare
+            for name in orphans
+        )
         if len(orphans) < FEW_ORPHANS and not is_meant:
+            with suppress(PhotoFault):
+                found = (self._unused(name, self._read(name)) for name in orphans)
+                return [unused for unused in found if unused is not None]
             return []
         names = ", ".join(orphans[:3]) + ("…" if len(orphans) > 3 else "")
         count = f"{len(orphans)} caption file{'s' if len(orphans) > 1 else ''}"
-        remedy = "name each as its photo: `photo.txt` beside `photo.jpg`"
+        remedy = "put each beside its photo, with its name: `photo.txt` beside `photo.jpg`"
         return [self._fault(orphans[0], None, f"{count} without a photo: {names}", remedy, True)]
 
     def _text_names(self, photo: str) -> Iterator[str]:
@@ -290,6 +296,10 @@ class _TableMatch:
             if not self._take(row, file)
         ]
         is_meant = _is_metadata(self._name)
+        for row, *words, is_warning in column_faults(self._table.rows):
+            self._owner.add_fault(
+                self._name, row.line, *words, is_warning=is_warning or not is_meant
+            )
         for row, file in lost[:MAX_LISTED_ROWS]:
             message = f"`{file}` is not a photo here, so its row captions none"
             if not file:

@@ -27,6 +27,7 @@ __all__ = [
     "PhotoTable",
     "TABLE_COLUMNS",
     "caption_key",
+    "column_faults",
     "is_image_name",
     "is_photo_manifest",
     "is_photo_row",
@@ -71,6 +72,10 @@ class PhotoRow:
     """All cells by folded column name."""
     choices: int = 1
     """Captions that the row offers; the first is taken."""
+    column: str = ""
+    """Of its caption; of what stands there instead, if it is not text."""
+    other_column: str = ""
+    """Another column of captions that says something else."""
 
 
 @dataclass(slots=True)
@@ -147,15 +152,35 @@ def photo_row(value: Mapping[str, Any], line: int) -> PhotoRow:
         named = named.get("path") if not named.get("bytes") else None
     files = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     names = tuple(name.strip() for name in files if isinstance(name, str) and name.strip())
-    captions = next((texts for name in CAPTION_COLUMNS if (texts := _texts(cells.get(name)))), [])
-    return PhotoRow(line, names, captions[0] if captions else "", cells, len(captions))
+    found = {name: texts for name in CAPTION_COLUMNS if (texts := _texts(cells.get(name)))}
+    if not found:
+        filled = (name for name in CAPTION_COLUMNS if cells.get(name))
+        return PhotoRow(line, names, "", cells, 0, next(filled, ""))
+    first, captions = next(iter(found.items()))
+    others = (name for name, texts in found.items() if texts[0] != captions[0])
+    return PhotoRow(line, names, captions[0], cells, len(captions), first, next(others, ""))
 
 
 def _texts(value: object) -> list[str]:
-    """The captions in a cell, each on one line."""
+    """The captions in a cell, each on one line; numbers that are none mark an empty cell."""
     items = value if isinstance(value, list) else [value]
-    texts = [" ".join(str(item).split()) for item in items if isinstance(item, str | int | float)]
-    return [text for text in texts if text]
+    items = [one for one in items if isinstance(one, str | int | float) and one == one]
+    return [text for item in items if (text := " ".join(str(item).split()))]
+
+
+def column_faults(rows: Iterable[PhotoRow]) -> Iterator[tuple[PhotoRow, str, str, bool]]:
+    """First row, message, remedy and whether it is a warning, for what columns of captions hold and
+    no photo is given: what is not text, and a second column's texts."""
+    rows = list(rows)
+    if unread := [row for row in rows if row.column and not row.caption]:
+        row, more = unread[0], len(unread) - 1
+        rest = f", and in {more} row{'s' if more > 1 else ''} below" if more else ""
+        message = f"the caption in `{row.column}` is not text here{rest}"
+        yield row, message, "write each caption as plain text", False
+    if others := [row for row in rows if row.other_column]:
+        row = others[0]
+        message = f"captions are read from `{row.column}`; those in `{row.other_column}` are not"
+        yield row, message, "keep the column that you want, and remove or rename the other", True
 
 
 def caption_key(data: bytes) -> str | None:

@@ -12,12 +12,20 @@ from dataclasses import replace
 
 from farm.errors import Fault, FaultList, ManifestError
 from farm.intake.faults import slug
-from farm.intake.formats.imagefolder import OTHER_SPLITS, TRAIN_SPLITS
+from farm.intake.formats.imagefolder import DATA_FOLDER, OTHER_SPLITS, TRAIN_SPLITS
+from farm.intake.formats.kohya_options import NO_REPEATS, tokens_of
 from farm.intake.photos.budget import LookBudget
-from farm.intake.photos.listings import list_folder, subfolders
+from farm.intake.photos.listings import ARCHIVE_SUFFIXES, has_photos, list_folder, subfolders
 from farm.intake.rows import KOHYA_TREE_STYLE, CaptionStyle, ManifestRow, ManifestRows, Path
 
-__all__ = ["MANIFEST_NAMES", "TABLE_NAMES", "read_folder", "train_split", "unused_class_images"]
+__all__ = [
+    "MANIFEST_NAMES",
+    "TABLE_NAMES",
+    "data_folder",
+    "read_folder",
+    "train_split",
+    "unused_class_images",
+]
 
 TABLE_NAMES = (
     *("subjects.csv", "subjects.tsv", "subjects.jsonl", "subjects.parquet"),
@@ -56,6 +64,20 @@ def train_split(folder: str, names: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
+def data_folder(folder: str, names: list[str]) -> str | None:
+    """The only folder in a folder, if it holds the data set: it is named so, or holds splits."""
+    if len(names) != 1:
+        return None
+    inside = f"{folder.rstrip('/')}/{names[0]}"
+    inner = subfolders(inside)
+    is_named_so = names[0].casefold() == DATA_FOLDER
+    if not inner or not (is_named_so or train_split(inside, inner)):
+        return None
+    if any(_KOHYA_NAME.fullmatch(name) for name in inner) or has_photos(inside):
+        return None
+    return inside
+
+
 def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> ManifestRows:
     """Read a folder without any table: each folder in it is a subject.
 
@@ -84,6 +106,12 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Man
         message = "each folder of the train split is a subject, and its name the class"
         remedy = _SUBJECTS_REMEDY + ", if they are anything else"
         faults.append(head.fault((), message, remedy, severity="warning"))
+    left_out = [
+        name for name in names if (match := _KOHYA_NAME.fullmatch(name)) and not int(match[1])
+    ]
+    places = (f"{folder.rstrip('/')}/{name}" for name in left_out)
+    faults += [Fault(place, *NO_REPEATS, severity="warning") for place in places]
+    names = [name for name in names if name not in left_out]
     faults += _repeated(names, folder)
     rows = ManifestRows(head, _folder_rows(names, folder, is_split), faults)
     rows.folder = folder
@@ -128,13 +156,16 @@ def _no_folders(folder: str) -> tuple[str, str]:
         if _KOHYA_NAME.fullmatch(name) is None:
             remedy += f", and put a subjects.csv there: `subject,class` and, below it, `{name},cat`"
         return f"{folder} holds photos, not one folder of photos per subject", remedy
-    archives = [one for one in listing.siblings if one.lower().endswith(".zip")]
+    archives = [one for one in listing.siblings if one.lower().endswith(ARCHIVE_SUFFIXES)]
     if archives:
-        example = f"{slug(os.path.splitext(archives[0])[0])},cat,{archives[0]}"
-        return (
-            f"{folder} holds archives, not folders of photos: {', '.join(archives[:3])}",
+        message = f"{folder} holds archives, not folders of photos: {', '.join(archives[:3])}"
+        zipped = next((one for one in archives if one.lower().endswith(".zip")), None)
+        if zipped is None:
+            return message, "unpack them: each subject needs a folder or a zip archive of photos"
+        example = f"{slug(os.path.splitext(zipped)[0])},cat,{zipped}"
+        return message, (
             "unpack them, or name each in a subjects.csv there: `subject,class,photos` and, below "
-            f"it, `{example}`",
+            f"it, `{example}`"
         )
     if (inside := listing.data_files()) is not None:
         return inside
@@ -168,7 +199,7 @@ def _class_remedy(name: str) -> str:
         number, identifier, noun = match.groups()
         example = f"{number}_{identifier} {noun.replace('_', ' ')}"
         return f"rename it `{example}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
-    if match := re.fullmatch(r"(\d+)_\S+", name):
+    if match := re.fullmatch(r"(\d+)_(?:\S+|(?:an?|the)\s.+)", name):
         example = f"{match[1]}_sks cat"
         return f"rename it as `{example}` (repeats, identifier, class), or {_SUBJECTS_REMEDY}"
     if re.fullmatch(r"[^\s\d]\S*\s+\S.*", name):
@@ -181,10 +212,10 @@ def _folder_rows(names: list[str], folder: str, is_split: bool) -> Iterator[Mani
     for name in names:
         value: dict[str, object] = {"id": slug(name), "photos": f"{base}/{name}"}
         styles: dict[Path, CaptionStyle] = {}
-        if match := _KOHYA_NAME.fullmatch(name):
-            _, identifier, noun = match.groups()
-            value = {**value, "class_noun": noun, "identifier": identifier}
-            remedy = f"put {identifier} into it, or move the caption files away"
+        tokens = tokens_of(name.partition("_")[2]) if _KOHYA_NAME.fullmatch(name) else None
+        if tokens is not None:
+            value = {**value, "class_noun": tokens.class_noun, "identifier": tokens.identifier}
+            remedy = f"put {tokens.identifier} into it, or move the caption files away"
             styles[()] = replace(KOHYA_TREE_STYLE, remedy=remedy)
         elif is_split:
             value["class_noun"] = name.replace("_", " ").strip()

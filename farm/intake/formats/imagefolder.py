@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from farm.errors import Fault, FaultList
-from farm.intake.captions.photo_table import PhotoRow, photo_row
+from farm.intake.captions.photo_table import PhotoRow, column_faults, photo_row
 from farm.intake.faults import slug
 from farm.intake.photos.listings import INSIDE_REMEDY
 from farm.intake.rows import ManifestRow, ManifestRows, Path
 
-__all__ = ["OTHER_SPLITS", "TRAIN_SPLITS", "dataset_name", "read_imagefolder"]
+__all__ = ["DATA_FOLDER", "OTHER_SPLITS", "TRAIN_SPLITS", "dataset_name", "read_imagefolder"]
 
 SUBJECT_COLUMNS = ("subject", "subject_id", "id")
 CLASS_COLUMNS = ("class_noun", "class", "class_name", "label", "labels", "category")
@@ -27,6 +28,8 @@ OTHER_SPLITS = frozenset(
     ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
 )
 """Folder names that Hugging Face's `datasets` treats as splits, besides `train`."""
+DATA_FOLDER = "data"
+"""The folder beside a README in which data sets on the Hub keep their files."""
 CLASS_REMEDY = "add a column `class` that says what each subject is, such as `cat`"
 
 
@@ -40,7 +43,7 @@ def read_imagefolder(
         head: of the table, for its file and base.
         faults: of the table so far; grows while the subjects are consumed.
     """
-    return ManifestRows(head, _subjects(rows, head, faults), faults)
+    return ManifestRows(head, _subjects(rows, head, faults), faults, names_photos=True)
 
 
 def _subjects(
@@ -93,7 +96,7 @@ def _inside(read: PhotoRow) -> str | None:
 def _nameless(row: ManifestRow, read: PhotoRow) -> Fault:
     columns = ", ".join(f"`{name}`" for name in row.value) or "none"
     message = f"`file_name` is missing; the columns are {columns}"
-    return row.fault(("file_name",), message, "name the photo")
+    return row.fault(("file_name",), message, "name the photo in a column `file_name`")
 
 
 def _train_rows(
@@ -102,6 +105,7 @@ def _train_rows(
     """The rows of the train split, or all where the table has none."""
     read = [(row, photo_row(row.value, row.line or 1)) for row in rows]
     has_splits = any(_top(one.files) in TRAIN_SPLITS for _, one in read)
+    kept: list[PhotoRow] = []
     skipped: Counter[str] = Counter()
     first: dict[str, ManifestRow] = {}
     for row, one in read:
@@ -110,7 +114,12 @@ def _train_rows(
             skipped[top] += 1
             first.setdefault(top, row)
         else:
+            kept.append(one)
             yield row, one
+    for one, *words, is_warning in column_faults(kept):
+        at = replace(head, line=one.line)
+        severity: Literal["error", "warning"] = "warning" if is_warning else "error"
+        faults.append(at.fault((one.column,), *words, severity=severity))
     for split, count in skipped.items():
         message = f"{count} rows of the split `{split}` are not trained on"
         remedy = "nothing to do, unless you want them trained; then move them to `train`"
@@ -137,8 +146,8 @@ def _folder_of(name: str, base: str) -> str:
 
 
 def dataset_name(base: str) -> str:
-    """The name of a folder, or of its parent if it is a split."""
+    """The name of a folder, or of the one around it if it is a split or the folder of the data."""
     parts = [part for part in base.split("/") if part]
-    if len(parts) > 1 and parts[-1].casefold() in TRAIN_SPLITS | OTHER_SPLITS:
+    while len(parts) > 1 and parts[-1].casefold() in TRAIN_SPLITS | OTHER_SPLITS | {DATA_FOLDER}:
         parts.pop()
     return parts[-1] if parts else "subject"

@@ -17,17 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from farm.errors import Fault, FaultList
-from farm.intake.faults import slug
+from farm.intake.faults import slug, unused
 from farm.intake.formats.kohya_options import (
     ESCAPE_REMEDY,
     Options,
+    bare_class,
     caption_style,
     decorated,
     folder_fault,
     is_escaped_path,
     missing_subsets,
     misspelled,
+    no_repeats,
     recipe_of,
+    tokens_of,
     training_settings_fault,
     unused_options,
 )
@@ -42,8 +45,6 @@ _TABLE = re.compile(r"\s*\[\[?\s*([\w.\"' ]+?)\s*\]\]?")
 _KEY = re.compile(r"\s*[\"']?([\w-]+)[\"']?\s*=")
 _LONG_QUOTE = re.compile(r"\"{3}|'{3}")
 """Begins and ends a text of several lines."""
-_TOKENS = re.compile(r"(?P<identifier>\S+?)(?P<comma>,?) (?P<noun>.+)")
-"""``sks cat``, or ``sks, cat`` as tags are written."""
 _TERMS: dict[Path, str] = {
     ("photos",): "image_dir",
     ("class_noun",): "class_tokens",
@@ -56,6 +57,11 @@ _TERMS: dict[Path, str] = {
     ("recipe", "flip"): "flip_aug",
 }
 """The options that the farm's fields are derived from."""
+_OF_ALL: dict[str, tuple[object, str]] = {
+    "num_repeats": (1, "all photos of one subject are shown equally often"),
+    "flip_aug": (False, "the first one holds for all photos of one subject"),
+}
+"""Options that kohya's scripts obey for each subset: the default, and what is done instead."""
 
 
 def read_kohya(text: str, file: str, base: str) -> ManifestRows:
@@ -94,6 +100,9 @@ def read_kohya_config(
     settings = next(filter(None, map(training_settings_fault, sections)), None)
     if settings is not None:
         fault = head.fault(*settings)
+    elif isinstance(config.get("subjects"), list):
+        message = "it lists subjects, but a TOML file is read as kohya's dataset config"
+        fault = head.fault(("subjects",), message, "write the manifest as YAML or JSON")
     elif isinstance(datasets, dict):
         message, remedy = "`[datasets]` is a single table", "write `[[datasets]]`, in two brackets"
         fault = ManifestRow({}, head.file, "", lines.get(("datasets", 0))).fault(
@@ -185,6 +194,7 @@ class _Group:
     folders: list[str] = field(default_factory=list)
     places: list[Path] = field(default_factory=list)
     """Of the subset of each folder."""
+    subsets: list[Options] = field(default_factory=list)
     styles: list[CaptionStyle] = field(default_factory=list)
     is_used: bool = False
 
@@ -243,15 +253,19 @@ class _Reader:
             if (wrong := _wrong_type(subset)) is not None:
                 self._add_fault((*where, wrong[0]), *wrong[1:])
                 continue
+            if (left_out := no_repeats(subset)) is not None:
+                self._add_fault((*where, "num_repeats"), *left_out, is_warning=True)
+                continue
             tokens = " ".join((subset.get("class_tokens") or "").split())
             groups = class_images if subset.get("is_reg") else trained
             group = groups.setdefault(tokens, _Group(where, tokens, subset))
             group.folders.append(subset["image_dir"])
             group.places.append(where)
+            group.subsets.append(subset)
             group.styles.append(self._style(subset, where, group))
         for group in trained.values():
             yield from self._subject(group, class_images)
-        self._report_unused(class_images)
+        self._report_unused(class_images, bool(trained))
 
     def _style(self, subset: Options, where: Path, group: _Group) -> CaptionStyle:
         style, option_faults = caption_style(subset)
@@ -262,25 +276,26 @@ class _Reader:
         return style if whole == first else style.with_fallback(whole)
 
     def _subject(self, group: _Group, class_images: dict[str, _Group]) -> Iterator[ManifestRow]:
-        tokens = _TOKENS.fullmatch(group.tokens)
+        tokens = tokens_of(group.tokens)
         if tokens is None:
             self._check_tokens(group)
             return
-        identifier, comma, noun = tokens.groups()
+        noun = tokens.class_noun
         self._note_repeated(group)
         recipe, option_faults = recipe_of(group.options)
         for option, message, remedy in option_faults:
             self._add_fault((*group.place, option), message, remedy)
-        images = class_images.get(noun) or next(iter(class_images.values()), None)
+        of_class = (one for one in class_images.values() if bare_class(one.tokens) == noun)
+        images = next(of_class, None) or next(iter(class_images.values()), None)
         if images is None:
             recipe["prior_rows"] = 0
         value: Options = {
             "id": self._new_id(group.folders[0]),
             "class_noun": noun,
-            "identifier": identifier,
+            "identifier": tokens.identifier,
             "photos": group.folders,
             # kohya trains on the class tokens themselves
-            "instance_prompt": decorated(f"[V]{comma} {{class_noun}}", group.options),
+            "instance_prompt": decorated(tokens.prompt, group.options),
             "class_prompt": "{class_noun}",
             "recipe": recipe,
         }
@@ -310,6 +325,14 @@ class _Reader:
             message = f"`{group.tokens}` is a subject of another dataset too; each has its adapter"
             remedy = "put the subsets into one dataset to train one adapter with all of them"
             self._add_fault((*group.place, "class_tokens"), message, remedy, is_warning=True)
+        for name, (default, done) in _OF_ALL.items():
+            values = [subset.get(name, default) for subset in group.subsets]
+            other = next((at for at, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                message = f"`{name}` differs from that of {shown_field(group.place)}: {done}"
+                remedy = "nothing to do, unless you rely on it"
+                place = (*group.places[other], name)
+                self._add_fault(place, message, remedy, is_warning=True)
 
     def _value_lines(self, group: _Group, images: _Group | None) -> dict[Path, int]:
         lines = {ours: self._line((*group.place, theirs)) for ours, theirs in _TERMS.items()}
@@ -332,7 +355,7 @@ class _Reader:
         remedy = f'write `class_tokens = "{example}"`: the first word is the identifier'
         self._add_fault((*group.place, "class_tokens"), message, remedy)
 
-    def _report_unused(self, class_images: dict[str, _Group]) -> None:
+    def _report_unused(self, class_images: dict[str, _Group], has_subjects: bool) -> None:
         for group in class_images.values():
             if group.is_used:
                 continue
@@ -342,20 +365,18 @@ class _Reader:
                 "each subject takes the `is_reg` subsets of one class; give these the class of a "
                 "subject as `class_tokens`, or put them into a dataset of their own"
             )
+            if not has_subjects:
+                remedy = "move this subset into the dataset of the photos that it regularises"
             self._add_fault(group.place, message, remedy, is_warning=True)
 
     def _new_id(self, folder: str) -> str:
         name = PurePosixPath(folder.replace("\\", "/").rstrip("/")).name
-        stem = slug(re.sub(r"^\d+_", "", name))
-        name, count = stem, 2
-        while name in self._ids:
-            name, count = f"{stem}-{count}", count + 1
-        self._ids.add(name)
-        return name
+        return unused(slug(re.sub(r"^\d+_", "", name)), self._ids)
 
     def _line(self, path: Path) -> int | None:
         """The line of an option: in its subset, its dataset, or `[general]`."""
-        for place in (path, (*path[:2], path[-1]), ("general", path[-1]), path[:-1]):
+        around = (path[:length] for length in range(len(path) - 1, 0, -1))
+        for place in (path, (*path[:2], path[-1]), ("general", path[-1]), *around):
             if place in self._lines:
                 return self._lines[place]
         return None

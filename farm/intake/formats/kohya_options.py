@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any
 
+from farm.intake.faults import LIKE_AN_OPTION, closest
 from farm.intake.rows import CaptionStyle
 
 __all__ = [
     "ESCAPE_REMEDY",
+    "NO_REPEATS",
     "Options",
+    "Tokens",
+    "bare_class",
     "caption_style",
     "decorated",
     "folder_fault",
     "is_escaped_path",
     "missing_subsets",
     "misspelled",
+    "no_repeats",
     "recipe_of",
+    "tokens_of",
     "training_settings_fault",
     "unused_options",
 ]
@@ -68,7 +74,45 @@ DEFAULT_CAPTION_EXTENSION = ".caption"
 ESCAPE_REMEDY = (
     "write the path in single quotes, 'C:\\photos\\cat', or with slashes, \"C:/photos/cat\""
 )
+NO_REPEATS = (
+    "it has no repeats, so its photos are not used, as in kohya's scripts",
+    "write 1 or more to use them",
+)
+"""Message and remedy for a folder that is switched off."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+_OPENING = r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image|portrait)\s+of\s+)?"
+_TOKENS = re.compile(
+    rf"(?P<opening>{_OPENING}(?:(?:an?|the)\s+)?)(?P<identifier>\S+?)(?P<comma>,?) (?P<noun>.+)",
+    re.IGNORECASE,
+)
+"""``sks cat``; ``sks, cat`` as tags are written; ``a photo of sks cat``."""
+_ORDINARY = frozenset(("a", "an", "the", "of", "photo", "photograph", "picture", "image"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A subset's class tokens, or the words in the name of a folder."""
+
+    identifier: str
+    class_noun: str
+    prompt: str
+    """The whole, with `[V]` and `{class_noun}`."""
+
+
+def tokens_of(text: str) -> Tokens | None:
+    """The parts of class tokens; None if they name no identifier and class."""
+    match = _TOKENS.fullmatch(" ".join(text.split()))
+    if match is None or match["identifier"].casefold() in _ORDINARY:
+        return None
+    prompt = f"{match['opening']}[V]{match['comma']} {{class_noun}}"
+    return Tokens(match["identifier"], match["noun"], prompt)
+
+
+def bare_class(text: str) -> str:
+    """Class tokens without an opening such as `a photo of a`."""
+    return re.sub(rf"^{_OPENING}(?:(?:an?|the)\s+)?", "", text, count=1, flags=re.IGNORECASE)
 
 
 def is_escaped_path(line: str) -> bool:
@@ -90,8 +134,15 @@ def misspelled(name: str) -> str | None:
     """The option that is used and that an unknown name nearly spells."""
     if name in KNOWN_UNUSED:
         return None
-    close = get_close_matches(name, TAKEN_OVER, n=1, cutoff=0.8)
-    return close[0] if close else None
+    return closest(name, TAKEN_OVER, LIKE_AN_OPTION)
+
+
+def no_repeats(subset: Options) -> tuple[str, str] | None:
+    """Message and remedy of a subset that kohya's scripts leave out."""
+    repeats = subset.get("num_repeats", 1)
+    if not isinstance(repeats, int) or repeats > 0:
+        return None
+    return NO_REPEATS
 
 
 def missing_subsets(dataset: Options) -> tuple[str, str]:
@@ -164,7 +215,8 @@ def caption_style(subset: Options) -> tuple[CaptionStyle, OptionFaults]:
         extension = f".{extension}"
         message = f"`{given}` is read as `{extension}`; kohya's scripts want the dot"
         faults.append(("caption_extension", message, f'write "{extension}"'))
-    identifier = _text(subset, "class_tokens").partition(" ")[0] or "sks"
+    tokens = tokens_of(_text(subset, "class_tokens"))
+    identifier = tokens.identifier if tokens is not None else "sks"
     style = CaptionStyle(
         suffixes=(extension.lower(),),
         has_tables=False,
@@ -188,13 +240,18 @@ def recipe_of(options: Options) -> tuple[Options, OptionFaults]:
     if "flip_aug" in options:
         recipe["flip"] = options["flip_aug"]
     side = options.get("resolution")
-    if isinstance(side, str) and re.fullmatch(r"\d+(\s*,\s*\d+)?", side.strip()):
-        side = [int(part) for part in side.split(",")]
+    if isinstance(side, str) and re.fullmatch(r"\d+(\s*[,x]\s*\d+)?", side.strip()):
+        side = [int(part) for part in re.split("[,x]", side)]
     if isinstance(side, list) and side and all(one == side[0] for one in side):
         side = side[0]
+    if isinstance(side, float) and side.is_integer():
+        side = int(side)
     if isinstance(side, int):
         recipe["resolution_px"] = side
-    elif side is not None:
+    elif isinstance(side, list):
         message = f"the resolution {side} is not square"
         faults.append(("resolution", message, "give one number; crops are square"))
+    elif side is not None:
+        message = f"the resolution `{side}` is no number of pixels"
+        faults.append(("resolution", message, "write one, such as 512; crops are square"))
     return recipe, faults

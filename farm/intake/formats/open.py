@@ -7,6 +7,7 @@ subjects.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,9 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from farm.errors import FarmError, Fault, ManifestError, PhotoFault
 from farm.intake.captions.photo_table import is_image_name, is_photo_manifest, photo_row
 from farm.intake.faults import similar_name
+from farm.intake.formats.concepts import CONCEPTS_NAME, is_concept, read_concepts
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,
     TABLE_NAMES,
+    data_folder,
     read_folder,
     train_split,
     unused_class_images,
@@ -29,7 +32,7 @@ from farm.intake.formats.folder import (
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.formats.kohya import read_kohya, read_kohya_config
 from farm.intake.formats.other_tools import concept_of, settings_of
-from farm.intake.formats.tables import read_csv, read_parquet
+from farm.intake.formats.tables import is_table, read_csv, read_parquet
 from farm.intake.formats.unread_tables import unread_tables
 from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
 from farm.intake.parsing.text_files import TEXT_REMEDY, NotText, decoded, is_parquet
@@ -52,6 +55,8 @@ __all__ = ["MAX_MANIFEST_BYTES", "open_rows"]
 MAX_MANIFEST_BYTES = 64 * 2**20
 """Maximum size of a text manifest; half a million subjects fit. Parquet is read in batches."""
 
+MAX_HEAD = 10_000
+"""Characters of a text by which it is recognised as a table."""
 TABLES = frozenset((".csv", ".tsv"))
 WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], ManifestRows]
@@ -61,16 +66,7 @@ def _read_lines(text: str, file: str, base: str) -> ManifestRows:
     return read_jsonl(text.split("\n"), file, base)
 
 
-TEXT_READERS: dict[str, TextReader] = {
-    ".yaml": read_yaml,
-    ".yml": read_yaml,
-    ".json": read_json,
-    ".jsonl": _read_lines,
-    ".ndjson": _read_lines,
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".toml": read_kohya,
-}
+TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".toml")
 
 
 def open_rows(url: str) -> ManifestRows:
@@ -79,7 +75,7 @@ def open_rows(url: str) -> ManifestRows:
     Raises:
         ManifestError: if it is missing, not text, or of an unknown form.
     """
-    rows = _open(url, MANIFEST_NAMES)
+    rows = _open(url, (*MANIFEST_NAMES, CONCEPTS_NAME))
     if (refusal := settings_of(rows.head.value)) is not None:
         raise ManifestError(f"{url}: {refusal[0]}", refusal[1])
     table = rows.head.value.get("subjects")
@@ -87,7 +83,20 @@ def open_rows(url: str) -> ManifestRows:
         message, remedy = "`subjects` is a mapping, not a list", "write `- id: …` for each subject"
         rows.faults.append(rows.head.fault(("subjects",), message, remedy))
     table = rows.head.value.get("subjects")
-    return _with_table(rows, table) if isinstance(table, str) else rows
+    if isinstance(table, str):
+        return _with_table(rows, table)
+    rows.faults += _beside(url, rows)
+    return rows
+
+
+def _beside(url: str, rows: ManifestRows) -> Iterator[Fault]:
+    """Warnings about tables of captions beside a manifest that is a single local file."""
+    folder = rows.head.base
+    if "://" in folder or rows.names_photos or not os.path.isfile(url):
+        return
+    names = [name for name in TABLE_NAMES if name.startswith("metadata.")]
+    present = [name for name in names if os.path.isfile(f"{folder}/{name}")]
+    yield from unread_tables(folder, present, [os.path.basename(url)])
 
 
 def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRows:
@@ -102,7 +111,7 @@ def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRo
         url = url.replace("\\", "/")
     if "://" not in url and os.path.isdir(url):
         return _open_folder(os.path.abspath(url), url, names)
-    is_file = _suffix(url) in {*TEXT_READERS, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
+    is_file = _suffix(url) in {*TEXT_SUFFIXES, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
         ("http://", "https://")
     )
     if "://" in url and not is_file:
@@ -130,6 +139,8 @@ def _open_folder(
                 rows.folder = folder
             return rows
         inner = subfolders(folder)
+    if (deeper := data_folder(folder, inner)) is not None:
+        return _open_folder(deeper, deeper, names)
     split = train_split(folder, inner)
     if split is not None and not is_split:
         rows = _open_folder(split[0], split[0], names, is_split=True)
@@ -167,7 +178,7 @@ def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
             f"{url} is a spreadsheet file, which is not supported",
             "export it from the spreadsheet program as `CSV UTF-8`",
         )
-    if suffix not in TEXT_READERS and suffix != ".parquet":
+    if suffix not in TEXT_SUFFIXES and suffix != ".parquet":
         if "://" not in url and not os.path.exists(url):
             raise _missing(url)
         raise ManifestError(f"{url} has an unknown manifest extension", _remedy_of_other(suffix))
@@ -193,7 +204,7 @@ def _remedy_of_other(suffix: str) -> str:
             "it is an archive: unpack it and name the folder; one subject's photos may stay in a "
             "zip archive that a manifest names in `photos`"
         )
-    return f"give a folder, or a file that ends in {', '.join(TEXT_READERS)} or .parquet"
+    return f"give a folder, or a file that ends in {', '.join(TEXT_SUFFIXES)} or .parquet"
 
 
 def _workbooks(folder: str) -> Iterator[Fault]:
@@ -208,17 +219,28 @@ def _workbooks(folder: str) -> Iterator[Fault]:
             )
 
 
+_TOML = re.compile(r"\s*(?:#[^\n]*\n\s*)*\[\[?\s*(?:general|datasets)\s*\]\]?\s*(?:#|\n|\Z)")
+_YAML = re.compile(r"(?:---\s*\n)?\s*(?:#[^\n]*\n\s*)*(?:version|defaults|subjects)\s*:")
+
+
 def _text_reader(text: str, suffix: str) -> TextReader:
     """The reader for a suffix, or the one that the content requires."""
     start = text.lstrip()[:1]
-    is_table = suffix in TABLES
-    if start == "[" and (is_table or suffix in {".jsonl", ".ndjson"}):
-        return read_json
-    if start == "{" and is_table:
-        return _read_lines
-    if start == "{" and suffix == ".json" and is_json_lines(text):
-        return _read_lines
-    return TEXT_READERS[suffix]
+    if _TOML.match(text):
+        return read_kohya
+    if suffix in {".yaml", ".yml"}:
+        return read_csv if is_table(text[:MAX_HEAD]) else read_yaml
+    if suffix == ".toml":
+        return read_kohya
+    if _YAML.match(text):
+        return read_yaml
+    if suffix in TABLES:
+        return {"[": read_json, "{": _read_lines}.get(start, read_csv)
+    if start not in {"[", "{"} and is_table(text[:MAX_HEAD]):
+        return read_csv
+    if suffix == ".json":
+        return _read_lines if start == "{" and is_json_lines(text) else read_json
+    return read_json if start == "[" else _read_lines
 
 
 def _grouped(rows: ManifestRows) -> ManifestRows:
@@ -228,12 +250,14 @@ def _grouped(rows: ManifestRows) -> ManifestRows:
     first = next(rows.subjects, None)
     if first is None:
         return rows
+    if is_concept(first.value):
+        return read_concepts(chain([first], rows.subjects), rows.head, rows.faults)
     if (refusal := concept_of(first.value)) is not None:
         raise ManifestError(f"{first.file}: {refusal[0]}", refusal[1])
     every = chain([first], rows.subjects)
     if is_photo_manifest(first.value, first.file) and not first.terms and not _is_subject(first):
         return read_imagefolder(every, rows.head, rows.faults)
-    return ManifestRows(rows.head, every, rows.faults)
+    return replace(rows, subjects=every)
 
 
 def _is_subject(row: ManifestRow) -> bool:

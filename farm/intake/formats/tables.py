@@ -6,13 +6,14 @@ of a list in one cell, empty cells are absent. Parquet is read in batches of row
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from farm.errors import Fault, FaultList
 from farm.intake.captions.photo_table import TABLE_COLUMNS, is_photo_manifest
-from farm.intake.faults import nearest
+from farm.intake.faults import LIKE_A_FIELD, closest, nearest
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.parsing.delimited import Delimited, folded, read_delimited
 from farm.intake.parsing.json import read_json
@@ -23,7 +24,7 @@ from farm.intake.rows import ManifestRow, ManifestRows, Path
 from farm.intake.schema import SubjectEntry
 from farm.recipe import Recipe
 
-__all__ = ["LIST_MARK", "read_csv", "read_parquet"]
+__all__ = ["LIST_MARK", "is_table", "read_csv", "read_parquet"]
 
 LIST_MARK = "|"
 """Divides the items of a list in one cell."""
@@ -35,14 +36,32 @@ SHORT_COLUMNS = {"subject": "id", "class": "class_noun"}
 """Names of the ``subjects.csv`` shorthand; besides them ``live``, which chooses a preset."""
 
 
+ONE = "keep one of them"
+_GROUPED = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:[.,][0-9]{3})+")
+"""A number that may have marks between its thousands, or a decimal mark: `1.000`."""
+_WHOLE = frozenset(
+    name
+    for name, field in (*Recipe.model_fields.items(), *SubjectEntry.model_fields.items())
+    if field.annotation in (int, int | None)
+)
+"""Fields of whole numbers."""
 _OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "captions", "preset"}
+
+
+_KNOWN = _OWN_COLUMNS | TABLE_COLUMNS
+
+
+def is_table(text: str) -> bool:
+    """Whether a text begins with the names of columns, whatever its file is called."""
+    columns = read_delimited(text, _KNOWN).columns
+    return len({folded(column) for column in columns} & _KNOWN) > 1
 
 
 def read_csv(text: str, file: str, base: str) -> ManifestRows:
     """Read a table with a header row: of photos if its columns are those of photos, else of
     subjects."""
     faults = FaultList()
-    table = read_delimited(text, _OWN_COLUMNS | TABLE_COLUMNS)
+    table = read_delimited(text, _KNOWN)
     head = ManifestRow({}, file, base)
     if is_photo_manifest(table.columns, file):
         return read_imagefolder(_photo_rows(table, head, faults), head, faults)
@@ -70,6 +89,10 @@ def _at(head: ManifestRow, line: int) -> tuple[str, str, int]:
 def _subject_rows(table: Delimited, head: ManifestRow, faults: FaultList) -> Iterator[ManifestRow]:
     columns = [_known(column) for column in table.columns]
     hints = _hints(columns)
+    for short, name in SHORT_COLUMNS.items():
+        if short in columns and name in columns:
+            message = f"the columns `{short}` and `{name}` are the same field"
+            faults.append(ManifestRow({}, *_at(head, table.line)).fault((name,), message, ONE))
     for line, cells in table.rows:
         row = ManifestRow({}, *_at(head, line), hints=hints)
         for column, cell in zip(columns, cells, strict=False):
@@ -82,7 +105,7 @@ def _is_known(column: str) -> bool:
     """Whether a column may be a subject's, if only by a name that is nearly right."""
     name = folded(column)
     fields = {*_OWN_COLUMNS, *SubjectEntry.model_fields, *Recipe.model_fields}
-    return "." in name or name in fields or bool(get_close_matches(name, fields, 1, 0.7))
+    return "." in name or name in fields or closest(name, fields, LIKE_A_FIELD) is not None
 
 
 def _known(column: str) -> str:
@@ -107,11 +130,23 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
     if column in TEXT_COLUMNS:
         return text
     if column in LIST_COLUMNS:
+        if text.startswith('["') and isinstance(found := _json(text), list):
+            return found
         items = [item.strip() for item in text.split(LIST_MARK) if item.strip()]
         return items[0] if len(items) == 1 and column == "photos" else items
+    if column.rpartition(".")[2] in _WHOLE and _GROUPED.fullmatch(text):
+        return text  # refused as it is written: 1 and 1000 are both possible
     if LIST_MARK in text:
         return [parse_scalar(table.number(item.strip())) for item in text.split(LIST_MARK)]
     return parse_scalar(table.number(text))
+
+
+def _json(text: str) -> object:
+    """The value of a cell that holds JSON; None if it holds none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _place(row: ManifestRow, column: str, value: Any, faults: FaultList) -> None:

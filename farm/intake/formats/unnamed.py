@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable
 from itertools import islice
 
@@ -49,20 +50,28 @@ def unnamed_folders(
     return Fault(source, message, remedy, severity="warning")
 
 
-def unnamed_photos(folder: str, source: str, uris: Iterable[str]) -> Fault | None:
+def unnamed_photos(
+    folder: str, source: str, uris: Iterable[str], *, is_deep: bool = False
+) -> Fault | None:
     """One warning about the photos directly in a folder of folders that no subject uses.
 
     Args:
         folder: an absolute path or a URL.
         source: the table or folder, for the warning.
         uris: of all photos and class images of the subjects.
+        is_deep: whether to look into the folders of these photos too: a table that names each photo
+            is meant to name all of them.
     """
-    try:
-        files = dict(list_folder(folder, LookBudget()).files)
-    except Exception:  # each filesystem raises errors of its own
-        return None
-    used = set(uris)
-    loose = [name for name, uri in files.items() if uri not in used]
+    used, start = set(uris), folder.rstrip("/") + "/"
+    inside = {posixpath.dirname(uri[len(start) :]) for uri in used if uri.startswith(start)}
+    places = ["", *sorted(inside - {""})[:MAX_LISTED]] if is_deep else [""]
+    loose: list[str] = []
+    for place in places:
+        try:
+            files = list_folder(f"{start}{place}", LookBudget()).files
+        except Exception:  # each filesystem raises errors of its own
+            continue
+        loose += [posixpath.join(place, name) for name, uri in files if uri not in used]
     if not loose:
         return None
     shown = ", ".join(f"`{name}`" for name in loose[:SHOWN])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -45,6 +46,8 @@ class Delimited:
     while rows are consumed."""
     num_wrong: int = 0
     """Rows of too many cells."""
+    num_unnamed: int = 0
+    """Cells without a name at the end of the header."""
 
     def number(self, cell: str) -> str:
         """A cell with its decimal comma replaced by a point, unless commas separate cells."""
@@ -79,7 +82,17 @@ def read_delimited(text: str, known: Collection[str] = ()) -> Delimited:
     # the header is read immediately; rows are read on demand
     table.rows = rows
     next(rows, None)
+    _report_twice(table, known)
     return table
+
+
+def _report_twice(table: Delimited, known: Collection[str]) -> None:
+    """Report each column that is known, or a field of a recipe, and given more than once."""
+    names = Counter(folded(column) for column in table.columns if column)
+    for name, count in names.items():
+        if count > 1 and (name in known or "." in name):
+            message = f"the column `{name}` is given {count} times; only one can be read"
+            table.faults.append((table.line, message, "remove or rename the others"))
 
 
 def _header(text: str, marked: str, known: Collection[str]) -> tuple[str, int]:
@@ -106,6 +119,8 @@ def _lines(text: str) -> Iterator[str]:
 
 def _delimiter(header: str) -> str:
     plain = _QUOTED.sub("", header)
+    if not plain.strip():
+        plain = header  # each whole line is in quotes
     best = max(_MARKS, key=plain.count)
     if plain.count(best):
         return best
@@ -120,12 +135,13 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
     try:
         for cells in lines:
             end = lines.line_num
-            cells = [cell.strip() for cell in cells]
+            cells = [cell.strip() for cell in _unwrapped(cells, table)]
             if not any(cells):
                 continue
             if not table.columns:
                 while cells and not cells[-1]:
                     cells.pop()
+                    table.num_unnamed += 1
                 if len(cells) > MAX_COLUMNS:
                     message = f"{len(cells)} columns, more than {MAX_COLUMNS}"
                     table.faults.append((line(), message, "keep the columns of a manifest"))
@@ -145,6 +161,20 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
     _count_wrong(table, line())
 
 
+def _unwrapped(cells: list[str], table: Delimited) -> list[str]:
+    """The cells inside a row's only cell: a spreadsheet program that took another separator exports
+    whole lines in quotes, with the quotes inside doubled."""
+    if len(cells) != 1 or table.delimiter not in cells[0]:
+        return cells
+    try:
+        (inner,) = csv.reader(cells, delimiter=table.delimiter, strict=True, skipinitialspace=True)
+    except (csv.Error, ValueError):  # its quotes are words of their own, or it has several lines
+        return cells
+    if table.columns and len(inner) != len(table.columns):
+        return cells
+    return inner
+
+
 def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:
     """Report a row of too many cells, or count it."""
     table.num_wrong += 1
@@ -152,6 +182,8 @@ def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:
         message = f"{num_cells} cells in a table of {len(table.columns)} columns"
         mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
         remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
+        if num_cells <= len(table.columns) + table.num_unnamed:
+            remedy = f"name column {num_cells} in line {table.line}, or empty its cells"
         table.faults.append((line, message, remedy))
 
 

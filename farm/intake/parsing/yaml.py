@@ -125,6 +125,13 @@ class _Reader:
                 "this is not a manifest",
                 "write `subjects:` and a list of subjects",
             )
+            return
+        event = next(self._events, None)
+        while isinstance(event, yaml.DocumentEndEvent):
+            event = next(self._events, None)
+        if isinstance(event, yaml.DocumentStartEvent):
+            message = "a second document begins here, and is not read"
+            self._fault(_line(event), (), message, "write all subjects into one document")
 
     def _top(self) -> Iterator[tuple[Path, int, Any, dict[Path, int]]]:
         seen: set[str] = set()

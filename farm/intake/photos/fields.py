@@ -21,6 +21,7 @@ from farm.intake.captions.files import Caption, Names
 from farm.intake.faults import faults_of, similar_name
 from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
 from farm.intake.photos.listings import ARCHIVE_SUFFIXES, has_magic
+from farm.intake.photos.litter import is_mask
 from farm.intake.rows import ManifestRow, Path, join_url
 from farm.intake.schema import PhotoEntry
 from farm.intake.subject import Photo
@@ -246,6 +247,8 @@ def _remedy_of_others(names: list[str]) -> str:
     for suffixes, hint in more:
         if any(name.lower().endswith(suffixes) for name in names):
             remedy += f"; {hint}"
+    if any(map(is_mask, names)):
+        remedy += "; masks of OneTrainer are not used"
     return remedy
 
 

@@ -39,6 +39,7 @@ MAX_PHOTOS = 10_000
 """Maximum number of photos of one subject."""
 MAX_INNER = 8
 """Folders inside a folder of photos that are searched for more."""
+_LIST_MARKS = re.compile(r"\s*[;,\n]\s*")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
 """The beginning of a Windows path: `C:\\photos`, `\\\\server\\photos`."""
 
@@ -215,7 +216,7 @@ def _find_local(path: str, base: str, reference: str, budget: LookBudget) -> Lis
         raise PhotoFault(f"{path} is neither a file nor a folder", "name photos")
     if (other := _in_other_form(path, budget)) is not None:
         return _find_local(other, base, other, budget)
-    raise PhotoFault(f"there is no {path}", _nearest_path(path, budget))
+    raise PhotoFault(f"there is no {path}", _nearest_path(path, base, budget))
 
 
 def _in_other_form(path: str, budget: LookBudget) -> str | None:
@@ -267,10 +268,18 @@ def _find_remote(url: str, base: str, reference: str, budget: LookBudget) -> Lis
     return list_folder(url, budget)
 
 
-def _nearest_path(path: str, budget: LookBudget) -> str:
+def _nearest_path(path: str, base: str, budget: LookBudget) -> str:
     """A remedy that names the existing path nearest to a missing one."""
     if not budget.take_suggestion():
         return "correct the path, or put the photos there"
+    start = os.path.abspath(base).rstrip("/") + "/"
+    parts = path.removeprefix(start).split("/") if path.startswith(start) else []
+    several = [one for one in _LIST_MARKS.split(path.removeprefix(start)) if one]
+    if len(several) > 1 and all(os.path.exists(start + one) for one in several[:MAX_INNER]):
+        return "give them as a list; in one cell of a table, divide them with `|`"
+    for count in range(1, min(len(parts), MAX_INNER)):
+        if os.path.exists(start + (tail := "/".join(parts[count:]))):
+            return f"did you mean `{tail}`? Paths start from the manifest's folder, {start}"
     folder, name = os.path.split(path)
     is_inside = False
     while folder != "/" and not os.path.isdir(folder):

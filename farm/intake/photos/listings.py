@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
+from pathlib import PurePosixPath
 
 from fsspec.utils import glob_translate
 
@@ -22,7 +23,7 @@ from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES
 from farm.intake.photos.files import member_uri, remote_entries
-from farm.intake.photos.litter import is_litter, is_quiet, other_forms
+from farm.intake.photos.litter import is_litter, is_mask, is_quiet, other_forms
 from farm.intake.photos.uris import filesystem_of
 
 __all__ = [
@@ -125,7 +126,7 @@ def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
     for name, uri in listing.siblings.items():
         if name in others:
             continue
-        if is_photo_name(name):
+        if is_photo_name(name) and not is_mask(name):
             listing.files.append((name, uri))
         elif not is_quiet(name):
             listing.passed_over.append(name)
@@ -195,11 +196,8 @@ def subfolders(url: str) -> list[str]:
             return sorted(one.name for one in entries if one.is_dir() and not is_litter(one.name))
     filesystem, path = filesystem_of(url)
     own = path.rstrip("/")
-    full = [
-        str(one["name"]).rstrip("/")
-        for one in filesystem.ls(path, detail=True)
-        if one["type"] == "directory"
-    ]
+    found = filesystem.ls(path, detail=True)
+    full = [str(one["name"]).rstrip("/") for one in found if one["type"] == "directory"]
     names = sorted(name.rsplit("/", 1)[-1] for name in full if name != own)
     return [name for name in names if not is_litter(name)]
 
@@ -352,12 +350,11 @@ def _remote_glob(base: str, pattern: str, looks: _Looks) -> Listing:
 
 
 def _around(names: Iterable[str]) -> list[str]:
-    """The folders of names, relative to where a pattern starts; empty if all are in that folder.
-
-    Many subjects may share that one folder; ``Beside`` reads it once for all of them.
-    """
-    folders = sorted({posixpath.dirname(name) for name in names})
-    return folders if folders != [""] else []
+    """The folders of names, from where a pattern starts, and all above them, where a table may be.
+    Empty if all are in that one folder, which ``Beside`` reads once for many subjects."""
+    folders = {posixpath.dirname(name) for name in names}
+    above = {str(one) for folder in folders for one in PurePosixPath(folder).parents if one.name}
+    return sorted({"", *folders, *above}) if folders != {""} else []
 
 
 def _literal_folder(pattern: str) -> str:

@@ -10,7 +10,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 
-__all__ = ["HEIF_SUFFIXES", "is_litter", "is_quiet", "other_forms"]
+__all__ = ["HEIF_SUFFIXES", "is_litter", "is_mask", "is_quiet", "other_forms"]
 
 _NAMES = frozenset(
     # macOS
@@ -66,6 +66,11 @@ def _is_litter_name(name: str) -> bool:
 def is_quiet(name: str) -> bool:
     """Whether a file other than a photo is skipped without a warning."""
     return posixpath.splitext(name)[1].lower() in _QUIET_SUFFIXES
+
+
+def is_mask(name: str) -> bool:
+    """Whether a picture marks regions of the photo beside it, as OneTrainer names them."""
+    return posixpath.splitext(name.lower())[0].endswith(("-masklabel", "-condlabel"))
 
 
 def other_forms(names: Iterable[str], photos: Iterable[str]) -> set[str]:

@@ -10,7 +10,9 @@ import re
 __all__ = ["adapter_tags", "emphasis", "without_syntax"]
 
 _TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>", re.IGNORECASE)
-_EMPHASIS = re.compile(r"\([^()]{1,200}:-?\d{1,3}(?:\.\d{1,6})?\)|\bBREAK\b")
+_EMPHASIS = re.compile(
+    r"\([^()]{1,200}:-?\d{1,3}(?:\.\d{1,6})?\)|\bBREAK\b|\[(?:filewords|trigger)\]"
+)
 
 
 def adapter_tags(prompt: str) -> list[str]:
@@ -19,7 +21,8 @@ def adapter_tags(prompt: str) -> list[str]:
 
 
 def emphasis(prompt: str) -> list[str]:
-    """Words with weights, ``(cat:1.2)``, and the word ``BREAK``; each once."""
+    """Words with weights, ``(cat:1.2)``, the word ``BREAK``, and what other trainers replace,
+    ``[filewords]``; each once."""
     return list(dict.fromkeys(_EMPHASIS.findall(prompt)))
 
 
@@ -27,4 +30,4 @@ def without_syntax(syntax: str) -> str:
     """The remedy for one of these: what to write instead."""
     if syntax.startswith("("):
         return f"write the words alone: `{syntax[1:].rpartition(':')[0].strip()[:60]}`"
-    return "leave it out"
+    return "write [V]" if syntax == "[trigger]" else "leave it out"

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from farm.adapters.registry import Registry
+from farm.local_files import check_file, write_file
 from farm.quality.report.page import Part, part_name, render, render_overview, render_part
 from farm.quality.report.served import read_served
 from farm.quality.report.subject import best_of
@@ -66,7 +67,10 @@ def report_run(
 
     Raises:
         UserError: if there is no such run, or a tracker is unknown or not installed.
+        OutputUnusable: if ``out`` cannot be written.
     """
+    if out is not None:
+        check_file(out)
     source = _Source.open(store, run_id, price)
     pages = _Pages(store, run_id, out)
     is_whole = len(source.jobs) <= one_page
@@ -218,24 +222,19 @@ class _Pages:
         if self._out is not None:
             # a quote of the user's would be escaped: only the page's own links look like this
             own = page.replace(f'href="../{FIRST}"', f'href="../{quote(self._out.name)}"')
-            _write_file(self._out.parent / self.folder / part_name(number), own)
+            write_file(self._out.parent / self.folder / part_name(number), own.encode())
 
     def write_first(self, page: str) -> None:
         """Write the page that is opened first; it is written last."""
         self._write(self.first, page)
         if self._out is not None:
-            _write_file(self._out, page)
+            write_file(self._out, page.encode())
 
     def _write(self, path: str, page: str) -> None:
         data = page.encode()
         self._store.write(path, data)
         self.num_pages += 1
         self.num_bytes += len(data)
-
-
-def _write_file(path: Path, page: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(page.encode())
 
 
 class _Tracking:

@@ -22,6 +22,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from farm.durations import duration
+from farm.local_files import write_file
 from farm.quality.report import curve
 from farm.quality.report.row_index import index_of, slug
 from farm.quality.report.view import LaneSpan, RunView, SubjectRow, SubjectView
@@ -181,12 +182,9 @@ def _json_island(value: object) -> Markup:
 
 
 def write_report(run: RunView, path: str | Path) -> Path:
-    """Write the page to a temporary file, then rename it to ``path``."""
+    """Write the page, complete or not at all."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.part")
-    aside.write_text(render(run), encoding="utf-8")
-    aside.replace(target)
+    write_file(target, render(run).encode())
     return target
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from farm.base.embedded.world.words import POSES_OF, SCENERY
 from farm.base.loading import load_base
 from farm.keys import derive_seed
+from farm.local_files import check_folder, writing
 from farm.quality.card import Examination, pillow
 from farm.quality.evaluation_images import BASE_SLOT, ImageRow, generate_rows
 from farm.quality.protocol import ScoringBudget
@@ -103,7 +104,7 @@ def run_article_study(
         scorer: a CLIP; None uses the embedded one.
     """
     began = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    check_folder(out)
     base = load_base(base_name)
     nouns = (*NOUNS, *COMPANIONS)
     individuals = sample_subjects(len(nouns), nouns, seed=study.seed)
@@ -126,9 +127,11 @@ def run_article_study(
         opening = generate_opening(
             bench, individuals, photos, candidates=study.opening_candidates, budget=study.shown
         )
-        opening.sheet.save(out / "opening.png")
-        for noun in NOUNS:
-            _write_images(bench, study, noun, photos[noun], stages[noun], out)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            opening.sheet.save(out / "opening.png")
+            for noun in NOUNS:
+                _write_images(bench, study, noun, photos[noun], stages[noun], out)
     finally:
         bench.close()
     subjects = {noun: _subject_result(cards[noun]) for noun in NOUNS}

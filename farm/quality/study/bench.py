@@ -22,6 +22,7 @@ from PIL import Image
 from farm.base.generate import generate_images
 from farm.base.interface import Base
 from farm.keys import derive_seed
+from farm.local_files import write_file
 from farm.quality.card import Candidate, Examination, Examiner
 from farm.quality.protocol import ScoringBudget, rendered_protocol
 from farm.quality.scorer import Scorer, embedded_scorer
@@ -223,6 +224,5 @@ def common_results(study: Any, bench: Bench, began: float) -> dict[str, Any]:
 
 def write_results(out: Path, result: Mapping[str, Any], page: str) -> None:
     """Write ``results.json`` and ``README.md``."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out / "README.md").write_text(page)
+    write_file(out / "results.json", json.dumps(result, indent=2).encode() + b"\n")
+    write_file(out / "README.md", page.encode())

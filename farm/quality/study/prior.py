@@ -21,6 +21,7 @@ from typing import Any
 from farm.base.embedded.world.words import POSES_OF
 from farm.base.loading import load_base
 from farm.base.names import EMBEDDED
+from farm.local_files import check_folder, writing
 from farm.quality.card import Examination
 from farm.quality.intervals import estimate, paired_difference
 from farm.quality.protocol import ScoringBudget
@@ -137,6 +138,7 @@ def run_prior_study(
         scorer: a CLIP; None uses the embedded one.
     """
     began = time.perf_counter()
+    check_folder(out)
     subjects = sample_subjects(study.num_subjects, study.nouns, seed=study.seed)
     photos = {
         subject.name: render_photos(subject, study.num_photos, poses=[PHOTO_POSE], seed=study.seed)
@@ -156,7 +158,8 @@ def run_prior_study(
     result = {**common_results(study, bench, began), **_result(study, records), "subjects": names}
     result["pose_accuracy"] = {"accuracy": reader.accuracy, "num": reader.num_held_out}
     write_results(out, result, prior_page(result, METRICS, _command(result)))
-    _write_figures(out, result, shown, photos, names)
+    with writing(out):
+        _write_figures(out, result, shown, photos, names)
     say(f"done in {result['seconds']['total']:.0f} s")
     return result
 

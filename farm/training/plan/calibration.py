@@ -7,7 +7,6 @@ measures. A file per card is looked up in the user's cache first, then among tho
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,18 @@ from pathlib import Path
 from farm.base.interface import MemoryFacts
 from farm.errors import UserError
 from farm.file_facts import cache_folder
+from farm.local_files import write_file
 from farm.training.plan.costs import CONTEXT_BYTES, fixed_bytes, row_flops, slot_bytes
 from farm.training.plan.shape import LaneShape
 
-__all__ = ["Calibration", "Point", "calibration_of", "find_calibration", "save_calibration"]
+__all__ = [
+    "Calibration",
+    "Point",
+    "calibration_of",
+    "calibrations_folder",
+    "find_calibration",
+    "save_calibration",
+]
 
 COMMITTED = Path(__file__).parent / "calibrations"
 """Calibrations that were measured for the project."""
@@ -96,12 +103,15 @@ def calibration_of(
 
 def save_calibration(calibration: Calibration) -> Path:
     """Write the file that later plans use; returns its path."""
-    path = cache_folder() / "calibrations" / _file_name(calibration.hardware)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps({"version": VERSION, **asdict(calibration)}, indent=2) + "\n")
-    aside.replace(path)
+    path = calibrations_folder() / _file_name(calibration.hardware)
+    text = json.dumps({"version": VERSION, **asdict(calibration)}, indent=2)
+    write_file(path, text.encode() + b"\n")
     return path
+
+
+def calibrations_folder() -> Path:
+    """The folder of this user's calibrations."""
+    return cache_folder() / "calibrations"
 
 
 def find_calibration(hardware: str | None) -> Calibration | None:
@@ -113,7 +123,7 @@ def find_calibration(hardware: str | None) -> Calibration | None:
     if hardware is None:
         return None
     wanted = Path(_file_name(hardware)).stem
-    for folder in (cache_folder() / "calibrations", COMMITTED):
+    for folder in (calibrations_folder(), COMMITTED):
         for path in sorted(folder.glob("*.json")):
             if wanted == path.stem or f"-{wanted}-" in f"-{path.stem}-":
                 return _read(path)

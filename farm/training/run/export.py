@@ -5,18 +5,23 @@ Owns the selection of adapters and the names of the exported files.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER
+from farm.adapters.file_names import DIFFUSERS_FILE, KOHYA_ENDING, PEFT_FOLDER, RECORD_FILE
 from farm.adapters.files.own_copy import make_own_copy, own_files
-from farm.adapters.lookup import find_adapter
+from farm.adapters.lookup import find_adapter, split_label
 from farm.adapters.record import AdapterRecord
 from farm.adapters.registry import NEW_VERSION, NamedAdapter, Registry
-from farm.errors import AdapterFileError, FarmError, StoreError, UserError
+from farm.errors import AdapterFileError, FarmError, OutputUnusable, StoreError, UserError
+from farm.keys import file_digest
+from farm.local_files import check_folder, write_file, writing
+from farm.safe_names import only_in_case
 from farm.storage import Store
 from farm.training.run.files import read_assignments
 
@@ -38,6 +43,11 @@ class Exported:
     """(namespace/name, path) of each exported adapter."""
     failed: list[tuple[str, FarmError]] = field(default_factory=list)
     """(namespace/name, error) of each adapter that could not be exported."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(namespace/name, reason) of each adapter that was not asked for by name and is revoked, or
+    that a run has not trained."""
+    stopped: OutputUnusable | None = None
+    """Why the folder took no more: its disk is full, for example."""
 
 
 def export_adapters(
@@ -50,10 +60,11 @@ def export_adapters(
 ) -> Exported:
     """Copy committed adapters: those named, those of a run, or all that have a name.
 
-    An adapter that cannot be read does not stop the others.
+    An adapter that cannot be read does not stop the others. A disk that fills does: what was
+    written until then is complete.
 
     Args:
-        names: ``name`` or ``namespace/name``.
+        names: ``name`` or ``namespace/name``; ``name@key`` is one version.
         form: ``diffusers``, ``peft`` or ``kohya``: export this format only, named by adapter.
 
     Raises:
@@ -61,22 +72,28 @@ def export_adapters(
             ``out`` cannot be written.
     """
     _check_form(form)
-    _check_target(out)
+    check_folder(out)
     registry, result, placed = Registry(store), Exported(), _Placed()
-    for namespace, name in _chosen(registry, names, run_id):
-        label = f"{namespace}/{name}"
+    chosen = _named(registry, names) if names else _all(registry, run_id)
+    for label, found in chosen.items():
         try:
-            named = registry.resolve(namespace, name)
+            named = found or registry.resolve(*split_label(label))
             if named is None:
+                result.left_out.append((label, "not trained"))
                 continue
-            if registry.is_revoked(named.job_key, namespace):
+            if registry.is_revoked(named.job_key, named.namespace):
                 if names:
                     raise UserError(f"{label} is revoked", f"leave it out; {NEW_VERSION}")
+                result.left_out.append((label, "revoked"))
                 continue
             placed.refuse_same_place(named)
             path = export_adapter(registry, named, out, form=form)
             placed.add(named, path)
             result.written.append((label, path))
+        except OutputUnusable as error:
+            done = f"{len(result.written):,} of {len(chosen):,} adapters are complete in {out}"
+            result.stopped = OutputUnusable(f"{error.message}; {done}", error.remedy)
+            break
         except (AdapterFileError, StoreError) as error:
             result.failed.append((label, error))
     return result
@@ -105,10 +122,11 @@ class _Placed:
         suffix = path.name.removeprefix(first.name)
         place = path.parent.parent / named.namespace / f"{named.name}{suffix}"
         if place.exists() and place.samefile(path):
+            other = f"{first.namespace}/{first.name}"
+            twice = f"{label} is exported in two versions"
+            both = f"{only_in_case(label, other)}, and the disk ignores case"
             raise AdapterFileError(
-                f"{label} differs only in case from {first.namespace}/{first.name}, and the disk "
-                "ignores case",
-                "export one of them alone, to another folder",
+                twice if label == other else both, "export one of them alone, to another folder"
             )
 
 
@@ -117,24 +135,51 @@ def export_adapter(
 ) -> Path:
     """Copy one version of one adapter; see ``export_adapters``.
 
+    It is prepared beside its place: a disk that fills leaves what was there, and an interrupted
+    export no ``adapter.json``.
+
     Returns:
         The folder or file that was written.
 
     Raises:
         UserError: if the form is unknown, or the adapter was saved without it.
+        OutputUnusable: if ``out`` cannot be written.
     """
     _check_form(form)
     target = out / named.namespace / named.name
-    if form is not None:
-        return _export_form(registry, named, target, form)
-    if own_files(registry.record(named.job_key), named) is None:
-        registry.fetch(named.job_key, target)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".farm-export-", dir=target.parent) as folder:
-        _fetch_own(registry, named, Path(folder))
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+    with writing(out):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if form is not None:
+            return _export_form(registry, named, target, form)
+        if not _is_there(registry, named, target):
+            with tempfile.TemporaryDirectory(prefix=".farm-export-", dir=target.parent) as folder:
+                _fetch_own(registry, named, Path(folder))
+                _place(Path(folder), target)
     return target
+
+
+def _is_there(registry: Registry, named: NamedAdapter, target: Path) -> bool:
+    """Whether an earlier export of this version is complete; then nothing is copied again."""
+    record = registry.record(named.job_key)
+    if own_files(record, named) is not None or not (target / RECORD_FILE).is_file():
+        return False
+    if (target / RECORD_FILE).read_text(encoding="utf-8") != record.to_json():
+        return False
+    files = {target / name: sha256 for name, sha256 in record.files.items()}
+    return all(path.is_file() and file_digest(path) == sha256 for path, sha256 in files.items())
+
+
+def _place(folder: Path, target: Path) -> None:
+    """Move prepared files to a folder of the same disk; ``adapter.json``, which marks it as
+    complete, last."""
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(target))
+    (target / RECORD_FILE).unlink(missing_ok=True)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == RECORD_FILE):
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
 
 
 def _fetch_own(registry: Registry, named: NamedAdapter, folder: Path) -> AdapterRecord:
@@ -144,34 +189,25 @@ def _fetch_own(registry: Registry, named: NamedAdapter, folder: Path) -> Adapter
     return record if names is None else make_own_copy(folder, record, named)
 
 
-def _check_target(out: Path) -> None:
-    try:
-        Store(str(out)).check_writable()
-    except FarmError as error:
-        raise UserError(
-            f"cannot write {out}: {error.message}", "export to another folder"
-        ) from error
-
-
 def _check_form(form: str | None) -> None:
     if form is not None and form not in FORM_FILES:
         raise UserError(f"there is no form {form!r}", f"use one of {', '.join(FORM_FILES)}")
 
 
-def _chosen(
-    registry: Registry, names: Sequence[str] | None, run_id: str | None
-) -> Iterator[tuple[str, str]]:
-    """(namespace, name) of each adapter to export."""
-    if names:
-        found = [find_adapter(registry, name) for name in dict.fromkeys(names)]
-        yield from [(named.namespace, named.name) for named in found]
-    elif run_id is not None:
-        for item in read_assignments(registry.store, run_id):
-            yield from item.names
+def _named(registry: Registry, names: Sequence[str]) -> dict[str, NamedAdapter | None]:
+    """The adapters of names, by namespace/name, and the version if it was given."""
+    found = [(find_adapter(registry, text), "".join(text.partition("@")[1:])) for text in names]
+    return {f"{named.namespace}/{named.name}{version}": named for named, version in found}
+
+
+def _all(registry: Registry, run_id: str | None) -> dict[str, NamedAdapter | None]:
+    """The names of a run or of the store, which are looked up one by one."""
+    if run_id is not None:
+        pairs = (pair for item in read_assignments(registry.store, run_id) for pair in item.names)
     else:
-        for namespace in registry.store.list("names"):
-            for name in registry.listing(namespace):
-                yield namespace, name
+        spaces = registry.store.list("names")
+        pairs = ((space, name) for space in spaces for name in registry.listing(space))
+    return {f"{namespace}/{name}": None for namespace, name in pairs}
 
 
 def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: str) -> Path:
@@ -181,9 +217,10 @@ def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: st
         file = next(
             (name for name in record.files if name == wanted or name.endswith(wanted)), None
         )
-        target.parent.mkdir(parents=True, exist_ok=True)
         if form == "peft" and (Path(folder) / wanted).is_dir():
-            shutil.copytree(Path(folder) / wanted, target, dirs_exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".farm-export-", dir=target.parent) as aside:
+                shutil.copytree(Path(folder) / wanted, aside, dirs_exist_ok=True)
+                _place(Path(aside), target)
             return target
         if file is None:
             raise AdapterFileError(
@@ -191,5 +228,5 @@ def _export_form(registry: Registry, named: NamedAdapter, target: Path, form: st
                 "export another format; not every model family has all of them",
             )
         placed = target.with_name(f"{named.name}.safetensors")
-        shutil.copyfile(Path(folder) / file, placed)
+        write_file(placed, (Path(folder) / file).read_bytes())
         return placed

@@ -97,7 +97,11 @@ def test_a_regular_expression_that_backtracks_for_ever_ends_at_once(
         ('{"unet.alpha_pattern": {"' + "(a|b)" * 1000 + '": 4}}', "5000 characters"),
         ('{"unet.use_dora": true}', "DoRA"),
         ('{"unet.init_lora_weights": "pissa_niter_4"}', "changes the base's own weights"),
+        ('{"unet.init_lora_weights": "lora_ga"}', "changes the base's own weights"),
         ('{"unet.peft_type": "IA3"}', "IA3 adapter"),
+        ('{"unet.kasa_config": {"beta": 1}}', "sets `kasa_config`"),
+        ('{"unet.use_qalora": true}', "sets `use_qalora`"),
+        ('{"unet.alora_invocation_tokens": [1, 2]}', "sets `alora_invocation_tokens`"),
     ],
 )
 def test_malformed_settings_are_the_adapters_fault(

@@ -68,6 +68,9 @@ def zipped() -> bytes:
         ("a.safetensors", zipped(), "is a zip archive", "unpack it"),
         ("a.gguf", b"GGUF\3\0\0\0" + bytes(40), "GGUF", "name a LoRA"),
         ("a.safetensors", b"", "the file is empty", "fetch it again"),
+        ("a.safetensors", b"\xef\xbb\xbf\n <!DOCTYPE html>", "a web page", "signed in"),
+        ("a.safetensors", b"Entry not found", "is text, not the adapter itself: `Entry", "again"),
+        ("a.safetensors.crdownload", b"\x60\1\0\0\0\0\0\0{", "has not ended", "wait"),
         ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(40), "is not a safetensors file", "name a LoRA"),
     ],
 )
@@ -105,6 +108,10 @@ def test_the_remedy_for_a_pickled_file_makes_one_that_is_read(known: Known, tmp_
         (("base_model.model.x.vera_lambda_b",), "VeRA", "plain LoRA"),
         (("x.lora_A.weight", "x.lora_B.weight", "x.lora_B.bias"), "a trained bias", "plain LoRA"),
         (("x.lora_A.weight", "x.lora_B.weight", "norm.w_norm"), "normalisation", "plain LoRA"),
+        (("x.lora_A.weight", "x.lora_B.weight", "conv_in.weight", "conv_in.bias"),
+         "conv_in.weight belongs to a whole trained module", "modules_to_save"),
+        (("x.lora_A.weight", "x.lora_B.weight", "e.token_adapter.trainable_tokens_delta"),
+         "trained tokens", "plain LoRA"),
         (("x.lora_A.v1.0.weight",), "lora_A.v1.0.weight is unknown", "save the adapter"),
     ],
 )  # fmt: skip
@@ -126,6 +133,34 @@ def test_levels_that_wrappers_add_to_names_are_dropped(
 ) -> None:
     path = written(tmp_path / "A.SAFETENSORS", peft(known, prefix))
     assert len(load_adapter(path, known).layers) == 2
+
+
+@pytest.mark.parametrize("prefix", ["text_encoders.clip_l.transformer.", "clip_l."])
+def test_names_of_comfyui_and_onetrainer_find_the_text_encoder(
+    known: Known, tmp_path: Path, prefix: str
+) -> None:
+    name = next(one for one in known if one.startswith("text_encoder.") and one.endswith("fc1"))
+    key = prefix + "text_model." + name.split(".", 1)[1].removeprefix("text_model.")
+    down, up = pair(known[name])
+    tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+    tensors[f"{key}.alpha"] = torch.tensor(1.0)
+    weights = load_adapter(written(tmp_path / "a.safetensors", tensors), known)
+    assert torch.allclose(change(weights, name), up @ down / 4, atol=1e-5)
+
+
+def test_a_rank_above_a_slots_is_lowered_exactly_or_refused(tmp_path: Path) -> None:
+    (down, up), name = pair((32, 300), 290), "unet.to_q"
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    path = written(tmp_path / "a.safetensors", {**tensors, f"{name}.alpha": torch.tensor(29.0)})
+    weights = load_adapter(path, {name: (32, 300)})
+    assert weights.layers[name].rank == 32
+    assert torch.allclose(change(weights, name), up @ down / 10, atol=1e-3)
+    wide = {
+        f"{name}.lora_A.weight": torch.ones(290, 300),
+        f"{name}.lora_B.weight": torch.ones(300, 290),
+    }
+    with pytest.raises(AdapterFileError, match="it has rank 290; 256 is the largest"):
+        load_adapter(written(path, wide), {name: (300, 300)})
 
 
 def test_lycoris_around_a_bare_denoiser_is_read(known: Known, tmp_path: Path) -> None:

@@ -106,6 +106,8 @@ def test_texts_and_tables_are_read_as_editors_save_them(encoding: str):
         'File Name,Prompt\n./0.png,"[V], asleep"',
         'text,path\n"[V], asleep",0.png',
         '"file-name","description"\n"0.png","[V], asleep"',
+        '"file_name,text"\n"0.png,""[V], asleep"""',
+        'file_name,text\n"0.png,""[V], asleep"""\n"a, b.png",',
     ],
 )
 def test_every_dialect_and_usual_column_captions_the_photo(table: str):
@@ -184,6 +186,30 @@ def test_a_metadata_table_without_captions_is_told(table: str, message: str, sev
     assert fault.severity == severity
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "message", "severity"),
+    [
+        ("metadata.csv", "file_name,text,Text\n0.png,[V],\n", "`text` is given 2 times", "error"),
+        (
+            "metadata.csv",
+            "file_name,text,caption\n0.png,[V] a,[V] b\n",
+            "in `text` are not",
+            "warning",
+        ),
+        ("metadata.csv", "file_name,text,caption\n0.png,[V] a,[V] a\n1.png,[V],\n", "", ""),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": {"en": "[V]"}}', "is not text", "error"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": {}}', "", ""),
+        ("a.jsonl", '{"file_name": "0.png", "text": [{"a": "[V]"}]}', "is not text", "warning"),
+    ],
+)
+def test_no_cell_or_column_of_captions_is_dropped_without_a_word(
+    name: str, table: str, message: str, severity: str
+):
+    found = Captions([name, "0.png", "1.png"], lambda _: table.encode())
+    assert [fault.severity for fault in found.faults] == ([severity] if severity else [])
+    assert all(message in fault.message and fault.line for fault in found.faults)
+
+
 def test_thousands_of_rows_without_photos_are_told_in_few_words():
     table = "file_name,text\n" + "".join(f"x{n}.png,[V]\n" for n in range(5_000))
     found = captions(metadata_csv=table)
@@ -255,6 +281,8 @@ def test_texts_that_belong_to_no_photo_are_told():
     (fault,) = found.orphans(["0.png"])
     assert "7.txt, 8.txt" in fault.message
     assert not captions(notes_txt="x").orphans(["0.png"])
+    (fault,) = captions(texts__0_txt="[V]").orphans(["0.png"])
+    assert "put each beside its photo" in fault.remedy
 
 
 def test_the_style_says_which_texts_are_captions():

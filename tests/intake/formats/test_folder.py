@@ -43,6 +43,16 @@ def test_folders_named_as_for_kohya_say_all(draw_subject: Draw, tmp_path: Path):
     assert len(subject.photos) == 4
 
 
+def test_a_kohya_folder_that_is_switched_off_is_left_out_with_a_word(
+    draw_subject: Draw, tmp_path: Path
+):
+    for name in ("10_sks cat", "0_sks dog"):
+        draw_subject(name)
+    manifest = read_manifest(str(tmp_path))
+    assert [one.class_noun for one in manifest.subjects] == ["cat"]
+    assert "no repeats" in manifest.faults[0].message
+
+
 def test_a_manifest_in_the_folder_wins(draw_subject: Draw, write: Write, tmp_path: Path):
     draw_subject("tom")
     write("subjects.csv", "subject,class\ntom,dog\n")

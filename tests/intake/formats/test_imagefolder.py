@@ -153,6 +153,43 @@ def test_rows_of_other_splits_are_told(draw_subject: Draw, faults_of: FaultsOf):
     assert "`test`" in fault.message
 
 
+@pytest.mark.parametrize(
+    ("text", "message", "severity"),
+    [
+        (
+            "file_name,text,caption,class\ntom/0.png,[V] a,[V] b,cat",
+            "those in `text` are not",
+            "warning",
+        ),
+        ("file_name,class,class\ntom/0.png,cat,dog", "`class` is given 2 times", "error"),
+        (
+            '{"file_name": "tom/0.png", "text": {"en": "[V]"}, "class": "cat"}',
+            "is not text",
+            "error",
+        ),
+    ],
+)
+def test_what_a_row_says_twice_or_in_another_form_is_told(
+    faults_of: FaultsOf, text: str, message: str, severity: str
+):
+    (fault,) = [one for one in faults_of(text, "metadata.csv") if "only 1 photo" not in one.message]
+    assert message in fault.message
+    assert (fault.severity, fault.line is not None) == (severity, True)
+
+
+def test_photos_that_no_row_names_are_told(write: Write, tmp_path: Path):
+    write("metadata.csv", "file_name,class\n" + "".join(f"{n}/0.png,cat\n" for n in ("tom", "rex")))
+    told = " ".join(fault.message for fault in read_manifest(str(tmp_path)).faults)
+    assert "4 photos belong to no subject and will not be trained: `rex/1.png`" in told
+
+
+def test_the_data_folder_of_a_hub_data_set_is_read(draw_subject: Draw, tmp_path: Path):
+    for name in ("set/data/train/cat", "set/data/test/cat", "other/wrapped/train/cat"):
+        draw_subject(name, 3)
+    for name in ("set", "other"):
+        assert [one.id for one in read_manifest(str(tmp_path / name)).subjects] == ["cat"]
+
+
 def test_a_split_name_alone_is_a_subject(draw_subject: Draw, manifest_of: ManifestOf):
     draw_subject("test", 3)
     lines = "".join(f"test/{n}.png,cat\n" for n in range(3))

@@ -243,6 +243,59 @@ def test_a_windows_path_in_double_quotes_is_told_as_an_escape(faults_of: FaultsO
     assert "path of Windows" in other.message
 
 
+@pytest.mark.parametrize(
+    ("tokens", "wanted"),
+    [
+        ("a photo of sks girl", ("sks", "girl", "a photo of [V] girl")),
+        ("The sks, old girl", ("sks", "old girl", "The [V], old girl")),
+        ("photo of an ohwx girl", ("ohwx", "girl", "photo of an [V] girl")),
+        ("a girl", None),
+        ("photo of girl", None),
+    ],
+)
+def test_an_article_or_phrase_before_the_identifier_is_not_the_identifier(
+    manifest_of: ManifestOf, faults_of: FaultsOf, tokens: str, wanted: tuple[str, ...] | None
+):
+    text = SUBSET.replace("sks girl", tokens).replace(f"10_{tokens}", "10_sks girl")
+    if wanted is None:
+        assert "identifier and class" in faults_of(text, "config.toml")[0].message
+        return
+    reg = f'{REG}      class_tokens = "hat"\n{REG}      class_tokens = "a photo of {wanted[1]}"\n'
+    (girl,) = manifest_of(text + reg, "config.toml").subjects
+    assert (girl.identifier, girl.class_noun, girl.instance_prompt) == wanted
+    assert girl.class_prompt == f"a photo of {wanted[1]}"
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "told"),
+    [
+        ('[[datasets.subsets]]\nimage_dir = "hats"\nclass_tokens = "sks girl"\nnum_repeats = 9\n',
+         9, "shown equally often"),
+        ('[[datasets.subsets]]\nimage_dir = "hats"\nclass_tokens = "sks girl"\nflip_aug = true\n',
+         9, "the first one holds"),
+        ('[[datasets.subsets]]\nimage_dir = "hats"\nclass_tokens = "zwx hat"\nnum_repeats = 0\n',
+         9, "it has no repeats"),
+        ('[[datasets]]\n[[datasets.subsets]]\nis_reg = true\nimage_dir = "1_girl"\n',
+         7, "move this subset into the dataset of the photos"),
+        ('resolution = "large"\n', 6, "write one, such as 512"),
+        ('[[datasets]]\nsubsets = [{image_dir = "gone", class_tokens = "zwx hat"}]\n',
+         7, "correct the path"),
+    ],
+)  # fmt: skip
+def test_what_a_config_says_and_is_not_done_has_its_line(
+    faults_of: FaultsOf, more: str, line: int, told: str
+):
+    (fault,) = faults_of(SUBSET + more, "config.toml")
+    assert fault.line == line
+    assert told in str(fault)
+
+
+@pytest.mark.parametrize("side", ['"64"', "64.0", '"64x64"', "[64, 64]"])
+def test_a_square_resolution_is_read_however_it_is_written(manifest_of: ManifestOf, side: str):
+    text = SUBSET.replace("resolution = 64", f"resolution = {side}")
+    assert manifest_of(text, "config.toml").subjects[0].recipe.resolution_px == 64
+
+
 def test_missing_class_tokens_are_proposed_from_the_folder(faults_of: FaultsOf):
     (fault,) = faults_of(SUBSET.replace("class_tokens", "# "), "config.toml")
     assert "`class_tokens` is missing" in fault.message

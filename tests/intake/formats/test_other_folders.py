@@ -43,6 +43,7 @@ ROWS = "file_name,text\ntom/0.png,sks cat a\n"
         ({"tom/9.zip": b"PK"}, "unpack archives"),
         ({"tom/9.numbers": b"PK"}, "CSV UTF-8"),
         ({"tom/9.mp4": b"x"}, "still frames"),
+        ({"tom/0-masklabel.png": PHOTOS[0]}, "masks of OneTrainer are not used"),
     ],
 )
 def test_what_is_not_used_of_a_folder_is_reported_once(
@@ -222,6 +223,8 @@ def test_an_archive_named_as_the_subject_is_proposed_and_read(tmp_path: Path) ->
         ("(sks cat:1.2) on a bed", "write the words alone: `sks cat`"),
         ("sks cat <lora:tom:0.8>", "leave it out"),
         ("sks cat BREAK a bed", "leave it out"),
+        ("sks cat, [filewords]", "leave it out"),
+        ("[trigger] cat, sks", "write [V]"),
     ],
 )
 def test_notation_of_other_programs_in_captions_and_prompts_is_told(

@@ -163,6 +163,51 @@ def test_settings_of_another_trainer_are_named_with_a_manifest_that_works(
         assert not read(tmp_path, {**photos("img/"), "m.yaml": yaml}, "m.yaml").faults
 
 
+def concepts(instance: str, class_prompt: str = "photo of a cat", **more: object) -> str:
+    values = {"instance_prompt": instance, "class_prompt": class_prompt, **more}
+    return json.dumps([{"instance_data_dir": "img", **values}], indent=1)
+
+
+@pytest.mark.parametrize(
+    ("instance", "class_prompt", "wanted"),
+    [
+        ("photo of zwx cat", "photo of a cat", ("zwx", "cat", "photo of [V] cat")),
+        ("a photo of zwx, black cat", "photo of black cat", ("zwx", "black cat", None)),
+        ("zwx cat in a bucket", "a cat in a bucket", ("zwx", "cat", "[V] cat in a bucket")),
+        ("photo of zwx", "photo of a cat", ("zwx", "cat", "photo of [V]")),
+    ],
+)
+def test_concepts_of_dreambooth_scripts_are_subjects(
+    tmp_path: Path, instance: str, class_prompt: str, wanted: tuple[str, str, str | None]
+) -> None:
+    text = concepts(instance, class_prompt, class_data_dir="reg")
+    files: Files = {**photos("img/"), **photos("reg/"), "concepts_list.json": text}
+    manifest = read(tmp_path, files)
+    assert not manifest.faults
+    (found,) = manifest.subjects
+    assert (found.identifier, found.class_noun) == wanted[:2]
+    assert found.instance_prompt == (wanted[2] or "a photo of [V], black cat")
+    assert (found.class_prompt, len(found.class_images)) == (class_prompt, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        (concepts("photo of a cat"), 4, "`photo of sks cat`"),
+        (concepts("photo of zwx red cat"), 4, "`photo of sks cat`"),
+        (concepts("photo of zwx cat", class_data_dir="gone"), 6, "so they are generated"),
+        (concepts("photo of zwx cat", num_class_images=9), 6, "not used: `num_class_images`"),
+        (concepts("zwx cat")[:-2] + ',\n{"instance_data_dir": "img"}]', 7, "write all three"),
+    ],
+)
+def test_what_a_concept_does_not_say_is_told_at_its_line(
+    tmp_path: Path, text: str, line: int, told: str
+) -> None:
+    faults = read(tmp_path, {**photos("img/"), "c.json": text}, "c.json").faults
+    assert [fault.line for fault in faults if told in str(fault)] == [line]
+    assert len(faults) == 1
+
+
 def test_subjects_as_a_mapping_are_told(tmp_path: Path) -> None:
     text = "subjects:\n  tom: {class_noun: cat}\n"
     (fault,) = read(tmp_path, {"m.yaml": text}, "m.yaml").errors

@@ -40,6 +40,13 @@ def test_empty_cells_are_absent():
 def test_lists_are_divided_by_bars():
     rows, _ = csv_rows("id,photos,sample_prompts\na,x.png | y.png,a [V] cat\n")
     assert rows == [{"id": "a", "photos": ["x.png", "y.png"], "sample_prompts": ["a [V] cat"]}]
+    rows, _ = csv_rows('id,photos\na,"[""x.png"", ""y|z.png""]"\nb,"[""x.png"\n')
+    assert [row["photos"] for row in rows] == [["x.png", "y|z.png"], '["x.png']
+
+
+def test_a_cell_below_no_name_is_told():
+    _, (fault,) = csv_rows("id,photos,,\na,x.png,,\nb,y.png,note,\n")
+    assert (fault.line, fault.remedy) == (3, "name column 3 in line 1, or empty its cells")
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
@@ -55,6 +62,18 @@ def test_the_shorthand_columns_are_known():
         {"id": "can", "class_noun": "can", "preset": "object"},
     ]
     assert not faults
+
+
+@pytest.mark.parametrize("cell", ["1.000", '"1,000"', "12.000"])
+def test_a_whole_number_with_marks_between_its_thousands_is_not_guessed(cell: str):
+    rows, _ = csv_rows(f"id,recipe.steps,recipe.prior_weight\na,{cell},1.500\n")
+    assert rows[0]["recipe"] == {"steps": cell.strip('"'), "prior_weight": 1.5}
+
+
+@pytest.mark.parametrize("header", ["class,class", "subject,id", "recipe.steps,Recipe.Steps"])
+def test_a_field_that_two_columns_give_is_told(header: str):
+    _, (fault,) = csv_rows(f"{header},photos\na,b,c\n")
+    assert (fault.line, fault.severity) == (1, "error")
 
 
 def test_faults_of_cells_have_lines():

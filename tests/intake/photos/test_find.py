@@ -32,6 +32,11 @@ def photos(draw: Draw, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("mark", [";", ", ", "\n"])
+def test_a_list_in_one_cell_is_told_how_it_is_divided(photos: Path, mark: str):
+    assert "with `|`" in refused(f"cat/b.png{mark}dog.png", photos).remedy
+
+
 def test_a_folder_gives_its_photos_by_name(photos: Path):
     found = find_photos("cat", str(photos))
     assert found.uris == [f"{photos}/cat/a.JPG", f"{photos}/cat/b.png"]

@@ -16,7 +16,7 @@ from farm.adapters.files.importing import ImportRequest, import_adapter
 from farm.adapters.registry import Registry
 from farm.base.embedded.world import render_subject
 from farm.base.loading import load_base
-from farm.errors import FarmError, UserError
+from farm.errors import FarmError, OutputUnusable, UserError
 from farm.intake.job import job_spec
 from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
 from farm.intake.subject import Photo, Subject
@@ -118,6 +118,8 @@ def test_the_page_is_written_into_the_store_and_aside(
     assert sum(summary["verdicts"].values()) == 3
     logs = Path(store.full_path(f"runs/{run_id}/tracking/default/cat0"))
     assert any(logs.iterdir())
+    with pytest.raises(OutputUnusable, match=f"cannot write {tmp_path}: it is a folder"):
+        report_run(store, run_id, out=tmp_path)
 
 
 def test_missing_photos_are_reported_and_not_fatal(run: tuple[Store, str]) -> None:

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +21,7 @@ import venv
 from pathlib import Path
 
 from support.docs.pages import ROOT, Block, command_lines
+from support.s3 import free_port
 
 SMALL = {
     "demo": {"subjects": 2, "steps": 60},
@@ -149,7 +149,7 @@ class PageRun:
 
     def __init__(self, clone: Clone, *, prelude: tuple[str, ...] = ()) -> None:
         self.clone = clone
-        self.port = _free_port()
+        self.port = free_port()
         self.output = ""
         """All output."""
         self._changes = list(prelude)
@@ -298,9 +298,3 @@ class PageRun:
             "SMALL": json.dumps({**SMALL, "serve": {"port": self.port}}),
             "SMALL_STUDY": json.dumps([SMALL_STUDY, SMALL_BUDGET]),
         }
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
