@@ -50,6 +50,12 @@ EMBEDDED = "embedded"
 EMBEDDED_NOUNS = ("cat", "dog", "bird", "fish", "mushroom", "robot", "car", "teapot")
 """The class nouns that the embedded base knows."""
 
+EMBEDDED_VERDICTS = (
+    "The embedded base generates small cartoons: its verdicts judge adapters of such drawings, and "
+    "mean nothing for real photos."
+)
+"""What every page that shows a verdict of an adapter on this base says too."""
+
 FIRST_EDITION = "embedded-64"
 """The embedded base as it shipped before its text encoder kept identifiers."""
 
@@ -64,6 +70,11 @@ their weights, and so their adapters, differ."""
 def edition_of(name: str) -> str:
     """The name of the base that an edition is one of; other names as they are."""
     return EDITIONS.get(name, name)
+
+
+def verdict_note(base: str) -> str:
+    """What a verdict on a base is worth, in one sentence; empty for full-size bases."""
+    return EMBEDDED_VERDICTS if edition_of(base) == EMBEDDED else ""
 
 
 def trained_on(base_id: str, fingerprint: str) -> str:

@@ -11,14 +11,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from farm.cli.options import PlanOptions, RunOptions, quantization_of
-from farm.cli.views.output import note, print_json, print_rich, say
+from farm.cli.views.output import note, note_verdicts, print_json, print_rich, say
 
 if TYPE_CHECKING:
     from farm.training.plan.hardware import Hardware
@@ -201,6 +201,7 @@ def show_plan(prepared: PreparedRun) -> None:
     """Show warnings and the plan on stderr."""
     from farm.adapters.registry import NEW_VERSION
     from farm.cli.views.plan import plan_table
+    from farm.training.run.earlier import no_longer_named
     from farm.visible import visible
 
     for fault in prepared.warnings[:SHOWN_WARNINGS]:
@@ -212,8 +213,21 @@ def show_plan(prepared: PreparedRun) -> None:
         some = ", ".join(map(visible, prepared.revoked[:SHOWN_WARNINGS]))
         rest = " and others" if len(prepared.revoked) > SHOWN_WARNINGS else ""
         note(f"warning: found, but revoked: {some}{rest}; {NEW_VERSION}")
+    if kept := no_longer_named(prepared):
+        note(_kept_line(kept))
     if prepared.plan is not None:
         print_rich(plan_table(prepared), stderr=True)
+
+
+def _kept_line(names: Sequence[str]) -> str:
+    from farm.visible import visible
+
+    some = ", ".join(map(visible, names[:SHOWN_WARNINGS]))
+    rest = f" and {len(names) - SHOWN_WARNINGS:,} more" if len(names) > SHOWN_WARNINGS else ""
+    return (
+        f"note: no longer in the manifest, but still in the store and served: {some}{rest}; "
+        "`farm revoke NAME` withdraws one"
+    )
 
 
 def confirm(prepared: PreparedRun) -> None:
@@ -287,9 +301,10 @@ def finish(prepared: PreparedRun, summary: RunSummary, *, report: bool, json: bo
     """
     from farm.cli.views.run import summary_lines
 
-    page = None
+    facts = None
     if report:
-        page = write_report(prepared, lambda text: note(f"warning: {text}"))
+        facts = write_report(prepared, lambda text: note(f"warning: {text}"))
+    page = str(facts["report"]) if facts else None
     if json:
         print_json(summary.to_json())
         return page
@@ -297,17 +312,23 @@ def finish(prepared: PreparedRun, summary: RunSummary, *, report: bool, json: bo
         say(line)
     if page is not None:
         say(f"report: {page}")
+    if facts and facts["judged"]:
+        note_verdicts([prepared.base.name])
     return page
 
 
-def write_report(prepared: PreparedRun, warn: Callable[[str], None]) -> str | None:
-    """Write the report page; a page that cannot be written is a warning and fails no run."""
+def write_report(prepared: PreparedRun, warn: Callable[[str], None]) -> Mapping[str, object] | None:
+    """Write the report page; a page that cannot be written is a warning and fails no run.
+
+    Returns:
+        What ``report_run`` does.
+    """
     from farm.errors import FarmError
 
     try:
         from farm.quality.report.collect import report_run
 
-        return str(report_run(prepared.store, prepared.run_id)["report"])
+        return report_run(prepared.store, prepared.run_id)
     except (FarmError, OSError, ImportError) as error:
         warn(f"no report could be written: {error}")
         return None

@@ -9,7 +9,7 @@ import typer
 
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, StoreOption
-from farm.cli.views.output import note, print_json, print_table, say
+from farm.cli.views.output import note, note_verdicts, print_json, print_table, say
 from farm.visible import visible
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+UNSCORED = ("", "not scored")
 HEADERS = ("name", "class", "subject", "version", "origin", "verdict", "date", "")
 
 
@@ -66,6 +67,7 @@ def list_(
         note(f"no adapters of {opened.url} match" if page.total or search else "no adapters yet")
         return
     print_table(HEADERS, [_cells(one) for one in page.adapters])
+    note_verdicts(one.base for one in page.adapters if one.verdict not in UNSCORED)
     if page.same_but_case:
         first, second = page.same_but_case
         note(

@@ -18,7 +18,7 @@ from farm.cli.options import (
     OptionalRun,
     StoreOption,
 )
-from farm.cli.views.output import note, print_json, print_table, say
+from farm.cli.views.output import note, note_verdicts, print_json, print_table, say
 
 __all__ = ["register"]
 
@@ -107,6 +107,7 @@ def score(
         for adapter, card in cards.items()
     ]
     print_table(("adapter", "verdict", *_COLUMNS), rows)
+    note_verdicts([base])
 
 
 _COLUMNS = ("clip_i", "dino", "clip_t", "pres", "div", "drift", "copying")

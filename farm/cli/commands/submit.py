@@ -106,7 +106,7 @@ def submit(
         print_json(asdict(sent) | {"address": address, "manifest": url})
         return
     found = "is already running" if sent.was_running else "was submitted"
-    say(f"{sent.job} {found}: {sent.entrypoint}")
+    say(f"{sent.job} {found} on the cluster at {address}: {sent.entrypoint}")
     if sent.run is None and sent.status == "SUCCEEDED":
         say("it has succeeded already: every subject has its adapter in the store")
     elif sent.run is None:

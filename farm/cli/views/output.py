@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-__all__ = ["note", "print_facts", "print_json", "print_rich", "print_table", "say", "table_of"]
+__all__ = [
+    "note",
+    "note_verdicts",
+    "print_facts",
+    "print_json",
+    "print_rich",
+    "print_table",
+    "say",
+    "table_of",
+]
 
 PIPE_WIDTH = 200
 """Columns where the output is not a terminal, so that a row stays on one line for `grep`."""
@@ -31,6 +40,15 @@ def note(text: str) -> None:
     ``tee`` that Ctrl-C also reached, the command continues."""
     with suppress(BrokenPipeError):
         print(visible_lines(text), file=sys.stderr, flush=True)
+
+
+def note_verdicts(bases: Iterable[str]) -> None:
+    """Note what verdicts of adapters on these bases are worth, where that is little."""
+    from farm.base.names import verdict_note
+
+    for text in dict.fromkeys(map(verdict_note, bases)):
+        if text:
+            note(f"note: {text}")
 
 
 def print_rich(what: RenderableType, *, stderr: bool = False) -> None:

@@ -66,8 +66,12 @@ def show_all_bases(*, json: bool) -> None:
 
 
 def _plan_lines(prepared: PreparedRun) -> list[tuple[str, str]]:
+    hardware = prepared.request.hardware
+    address = prepared.request.address if prepared.request.executor == "ray" else None
+    cluster = address and ((hardware.cluster if hardware else "") or address)
     facts = [
         ("store", prepared.store.url),
+        *([("cluster", cluster)] if cluster else []),
         ("base", f"{prepared.base.name} ({prepared.base.fingerprint[:12]})"),
         (
             "subjects",

@@ -69,6 +69,8 @@ def _rows(facts: Facts) -> Iterator[tuple[str, object]]:
     yield from ((name, count) for name, count in facts["counts"].items() if count)
     if waiting := facts["waiting_for_class_images"]:
         yield "waiting for class images", waiting
+    if facts["cluster"]:
+        yield "cluster", facts["cluster"]
     yield "driver", facts["driver"] or ("none; `farm run` resumes" if facts["left"] else "none")
     rates = []
     if steps := facts["steps"]:

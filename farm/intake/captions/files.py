@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList, PhotoFault
 from farm.intake.captions.photo_table import (
+    MAX_LISTED_ROWS,
     PhotoRow,
     PhotoTable,
     column_faults,
@@ -48,8 +49,6 @@ MAX_TABLES = 20
 """Tables of captions read in one folder or archive."""
 MAX_TABLE_BYTES = 64 * 2**20
 """Maximum size of a table of captions: ten thousand photos with a page of text each."""
-MAX_LISTED_ROWS = 50
-"""Rows of one table without a photo that are reported one by one."""
 FEW_ORPHANS = 2
 """Minimum number of texts without a photo that count as captions; fewer may be the user's notes."""
 

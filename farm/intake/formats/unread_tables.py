@@ -9,8 +9,10 @@ import posixpath
 from collections.abc import Collection, Iterator
 
 from farm.errors import Fault
-from farm.intake.captions.photo_table import read_photo_table
+from farm.intake.captions.photo_table import MAX_LISTED_ROWS, PhotoTable, read_photo_table
 from farm.intake.captions.unread import is_table_name
+from farm.intake.formats.contents import is_document
+from farm.intake.parsing.text_files import NotText, decoded
 from farm.intake.photos.files import open_local
 from farm.intake.photos.uris import filesystem_of
 
@@ -20,6 +22,7 @@ MAX_TABLES = 20
 """Tables of one folder that are looked into."""
 MAX_BYTES = 2**22
 """Of each table: this concerns only warnings."""
+DOCUMENT_SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 SUBJECT_STEMS = frozenset(("subject", "subjects", "manifest"))
 
 
@@ -37,12 +40,7 @@ def unread_tables(folder: str, names: Collection[str], used: Collection[str]) ->
         table = read_photo_table(_head(f"{base}/{name}"), name)
         columns = table.columns.keys()
         if table.names_photos and table.has_captions and table.rows:
-            yield _warning(
-                f"{base}/{name}",
-                "its captions are not read: the table is beside the folders of the photos",
-                "put the rows of each subject into a metadata.csv in the folder of its photos, "
-                "with the names as seen from there",
-            )
+            yield from _unread_rows(f"{base}/{name}", table)
         elif not used and columns & {"subject", "id"} and columns & {"class", "class_noun"}:
             yield _warning(
                 f"{base}/{name}",
@@ -51,11 +49,42 @@ def unread_tables(folder: str, names: Collection[str], used: Collection[str]) ->
                 if name.lower().endswith((".csv", ".tsv"))
                 else f"name the file itself, {base}/{name}",
             )
+    documents = [name for name in others if name.lower().endswith(DOCUMENT_SUFFIXES)]
+    for name in [] if used else documents[:MAX_TABLES]:
+        if _is_document(f"{base}/{name}"):
+            message = "it is a manifest, but not read under this name"
+            yield _warning(f"{base}/{name}", message, f"name the file itself, {base}/{name}")
     for name in others:
         stem, suffix = posixpath.splitext(name.casefold())
         if not used and stem in SUBJECT_STEMS and suffix == ".txt":
             message = "it is not read: a table of subjects ends in .csv"
             yield _warning(f"{base}/{name}", message, "rename it subjects.csv")
+
+
+def _is_document(url: str) -> bool:
+    try:
+        return is_document(decoded(_head(url)))
+    except NotText:
+        return False
+
+
+def _unread_rows(file: str, table: PhotoTable) -> Iterator[Fault]:
+    """A warning for each row with a caption; for the rows beyond a limit, one for all of them."""
+    name = posixpath.basename(file)
+    remedy = (
+        "put the rows of each subject into a metadata.csv in the folder of its photos, with the "
+        "names as seen from there"
+    )
+    rows = [row for row in table.rows if row.caption]
+    for row in rows[:MAX_LISTED_ROWS]:
+        message = (
+            f"its captions are not read, here that of `{', '.join(row.files)}`: {name} is beside "
+            "the folders of the photos"
+        )
+        yield _warning(file, message, remedy, row.line)
+    if len(rows) > MAX_LISTED_ROWS:
+        message = f"{len(rows) - MAX_LISTED_ROWS} more rows from here on caption no photo"
+        yield _warning(file, message, remedy, rows[MAX_LISTED_ROWS].line)
 
 
 def _head(url: str) -> bytes:
@@ -71,5 +100,5 @@ def _head(url: str) -> bytes:
         return b""
 
 
-def _warning(file: str, message: str, remedy: str) -> Fault:
-    return Fault(file, message, remedy, severity="warning")
+def _warning(file: str, message: str, remedy: str, line: int | None = None) -> Fault:
+    return Fault(file, message, remedy, line, severity="warning")

@@ -24,7 +24,7 @@ from farm.quality.report.subject_reader import SubjectReader
 from farm.quality.report.thumbs import budget_for
 from farm.quality.report.timeline import Timeline, read_timeline
 from farm.quality.report.trackers import track_run
-from farm.quality.report.view import ReportImage, RunView, SubjectRow, SubjectView
+from farm.quality.report.view import UNJUDGED, ReportImage, RunView, SubjectRow, SubjectView
 from farm.storage import Store
 from farm.training.dispatch.ledger import Status
 from farm.training.dispatch.run_jobs import RunJobs
@@ -90,6 +90,7 @@ def report_run(
         "subjects": len(run.subjects),
         "committed": run.num_committed,
         "verdicts": {verdict.label: verdict.num for verdict in run.verdicts},
+        "judged": sum(verdict.num for verdict in run.verdicts if verdict.label not in UNJUDGED),
         "seconds": round(run.seconds, 1),
         "utilisation": None if run.utilisation is None else round(run.utilisation, 4),
         "trackers": list(tracking.names),

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from farm.base.names import EMBEDDED, EMBEDDED_NOUNS, edition_of
+from farm.base.names import EMBEDDED_NOUNS, verdict_note
 from farm.quality.report.subject import (
     VERDICT_ORDER,
     ReportImage,
@@ -27,6 +27,7 @@ __all__ = [
     "RunView",
     "SubjectRow",
     "SubjectView",
+    "UNJUDGED",
     "VerdictCount",
 ]
 
@@ -133,15 +134,13 @@ class RunView:
 
     @property
     def base_limits(self) -> str:
-        """The classes that the embedded base does not know, in one sentence; else empty."""
+        """What verdicts on the embedded base mean, and which classes it does not know; empty for
+        other bases."""
         known = tuple(f" {noun}" for noun in EMBEDDED_NOUNS)
         unknown = [one for one in self.classes if not f" {one.casefold()}".endswith(known)]
-        if edition_of(self.base) != EMBEDDED or not unknown:
-            return ""
-        return (
-            "The embedded base is a small model for demonstrations that does not know "
-            f"{_listed(unknown)}: scores of these classes say little about a full-size base."
-        )
+        if not (note := verdict_note(self.base)) or not unknown:
+            return note
+        return f"{note} It does not know {_listed(unknown)}: scores of these classes say least."
 
     @property
     def lanes(self) -> list[str]:

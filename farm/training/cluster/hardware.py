@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from farm.errors import UserError
@@ -128,10 +128,12 @@ def read_hardware(
         start_ray(address=address, log_to_driver=False)
     try:
         kinds = _bootstrap_kinds() or kinds_of_nodes(ray.nodes())
+        joined = str(ray.get_runtime_context().gcs_address)
     finally:
         if is_own:
             ray.shutdown()
-    return choose_hardware(kinds, gpu_memory_gib=gpu_memory_gib, nodes=nodes, price=price)
+    found = choose_hardware(kinds, gpu_memory_gib=gpu_memory_gib, nodes=nodes, price=price)
+    return replace(found, cluster=joined)
 
 
 def _bootstrap_kinds() -> list[NodeKind]:

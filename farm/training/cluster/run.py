@@ -94,6 +94,8 @@ def _connected(driver: Driver) -> Iterator[None]:
         assert plan is not None
         options |= {"include_dashboard": False, "num_cpus": _num_cpus()}
     start_ray(address=address, **options)
+    if address is not None:
+        driver.cluster = str(ray.get_runtime_context().gcs_address)
     if driver.arm is not None:
         driver.arm()
     try:

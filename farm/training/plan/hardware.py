@@ -47,6 +47,8 @@ class Hardware:
     """Whether NVIDIA's MPS runs on the nodes; None if that is not known."""
     calibration: Calibration | None = None
     """The card's measured speed and memory; None uses the model's constants."""
+    cluster: str = ""
+    """Address of the Ray cluster that it was read from; empty if it was not."""
 
     @property
     def has_gpu(self) -> bool:

@@ -45,6 +45,8 @@ class Driver:
     arm: Callable[[], None] | None = None
     """Installs the signal handlers that set ``stop``."""
     patience: StorePatience = field(default_factory=StorePatience)
+    cluster: str = ""
+    """Address of the Ray cluster that it joined, to be shown with the first news."""
     _renewed: float = 0.0
     _heard: int = 0
 
@@ -56,6 +58,10 @@ class Driver:
         """
         if news:
             self._heard = news[-1].number + 1
+        if self.cluster:
+            joined = f"joined the Ray cluster at {self.cluster}"
+            news = [Notice(self._heard, time.time(), joined, is_bad=False), *news]
+            self.cluster = ""
         if self.view is not None:
             self.view.show(snapshot, news)
         if line := self.patience.heed(snapshot.trouble):

@@ -75,6 +75,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     return {
         "run": run_id,
         "store": store.url,
+        "cluster": ((settings.get("request") or {}).get("hardware") or {}).get("cluster") or None,
         "jobs": num_jobs,
         "left": left,
         "counts": {str(status): tally.counts[status] for status in Status},

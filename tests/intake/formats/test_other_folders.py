@@ -55,6 +55,24 @@ def test_what_is_not_used_of_a_folder_is_reported_once(
     assert told in str(fault)
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "captions.tsv"])
+def test_each_row_of_a_table_beside_the_folders_of_subjects_is_reported_with_its_line(
+    tmp_path: Path, name: str
+) -> None:
+    pairs = [(f"tom/{number}.png", f"sks cat {number}") for number in range(60)]
+    by = "\t" if name.endswith(".tsv") else ","
+    table = "".join(f"{by.join(pair)}\n" for pair in [("file_name", "text"), *pairs])
+    first = 2
+    if name.endswith(".jsonl"):
+        table, first = "".join(f'{{"file_name":"{one}","text":"{two}"}}\n' for one, two in pairs), 1
+    manifest = read(tmp_path, {"subjects.csv": TABLE, **photos("tom/"), name: table})
+    *each, last = manifest.faults
+    assert [fault.line for fault in each] == list(range(first, first + 50))
+    assert {(Path(fault.file).name, fault.severity) for fault in each} == {(name, "warning")}
+    assert "`tom/7.png`" in each[7].message
+    assert ("10 more rows" in last.message, last.line) == (True, first + 50)
+
+
 LITTER = (
     *("Thumbs.db", ".picasa.ini", "Picasa.ini", ".stfolder/x", "~syncthing~0.png.tmp", "0.pp3"),
     *("0.png:Zone.Identifier", "0.png_original", "0.xmp", "0.THM", "@eaDir/0.png/SYNOPHOTO_X.jpg"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.quality.finished_run import make_run
 
+from farm.base.names import EMBEDDED_VERDICTS
 from farm.quality.report.page import render, write_report
 from farm.quality.report.thumbs import budget_for
 from farm.quality.report.view import RunView, SubjectView
@@ -113,5 +114,7 @@ def test_classes_that_the_embedded_base_does_not_know_are_named() -> None:
     subjects = [SubjectView(noun, noun, "default", noun, "committed") for noun in nouns]
     run = RunView("r", "embedded", "now", 3.0, subjects)
     assert "does not know backpack and toy:" in render(run)
+    assert EMBEDDED_VERDICTS in render(replace(run, subjects=subjects[1:2]))
+    assert EMBEDDED_VERDICTS not in render(replace(run, base="sd15"))
     assert "does not know" not in render(replace(run, base="sd15"))
     assert "does not know" not in render(replace(run, subjects=subjects[1:2]))

@@ -30,6 +30,7 @@ from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import prepare_run, resume_run, run_manifest
 from farm.training.lane.settings import LaneSettings
 from farm.training.plan.hardware import Hardware
+from farm.training.run.earlier import no_longer_named
 from farm.training.run.files import ask, list_runs
 from farm.training.run.status import run_status, settle_requests
 
@@ -293,6 +294,12 @@ def test_an_adapter_that_was_removed_is_trained_again(tmp_path: Path) -> None:
     store.delete(f"adapters/{gone.job_key}")
     summary = run_manifest(request(manifest, store.url))
     assert (summary.committed, summary.reused) == (1, 1)
+    assert no_longer_named(prepare_run(request(manifest, store.url))) == []
+    manifest.write_text(manifest.read_text().splitlines()[0])
+    shorter = prepare_run(request(manifest, store.url))
+    assert no_longer_named(shorter) == ["default/s001"]
+    Registry(store).revoke("default", "s001")
+    assert no_longer_named(shorter) == []
 
 
 def test_a_revoked_adapter_is_named_and_another_recipe_trains_it_anew(
