@@ -156,7 +156,7 @@ ENGINE_ACTORS = "SERVE_REPLICA::farm#engine#"
 
 
 def busy_engine(at_least: int = 1) -> str | None:
-    """The engine with so many requests at this moment; one that restarts is none."""
+    """The engine with at least this many requests at this moment; one that restarts is none."""
     import ray
 
     for entry in ray.util.list_named_actors(all_namespaces=True):
