@@ -20,11 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from gpu.results import Result, Results
-from gpu.setting import Setting
+if TYPE_CHECKING:
+    from gpu.results import Result, Results
+    from gpu.setting import Setting
 
 __all__ = ["Case", "main"]
 
@@ -84,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device; --device cpu --tiny runs the code on a CPU", file=sys.stderr)
         return 1
+    from gpu.results import Results
+    from gpu.setting import Setting
+
     setting = Setting.tiny(device) if arguments.tiny else Setting(device)
     results = Results(Path(arguments.out), setting.hardware, arguments.budget)
     ends_s = time.monotonic() + arguments.budget

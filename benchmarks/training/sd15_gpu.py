@@ -33,6 +33,7 @@ SUBJECT_STEPS, SUBJECT_ROWS = 800, 2
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "A100": 312, "L40S": 362, "L4": 121}
 """Dense bf16 peaks from the vendors' data sheets."""
 RESULT_MARK = "RESULT "
+KINDS = ("plain", "plain+vae", "slots")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Case:
     """One configuration to measure."""
 
     kind: str
-    """``slots``, ``plain`` or ``plain+vae`` (photos encoded at every step, as the script does)."""
+    """One of ``KINDS``: ``plain+vae`` encodes photos at every step, as the script does."""
     slots: int = 1
     checkpointing: bool = False
     compile: str = ""
@@ -69,15 +70,18 @@ class Setting:
 def measure(case: Case, setting: Setting) -> dict[str, Any]:
     """Run one case in this process."""
     import torch
-    from plain_loop import PlainLoop, synthetic_job, timed_steps
 
     from farm.base.loading import load_base
+
+    torch.backends.cuda.matmul.allow_tf32 = True
+    # first, so that a base that does not exist fails before seconds of imports
+    base = load_base(setting.build, device=setting.device, dtype=getattr(torch, setting.dtype))
+    from plain_loop import PlainLoop, synthetic_job, timed_steps
+
     from farm.training.plan.shape import common_shape
     from farm.training.slots.speed import Speed
     from farm.training.slots.trainer import SlotTrainer
 
-    torch.backends.cuda.matmul.allow_tf32 = True
-    base = load_base(setting.build, device=setting.device, dtype=getattr(torch, setting.dtype))
     on_gpu = base.device.type == "cuda"
     jobs = [synthetic_job(base, number, rank=setting.rank) for number in range(case.slots)]
     if case.kind == "slots":
@@ -257,7 +261,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
                 )
                 for slots in arguments.slots
             ]
-    return cases
+    return [case for case in cases if case.kind in arguments.kinds]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -265,6 +269,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--build", default="sd15", help="sd15 or tiny; any base that loads")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", help="of the frozen base")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="of cases")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=["off", "on"])
     parser.add_argument("--compile", nargs="+", default=["off", "default"], help="off or a mode")

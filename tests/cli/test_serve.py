@@ -166,7 +166,7 @@ def test_on_ray_it_starts_generates_and_stops_when_told(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text(
         "engine: {num_slots: 4, batch_rows: 4}\n"
-        "replicas: {cpus_per_engine: 0.5, cpus_per_ingress: 0.2}\n"
+        "replicas: {cpus_per_engine: 0.5, cpus_per_ingress: 0.2, num_ingresses: 1}\n"
         f"cache_folder: {tmp_path / 'disk'}\n"
     )
     (tmp_path / "store").mkdir()
@@ -188,6 +188,7 @@ def test_on_ray_it_starts_generates_and_stops_when_told(tmp_path: Path) -> None:
             with suppress(httpx2.TransportError):
                 answer = httpx2.post(f"{url}/v1/images/generations", json=body, timeout=30)
                 statuses.add((answer.status_code, answer.headers.get("retry-after")))
+            time.sleep(0.05)
         assert process.wait(60) == 0
         assert statuses == {(200, None), (503, "1")}
         assert process.stderr is not None

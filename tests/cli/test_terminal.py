@@ -19,6 +19,7 @@ from farm.cli.views.progress import Stages
 from farm.visible import visible, visible_lines
 
 FARM = "from farm.cli import main; main()"
+Printed = dict[str, list[tuple[str, str]]]
 OURS = (
     r"loading (the base )?\S+ …",
     r"reading photos: .*",
@@ -42,14 +43,6 @@ def environment() -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def run(*commands: tuple[str | Path, ...], ok: bool = True) -> list[tuple[str, str]]:
-    """stdout and stderr of each command, all in one process."""
-    all_done = farm_in_one_process(commands, environment())
-    for done in all_done:
-        assert (done.returncode == 0) == ok, f"{done.args}: {done.stdout}{done.stderr}"
-    return [(done.stdout, done.stderr) for done in all_done]
-
-
 def foreign_lines(stderr: str) -> list[str]:
     """Lines that none of our commands writes; each update of a progress bar counts as a line."""
     lines = [line for line in re.split(r"[\r\n]", stderr) if line.strip()]
@@ -71,46 +64,73 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_manifest(tmp_path_factory.mktemp("manifest"), 2)
 
 
-def test_a_base_in_hub_form_is_loaded_without_a_line_of_another_library(
-    base_folder: Path, manifest: Path, tmp_path: Path
-) -> None:
-    for stdout, stderr in run(
-        ("base", "show", base_folder, "--json"),
-        ("plan", manifest, "--base", base_folder, "--store", tmp_path / "s", "--json"),
-    ):
+@pytest.fixture(scope="module")
+def printed(base_folder: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Printed:
+    """stdout and stderr of commands by group, all in one process: what a library prints only once
+    is in the streams of the command that was first."""
+    folder = tmp_path_factory.mktemp("printed")
+    store = ("--store", folder / "store")
+    on_hub_form = ("--store", folder / "ray", "--base", base_folder, "--json")
+    hostile = hostile_manifest(folder)
+    groups: dict[str, tuple[tuple[str | Path, ...], ...]] = {
+        "hub form": (
+            ("base", "show", base_folder, "--json"),
+            ("plan", manifest, "--base", base_folder, "--store", folder / "s", "--json"),
+        ),
+        "embedded": (
+            ("demo", "--help"),
+            ("check", manifest),
+            ("base", "show", "embedded"),
+            ("plan", manifest, *store),
+            ("run", manifest, *store, "--in-process", "--json"),
+            ("run", manifest, *store, "--in-process", "--plain"),
+            ("status", *store),
+            ("logs", *store),
+            ("report", *store),
+            ("export", folder / "out", *store),
+        ),
+        "no base, fails": (("base", "show", folder),),
+        "hostile names, fails": (("check", hostile), ("plan", hostile, "--base", "tiny")),
+        "ray": (
+            ("run", manifest, *on_hub_form, "--sample-steps", "2"),
+            # here, where images cost little: scoring generates more than a hundred
+            ("score", "s000", *on_hub_form, "--scorer", "embedded"),
+        ),
+    }
+    owners = [name for name, commands in groups.items() for _ in commands]
+    every = [command for commands in groups.values() for command in commands]
+    found: Printed = {name.partition(",")[0]: [] for name in groups}
+    for name, done in zip(owners, farm_in_one_process(every, environment()), strict=True):
+        told = f"{done.args}: {done.stdout}{done.stderr}"
+        assert (done.returncode != 0) == name.endswith("fails"), told
+        found[name.partition(",")[0]].append((done.stdout, done.stderr))
+    return found
+
+
+def hostile_manifest(folder: Path) -> Path:
+    """Its names hold what a terminal would obey."""
+    manifest = write_manifest(folder / "m\x1b[2J", 1)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[0] |= {"id": "evil\u202e\x1b[31m", "photos": ["gone\x1b]0;x\x07.jpg"]}
+    manifest.write_text("\n".join(json.dumps(row) for row in rows))
+    return manifest
+
+
+def test_a_base_in_hub_form_is_loaded_without_a_line_of_another_library(printed: Printed) -> None:
+    for stdout, stderr in printed["hub form"]:
         json.loads(stdout)
         assert foreign_lines(stderr) == []
 
 
 def test_no_command_on_the_embedded_base_prints_a_line_of_another_library(
-    manifest: Path, tmp_path: Path
+    printed: Printed,
 ) -> None:
-    store = ("--store", tmp_path / "store")
-    commands: tuple[tuple[str | Path, ...], ...] = (
-        ("demo", "--help"),
-        ("check", manifest),
-        ("base", "show", "embedded"),
-        ("plan", manifest, *store),
-        ("run", manifest, *store, "--in-process", "--json"),
-        ("run", manifest, *store, "--in-process", "--plain"),
-        ("status", *store),
-        ("logs", *store),
-        ("report", *store),
-        ("export", tmp_path / "out", *store),
-    )
-    for words, (_, stderr) in zip(commands, run(*commands), strict=True):
-        assert foreign_lines(stderr) == [], words
+    for number, (_, stderr) in enumerate(printed["embedded"]):
+        assert foreign_lines(stderr) == [], number
 
 
-def test_a_run_on_ray_prints_no_line_of_another_library(
-    base_folder: Path, manifest: Path, tmp_path: Path
-) -> None:
-    where = ("--store", tmp_path / "store", "--base", base_folder, "--json")
-    (trained, stderr), (scored, more) = run(
-        ("run", manifest, *where, "--sample-steps", "2"),
-        # here, where images cost little: scoring generates more than a hundred
-        ("score", "s000", *where, "--scorer", "embedded"),
-    )
+def test_a_run_on_ray_prints_no_line_of_another_library(printed: Printed) -> None:
+    (trained, stderr), (scored, more) = printed["ray"]
     assert json.loads(trained.splitlines()[-1])["committed"] == 2
     assert json.loads(scored.splitlines()[-1])
     assert foreign_lines(stderr + more) == []
@@ -142,13 +162,11 @@ def test_the_endpoint_starts_and_stops_without_a_line_of_another_library(
     assert foreign_lines("".join(lines)) == []
 
 
-def test_errors_of_a_base_are_ours_alone(tmp_path: Path) -> None:
-    ((_, stderr),) = run(("base", "show", tmp_path), ok=False)
-    assert [line.split(":")[0] for line in stderr.splitlines()] == [
-        f"loading the base {tmp_path} …",
-        "error",
-        "remedy",
-    ]
+def test_errors_of_a_base_are_ours_alone(printed: Printed) -> None:
+    ((_, stderr),) = printed["no base"]
+    lines = [line.split(":")[0] for line in stderr.splitlines()]
+    assert re.fullmatch(r"loading the base /\S+ …", lines[0])
+    assert lines[1:] == ["error", "remedy"]
 
 
 @pytest.mark.parametrize(
@@ -172,13 +190,8 @@ def test_text_of_several_lines_keeps_its_lines() -> None:
     assert visible_lines("one\n\ttwo\x1b[0m") == "one\n\ttwo\\x1b[0m"
 
 
-def test_hostile_names_reach_no_terminal_raw(tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m\x1b[2J", 1)
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    rows[0] |= {"id": "evil\u202e\x1b[31m", "photos": ["gone\x1b]0;x\x07.jpg"]}
-    manifest.write_text("\n".join(json.dumps(row) for row in rows))
-    commands = (("check", manifest), ("plan", manifest, "--base", "tiny"))
-    for stdout, stderr in run(*commands, ok=False):
+def test_hostile_names_reach_no_terminal_raw(printed: Printed) -> None:
+    for stdout, stderr in printed["hostile names"]:
         both = stdout + stderr
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", both), both
         assert r"\x1b" in both

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.jobs import assert_close, build_job, open_trainer
+from support.jobs import assert_close, build_job, open_trainer, train_all, train_alone
 
 from farm.adapters.weights import AdapterWeights
 from farm.base.device.queues import Queue, mark
@@ -79,15 +79,22 @@ def test_a_captured_step_is_replayed_on_a_gpu_and_sees_jobs_come_and_go(base: Ba
     assert_all_close(*ends)
 
 
-def test_a_compiled_pass_trains_the_same_adapters(base: Base) -> None:
+def test_a_compiled_pass_trains_the_same_adapters_through_a_refill(base: Base) -> None:
+    # on a CPU the ahead-of-time pass alone, which needs no compiler
     how = True if base.device.type == "cuda" else "aot_eager"
-    trainer = opened(base, Speed(compile=how, capture=False))
-    for _ in range(STEPS):
-        trainer.step()
+    jobs = [
+        build_job(base, number, steps=3 + number, rank=4, alpha=4.0, learning_rate=1e-3)
+        for number in range(3)
+    ]
+    alone = {job.key: train_alone(base, job, speed=PLAIN) for job in jobs}
+    compiled = Speed(compile=how, capture=False)
+    trainer = open_trainer(base, num_slots=2, max_rank=4, speed=compiled)
+    together = train_all(trainer, jobs)
     assert "compiled" in trainer.speed_report
-    found = [trainer.weights(slot) for slot in range(2)]
     trainer.close()
-    assert_all_close(found, trained(base, PLAIN))
+    assert together.keys() == alone.keys()
+    for key, weights in together.items():
+        assert_close(weights, alone[key], TOLERANCE)
 
 
 def test_evaluations_beside_training_stop_a_job_where_waiting_for_them_does(base: Base) -> None:

@@ -39,6 +39,17 @@ NO_COMMANDS = (
 LEAN = ("--include-log-monitor=false",)
 LEAN_HEAD = (*LEAN, "--include-dashboard=false", "--no-monitor")
 """Options that save some ten seconds of CPU time."""
+HOOKS = Path(__file__).parent / "chaos" / "hooks"
+FEW_STATISTICS = {
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "METRICS_RECORD_INTERVAL_S": "60",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_prestart_worker_first_driver": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "5",
+}
+"""Of several nodes on one machine, Ray's statistics and its looks at folders take a large share of
+a core."""
 PORTS_APART = 61
 END_S = 15.0
 """How long a head may take to end on request; one whose server was killed does not end."""
@@ -124,6 +135,15 @@ def clean_environment() -> dict[str, str]:
     }
 
 
+def slow_lanes(folder: Path, seconds: float) -> dict[str, str]:
+    """Variables for a head and its nodes: lanes wait this long after each step, as if a device
+    computed it, and training costs no CPU time while a test waits for something else."""
+    state = folder / "pace.json"
+    state.write_text(json.dumps({"pace_s": seconds}))
+    path = os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path, "FARM_CHAOS_STATE": str(state)}
+
+
 def free_ports(count: int, *, beyond: int = 0) -> list[int]:
     """Unused ports, below those that Ray assigns to workers.
 
@@ -162,11 +182,12 @@ def ray_head(
     # the paths of Ray's sockets may hold 107 bytes
     with tempfile.TemporaryDirectory(prefix="fr-", ignore_cleanup_errors=True) as folder:
         gcs, dashboard, *others = free_ports(6)
+        env = FEW_STATISTICS | dict(env or {})
         environment = clean_environment() | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            **(env or {}),
+            **env,
         }
         scaling: list[str] = []
         if autoscaling is not None:
@@ -189,7 +210,7 @@ def ray_head(
             token,
             folder,
             process,
-            env=env or {},
+            env=env,
             is_lean=is_lean,
         )
         try:

@@ -27,8 +27,8 @@ from farm.base.embedded.train import DOCUMENTED_MINUTES, TrainingPlan, train_emb
 from farm.base.embedded.vae import build_vae, measure_psnr, one_cycle, standardize
 
 SMALL = TrainingPlan(
-    num_pictures=64,
-    num_held_out=32,
+    num_pictures=32,
+    num_held_out=8,
     num_scorer_steps=1,
     num_more_scorer_steps=1,
     num_vae_steps=1,

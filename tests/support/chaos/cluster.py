@@ -15,10 +15,9 @@ from subprocess import Popen
 
 import psutil
 
-from support.ray_head import Head, ray_head
+from support.ray_head import HOOKS, Head, ray_head
 from support.s3 import CREDENTIALS
 
-HOOKS = Path(__file__).parent / "hooks"
 MARK = "FARM_CHAOS_ROUND"
 ANSWER_S = 2.0
 END_S = 20.0
@@ -28,14 +27,6 @@ ADD_EVERY_S = 40.0
 """Seconds between two nodes that replace others: Ray gives each 30 s to start."""
 HEAD_PATIENCE_S = "30"
 """After this long without a head, Ray ends the cluster's processes; its default is 60."""
-FEW_STATISTICS = {
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    "METRICS_RECORD_INTERVAL_S": "60",
-    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
-    "RAY_metrics_report_interval_ms": "60000",
-    "RAY_prestart_worker_first_driver": "0",
-}
-"""Of several nodes on one machine, Ray's statistics take a large share of a core."""
 
 
 class Cluster:
@@ -58,7 +49,6 @@ class Cluster:
             "HF_HUB_OFFLINE": "1",
             MARK: str(folder),
             "RAY_gcs_rpc_server_reconnect_timeout_s": HEAD_PATIENCE_S,
-            **FEW_STATISTICS,
             # one for all heads: this process reads it once
             "RAY_AUTH_TOKEN": os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16)),
         }

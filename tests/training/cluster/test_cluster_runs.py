@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.manifests import write_manifest
-from support.ray_head import BIN, Head, ray_head
+from support.ray_head import BIN, Head, ray_head, slow_lanes
 from support.training.metadata_server import metadata_server
 
 from farm.storage import Store
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 RECIPE = {"steps": 50_000, "crops_per_photo": 1, "prior_rows": 0, "checkpoint_every": 50_000}
 """No job ends, and none writes a checkpoint unless its lane is asked to return."""
+PACE_S = 0.1
 MISSING = ("--gpu", "A100", "--node-timeout", "2")
 """Nodes that this cluster does not have."""
 
@@ -107,8 +108,9 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    with ray_head(num_cpus=0) as running:
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    pace = slow_lanes(tmp_path_factory.mktemp("pace"), PACE_S)
+    with ray_head(num_cpus=0, env=pace) as running:
         running.start_worker("worker0")
         yield running
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.cli.commands import farm_in_one_process
 from support.manifests import write_manifest
-from support.ray_head import BIN, Head, clean_environment, ray_head
+from support.ray_head import BIN, Head, clean_environment, ray_head, slow_lanes
 
 from farm.adapters.registry import Registry
 from farm.locks import holder
@@ -30,8 +30,8 @@ OPTIONS = ["--with", "--no-cards --no-report --samples 0 --set 'flip=false'"]
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    with ray_head() as running:
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with ray_head(env=slow_lanes(tmp_path_factory.mktemp("pace"), 0.05)) as running:
         yield running
 
 

@@ -76,7 +76,7 @@ def test_photos_that_do_not_fit_beside_one_slot_fail_their_own_job_alone(
         return prepare_photos(base, spec)
 
     monkeypatch.setattr("farm.training.lane.prefetch.prepare_photos", small_memory)
-    manifest = write_manifest(tmp_path / "m", 3, recipe=QUICK | {"steps": 30})
+    manifest = write_manifest(tmp_path / "m", 3, recipe=QUICK | {"steps": 15})
     store = Store(tmp_path / "store")
     summary = run_manifest(request(manifest, store.url, slots=1))
     assert (summary.committed, summary.failed) == (3, 0)

@@ -35,7 +35,8 @@ from farm.training.run.files import ask, list_runs
 from farm.training.run.status import run_status, settle_requests
 
 MAIN = "from farm.cli import main; main()"
-LONGER = QUICK | {"steps": 30, "checkpoint_every": 5}
+STEPS = 14
+LONGER = QUICK | {"steps": STEPS, "checkpoint_every": 4}
 TOLERANCE = 1e-4
 """Other jobs in the slots, and other numbers of slots, change the order of float sums, which Adam
 amplifies where gradients are near zero (4e-5 was seen in one of 64 weights). One lost step moves
@@ -87,8 +88,8 @@ def test_every_subject_becomes_an_adapter_and_nothing_else_is_left(
     assert set(commits(store).values()) == {1}
     assert store.list("checkpoints") == []
     record = Registry(store).record(next(iter(commits(store))))
-    assert record.steps_trained == 30
-    assert len(record.loss_curve) == 30
+    assert record.steps_trained == STEPS
+    assert len(record.loss_curve) == STEPS
     assert "samples/00.png" in record.files
 
 

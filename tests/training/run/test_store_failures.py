@@ -22,7 +22,7 @@ from farm.storage import Store
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import run_manifest
 
-RECIPE = QUICK | {"steps": 40, "checkpoint_every": 5, "prior_rows": 0}
+RECIPE = QUICK | {"steps": 20, "checkpoint_every": 5, "prior_rows": 0}
 PATIENCE_S = 1.5
 
 

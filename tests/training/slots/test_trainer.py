@@ -173,20 +173,6 @@ def test_gradient_checkpointing_gives_the_same_adapter(base: Base, make_job: Mak
     assert not base.components["unet"].is_gradient_checkpointing
 
 
-@pytest.mark.slow
-def test_a_compiled_step_gives_the_same_adapter_through_a_refill(
-    base: Base, make_job: MakeJob
-) -> None:
-    jobs = [make_job(base, number, steps=3 + number) for number in range(3)]
-    alone = {job.key: train_alone(base, job) for job in jobs}
-    # the blocks with adapters, with the ahead-of-time pass; needs no compiler
-    trainer = open_trainer(base, num_slots=2, max_rank=4)
-    base.components["unet"].compile_repeated_blocks(dynamic=False, backend="aot_eager")
-    together = train_all(trainer, jobs)
-    for key, weights in together.items():
-        assert_close(weights, alone[key], 5e-3)
-
-
 def test_text_encoder_adapters_train_beside_the_denoisers(base: Base, make_job: MakeJob) -> None:
     modules = ("q_proj", "v_proj")
     jobs = [

@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yaml.safe_dump({"version": 1, "defaults": {"class_noun": "cat"}, "subjects": SUBJECTS})
     )
     options = ["--in-process", "--yes", "--no-cards", "--no-report", "--sample-steps", "1"]
-    options += ["--set", "steps=12", "--set", "num_prior_images=2", "--plain"]
+    options += ["--set", "steps=6", "--set", "num_prior_images=2", "--plain"]
     done = CliRunner().invoke(app, ["run", str(manifest), "--store", str(root / "store"), *options])
     assert done.exit_code == 0, done.output
     return root / "store"
