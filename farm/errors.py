@@ -96,6 +96,12 @@ class Fault:
     count: int = 1
     """Faults of its kind that it stands for, itself included."""
 
+    def __post_init__(self) -> None:
+        # a value of megabytes may be quoted in any of them
+        for name in ("message", "remedy", "field", "subject"):
+            if len(text := getattr(self, name)) > MAX_TEXT_CHARACTERS:
+                object.__setattr__(self, name, f"{text[:MAX_TEXT_CHARACTERS]}…")
+
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         field = f" {self.field}:" if self.field else ""
@@ -115,6 +121,8 @@ class Fault:
 _INDEX = re.compile(r"\[\d+\]")
 _QUOTED = re.compile(r"`[^`]*`")
 _NUMBER = re.compile(r"[\d/.]")
+MAX_TEXT_CHARACTERS = 2_000
+"""Of each text of a fault; the rest of it is left out."""
 MAX_KIND_CHARACTERS = 500
 MAX_FAULTS = 10_000
 """Faults of one manifest that are kept; of more, the first of each kind and their number."""

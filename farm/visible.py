@@ -13,10 +13,11 @@ __all__ = ["visible", "visible_lines"]
 
 _HIDDEN = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0, DEL and C1 controls
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional marks, overrides, isolates
+    "\u061c\u200e\u200f\u202a-\u202e\u2060-\u206f"  # bidirectional marks, overrides, isolates
     "\u200b\u2028\u2029\ufeff\ufff9-\ufffb"  # invisible space, separators, annotations
+    "\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0"  # letters that have no shape
     "\ud800-\udfff"  # undecodable bytes of file names
-    "\U000e0000-\U000e007f"  # tags
+    "\U000e0000-\U000e0fff"  # tags
 )
 _LINES = re.compile(f"[{_HIDDEN}]")
 _ALL = re.compile(f"[\\t\\n{_HIDDEN}]")

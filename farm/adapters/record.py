@@ -64,8 +64,8 @@ class BaseFamily(BaseModel):
 
     title: str
     """Such as ``Stable Diffusion XL``."""
-    pipeline: str
-    """The diffusers pipeline that loads the base."""
+    pipeline: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+    """The diffusers pipeline that loads the base; the card writes it into code."""
     tags: tuple[str, ...] = ()
     """The family's tags on the Hub."""
 

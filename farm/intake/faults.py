@@ -49,6 +49,10 @@ MAX_FIELD_FAULTS = 100
 """Wrong values of one subject that are reported one by one."""
 MAX_COMPARED_CHARACTERS = 255
 """Of such a name: the time for a comparison grows with the square of its length."""
+MAX_SLUGGED_CHARACTERS = 4_096
+"""Of a text that an id is made of: longer than any name."""
+MAX_DETAILS = 5_000
+"""Wrong values of one subject beyond which only their number is reported."""
 _BRANCH = re.compile(r"[\[(]|^(?:dict|list|str|literal)$")
 
 
@@ -62,6 +66,9 @@ def faults_of(
         model: the validated model; remedies are based on its fields.
         prefix: path from the row to the validated value.
     """
+    if (count := error.error_count()) > MAX_DETAILS:  # each would take a kilobyte
+        message = f"{count:,} of its values are wrong, such as unknown keys"
+        return [row.fault(prefix, message, "write the fields of a manifest, and only those")]
     found: dict[Path, Fault] = {}
     details = error.errors(include_url=False)
     for detail in details[:MAX_FIELD_FAULTS]:
@@ -92,6 +99,8 @@ def validated(
         return model.model_validate(value), []
     except ValidationError as error:
         faults = faults_of(error, row, model, prefix)
+        if error.error_count() > MAX_DETAILS:
+            return None, faults
         rest = deepcopy(dict(value))
         for detail in error.errors(include_url=False):
             _drop(rest, detail["loc"])
@@ -123,6 +132,8 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
     """Message and remedy of one refusal."""
     kind, value = detail["type"], detail.get("input")
     field = str(path[-1]) if path else ""
+    if kind == "extra_forbidden":  # whatever it holds, it is no branch of a union
+        field = str(detail["loc"][-1])
     if kind == "missing":
         return f"`{field}` is missing", f"add `{field}`: {expected(model, path)}"
     if kind == "extra_forbidden":
@@ -204,6 +215,7 @@ def slug(text: str) -> str:
     Accents are dropped. Where letters of other scripts are lost, a digest of the text keeps the ids
     of different names apart.
     """
+    text = text[:MAX_SLUGGED_CHARACTERS]
     latin = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     latin = "".join(one for one in latin if not unicodedata.combining(one))
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", latin)

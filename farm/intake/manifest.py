@@ -7,18 +7,19 @@ form that a run stores as Parquet.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from farm.errors import Fault, FaultList, ManifestError
+from farm.errors import FarmError, Fault, FaultList, ManifestError
 from farm.intake.faults import similar_name
 from farm.intake.formats.open import open_rows
 from farm.intake.formats.unnamed import unnamed_folders, unnamed_photos
 from farm.intake.modules import BaseModules, fits
 from farm.intake.prompts.token_limit import Reader
-from farm.intake.resolve import ResolvedSubject, Resolver
+from farm.intake.resolve import ResolvedSubject, Resolver, unexpected
 from farm.intake.rows import ManifestRow, ManifestRows
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
@@ -27,8 +28,12 @@ from farm.safe_names import only_in_case
 
 __all__ = ["Manifest", "all_fit", "invalid", "read_manifest"]
 
+logger = logging.getLogger(__name__)
+
 CHUNK_ROWS = 256
 """Rows resolved between two collections of results; bounds the number in flight."""
+MAX_SUBJECTS = 1_000_000
+"""Maximum number in one manifest."""
 ROWS_TOGETHER = 1_000
 """Subjects of one row group of a Parquet file: as Python values they take ten times the memory."""
 REMOTE_THREADS = 16
@@ -127,7 +132,7 @@ def read_manifest(
         reader=reader,
         modules=modules,
     )
-    for row, (resolved, own) in _resolved(rows.subjects, resolver):
+    for row, (resolved, own) in _resolved(_within_limit(rows), resolver):
         register.add(row, resolved, own)
     found = [*rows.faults.whole(), *resolver.faults.whole(), *register.faults.whole()]
     manifest = Manifest(
@@ -270,6 +275,23 @@ def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
     count = sum(fault.count for fault in faults if fault.severity == "error")
     message = f"{source} has {count:,} fault{'s' if count > 1 else ''}"
     return ManifestError(message, "correct them all and try again", faults)
+
+
+def _within_limit(rows: ManifestRows) -> Iterator[ManifestRow]:
+    """The rows up to the limit; any error of a reader ends them with a fault."""
+    number, row = 0, rows.head
+    try:
+        for number, row in enumerate(rows.subjects, 1):
+            if number > MAX_SUBJECTS:
+                message = f"it has more than {MAX_SUBJECTS:,} subjects; the others are not read"
+                rows.faults.append(row.fault((), message, "split it"))
+                return
+            yield row
+    except FarmError:
+        raise
+    except Exception as error:
+        logger.exception("reading %s failed", rows.head.file)
+        rows.faults.append(row.fault((), *unexpected(error, "what follows")))
 
 
 def _resolved(

@@ -6,6 +6,7 @@ names are found in ``manifest.py``; pixels are checked in ``check.py``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,9 @@ from farm.intake.schema import Head, SubjectEntry
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import CLASS_NOUN_FIELD, Subject
 
-__all__ = ["ResolvedSubject", "Resolver"]
+__all__ = ["ResolvedSubject", "Resolver", "unexpected"]
+
+logger = logging.getLogger(__name__)
 
 _PLAIN = ("class_noun", "namespace", "identifier", "instance_prompt", "class_prompt")
 FEW_PHOTOS = 3
@@ -115,7 +118,16 @@ class Resolver:
         }
 
     def resolve(self, row: ManifestRow) -> tuple[ResolvedSubject, FaultList]:
-        """One subject with all its faults: a refused field does not hide another's fault."""
+        """One subject with all its faults; an error of any library is one of them."""
+        try:
+            return self._resolve(row)
+        except Exception as error:
+            logger.exception("subject %r of %s", row.value.get("id"), row.file)
+            fault = row.fault((), *unexpected(error, "this subject"))
+            return _resolved(row, None, [], ()), FaultList([fault])
+
+    def _resolve(self, row: ManifestRow) -> tuple[ResolvedSubject, FaultList]:
+        """A refused field does not hide another's fault."""
         found, refused = validated(SubjectEntry, row.value, row)
         is_refused = bool(refused)
         faults = FaultList(refused, MAX_SUBJECT_FAULTS)
@@ -183,6 +195,14 @@ class Resolver:
         elif noun in self._class_images:
             values["class_images"] = self._class_images[noun]
         return values
+
+
+def unexpected(error: Exception, what: str) -> tuple[str, str]:
+    """Message and remedy of an error that nothing else has described."""
+    return (
+        f"{what} cannot be read: {type(error).__name__}",
+        "simplify it; if nothing is wrong with it, report this as a bug",
+    )
 
 
 def _resolved(

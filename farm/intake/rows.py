@@ -19,6 +19,7 @@ __all__ = [
     "ManifestRow",
     "ManifestRows",
     "join_url",
+    "note_line",
     "parent_url",
     "shown_field",
 ]
@@ -153,6 +154,27 @@ def shown_field(path: Sequence[str | int]) -> str:
         else:
             text += f".{part}" if text else part
     return text
+
+
+MAX_LINE_DEPTH = 6
+"""Nesting up to which values have lines of their own."""
+
+
+def note_line(lines: dict[Path, int], place: Path, line: int, own: int = 1) -> None:
+    """Record the line of a value, unless ``line_of`` gives it from a value around this one: the
+    lines of millions of values take more memory than the values.
+
+    Args:
+        own: length of places that are recorded in any case.
+    """
+    if len(place) > MAX_LINE_DEPTH:
+        return
+    for length in range(len(place) - 1, own - 1, -1):
+        if (around := lines.get(place[:length])) is not None:
+            if around == line:
+                return
+            break
+    lines[place] = line
 
 
 def parent_url(url: str) -> str:

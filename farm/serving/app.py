@@ -24,6 +24,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 
 from farm.errors import FarmError
+from farm.model_imports.lean import keep_imports
 from farm.serving.build import build_engine, build_services
 from farm.serving.client import ImageEvent, ServedBase, flat_stats, generate_with
 from farm.serving.cluster.client import ENGINE, ReplicaClient
@@ -52,6 +53,7 @@ class EngineReplica:
     """One engine in one process, on its share of a GPU."""
 
     def __init__(self, config: EndpointConfig) -> None:
+        keep_imports()
         self._config = config
         self._engine, self._facts = build_engine(config)
         self._engine.start()

@@ -160,6 +160,7 @@ def test_errors_of_a_base_are_ours_alone(tmp_path: Path) -> None:
         ("a\nerror: forged", r"a\nerror: forged"),
         ("a\rb\tc\x9bd", r"a\rb\tc\x9bd"),
         ("name\udcff", r"name\udcff"),
+        ("re\u2060x\xad \u3164\U000e0101", r"re\u2060x\xad \u3164\U000e0101"),
         ("👩\u200d🚀", "👩\u200d🚀"),
     ],
 )

@@ -49,6 +49,7 @@ class Documentation:
     def close(self) -> None:
         for page in self._pages.values():
             page.close()
+        self.clone.close()
 
     def _run(self, block: Block) -> None:
         if block.place not in self._done:
@@ -65,8 +66,10 @@ class Documentation:
         if page not in self._pages:
             for other in self._pages.values():
                 other.close()
-            prelude = () if page == README else (ACTIVATE,)
-            self._pages[page] = PageRun(self.clone, prelude=prelude)
+            # README's programs start as its readers' do, each with its own imports
+            is_readme = page == README
+            prelude = () if is_readme else (ACTIVATE,)
+            self._pages[page] = PageRun(self.clone, prelude=prelude, warm=not is_readme)
         return self._pages[page]
 
 

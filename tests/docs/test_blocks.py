@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from support.docs.commands import PARSERS, WrongCommand, check_line, has_option
 from support.docs.pages import Block, all_blocks, blocks_in, command_lines, inline_code
-from support.docs.workplace import SMALL, SMALL_RECIPE, SMALL_STUDY, BlockFailed, PageRun
+from support.docs.program import SMALL, SMALL_SHARE, SMALL_STUDY, shrink_recipe
+from support.docs.workplace import BlockFailed, PageRun
 
 if TYPE_CHECKING:
     from conftest import Documentation
@@ -170,6 +173,20 @@ def test_what_differs_each_time_is_carried_to_later_commands(documentation: Docu
     assert re.search(r"key_(\d+)_x made\n\1\n", page.output)
 
 
+def test_a_forked_program_does_what_a_started_one_does(documentation: Documentation) -> None:
+    line = "cd jobs && FARM_STORE=../nothing farm list"
+    messages = []
+    for warm in (False, True):
+        page = PageRun(documentation.clone, prelude=(". .venv/bin/activate",), warm=warm)
+        printed = page.run_line("farm --version && ! farm list --store && echo $?")
+        with pytest.raises(BlockFailed, match="nothing does not exist") as failed:
+            page.run_line(line)
+        messages.append((printed, page.output, str(failed.value)))
+    assert messages[0] == messages[1]
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        assert Path(documentation.clone.warm()).is_socket()
+
+
 def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
     def check(command: Any, defaults: dict[str, Any]) -> None:
         for name, value in defaults.items():
@@ -181,14 +198,26 @@ def test_the_smaller_defaults_are_defaults_of_real_options() -> None:
     check(PARSERS["farm"](), SMALL)
 
 
-def test_the_smaller_recipe_changes_what_the_embedded_base_adds() -> None:
+def test_the_smaller_recipe_changes_what_the_embedded_base_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from farm import recipe
+
+    before = recipe.BASE_RECIPES
+    monkeypatch.setattr(recipe, "BASE_RECIPES", deepcopy(before))
+    shrink_recipe()
+    small = recipe.BASE_RECIPES["embedded"]
+    assert dict(small.items() - before["embedded"].items()) == {"num_prior_images": 4}
+    assert recipe.Recipe(**small).num_prior_images == 4
+
+
+def test_the_smaller_demo_makes_quality_cards() -> None:
+    from farm.cli.commands.demo import RECIPE
+    from farm.quality.protocol import ScoringBudget
     from farm.recipe import BASE_RECIPES, Recipe
 
-    recipes = deepcopy(BASE_RECIPES)
-    exec(SMALL_RECIPE, {"BASE_RECIPES": recipes})
-    changed = dict(recipes["embedded"].items() - BASE_RECIPES["embedded"].items())
-    assert changed == {"num_prior_images": 8}
-    assert Recipe(**recipes["embedded"]).num_prior_images == 8
+    fields = {**BASE_RECIPES["embedded"], **RECIPE, "steps": SMALL["demo"]["steps"]}
+    assert ScoringBudget.within(Recipe(**fields), SMALL_SHARE) == ScoringBudget.least()
 
 
 def test_the_smaller_study_sets_real_fields() -> None:

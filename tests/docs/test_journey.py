@@ -57,7 +57,7 @@ subjects:
 def shell(documentation: Documentation) -> Iterator[PageRun]:
     """A shell in the clone, after all that README says."""
     documentation.read_readme()
-    page = PageRun(documentation.clone, prelude=(". .venv/bin/activate",))
+    page = PageRun(documentation.clone, prelude=(". .venv/bin/activate",), warm=True)
     yield page
     page.close()
 
@@ -71,7 +71,7 @@ def demo_endpoint(documentation: Documentation) -> Iterator[PageRun]:
         for line in readme.output.splitlines()
         if line.endswith("farm serve --store demo/store")
     ]
-    page = PageRun(documentation.clone)
+    page = PageRun(documentation.clone, warm=True)
     try:
         page.run_line(line)
         yield page

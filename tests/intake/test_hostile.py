@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,10 +15,12 @@ from PIL import Image
 from support.photos import encoded, picture
 
 from farm.errors import FarmError
+from farm.intake import resolve
 from farm.intake.check import check_manifest
 from farm.intake.formats.tables import read_parquet
 from farm.intake.manifest import read_manifest
 from farm.intake.photos.bytes import PhotoReader
+from farm.intake.photos.fields import list_photos
 from farm.intake.photos.inspect import PhotoFacts, PhotoRefusal, inspect_photo
 
 FORMS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
@@ -129,6 +132,78 @@ def test_deep_and_long_manifests_are_refused_quickly(tmp_path: Path, suffix: str
     with suppress(FarmError):
         assert read_manifest(str(path), strict=False).errors
     assert time.monotonic() - started < 20
+
+
+SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "x"\nclass_tokens = "sks cat"\n'
+ROW = '{"id": "a", "class_noun": "cat", "photos": "x"'
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".toml", SUBSET + f'resolution = "{"9" * 5_000}"\n'),
+        (".toml", SUBSET + "flip_aug = 1979-05-27T07:32:00Z\nbatch_size = 07:32:00\n"),
+        (".toml", SUBSET + "resolution = [" + "1," * 100_000 + "2]\n"),
+        (".toml", SUBSET + "x = [\n[" + " " * 20_000 + "1" + " " * 20_000 + ", 2]]\n"),
+        (".toml", ('x = "' + ("a" * 64 + ".") * 23 + '"\n') * 400),
+        (".toml", '"!".' * 50_000 + "a = 1"),
+        (".csv", "id,class,photos,recipe." + ".".join("a" * 5_000) + "\nb,cat,x,1\n"),
+        (".csv", "id,class,photos," + ".".join("a" * 5_000) + "\nb,cat,x,1\n"),
+        (".csv", "id,class,photos\n" + "ab," * 1_000_000),
+        (".csv", 'id,class,photos\na,"\n' + '","\n' * 100_000),
+        (".csv", "ab," * 1_000_000 + "\n"),
+        (".jsonl", ROW + ', "class_images": "\\ud800"}\n'),
+        (".jsonl", ROW + ', "recipe": {"\\ud800": "\\udfff"}}\n'),
+        (".jsonl", ROW + ', "sample_prompts": [' + "0," * 100_000 + "0]}\n"),
+        (".jsonl", ROW + "".join(f', "{number}": 0' for number in range(50_000)) + "}\n"),
+        (".jsonl", ROW + ', "recipe": {"steps": [' + "0," * 300_000 + "0]}}\n"),
+        (".jsonl", f'{{"id": "{"a" * 1_000_000}", "{"b" * 1_000_000}": 1}}\n'),
+        (".json", '{"subjects": [], "subjects": [{"id": "a", "id": "b"}, 1]}'),
+    ],
+)
+def test_values_that_no_field_takes_are_short_faults_in_little_time(
+    tmp_path: Path, suffix: str, text: str
+):
+    path = tmp_path / f"m{suffix}"
+    path.write_text(text)
+    started = time.process_time()
+    errors = read_manifest(str(path), strict=False).errors
+    assert errors
+    assert not any("this as a bug" in fault.remedy for fault in errors)
+    assert all(len(str(fault)) < 10_000 for fault in errors)
+    assert time.process_time() - started < 10
+
+
+def test_an_error_of_a_library_is_the_fault_of_its_subject_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def breaks(value: object, *rest: object) -> object:
+        if value == "bad":
+            raise ZeroDivisionError
+        return list_photos(value, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(resolve, "list_photos", breaks)
+    (tmp_path / "x.png").write_bytes(encoded(picture()))
+    rows = [{"id": name, "class_noun": "cat", "photos": name} for name in ("bad", "x.png")]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    manifest = read_manifest(str(tmp_path / "m.jsonl"), strict=False)
+    assert [subject.id for subject in manifest.subjects] == ["x.png"]
+    (fault,) = manifest.errors
+    assert fault.subject == "bad"
+    assert "ZeroDivisionError" in fault.message
+
+
+def test_subjects_and_rows_of_captions_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("farm.intake.manifest.MAX_SUBJECTS", 3)
+    monkeypatch.setattr("farm.intake.captions.photo_table.MAX_ROWS", 3)
+    (tmp_path / "x.png").write_bytes(encoded(picture()))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "x.png,a sks cat\n" * 5)
+    (tmp_path / "m.csv").write_text("id,class,photos\n" + "a,cat,.\n" * 5)
+    manifest = read_manifest(str(tmp_path / "m.csv"), strict=False)
+    assert len(manifest.resolved) == 3
+    messages = " ".join(fault.message for fault in manifest.faults)
+    assert "more than 3 subjects" in messages
+    assert "more than 3 rows" in messages
 
 
 def test_aliases_are_bounded_over_the_whole_file(tmp_path: Path):

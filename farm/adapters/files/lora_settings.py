@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,11 @@ HEADER_FIELD = "lora_adapter_metadata"
 MAX_BYTES = 8 * 2**20
 MAX_PATTERNS = 4096
 MAX_PATTERN_CHARACTERS = 1024
+MAX_EXPRESSIONS = 512
+"""Patterns that are more than a module's name; each is a program of its own."""
+MAX_PROGRAM_BYTES = 2**18
+"""Of one such program, and of what it notes while it runs."""
+MAX_RANK_VALUE = 2**31 - 1
 READABLE_TYPES = ("LORA", "LOHA", "LOKR")
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of ``init_lora_weights`` that change the base's own weights when training starts."""
@@ -38,7 +43,10 @@ VARIANTS = (
 """Fields of PEFT's configs that, where they are set, make an adapter more than two matrices."""
 
 _Pattern = Callable[[str], bool]
+_Rank = Annotated[int, Field(ge=1, le=MAX_RANK_VALUE)]
+_Alpha = Annotated[float, Field(allow_inf_nan=False)]
 Value = TypeVar("Value")
+_NAME = re.compile(r"[\w.]{1,1024}", re.ASCII)
 
 
 class LoraSettings(BaseModel):
@@ -47,12 +55,12 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     peft_type: str = "LORA"
-    r: int | None = Field(None, ge=1)
-    lora_alpha: float | None = Field(None, allow_inf_nan=False)
-    alpha: float | None = Field(None, allow_inf_nan=False)
+    r: _Rank | None = None
+    lora_alpha: _Alpha | None = None
+    alpha: _Alpha | None = None
     """The name of ``lora_alpha`` in LoHa and LoKr."""
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
     use_rslora: bool | None = None
     use_dora: bool | None = None
     init_lora_weights: Any = None
@@ -111,6 +119,11 @@ class LoraSettings(BaseModel):
                 raise AdapterFileError(
                     f"{source}: `{name}` has {len(patterns)} entries",
                     f"use at most {MAX_PATTERNS}",
+                )
+            if sum(_NAME.fullmatch(pattern) is None for pattern in patterns) > MAX_EXPRESSIONS:
+                raise AdapterFileError(
+                    f"{source}: `{name}` has more than {MAX_EXPRESSIONS} regular expressions",
+                    "name the modules",
                 )
             for pattern in patterns:
                 _matcher(pattern, f"{source}: `{name}`")
@@ -195,7 +208,7 @@ def _first(patterns: list[tuple[_Pattern, Value]], path: str) -> Value | None:
 
 def _matcher(pattern: str, source: str) -> _Pattern:
     """Match a pattern as PEFT does: against the module's full path, or any suffix after a dot."""
-    if re.fullmatch(r"[\w.]{1,1024}", pattern, re.ASCII):
+    if _NAME.fullmatch(pattern):
         return _ends_with(pattern)  # a module's name, as most patterns are
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         raise AdapterFileError(
@@ -206,6 +219,7 @@ def _matcher(pattern: str, source: str) -> _Pattern:
 
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = MAX_PROGRAM_BYTES
     try:
         compiled = re2.compile(rf"(.*\.)?({pattern})", options)
     except re2.error as error:

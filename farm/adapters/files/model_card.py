@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from huggingface_hub import ModelCardData
 
@@ -21,6 +22,8 @@ __all__ = ["model_card"]
 
 TAGS = ["text-to-image", "diffusers", "lora", "template:sd-lora"]
 TRAINED_TAG = "dreambooth"
+MAX_SCORE = 1e9
+"""Scores are hardly above one; a record may hold any number, also one that has no float."""
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>#!|~&$:@])")
 """Characters with a meaning in Markdown or HTML, or that make a link; all can be escaped."""
 
@@ -50,7 +53,7 @@ def model_card(
         f"# {_prose(record.name)}\n",
         _summary(record),
         "<Gallery />\n" if samples else "No samples were generated for this name's prompts.\n",
-        *(f"![{_prose(prompt or trigger)}]({path})" for path, prompt in samples),
+        *(f"![{_prose(prompt or trigger)}]({quote(path)})" for path, prompt in samples),
         f"\n## Trigger words\n\nWrite {_code(trigger)} in the prompt, as in "
         f"{_code(record.instance_prompt)}.\n",
         _usage(record, kohya_name),
@@ -114,7 +117,7 @@ def _quality(record: AdapterRecord) -> str:
     rows = [
         (_prose(name), f"{value:.3f}")
         for name, value in card.items()
-        if isinstance(value, float | int) and not isinstance(value, bool)
+        if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < MAX_SCORE
     ]
     note = verdict_note(record.base_id) if card else ""
     table = _table("## Quality", rows) if rows else ""

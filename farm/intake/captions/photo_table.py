@@ -58,6 +58,9 @@ PHOTO_COLUMNS = (
 spaces; besides them, the one column that ends in `_file_name`."""
 
 
+MAX_ROWS = 200_000
+"""Maximum number read of one table: as many as a folder may have names."""
+MAX_COLUMNS = 2_000
 TABLE_COLUMNS = frozenset((*CAPTION_COLUMNS, *PHOTO_COLUMNS))
 
 
@@ -207,7 +210,7 @@ def read_photo_table(data: bytes, name: str) -> PhotoTable:
     """
     table = PhotoTable()
     if is_parquet(data):
-        _take(table, _parquet_rows(data, table.faults, name))
+        _take(table, _parquet_rows(data, table.faults, name), name)
         return table
     try:
         text = decoded(data)
@@ -218,9 +221,9 @@ def read_photo_table(data: bytes, name: str) -> PhotoTable:
     if start in {"{", "["}:
         is_lines = start == "{" and (not name.lower().endswith(".json") or is_json_lines(text))
         rows = read_jsonl(text.split("\n"), name, "") if is_lines else read_json(text, name, "")
-        _take(table, ((row.line or 1, row.value) for row in rows.subjects))
+        _take(table, ((row.line or 1, row.value) for row in rows.subjects), name)
         if not table.rows:
-            _take(table, _mapping_rows(rows.head))
+            _take(table, _mapping_rows(rows.head), name)
             table.is_other = bool(rows.head.value)
         table.faults += rows.faults
     else:
@@ -228,9 +231,13 @@ def read_photo_table(data: bytes, name: str) -> PhotoTable:
     return table
 
 
-def _take(table: PhotoTable, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
+def _take(table: PhotoTable, rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> None:
     for line, value in rows:
-        for column in value:
+        if len(table.rows) == MAX_ROWS:
+            message = f"it has more than {MAX_ROWS:,} rows; the others are not read"
+            table.faults.append(Fault(name, message, "keep the photos' captions alone", line))
+            return
+        for column in value if len(table.columns) < MAX_COLUMNS else ():
             table.columns.setdefault(folded(column), column)
         table.rows.append(photo_row(value, line))
 
@@ -249,9 +256,11 @@ def _mapping_rows(head: ManifestRow) -> Iterator[tuple[int, dict[str, Any]]]:
 def _take_delimited(table: PhotoTable, text: str, name: str) -> None:
     cells = read_delimited(text, TABLE_COLUMNS)
     table.columns = {folded(column): column for column in cells.columns if column}
-    for line, row in cells.rows:
-        value = dict(zip(cells.columns, row, strict=False))
-        table.rows.append(photo_row({key: cell for key, cell in value.items() if key}, line))
+    rows = (
+        (line, {key: cell for key, cell in zip(cells.columns, row, strict=False) if key})
+        for line, row in cells.rows
+    )
+    _take(table, rows, name)
     table.faults += [
         Fault(name, message, remedy, line=line) for line, message, remedy in cells.faults
     ]

@@ -9,9 +9,10 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from farm.errors import FaultList
+from farm.errors import FaultList, PhotoFault
 from farm.intake.faults import slug, unused
 from farm.intake.photos.listings import has_photos
+from farm.intake.photos.uris import check_reference
 from farm.intake.rows import ManifestRow, ManifestRows, Path, join_url
 
 __all__ = ["CONCEPTS_NAME", "is_concept", "read_concepts"]
@@ -84,7 +85,11 @@ def _class_images(row: ManifestRow, faults: FaultList) -> str | None:
     if not isinstance(folder, str) or not folder.strip():
         return None
     place = join_url(row.base, folder)
-    if "://" in place or has_photos(place):
+    try:
+        check_reference(folder, is_remote="://" in row.base)
+    except PhotoFault:
+        return folder  # refused with its reason where it is listed
+    if has_photos(place):
         return folder
     message = f"{place} holds no class images, so they are generated"
     remedy = "nothing to do, unless you have them; then correct the path"

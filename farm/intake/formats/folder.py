@@ -13,7 +13,7 @@ from dataclasses import replace
 from farm.errors import Fault, FaultList, ManifestError
 from farm.intake.faults import slug
 from farm.intake.formats.imagefolder import DATA_FOLDER, OTHER_SPLITS, TRAIN_SPLITS
-from farm.intake.formats.kohya_options import NO_REPEATS, tokens_of
+from farm.intake.formats.kohya_options import NO_REPEATS, is_switched_off, tokens_of
 from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.listings import ARCHIVE_SUFFIXES, has_photos, list_folder, subfolders
 from farm.intake.rows import KOHYA_TREE_STYLE, CaptionStyle, ManifestRow, ManifestRows, Path
@@ -106,9 +106,7 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Man
         message = "each folder of the train split is a subject, and its name the class"
         remedy = _SUBJECTS_REMEDY + ", if they are anything else"
         faults.append(head.fault((), message, remedy, severity="warning"))
-    left_out = [
-        name for name in names if (match := _KOHYA_NAME.fullmatch(name)) and not int(match[1])
-    ]
+    left_out = [name for name in names if is_switched_off(name)]
     places = (f"{folder.rstrip('/')}/{name}" for name in left_out)
     faults += [Fault(place, *NO_REPEATS, severity="warning") for place in places]
     names = [name for name in names if name not in left_out]

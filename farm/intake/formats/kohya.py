@@ -39,9 +39,11 @@ from farm.intake.rows import CaptionStyle, ManifestRow, ManifestRows, Path, show
 __all__ = ["read_kohya", "read_kohya_config"]
 
 MAX_TOML_CHARACTERS = 4_000_000
-_DEEP_KEY = re.compile(r"(?:[\w\"'-]{1,64}[ \t]{0,4}\.[ \t]{0,4}){24}")
+_DEEP_KEY = re.compile(
+    r"""(?<![\w"'-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){24}"""
+)
 """A dotted key with more parts than a dataset config has levels."""
-_TABLE = re.compile(r"\s*\[\[?\s*([\w.\"' ]+?)\s*\]\]?")
+_TABLE = re.compile(r"\s*+\[\[?([\w.\"' \t]++)\]\]?")
 _KEY = re.compile(r"\s*[\"']?([\w-]+)[\"']?\s*=")
 _LONG_QUOTE = re.compile(r"\"{3}|'{3}")
 """Begins and ends a text of several lines."""
@@ -169,7 +171,7 @@ def _lines(text: str) -> dict[Path, int]:
         if was_inside:
             continue
         if table := _TABLE.match(line):
-            name = re.sub(r"[\"' ]", "", table.group(1))
+            name = re.sub(r"[\"' \t]", "", table.group(1))
             if name == "datasets":
                 dataset, subset = dataset + 1, -1
                 place = ("datasets", dataset)

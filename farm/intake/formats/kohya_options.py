@@ -25,6 +25,7 @@ __all__ = [
     "folder_fault",
     "is_escaped_path",
     "missing_subsets",
+    "is_switched_off",
     "misspelled",
     "no_repeats",
     "recipe_of",
@@ -79,6 +80,7 @@ NO_REPEATS = (
     "write 1 or more to use them",
 )
 """Message and remedy for a folder that is switched off."""
+_SWITCHED_OFF = re.compile(r"0+_\S+\s+.+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -143,6 +145,11 @@ def no_repeats(subset: Options) -> tuple[str, str] | None:
     if not isinstance(repeats, int) or repeats > 0:
         return None
     return NO_REPEATS
+
+
+def is_switched_off(name: str) -> bool:
+    """Whether a folder is named so that kohya's scripts leave it out: ``0_sks cat``."""
+    return _SWITCHED_OFF.fullmatch(name) is not None
 
 
 def missing_subsets(dataset: Options) -> tuple[str, str]:
@@ -240,7 +247,7 @@ def recipe_of(options: Options) -> tuple[Options, OptionFaults]:
     if "flip_aug" in options:
         recipe["flip"] = options["flip_aug"]
     side = options.get("resolution")
-    if isinstance(side, str) and re.fullmatch(r"\d+(\s*[,x]\s*\d+)?", side.strip()):
+    if isinstance(side, str) and re.fullmatch(r"\d{1,9}(\s*[,x]\s*\d{1,9})?", side.strip()):
         side = [int(part) for part in re.split("[,x]", side)]
     if isinstance(side, list) and side and all(one == side[0] for one in side):
         side = side[0]

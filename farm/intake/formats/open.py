@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ from farm.errors import FarmError, Fault, ManifestError, PhotoFault
 from farm.intake.captions.photo_table import is_image_name, is_photo_manifest, photo_row
 from farm.intake.faults import similar_name
 from farm.intake.formats.concepts import CONCEPTS_NAME, is_concept, read_concepts
+from farm.intake.formats.contents import is_dataset_config, is_yaml
 from farm.intake.formats.folder import (
     MANIFEST_NAMES,
     TABLE_NAMES,
@@ -33,6 +33,7 @@ from farm.intake.formats.folder import (
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.formats.kohya import read_kohya, read_kohya_config
 from farm.intake.formats.other_tools import concept_of, settings_of
+from farm.intake.formats.plain_rows import plain_rows
 from farm.intake.formats.tables import is_table, read_csv, read_parquet
 from farm.intake.formats.unread_tables import unread_tables
 from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
@@ -85,18 +86,22 @@ def open_rows(url: str) -> ManifestRows:
         rows.faults.append(rows.head.fault(("subjects",), message, remedy))
     table = rows.head.value.get("subjects")
     if isinstance(table, str):
-        return _with_table(rows, table)
+        return plain_rows(_with_table(rows, table))
     rows.faults += _beside(url, rows)
-    return rows
+    return plain_rows(rows)
 
 
 def _beside(url: str, rows: ManifestRows) -> Iterator[Fault]:
-    """Warnings about tables of captions beside a manifest that is a single local file."""
+    """Warnings about tables of captions beside a manifest that is a single file."""
     folder = rows.head.base
-    if "://" in folder or rows.names_photos or not os.path.isfile(url):
+    is_file = rows.head.file == os.path.expanduser(url.removeprefix("file://"))
+    if not is_file or rows.names_photos or rows.folder or url.startswith("http"):
         return
-    names = [name for name in TABLE_NAMES if name.startswith("metadata.")]
-    present = [name for name in names if os.path.isfile(f"{folder}/{name}")]
+    try:
+        files = _file_names(folder)
+    except Exception:  # a manifest may be readable though its folder cannot be listed
+        return
+    present = [name for name in TABLE_NAMES if name.startswith("metadata.") and name in files]
     yield from unread_tables(folder, present, [os.path.basename(url)])
 
 
@@ -137,8 +142,8 @@ def _open_folder(
             others = [name for name in present[1:] if name.casefold().startswith("metadata.")]
             used = [name for name in present if name not in others]
             unread = list(unread_tables(folder, files, used))
-            rows.faults += _unread(others, {posixpath.basename(one.file) for one in unread}, rows)
-            rows.faults += unread
+            reported = {posixpath.basename(one.file) for one in unread}
+            rows.faults += [*_unread(present[1:], reported, rows.head), *unread]
             if present[0].casefold().startswith(("subjects.", "metadata.")):
                 rows.folder = folder
             return rows
@@ -160,16 +165,17 @@ def _open_folder(
     return rows
 
 
-def _unread(
-    others: Sequence[str], reported: Collection[str], rows: ManifestRows
-) -> Iterator[Fault]:
-    """Warnings about tables of photos beside the one that represents the folder, whose rows are not
-    reported one by one."""
+def _unread(others: Sequence[str], reported: Collection[str], head: ManifestRow) -> Iterator[Fault]:
+    """Warnings about tables and manifests beside the one that represents the folder, except those
+    whose rows are reported one by one."""
     for name in others:
-        if name not in reported:
-            message = f"{name} beside it is not read"
+        if name in reported or name == str(head.value.get("subjects")).removeprefix("./"):
+            continue
+        message = f"{name} beside it is not read"
+        remedy = "keep one of them, or name the file itself"
+        if name.casefold().startswith("metadata."):
             remedy = "put the captions into the folders of the photos, or remove it"
-            yield rows.head.fault((), message, remedy, severity="warning")
+        yield head.fault((), message, remedy, severity="warning")
 
 
 def _suffix(url: str) -> str:
@@ -226,20 +232,16 @@ def _workbooks(folder: str) -> Iterator[Fault]:
             )
 
 
-_TOML = re.compile(r"\s*(?:#[^\n]*\n\s*)*\[\[?\s*(?:general|datasets)\s*\]\]?\s*(?:#|\n|\Z)")
-_YAML = re.compile(r"(?:---\s*\n)?\s*(?:#[^\n]*\n\s*)*(?:version|defaults|subjects)\s*:")
-
-
 def _text_reader(text: str, suffix: str) -> TextReader:
     """The reader for a suffix, or the one that the content requires."""
     start = text.lstrip()[:1]
-    if _TOML.match(text):
+    if is_dataset_config(text):
         return read_kohya
     if suffix in {".yaml", ".yml"}:
         return read_csv if is_table(text[:MAX_HEAD]) else read_yaml
     if suffix == ".toml":
         return read_kohya
-    if _YAML.match(text):
+    if is_yaml(text):
         return read_yaml
     if suffix in TABLES:
         return {"[": read_json, "{": _read_lines}.get(start, read_csv)
@@ -287,9 +289,12 @@ def _with_table(rows: ManifestRows, table: str) -> ManifestRows:
         message = f"{table} has a head of its own, and so has this file"
         rows.faults.append(rows.head.fault(("subjects",), message, "keep one of the two heads"))
 
+    own = join_url(rows.head.base, os.path.basename(rows.head.file))
+
     def subjects() -> Iterator[ManifestRow]:
         yield from inner.subjects
-        rows.faults.extend(inner.faults)
+        # this head may be in that folder, under any name
+        rows.faults.extend(fault for fault in inner.faults if fault.file != own)
 
     head = {key: value for key, value in rows.head.value.items() if key != "subjects"}
     return ManifestRows(replace(rows.head, value=head), subjects(), rows.faults)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from farm.errors import Fault
+from farm.intake.formats.kohya_options import is_switched_off
 from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.listings import has_photos, list_folder, subfolders
 
@@ -37,6 +38,7 @@ def unnamed_folders(
         ]
     except Exception:  # each filesystem raises errors of its own
         return None
+    names = [name for name in names if not is_switched_off(name)]
     unnamed = [name for name in islice(names, MAX_LISTED) if has_photos(start + name)]
     if not unnamed:
         return None

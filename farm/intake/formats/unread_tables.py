@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator
 from farm.errors import Fault
 from farm.intake.captions.photo_table import MAX_LISTED_ROWS, PhotoTable, read_photo_table
 from farm.intake.captions.unread import is_table_name
+from farm.intake.formats.contents import is_document
+from farm.intake.parsing.text_files import NotText, decoded
 from farm.intake.photos.files import open_local
 from farm.intake.photos.uris import filesystem_of
 
@@ -20,6 +22,7 @@ MAX_TABLES = 20
 """Tables of one folder that are looked into."""
 MAX_BYTES = 2**22
 """Of each table: this concerns only warnings."""
+DOCUMENT_SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 SUBJECT_STEMS = frozenset(("subject", "subjects", "manifest"))
 
 
@@ -46,6 +49,11 @@ def unread_tables(folder: str, names: Collection[str], used: Collection[str]) ->
                 if name.lower().endswith((".csv", ".tsv"))
                 else f"name the file itself, {base}/{name}",
             )
+    documents = [name for name in others if name.lower().endswith(DOCUMENT_SUFFIXES)]
+    for name in [] if used else documents[:MAX_TABLES]:
+        if _is_document(f"{base}/{name}"):
+            message = "it is a manifest, but not read under this name"
+            yield _warning(f"{base}/{name}", message, f"name the file itself, {base}/{name}")
     for name in others:
         stem, suffix = posixpath.splitext(name.casefold())
         if not used and stem in SUBJECT_STEMS and suffix == ".txt":
@@ -70,6 +78,13 @@ def _unread_rows(file: str, table: PhotoTable) -> Iterator[Fault]:
     if len(rows) > MAX_LISTED_ROWS:
         message = f"{len(rows) - MAX_LISTED_ROWS} more rows from here on caption no photo"
         yield _warning(file, message, remedy, rows[MAX_LISTED_ROWS].line)
+
+
+def _is_document(url: str) -> bool:
+    try:
+        return is_document(decoded(_head(url)))
+    except NotText:
+        return False
 
 
 def _head(url: str) -> bytes:

@@ -20,6 +20,8 @@ __all__ = ["Delimited", "folded", "read_delimited"]
 _SEPARATOR_LINE = re.compile(r'^\s*"?sep=(?P<mark>.)"?[\s,;|]*$', re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 MAX_COLUMNS = 2_000
+MAX_CELLS = 20_000
+"""Maximum number in one row, which is a list of all its cells before their number is known."""
 MAX_WRONG_ROWS = 1_000
 """Rows of too many cells that are reported one by one."""
 MAX_TITLES = 5
@@ -74,11 +76,10 @@ def read_delimited(text: str, known: Collection[str] = ()) -> Delimited:
         marked, text, skipped = match["mark"], rest, 1
     header, titles = _header(text, marked, known)
     delimiter = marked or _delimiter(header)
-    lines = csv.reader(
-        islice(_lines(text), titles, None), delimiter=delimiter, strict=True, skipinitialspace=True
-    )
+    source = _BoundedRows(islice(_lines(text), titles, None), delimiter)
+    lines = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=True)
     table = Delimited([], iter(()), delimiter)
-    rows = _rows(lines, table, skipped + titles)
+    rows = _rows(lines, source, table, skipped + titles)
     # the header is read immediately; rows are read on demand
     table.rows = rows
     next(rows, None)
@@ -102,7 +103,7 @@ def _header(text: str, marked: str, known: Collection[str]) -> tuple[str, int]:
     for number, line in enumerate(islice(_lines(text), 2 * MAX_TITLES)):
         if not line.strip(" \t\r\n,;"):
             continue
-        cells = line.strip("\r\n").split(marked or _delimiter(line))
+        cells = line.strip("\r\n").split(marked or _delimiter(line), MAX_CELLS)
         names = [name for cell in cells if (name := folded(cell.strip().strip('"')))]
         if first and len(names) > 1 and not set(names).isdisjoint(known):
             return line, number
@@ -117,6 +118,28 @@ def _lines(text: str) -> Iterator[str]:
     return (match.group() for match in _LINE.finditer(text))
 
 
+class _BoundedRows:
+    """The lines of a table, of which no row has more than ``MAX_CELLS`` cells."""
+
+    def __init__(self, lines: Iterator[str], delimiter: str) -> None:
+        self._lines, self._delimiter = lines, delimiter
+        self._num_cells = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._num_cells += line.count(self._delimiter) + 1
+        if self._num_cells > MAX_CELLS:
+            raise csv.Error(f"a row of more than {MAX_CELLS:,} cells")
+        return line
+
+    def begin_row(self) -> None:
+        """Note that a row has ended."""
+        self._num_cells = 0
+
+
 def _delimiter(header: str) -> str:
     plain = _QUOTED.sub("", header)
     if not plain.strip():
@@ -127,7 +150,9 @@ def _delimiter(header: str) -> str:
     return "|" if "|" in plain else ","
 
 
-def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, list[str]]]:
+def _rows(
+    lines: Any, source: _BoundedRows, table: Delimited, skipped: int
+) -> Iterator[tuple[int, list[str]]]:
     def line() -> int:
         return int(lines.line_num) + skipped
 
@@ -135,6 +160,7 @@ def _rows(lines: Any, table: Delimited, skipped: int) -> Iterator[tuple[int, lis
     try:
         for cells in lines:
             end = lines.line_num
+            source.begin_row()
             cells = [cell.strip() for cell in _unwrapped(cells, table)]
             if not any(cells):
                 continue
@@ -202,6 +228,10 @@ def _fault_of(error: csv.Error, line: int, first: int) -> tuple[int, str, str]:
     """
     if "unexpected end" in str(error):
         return first, "a cell's quotes never end", "close the quotes that begin on this line"
-    is_long = "field larger" in str(error)
-    remedy = "shorten the cell, or close its quotes" if is_long else "correct the quotes"
+    remedy = "correct the quotes"
+    if "field larger" in str(error):
+        remedy = "shorten the cell, or close its quotes"
+    elif "a row of more than" in str(error):
+        line = first
+        remedy = "keep the columns of a manifest, and close quotes"
     return line, f"not a valid table: {error}", remedy

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from farm.errors import Fault, FaultList
-from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
+from farm.intake.rows import ManifestRow, ManifestRows, Path, note_line, shown_field
 
 __all__ = ["is_json_lines", "read_json", "read_jsonl"]
 
@@ -49,23 +49,20 @@ def read_json(text: str, file: str, base: str) -> ManifestRows:
     if not isinstance(subjects, list):
         return ManifestRows(ManifestRow(document, file, base, 1, reader.lines), iter(()), faults)
     head = {key: value for key, value in document.items() if key != "subjects"}
-    rows = _subject_rows(subjects, reader.lines, file, base, faults)
+    rows = _subject_rows(subjects, reader, file, base, faults)
     return ManifestRows(ManifestRow(head, file, base, 1, reader.lines), rows, faults)
 
 
 def _subject_rows(
-    subjects: list[Any], lines: dict[Path, int], file: str, base: str, faults: FaultList
+    subjects: list[Any], reader: _Reader, file: str, base: str, faults: FaultList
 ) -> Iterator[ManifestRow]:
-    inner: list[dict[Path, int]] = [{} for _ in subjects]
-    for path, line in lines.items():
-        if len(path) > 2 and path[0] == "subjects" and isinstance(path[1], int):
-            inner[path[1]][path[2:]] = line
     for index, value in enumerate(subjects):
         place: Path = ("subjects", index)
+        line, inner = reader.lines[place], reader.inner[index]
         if isinstance(value, dict):
-            yield ManifestRow(value, file, base, lines[place], inner[index], place)
+            yield ManifestRow(value, file, base, line, inner, place)
         else:
-            faults.append(_not_an_object(file, lines[place], shown_field(place)))
+            faults.append(_not_an_object(file, line, shown_field(place)))
 
 
 def read_jsonl(lines: Iterable[str], file: str, base: str) -> ManifestRows:
@@ -150,6 +147,10 @@ class _Reader:
         self._first_line = first_line
         self._breaks = [match.start() for match in re.finditer("\n", text)]
         self.lines: dict[Path, int] = {}
+        """Of the document, or of the subject that is being read."""
+        self.inner: list[dict[Path, int]] = []
+        """Of the values inside each subject."""
+        self._prefix: Path = ()
         self._num_values = 0
 
     def document(self) -> Any:
@@ -203,9 +204,9 @@ class _Reader:
             start = at
             key, at = self._string(at)
             place = (*path, key)
-            self.lines[place] = self._line(start)
+            self._note(place, start)
             if key in found:
-                self._twice(place)
+                self._twice(place, self._line(start))
             at = self._skip(self._expect(":", self._skip(at)))
             found[key], at = self._value(at, place, depth + 1)
             at = self._skip(at)
@@ -213,29 +214,46 @@ class _Reader:
 
     def _array(self, at: int, path: Path, depth: int) -> tuple[list[Any], int]:
         found: list[Any] = []
+        is_subjects = not self._prefix and (path == ("subjects",) or not depth)
+        if is_subjects:
+            self.inner.clear()  # of a list given twice, the last one counts
         at = self._skip(at + 1)
         while self._text[at : at + 1] != "]":
             if found:
                 at = self._skip(self._expect(",", at))
             place = (*path, len(found))
-            self.lines[place] = self._line(at)
-            item, at = self._value(at, place, depth + 1)
+            self._note(place, at)
+            if is_subjects:
+                item, at = self._subject(at, len(found), depth + 1)
+            else:
+                item, at = self._value(at, place, depth + 1)
             found.append(item)
             at = self._skip(at)
         return found, at + 1
+
+    def _subject(self, at: int, index: int, depth: int) -> tuple[Any, int]:
+        """An item of the list of subjects, with lines of its own."""
+        document, self.lines, self._prefix = self.lines, {}, ("subjects", index)
+        self.inner.append(self.lines)
+        item = self._value(at, (), depth)
+        self.lines, self._prefix = document, ()
+        return item
+
+    def _note(self, place: Path, at: int) -> None:
+        note_line(self.lines, place, self._line(at), 1 if self._prefix else 2)
 
     def _expect(self, mark: str, at: int) -> int:
         if self._text[at : at + 1] != mark:
             raise json.JSONDecodeError(f"`{mark}` is expected", self._text, at)
         return at + 1
 
-    def _twice(self, place: Path) -> None:
+    def _twice(self, place: Path, line: int) -> None:
         self._faults.append(
             Fault(
                 self._file,
                 "this key is given twice",
                 "remove one of them",
-                line=self.lines[place],
-                field=shown_field(place),
+                line=line,
+                field=shown_field(self._prefix + place),
             )
         )

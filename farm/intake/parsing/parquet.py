@@ -1,7 +1,7 @@
 """Rows of Parquet tables, read in batches whose size in memory is bounded.
 
-Owns the limits on what a small file may expand to: row groups, cells, and dictionaries whose few
-long values are repeated in every row.
+Owns the limits on what a small file may expand to: row groups, cells, lists, and dictionaries whose
+few long values are repeated in every row. Sizes are read from the pages themselves, as decoders do.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from farm.intake.parsing.parquet_pages import BadPage, Page, pages_of
 
 __all__ = ["TableTooLarge", "bytes_column", "open_parquet", "parquet_rows"]
 
@@ -19,6 +21,13 @@ MAX_CELL_BYTES = 2**20
 """Maximum size of one text; longer ones are not a manifest's."""
 MAX_BATCH_BYTES = 128 * 2**20
 """Maximum size of the texts of one batch, with dictionaries expanded."""
+MAX_LIST_VALUES = 32_000_000
+"""Maximum number of values in the lists of one row group: a single row may hold all of them."""
+LIST_ITEM_BYTES = 64
+"""What an item of a list counts, empty or not: as a Python value it takes that much."""
+MAX_FIXED_BYTES = 4_096
+"""Maximum length of values that all have the same one, as of a UUID."""
+MAX_PAGES = 200_000
 MAX_COLUMNS = 2_000
 MAX_ROWS = 5_000_000
 MAX_FOOTER_BYTES = 8 * 2**20
@@ -34,7 +43,7 @@ def open_parquet(source: BinaryIO) -> Any:
     """Open a Parquet file for ``parquet_rows``.
 
     Raises:
-        TableTooLarge: if its footer alone exceeds a bound.
+        TableTooLarge: if its footer or its pages exceed a bound.
         pyarrow.ArrowException, OSError: if it is not a complete Parquet file.
     """
     import pyarrow.parquet as pq
@@ -45,21 +54,73 @@ def open_parquet(source: BinaryIO) -> Any:
         raise TableTooLarge(f"it has {footer.num_columns} columns, more than {MAX_COLUMNS}")
     if footer.num_rows > MAX_ROWS:
         raise TableTooLarge(f"it has {footer.num_rows} rows, more than {MAX_ROWS}")
-    for number in range(footer.num_row_groups):
-        group = footer.row_group(number)
-        columns = [group.column(at) for at in range(group.num_columns)]
-        size = sum(column.total_uncompressed_size for column in columns)
-        if max(size, group.total_byte_size) > MAX_GROUP_BYTES:
-            raise TableTooLarge(
-                f"row group {number} unpacks to more than {MAX_GROUP_BYTES // 2**20} MiB"
-            )
+    _check_pages(source, footer)
     texts = [
         footer.schema.column(at).path
         for at in range(footer.num_columns)
         if footer.schema.column(at).physical_type == "BYTE_ARRAY"
     ]
     # dictionaries are kept, so that their values can be measured before they are expanded
-    return pq.ParquetFile(source, read_dictionary=texts)
+    source.seek(0)
+    table = pq.ParquetFile(source, read_dictionary=texts)
+    for field in table.schema_arrow:
+        _check_kind(field.type)
+    return table
+
+
+def _check_kind(kind: Any) -> None:
+    """Refuse types of other libraries, whose dictionaries would be expanded at once."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        raise TableTooLarge(f"a column of type {str(kind)[:60]} is not read")
+    if pa.types.is_nested(kind):
+        for at in range(kind.num_fields):
+            _check_kind(kind.field(at).type)
+
+
+def _check_pages(source: BinaryIO, footer: Any) -> None:
+    """Refuse a row group that unpacks too far, by the headers of its pages.
+
+    Raises:
+        TableTooLarge: if it exceeds a bound.
+    """
+    num_pages = 0
+    for number in range(footer.num_row_groups):
+        group, size, num_listed = footer.row_group(number), 0, 0
+        for at in range(group.num_columns):
+            column = footer.schema.column(at)
+            is_fixed, is_list = column.length > 0, column.max_repetition_level > 0
+            if is_fixed and column.length > MAX_FIXED_BYTES:
+                raise TableTooLarge(
+                    f"its column {column.path[:60]} has values of {column.length:,} bytes"
+                )
+            for page in _pages(source, group.column(at)):
+                num_pages += 1
+                size += page.num_bytes
+                if is_list and not page.is_dictionary:
+                    num_listed += page.num_values
+                    size += page.num_values * max(0, column.length)
+                if num_pages > MAX_PAGES:
+                    raise TableTooLarge(f"it has more than {MAX_PAGES:,} pages")
+                if size > MAX_GROUP_BYTES or num_listed > MAX_LIST_VALUES:
+                    raise TableTooLarge(
+                        f"row group {number} unpacks to more than {MAX_GROUP_BYTES // 2**20} MiB, "
+                        f"or to lists of more than {MAX_LIST_VALUES:,} values"
+                    )
+
+
+def _pages(source: BinaryIO, column: Any) -> Iterator[Page]:
+    """The pages of a column in a row group."""
+    starts = [column.data_page_offset]
+    if column.dictionary_page_offset:
+        starts.append(column.dictionary_page_offset)
+    for page in pages_of(source, min(starts), column.total_compressed_size):
+        if page.is_dictionary and page.num_values > page.num_bytes:
+            raise BadPage("a dictionary has more values than bytes")
+        if page.shares_prefixes:
+            raise TableTooLarge("its texts are packed as DELTA_BYTE_ARRAY, which is not read")
+        yield page
 
 
 def _with_bounded_footer(source: BinaryIO) -> Any:
@@ -100,7 +161,8 @@ def parquet_rows(table: Any) -> Iterator[dict[str, Any]]:
     for batch in table.iter_batches(batch_size=BATCH_ROWS):
         if sum(_text_bytes(column) for column in batch.columns) > MAX_BATCH_BYTES:
             raise TableTooLarge(
-                f"{batch.num_rows} rows hold more than {MAX_BATCH_BYTES // 2**20} MiB of text"
+                f"{batch.num_rows} rows hold more than {MAX_BATCH_BYTES // 2**20} MiB of text "
+                "and lists"
             )
         yield from batch.to_pylist()
 
@@ -111,6 +173,8 @@ def _text_bytes(array: Any) -> int:
     import pyarrow.compute as pc
 
     kind = array.type
+    if pa.types.is_fixed_size_binary(kind):
+        return len(array) * int(kind.byte_width)
     if pa.types.is_dictionary(kind):
         if not _is_text(kind.value_type):
             return 0
@@ -119,14 +183,19 @@ def _text_bytes(array: Any) -> int:
         return int(pc.sum(lengths.take(array.indices)).as_py() or 0)
     if pa.types.is_struct(kind):
         return sum(_text_bytes(array.field(at)) for at in range(kind.num_fields))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return len(array.values) * 8 + _text_bytes(array.flatten())
     if pa.types.is_map(kind):
-        return _text_bytes(array.keys) + _text_bytes(array.items)
+        items = _text_bytes(array.keys) + _text_bytes(array.items)
+        return len(array.keys) * LIST_ITEM_BYTES + items
+    if pa.types.is_fixed_size_list(kind):
+        return len(array.values) * LIST_ITEM_BYTES + _text_bytes(array.values)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return len(array.values) * LIST_ITEM_BYTES + _text_bytes(array.flatten())
     if _is_text(kind):
         lengths = pc.binary_length(array)
         _refuse_long(pc.max(lengths).as_py())
         return int(pc.sum(lengths).as_py() or 0)
+    if pa.types.is_nested(kind):
+        raise TableTooLarge(f"a column of type {str(kind)[:60]} is not read")
     return 0
 
 

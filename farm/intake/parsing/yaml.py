@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from farm.errors import Fault, FaultList
-from farm.intake.rows import ManifestRow, ManifestRows, Path, shown_field
+from farm.intake.rows import ManifestRow, ManifestRows, Path, note_line, shown_field
 
 __all__ = ["parse_scalar", "read_yaml"]
 
@@ -203,7 +203,7 @@ class _Reader:
                     merged |= source if isinstance(source, dict) else {"<<": source}
             else:
                 own[key] = value
-                lines[(*path, key)] = line
+                note_line(lines, (*path, key), line)
         return {**merged, **own}, size
 
     def _sequence(self, path: Path, lines: dict[Path, int], depth: int) -> tuple[Any, int]:
@@ -211,7 +211,7 @@ class _Reader:
         size = 1
         while not isinstance(event := self._next(), yaml.SequenceEndEvent):
             place = (*path, len(items))
-            lines[place] = _line(event)
+            note_line(lines, place, _line(event))
             item, grown = self._value(event, place, lines, depth + 1)
             items.append(item)
             size += grown

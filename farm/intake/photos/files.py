@@ -1,6 +1,7 @@
 """Single files of any storage: local paths, fsspec URLs, names of archive members.
 
-Owns opening and reading them within limits, and how a filesystem's errors become faults.
+Owns opening and reading them within limits, which links lead out of a folder, and how errors of a
+filesystem become faults.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from farm.intake.photos.budget import MAX_PHOTO_BYTES, SMALL_BYTES
 from farm.intake.photos.uris import private_host_fault
 
 __all__ = [
+    "Links",
     "filesystem_faults",
     "is_remote",
     "member_uri",
@@ -87,6 +89,43 @@ def open_local(path: str, remedy: str) -> Iterator[BinaryIO]:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise PhotoFault("it is not a regular file", remedy)
         yield file
+
+
+class Links:
+    """The symbolic links below a folder, whose own path may have links too.
+
+    Every folder is resolved once: a pattern may find two hundred thousand names, also through links
+    that form a loop.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = os.path.realpath(root)
+        self._known = {"": (self._root, False)}
+        """By a folder's path from the root: its real path, and whether a link is on the way."""
+
+    def leave(self, name: str) -> bool:
+        """Whether a link in a name's path leads out of the folder."""
+        folder, _, last = name.rpartition("/")
+        real, is_linked = self._resolved(self._folder(folder), last)
+        return is_linked and os.path.commonpath([self._root, real]) != self._root
+
+    def _folder(self, folder: str) -> tuple[str, bool]:
+        if (known := self._known.get(folder)) is not None:
+            return known
+        found, path = self._known[""], ""
+        for part in folder.split("/"):
+            path = f"{path}/{part}" if path else part
+            known = self._known.get(path)
+            found = self._known[path] = known or self._resolved(found, part)
+        return found
+
+    @staticmethod
+    def _resolved(folder: tuple[str, bool], name: str) -> tuple[str, bool]:
+        real, is_linked = folder
+        path = os.path.join(real, name)
+        if os.path.islink(path):
+            return os.path.realpath(path), True
+        return (os.path.realpath(path) if name == ".." else path), is_linked
 
 
 def read_bounded(file: BinaryIO, reserve: Callable[[int], None] | None = None) -> bytes:

@@ -22,7 +22,7 @@ from farm.errors import PhotoFault
 from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES
-from farm.intake.photos.files import member_uri, remote_entries
+from farm.intake.photos.files import Links, member_uri, remote_entries
 from farm.intake.photos.litter import is_litter, is_mask, is_quiet, other_forms
 from farm.intake.photos.uris import filesystem_of
 
@@ -143,15 +143,15 @@ def list_folder(url: str, budget: LookBudget) -> Listing:
 
 
 def _list_local(path: str, looks: _Looks) -> Listing:
-    names, outside, folders = {}, [], []
+    names, outside, folders, links = {}, [], [], Links(path)
     with os.scandir(path) as entries:
         for entry in entries:
             looks.count()
             if is_litter(entry.name):
                 continue
-            if entry.is_symlink() and _leaves(path, entry.name):
+            if entry.is_symlink() and links.leave(entry.name):
                 outside.append(entry.name)
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 folders.append(entry.name)
             else:
                 names[entry.name] = f"{path.rstrip('/')}/{entry.name}"
@@ -160,14 +160,11 @@ def _list_local(path: str, looks: _Looks) -> Listing:
     return listing
 
 
-def _leaves(root: str, name: str) -> bool:
-    """Whether a link in a name's path leads out of the given folder."""
-    parts = name.split("/")
-    paths = (os.path.join(root, *parts[:count]) for count in range(1, len(parts) + 1))
-    if not any(os.path.islink(path) for path in paths):
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
         return False
-    real = os.path.realpath(root)
-    return os.path.commonpath([real, os.path.realpath(os.path.join(root, name))]) != real
 
 
 def _list_remote(url: str, looks: _Looks) -> Listing:
@@ -231,18 +228,19 @@ def _local_glob(base: str, pattern: str, looks: _Looks) -> Listing:
     shown = looks.shown
     literal = _literal_folder(pattern)
     root = os.path.join(base, literal) or "/"
-    found = _expanded(root, pattern.removeprefix(literal).strip("/").split("/"), looks)
+    links = Links(root)
+    found = _expanded(root, pattern.removeprefix(literal).strip("/").split("/"), looks, links)
     names = [name for name in dict.fromkeys(found) if not is_litter(name)]
     if not names:
         raise PhotoFault(f"nothing matches {shown}", "correct the pattern")
-    outside = [name for name in names if _leaves(root, name)]
+    outside = [name for name in names if links.leave(name)]
     matched = {name: os.path.join(root, name) for name in names if name not in set(outside)}
     beside: dict[str, str] = {}
     for folder in _around(names):
         for name in os.listdir(os.path.join(root, folder)):
             looks.count()
             path = os.path.join(folder, name)
-            if not is_litter(name) and not _leaves(root, path):
+            if not is_litter(name) and not links.leave(path):
                 beside[path] = os.path.join(root, path)
     listing = _matched(matched, beside, root, shown)
     listing.outside = outside
@@ -271,7 +269,7 @@ class _Looks:
             )
 
 
-def _expanded(root: str, parts: list[str], looks: _Looks) -> Iterator[str]:
+def _expanded(root: str, parts: list[str], looks: _Looks, links: Links) -> Iterator[str]:
     """The files below a folder that match a pattern's parts, by their paths from it.
 
     As Python's ``glob``, but bounded, and ``**`` does not follow links, which may form a loop.
@@ -297,21 +295,21 @@ def _expanded(root: str, parts: list[str], looks: _Looks) -> Iterator[str]:
             if (entry.name.startswith(".") and not part.startswith(".")) or not fits(entry.name):
                 continue
             path = os.path.join(folder, entry.name)
-            kind = _kind_of(entry, root, path, is_deep=is_deep)
+            kind = _kind_of(entry, links, path, is_deep=is_deep)
             if kind == "folder" and (is_deep or not is_last):
                 waiting.append((path, at if is_deep else at + 1))
             elif kind == "outside" or (is_last and kind == "file"):
                 yield path
 
 
-def _kind_of(entry: os.DirEntry[str], root: str, path: str, *, is_deep: bool) -> str:
+def _kind_of(entry: os.DirEntry[str], links: Links, path: str, *, is_deep: bool) -> str:
     """``folder``, ``file``, ``outside`` for a linked folder elsewhere below ``**``, or ``""``."""
     try:
         if entry.is_dir(follow_symlinks=not is_deep):
             return "folder"
         if entry.is_file():
             return "file"
-        return "outside" if is_deep and entry.is_symlink() and _leaves(root, path) else ""
+        return "outside" if is_deep and entry.is_symlink() and links.leave(path) else ""
     except OSError:  # it is gone, or may not be read
         return ""
 

@@ -5,9 +5,10 @@ import ast
 import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from pydantic import ValidationError
 
 from farm.adapters.files.model_card import model_card
-from farm.adapters.record import AdapterRecord
+from farm.adapters.record import AdapterRecord, BaseFamily
 from farm.base.names import EMBEDDED_VERDICTS
 from farm.recipe import Recipe
 
@@ -76,6 +77,25 @@ def test_prose_and_head_hold_words_alone(text: str) -> None:
 def test_the_card_says_what_a_verdict_on_the_embedded_base_is_worth() -> None:
     assert EMBEDDED_VERDICTS in card_of("embedded")
     assert EMBEDDED_VERDICTS not in card_of("stable-diffusion-v1-5/stable-diffusion-v1-5")
+
+
+def test_a_record_puts_no_code_no_link_and_no_endless_number_into_the_card() -> None:
+    with pytest.raises(ValidationError, match="pipeline"):
+        BaseFamily(title="x", pipeline="X\nimport os")
+    record = AdapterRecord.model_validate(
+        {
+            **dict.fromkeys(("subject_id", "name", "class_noun", "instance_prompt"), "tom"),
+            **{"job_key": "k", "base_id": "b", "base_fingerprint": "f" * 64},
+            "recipe": Recipe(),
+            "quality": {"huge": 10**400, "endless": float("inf"), "good": 0.5},
+        }
+    )
+    card = model_card(record, [("samples/x) [go](javascript&colon;run).png", "a")], None)
+    assert "good" in card
+    assert "huge" not in card
+    tokens = MarkdownIt("js-default").parse(card.split("---\n", 2)[2])
+    inner = [child for token in tokens for child in token.children or ()]
+    assert [child.type for child in inner if child.type in {"link_open", "image"}] == ["image"]
 
 
 def test_a_name_without_samples_has_a_note_in_their_place() -> None:

@@ -52,6 +52,33 @@ def test_what_is_not_read_of_a_manifest_is_told(
     assert told in str(fault)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pets.yaml", YAML),
+        ("dataset.toml", TOML),
+        ("pets.json", '{"subjects": [{"id": "tom", "class_noun": "cat"}]}'),
+    ],
+)
+def test_a_manifest_of_another_name_in_a_folder_is_told(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    first = read(tmp_path, {**photos("tom/"), name: text}).faults[0]
+    assert f"name the file itself, {tmp_path}/{name}" in first.remedy
+    assert not read(tmp_path, {}, name).faults
+
+
+@pytest.mark.parametrize("other", ["manifest.json", "subjects.csv", "concepts_list.json"])
+def test_a_second_manifest_of_a_folder_is_told(tmp_path: Path, other: str) -> None:
+    files = {**photos("tom/"), "manifest.yaml": YAML, other: "x"}
+    (fault,) = read(tmp_path, files).faults
+    assert f"{other} beside it is not read" in fault.message
+    (tmp_path / other).write_text(TABLE)
+    text = f"subjects: {other}\ndefaults: {{class_noun: cat}}\n"
+    if other.endswith(".csv"):
+        assert not read(tmp_path, {"manifest.yaml": text}).faults
+
+
 def test_captions_beside_a_manifest_are_told(tmp_path: Path) -> None:
     table = "file_name,text\ntom/0.png,sks cat\n"
     files = {**photos("tom/"), "m.yaml": YAML, "metadata.csv": table}

@@ -50,7 +50,8 @@ def test_a_kohya_folder_that_is_switched_off_is_left_out_with_a_word(
         draw_subject(name)
     manifest = read_manifest(str(tmp_path))
     assert [one.class_noun for one in manifest.subjects] == ["cat"]
-    assert "no repeats" in manifest.faults[0].message
+    (fault,) = manifest.faults
+    assert "no repeats" in fault.message
 
 
 def test_a_manifest_in_the_folder_wins(draw_subject: Draw, write: Write, tmp_path: Path):

@@ -155,6 +155,9 @@ def test_links_do_not_leave_the_folder(photos: Path, tmp_path: Path):
         assert f"{photos}/cat/in.png" in found.uris
         assert "out.png" in found.outside
         assert not found.captions
+    (tmp_path / "cat/self.png").symlink_to("self.png")
+    assert f"{photos}/cat/self.png" in find_photos("cat", str(photos)).uris  # reading it fails
+    (tmp_path / "cat/self.png").unlink()
     (tmp_path / "linked").symlink_to(tmp_path / "cat")
     assert len(find_photos("linked", str(photos)).uris) == 3
     (tmp_path / "only").mkdir()

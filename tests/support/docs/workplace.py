@@ -3,7 +3,7 @@
 Owns how a block runs: a shell for each line, keeping the effects of `cd`, `export` and `.`, as when
 a reader types them one after another; a server that keeps running while later blocks use it; one
 Python process for all Python blocks of a page. Options of a block are never changed. Where the
-defaults would take minutes, ``SMALL`` sets smaller ones, which a block's own options override.
+defaults would take minutes, ``program`` sets smaller ones, which a block's own options override.
 """
 
 from __future__ import annotations
@@ -21,25 +21,9 @@ import venv
 from pathlib import Path
 
 from support.docs.pages import ROOT, Block, command_lines
+from support.docs.program import SMALL
 from support.s3 import free_port
 
-SMALL = {
-    "demo": {"subjects": 2, "steps": 60},
-    "run": {"sample_steps": 8},
-    "study": {"prior": {"subjects": 2, "seeds": 1, "steps": 8}},
-}
-"""Defaults of commands that would otherwise train for minutes."""
-SMALL_RECIPE = 'BASE_RECIPES["embedded"]["num_prior_images"] = 8'
-"""The embedded base's own 48 class images, or the demo's 32, would take longer than the training.
-The same for the command and for Python blocks: a run's jobs depend on it."""
-SMALL_STUDY = {"num_checks": 1, "num_photos": 3, "num_prior_images": 4, "nouns": ["cat"]}
-SMALL_BUDGET = {
-    "num_prompt_pictures": 4,
-    "num_class_pictures": 4,
-    "num_drift_pictures": 4,
-    "steps": 2,
-}
-"""Fields of the prior-preservation study and of its scores that no option sets."""
 CLONED = ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", "jobs")
 TESTS = ("conftest.py", "test_errors.py")
 """The command that `make test` runs in the clone: the whole suite would include this test."""
@@ -63,38 +47,11 @@ PLACEHOLDER = re.compile(r"[A-Za-z0-9]*…")
 """Variable parts of a console's output. Later commands may repeat them."""
 ELAPSED = re.compile(r"^ *[\d.]+ s  ")
 """Seconds at the start of a console line, as measured on the author's machine."""
-FARM = """#!{python}
-import functools
-import json
-import os
-import sys
-from farm.cli import app, main
-from farm.recipe import BASE_RECIPES
-{recipe}
-app.info.context_settings["default_map"] = json.loads(os.environ["SMALL"])
-if sys.argv[1:2] == ["demo"]:
-    from farm.cli.commands import demo
-    demo.RECIPE["num_prior_images"] = 8
-if sys.argv[1:3] == ["study", "prior"]:
-    from farm.quality.study import prior
-    fields, budget = json.loads(os.environ["SMALL_STUDY"])
-    budget = prior.ScoringBudget(**budget)
-    prior.PriorStudy = functools.partial(prior.PriorStudy, **fields, budget=budget)
-main()
-"""
-PYTHON_BLOCKS = f"""
-import contextlib, json, sys, traceback
-from farm.recipe import BASE_RECIPES
-{SMALL_RECIPE}
-names = {{"__name__": "__main__"}}
-for line in sys.stdin:
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            exec(compile(json.loads(line), "<block>", "exec"), names)
-        fault = ""
-    except BaseException:
-        fault = traceback.format_exc()
-    print(json.dumps(fault), flush=True)
+PROGRAM = """import sys
+sys.path.append({tests!r})
+from support.docs.warm import start, serve
+sys.path.remove({tests!r})
+{call}
 """
 
 
@@ -116,8 +73,33 @@ class Clone:
         (folder / "tests").mkdir()
         for name in TESTS:
             shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
+        self._warm: subprocess.Popen[str] | None = None
         self._install()
         self._photograph()
+
+    def warm(self) -> str:
+        """The socket of the process that programs are forked from; it is started at first use."""
+        path = str(self.ray_folder / "warm")
+        if self._warm is None:
+            self._warm = subprocess.Popen(
+                [self.folder / ".venv/bin/python", "-c", _program(f"serve({path!r})")],
+                cwd=self.folder,
+                env=readers_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert self._warm.stdout is not None
+            self._warm.stdout.readline()  # written when it is ready, or closed when it has ended
+        return path
+
+    def close(self) -> None:
+        """End the process that programs are forked from."""
+        if self._warm is not None:
+            assert self._warm.stdin is not None
+            self._warm.stdin.close()
+            self._warm.wait(60)
+            self._warm = None
 
     def _install(self) -> None:
         """The result of `make install`; here it uses the packages of the testing interpreter."""
@@ -127,7 +109,7 @@ class Clone:
         installed = sysconfig.get_path("purelib")
         (packages / "installed.pth").write_text(f"import site; site.addsitedir({installed!r})\n")
         farm = binaries / "farm"
-        farm.write_text(FARM.format(python=binaries / "python", recipe=SMALL_RECIPE))
+        farm.write_text(f"#!{binaries / 'python'}\n" + _program("start('farm')"))
         farm.chmod(0o755)
         for tool in ("ray", "serve"):
             (binaries / tool).symlink_to(Path(sys.executable).parent / tool)
@@ -145,14 +127,19 @@ class Clone:
 
 
 class PageRun:
-    """One page's blocks, run in order."""
+    """One page's blocks, run in order.
 
-    def __init__(self, clone: Clone, *, prelude: tuple[str, ...] = ()) -> None:
+    Each program is a process of its own. With ``warm``, it is forked from one that has imported
+    the libraries which it needs.
+    """
+
+    def __init__(self, clone: Clone, *, prelude: tuple[str, ...] = (), warm: bool = False) -> None:
         self.clone = clone
         self.port = free_port()
         self.output = ""
         """All output."""
         self._changes = list(prelude)
+        self._is_warm = warm
         self._servers: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._python: subprocess.Popen[str] | None = None
         self._found: dict[str, str] = {}
@@ -263,7 +250,7 @@ class PageRun:
     def _run_python(self, block: Block) -> None:
         if self._python is None:
             self._python = subprocess.Popen(
-                [self.clone.folder / ".venv/bin/python", "-c", PYTHON_BLOCKS],
+                [self.clone.folder / ".venv/bin/python", "-c", _program("start('blocks')")],
                 cwd=self.clone.folder,
                 env=self._environment(),
                 stdin=subprocess.PIPE,
@@ -286,15 +273,27 @@ class PageRun:
         return ["bash", "-c", "\n".join(["set -eo pipefail", *self._changes, self._here(line)])]
 
     def _environment(self) -> dict[str, str]:
-        """The reader's environment: no farm on the path, no cluster; with the small defaults."""
-        folders = os.environ["PATH"].split(os.pathsep)
-        without_farm = [one for one in folders if not (Path(one) / "farm").exists()]
-        dropped = ("RAY_ADDRESS", "VIRTUAL_ENV", "FARM_STORE", "PYTHONPATH")
+        """The reader's environment, with the small defaults."""
         return {
-            **{name: value for name, value in os.environ.items() if name not in dropped},
-            "PATH": os.pathsep.join(without_farm),
+            **readers_environment(),
             "RAY_TMPDIR": str(self.clone.ray_folder),
-            "WORKERS": "1",  # for the few tests of the clone
+            # also for pages that fixtures run, before a test has a cache of its own
+            "FARM_CACHE": str(self.clone.folder / "cache"),
+            "WORKERS": "0",  # for the few tests of the clone
             "SMALL": json.dumps({**SMALL, "serve": {"port": self.port}}),
-            "SMALL_STUDY": json.dumps([SMALL_STUDY, SMALL_BUDGET]),
+            **({"WARM": self.clone.warm()} if self._is_warm else {}),
         }
+
+
+def readers_environment() -> dict[str, str]:
+    """What a reader's shell starts with: no farm on the path, no cluster."""
+    folders = os.environ["PATH"].split(os.pathsep)
+    without_farm = [one for one in folders if not (Path(one) / "farm").exists()]
+    dropped = ("RAY_ADDRESS", "VIRTUAL_ENV", "FARM_STORE", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return {**kept, "PATH": os.pathsep.join(without_farm)}
+
+
+def _program(call: str) -> str:
+    """Python's source for a call of ``support.docs.warm``, with the path as it is without it."""
+    return PROGRAM.format(tests=str(ROOT / "tests"), call=call)
