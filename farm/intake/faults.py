@@ -194,12 +194,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known here: {', '.join(words)}" if words else "remove it"
 
 
+_LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
+
+
 def similar_name(name: str, names: Iterable[str]) -> str | None:
-    """A file name similar to a wrong one, among the first of the names that are there."""
+    """A file name similar to a wrong one, among the first of the names that are there; first one
+    whose numbers are the same without leading zeros."""
     if len(name) > MAX_COMPARED_CHARACTERS:
         return None
     some = [one for one in islice(names, MAX_COMPARED) if len(one) <= MAX_COMPARED_CHARACTERS]
     by_fold = {one.casefold(): one for one in reversed(some)}
+    by_number = {_LEADING_ZEROS.sub("", fold): one for fold, one in by_fold.items()}
+    if (same := by_number.get(_LEADING_ZEROS.sub("", name.casefold()))) is not None:
+        return same
     close = closest(name.casefold(), by_fold)
     return by_fold[close] if close else None
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from farm.errors import MAX_SUBJECT_FAULTS, Fault, FaultList
+from farm.intake.captions.files import Caption
 from farm.intake.faults import faults_of, slug, validated
 from farm.intake.layers import Layers, command_line_faults, merged
 from farm.intake.modules import MODULE_FIELDS, BaseModules, WrittenAt, module_faults
@@ -24,7 +25,12 @@ from farm.intake.prompts.token_limit import Reader
 from farm.intake.rows import ManifestRow
 from farm.intake.schema import Head, SubjectEntry
 from farm.intake.scoring import ScoringSettings
-from farm.intake.subject import CLASS_NOUN_FIELD, Subject
+from farm.intake.subject import (
+    CLASS_NOUN_FIELD,
+    DEFAULT_IDENTIFIER,
+    Subject,
+    names_identifier,
+)
 
 __all__ = ["ResolvedSubject", "Resolver", "unexpected"]
 
@@ -190,8 +196,8 @@ class Resolver:
             values["class_images"] = list_uris(
                 entry.class_images, row, ("class_images",), faults, self._beside
             )
-            if texts := class_captions(entry.class_images, row, self._beside):
-                values["class_prompt"] = _class_prompt(texts, values, row, faults)
+            if captions := class_captions(entry.class_images, row, self._beside):
+                values["class_prompt"] = _class_prompt(captions, values, row, faults)
         elif noun in self._class_images:
             values["class_images"] = self._class_images[noun]
         return values
@@ -226,14 +232,21 @@ def _resolved(
 
 
 def _class_prompt(
-    texts: list[str], values: Mapping[str, Any], row: ManifestRow, faults: list[Fault]
+    captions: list[Caption], values: Mapping[str, Any], row: ManifestRow, faults: list[Fault]
 ) -> str:
     """The single prompt of class images that have their own captions."""
-    if len(texts) == 1:
-        return texts[0]
-    prompt = str(values.get("class_prompt") or values.get("class_noun") or texts[0])
+    first = captions[0]
+    prompt = str(values.get("class_prompt") or values.get("class_noun") or first.text)
     prompt = prompt.replace(CLASS_NOUN_FIELD, str(values.get("class_noun", "")))
-    message = f"its class images have {len(texts)} captions; all are trained as `{prompt}`"
+    if len(captions) == 1:
+        if not names_identifier(first.text, str(values.get("identifier", DEFAULT_IDENTIFIER))):
+            return first.text
+        message = f"the caption of its class images names the subject: `{first.text[:80]}`"
+        remedy = "write what the class images show, without the subject's identifier"
+        subject = str(row.value.get("id", ""))
+        faults.append(Fault(first.file, message, remedy, first.line, "caption", subject))
+        return prompt
+    message = f"its class images have {len(captions)} captions; all are trained as `{prompt}`"
     remedy = "nothing to do, unless you rely on them: a prior set has one prompt"
     faults.append(row.fault(("class_images",), message, remedy, severity="warning"))
     return prompt

@@ -204,7 +204,11 @@ def adapter_files(path: Path) -> list[Path]:
         return sorted(inner, key=lambda file: file.parent.name.startswith("text_encoder"))
     if len(inner) == 1:
         return adapter_files(inner[0].parent)
-    single = sorted(path.glob("*.safetensors"))
+    single = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() == ".safetensors" and not file.name.startswith(".")
+    )
     if len(single) == 1:
         return single
     raise _no_adapter(path, single or inner)
@@ -225,7 +229,7 @@ def _no_adapter(folder: Path, several: Sequence[Path]) -> AdapterFileError:
     if several:
         names = _listed([str(file.relative_to(folder)) for file in several])
         return AdapterFileError(f"{folder} holds several adapters: {names}", "name one of them")
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in PICKLED)
     if pickled:
         return AdapterFileError(
             f"{folder} holds no safetensors file, only pickled ones: {_listed(pickled)}",

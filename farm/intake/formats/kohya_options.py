@@ -108,8 +108,10 @@ def tokens_of(text: str) -> Tokens | None:
     match = _TOKENS.fullmatch(" ".join(text.split()))
     if match is None or match["identifier"].casefold() in _ORDINARY:
         return None
-    prompt = f"{match['opening']}[V]{match['comma']} {{class_noun}}"
-    return Tokens(match["identifier"], match["noun"], prompt)
+    noun = match["noun"].rstrip(" ,;.")
+    end = match["noun"][len(noun) :]
+    prompt = f"{match['opening']}[V]{match['comma']} {{class_noun}}{end}"
+    return Tokens(match["identifier"], noun, prompt) if noun else None
 
 
 def bare_class(text: str) -> str:
@@ -156,6 +158,8 @@ def missing_subsets(dataset: Options) -> tuple[str, str]:
     """Message and remedy of a dataset without subsets."""
     for name in ("image_dir", "image_directory", "video_directory", "image_jsonl_file"):
         if isinstance(folder := dataset.get(name), str):
+            if name == "video_directory":
+                return "its `video_directory` holds videos, not photos", "save still frames of them"
             tool = "" if name == "image_dir" else ", as musubi-tuner's"
             return (
                 f"the dataset has `{name}` of its own{tool}, but no subsets",

@@ -139,11 +139,13 @@ def _open_folder(
         present = [by_fold[name] for name in names if name in by_fold]
         if present:
             rows = _open_file(f"{shown.rstrip('/')}/{present[0]}")
-            others = [name for name in present[1:] if name.casefold().startswith("metadata.")]
-            used = [name for name in present if name not in others]
+            others = present[1:]
+            tables = {name for name in others if name.casefold().startswith("metadata.")}
+            used = [name for name in present if name not in tables]
             unread = list(unread_tables(folder, files, used))
             reported = {posixpath.basename(one.file) for one in unread}
-            rows.faults += [*_unread(present[1:], reported, rows.head), *unread]
+            rows.faults += _unread(others, reported, rows.head)
+            rows.faults += unread
             if present[0].casefold().startswith(("subjects.", "metadata.")):
                 rows.folder = folder
             return rows
@@ -166,8 +168,8 @@ def _open_folder(
 
 
 def _unread(others: Sequence[str], reported: Collection[str], head: ManifestRow) -> Iterator[Fault]:
-    """Warnings about tables and manifests beside the one that represents the folder, except those
-    whose rows are reported one by one."""
+    """Warnings about tables and manifests beside the one that represents the folder, whose rows are
+    not reported one by one."""
     for name in others:
         if name in reported or name == str(head.value.get("subjects")).removeprefix("./"):
             continue

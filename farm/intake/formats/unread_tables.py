@@ -61,6 +61,13 @@ def unread_tables(folder: str, names: Collection[str], used: Collection[str]) ->
             yield _warning(f"{base}/{name}", message, "rename it subjects.csv")
 
 
+def _is_document(url: str) -> bool:
+    try:
+        return is_document(decoded(_head(url)))
+    except NotText:
+        return False
+
+
 def _unread_rows(file: str, table: PhotoTable) -> Iterator[Fault]:
     """A warning for each row with a caption; for the rows beyond a limit, one for all of them."""
     name = posixpath.basename(file)
@@ -78,13 +85,6 @@ def _unread_rows(file: str, table: PhotoTable) -> Iterator[Fault]:
     if len(rows) > MAX_LISTED_ROWS:
         message = f"{len(rows) - MAX_LISTED_ROWS} more rows from here on caption no photo"
         yield _warning(file, message, remedy, rows[MAX_LISTED_ROWS].line)
-
-
-def _is_document(url: str) -> bool:
-    try:
-        return is_document(decoded(_head(url)))
-    except NotText:
-        return False
 
 
 def _head(url: str) -> bytes:

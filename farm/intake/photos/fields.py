@@ -93,12 +93,12 @@ def list_uris(
     return tuple(uris)
 
 
-def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]:
+def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[Caption]:
     """The distinct captions of class images, if the row's form reads them; faults are ignored.
 
     The class images themselves are listed by ``list_uris``, which reports the faults.
     """
-    texts: dict[str, None] = {}
+    texts: dict[str, Caption] = {}
     for index, reference in enumerate(value if isinstance(value, list) else [value]):
         path = ("class_images", index)
         if path not in row.styles:
@@ -106,8 +106,8 @@ def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[str]
         entry = PhotoEntry(uri=str(reference))
         for listed in _found(path, entry, row, beside, []):
             if listed.caption_file is not None:
-                texts.setdefault(listed.caption_file.text)
-    return list(texts)
+                texts.setdefault(listed.caption_file.text, listed.caption_file)
+    return list(texts.values())
 
 
 def _entries(

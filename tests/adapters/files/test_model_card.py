@@ -74,11 +74,6 @@ def test_prose_and_head_hold_words_alone(text: str) -> None:
     assert "\u202e" not in body
 
 
-def test_the_card_says_what_a_verdict_on_the_embedded_base_is_worth() -> None:
-    assert EMBEDDED_VERDICTS in card_of("embedded")
-    assert EMBEDDED_VERDICTS not in card_of("stable-diffusion-v1-5/stable-diffusion-v1-5")
-
-
 def test_a_record_puts_no_code_no_link_and_no_endless_number_into_the_card() -> None:
     with pytest.raises(ValidationError, match="pipeline"):
         BaseFamily(title="x", pipeline="X\nimport os")
@@ -96,6 +91,11 @@ def test_a_record_puts_no_code_no_link_and_no_endless_number_into_the_card() -> 
     tokens = MarkdownIt("js-default").parse(card.split("---\n", 2)[2])
     inner = [child for token in tokens for child in token.children or ()]
     assert [child.type for child in inner if child.type in {"link_open", "image"}] == ["image"]
+
+
+def test_the_card_says_what_a_verdict_on_the_embedded_base_is_worth() -> None:
+    assert EMBEDDED_VERDICTS in card_of("embedded")
+    assert EMBEDDED_VERDICTS not in card_of("stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def test_a_name_without_samples_has_a_note_in_their_place() -> None:

@@ -181,6 +181,10 @@ def test_folders_of_named_and_of_single_component_adapters_are_found(
 ) -> None:
     named = lay(tmp_path / "one", peft(known), "tom")
     assert load_adapter(named, known).scale(next(iter(attention_of(known)))) == 2.0
+    (tmp_path / "upper").mkdir()
+    written(tmp_path / "upper/Tom.SAFETENSORS", kohya(known))
+    (tmp_path / "upper/._Tom.SAFETENSORS").write_bytes(b"litter of macOS")
+    assert len(load_adapter(tmp_path / "upper", known).layers) == 2
     parts = lay(tmp_path / "parts", peft(known), "text_encoder", "unet")
     assert [file.parent.name for file in adapter_files(parts)] == ["unet", "text_encoder"]
 

@@ -166,6 +166,14 @@ def test_each_row_that_captions_no_photo_is_told_at_its_line():
     assert "`0.png`" in found.faults[0].remedy
 
 
+def test_a_name_without_its_leading_zeros_is_told_the_photo_of_that_number():
+    photos = [f"IMG_{number:04d}.jpg" for number in (0, 3, 10, 100)]
+    table = "file_name,text\nIMG_0.jpg,[V]\nIMG_10.jpg,[V]\n"
+    found = Captions([*photos, "metadata.csv"], lambda _: table.encode())
+    assert ["IMG_0000.jpg" in one.remedy for one in found.faults] == [True, False]
+    assert "IMG_0010.jpg" in found.faults[1].remedy
+
+
 def test_a_row_with_too_many_cells_is_told():
     found = captions(metadata_csv="file_name,text\n0.png,[V], asleep\n")
     assert told(found) == [("metadata.csv", 2, "error")]

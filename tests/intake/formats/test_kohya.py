@@ -134,6 +134,17 @@ def test_captions_of_class_images_are_their_prompt(manifest_of: ManifestOf, writ
     assert "2 captions" in manifest.faults[0].message
 
 
+def test_a_caption_of_class_images_that_names_the_subject_is_told_in_its_file(
+    faults_of: FaultsOf, write: Write
+):
+    config = f'{SUBSET}{REG}      class_tokens = "girl"\n      caption_extension = ".txt"\n'
+    for number in range(4):
+        write(f"1_girl/{number}.txt", "sks girl")
+    (fault,) = faults_of(config, "config.toml")
+    assert (fault.severity, fault.line) == ("error", 1)
+    assert fault.file.endswith("1_girl/0.txt")
+
+
 def test_class_images_that_no_subject_takes_are_told(faults_of: FaultsOf):
     two = f'{SUBSET}{REG}      class_tokens = "girl"\n{REG}      class_tokens = "dog"\n'
     (fault,) = faults_of(two, "config.toml")
@@ -249,6 +260,7 @@ def test_a_windows_path_in_double_quotes_is_told_as_an_escape(faults_of: FaultsO
         ("a photo of sks girl", ("sks", "girl", "a photo of [V] girl")),
         ("The sks, old girl", ("sks", "old girl", "The [V], old girl")),
         ("photo of an ohwx girl", ("ohwx", "girl", "photo of an [V] girl")),
+        ("sks girl, ", ("sks", "girl", "[V] girl,")),
         ("a girl", None),
         ("photo of girl", None),
     ],

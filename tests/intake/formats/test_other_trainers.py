@@ -69,6 +69,7 @@ DATASET = "[[datasets]]\nresolution = 64\n"
         ("[datasets]\n" + SUBSET.format("img", "sks cat"), 1, "datasets"),
         (DATASET + 'image_dir = "img"\n', 1, "datasets[0]"),
         (DATASET + 'image_directory = "img"\n', 1, "datasets[0]"),
+        (DATASET + 'video_directory = "clips"\n', 1, "datasets[0]"),
         ('[arguments]\ntrain_data_dir = "img"\n', 1, "train_data_dir"),
         ('dataset_config = "d.toml"\n', 1, "dataset_config"),
         (DATASET + SUBSET.format("img", "sks cat") + 'is_reg = "false"', 6,

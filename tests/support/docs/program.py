@@ -72,6 +72,7 @@ def _shrink_study() -> None:
 
     budget = prior.ScoringBudget(**SMALL_BUDGET)
     prior.PriorStudy = functools.partial(prior.PriorStudy, **SMALL_STUDY, budget=budget)
+    prior.PoseReader = functools.partial(prior.PoseReader, num_a_pose=12, num_held=4)
 
 
 def _shrink_measurement() -> None:

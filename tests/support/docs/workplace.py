@@ -84,7 +84,8 @@ class Clone:
             self._warm = subprocess.Popen(
                 [self.folder / ".venv/bin/python", "-c", _program(f"serve({path!r})")],
                 cwd=self.folder,
-                env=readers_environment(),
+                # numpy's own threads would start on import, and must not be forked
+                env={**readers_environment(), "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
