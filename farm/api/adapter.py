@@ -125,6 +125,7 @@ class Adapter:
 
         Raises:
             UserError: if the form is unknown, or the adapter was saved without it.
+            OutputUnusable: if ``out`` cannot be written.
             AdapterFileError: if a file in the store is missing or damaged.
         """
         return export_adapter(self._registry, self._named, Path(out), form=form)

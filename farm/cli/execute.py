@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -201,6 +201,7 @@ def show_plan(prepared: PreparedRun) -> None:
     """Show warnings and the plan on stderr."""
     from farm.adapters.registry import NEW_VERSION
     from farm.cli.views.plan import plan_table
+    from farm.errors import FarmError
     from farm.training.run.earlier import no_longer_named
     from farm.visible import visible
 
@@ -213,8 +214,9 @@ def show_plan(prepared: PreparedRun) -> None:
         some = ", ".join(map(visible, prepared.revoked[:SHOWN_WARNINGS]))
         rest = " and others" if len(prepared.revoked) > SHOWN_WARNINGS else ""
         note(f"warning: found, but revoked: {some}{rest}; {NEW_VERSION}")
-    if kept := no_longer_named(prepared):
-        note(_kept_line(kept))
+    with suppress(FarmError):  # a damaged earlier run stops no other
+        if kept := no_longer_named(prepared):
+            note(_kept_line(kept))
     if prepared.plan is not None:
         print_rich(plan_table(prepared), stderr=True)
 

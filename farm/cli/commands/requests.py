@@ -13,6 +13,7 @@ from farm.cli.chosen_run import chosen_run, require_subjects
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import print_json, say
+from farm.visible import visible
 
 if TYPE_CHECKING:
     from farm.training.run.files import Request
@@ -74,7 +75,8 @@ def _request(
         return
     which = "has failed or was cancelled" if what == "retry" else "is unfinished"
     if settled is None:
-        say(f"run {run_id}: its driver will {what} what {which}, within seconds")
+        of = f" of {visible(', '.join(subjects))}" if subjects else ""
+        say(f"run {run_id}: its driver will {what} what {which}{of}, within seconds")
     elif settled == 0:
         say(f"run {run_id}: nothing to {what}: no such job {which}")
     else:

@@ -174,7 +174,8 @@ def run_view(*, plain: bool = False, expected: Estimate | None = None) -> LiveVi
 
 def failure_lines(subject: str, status: str, reason: str, remedy: str = "") -> list[str]:
     """What failed, and the remedy on a second line."""
-    lines = [f"{visible(subject)}: {status}: {visible(reason)}"]
+    why = f": {visible(reason)}" if reason != status else ""
+    lines = [f"{visible(subject)}: {status}{why}"]
     return [*lines, f"  remedy: {visible(remedy)}"] if remedy else lines
 
 

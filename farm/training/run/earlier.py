@@ -29,12 +29,14 @@ def no_longer_named(prepared: PreparedRun) -> list[str]:
     """``namespace/name`` of adapters that the manifest's last other run in this store has trained,
     that the manifest no longer names, and that are not revoked; sorted.
 
-    Empty where looking would take long.
+    Empty where looking would take long, and where subjects of the manifest are left out for faults:
+    they are still named.
     """
     store = prepared.store
-    if len(prepared.jobs) > MOST_JOBS or (earlier := _last_run(store, prepared)) is None:
+    if prepared.num_rejected or len(prepared.jobs) > MOST_JOBS:
         return []
-    if count_jobs(store, earlier) > MOST_JOBS:
+    earlier = _last_run(store, prepared)
+    if earlier is None or count_jobs(store, earlier) > MOST_JOBS:
         return []
     now = {pair for item in prepared.jobs.assignments() for pair in item.names}
     before = {pair for item in read_assignments(store, earlier) for pair in item.names}

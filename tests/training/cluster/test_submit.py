@@ -21,6 +21,7 @@ from farm.locks import holder
 from farm.storage import Store
 from farm.training.execute import prepare_run
 from farm.training.run.request import RunRequest
+from farm.training.run.status import run_status
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +110,8 @@ def test_a_local_manifest_travels_survives_its_driver_and_is_found_again(
     assert len(list(Registry(store).names())) == 2
     log = client_of(head).get_job_logs(sent["job"])
     assert "the driver died (signal 9); it is started again" in log
+    assert "joined the Ray cluster at " in log
+    assert run_status(store, sent["run"])["cluster"]
     shown, _ = watch.communicate(timeout=60)
     assert watch.returncode == 0
     assert json.loads(shown.splitlines()[-1])["counts"]["committed"] == 2
