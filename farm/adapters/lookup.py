@@ -13,7 +13,7 @@ from farm.adapters.registry import Registry, weights_digest
 from farm.errors import UserError
 from farm.intake.faults import similar_name
 from farm.intake.subject import DEFAULT_NAMESPACE
-from farm.safe_names import is_job_key, only_in_case
+from farm.text.safe_names import is_job_key, only_in_case
 
 __all__ = [
     "MAX_CHECKED",

@@ -22,8 +22,8 @@ from farm.adapters.names import SAMPLES, NamedAdapter, pointed_to, pointer_of
 from farm.adapters.record import AdapterRecord
 from farm.errors import AdapterFileError, UserError
 from farm.keys import bytes_digest, file_digest
-from farm.safe_names import is_safe_name
 from farm.storage import Store
+from farm.text.safe_names import is_safe_name
 
 __all__ = ["NEW_VERSION", "SAMPLES", "NamedAdapter", "Registry", "is_revoked_among"]
 

@@ -175,7 +175,7 @@ def _explain(error: FarmError) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from farm.visible import visible, visible_lines
+    from farm.text.visible import visible, visible_lines
 
     console = Console(stderr=True)
     message = visible_lines(error.message)

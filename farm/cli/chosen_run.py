@@ -51,7 +51,7 @@ def require_subjects(run: str, wanted: Iterable[str], known: Collection[str]) ->
     """
     from farm.errors import UserError
     from farm.intake.faults import similar_name
-    from farm.visible import visible
+    from farm.text.visible import visible
 
     for subject in wanted:
         if subject not in known:

@@ -202,8 +202,8 @@ def show_plan(prepared: PreparedRun) -> None:
     from farm.adapters.registry import NEW_VERSION
     from farm.cli.views.plan import plan_table
     from farm.errors import FarmError
+    from farm.text.visible import visible
     from farm.training.run.earlier import no_longer_named
-    from farm.visible import visible
 
     for fault in prepared.warnings[:SHOWN_WARNINGS]:
         note(f"warning: {visible(str(fault))}")
@@ -222,7 +222,7 @@ def show_plan(prepared: PreparedRun) -> None:
 
 
 def _kept_line(names: Sequence[str]) -> str:
-    from farm.visible import visible
+    from farm.text.visible import visible
 
     some = ", ".join(map(visible, names[:SHOWN_WARNINGS]))
     rest = f" and {len(names) - SHOWN_WARNINGS:,} more" if len(names) > SHOWN_WARNINGS else ""

@@ -24,7 +24,7 @@ from farm.intake.rows import ManifestRow, ManifestRows
 from farm.intake.scoring import ScoringSettings
 from farm.intake.subject import Subject
 from farm.recipe import Quantization
-from farm.safe_names import only_in_case
+from farm.text.safe_names import only_in_case
 
 __all__ = ["Manifest", "all_fit", "invalid", "read_manifest"]
 

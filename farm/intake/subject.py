@@ -14,8 +14,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from farm.recipe import Recipe
-from farm.safe_names import MAX_NAME_LENGTH, NAME_PATTERN
 from farm.schedulers import SchedulerName
+from farm.text.safe_names import MAX_NAME_LENGTH, NAME_PATTERN
 
 __all__ = [
     "CLASS_NOUN_FIELD",

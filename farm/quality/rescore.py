@@ -31,8 +31,8 @@ from farm.quality.card import Candidate, Examiner
 from farm.quality.protocol import ScoringBudget
 from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.recipe import Recipe
-from farm.safe_names import is_job_key
 from farm.storage import Store
+from farm.text.safe_names import is_job_key
 from farm.training.run.files import list_runs, read_assignments
 
 __all__ = ["score_named"]

@@ -16,7 +16,7 @@ from support.cli.commands import farm_in_one_process
 from support.manifests import write_manifest
 
 from farm.cli.views.progress import Stages
-from farm.visible import visible, visible_lines
+from farm.text.visible import visible, visible_lines
 
 FARM = "from farm.cli import main; main()"
 Printed = dict[str, list[tuple[str, str]]]

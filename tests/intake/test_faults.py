@@ -15,7 +15,7 @@ from farm.intake.manifest import read_manifest
 from farm.intake.rows import ManifestRow
 from farm.intake.schema import Head, SubjectEntry
 from farm.recipe import Recipe
-from farm.safe_names import NAME_PATTERN
+from farm.text.safe_names import NAME_PATTERN
 
 
 def told(model: type[BaseModel], value: dict[str, object]) -> list[Fault]:

@@ -10,7 +10,7 @@ import typer
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, StoreOption
 from farm.cli.views.output import note, note_verdicts, print_json, print_table, say
-from farm.visible import visible
+from farm.text.visible import visible
 
 if TYPE_CHECKING:
     from farm.adapters.listing import ListedAdapter

@@ -11,7 +11,7 @@ import typer
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, NamesArgument, NamesOption, StoreOption
 from farm.cli.views.output import note, print_json, say
-from farm.visible import visible
+from farm.text.visible import visible
 
 __all__ = ["register"]
 

@@ -9,7 +9,7 @@ import typer
 
 from farm.cli.options import BaseOption, JsonOption, StoreOption
 from farm.cli.views.output import note, print_json, say
-from farm.visible import visible
+from farm.text.visible import visible
 
 __all__ = ["register"]
 

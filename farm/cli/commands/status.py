@@ -11,7 +11,7 @@ from farm.cli.chosen_run import chosen_run, require_subjects
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, OptionalRun, StoreOption
 from farm.cli.views.output import say
-from farm.visible import visible
+from farm.text.visible import visible
 
 if TYPE_CHECKING:
     from farm.storage import Store

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from farm.intake.subject import CLASS_NOUN_FIELD, DEFAULT_CLASS_PROMPT
-from farm.visible import visible
+from farm.text.visible import visible
 
 if TYPE_CHECKING:
     from farm.errors import Fault

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from farm.visible import visible, visible_lines
+from farm.text.visible import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from farm.durations import duration
+from farm.text.durations import duration
 
 if TYPE_CHECKING:
     from rich.table import Table

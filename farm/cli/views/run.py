@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Self
 
 from farm.cli.views.output import note
 from farm.cli.views.pace import Work
-from farm.durations import duration
-from farm.visible import visible
+from farm.text.durations import duration
+from farm.text.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console

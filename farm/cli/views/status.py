@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from farm.cli.views.output import print_json, print_rich, say, table_of
 from farm.cli.views.run import failure_lines
-from farm.durations import duration
-from farm.visible import visible_lines
+from farm.text.durations import duration
+from farm.text.visible import visible_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, Group

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from farm.safe_names import SAFE_NAME
+from farm.text.safe_names import SAFE_NAME
 
 __all__ = ["TAG", "fill_tags", "near_miss"]
 

@@ -21,13 +21,13 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from farm.durations import duration
 from farm.local_files import write_file
 from farm.quality.report import curve
 from farm.quality.report.row_index import index_of, slug
 from farm.quality.report.view import LaneSpan, RunView, SubjectRow, SubjectView
 from farm.quality.verdict import CLASS_PRESERVATION, PROMPT_FIDELITY, SIMILARITY
-from farm.visible import visible_lines
+from farm.text.durations import duration
+from farm.text.visible import visible_lines
 
 __all__ = ["Part", "part_name", "render", "render_overview", "render_part", "write_report"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from farm.durations import duration
 from farm.quality.report.subject import SubjectRow
-from farm.visible import visible_lines
+from farm.text.durations import duration
+from farm.text.visible import visible_lines
 
 __all__ = ["index_of", "slug"]
 

@@ -24,10 +24,10 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.errors import NotAuthorized, StoreError, TooBusy, UserError
-from farm.safe_names import SAFE_NAME, is_safe_name
 from farm.serving.access.limits import RateLimiter
 from farm.serving.ttl_cache import MAX_AGE_S, TtlCache
 from farm.storage import Store
+from farm.text.safe_names import SAFE_NAME, is_safe_name
 
 __all__ = ["Gate", "KeyRecord", "Tenant", "create_key", "list_keys", "revoke_key"]
 

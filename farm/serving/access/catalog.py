@@ -22,8 +22,8 @@ from farm.adapters.record import BaseFamily
 from farm.adapters.registry import NamedAdapter, Registry, is_revoked_among
 from farm.errors import AdapterFileError, AdapterNotFound, StoreError
 from farm.recipe import LongPrompts
-from farm.safe_names import is_job_key, is_safe_name
 from farm.serving.ttl_cache import MAX_AGE_S, PATIENCE_S, TtlCache
+from farm.text.safe_names import is_job_key, is_safe_name
 
 __all__ = ["AdapterFacts", "Catalog", "Page", "unix_seconds"]
 

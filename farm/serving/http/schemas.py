@@ -21,7 +21,6 @@ from pydantic import (
 )
 
 from farm.recipe import LongPrompts
-from farm.safe_names import JOB_KEY, SAFE_NAME
 from farm.schedulers import SchedulerName
 from farm.serving.access.limits import MAX_PICTURES
 from farm.serving.http.image_metadata import OutputFormat
@@ -33,6 +32,7 @@ from farm.serving.request import (
     MAX_STEPS,
     MAX_WEIGHT,
 )
+from farm.text.safe_names import JOB_KEY, SAFE_NAME
 
 __all__ = [
     "ANY_SEED",

@@ -21,8 +21,8 @@ from farm.adapters.registry import NEW_VERSION, NamedAdapter, Registry
 from farm.errors import AdapterFileError, FarmError, OutputUnusable, StoreError, UserError
 from farm.keys import file_digest
 from farm.local_files import check_folder, write_file, writing
-from farm.safe_names import only_in_case
 from farm.storage import Store
+from farm.text.safe_names import only_in_case
 from farm.training.run.files import read_assignments
 
 __all__ = ["Exported", "export_adapter", "export_adapters"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from farm.durations import duration
 from farm.errors import FarmError, StoreError, StoreUnusable
 from farm.retries import OUTAGE_BUDGET_S
 from farm.store_trouble import StoreTrouble
+from farm.text.durations import duration
 
 __all__ = ["StorePatience"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from farm.durations import duration
+from farm.text.durations import duration
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Words for people, and names for files: durations, visible characters, safe names."""
