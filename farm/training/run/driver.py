@@ -59,7 +59,7 @@ class Driver:
         if news:
             self._heard = news[-1].number + 1
         if self.cluster:
-            joined = f"joined the Ray cluster at {self.cluster}"
+            joined = f"joined the cluster at {self.cluster}"
             news = [Notice(self._heard, time.time(), joined, is_bad=False), *news]
             self.cluster = ""
         if self.view is not None:
