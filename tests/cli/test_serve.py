@@ -201,18 +201,8 @@ def test_on_ray_it_starts_generates_and_stops_when_told(tmp_path: Path) -> None:
 
 def test_engines_that_do_not_fit_are_refused_before_ray_starts(tmp_path: Path) -> None:
     told = farm_here(
-        *(
-            "serve",
-            "--ray",
-            "--engines",
-            "4000",
-            "--store",
-            str(tmp_path),
-            "--base",
-            "tiny",
-            "--port",
-            "0",
-        ),
+        *("serve", "--ray", "--engines", "4000", "--port", "0"),
+        *("--store", str(tmp_path), "--base", "tiny"),
         RAY_ADDRESS="",
     )
     assert told.returncode == 2
