@@ -31,7 +31,6 @@ __all__ = [
     "VerdictCount",
 ]
 
-GOOD: frozenset[str] = frozenset({"learned well", "partly learned"})
 UNJUDGED: frozenset[str] = frozenset({"not scored", "unfinished"})
 """Verdicts that contain no information about learning."""
 
@@ -122,10 +121,12 @@ class RunView:
         if not judged:
             num = len(self.subjects)
             return f"{self.num_committed:,} of {num:,} {_subjects(num)} trained."
-        good = sum(one.verdict in GOOD for one in judged)
-        rest = len(self.subjects) - len(judged)
-        tail = f"; {rest:,} not scored" if rest else ""
-        return f"{good:,} of {len(judged):,} {_subjects(len(judged))} learned{tail}."
+        counts = Counter(one.verdict for one in judged)
+        partly, rest = counts["partly learned"], len(self.subjects) - len(judged)
+        tail = f", {partly:,} partly" if partly else ""
+        tail += f"; {rest:,} not scored" if rest else ""
+        well, subjects = counts["learned well"], _subjects(len(judged))
+        return f"{well:,} of {len(judged):,} {subjects} learned well{tail}."
 
     @property
     def classes(self) -> list[str]:

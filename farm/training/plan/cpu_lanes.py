@@ -86,7 +86,7 @@ def _reason(processes: _Processes) -> str:
         return "a small base gains more from a lane on each core than from threads"
     if processes.slots == 1:
         return "a single subject trains in one lane with one slot"
-    return "one lane with many slots keeps all cores busy"
+    return "few subjects are trained fastest together, in the slots of one lane"
 
 
 def _processes(inputs: PlanInputs, is_small: bool) -> _Processes:

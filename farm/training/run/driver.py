@@ -121,7 +121,7 @@ def lock_run(prepared: PreparedRun) -> StoreLock:
         who = f"process {owner.pid}" if owner is not None else "another driver"
         raise UserError(
             f"run {prepared.run_id} is already driven by {who}",
-            "wait for it, stop it, or take the run over with --take-over",
+            "wait for it, stop it, or take the run over: `farm run` with --take-over",
         )
     return lock
 

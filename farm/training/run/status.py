@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from farm.adapters.registry import Registry
@@ -71,7 +73,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     steps = None
     if left and owner is not None and num_jobs <= MOST_COUNTED:
         steps = _count_steps(store, run_id, started)
-        eta_s = steps.left_s or eta_s
+        eta_s = steps.left_s(left) or eta_s
     return {
         "run": run_id,
         "store": store.url,
@@ -104,11 +106,18 @@ class _Steps:
     """In the last ten minutes of this start; 0 before its first progress."""
     waiting_for_priors: int
     """Queued jobs whose class images are not complete."""
+    commit_s: float
+    """The usual time between two adapters of this start; 0 before the second one."""
 
-    @property
-    def left_s(self) -> float | None:
-        """The time for the steps that are left; None if not known."""
-        return self.left / self.per_s if self.left and self.per_s else None
+    def left_s(self, num_left: int) -> float | None:
+        """The time for the steps that are left, or for the samples, scores and files that follow
+        them if these take longer; None if not known.
+
+        Args:
+            num_left: unfinished jobs.
+        """
+        steps_s = self.left / self.per_s if self.left and self.per_s else 0.0
+        return max(steps_s, num_left * self.commit_s) or None
 
 
 def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
@@ -124,7 +133,7 @@ def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
         run = read_run_jobs(store, run_id)
         columns = run.columns
         steps = [columns.recipes[number].steps for number in columns.recipe_of]
-        state, per_s = _replay(store, run_id, started)
+        state, per_s, commit_s = _replay(store, run_id, started)
     done = total = left = 0
     queued = []
     for number, key in enumerate(run):
@@ -139,16 +148,16 @@ def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
         left += steps[number] - trained
         if status is Status.QUEUED:
             queued.append(number)
-    return _Steps(done, total, left, per_s, _waiting(store, run, queued))
+    return _Steps(done, total, left, per_s, _waiting(store, run, queued), commit_s)
 
 
-def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, float]:
-    """The state after all events, and the steps per second of this start.
+def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, float, float]:
+    """The state after all events, and the steps per second and seconds per adapter of this start.
 
     Only trained steps count for the rate: a job that is cancelled or begins again changes what is
     left.
     """
-    leased, gains = 0.0, []
+    leased, gains, commits = 0.0, [], []
 
     def note(event: Event, before: Job | None, after: Job) -> None:
         nonlocal leased
@@ -159,14 +168,17 @@ def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, flo
         gained = after.step - (before.step if before is not None else 0)
         if event.kind in GAINS and gained > 0:
             gains.append((event.at, gained))
+        if event.kind == "committed":
+            commits.append(event.at)
 
     state = read_state(store, run_id, note)
+    commit_s = median(b - a for a, b in pairwise(commits)) if len(commits) > 1 else 0.0
     if not gains:
-        return state, 0.0
+        return state, 0.0, commit_s
     last = gains[-1][0]
     begin = max(last - RATE_WINDOW_S, leased or started)
     recent = sum(gained for at, gained in gains if at > begin)
-    return state, recent / max(last - begin, 1.0)
+    return state, recent / max(last - begin, 1.0), commit_s
 
 
 def _waiting(store: Store, run: RunJobs, queued: Collection[int]) -> int:

@@ -21,7 +21,10 @@ def run() -> RunView:
 def test_every_subject_is_counted_under_one_verdict(run: RunView) -> None:
     assert sum(verdict.num for verdict in run.verdicts) == len(run.subjects) == 16
     assert run.verdicts[0].label == "learned well"
-    assert run.headline.endswith("of 16 subjects learned.")
+    partly = sum(one.num for one in run.verdicts if one.label == "partly learned")
+    assert partly
+    well = run.verdicts[0].num
+    assert run.headline == f"{well} of 16 subjects learned well, {partly} partly."
 
 
 def test_failures_of_one_reason_stand_together(run: RunView) -> None:

@@ -167,6 +167,19 @@ def test_steps_rate_and_time_left_are_known_before_the_first_adapter(tmp_path: P
     facts = run_status(store, "r")
     assert facts["steps"] == {"done": 2, "total": 3 * total, "per_s": pytest.approx(0.4)}
     assert facts["eta_s"] == pytest.approx((3 * total - 2) / 0.4)
+    # once the steps are done, what follows them sets the time
+    for key in KEYS[:1], KEYS[2:3], KEYS[3:]:
+        state.record("leased", *key, lane="0#x", expires=NOW + 1e6)
+        state.record("progress", *key, lane="0#x", step=total, expires=NOW + 1e6)
+    for key in (KEYS[0], KEYS[2]):
+        clock[0] += 20.0
+        state.settle(JobResult(key, "committed"), "0#x")
+    state.flush()
+    facts = run_status(store, "r")
+    assert facts["steps"]["done"] == facts["steps"]["total"]
+    assert facts["left"] == 1
+    assert facts["eta_s"] == pytest.approx(20.0)
+    facts |= {"steps": {"done": 2, "total": 3 * total, "per_s": 0.4}}
     table = StringIO()
     console = Console(width=80, force_terminal=True, file=table)
     with status_view(json=False, refresh=True, console=console) as show:
