@@ -35,6 +35,7 @@ __all__ = [
     "run_prepared",
     "run_request",
     "show_plan",
+    "show_warnings",
     "stop_on_signals",
     "write_report",
 ]
@@ -199,8 +200,16 @@ def prepare(request: RunRequest) -> PreparedRun:
 
 def show_plan(prepared: PreparedRun) -> None:
     """Show warnings and the plan on stderr."""
-    from farm.adapters.registry import NEW_VERSION
     from farm.cli.views.plan import plan_table
+
+    show_warnings(prepared)
+    if prepared.plan is not None:
+        print_rich(plan_table(prepared), stderr=True)
+
+
+def show_warnings(prepared: PreparedRun) -> None:
+    """Show on stderr what may be wrong with a manifest, or not as its reader expects."""
+    from farm.adapters.registry import NEW_VERSION
     from farm.errors import FarmError
     from farm.text.visible import visible
     from farm.training.run.earlier import no_longer_named
@@ -217,8 +226,6 @@ def show_plan(prepared: PreparedRun) -> None:
     with suppress(FarmError):  # a damaged earlier run stops no other
         if kept := no_longer_named(prepared):
             note(_kept_line(kept))
-    if prepared.plan is not None:
-        print_rich(plan_table(prepared), stderr=True)
 
 
 def _kept_line(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from farm.cli.execute import (
     run_prepared,
     run_request,
     show_plan,
+    show_warnings,
 )
 from farm.cli.options import (
     JsonOption,
@@ -69,6 +70,7 @@ def plan(
     if calibrate:
         calibrate_device(options)
     prepared = prepare(plan_request(manifest, options))
+    show_warnings(prepared)
     if json:
         print_json(plan_facts(prepared))
     else:
