@@ -61,10 +61,10 @@ def _version(registry: Registry, named: NamedAdapter, key: str) -> NamedAdapter:
         return found
     if is_job_key(key) and registry.is_committed(key):
         record = registry.record(key)
-        # names of older farm versions have no history; the record has its first owner
-        if (record.namespace, record.name) == (named.namespace, named.name):
-            sha256 = weights_digest(record)
-            return NamedAdapter(named.namespace, named.name, key, sha256, record.created)
+        owner = record.namespace, record.name
+        found = named.version_without_history(key, owner, weights_digest(record), record.created)
+        if found is not None:
+            return found
     versions = ", ".join(one.job_key for one in (named, *named.earlier))
     raise UserError(
         f"{named.namespace}/{named.name} has no version {key!r} in {registry.store.url}",

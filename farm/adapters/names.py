@@ -46,6 +46,18 @@ class NamedAdapter:
         """The current or an earlier adapter of the name, by job key."""
         return next((it for it in (self, *self.earlier) if it.job_key == job_key), None)
 
+    def version_without_history(
+        self, job_key: str, owner: tuple[str, str], sha256: str, created: str
+    ) -> NamedAdapter | None:
+        """An adapter of the name that its history lacks, as names of older farm versions have none.
+
+        Args:
+            owner: namespace and name in the adapter's record, which are those of its first owner.
+        """
+        if owner != (self.namespace, self.name):
+            return None
+        return NamedAdapter(self.namespace, self.name, job_key, sha256, created)
+
 
 def _one(namespace: str, name: str, body: Mapping[str, Any]) -> NamedAdapter:
     """Parse a pointer; older ones have no samples and no earlier versions."""

@@ -343,6 +343,7 @@ def _check_files(folder: Path, record: AdapterRecord) -> None:
 
 
 def weights_digest(record: AdapterRecord) -> str:
+    """Digest of the weights file, or of the record if there is none: ``NamedAdapter.sha256``."""
     return record.files.get(DIFFUSERS_FILE) or bytes_digest(record.model_dump_json().encode())
 
 

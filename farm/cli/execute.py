@@ -229,13 +229,12 @@ def show_warnings(prepared: PreparedRun) -> None:
 
 
 def _kept_line(names: Sequence[str]) -> str:
+    from farm.text.listed import listed
     from farm.text.visible import visible
 
-    some = ", ".join(map(visible, names[:SHOWN_WARNINGS]))
-    rest = f" and {len(names) - SHOWN_WARNINGS:,} more" if len(names) > SHOWN_WARNINGS else ""
     return (
-        f"note: no longer in the manifest, but still in the store and served: {some}{rest}; "
-        "`farm revoke NAME` withdraws one"
+        "note: no longer in the manifest, but still in the store and served: "
+        f"{visible(listed(names, SHOWN_WARNINGS))}; `farm revoke NAME` withdraws one"
     )
 
 

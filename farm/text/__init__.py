@@ -1,1 +1,1 @@
-"""Words for people, and names for files: durations, visible characters, safe names."""
+"""Words for people, and names for files: durations, lists, visible characters, safe names."""

@@ -44,6 +44,7 @@ from farm.adapters.weights import AdapterWeights
 from farm.base.interface import Base
 from farm.errors import AdapterFileError
 from farm.keys import bytes_digest, file_digest
+from farm.text.listed import listed
 
 __all__ = [
     "COMPONENT_NAMES",
@@ -227,24 +228,19 @@ def _no_adapter(folder: Path, several: Sequence[Path]) -> AdapterFileError:
             "name the adapter's file or folder; the model itself is named with --base",
         )
     if several:
-        names = _listed([str(file.relative_to(folder)) for file in several])
+        names = listed([str(file.relative_to(folder)) for file in several], SHOWN)
         return AdapterFileError(f"{folder} holds several adapters: {names}", "name one of them")
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in PICKLED)
     if pickled:
         return AdapterFileError(
-            f"{folder} holds no safetensors file, only pickled ones: {_listed(pickled)}",
+            f"{folder} holds no safetensors file, only pickled ones: {listed(pickled, SHOWN)}",
             PICKLE_REMEDY,
         )
     deeper = sorted(islice(folder.rglob("*.safetensors"), MAX_SEARCHED))
     remedy = "name an adapter's file, or the folder that holds it"
     if deeper:
-        remedy = f"name one of those below it: {_listed([str(file) for file in deeper])}"
+        remedy = f"name one of those below it: {listed([str(file) for file in deeper], SHOWN)}"
     return AdapterFileError(f"{folder} holds no adapter file", remedy)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _png(picture: Image.Image) -> bytes:

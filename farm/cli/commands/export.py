@@ -11,6 +11,7 @@ import typer
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, NamesArgument, NamesOption, StoreOption
 from farm.cli.views.output import note, print_json, say
+from farm.text.listed import listed
 from farm.text.visible import visible
 
 __all__ = ["register"]
@@ -78,6 +79,5 @@ def export(
 
 
 def _left_out(labels: Sequence[str], why: str) -> str:
-    more = f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
     are = f"{len(labels):,} {'adapter is' if len(labels) == 1 else 'adapters are'} left out, {why}"
-    return f"{are}: {visible(', '.join(labels[:SHOWN]))}{more}"
+    return f"{are}: {visible(listed(labels, SHOWN))}"

@@ -84,9 +84,10 @@ _SWITCHED_OFF = re.compile(r"0+_\S+\s+.+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-_OPENING = r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image|portrait)\s+of\s+)?"
+_ARTICLE = r"(?:(?:an?|the)\s+)?"
+_OPENING = rf"{_ARTICLE}(?:(?:photo|photograph|picture|image|portrait)\s+of\s+)?{_ARTICLE}"
 _TOKENS = re.compile(
-    rf"(?P<opening>{_OPENING}(?:(?:an?|the)\s+)?)(?P<identifier>\S+?)(?P<comma>,?) (?P<noun>.+)",
+    rf"(?P<opening>{_OPENING})(?P<identifier>\S+?)(?P<comma>,?) (?P<noun>.+)",
     re.IGNORECASE,
 )
 """``sks cat``; ``sks, cat`` as tags are written; ``a photo of sks cat``."""
@@ -116,7 +117,7 @@ def tokens_of(text: str) -> Tokens | None:
 
 def bare_class(text: str) -> str:
     """Class tokens without an opening such as `a photo of a`."""
-    return re.sub(rf"^{_OPENING}(?:(?:an?|the)\s+)?", "", text, count=1, flags=re.IGNORECASE)
+    return re.sub(rf"^{_OPENING}", "", text, count=1, flags=re.IGNORECASE)
 
 
 def is_escaped_path(line: str) -> bool:

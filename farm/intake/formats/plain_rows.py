@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from farm.errors import Fault, FaultList
+from farm.errors import FaultList
 from farm.intake.rows import ManifestRow, ManifestRows
 
 __all__ = ["plain_rows"]
@@ -46,12 +46,8 @@ def _plain(row: ManifestRow, faults: FaultList) -> ManifestRow:
     }
     if not wrong:
         return row
-    faults += [_fault(row, str(key), *problem) for key, problem in wrong.items()]
+    faults += [row.fault((str(key),), *problem) for key, problem in wrong.items()]
     return replace(row, value={key: row.value[key] for key in row.value.keys() - wrong.keys()})
-
-
-def _fault(row: ManifestRow, key: str, message: str, remedy: str) -> Fault:
-    return row.fault((key,), message, remedy)
 
 
 def _problem(value: Any) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from farm.errors import Fault
 from farm.intake.formats.kohya_options import is_switched_off
 from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.listings import has_photos, list_folder, subfolders
+from farm.text.listed import listed
 
 __all__ = ["unnamed_folders", "unnamed_photos"]
 
@@ -42,9 +43,7 @@ def unnamed_folders(
     unnamed = [name for name in islice(names, MAX_LISTED) if has_photos(start + name)]
     if not unnamed:
         return None
-    shown = ", ".join(f"`{name}`" for name in unnamed[:SHOWN])
-    if (more := len(unnamed) - SHOWN) > 0:
-        shown += f" and {more:,} more"
+    shown = listed([f"`{name}`" for name in unnamed], SHOWN)
     what = "folder of photos has" if len(unnamed) == 1 else "folders of photos have"
     message = f"{len(unnamed):,} {what} no row and will not be trained: {shown}"
     one = len(unnamed) == 1
@@ -76,9 +75,7 @@ def unnamed_photos(
         loose += [posixpath.join(place, name) for name, uri in files if uri not in used]
     if not loose:
         return None
-    shown = ", ".join(f"`{name}`" for name in loose[:SHOWN])
-    if (more := len(loose) - SHOWN) > 0:
-        shown += f" and {more:,} more"
+    shown = listed([f"`{name}`" for name in loose], SHOWN)
     count = "1 photo belongs" if len(loose) == 1 else f"{len(loose):,} photos belong"
     message = f"{count} to no subject and will not be trained: {shown}"
     remedy = "name them for a subject, or move them into its folder or away"

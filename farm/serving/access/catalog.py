@@ -154,10 +154,10 @@ class Catalog:
                 raise
             raise FileNotFoundError(key) from error  # hides others' broken records
         if known is None:
-            # names of older farm versions have no history; the record has its first owner
-            if (facts.namespace, facts.name) != (named.namespace, named.name):
-                raise FileNotFoundError(key)
-            known = NamedAdapter(named.namespace, named.name, key, facts.sha256, facts.created)
+            owner = facts.namespace, facts.name
+            known = named.version_without_history(key, owner, facts.sha256, facts.created)
+        if known is None:
+            raise FileNotFoundError(key)
         return known, facts
 
     async def page(

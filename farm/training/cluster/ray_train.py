@@ -13,7 +13,6 @@ loses no job.
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -111,7 +110,7 @@ def lane_main(config: dict[str, Any]) -> None:
     from farm.base.loading import load_base, training_dtype
     from farm.training.lane.lane import Lane
 
-    spec: LaneSpec = pickle.loads(config["spec"])
+    spec: LaneSpec = cloudpickle.loads(config["spec"])
     use_expandable_segments()
     keep_freed_memory(spec.device)
     sweep_folders()  # of lanes that were killed on this node

@@ -6,7 +6,8 @@ revoked.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from farm.adapters.registry import Registry
 from farm.errors import UserError
@@ -17,6 +18,7 @@ from farm.training.run.request import PreparedRun
 
 __all__ = ["no_longer_named"]
 
+PARALLEL_READS = 16
 MOST_RUNS = 100
 """Runs of a store whose settings are looked at: this concerns only a note."""
 MOST_JOBS = 5_000
@@ -51,14 +53,25 @@ def no_longer_named(prepared: PreparedRun) -> list[str]:
 
 def _last_run(store: Store, prepared: PreparedRun) -> str | None:
     """The run of the same manifest, other than this one, that was started last."""
-    runs, mine = list_runs(store), prepared.request.manifest.rstrip("/")
-    found = []
-    if len(runs) <= MOST_RUNS:
-        for run_id in runs:
-            with suppress(UserError):  # damaged settings concern no other run
-                settings = read_settings(store, run_id)
-                asked = settings.get("request") or {}
-                manifest = str(asked.get("manifest") or "").rstrip("/")
-                if run_id != prepared.run_id and manifest == mine:
-                    found.append((float(settings.get("started") or 0.0), run_id))
+    others = [run_id for run_id in list_runs(store) if run_id != prepared.run_id]
+    if not others or len(others) > MOST_RUNS:
+        return None
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        starts = list(pool.map(partial(_start_of, store), others))
+    mine = prepared.request.manifest.rstrip("/")
+    found = [
+        (started, run_id)
+        for (manifest, started), run_id in zip(starts, others, strict=True)
+        if manifest == mine
+    ]
     return max(found)[1] if found else None
+
+
+def _start_of(store: Store, run_id: str) -> tuple[str, float]:
+    """A run's manifest, and when it was last started."""
+    try:
+        settings = read_settings(store, run_id)
+    except UserError:  # damaged settings concern no other run
+        return "", 0.0
+    asked = settings.get("request") or {}
+    return str(asked.get("manifest") or "").rstrip("/"), float(settings.get("started") or 0.0)
