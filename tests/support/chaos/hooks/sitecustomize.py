@@ -76,8 +76,9 @@ class PaceFinder:
 
 
 def this_lane():
-    module = sys.modules.get("farm.training.cluster.ray_train")
-    return module._lane[0] if module is not None and module._lane else None
+    module = sys.modules.get("farm.training.cluster.lanes.backend")
+    lanes = module.lane_of_process if module is not None else None
+    return lanes[0] if lanes else None
 
 
 def write_name(*_):
