@@ -14,6 +14,7 @@ from functools import partial
 
 from farm.adapters.lookup import check_case
 from farm.adapters.registry import Registry, is_revoked_among
+from farm.base.device.presence import has_gpu
 from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
@@ -21,11 +22,11 @@ from farm.errors import UserError
 from farm.intake.check import Progress, check_manifest
 from farm.intake.job import PriorSpec
 from farm.intake.manifest import all_fit, read_manifest
-from farm.intake.modules import BaseModules
 from farm.intake.scoring import ScoringSettings
 from farm.recipe import base_layers
 from farm.storage import Store
 from farm.training.lane.settings import Pictures
+from farm.training.plan.base_facts import BaseFacts, base_facts
 from farm.training.plan.calibration import find_calibration
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
@@ -37,7 +38,7 @@ from farm.training.run.job_files import read_run_jobs
 from farm.training.run.job_set import JobSet, jobs_of
 from farm.training.run.request import PreparedRun, RunBase, RunRequest
 
-__all__ = ["base_facts", "prepare_run", "resume_run", "this_machine"]
+__all__ = ["prepare_run", "resume_run", "this_machine"]
 
 
 def prepare_run(
@@ -65,7 +66,8 @@ def prepare_run(
     )
     manifest = read()
     # known only now: a manifest that cannot be read costs no download
-    base, modules = _loaded(request.base, request.revision, fetched)
+    facts = base_facts(request.base, request.revision, fetched)
+    base, modules = _run_base(request.base, facts), facts.modules
     if base.recipe:
         read = partial(read, family_recipe=base.recipe)
         manifest = read()
@@ -105,25 +107,12 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
         scoring=request.scoring.over(kept),
         quantization=request.quantization or asked.get("quantization"),
     )
-    return _prepared(request, store, base_facts(request.base, request.revision), jobs)
+    facts = base_facts(request.base, request.revision)
+    return _prepared(request, store, _run_base(request.base, facts), jobs)
 
 
-def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> RunBase:
-    """Load a base, and keep only its facts."""
-    return _loaded(name, revision, fetched)[0]
-
-
-def _loaded(
-    name: str, revision: str | None, fetched: Fetched | None
-) -> tuple[RunBase, BaseModules]:
-    """The facts of a base, and the names of its modules."""
-    from farm.adapters.bank.layout import base_modules
-    from farm.base.loading import load_base
-
-    base = load_base(name, device="meta", revision=revision, fetched=fetched)
-    memory = replace(base.memory, counts=base.denoiser_counts())
-    facts = RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
-    return facts, base_modules(base)
+def _run_base(name: str, facts: BaseFacts) -> RunBase:
+    return RunBase(name, facts.fingerprint, facts.resolution_px, facts.memory, facts.recipe)
 
 
 def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) -> PreparedRun:
@@ -213,11 +202,11 @@ def _workload(
 
 def this_machine() -> Hardware:
     """The hardware of this machine."""
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if not has_gpu():
+        return Hardware(None, 0, 0, cpus)
     import torch
 
-    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if not torch.cuda.is_available():
-        return Hardware(None, 0, 0, cpus)
     properties = torch.cuda.get_device_properties(0)
     return Hardware(
         properties.name,
