@@ -21,7 +21,7 @@ from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import Progress, check_manifest
 from farm.intake.job import PriorSpec
-from farm.intake.manifest import all_fit, read_manifest
+from farm.intake.manifest import Manifest, all_fit, read_manifest
 from farm.intake.scoring import ScoringSettings
 from farm.recipe import base_layers
 from farm.storage import Store
@@ -42,13 +42,19 @@ __all__ = ["prepare_run", "resume_run", "this_machine"]
 
 
 def prepare_run(
-    request: RunRequest, *, progress: Progress | None = None, fetched: Fetched | None = None
+    request: RunRequest,
+    *,
+    progress: Progress | None = None,
+    fetched: Fetched | None = None,
+    only_shown: bool = False,
 ) -> PreparedRun:
     """Check the manifest, name the jobs, find the committed ones, and plan the rest.
 
     Args:
         progress: called as photos are read.
         fetched: called as a base is downloaded.
+        only_shown: leaves ``manifest_parquet`` out, which a plan does not show; writing Parquet
+            imports pandas.
 
     Raises:
         ManifestError: if the manifest has faults (unless ``skip_faulty``).
@@ -56,23 +62,7 @@ def prepare_run(
         UserError: if a name differs only in case from one in the store.
     """
     store = Store(request.store)
-    read = partial(
-        read_manifest,
-        request.manifest,
-        strict=False,
-        recipe=request.recipe,
-        **base_layers(edition_of(request.base)),
-        reader=prompt_reader(request.base, request.revision),
-    )
-    manifest = read()
-    # known only now: a manifest that cannot be read costs no download
-    facts = base_facts(request.base, request.revision, fetched)
-    base, modules = _run_base(request.base, facts), facts.modules
-    if base.recipe:
-        read = partial(read, family_recipe=base.recipe)
-        manifest = read()
-    if not all_fit(manifest, modules):
-        manifest = read(modules=modules)
+    manifest, base = _read(request, fetched)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -91,9 +81,30 @@ def prepare_run(
     return replace(
         prepared,
         num_rejected=len(faulty),
-        manifest_parquet=manifest.to_parquet(),
+        manifest_parquet=None if only_shown else manifest.to_parquet(),
         warnings=check.warnings,
     )
+
+
+def _read(request: RunRequest, fetched: Fetched | None) -> tuple[Manifest, RunBase]:
+    """The manifest with all its faults, those of its modules' names included, and the base."""
+    read = partial(
+        read_manifest,
+        request.manifest,
+        strict=False,
+        recipe=request.recipe,
+        **base_layers(edition_of(request.base)),
+        reader=prompt_reader(request.base, request.revision),
+    )
+    manifest = read()
+    # known only now: a manifest that cannot be read costs no download
+    facts = base_facts(request.base, request.revision, fetched)
+    if facts.recipe:
+        read = partial(read, family_recipe=facts.recipe)
+        manifest = read()
+    if not all_fit(manifest, facts.modules):
+        manifest = read(modules=facts.modules)
+    return manifest, _run_base(request.base, facts)
 
 
 def resume_run(request: RunRequest, run_id: str) -> PreparedRun:

@@ -101,7 +101,7 @@ class PreparedRun:
     num_rejected: int = 0
     """Subjects excluded for their faults."""
     manifest_parquet: bytes | None = field(default=None, repr=False)
-    """The resolved manifest; None for a run that was read from the store."""
+    """The resolved manifest; None for a run that was read from the store, and for a plan."""
     warnings: tuple[Fault, ...] = field(default=(), repr=False)
     """Warnings of the check."""
     revoked: tuple[str, ...] = ()
