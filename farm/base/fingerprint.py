@@ -24,7 +24,13 @@ from farm.errors import BaseModelError
 from farm.file_facts import cache_folder
 from farm.keys import digest, file_digest
 
-__all__ = ["fingerprint_build", "fingerprint_folder", "fingerprint_inputs", "weight_files"]
+__all__ = [
+    "fingerprint_build",
+    "fingerprint_folder",
+    "fingerprint_inputs",
+    "library_version",
+    "weight_files",
+]
 
 PARTS = (
     "tokenizer",
@@ -116,11 +122,11 @@ def weight_files(folder: Path) -> list[Path]:
 @cache
 def fingerprint_build(name: str) -> str:
     """The fingerprint of a random-weight build: its name, its seed and the libraries' versions."""
-    versions = [_version(library) for library in VERSION_FILES]
+    versions = [library_version(library) for library in VERSION_FILES]
     return digest({"build": name, "seed": 0, "versions": versions})
 
 
-def _version(library: str) -> str:
+def library_version(library: str) -> str:
     """A library's ``__version__``, read from its source: importing it would take seconds.
 
     The version in its metadata may differ: that of torch has no ``+cu128`` on PyPI.

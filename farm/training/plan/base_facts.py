@@ -25,7 +25,7 @@ from farm.base.memory import MemoryFacts
 from farm.base.names import EDITIONS, EMBEDDED, BuiltName, Fetched
 from farm.intake.modules import BaseModules
 
-__all__ = ["BaseFacts", "base_facts", "loaded_facts"]
+__all__ = ["BaseFacts", "base_facts", "loaded_facts", "written"]
 
 FILE = Path(__file__).parent / "base_facts.json"
 KEPT = (EMBEDDED, *EDITIONS, "tiny")
@@ -90,7 +90,8 @@ def _read(value: Mapping[str, Any]) -> BaseFacts:
     )
 
 
-def _written(name: str) -> dict[str, Any]:
+def written(name: str) -> dict[str, Any]:
+    """What the file holds of a base."""
     facts = asdict(loaded_facts(name))
     if name in get_args(BuiltName):  # depends on the libraries' versions, too
         facts["fingerprint"] = ""
@@ -99,4 +100,4 @@ def _written(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: _written(name) for name in KEPT}, indent=1) + "\n")
+    FILE.write_text(json.dumps({name: written(name) for name in KEPT}, indent=1) + "\n")
