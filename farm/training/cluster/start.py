@@ -202,6 +202,8 @@ def quiet_ray() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Ray's default of 15 starves lanes, and even the dispatcher, next to any busy process
         "RAY_worker_niceness": "5",
+        # else a process per core, most of which no run uses
+        "RAY_prestart_worker_first_driver": "0",
     }
     if not os.environ.get("FARM_DEBUG"):
         # below "fatal", Ray's core writes advice about Ray Data's actors to the terminal
