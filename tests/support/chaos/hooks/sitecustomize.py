@@ -19,6 +19,7 @@ import time
 
 READ_S = 0.5
 LANE_MODULE = "farm.training.lane.lane"
+LANES_MODULE = "farm.training.cluster.lanes.backend"
 
 
 class State:
@@ -76,8 +77,8 @@ class PaceFinder:
 
 
 def this_lane():
-    module = sys.modules.get("farm.training.cluster.lanes.backend")
-    lanes = module.lane_of_process if module is not None else None
+    # the signal may come while the module is imported
+    lanes = getattr(sys.modules.get(LANES_MODULE), "lane_of_process", None)
     return lanes[0] if lanes else None
 
 
