@@ -11,10 +11,15 @@ import importlib.metadata, sys
 whole = importlib.metadata.packages_distributions
 
 from farm.base.loading import load_base
+from farm.model_imports.lean import keep_imports
 
+keep_imports()
 base = load_base("embedded")
-parts = ("torch._dynamo", "scipy.stats", "scipy.integrate", "scipy.optimize")
-left_out = [name for name in parts if name in sys.modules]
+parts = ("_dynamo", "distributed.tensor", "distributed.fsdp", "distributed.checkpoint")
+statistics = ("scipy.stats", "scipy.integrate", "scipy.optimize")
+left_out = [
+    name for name in (*(f"torch.{part}" for part in parts), *statistics) if name in sys.modules
+]
 assert not left_out, left_out
 assert importlib.metadata.packages_distributions is whole
 
@@ -37,6 +42,7 @@ rows, columns = detection.linear_sum_assignment([[4.0, 1.0], [2.0, 3.0]])
 assert (list(rows), list(columns)) == ([0, 1], [1, 0])
 
 import torch
+assert torch.distributed.is_available()
 from diffusers.utils.torch_utils import is_compiled_module
 
 layer = torch.nn.Linear(2, 2)
