@@ -13,6 +13,8 @@ them.
 - ``torch.distributed.tensor``, FSDP and sympy are imported by transformers where a model may be
   spread over processes. The farm's own processes (``keep_imports``) never do that: there,
   transformers takes torch for a build that lacks it.
+- transformers reads every file of its hundreds of models twice, a quarter of a second each time,
+  because it remembers too few folders; here it remembers all.
 - ``torch._dynamo`` is imported for decorators that mark what ``torch.compile`` must skip, and for
   the question whether a module is compiled. Without a GPU, where the farm does not compile,
   the decorators do nothing, and no module is.
@@ -43,6 +45,8 @@ __all__ = ["install", "keep_imports", "lean_imports"]
 LIBRARIES = ("diffusers", "transformers", "peft")
 ASKED_FOR_DISTRIBUTED = ("transformers.utils.import_utils", "is_torch_distributed_available")
 """The function that transformers asks before it imports parts of ``torch.distributed``."""
+FOLDER_READER = ("transformers.utils.import_utils", "create_import_structure_from_path")
+"""The function that reads what a folder of transformers' models offers."""
 
 
 class _LaterModule(ModuleType):
@@ -74,6 +78,8 @@ class _LeanLoader(Loader):
         # the substitutes depend on torch
         with gc_paused(), nullcontext() if self._is_torch else lean_imports():
             self._loader.exec_module(module)
+            if module.__name__ == FOLDER_READER[0]:
+                _remember_every_folder(module, FOLDER_READER[1])
             if _keeps_imports:
                 if module.__name__ == ASKED_FOR_DISTRIBUTED[0]:
                     setattr(module, ASKED_FOR_DISTRIBUTED[1], _never)
@@ -154,6 +160,12 @@ def _stand_in(name: str, **attributes: Any) -> None:
 def _remove(module: ModuleType) -> None:
     if sys.modules.get(module.__name__) is module:
         del sys.modules[module.__name__]
+
+
+def _remember_every_folder(module: ModuleType, name: str) -> None:
+    reader = getattr(getattr(module, name, None), "__wrapped__", None)
+    if reader is not None:
+        setattr(module, name, functools.cache(reader))
 
 
 def _never() -> bool:
