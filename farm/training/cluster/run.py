@@ -209,7 +209,7 @@ class _RayRun:
             is_at_once = True
             raise
         except ray.exceptions.RayError as error:
-            if self._watch.silent_s > SILENCE_S:  # a dead head ends the processes on its node
+            if not self._watch.finds_head():
                 is_at_once = True
                 raise self._watch.head_lost() from error
             raise LaneLost(

@@ -96,6 +96,17 @@ class ClusterWatch:
         if self.silent_s > head_patience_s():
             raise self.head_lost()
 
+    def finds_head(self) -> bool:
+        """Whether the head answers from now on; waits until it does, or has been silent for long.
+
+        A head that dies ends the processes on its node, whose errors may come before its silence is
+        noticed.
+        """
+        began = time.monotonic()
+        while self._answered <= began and self.silent_s <= SILENCE_S:
+            time.sleep(ASK_S / 10)
+        return self._answered > began
+
     def head_lost(self) -> HeadLost:
         """The error that ends the run."""
         return HeadLost(
