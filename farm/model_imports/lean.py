@@ -33,7 +33,7 @@ from typing import Any
 
 from farm.model_imports.gc_pause import gc_paused
 
-__all__ = ["install", "keep_imports", "lean_imports"]
+__all__ = ["install", "keep_imports", "keeps_imports", "lean_imports"]
 
 LIBRARIES = ("diffusers", "transformers", "peft")
 
@@ -178,6 +178,11 @@ def keep_imports() -> None:
     process that runs nothing but the farm. What is garbage when a module is imported stays, too."""
     global _keeps_imports
     _keeps_imports = True
+
+
+def keeps_imports() -> bool:
+    """Whether ``keep_imports`` was called."""
+    return _keeps_imports
 
 
 def install() -> None:
