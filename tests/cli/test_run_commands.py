@@ -367,5 +367,9 @@ def test_the_demo_needs_nothing_and_finds_its_own_work(tmp_path: Path) -> None:
     photos = sorted((tmp_path / "demo/photos").rglob("*.png"))
     assert len(photos) == 10
     assert {photo.parent.name for photo in photos} == {"cat-01", "mushroom-02"}
+    (served,) = (tmp_path / "demo/store/runs").glob("*/served")
+    pictures = {file.name: file.stat().st_mtime_ns for file in served.iterdir()}
+    assert set(pictures) == {"cat-01.png", "mushroom-02.png"}
     again = farm("demo", *options)
     assert (again["committed"], again["reused"]) == (0, 2)
+    assert {file.name: file.stat().st_mtime_ns for file in served.iterdir()} == pictures
