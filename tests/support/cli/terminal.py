@@ -19,6 +19,7 @@ OURS = (
     r" *\d+\.\d s  .*",  # the endpoint's start, with its seconds
     r"warning: .*",
     r"note: the store .* holds nothing yet; .*",
+    r"note: The embedded base generates small cartoons: .*",
     r"then an endpoint on the adapters starts and generates an image per class",
     r"starting the endpoint on the store of the demo …",
     r"the endpoint generated \d+ images, one per class",
