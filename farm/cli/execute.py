@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -55,7 +55,7 @@ def plan_request(manifest: str, options: PlanOptions, *, address: str | None = N
         ManifestError: for recipe fields that no manifest could correct.
         UserError: as ``hardware_of``.
     """
-    check_recipe(options)
+    check_recipe(options.recipe)
     from farm.quality.judge import QualityJudge
     from farm.training.run.request import RunRequest
 
@@ -104,7 +104,7 @@ def run_request(manifest: str, options: RunOptions) -> RunRequest:
 
 
 def check_recipe(
-    options: PlanOptions, name: str = "--set", source: str = "the command line"
+    recipe: Mapping[str, Any], name: str = "--set", source: str = "the command line"
 ) -> None:
     """Validate ``--set`` before anything is loaded or read.
 
@@ -118,7 +118,7 @@ def check_recipe(
     from farm.errors import ManifestError
     from farm.intake.layers import command_line_faults
 
-    if faults := command_line_faults(options.recipe, source):
+    if faults := command_line_faults(recipe, source):
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         message = f"{name} has invalid recipe fields: {faults[0].field}: {faults[0].message}{more}"
         raise ManifestError(message, faults[0].remedy if not more else "correct them", faults)
