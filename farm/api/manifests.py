@@ -20,6 +20,7 @@ from farm.storage import Store
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import execute_run
 from farm.training.run.check import read_for_check
+from farm.training.run.earlier import refuse_driven
 from farm.training.run.prepare import prepare_run
 from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
@@ -108,6 +109,7 @@ def run(manifest: Location, options: RunOptions) -> RunSummary:
     with private_hosts(options.allow_private_hosts):
         request = _request(manifest, options)
         Store(request.store).check_writable()
+        refuse_driven(request)
         prepared = prepare_run(request)
         with stop_on_signals() as (stop, arm):
             summary = execute_run(prepared, view=_LogView(), stop=stop, arm=arm)

@@ -159,6 +159,7 @@ def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> Run
         jobs=len(jobs) + prepared.num_rejected,
         committed=len(own),
         reused=len(done) - len(own),
+        revoked=prepared.num_revoked,
         failed=tally["quarantined"] + tally["rejected"] + prepared.num_rejected,
         quarantined=tally["quarantined"],
         cancelled=tally["cancelled"],

@@ -30,6 +30,7 @@ __all__ = [
     "LiveView",
     "PlainView",
     "failure_lines",
+    "not_trained_again",
     "run_view",
     "summary_lines",
 ]
@@ -179,14 +180,25 @@ def failure_lines(subject: str, status: str, reason: str, remedy: str = "") -> l
     return [*lines, f"  remedy: {visible(remedy)}"] if remedy else lines
 
 
+def not_trained_again(num_revoked: int) -> str:
+    """What a run does with revoked adapters, and the remedy."""
+    from farm.adapters.registry import NEW_VERSION
+
+    are = "is revoked and was" if num_revoked == 1 else "are revoked and were"
+    return f"{num_revoked:,} {are} not trained again: {NEW_VERSION}"
+
+
 def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
     """The result of a run as text."""
+    revoked = f" ({summary.revoked} of them revoked)" if summary.revoked else ""
     lines = [
-        f"run {summary.run}: {summary.committed} trained, {summary.reused} found, "
+        f"run {summary.run}: {summary.committed} trained, {summary.reused} found{revoked}, "
         f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
     ]
     if summary.start > 1 and summary.committed:
         lines[0] += f" since start {summary.start} of this run; the report adds up all starts"
+    if summary.revoked:
+        lines.append(f"  {not_trained_again(summary.revoked)}")
     for failure in summary.failures[:20]:
         shown = failure_lines(failure.subject, failure.status, failure.reason, failure.remedy)
         lines += [f"  {line}" for line in shown]

@@ -19,6 +19,7 @@ from farm.storage import Store
 from farm.training.dispatch.job_blocks import batches
 from farm.training.dispatch.messages import Assignment, Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
+from farm.training.run.earlier import driven_elsewhere
 from farm.training.run.files import read_settings, write_assignments, write_settings
 from farm.training.run.patience import StorePatience
 from farm.training.run.request import PreparedRun, ProgressView
@@ -117,12 +118,7 @@ def lock_run(prepared: PreparedRun) -> StoreLock:
     take_over = prepared.request.take_over
     lock = StoreLock.take(prepared.store, folder, ttl_s=DRIVER_TTL_S, force=take_over)
     if lock is None:
-        owner = holder(prepared.store, folder)
-        who = f"process {owner.pid}" if owner is not None else "another driver"
-        raise UserError(
-            f"run {prepared.run_id} is already driven by {who}",
-            "wait for it, stop it, or take the run over: `farm run` with --take-over",
-        )
+        raise driven_elsewhere(prepared.run_id, holder(prepared.store, folder))
     return lock
 
 

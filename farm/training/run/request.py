@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from farm.adapters.files.folder import Form
-from farm.base.interface import MemoryFacts
 from farm.errors import Fault
 from farm.intake.job import PriorSpec
 from farm.intake.scoring import ScoringSettings
@@ -19,9 +17,13 @@ from farm.storage import Store
 from farm.training.dispatch.messages import DispatchSettings, Notice, Snapshot
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.lane.settings import JudgeMaker, SampleSettings
-from farm.training.plan.hardware import Hardware
-from farm.training.plan.plan import Plan
 from farm.training.run.failures import JobFailure
+
+if TYPE_CHECKING:  # with torch, which these values do not need
+    from farm.adapters.files.folder import Form
+    from farm.base.interface import MemoryFacts
+    from farm.training.plan.hardware import Hardware
+    from farm.training.plan.plan import Plan
 
 __all__ = ["RunBase", "PreparedRun", "RunRequest", "RunSummary", "ProgressView"]
 
@@ -104,6 +106,8 @@ class PreparedRun:
     """Warnings of the check."""
     revoked: tuple[str, ...] = ()
     """``namespace/name`` of committed adapters that are revoked, sorted: none is trained again."""
+    num_revoked: int = 0
+    """How many of the committed jobs have a revoked adapter."""
 
     @property
     def num_to_train(self) -> int:
@@ -121,6 +125,8 @@ class RunSummary:
     """Trained and committed by this start of the run."""
     reused: int
     """Already committed, found in the store."""
+    revoked: int
+    """How many of those found are revoked: endpoints refuse them, and none was trained again."""
     failed: int
     """Without an adapter, for any reason."""
     quarantined: int

@@ -31,9 +31,9 @@ from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
-from farm.training.run.failures import failures_among
+from farm.training.run.failures import failures_among, is_any_revoked, revoked_names
 from farm.training.run.files import close_requests, open_requests, read_settings
-from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
+from farm.training.run.job_files import count_jobs, read_keys, read_run_jobs, read_subjects
 
 __all__ = ["run_status", "settle_requests"]
 
@@ -88,6 +88,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "steps": {"done": steps.done, "total": steps.total, "per_s": steps.per_s}
         if steps
         else None,
+        "revoked": _count_revoked(store, run_id),
         "waiting_for_class_images": steps.waiting_for_priors if steps else None,
         "failures": list(tally.failures),
     }
@@ -118,6 +119,14 @@ class _Steps:
         """
         steps_s = self.left / self.per_s if self.left and self.per_s else 0.0
         return max(steps_s, num_left * self.commit_s) or None
+
+
+def _count_revoked(store: Store, run_id: str) -> int:
+    """How many of the run's jobs have a revoked adapter."""
+    revoked = Registry(store).revoked_keys()
+    if not revoked or not is_any_revoked(revoked, read_keys(store, run_id)):
+        return 0
+    return len(revoked_names(revoked, read_run_jobs(store, run_id)))
 
 
 def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
