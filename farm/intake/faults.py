@@ -72,9 +72,12 @@ def faults_of(
         return [row.fault(prefix, message, "write the fields of a manifest, and only those")]
     found: dict[Path, Fault] = {}
     details = error.errors(include_url=False)
-    for detail in details[:MAX_FIELD_FAULTS]:
-        # pydantic adds the branch of a union to the place; a field's path ends before it
-        path = tuple(part for part in detail["loc"] if not _is_branch(part))
+    # pydantic adds the branch of a union to the place; a field's path ends before it
+    places = [tuple(part for part in detail["loc"] if not _is_branch(part)) for detail in details]
+    inner = {path[:-1] for path in places if path}
+    for detail, path in list(zip(details, places, strict=True))[:MAX_FIELD_FAULTS]:
+        if detail["type"] == "literal_error" and path in inner:
+            continue  # the union's other branch was meant, and says what is wrong in it
         message, remedy = _words(detail, path, model)
         if detail["type"] == "extra_forbidden":
             remedy = row.hints.get(prefix + path, remedy)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -53,6 +53,8 @@ class Found:
     """Captions by URI, from files beside the photos."""
     passed_over: list[str] = field(default_factory=list)
     """Names that are neither photos nor known litter."""
+    masks: Collection[str] = ()
+    """Names of masks of photos, which are not used."""
     outside: list[str] = field(default_factory=list)
     """Links that lead out of the folder; they are not followed."""
     inner: list[str] = field(default_factory=list)
@@ -136,6 +138,7 @@ def find_photos(
         raise PhotoFault(f"it holds {len(listing.files)} photos", f"give at most {MAX_PHOTOS}")
     uris = [uri for _, uri in listing.files]
     found = Found(uris, passed_over=listing.passed_over, outside=listing.outside)
+    found.masks = listing.masks
     style = style or CaptionStyle()
     found.inner = _inner(listing, style, beside.budget)
     if with_captions:

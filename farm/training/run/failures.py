@@ -52,7 +52,9 @@ def revoked_names(revoked: Collection[str], jobs: RunJobs) -> dict[str, list[str
         revoked: as by ``Registry.revoked_keys``.
     """
     found = {}
-    for key in sorted((key for key in _job_keys(revoked) if key in jobs), key=jobs.number.get):
+    for key in sorted(
+        (key for key in _job_keys(revoked) if key in jobs), key=jobs.number.__getitem__
+    ):
         names = [
             f"{namespace}/{name}"
             for namespace, name in jobs.assignment(key).names

@@ -311,3 +311,29 @@ def test_wildcards_in_captions_are_told(tmp_path: Path, draw: Draw):
     assert "{sitting|standing}" in fault.message
     assert fault.severity == "warning"
     assert fault.file.endswith("a/0.txt")
+
+
+@pytest.mark.parametrize("form", ["0.txt", "metadata.csv", "../manifest.jsonl", "../captions"])
+def test_a_caption_has_one_bound_wherever_it_is_written(
+    draw_subject: Draw, tmp_path: Path, form: str
+) -> None:
+    folder = draw_subject("tom")
+
+    def faults(caption: str) -> list[Fault]:
+        row = '"id": "tom", "class_noun": "cat"'
+        if form == "../manifest.jsonl":
+            row += f', "photos": [{{"uri": "tom/0.png", "caption": "{caption}"}}, "tom/1.png"]'
+        elif form == "../captions":
+            row += f', "captions": {{"0.png": "{caption}"}}'
+        else:
+            table = f'file_name,text\n0.png,"{caption}"\n'
+            (folder / form).write_text(table if form == "metadata.csv" else caption)
+        (tmp_path / "manifest.jsonl").write_text(f"{{{row}}}\n")
+        return list(read_manifest(str(tmp_path / "manifest.jsonl"), strict=False).faults)
+
+    assert all(fault.severity == "warning" for fault in faults("a [V] cat " + 190 * "asleep, "))
+    (long,) = [one for one in faults("a [V] cat " + "x" * 10_000) if one.severity == "error"]
+    wanted = "text of 1 to 10,000 characters on one line"
+    assert (wanted in long.message, long.remedy) == (True, f"give {wanted}")
+    assert Path(long.file).name == (form if "/" not in form else "manifest.jsonl")
+    assert (long.line, long.subject) == (2 if form == "metadata.csv" else 1, "tom")
