@@ -91,7 +91,7 @@ def test_every_node_speaks_with_a_token(config: dict[str, Any]) -> None:
 
 
 def test_a_plan_for_its_nodes_fills_them() -> None:
-    from farm.base.interface import MemoryFacts
+    from farm.base.memory import MemoryFacts
     from farm.recipe import Recipe
     from farm.training.plan.hardware import Hardware
     from farm.training.plan.planner import make_plan

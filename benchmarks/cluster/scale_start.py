@@ -59,7 +59,7 @@ class Checked:
 
 def probe(jobs: int, store_url: str) -> dict[str, float]:
     """Start a run with the farm of this process; calls what its version has."""
-    from farm.base.interface import MemoryFacts
+    from farm.base.memory import MemoryFacts
     from farm.locks import StoreLock
     from farm.model_imports.gc_pause import gc_paused
     from farm.storage import Store

@@ -85,7 +85,7 @@ def plan(manifest: Location, options: RunOptions) -> PreparedRun:
         UserError: if an option or the base is invalid.
     """
     with private_hosts(options.allow_private_hosts):
-        return prepare_run(_request(manifest, options))
+        return prepare_run(_request(manifest, options), only_shown=True)
 
 
 @with_keywords(RunOptions)

@@ -14,6 +14,9 @@ import contextlib
 import json
 import os
 import re
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,13 @@ from farm.errors import BaseModelError
 from farm.file_facts import cache_folder
 from farm.keys import digest, file_digest
 
-__all__ = ["fingerprint_folder", "fingerprint_inputs", "weight_files"]
+__all__ = [
+    "fingerprint_build",
+    "fingerprint_folder",
+    "fingerprint_inputs",
+    "library_version",
+    "weight_files",
+]
 
 PARTS = (
     "tokenizer",
@@ -57,6 +66,13 @@ INDEX_KEYS = (
     "text_encoder_select_layers",
 )
 """Settings of ``model_index.json`` that affect the generated images."""
+
+VERSION_FILES = {
+    "diffusers": "__init__.py",
+    "transformers": "__init__.py",
+    "torch": "version.py",
+}
+"""Where the libraries that make a build define their ``__version__``."""
 
 
 def fingerprint_folder(folder: str | Path) -> str:
@@ -101,6 +117,26 @@ def weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+@cache
+def fingerprint_build(name: str) -> str:
+    """The fingerprint of a random-weight build: its name, its seed and the libraries' versions."""
+    versions = [library_version(library) for library in VERSION_FILES]
+    return digest({"build": name, "seed": 0, "versions": versions})
+
+
+def library_version(library: str) -> str:
+    """A library's ``__version__``, read from its source: importing it would take seconds.
+
+    The version in its metadata may differ: that of torch has no ``+cu128`` on PyPI.
+    """
+    spec = find_spec(library)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        text = (Path(folder) / VERSION_FILES[library]).read_text(encoding="utf-8")
+        if found := re.search(r"""^__version__ = ["']([^"']+)["']""", text, re.MULTILINE):
+            return found[1]
+    return str(import_module(library).__version__)
 
 
 def _part_inputs(folder: Path) -> dict[str, object]:

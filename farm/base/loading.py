@@ -11,11 +11,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from farm.base.fingerprint import fingerprint_folder, weight_files
+from farm.base.fingerprint import fingerprint_build, fingerprint_folder, weight_files
 from farm.base.names import EMBEDDED, BuiltName, Fetched, edition_of
 from farm.errors import BaseModelError
 from farm.file_facts import cache_folder
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from farm.recipe import Quantization
     from farm.storage import Store
 
-__all__ = ["embedded_folder", "load_base", "resolve_folder", "training_dtype"]
+__all__ = [
+    "embedded_folder",
+    "load_base",
+    "refuse_revision",
+    "resolve_folder",
+    "training_dtype",
+]
 
 WEIGHTED_PARTS = (
     "text_encoder",
@@ -89,7 +95,7 @@ def load_base(
             raise BaseModelError(
                 f"{name} is built in memory and cannot be quantised", "save it to a folder first"
             )
-        _refuse_revision(name, revision)
+        refuse_revision(name, revision)
         with quiet_loading(), lean_imports():
             return _built(name, place, dtype)
     folder = resolve_folder(name, revision=revision, fetched=fetched)
@@ -120,13 +126,13 @@ def resolve_folder(
         BaseModelError: as ``load_base``.
     """
     if edition_of(name) == EMBEDDED:
-        _refuse_revision(name, revision)
+        refuse_revision(name, revision)
         return _checked(embedded_folder(name), name)
     if "://" in name:
-        _refuse_revision(name, revision)
+        refuse_revision(name, revision)
         return _checked(_fetch_url(name, fetched), name)
     if os.path.isdir(os.path.expanduser(name)):
-        _refuse_revision(name, revision)
+        refuse_revision(name, revision)
         return _checked(Path(name).expanduser(), name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _checked(_fetch_hub(name, revision, fetched), name)
@@ -136,7 +142,8 @@ def resolve_folder(
     )
 
 
-def _refuse_revision(name: str, revision: str | None) -> None:
+def refuse_revision(name: str, revision: str | None) -> None:
+    """Raise BaseModelError if a base has a revision that only one on the hub can have."""
     if revision is not None:
         raise BaseModelError(
             f"{name!r} has no revisions", "leave the revision out, or name a hub id"
@@ -152,18 +159,7 @@ def _built(name: str, device: torch.device, dtype: torch.dtype | None) -> Base:
 
     pipeline = build_pipeline(name, device=device, dtype=dtype)  # type: ignore[arg-type]
     family = family_of(name, type(pipeline).__name__)
-    return family(pipeline, name=name, fingerprint=_built_fingerprint(name))
-
-
-@cache
-def _built_fingerprint(name: str) -> str:
-    """The fingerprint of a build: its name, its seed and the versions of the libraries."""
-    import diffusers
-    import torch as torch_
-    import transformers
-
-    versions = [diffusers.__version__, transformers.__version__, torch_.__version__]
-    return digest({"build": name, "seed": 0, "versions": versions})
+    return family(pipeline, name=name, fingerprint=fingerprint_build(name))
 
 
 # -- folders --------------------------------------------------------------------------------------

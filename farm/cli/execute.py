@@ -188,14 +188,14 @@ def calibrate_device(options: PlanOptions) -> None:
 # -- before the run ------------------------------------------------------------------------------
 
 
-def prepare(request: RunRequest) -> PreparedRun:
-    """Load the base and read the photos, with progress on stderr."""
+def prepare(request: RunRequest, *, only_shown: bool = False) -> PreparedRun:
+    """Read the base's facts and the photos, with progress on stderr; see ``prepare_run``."""
     from farm.cli.views.progress import counting, fetching, stages
     from farm.training.run.prepare import prepare_run
 
     with stages() as shown:
         photos, fetched = counting(shown, "reading photos"), fetching(shown, request.base)
-        return prepare_run(request, progress=photos, fetched=fetched)
+        return prepare_run(request, progress=photos, fetched=fetched, only_shown=only_shown)
 
 
 def show_plan(prepared: PreparedRun) -> None:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
 
 __all__ = [
     "MIN_PICTURES",
@@ -142,6 +141,8 @@ def _interval(resampled: NDArray[np.float64], num: int) -> tuple[float, float]:
 
 def _expanded_level(num: int) -> float:
     """The lower percentile that replaces (1 - CONFIDENCE)/2 for ``num`` units."""
+    from scipy.special import ndtr, stdtrit  # plans import this module, and need no scipy
+
     if num < 2:
         return 0.0
     quantile = stdtrit(num - 1, (1 + CONFIDENCE) / 2)  # Student's t

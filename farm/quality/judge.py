@@ -2,7 +2,8 @@
 
 Owns the choice of scorers and budgets for jobs. Training depends only on the ``Judge`` protocol
 (``farm.training.lane.settings.Judge``); each lane creates its judge from the run's
-``ScoringSettings``. It reads no environment variables and no photo files.
+``ScoringSettings``. It reads no environment variables and no photo files. A plan asks it for costs,
+for which it imports no model library.
 """
 
 from __future__ import annotations
@@ -10,26 +11,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from farm.adapters.bank.bank import Bank
-from farm.base.interface import Base
 from farm.base.names import EMBEDDED, edition_of
 from farm.intake.job import JobSpec
 from farm.intake.scoring import DEFAULT_SHARE, ScoringSettings
-from farm.quality.card import Candidate, Examination, Examiner, missing_card, pillow
 from farm.quality.protocol import (
     SHORT_SHARE,
     ScoringBudget,
     share_to_score,
     steps_to_score,
 )
-from farm.quality.scorer import ImageScorer, Scorer, load_scorer
 from farm.recipe import Recipe
 from farm.training.lane.settings import JobKind, Judged, Pictures
 from farm.training.plan.costs import BESIDE_ROWS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from farm.adapters.bank.bank import Bank
+    from farm.base.interface import Base
+    from farm.quality.card import Candidate, Examination, Examiner
+    from farm.quality.scorer import ImageScorer
 
 __all__ = ["QualityJudge"]
 
@@ -76,6 +79,8 @@ class QualityJudge:
         Raises:
             BaseModelError: if the scorer cannot be read.
         """
+        from farm.quality.card import missing_card
+
         name = self._scorer_name(base.name)
         if name is None:
             return {slot: Judged(missing_card(NO_SCORER)) for slot in specs}
@@ -135,6 +140,9 @@ class QualityJudge:
 
     def _examiner(self, base: Base, bank: Bank, budget: ScoringBudget, name: str) -> Examiner:
         """One examiner per budget; the base's images stay valid when a lane builds a new bank."""
+        from farm.quality.card import Examiner
+        from farm.quality.scorer import Scorer
+
         found = self._examiners.get(budget)
         if found is None or found.base is not base:
             scorer = self._load(name, base)
@@ -149,6 +157,8 @@ class QualityJudge:
         return found
 
     def _load(self, name: str, base: Base) -> ImageScorer:
+        from farm.quality.scorer import load_scorer
+
         if name not in self._scorers:
             self._scorers[name] = load_scorer(name, device=str(base.device))
         return self._scorers[name]
@@ -157,6 +167,8 @@ class QualityJudge:
 def _candidate(
     slot: int, spec: JobSpec, photos: Sequence[Image.Image], curve: Sequence[tuple[int, float]]
 ) -> Candidate:
+    from farm.quality.card import Candidate
+
     subject = spec.subject
     return Candidate(
         slot=slot,
@@ -171,6 +183,8 @@ def _candidate(
 
 def _judged(examined: Examination) -> Judged:
     """Add to the card which images follow the samples: the subject's, then the class's."""
+    from farm.quality.card import pillow
+
     card = {
         **examined.card,
         "gallery": list(examined.prompts),

@@ -17,7 +17,7 @@ from farm.errors import Interrupted, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock
 from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.ledger import Job, Ledger, Status, counts
-from farm.training.lane.publisher import drop_left_checkpoints
+from farm.training.lane.checkpoints import drop_left_checkpoints
 from farm.training.lane.scratch import sweep_folders
 from farm.training.run.driver import (
     Driver,

@@ -14,8 +14,9 @@ from torch import nn
 
 from farm.base.device.quantized import PackedWeight, is_quantized, packed_weight
 from farm.base.generate import generate_images
-from farm.base.interface import Base, MemoryFacts
+from farm.base.interface import Base
 from farm.base.loading import load_base
+from farm.base.memory import MemoryFacts
 from farm.base.random_weights import build_pipeline
 from farm.errors import BaseModelError
 from farm.serving.config import EngineConfig

@@ -1,10 +1,14 @@
-"""What importing diffusers, transformers and peft leaves out, and that it is there when needed."""
+"""What importing diffusers, transformers and peft leaves out, and that it is there when needed;
+which commands import none of them.
+"""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from support.manifests import write_manifest
 
 SCRIPT = """
 import importlib.metadata, sys
@@ -39,3 +43,40 @@ assert torch._dynamo.eval_frame.OptimizedModule is type(compiled)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, torch.compile is wanted at once")
 def test_a_base_loads_without_the_compiler_and_statistics_which_still_work_when_used() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+
+from farm.base.device import presence
+from farm.cli import app
+
+manifest, folder = sys.argv[1:]
+presence.DEVICES, presence.DRIVER = (), "no-such-driver.so"  # a machine without a GPU
+
+def imported(*more):
+    return {"torch", "diffusers", "transformers", "peft", "accelerate", *more} & set(sys.modules)
+
+for command in ("check", "plan"):
+    for base in ("embedded", "tiny"):
+        store = ["--store", f"{folder}/store"] if command == "plan" else []
+        app([command, manifest, "--base", base, *store, "--json"], standalone_mode=False)
+assert not imported("ray", "pandas"), imported("ray", "pandas")
+
+import farm.training.cluster.jobs.uploads
+import farm.training.cluster.run  # the driver of a run on Ray, until its end
+from farm.quality.report.collect import report_run
+from farm.quality.report.trackers import track_run
+from farm.quality.report.view import RunView, SubjectView
+
+subject = SubjectView("cat", "cat", "default", "cat", "committed", loss_curve=[0.5])
+track_run(RunView("r", "embedded", "", 1.0, [subject]), ["tensorboard"], folder=Path(folder))
+assert not imported(), imported()
+"""
+
+
+def test_a_runs_driver_imports_no_model_library(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m", 1)
+    command = [sys.executable, "-c", DRIVER, str(manifest), str(tmp_path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from farm.base.interface import DenoiserCounts
+from farm.base.memory import DenoiserCounts
 from farm.file_facts import cache_folder
 from farm.keys import digest
 

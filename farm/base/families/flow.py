@@ -20,7 +20,7 @@ from torch.nn import functional
 from farm.base.conditioning import MASK, Conditioning, TokenIds
 from farm.base.families.counting import count_denoiser
 from farm.base.families.pipeline_base import PipelineBase
-from farm.base.interface import DenoiserCounts
+from farm.base.memory import DenoiserCounts
 from farm.base.schedules import NoiseSchedule
 from farm.base.tokens import PromptReader
 from farm.schedulers import SchedulerName

@@ -21,7 +21,8 @@ from farm.base.device.quantized import quantization_config
 from farm.base.device.streaming import stream_weights
 from farm.base.families.latent_vae import LatentVae
 from farm.base.families.meta_parts import meta_parts
-from farm.base.interface import Base, MemoryFacts
+from farm.base.interface import Base
+from farm.base.memory import MemoryFacts
 from farm.base.tokens import PromptReader
 from farm.errors import UserError
 from farm.recipe import FAMILY_RECIPES, Quantization

@@ -22,7 +22,8 @@ from farm.base.families.counting import count_denoiser
 from farm.base.families.latent_vae import LatentVae
 from farm.base.families.pipeline_base import HALF, PipelineBase
 from farm.base.families.stable_diffusion import DIFFUSION_SCHEDULERS, diffusion_schedule
-from farm.base.interface import DenoiserCounts, FamilyNames, MemoryFacts
+from farm.base.interface import FamilyNames
+from farm.base.memory import DenoiserCounts, MemoryFacts
 from farm.base.schedules import NoiseSchedule
 from farm.errors import BaseModelError
 

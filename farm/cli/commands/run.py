@@ -69,7 +69,7 @@ def plan(
         raise UserError("no manifest is given", "name one, or use --all-bases")
     if calibrate:
         calibrate_device(options)
-    prepared = prepare(plan_request(manifest, options))
+    prepared = prepare(plan_request(manifest, options), only_shown=True)
     show_warnings(prepared)
     if json:
         print_json(plan_facts(prepared))

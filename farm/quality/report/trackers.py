@@ -1,4 +1,4 @@
-"""Logs a run's curves and scores to TensorBoard, Weights & Biases or MLflow with accelerate.
+"""Logs a run's curves and scores to TensorBoard, or with accelerate to Weights & Biases or MLflow.
 
 Owns what is logged and under which names. The store stays authoritative: trackers receive a copy of
 the records, so logging can be done or repeated at any time after a run.
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from farm.errors import UserError
+from farm.quality.report.event_files import EventFiles
 from farm.quality.report.view import RunView, SubjectView
 
 __all__ = ["TRACKERS", "track_run"]
@@ -57,25 +58,33 @@ def _check(name: str) -> None:
 
 @contextmanager
 def _tracker(name: str, run: RunView, subject: SubjectView, folder: Path) -> Iterator[Any]:
-    """accelerate's tracker for one subject, opened and finished."""
+    """The tracker of one subject, opened and finished."""
+    label = f"{subject.namespace}/{subject.name}"
+    tracker: Any
+    if name == "tensorboard":
+        tracker = EventFiles(folder / label)
+    else:
+        tracker = _started(name, run, subject, label)
+    try:
+        yield tracker
+    finally:
+        tracker.finish()
+
+
+def _started(name: str, run: RunView, subject: SubjectView, label: str) -> Any:
+    """accelerate's tracker."""
     from accelerate import PartialState, tracking
 
     PartialState()  # accelerate's trackers need it to find the main process
-    label = f"{subject.namespace}/{subject.name}"
-    if name == "tensorboard":
-        folder.mkdir(parents=True, exist_ok=True)
-        tracker: Any = tracking.TensorBoardTracker(label, folder)
-    elif name == "wandb":
+    tracker: Any
+    if name == "wandb":
         tracker = tracking.WandBTracker(
             "dreambooth-farm", group=run.run_id, name=label, config=dict(subject.recipe)
         )
     else:
         tracker = tracking.MLflowTracker(experiment_name=run.run_id, run_name=label)
     tracker.start()
-    try:
-        yield tracker
-    finally:
-        tracker.finish()
+    return tracker
 
 
 def _log_subject(tracker: Any, subject: SubjectView) -> None:
@@ -93,15 +102,14 @@ def _log_subject(tracker: Any, subject: SubjectView) -> None:
     if scores:
         tracker.log(scores, step=last)
     if hasattr(tracker, "log_images"):  # the MLflow tracker has no log_images
-        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         for picture in subject.progress:
             pixels = _pixels(picture.uri)
-            tracker.log_images({"progress": pixels}, step=picture.step, **layout)
+            tracker.log_images({"progress": pixels}, step=picture.step)
         if subject.gallery:
             pictures = [_pixels(picture.uri) for picture in subject.gallery]
             side = min(picture.shape[1] for picture in pictures)
             stacked = np.concatenate([picture[:, :side, :side] for picture in pictures])
-            tracker.log_images({"gallery": stacked}, step=last, **layout)
+            tracker.log_images({"gallery": stacked}, step=last)
 
 
 def _pixels(uri: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -1,6 +1,6 @@
 """Writes a lane's output to the store: checkpoints of running jobs, adapters of finished ones.
 
-Owns the store's ``checkpoints/`` and the threads that write there and publish adapters. The
+Owns the files of a checkpoint and the threads that write them and publish adapters. The
 training thread submits copies and continues. A job's writes are done in the order of submission,
 and its checkpoints are deleted once its adapter is committed.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,11 @@ from farm.retries import OUTAGE_BUDGET_S
 from farm.storage import Store
 from farm.store_trouble import TroubleNote
 from farm.training.dispatch.messages import Assignment, JobResult
+from farm.training.lane.checkpoints import checkpoint_folder
 from farm.training.lane.scratch import scratch_folder
 from farm.training.slots.checkpoint import FACTS_NAME, TENSORS_NAME, SlotState
 
-__all__ = ["FinishedJob", "Publisher", "drop_left_checkpoints", "load_checkpoint"]
+__all__ = ["FinishedJob", "Publisher", "load_checkpoint"]
 
 HURRIED_S = 15.0
 """How long writes are retried once the lane has to return."""
@@ -132,7 +133,7 @@ class Publisher:
                 del self._last[key]
 
     def _save_checkpoint(self, state: SlotState) -> None:
-        folder = f"checkpoints/{state.key}"
+        folder = checkpoint_folder(state.key)
         if self._is_hopeless or not state.is_finite:
             return  # a job whose weights are not finite fails, and resumes from the one before
         try:
@@ -214,24 +215,10 @@ class Publisher:
 
     def _drop_checkpoints(self, key: str) -> None:
         try:
-            self._store.delete(f"checkpoints/{key}")
+            self._store.delete(checkpoint_folder(key))
         except (StoreError, StoreUnusable) as error:
             # leftover files are harmless: a committed job never reads them
             self._trouble.failed(error)
-
-
-def drop_left_checkpoints(store: Store, committed: Collection[str]) -> int:
-    """Delete checkpoints of jobs whose adapters are committed; returns of how many jobs.
-
-    A lane that is killed between the commit and the deletion leaves them.
-
-    Raises:
-        StoreError, StoreUnusable: if the store does not answer; call it again later.
-    """
-    left = [key for key in store.list("checkpoints") if key in committed]
-    for key in left:
-        store.delete(f"checkpoints/{key}")
-    return len(left)
 
 
 def load_checkpoint(store: Store, key: str) -> SlotState | None:
@@ -239,7 +226,7 @@ def load_checkpoint(store: Store, key: str) -> SlotState | None:
 
     An incomplete or unreadable checkpoint is skipped; the one before it is used.
     """
-    folder = f"checkpoints/{key}"
+    folder = checkpoint_folder(key)
     for step in reversed(store.list(folder)):
         try:
             files = {

@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from farm.base.interface import MemoryFacts
+from farm.base.memory import MemoryFacts
 from farm.errors import UserError
 from farm.file_facts import cache_folder
 from farm.local_files import write_file

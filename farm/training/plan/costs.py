@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from farm.base.interface import MemoryFacts
+from farm.base.memory import MemoryFacts
 from farm.training.plan.shape import LaneShape
 
 __all__ = [

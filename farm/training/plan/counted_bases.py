@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from farm.base.interface import DenoiserCounts, MemoryFacts
+from farm.base.memory import DenoiserCounts, MemoryFacts
 from farm.base.names import BuiltName
 from farm.recipe import Recipe
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from farm.base.interface import MemoryFacts
+from farm.base.memory import MemoryFacts
 from farm.errors import PlanError
 from farm.training.plan.costs import (
     CHECKPOINT_FACTOR,

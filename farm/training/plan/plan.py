@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from farm.base.interface import MemoryFacts
+from farm.base.memory import MemoryFacts
 from farm.training.plan.costs import CONTEXT_BYTES
 from farm.training.plan.estimate import Estimate
 from farm.training.plan.hardware import Hardware

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from farm.base.interface import MemoryFacts
+from farm.base.memory import MemoryFacts
 from farm.training.plan.costs import lane_bytes
 from farm.training.plan.cpu_lanes import cpu_plan
 from farm.training.plan.gpu_lanes import YARDSTICK, gpu_candidates

@@ -24,7 +24,6 @@ from farm.model_imports.lean import keep_imports
 from farm.recipe import Quantization
 from farm.storage import Store
 from farm.training.priors.builder import PartFailure
-from farm.training.priors.generate import generate_part
 from farm.training.priors.storage import Part, PartRecord, parts_of, write_part, write_prompt
 
 __all__ = ["PRIOR_WORKER_CPUS", "PriorWorkerSettings", "PriorWorker", "generate_with_ray"]
@@ -94,6 +93,8 @@ class PriorWorker:
         return _as_rows(outcomes)
 
     def _generate(self, part: Part) -> list[PartRecord | PartFailure]:
+        from farm.training.priors.generate import generate_part  # with torch
+
         spec = self._specs[part.prior_key]
         try:
             records = [

@@ -15,6 +15,7 @@ from farm.base.names import EMBEDDED, BuiltName, edition_of
 from farm.base.tokens import prompt_reader
 from farm.intake.manifest import Manifest, all_fit, read_manifest
 from farm.recipe import BASE_RECIPES, FAMILY_RECIPES, Recipe, base_layers
+from farm.training.plan.base_facts import base_facts
 
 __all__ = ["read_for_check"]
 
@@ -36,11 +37,8 @@ def read_for_check(
     found = read()
     if not _is_at_hand(base) or not _names_modules(found):
         return found
-    from farm.adapters.bank.layout import base_modules
-    from farm.base.loading import load_base
-
-    loaded = load_base(base, device="meta")
-    modules, family = base_modules(loaded), dict(loaded.recipe) or None
+    facts = base_facts(base)
+    modules, family = facts.modules, facts.recipe or None
     if family is None and all_fit(found, modules):
         return found
     return read(family_recipe=family, modules=modules)

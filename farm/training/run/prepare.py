@@ -14,18 +14,19 @@ from functools import partial
 
 from farm.adapters.lookup import check_case
 from farm.adapters.registry import Registry
+from farm.base.device.presence import has_gpu
 from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
 from farm.base.tokens import prompt_reader
 from farm.errors import UserError
 from farm.intake.check import Progress, check_manifest
 from farm.intake.job import PriorSpec
-from farm.intake.manifest import all_fit, read_manifest
-from farm.intake.modules import BaseModules
+from farm.intake.manifest import Manifest, all_fit, read_manifest
 from farm.intake.scoring import ScoringSettings
 from farm.recipe import base_layers
 from farm.storage import Store
 from farm.training.lane.settings import Pictures
+from farm.training.plan.base_facts import BaseFacts, base_facts
 from farm.training.plan.calibration import find_calibration
 from farm.training.plan.hardware import Hardware
 from farm.training.plan.plan import Plan
@@ -38,17 +39,23 @@ from farm.training.run.job_files import read_run_jobs
 from farm.training.run.job_set import JobSet, jobs_of
 from farm.training.run.request import PreparedRun, RunBase, RunRequest
 
-__all__ = ["base_facts", "prepare_run", "resume_run", "this_machine"]
+__all__ = ["prepare_run", "resume_run", "this_machine"]
 
 
 def prepare_run(
-    request: RunRequest, *, progress: Progress | None = None, fetched: Fetched | None = None
+    request: RunRequest,
+    *,
+    progress: Progress | None = None,
+    fetched: Fetched | None = None,
+    only_shown: bool = False,
 ) -> PreparedRun:
     """Check the manifest, name the jobs, find the committed ones, and plan the rest.
 
     Args:
         progress: called as photos are read.
         fetched: called as a base is downloaded.
+        only_shown: leaves ``manifest_parquet`` out, which a plan does not show; writing Parquet
+            imports pandas.
 
     Raises:
         ManifestError: if the manifest has faults (unless ``skip_faulty``).
@@ -56,22 +63,7 @@ def prepare_run(
         UserError: if a name differs only in case from one in the store.
     """
     store = Store(request.store)
-    read = partial(
-        read_manifest,
-        request.manifest,
-        strict=False,
-        recipe=request.recipe,
-        **base_layers(edition_of(request.base)),
-        reader=prompt_reader(request.base, request.revision),
-    )
-    manifest = read()
-    # known only now: a manifest that cannot be read costs no download
-    base, modules = _loaded(request.base, request.revision, fetched)
-    if base.recipe:
-        read = partial(read, family_recipe=base.recipe)
-        manifest = read()
-    if not all_fit(manifest, modules):
-        manifest = read(modules=modules)
+    manifest, base = _read(request, fetched)
     check = check_manifest(manifest, resolution_px=base.resolution_px, progress=progress)
     if not request.skip_faulty:
         check.raise_for_errors()
@@ -90,9 +82,30 @@ def prepare_run(
     return replace(
         prepared,
         num_rejected=len(faulty),
-        manifest_parquet=manifest.to_parquet(),
+        manifest_parquet=None if only_shown else manifest.to_parquet(),
         warnings=check.warnings,
     )
+
+
+def _read(request: RunRequest, fetched: Fetched | None) -> tuple[Manifest, RunBase]:
+    """The manifest with all its faults, those of its modules' names included, and the base."""
+    read = partial(
+        read_manifest,
+        request.manifest,
+        strict=False,
+        recipe=request.recipe,
+        **base_layers(edition_of(request.base)),
+        reader=prompt_reader(request.base, request.revision),
+    )
+    manifest = read()
+    # known only now: a manifest that cannot be read costs no download
+    facts = base_facts(request.base, request.revision, fetched)
+    if facts.recipe:
+        read = partial(read, family_recipe=facts.recipe)
+        manifest = read()
+    if not all_fit(manifest, facts.modules):
+        manifest = read(modules=facts.modules)
+    return manifest, _run_base(request.base, facts)
 
 
 def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
@@ -106,25 +119,12 @@ def resume_run(request: RunRequest, run_id: str) -> PreparedRun:
         scoring=request.scoring.over(kept),
         quantization=request.quantization or asked.get("quantization"),
     )
-    return _prepared(request, store, base_facts(request.base, request.revision), jobs)
+    facts = base_facts(request.base, request.revision)
+    return _prepared(request, store, _run_base(request.base, facts), jobs)
 
 
-def base_facts(name: str, revision: str | None = None, fetched: Fetched | None = None) -> RunBase:
-    """Load a base, and keep only its facts."""
-    return _loaded(name, revision, fetched)[0]
-
-
-def _loaded(
-    name: str, revision: str | None, fetched: Fetched | None
-) -> tuple[RunBase, BaseModules]:
-    """The facts of a base, and the names of its modules."""
-    from farm.adapters.bank.layout import base_modules
-    from farm.base.loading import load_base
-
-    base = load_base(name, device="meta", revision=revision, fetched=fetched)
-    memory = replace(base.memory, counts=base.denoiser_counts())
-    facts = RunBase(name, base.fingerprint, base.resolution_px, memory, dict(base.recipe))
-    return facts, base_modules(base)
+def _run_base(name: str, facts: BaseFacts) -> RunBase:
+    return RunBase(name, facts.fingerprint, facts.resolution_px, facts.memory, facts.recipe)
 
 
 def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) -> PreparedRun:
@@ -208,11 +208,11 @@ def _workload(
 
 def this_machine() -> Hardware:
     """The hardware of this machine."""
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if not has_gpu():
+        return Hardware(None, 0, 0, cpus)
     import torch
 
-    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if not torch.cuda.is_available():
-        return Hardware(None, 0, 0, cpus)
     properties = torch.cuda.get_device_properties(0)
     return Hardware(
         properties.name,

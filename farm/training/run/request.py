@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from farm.base.memory import MemoryFacts
 from farm.errors import Fault
 from farm.intake.job import PriorSpec
 from farm.intake.scoring import ScoringSettings
@@ -17,13 +18,12 @@ from farm.storage import Store
 from farm.training.dispatch.messages import DispatchSettings, Notice, Snapshot
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.lane.settings import JudgeMaker, SampleSettings
+from farm.training.plan.hardware import Hardware
+from farm.training.plan.plan import Plan
 from farm.training.run.failures import JobFailure
 
-if TYPE_CHECKING:  # with torch, which these values do not need
+if TYPE_CHECKING:  # with torch, which a plan does not need
     from farm.adapters.files.folder import Form
-    from farm.base.interface import MemoryFacts
-    from farm.training.plan.hardware import Hardware
-    from farm.training.plan.plan import Plan
 
 __all__ = ["RunBase", "PreparedRun", "RunRequest", "RunSummary", "ProgressView"]
 
@@ -101,7 +101,7 @@ class PreparedRun:
     num_rejected: int = 0
     """Subjects excluded for their faults."""
     manifest_parquet: bytes | None = field(default=None, repr=False)
-    """The resolved manifest; None for a run that was read from the store."""
+    """The resolved manifest; None for a run that was read from the store, and for a plan."""
     warnings: tuple[Fault, ...] = field(default=(), repr=False)
     """Warnings of the check."""
     revoked: tuple[str, ...] = ()

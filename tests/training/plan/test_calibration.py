@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from farm.base.interface import Base, MemoryFacts
+from farm.base.interface import Base
 from farm.base.loading import load_base
+from farm.base.memory import MemoryFacts
 from farm.errors import UserError
 from farm.recipe import Recipe
 from farm.training.plan.calibration import (

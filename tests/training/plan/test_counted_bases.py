@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from farm.base.interface import DenoiserCounts, MemoryFacts
+from farm.base.memory import DenoiserCounts, MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.plan.costs import fixed_bytes, row_flops, slot_bytes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.base.interface import MemoryFacts
+from farm.base.memory import MemoryFacts
 from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.plan.costs import CONTEXT_BYTES, beside_bytes, lane_bytes, row_flops

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farm.base.interface import MemoryFacts
+from farm.base.memory import MemoryFacts
 from farm.intake.subject import Photo, Subject
 from farm.keys import bytes_digest
 from farm.recipe import Recipe
