@@ -271,7 +271,7 @@ def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | No
     if threading.current_thread() is not threading.main_thread():
         yield stop, None
         return
-    first_at = 0.0
+    first_at, terminal = 0.0, _copy_of_stderr()
 
     def on_signal(number: int, frame: object) -> None:
         nonlocal first_at
@@ -283,7 +283,7 @@ def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | No
             raise KeyboardInterrupt
         first_at = time.monotonic()
         stop.set()
-        note("stopping: running jobs are being saved …")
+        _note_on(terminal, "stopping: running jobs are being saved …")
 
     def arm() -> None:
         signal.signal(signal.SIGINT, on_signal)
@@ -296,6 +296,28 @@ def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | No
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
+        if terminal is not None:
+            os.close(terminal)
+
+
+def _copy_of_stderr() -> int | None:
+    """A copy of stderr's descriptor; None if it is closed."""
+    with suppress(OSError):
+        return os.dup(2)
+    return None
+
+
+def _note_on(terminal: int | None, text: str) -> None:
+    """Note a line, also while stderr is silenced because a library starts that writes to it.
+
+    Args:
+        terminal: a copy of the descriptor that stderr had before.
+    """
+    with suppress(OSError):
+        if terminal is not None and not os.path.sameopenfile(2, terminal):
+            os.write(terminal, f"{text}\n".encode())
+            return
+    note(text)
 
 
 # -- after the run -------------------------------------------------------------------------------

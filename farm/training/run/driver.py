@@ -16,7 +16,9 @@ from farm.adapters.registry import Registry
 from farm.errors import LaneLost, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock, holder
 from farm.storage import Store
+from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.job_blocks import batches
+from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import Assignment, Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
 from farm.training.run.earlier import driven_elsewhere
@@ -24,7 +26,14 @@ from farm.training.run.files import read_settings, write_assignments, write_sett
 from farm.training.run.patience import StorePatience
 from farm.training.run.request import PreparedRun, ProgressView
 
-__all__ = ["Driver", "lock_run", "point_names", "record_seconds", "write_run_files"]
+__all__ = [
+    "Driver",
+    "dispatcher_of",
+    "lock_run",
+    "point_names",
+    "record_seconds",
+    "write_run_files",
+]
 
 DRIVER_TTL_S = 60.0
 """A driver on another machine that has not renewed its lock for this long counts as dead. On this
@@ -106,6 +115,19 @@ class Driver:
         """Keys of the prior sets that were complete in the store before this start."""
         missing = {spec.key for spec in self.prepared.priors}
         return set(self.prepared.jobs.columns.priors) - missing
+
+
+def dispatcher_of(driver: Driver) -> Dispatcher:
+    """A dispatcher in this process; nothing is written before its first tick."""
+    prepared = driver.prepared
+    return Dispatcher(
+        prepared.jobs,
+        Ledger(prepared.store, prepared.run_id, epoch=driver.lock.number),
+        resolution_px=prepared.base.resolution_px,
+        ready_priors=driver.ready_priors,
+        committed=prepared.committed,
+        settings=prepared.request.dispatch,
+    )
 
 
 def lock_run(prepared: PreparedRun) -> StoreLock:
