@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from farm.errors import Fault, PhotoFault
 from farm.intake.captions.files import Caption, Names
 from farm.intake.faults import faults_of, similar_name, validated
-from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
+from farm.intake.photos.find import MAX_PHOTOS, Beside, captions_around, find_photos, matches
 from farm.intake.photos.listings import ARCHIVE_SUFFIXES, has_magic
 from farm.intake.photos.litter import MASK_FOLDERS
-from farm.intake.rows import ManifestRow, Path, join_url
+from farm.intake.rows import ManifestRow, Path, join_url, parent_url
 from farm.intake.schema import PhotoEntry
 from farm.intake.subject import MAX_CAPTION, Photo
 from farm.text.listed import listed
@@ -65,13 +65,16 @@ def list_photos(
     beside.budget.add_subject()
     is_read = rule != "none"
     found: dict[str, ListedPhoto] = {}
+    folders: dict[str, Path] = {}
     for path, entry in _entries(value, row, faults, beside):
-        for photo in _found(path, entry, row, beside, faults, is_read=is_read):
+        for photo in _found(path, entry, row, beside, faults, is_read=is_read, folders=folders):
             uri = photo.photo.uri
             if uri in found:
                 message = f"{_short(uri)} is named twice"
                 faults.append(row.fault(path, message, "remove one", severity="warning"))
             found.setdefault(uri, photo)
+    if is_read:
+        _take_from_around(folders, found, row, beside, faults)
     if isinstance(rule, Mapping):
         _apply(rule, found, row, faults)
     return list(found.values())
@@ -194,8 +197,13 @@ def _found(
     faults: list[Fault],
     *,
     is_read: bool = True,
+    folders: dict[str, Path] | None = None,
 ) -> Iterator[ListedPhoto]:
-    """The photos that one entry resolves to, with their captions if these are read."""
+    """The photos that one entry resolves to, with their captions if these are read.
+
+    Args:
+        folders: the folder that it names, if it is one and captions are read, is added to it.
+    """
     style = row.style(path)
     is_read = is_read and entry.caption is None
     try:
@@ -204,6 +212,8 @@ def _found(
         faults.append(row.fault(path, fault.message, fault.remedy))
         return
     faults += found.faults
+    if folders is not None and is_read and found.folder:
+        folders.setdefault(found.folder, path)
     if found.outside:
         message = f"links in {_short(entry.uri)} lead out of it: {', '.join(found.outside[:3])}"
         remedy = "they are not followed; copy the photos into the folder"
@@ -231,6 +241,31 @@ def _found(
         caption = found.captions.get(uri)
         text = entry.caption or (caption.text if caption is not None else style.fallback)
         yield ListedPhoto(Photo(uri, text), path, caption)
+
+
+def _take_from_around(
+    folders: Mapping[str, Path],
+    found: dict[str, ListedPhoto],
+    row: ManifestRow,
+    beside: Beside,
+    faults: list[Fault],
+) -> None:
+    """Give photos in several folders, which have no captions of their own, those of tables in the
+    folder that holds these folders. Tables beside the manifest are reported with it."""
+    styles = {row.style(path) for path in folders.values()}
+    base = row.base if "://" in row.base else os.path.abspath(row.base)
+    if len(styles) != 1 or any(parent_url(folder) == base.rstrip("/") for folder in folders):
+        return
+    captions, own = captions_around(list(folders), styles.pop(), beside)
+    faults += own
+    _drop_long(captions, row, faults)
+    for uri, caption in captions.items():
+        photo = found.get(uri)
+        if photo is None:
+            continue
+        if photo.caption_file is None and folders.get(parent_url(uri)) == photo.path:
+            with_text = replace(photo.photo, caption=caption.text)
+            found[uri] = ListedPhoto(with_text, photo.path, caption)
 
 
 def _drop_long(captions: dict[str, Caption], row: ManifestRow, faults: list[Fault]) -> None:
