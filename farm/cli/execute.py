@@ -254,8 +254,7 @@ def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
     from farm.cli.views.run import run_view
     from farm.training.execute import execute_run
 
-    expected = prepared.plan.estimate if prepared.plan is not None else None
-    with stop_on_signals() as (stop, arm), run_view(plain=plain, expected=expected) as view:
+    with stop_on_signals() as (stop, arm), run_view(plain=plain) as view:
         return execute_run(prepared, view=view, stop=stop, arm=arm)
 
 

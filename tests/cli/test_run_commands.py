@@ -19,13 +19,13 @@ from farm.cli import app
 from farm.cli.execute import hardware_of
 from farm.cli.existing_store import existing_store
 from farm.cli.options import PlanOptions, recipe_fields
-from farm.cli.views.pace import Pace, Work
 from farm.errors import FarmError, ManifestError, PlanError, StoreUnusable, UserError
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.text.durations import duration
 from farm.training.cluster.jobs.submit import entrypoint_of, scoring_arguments
 from farm.training.dispatch.messages import Snapshot
+from farm.training.pace import Pace, Work
 from farm.training.plan.estimate import Estimate
 from farm.training.run.files import read_settings
 

@@ -21,6 +21,7 @@ from farm.training.dispatch.job_blocks import batches
 from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import Assignment, Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
+from farm.training.pace import Pace, Work
 from farm.training.run.earlier import driven_elsewhere
 from farm.training.run.files import read_settings, write_assignments, write_settings
 from farm.training.run.patience import StorePatience
@@ -59,6 +60,13 @@ class Driver:
     """Address of the Ray cluster that it joined, to be shown with the first news."""
     _renewed: float = 0.0
     _heard: int = 0
+    _work: Work = field(init=False)
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        plan = self.prepared.plan
+        self._work = Work(plan.estimate if plan is not None else None)
+        self._pace = self._work.pace()
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Show news, renew the lock, and stop the run if the store fails for too long.
@@ -72,6 +80,7 @@ class Driver:
             joined = f"joined the cluster at {self.cluster}"
             news = [Notice(self._heard, time.time(), joined, is_bad=False), *news]
             self.cluster = ""
+        snapshot = self._timed(snapshot)
         if self.view is not None:
             self.view.show(snapshot, news)
         if line := self.patience.heed(snapshot.trouble):
@@ -81,14 +90,23 @@ class Driver:
         if time.monotonic() - self._renewed > DRIVER_TTL_S / 6:
             self._renewed = time.monotonic()
             with suppress(StoreError, StoreUnusable):
-                if not self.lock.renew():
+                left_s = snapshot.left_s
+                news_of_it = {} if left_s is None else {"left_s": left_s, "at": time.time()}
+                if not self.lock.renew(news_of_it):
                     raise LaneLost(
                         "another driver took this run over", "let that one finish the run"
                     )
 
+    def _timed(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot with the share of the work that is done, and the remaining time."""
+        share, dropped = self._work.done(snapshot)
+        left_s = self._pace.note(time.monotonic(), share, dropped)
+        return replace(snapshot, work_share=share, left_s=left_s)
+
     def show_line(self, snapshot: Snapshot, text: str) -> None:
         """Show a line from the driver itself."""
         if self.view is not None:
+            snapshot = self._timed(snapshot)
             self.view.show(snapshot, [Notice(self._heard, time.time(), text, is_bad=True)])
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +11,13 @@ import pytest
 from support.manifests import QUICK, request, write_manifest
 
 from farm.errors import UserError
-from farm.locks import StoreLock
+from farm.locks import StoreLock, held
+from farm.training.dispatch.ledger import Status
+from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import prepare_run, run_manifest
-from farm.training.run.driver import write_run_files
+from farm.training.run.driver import Driver, lock_run, write_run_files
 from farm.training.run.earlier import refuse_driven
+from farm.training.run.status import run_status
 
 
 def test_a_run_has_one_driver(tmp_path: Path) -> None:
@@ -32,3 +37,33 @@ def test_a_run_has_one_driver(tmp_path: Path) -> None:
     assert summary.committed == 1
     assert not other.renew()
     refuse_driven(mine)  # its driver has ended
+
+
+class Shown:
+    """A display that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[Snapshot] = []
+
+    def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
+        self.snapshots.append(snapshot)
+
+
+def test_the_display_and_farm_status_show_the_drivers_remaining_time(tmp_path: Path) -> None:
+    prepared = prepare_run(request(write_manifest(tmp_path / "m", 2), tmp_path / "store"))
+    folder, view = f"runs/{prepared.run_id}/drivers", Shown()
+    driver = Driver(prepared, lock_run(prepared), view, threading.Event())
+    write_run_files(prepared, driver.lock)
+    counts = dict.fromkeys(map(str, Status), 0) | {"training": 2}
+    driver.show(Snapshot(counts, 2, 0.0, (), 0, is_done=False), [])
+    found = held(prepared.store, folder)
+    assert found is not None
+    facts = run_status(prepared.store, prepared.run_id, now=found[1]["at"])
+    (shown,) = view.snapshots
+    assert prepared.plan is not None
+    assert facts["eta_s"] == shown.left_s == pytest.approx(prepared.plan.estimate.total_s)
+    # a line of the driver itself keeps the time, and a release ends it
+    driver.show_line(shown, "still here")
+    assert view.snapshots[1].left_s is not None
+    driver.lock.release()
+    assert run_status(prepared.store, prepared.run_id)["eta_s"] is None
