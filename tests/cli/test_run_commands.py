@@ -56,7 +56,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
         "failed": 0,
     }
     assert set(summary) == {
-        *("run", "jobs", "committed", "reused", "failed", "quarantined", "cancelled", "seconds")
+        *("run", "jobs", "committed", "reused", "revoked", "failed", "quarantined", "cancelled"),
+        "seconds",
     }
     # the report takes its duration from there
     recorded = read_settings(Store(folder / "store"), summary["run"])["seconds"]
