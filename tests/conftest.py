@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
 from pathlib import Path
 
+import httpcore2
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
@@ -17,6 +19,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the suite runs more processes than there are cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# reading the authorities' certificates takes longer than most requests, and the tests make
+# hundreds of HTTP clients
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 # how long an example takes says nothing on a busy machine
 settings.register_profile("farm", deadline=None)

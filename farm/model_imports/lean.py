@@ -2,18 +2,23 @@
 
 Owns a hook on their import. It changes what they import, not what they do. Importing them takes a
 process five CPU seconds. While they or torch are imported, no cyclic garbage is collected: a fifth
-of the time went into looking at modules, which stay. Three more parts are postponed until something
-needs them.
+of the time went into looking at modules, which stay. More parts are postponed until something needs
+them.
 
 - ``importlib.metadata.packages_distributions`` reads every installed package's file list. Each of
   the libraries calls it once; while they are imported, its result is kept.
-- ``scipy.stats`` is imported by diffusers' schedulers for one option, beta sigmas.
+- ``scipy.stats`` is imported by diffusers' schedulers for one option, beta sigmas;
+  ``scipy.integrate`` for the LMS scheduler's coefficients; ``scipy.optimize`` by transformers for
+  the losses of models that detect objects, which use one function of it.
+- ``torch.distributed.tensor``, FSDP and sympy are imported by transformers where a model may be
+  spread over processes. The farm's own processes (``keep_imports``) never do that: there,
+  transformers takes torch for a build that lacks it.
 - ``torch._dynamo`` is imported for decorators that mark what ``torch.compile`` must skip, and for
   the question whether a module is compiled. Without a GPU, where the farm does not compile,
   the decorators do nothing, and no module is.
 
-In ``sys.modules``, the last two are replaced by modules that import the real one at the first use
-of anything else.
+In ``sys.modules``, modules of scipy and torch are replaced by ones that import the real one at the
+first use of anything else.
 """
 
 from __future__ import annotations
@@ -36,6 +41,8 @@ from farm.model_imports.gc_pause import gc_paused
 __all__ = ["install", "keep_imports", "keeps_imports", "lean_imports"]
 
 LIBRARIES = ("diffusers", "transformers", "peft")
+ASKED_FOR_DISTRIBUTED = ("transformers.utils.import_utils", "is_torch_distributed_available")
+"""The function that transformers asks before it imports parts of ``torch.distributed``."""
 
 
 class _LaterModule(ModuleType):
@@ -44,9 +51,14 @@ class _LaterModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # inspect asks every module for its file
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(_real(self.__name__), name)
+
+
+def _real(name: str) -> ModuleType:
+    """The module of this name, imported now if a substitute is in its place."""
+    if isinstance(sys.modules.get(name), _LaterModule):
+        del sys.modules[name]
+    return importlib.import_module(name)
 
 
 class _LeanLoader(Loader):
@@ -63,6 +75,8 @@ class _LeanLoader(Loader):
         with gc_paused(), nullcontext() if self._is_torch else lean_imports():
             self._loader.exec_module(module)
             if _keeps_imports:
+                if module.__name__ == ASKED_FOR_DISTRIBUTED[0]:
+                    setattr(module, ASKED_FOR_DISTRIBUTED[1], _never)
                 gc.freeze()
 
     def __getattr__(self, name: str) -> Any:  # get_source, get_data, … for tracebacks and readers
@@ -116,6 +130,8 @@ def _substitute() -> None:
     metadata.packages_distributions = _remembering(whole)
     _undo.callback(setattr, metadata, "packages_distributions", whole)
     _stand_in("scipy.stats")
+    _stand_in("scipy.integrate")
+    _stand_in("scipy.optimize", linear_sum_assignment=_linear_sum_assignment)
     if not _has_gpu():
         _stand_in("torch._dynamo", **_DYNAMO)
 
@@ -138,6 +154,15 @@ def _stand_in(name: str, **attributes: Any) -> None:
 def _remove(module: ModuleType) -> None:
     if sys.modules.get(module.__name__) is module:
         del sys.modules[module.__name__]
+
+
+def _never() -> bool:
+    return False
+
+
+def _linear_sum_assignment(*arguments: Any, **named: Any) -> Any:
+    """Scipy's function, imported when it is called."""
+    return _real("scipy.optimize").linear_sum_assignment(*arguments, **named)
 
 
 def _same(decorated: Any = None, *_: Any, **__: Any) -> Any:
@@ -174,8 +199,11 @@ _keeps_imports = False
 
 
 def keep_imports() -> None:
-    """Never look for garbage among imported modules, which are most of a process's objects; for a
-    process that runs nothing but the farm. What is garbage when a module is imported stays, too."""
+    """Say that this process runs nothing but the farm; called before the libraries are imported.
+
+    Garbage is never looked for among imported modules, which are most of a process's objects; what
+    is garbage when a module is imported stays, too. Parts of ``torch.distributed`` are left out.
+    """
     global _keeps_imports
     _keeps_imports = True
 

@@ -36,7 +36,6 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, ServedBase]:
 
     from farm.base.device.heap import keep_freed_memory
     from farm.base.loading import load_base
-    from farm.serving.engine.engine import Engine
 
     has_gpu = torch.cuda.is_available()
     device = ("cuda" if has_gpu else "cpu") if config.device == "auto" else config.device
@@ -50,6 +49,9 @@ def build_engine(config: EndpointConfig) -> tuple[Engine, ServedBase]:
         quantization=config.quantization,
     )
     base.release_text_encoders()
+    # imported after the base is loaded: a wrong name is reported seconds earlier
+    from farm.serving.engine.engine import Engine
+
     registry = Registry(Store(config.store))
     engine = Engine(base, registry, config.engine_config, cache_folder=config.disk_folder)
     return engine, engine_facts(engine, config.public_base)

@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from support.cli.commands import farm_here
+from support.ray_head import FEW_STATISTICS
 from typer.testing import CliRunner
 
 from farm.cli import app
@@ -154,7 +155,8 @@ def ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Processes started here find no cluster, and start one in a temporary folder."""
     folder = tempfile.mkdtemp(prefix="ray-")  # short, because socket paths are limited
     monkeypatch.setenv("RAY_TMPDIR", folder)
-    monkeypatch.setenv("RAY_worker_niceness", "0")
+    for variable, value in {**FEW_STATISTICS, "RAY_worker_niceness": "0"}.items():
+        monkeypatch.setenv(variable, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     yield
     shutil.rmtree(folder, ignore_errors=True)

@@ -15,9 +15,15 @@ import importlib.metadata, sys
 whole = importlib.metadata.packages_distributions
 
 from farm.base.loading import load_base
+from farm.model_imports.lean import keep_imports
 
+keep_imports()
 base = load_base("embedded")
-left_out = [name for name in ("torch._dynamo", "scipy.stats") if name in sys.modules]
+parts = ("_dynamo", "distributed.tensor", "distributed.fsdp", "distributed.checkpoint")
+statistics = ("scipy.stats", "scipy.integrate", "scipy.optimize")
+left_out = [
+    name for name in (*(f"torch.{part}" for part in parts), *statistics) if name in sys.modules
+]
 assert not left_out, left_out
 assert importlib.metadata.packages_distributions is whole
 
@@ -27,7 +33,20 @@ scheduler = EulerDiscreteScheduler(use_beta_sigmas=True)
 scheduler.set_timesteps(4)
 assert scheduler.sigmas[0] > scheduler.sigmas[1] > scheduler.sigmas[-1] == 0
 
+from diffusers import LMSDiscreteScheduler
+
+lms = LMSDiscreteScheduler()
+lms.set_timesteps(4)
+first_step = lms.get_lms_coefficient(1, 0, 0)  # integral of 1
+assert abs(first_step - float(lms.sigmas[1] - lms.sigmas[0])) < 1e-3
+
+from transformers.loss import loss_for_object_detection as detection
+
+rows, columns = detection.linear_sum_assignment([[4.0, 1.0], [2.0, 3.0]])
+assert (list(rows), list(columns)) == ([0, 1], [1, 0])
+
 import torch
+assert torch.distributed.is_available()
 from diffusers.utils.torch_utils import is_compiled_module
 
 layer = torch.nn.Linear(2, 2)

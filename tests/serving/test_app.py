@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import tempfile
@@ -18,6 +17,7 @@ import numpy as np
 import openai
 import pytest
 from support.endpoint import are_same, eventually, pixels_of, publish
+from support.ray_head import FEW_STATISTICS
 
 from farm.adapters.registry import Registry
 from farm.base.interface import Base
@@ -26,7 +26,6 @@ from farm.errors import FarmError
 from farm.storage import Store
 
 ADAPTERS = ("rex", "tom", "ada", "bob", "cat", "dot")
-NICENESS = "RAY_worker_niceness"
 FEW = {"num_inference_steps": 3, "seed": 5}
 
 
@@ -64,8 +63,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    variables = pytest.MonkeyPatch()
     # replicas are niced by default, which on a busy machine is never
-    os.environ[NICENESS] = "0"
+    for variable, value in {**FEW_STATISTICS, "RAY_worker_niceness": "0"}.items():
+        variables.setenv(variable, value)
     ray_folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets have short names
     start_ray(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=ray_folder)
     try:
@@ -95,7 +96,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         serve.shutdown()
         ray.shutdown()
         shutil.rmtree(ray_folder, ignore_errors=True)
-        del os.environ[NICENESS]
+        variables.undo()
 
 
 @pytest.mark.slow

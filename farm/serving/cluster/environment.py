@@ -62,12 +62,15 @@ def proxy_environment(limits: ConnectionLimits) -> dict[str, str]:
 def ray_environment(limits: ConnectionLimits) -> dict[str, str]:
     """Environment variables to set before Ray is imported: those of the proxies. If no cluster is
     named, they also make a local Ray require tokens and keep it, with its metrics port, on
-    loopback."""
+    loopback, and start no processes that the endpoint does not use."""
     variables = proxy_environment(limits)
     if not os.environ.get("RAY_ADDRESS"):
         variables |= {
             "RAY_AUTH_MODE": "token",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its address is then loopback
+            # Ray otherwise starts a process per core, and none of Ray Serve's, which have an
+            # environment of their own, is run by one of those
+            "RAY_prestart_worker_first_driver": "0",
         }
     return variables
 
