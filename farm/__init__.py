@@ -8,7 +8,7 @@ The Python interface is as small as the command line::
     summary = farm.run("photos/", store="work", recipe={"steps": 300})
     image = farm.load("work", "my_cat").generate("a photo of [V] cat in space", seed=7)
 
-Importing the package imports neither torch nor Ray; the functions do when they are called.
+Importing the package imports neither torch nor Ray; what is used of it imports what it needs.
 """
 
 from importlib import import_module
@@ -19,18 +19,25 @@ from farm.model_imports.lean import install as _install_lean_imports
 _install_lean_imports()
 
 if TYPE_CHECKING:
-    from farm.api import Adapter, check, load, plan, run
+    from farm.api.adapter import Adapter, load
+    from farm.api.manifests import check, plan, run
     from farm.version import __version__
 
 __all__ = ["Adapter", "__version__", "check", "load", "plan", "run"]
+_MODULES = {
+    "Adapter": "farm.api.adapter",
+    "load": "farm.api.adapter",
+    "check": "farm.api.manifests",
+    "plan": "farm.api.manifests",
+    "run": "farm.api.manifests",
+    "__version__": "farm.version",
+}
 
 
 def __getattr__(name: str) -> object:
     """Import the Python interface, and the version, when they are first used."""
-    if name == "__version__":
-        return import_module("farm.version").__version__
-    if name in __all__:
-        return getattr(import_module("farm.api"), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

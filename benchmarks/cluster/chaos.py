@@ -54,6 +54,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--priors-every", type=int, default=3, help="rounds; 0 for never")
     parser.add_argument("--kinds", nargs="+", default=[], choices=KINDS, help="inject only these")
+    parser.add_argument("--in-order", action="store_true", help="inject --kinds in their order")
     parser.add_argument("--record", type=Path, help="file with the outcomes so far")
     parser.add_argument("--out", type=Path, default=HERE)
     return parser.parse_args()
@@ -111,6 +112,7 @@ class Campaign:
                 pause_s=asked.pause,
                 is_over=self._is_over,
                 changed=lambda: self._write([*self.outcomes, one.outcome()]),
+                in_order=asked.in_order,
             )
         finally:  # also of a round that is ended: what it has done so far
             self.outcomes.append(outcome or one.outcome())

@@ -17,10 +17,12 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import multiprocessing
 import re
-import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ counted (torch's FlopCounterMode on the model's shape)."""
 SUBJECT_STEPS, SUBJECT_ROWS = 800, 2
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "A100": 312, "L40S": 362, "L4": 121}
 """Dense bf16 peaks from the vendors' data sheets."""
-RESULT_MARK = "RESULT "
+LIBRARIES = ["plain_loop", "farm.base.loading", "farm.training.slots.trainer"]
+"""Modules that each case needs."""
 KINDS = ("plain", "plain+vae", "slots")
 
 
@@ -128,18 +131,36 @@ def _profile(step: Any, path: Path, on_gpu: bool) -> None:
 
 
 def run_case(case: Case, setting: Setting) -> dict[str, Any]:
-    """Run one case in a new process; a failure is also a result."""
-    command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
-    command += ["--setting", json.dumps(dataclasses.asdict(setting))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith(RESULT_MARK):
-            return {**dataclasses.asdict(case), **json.loads(line.removeprefix(RESULT_MARK))}
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    memory = "OutOfMemory" in done.stderr or "out of memory" in done.stderr
-    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    reason = "out of memory" if memory else (raised or lines)[-1][:200]
-    return {**dataclasses.asdict(case), "failed": reason}
+    """Run one case in a new process; a failure is also a result.
+
+    The processes are forked from one that has imported the libraries and has no device yet.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    results, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, case, setting))
+    process.start()
+    sender.close()
+    with results:
+        try:
+            found: dict[str, Any] = results.recv()
+        except EOFError:  # it was killed
+            found = {}
+    process.join()
+    return {**dataclasses.asdict(case), **(found or {"failed": f"exit status {process.exitcode}"})}
+
+
+def _send_result(sender: Connection, case: Case, setting: Setting) -> None:
+    """What the process of a case does."""
+    import torch
+
+    try:
+        found = measure(case, setting)
+    except torch.OutOfMemoryError:
+        found = {"failed": "out of memory"}
+    except Exception as error:
+        found = {"failed": traceback.format_exception_only(error)[0].splitlines()[0][:200]}
+    sender.send(found)
 
 
 def with_derived(result: dict[str, Any], setting: Setting) -> dict[str, Any]:
@@ -277,19 +298,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--profile", default="", help="folder for tables of kernels")
     parser.add_argument("--out", default=str(Path(__file__).parents[1]))
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--setting", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    if arguments.case:
-        result = measure(
-            Case(**json.loads(arguments.case)), Setting(**json.loads(arguments.setting))
-        )
-        print(RESULT_MARK + json.dumps(result))
-        return
     setting = Setting(
         arguments.build,
         arguments.device,

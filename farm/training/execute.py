@@ -90,8 +90,7 @@ def execute_run(
             with suppress(StoreError, UserError):  # the report then has the ledger's times alone
                 record_seconds(prepared, lock, seconds)
     finally:
-        _release(lock)
-        guard.close()
+        guard.close(is_released=_release(lock))
     summary = summarise(prepared, jobs, seconds)
     summary = replace(summary, start=lock.number)
     left = sum(not job.is_final for job in jobs)
@@ -113,17 +112,20 @@ def _left(number: int) -> str:
     return f"{number} jobs are left and keep their last checkpoints"
 
 
-def _release(lock: StoreLock) -> None:
-    """Release the lock. If the store does not answer, the guard releases it later: a second
-    Ctrl-C ends the run at once."""
+def _release(lock: StoreLock) -> bool:
+    """Release the lock; returns whether it is released. If the store does not answer, the guard
+    releases it later: a second Ctrl-C ends the run at once."""
+    released = threading.Event()
 
     def release() -> None:
         with suppress(StoreError, StoreUnusable):
             lock.release()
+            released.set()
 
     releasing = threading.Thread(target=release, name="release", daemon=True)
     releasing.start()
     releasing.join(RELEASE_S)
+    return released.is_set()
 
 
 def _drive(driver: Driver) -> list[Job]:

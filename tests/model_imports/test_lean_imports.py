@@ -68,6 +68,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 
+import farm
+import farm.training.run.export
 from farm.base.device import presence
 from farm.cli import app
 
@@ -81,6 +83,8 @@ for command in ("check", "plan"):
     for base in ("embedded", "tiny"):
         store = ["--store", f"{folder}/store"] if command == "plan" else []
         app([command, manifest, "--base", base, *store, "--json"], standalone_mode=False)
+farm.check(manifest)
+farm.plan(manifest, store=f"{folder}/store")
 assert not imported("ray", "pandas"), imported("ray", "pandas")
 
 import farm.training.cluster.jobs.uploads

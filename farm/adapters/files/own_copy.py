@@ -12,7 +12,6 @@ from PIL import Image
 
 from farm.adapters.file_names import KOHYA_ENDING, RECORD_FILE
 from farm.adapters.files.model_card import model_card
-from farm.adapters.files.write import renamed_kohya_file, safe_file_name, thumbnail_uri
 from farm.adapters.names import SAMPLES, NamedAdapter
 from farm.adapters.record import AdapterRecord
 from farm.keys import file_digest
@@ -88,6 +87,9 @@ def _own_facts(record: AdapterRecord, named: NamedAdapter) -> dict[str, object]:
 
 def _rename_kohya_files(folder: Path, files: list[str], own: AdapterRecord) -> list[str]:
     """Give kohya files the name of the adapter; returns the new names of all files."""
+    # with torch, which an export without such files does not need
+    from farm.adapters.files.write import renamed_kohya_file, safe_file_name, thumbnail_uri
+
     first = next((file for file in files if file.startswith(SAMPLES)), None)
     thumbnail = None
     if first is not None:

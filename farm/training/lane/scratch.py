@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from farm.keys import bytes_digest
 from farm.locks import Owner, current_owner
 
-__all__ = ["scratch_folder", "sweep_folders"]
+__all__ = ["has_folders", "scratch_folder", "sweep_folders"]
 
 USES = ("train", "adapter")
 
@@ -27,16 +28,25 @@ def scratch_folder(use: Literal["train", "adapter"]) -> tempfile.TemporaryDirect
 
 def sweep_folders() -> int:
     """Remove the folders of processes of this machine that are gone; returns how many."""
-    me = current_owner()
     swept = 0
-    for path in Path(tempfile.gettempdir()).glob(f"farm-*-{_machine_of(me)}-*"):
-        _, use, _, pid, *rest = path.name.split("-")
-        if use not in USES or len(rest) < 2 or not pid.isdigit():
-            continue
-        if Owner(me.machine, int(pid), rest[0], "").is_dead():
+    for path, owner in _folders():
+        if owner.is_dead():
             shutil.rmtree(path, ignore_errors=True)
             swept += 1
     return swept
+
+
+def has_folders() -> bool:
+    """Whether processes of this machine, living or dead, have such folders."""
+    return any(True for _ in _folders())
+
+
+def _folders() -> Iterator[tuple[Path, Owner]]:
+    me = current_owner()
+    for path in Path(tempfile.gettempdir()).glob(f"farm-*-{_machine_of(me)}-*"):
+        _, use, _, pid, *rest = path.name.split("-")
+        if use in USES and len(rest) >= 2 and pid.isdigit():
+            yield path, Owner(me.machine, int(pid), rest[0], "")
 
 
 def _machine_of(owner: Owner) -> str:

@@ -4,7 +4,8 @@ A killed driver (``kill -9``, ``ray job stop`` after its timeout, SIGTERM to a p
 includes Ray) cannot release its lock, and another machine would have to wait until the lock
 expires. The guard runs in its own session, holds the reading end of a pipe from the driver, and
 acts when the pipe closes: it releases the lock if the driver still owns it, and removes the
-driver's temporary folders.
+driver's temporary folders. It imports the farm only then: after nearly every run there is nothing
+to do, as it learns from a byte in the pipe.
 
 Owns the guard's process. It dies with the machine; the lock then expires.
 """
@@ -22,7 +23,7 @@ from dataclasses import asdict
 from farm.errors import FarmError
 from farm.locks import Owner, StoreLock, release_dead
 from farm.storage import Store
-from farm.training.lane.scratch import sweep_folders
+from farm.training.lane.scratch import has_folders, sweep_folders
 
 __all__ = ["LockGuard"]
 
@@ -31,7 +32,7 @@ EXIT_S = 10.0
 
 
 class LockGuard:
-    """Starts the guard of a lock; ``close`` ends it once the lock is released."""
+    """Starts the guard of a lock; ``close`` ends it."""
 
     def __init__(self, store: Store, lock: StoreLock) -> None:
         """Start the guard. If it cannot be started, the run continues without one."""
@@ -54,28 +55,40 @@ class LockGuard:
         finally:
             os.close(reading)
 
-    def close(self) -> None:
-        """End the guard; if the lock is released, it does nothing."""
-        if self._pipe is not None:
-            os.close(self._pipe)
-            self._pipe = None
+    def close(self, *, is_released: bool) -> None:
+        """Let the guard do what is left to do, and end.
+
+        Args:
+            is_released: whether the lock is released; if not, the guard releases it.
+        """
+        if self._pipe is None:
+            return
+        if is_released and not has_folders():
+            with suppress(OSError):  # it has ended
+                os.write(self._pipe, b".")
+        os.close(self._pipe)
+        self._pipe = None
 
 
-_START = (
-    "import os, sys\n"
-    "if os.fork(): os._exit(0)\n"
-    "from farm.training.run.lock_guard import watch\n"
-    "watch(sys.argv[1])"
-)
-
-
-def watch(order: str) -> None:
-    """Wait until the driver is gone, then release its lock and remove its folders."""
-    facts = json.loads(order)
+_START = """
+import os, sys
+if os.fork():
+    os._exit(0)
+try:
+    sys.path[0] = os.getcwd()
     os.chdir("/")
-    with suppress(OSError):
-        while os.read(0, 1):
-            pass
+    nothing_is_left = os.read(0, 1)
+except OSError:
+    nothing_is_left = False
+if not nothing_is_left:
+    from farm.training.run.lock_guard import clean_up
+    clean_up(sys.argv[1])
+"""
+
+
+def clean_up(order: str) -> None:
+    """Once the driver is gone or has closed the pipe: release its lock and remove its folders."""
+    facts = json.loads(order)
     owner = Owner(**facts["owner"])
     with suppress(FarmError, OSError):
         release_dead(Store(facts["store"]), facts["folder"], owner.token)

@@ -105,6 +105,7 @@ class Round:
         self._pending: list[Pending] = []
         self._deck: list[str] = []
         self._num_faults = 0
+        self._is_in_order = False
         self._began = 0.0
         self._last_heavy: float | None = None
 
@@ -128,15 +129,18 @@ class Round:
         pause_s: float,
         is_over: Callable[[], bool],
         changed: Callable[[], None] = lambda: None,
+        in_order: bool = False,
     ) -> Outcome:
         """Inject faults until they are spent or all jobs have ended, then check.
 
         Args:
-            deck: the kind of each fault; they are injected in random order.
+            deck: the kind of each fault.
+            in_order: whether they are injected in this order, else in random order.
             is_over: whether to inject no more faults, because the time is over.
             changed: called after each fault.
         """
         self._deck, self._num_faults = list(deck), len(deck)
+        self._is_in_order = in_order
         self._began = time.monotonic()
         try:
             self.cluster.set_pace(self.size.pace_s)
@@ -202,7 +206,7 @@ class Round:
         return (jobs - faults) / max(LEAD, LEAD_FAULTS / self._num_faults)
 
     def _inject(self) -> bool:
-        name = random.choice(self._deck)
+        name = self._deck[0] if self._is_in_order else random.choice(self._deck)
         if self.is_head_lost or (name in HEAVY and not self._may_be_heavy()):
             return False
         fault = None

@@ -11,15 +11,17 @@ import pytest
 
 CHAOS = Path(__file__).parents[3] / "benchmarks/cluster/chaos.py"
 KINDS = (
+    "torn transfers",
+    "photo replaced",
+    "NaN in a slot",
+    "dispatcher killed",
+    "clock jump",
     "driver killed",
     "lane killed",
-    "dispatcher killed",
     "store refused",
-    "torn transfers",
-    "NaN in a slot",
-    "photo replaced",
-    "clock jump",
 )
+"""In this order, the start after the killed driver also trains the job with the replaced photo,
+where another order may need a third start, which takes some twenty CPU seconds."""
 
 
 @pytest.mark.slow
@@ -29,7 +31,7 @@ def test_faults_of_every_kind_lose_double_and_leave_nothing(tmp_path: Path) -> N
             *(sys.executable, str(CHAOS), "--subjects", "8", "--faults", "1", "--per-round", "8"),
             *("--seed", "5", "--steps", "30", "--pause", "2", "--nodes", "1"),
             *("--spare-nodes", "0", "--budget-s", "400", "--priors-every", "0"),
-            *("--out", str(tmp_path), "--kinds", *KINDS),
+            *("--out", str(tmp_path), "--in-order", "--kinds", *KINDS),
         ],
         capture_output=True,
         text=True,
@@ -39,5 +41,5 @@ def test_faults_of_every_kind_lose_double_and_leave_nothing(tmp_path: Path) -> N
     (round_,) = json.loads(done.stdout.splitlines()[-1])["rounds"]
     assert round_["found"] == {}
     assert len(round_["faults"]) >= 6  # the run may end before the last ones
-    assert set(round_["faults"]) <= set(KINDS)
+    assert tuple(round_["faults"]) == KINDS[: len(round_["faults"])]
     assert list(tmp_path.glob("chaos-*.md"))

@@ -9,16 +9,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
 
 from farm import locks as claims
 from farm.locks import StoreLock, holder
 from farm.storage import Store
 from farm.training.lane.scratch import scratch_folder, sweep_folders
+from farm.training.run.lock_guard import LockGuard
 
 DRIVER = """
 import sys, time
@@ -50,6 +53,14 @@ def await_true(condition: Callable[[], bool], seconds: float = 30) -> bool:
     return False
 
 
+def guards_of(store: Store) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if store.url in " ".join(process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_group_releases_its_claim_and_folders(
     tmp_path: Path, sign: signal.Signals
@@ -70,6 +81,25 @@ def test_a_killed_process_group_releases_its_claim_and_folders(
     assert await_true(lambda: released(store))
     assert await_true(lambda: not folder.exists())
     assert holder(store, "c") is None
+
+
+@pytest.mark.parametrize("left", ["lock", "folder", "nothing"])
+def test_after_a_run_the_guard_does_what_is_left_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    store = Store(tmp_path / "store")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # without other runs' folders
+    lock = StoreLock.take(store, "c", ttl_s=3600)
+    assert lock is not None
+    guard = LockGuard(store, lock)
+    assert len(guards_of(store)) == 1
+    with scratch_folder("train") if left == "folder" else nullcontext():
+        guard.close(is_released=left != "lock")
+    if left == "nothing":
+        assert await_true(lambda: not guards_of(store))
+        assert not released(store)  # it trusts the driver, and does not look
+    else:
+        assert await_true(lambda: released(store))
 
 
 def test_a_claim_that_another_driver_took_meanwhile_stays_its_own(tmp_path: Path) -> None:

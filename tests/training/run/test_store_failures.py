@@ -24,6 +24,8 @@ from farm.training.execute import run_manifest
 
 RECIPE = QUICK | {"steps": 20, "checkpoint_every": 5, "prior_rows": 0}
 PATIENCE_S = 1.5
+LOOK_S = 0.05
+"""Training takes half a second: the store fails before a job is committed."""
 
 
 @pytest.fixture
@@ -35,6 +37,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("this user may not mount file systems")
     monkeypatch.setattr("farm.training.run.patience.UNUSABLE_S", PATIENCE_S)
+    monkeypatch.setattr("farm.training.run.in_process.LOOK_S", LOOK_S)
     try:
         yield folder
     finally:
@@ -133,6 +136,7 @@ def test_an_object_store_that_refuses_connections_is_shown_and_survived(
     s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farm.retries.CALL_BUDGET_S", 0.5)
+    monkeypatch.setattr("farm.training.run.in_process.LOOK_S", LOOK_S)
     monkeypatch.setattr("farm.training.run.patience.QUIET_S", 0.5)
     monkeypatch.setattr("farm.training.run.patience.REPEAT_S", 1.0)
     for name, value in CREDENTIALS.items():

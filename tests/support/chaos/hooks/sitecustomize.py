@@ -76,8 +76,9 @@ class PaceFinder:
 
 
 def this_lane():
-    module = sys.modules.get("farm.training.cluster.ray_train")
-    return module._lane[0] if module is not None and module._lane else None
+    # the signal may come while the module is imported
+    lanes = getattr(sys.modules.get("farm.training.cluster.ray_train"), "_lane", None)
+    return lanes[0] if lanes else None
 
 
 def write_name(*_):
