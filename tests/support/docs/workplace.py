@@ -22,6 +22,7 @@ from pathlib import Path
 
 from support.docs.pages import ROOT, Block, command_lines
 from support.docs.program import SMALL
+from support.docs.warm_process import WarmProcess
 from support.s3 import free_port
 
 CLONED = ("Makefile", "pyproject.toml", "constraints.txt", "cluster.yaml", "jobs")
@@ -73,7 +74,7 @@ class Clone:
         (folder / "tests").mkdir()
         for name in TESTS:
             shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
-        self._warm: subprocess.Popen[str] | None = None
+        self._warm: WarmProcess | None = None
         self._install()
         self._photograph()
 
@@ -81,25 +82,14 @@ class Clone:
         """The socket of the process that programs are forked from; it is started at first use."""
         path = str(self.ray_folder / "warm")
         if self._warm is None:
-            self._warm = subprocess.Popen(
-                [self.folder / ".venv/bin/python", "-c", _program(f"serve({path!r})")],
-                cwd=self.folder,
-                # numpy's own threads would start on import, and must not be forked
-                env={**readers_environment(), "OPENBLAS_NUM_THREADS": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            assert self._warm.stdout is not None
-            self._warm.stdout.readline()  # written when it is ready, or closed when it has ended
+            command = [self.folder / ".venv/bin/python", "-c", _program(f"serve({path!r})")]
+            self._warm = WarmProcess(command, readers_environment(), self.folder)
         return path
 
     def close(self) -> None:
         """End the process that programs are forked from."""
         if self._warm is not None:
-            assert self._warm.stdin is not None
-            self._warm.stdin.close()
-            self._warm.wait(60)
+            self._warm.close()
             self._warm = None
 
     def _install(self) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.docs.warm_process import forked_farm
 from support.manifests import QUICK, adapters, request, write_manifest, write_photo
 from support.s3 import BUCKET, CREDENTIALS, flaky_proxy
 
@@ -34,7 +32,6 @@ from farm.training.run.earlier import no_longer_named
 from farm.training.run.files import ask, list_runs
 from farm.training.run.status import run_status, settle_requests
 
-MAIN = "from farm.cli import main; main()"
 STEPS = 14
 LONGER = QUICK | {"steps": STEPS, "checkpoint_every": 4}
 TOLERANCE = 1e-4
@@ -187,24 +184,22 @@ def test_a_driver_killed_at_any_instant_goes_on_and_trains_nothing_twice(
     manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]], tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "store")
-    command = [sys.executable, "-c", MAIN, "run", str(manifest), "--store", store.url]
-    command += ["--base", "tiny", "--in-process", "--slots", "2", "--no-cards", "--no-report"]
-    command += ["--sample-steps", "2", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for wanted in (0, 2):  # killed before the first commit, and after some
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        while process.poll() is None:
-            has_begun = bool(store.list("checkpoints") or store.list("adapters"))
-            if has_begun and len(Registry(store).committed_keys()) >= wanted:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
+    command = ["run", str(manifest), "--store", store.url, "--base", "tiny", "--in-process"]
+    command += ["--slots", "2", "--no-cards", "--no-report", "--sample-steps", "2", "--json"]
+    with forked_farm() as start:
+        for wanted in (0, 2):  # killed before the first commit, and after some
+            process = start(*command)
+            while process.poll() is None:
+                has_begun = bool(store.list("checkpoints") or store.list("adapters"))
+                if has_begun and len(Registry(store).committed_keys()) >= wanted:
+                    break
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        process = start(*command)
+        shown, errors = process.communicate()
+    assert process.returncode == 0, errors
+    summary = json.loads(shown.splitlines()[-1])
     assert summary["committed"] + summary["reused"] == summary["jobs"] == 5
     assert set(commits(store).values()) <= {1}
     assert_same(adapters(store, tmp_path / "adapters"), undisturbed[1])
