@@ -19,13 +19,13 @@ from farm.cli import app
 from farm.cli.execute import hardware_of
 from farm.cli.existing_store import existing_store
 from farm.cli.options import PlanOptions, recipe_fields
-from farm.cli.views.pace import Pace, Work
 from farm.errors import FarmError, ManifestError, PlanError, StoreUnusable, UserError
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.text.durations import duration
 from farm.training.cluster.jobs.submit import entrypoint_of, scoring_arguments
 from farm.training.dispatch.messages import Snapshot
+from farm.training.pace import Pace, Work
 from farm.training.plan.estimate import Estimate
 from farm.training.run.files import read_settings
 
@@ -56,7 +56,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
         "failed": 0,
     }
     assert set(summary) == {
-        *("run", "jobs", "committed", "reused", "failed", "quarantined", "cancelled", "seconds")
+        *("run", "jobs", "committed", "reused", "revoked", "failed", "quarantined", "cancelled"),
+        "seconds",
     }
     # the report takes its duration from there
     recorded = read_settings(Store(folder / "store"), summary["run"])["seconds"]
