@@ -13,6 +13,8 @@ them.
 - ``torch.distributed.tensor`` and FSDP are imported by transformers where a model may be spread
   over processes, and peft by diffusers where adapters may be loaded into its models. The
   farm's own processes (``keep_imports``) do neither: there, the libraries find both not installed.
+- transformers reads every file of its hundreds of models twice, a quarter of a second each time,
+  because it remembers too few folders; here it remembers all.
 - ``torch._dynamo`` is imported for decorators that mark what ``torch.compile`` must skip, and for
   the question whether a module is compiled. Without a GPU, where the farm does not compile,
   the decorators do nothing, and no module is.
@@ -46,6 +48,8 @@ QUESTIONS = {
     "transformers.utils.import_utils": "is_torch_distributed_available",
 }
 """Functions that libraries call before they import what the farm's own processes leave out."""
+FOLDER_READER = ("transformers.utils.import_utils", "create_import_structure_from_path")
+"""The function that reads what a folder of transformers' models offers."""
 
 
 class _LaterModule(ModuleType):
@@ -77,6 +81,8 @@ class _LeanLoader(Loader):
         # the substitutes depend on torch
         with gc_paused(), nullcontext() if self._is_torch else lean_imports():
             self._loader.exec_module(module)
+            if module.__name__ == FOLDER_READER[0]:
+                _remember_every_folder(module, FOLDER_READER[1])
             if _keeps_imports:
                 if question := QUESTIONS.get(module.__name__):
                     setattr(module, question, _never)
@@ -157,6 +163,12 @@ def _stand_in(name: str, **attributes: Any) -> None:
 def _remove(module: ModuleType) -> None:
     if sys.modules.get(module.__name__) is module:
         del sys.modules[module.__name__]
+
+
+def _remember_every_folder(module: ModuleType, name: str) -> None:
+    reader = getattr(getattr(module, name, None), "__wrapped__", None)
+    if reader is not None:
+        setattr(module, name, functools.cache(reader))
 
 
 def _never() -> bool:

@@ -27,9 +27,10 @@ from farm.training.cluster.dispatch_actor import (
     start_dispatcher,
 )
 from farm.training.cluster.lane_runs import LaneRuns
+from farm.training.cluster.lanes.worker import LaneSpec
 from farm.training.cluster.prior_thread import PriorThread
 from farm.training.cluster.ray_threads import names_of_ray_threads
-from farm.training.cluster.ray_train import LaneRun, LaneSpec
+from farm.training.cluster.ray_train import LaneRun
 from farm.training.cluster.start import is_connected, start_ray
 from farm.training.cluster.watch import (
     SILENCE_S,

@@ -2,7 +2,7 @@
 
 Owns the training thread: fill slots, step, and handle the results of each step. Other threads
 prepare jobs (``prefetch``), write to the store (``publisher``) and communicate with the dispatcher
-(``heartbeat``). Independent of Ray: ``cluster.ray_train`` runs it in Ray Train workers, and
+(``heartbeat``). Independent of Ray: ``cluster.lanes`` runs it in Ray Train workers, and
 ``run.in_process`` in the current process.
 """
 

@@ -55,7 +55,7 @@ def test_ray_train_still_has_the_hook_that_replaces_single_lanes(ray_here: Any) 
     from ray.train.v2._internal.execution.controller import controller
     from ray.train.v2._internal.execution.worker_group import worker_group
 
-    from farm.training.cluster.ray_train import LaneBackend, LaneConfig
+    from farm.training.cluster.lanes.backend import LaneBackend, LaneConfig
 
     assert LaneConfig().backend_cls is LaneBackend
     assert LaneBackend.has_replica_groups
@@ -64,9 +64,10 @@ def test_ray_train_still_has_the_hook_that_replaces_single_lanes(ray_here: Any) 
 
 
 def test_ray_train_still_has_the_callbacks_that_lanes_leave_out() -> None:
-    """Internal to Ray: if this fails after an upgrade, each lane run starts two processes more."""
+    """Internal to Ray: if this fails after an upgrade, each lane run starts more processes."""
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    from farm.training.cluster.lanes.backend import BARRIER_HOOKS, NoBarrier
     from farm.training.cluster.ray_train import UNUSED_CALLBACKS, LaneTrainer
 
     trainer = LaneTrainer(lambda: None)
@@ -77,6 +78,9 @@ def test_ray_train_still_has_the_callbacks_that_lanes_leave_out() -> None:
         )
     ]  # fmt: skip
     assert names[0] - names[1] == set(UNUSED_CALLBACKS)
+    assert names[1] - names[0] == {NoBarrier.__name__}
+    # what that one replaces in a controller, which is a process of its own
+    assert [name for module, name in BARRIER_HOOKS if not hasattr(module, name)] == []
 
 
 class KillOneLane:

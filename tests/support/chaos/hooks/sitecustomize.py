@@ -19,6 +19,7 @@ import time
 
 READ_S = 0.5
 LANE_MODULE = "farm.training.lane.lane"
+LANES_MODULE = "farm.training.cluster.lanes.backend"
 
 
 class State:
@@ -77,7 +78,7 @@ class PaceFinder:
 
 def this_lane():
     # the signal may come while the module is imported
-    lanes = getattr(sys.modules.get("farm.training.cluster.ray_train"), "_lane", None)
+    lanes = getattr(sys.modules.get(LANES_MODULE), "lane_of_process", None)
     return lanes[0] if lanes else None
 
 

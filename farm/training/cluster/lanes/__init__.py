@@ -1,0 +1,1 @@
+"""Lanes in Ray Train's processes: what its controllers import, and what its workers run."""
