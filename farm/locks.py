@@ -15,15 +15,15 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from farm.errors import StoreError
 from farm.storage import Store
 
-__all__ = ["StoreLock", "Owner", "current_owner", "holder", "release_dead"]
+__all__ = ["StoreLock", "Owner", "current_owner", "held", "holder", "release_dead"]
 
 Clock = Callable[[], float]
 
@@ -76,6 +76,7 @@ class _Body:
     owner: Owner
     expires: float
     released: bool = False
+    news: Mapping[str, float] = field(default_factory=dict)
 
     def is_held(self, now: float) -> bool:
         return not self.released and now < self.expires and not self.owner.is_dead()
@@ -86,7 +87,8 @@ class _Body:
     @classmethod
     def decode(cls, data: bytes) -> _Body:
         body = json.loads(data)
-        return cls(Owner(**body["owner"]), float(body["expires"]), bool(body["released"]))
+        owner, news = Owner(**body["owner"]), dict(body.get("news") or {})
+        return cls(owner, float(body["expires"]), bool(body["released"]), news)
 
 
 class StoreLock:
@@ -131,11 +133,17 @@ class StoreLock:
         """The process that holds it."""
         return self._body.owner
 
-    def renew(self) -> bool:
-        """Extend the lock; False if another process has taken it."""
+    def renew(self, news: Mapping[str, float] | None = None) -> bool:
+        """Extend the lock; False if another process has taken it.
+
+        Args:
+            news: numbers about the holder's work, for those who ask who holds the lock.
+        """
         if _highest(self._store, self.folder) != self.number:
             return False
-        self._body = replace(self._body, expires=self._clock() + self._ttl_s)
+        self._body = replace(
+            self._body, expires=self._clock() + self._ttl_s, news=news or self._body.news
+        )
         self._store.write(_path(self.folder, self.number), self._body.encode())
         return True
 
@@ -147,11 +155,20 @@ class StoreLock:
 
 def holder(store: Store, folder: str, now: float | None = None) -> Owner | None:
     """The owner that currently holds the lock of a folder; None if it is free."""
+    found = held(store, folder, now)
+    return found[0] if found is not None else None
+
+
+def held(
+    store: Store, folder: str, now: float | None = None
+) -> tuple[Owner, Mapping[str, float]] | None:
+    """The same, with the numbers about its work that the owner last renewed the lock with."""
     number = _highest(store, folder)
     if not number:
         return None
     body = _read(store, folder, number)
-    return body.owner if body.is_held(time.time() if now is None else now) else None
+    is_held = body.is_held(time.time() if now is None else now)
+    return (body.owner, body.news) if is_held else None
 
 
 def release_dead(store: Store, folder: str, token: str) -> bool:

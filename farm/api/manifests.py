@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from farm.api.keywords import Location, check_location, with_keywords
 from farm.cli.execute import check_recipe, run_request, stop_on_signals, write_report
@@ -19,10 +20,14 @@ from farm.storage import Store
 from farm.training.dispatch.messages import Notice, Snapshot
 from farm.training.execute import execute_run
 from farm.training.run.check import read_for_check
+from farm.training.run.earlier import refuse_driven
 from farm.training.run.prepare import prepare_run
 from farm.training.run.request import PreparedRun, RunRequest, RunSummary
 
 __all__ = ["check", "plan", "run"]
+
+AS_ARGUMENT = ("the argument `recipe`", "the Python call")
+"""How faults of recipe fields name what gave them."""
 
 _log = logging.getLogger("farm")
 
@@ -32,6 +37,7 @@ def check(
     *,
     resolution: int | None = None,
     base: Location = "embedded",
+    recipe: Mapping[str, Any] | None = None,
     workers: int | None = None,
     allow_private_hosts: bool = False,
 ) -> CheckReport:
@@ -43,6 +49,7 @@ def check(
         manifest: a manifest or a folder of photo folders; a path or a URL.
         resolution: side of the training crops in pixels, for recipes that set none.
         base: base model whose tokenizer reads the prompts.
+        recipe: fields for all subjects, as of ``farm.run``: ``{"steps": 300}``.
         workers: threads; one per CPU core by default.
         allow_private_hosts: let photo URLs lead to private, loopback and link-local addresses.
 
@@ -51,13 +58,14 @@ def check(
         raise; ``report.raise_for_errors()`` does.
 
     Raises:
-        ManifestError: if the manifest cannot be read at all.
+        ManifestError: if the manifest cannot be read at all, or a field of ``recipe`` is invalid.
         BaseModelError: if the base does not exist.
     """
     check_location("the manifest", manifest)
     check_location("base", base)
+    check_recipe(recipe or {}, *AS_ARGUMENT)
     with private_hosts(allow_private_hosts):
-        read = read_for_check(os.fspath(manifest), os.fspath(base))
+        read = read_for_check(os.fspath(manifest), os.fspath(base), recipe)
         return check_manifest(read, workers=workers, resolution_px=resolution)
 
 
@@ -101,6 +109,7 @@ def run(manifest: Location, options: RunOptions) -> RunSummary:
     with private_hosts(options.allow_private_hosts):
         request = _request(manifest, options)
         Store(request.store).check_writable()
+        refuse_driven(request)
         prepared = prepare_run(request)
         with stop_on_signals() as (stop, arm):
             summary = execute_run(prepared, view=_LogView(), stop=stop, arm=arm)
@@ -110,7 +119,7 @@ def run(manifest: Location, options: RunOptions) -> RunSummary:
 
 
 def _request(manifest: Location, options: RunOptions) -> RunRequest:
-    check_recipe(options, "the argument `recipe`", "the Python call")
+    check_recipe(options.recipe, *AS_ARGUMENT)
     return run_request(os.fspath(manifest), options)
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -55,7 +55,7 @@ def plan_request(manifest: str, options: PlanOptions, *, address: str | None = N
         ManifestError: for recipe fields that no manifest could correct.
         UserError: as ``hardware_of``.
     """
-    check_recipe(options)
+    check_recipe(options.recipe)
     from farm.quality.judge import QualityJudge
     from farm.training.run.request import RunRequest
 
@@ -104,7 +104,7 @@ def run_request(manifest: str, options: RunOptions) -> RunRequest:
 
 
 def check_recipe(
-    options: PlanOptions, name: str = "--set", source: str = "the command line"
+    recipe: Mapping[str, Any], name: str = "--set", source: str = "the command line"
 ) -> None:
     """Validate ``--set`` before anything is loaded or read.
 
@@ -118,7 +118,7 @@ def check_recipe(
     from farm.errors import ManifestError
     from farm.intake.layers import command_line_faults
 
-    if faults := command_line_faults(options.recipe, source):
+    if faults := command_line_faults(recipe, source):
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         message = f"{name} has invalid recipe fields: {faults[0].field}: {faults[0].message}{more}"
         raise ManifestError(message, faults[0].remedy if not more else "correct them", faults)
@@ -254,8 +254,7 @@ def run_prepared(prepared: PreparedRun, *, plain: bool = False) -> RunSummary:
     from farm.cli.views.run import run_view
     from farm.training.execute import execute_run
 
-    expected = prepared.plan.estimate if prepared.plan is not None else None
-    with stop_on_signals() as (stop, arm), run_view(plain=plain, expected=expected) as view:
+    with stop_on_signals() as (stop, arm), run_view(plain=plain) as view:
         return execute_run(prepared, view=view, stop=stop, arm=arm)
 
 
@@ -271,7 +270,7 @@ def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | No
     if threading.current_thread() is not threading.main_thread():
         yield stop, None
         return
-    first_at = 0.0
+    first_at, terminal = 0.0, _copy_of_stderr()
 
     def on_signal(number: int, frame: object) -> None:
         nonlocal first_at
@@ -283,7 +282,7 @@ def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | No
             raise KeyboardInterrupt
         first_at = time.monotonic()
         stop.set()
-        note("stopping: running jobs are being saved …")
+        _note_on(terminal, "stopping: running jobs are being saved …")
 
     def arm() -> None:
         signal.signal(signal.SIGINT, on_signal)
@@ -296,6 +295,28 @@ def stop_on_signals() -> Iterator[tuple[threading.Event, Callable[[], None] | No
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
+        if terminal is not None:
+            os.close(terminal)
+
+
+def _copy_of_stderr() -> int | None:
+    """A copy of stderr's descriptor; None if it is closed."""
+    with suppress(OSError):
+        return os.dup(2)
+    return None
+
+
+def _note_on(terminal: int | None, text: str) -> None:
+    """Note a line, also while stderr is silenced because a library starts that writes to it.
+
+    Args:
+        terminal: a copy of the descriptor that stderr had before.
+    """
+    with suppress(OSError):
+        if terminal is not None and not os.path.sameopenfile(2, terminal):
+            os.write(terminal, f"{text}\n".encode())
+            return
+    note(text)
 
 
 # -- after the run -------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ __all__ = [
     "RevisionOption",
     "RunOptions",
     "ScoringOptions",
+    "SetOption",
     "StoreOption",
     "quantization_of",
     "read_options",
@@ -62,7 +63,12 @@ _STORE = typer.Option(
     "--store", envvar="FARM_STORE", help="Folder or fsspec URL that holds runs and adapters."
 )
 _BASE = typer.Option("--base", help="Base model: embedded, a folder, a URL or a hub id.")
+_SET = typer.Option(
+    "--set",
+    help="Recipe field for all subjects, such as steps=300 or early_stop.patience=3; may repeat.",
+)
 StoreOption = Annotated[str, _STORE]
+SetOption = Annotated[list[str] | None, _SET]
 BaseOption = Annotated[str, _BASE]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")
@@ -184,11 +190,7 @@ class PlanOptions:
         CommandLine(
             list[str] | None, recipe_fields, 'Recipe fields for all subjects: {"steps": 300}.'
         ),
-        typer.Option(
-            "--set",
-            help="Recipe field for all subjects, such as steps=300 or early_stop.patience=3; may "
-            "repeat.",
-        ),
+        _SET,
     ] = field(default_factory=dict)
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="Slots per lane.")] = None
     lanes: Annotated[int | None, typer.Option("--lanes", min=1, help="Lanes per node.")] = None

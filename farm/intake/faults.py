@@ -27,6 +27,7 @@ __all__ = [
     "closest",
     "expected",
     "faults_of",
+    "meaning",
     "nearest",
     "similar_name",
     "slug",
@@ -71,9 +72,12 @@ def faults_of(
         return [row.fault(prefix, message, "write the fields of a manifest, and only those")]
     found: dict[Path, Fault] = {}
     details = error.errors(include_url=False)
-    for detail in details[:MAX_FIELD_FAULTS]:
-        # pydantic adds the branch of a union to the place; a field's path ends before it
-        path = tuple(part for part in detail["loc"] if not _is_branch(part))
+    # pydantic adds the branch of a union to the place; a field's path ends before it
+    places = [tuple(part for part in detail["loc"] if not _is_branch(part)) for detail in details]
+    inner = {path[:-1] for path in places if path}
+    for detail, path in list(zip(details, places, strict=True))[:MAX_FIELD_FAULTS]:
+        if detail["type"] == "literal_error" and path in inner:
+            continue  # the union's other branch was meant, and says what is wrong in it
         message, remedy = _words(detail, path, model)
         if detail["type"] == "extra_forbidden":
             remedy = row.hints.get(prefix + path, remedy)
@@ -173,20 +177,27 @@ _SYNONYMS = {
     **dict.fromkeys(
         ("images", "image", "image_dir", "folder", "path", "img", "pictures"), "photos"
     ),
-    **dict.fromkeys(("class", "class_name", "noun", "category"), "class_noun"),
+    **dict.fromkeys(("class", "class_name", "classname", "noun", "category"), "class_noun"),
+    **dict.fromkeys(("type", "kind", "species", "label", "what", "subject_class"), "class_noun"),
+    **dict.fromkeys(("subject", "subject_id", "subject_name", "name", "key", "title"), "id"),
     **dict.fromkeys(("token", "trigger", "trigger_word", "keyword"), "identifier"),
     **dict.fromkeys(("prompt", "caption"), "instance_prompt"),
     **dict.fromkeys(("learning_rates", "lr"), "learning_rate"),
     **dict.fromkeys(("reg_images", "regularization_images"), "class_images"),
     **dict.fromkeys(("max_train_steps", "train_steps"), "steps"),
 }
-"""Words of other tools for fields of a manifest."""
+"""Words of other tools and people for fields of a manifest."""
+
+
+def meaning(word: str) -> str | None:
+    """The field that a word names in other tools, or in everyday language."""
+    return _SYNONYMS.get(re.sub(r"[\s\-]+", "_", word.strip().casefold()))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A remedy that names the nearest known word, or all of them."""
     words = list(known)
-    if (meant := _SYNONYMS.get(word.casefold())) in words:
+    if (meant := meaning(word)) in words:
         return f"did you mean `{meant}`?"
     by_fold = {one.casefold().replace("-", "_"): one for one in words}
     if close := closest(word.casefold().replace("-", "_"), by_fold):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from farm.intake.subject import ClassNoun, Identifier, Name, Prompt
+from farm.intake.subject import CaptionText, ClassNoun, Identifier, Name, Prompt
 from farm.recipe import PresetName, Quantization
 
 __all__ = ["Defaults", "Head", "PhotoEntry", "RunDefaults", "SubjectEntry"]
@@ -89,7 +89,7 @@ class PhotoEntry(_Entry):
 
     uri: Annotated[str, Field(min_length=1)]
     """A path from the manifest's folder, or a URL."""
-    caption: Prompt | None = None
+    caption: CaptionText | None = None
     """Replaces the instance prompt; must contain `[V]` (or the identifier)."""
 
 
@@ -105,7 +105,7 @@ class SubjectEntry(Defaults):
     photos are usual."""
     name: NameEntry | None = None
     """Under which the adapter is served; unique in its namespace. Default: the id."""
-    captions: dict[str, Prompt] | Literal["files", "none"] | None = None
+    captions: dict[str, CaptionText] | Literal["files", "none"] | None = None
     """Captions by file name. `files` (the default) takes them from `photo.txt` or `photo.caption`
     beside `photo.jpg` and from tables such as `metadata.csv` beside the photos; `none` takes
     none."""

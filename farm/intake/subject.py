@@ -24,7 +24,9 @@ __all__ = [
     "DEFAULT_INSTANCE_PROMPT",
     "DEFAULT_NAMESPACE",
     "DEFAULT_SAMPLE_PROMPTS",
+    "MAX_CAPTION",
     "PLACEHOLDER",
+    "CaptionText",
     "ClassNoun",
     "Identifier",
     "Name",
@@ -46,6 +48,8 @@ DEFAULT_INSTANCE_PROMPT = "a photo of [V] {class_noun}"
 DEFAULT_CLASS_PROMPT = "a photo of a {class_noun}"
 DEFAULT_SAMPLE_PROMPTS = ("a photo of [V] {class_noun}", "a [V] {class_noun} in space")
 
+MAX_CAPTION = 10_000
+"""Characters of a caption."""
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 ClassNoun = Annotated[
@@ -55,6 +59,14 @@ Prompt = Annotated[
     str,
     StringConstraints(strip_whitespace=True, pattern=_NO_CONTROL, min_length=1, max_length=1000),
 ]
+CaptionText = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, pattern=_NO_CONTROL, min_length=1, max_length=MAX_CAPTION
+    ),
+]
+"""A photo's caption, wherever it is written. Captions that language models write are often longer
+than prompts; what a base does not read of one is a warning."""
 Identifier = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f\[\]{}]{1,64}$")]
 
 

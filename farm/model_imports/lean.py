@@ -10,9 +10,9 @@ them.
 - ``scipy.stats`` is imported by diffusers' schedulers for one option, beta sigmas;
   ``scipy.integrate`` for the LMS scheduler's coefficients; ``scipy.optimize`` by transformers for
   the losses of models that detect objects, which use one function of it.
-- ``torch.distributed.tensor``, FSDP and sympy are imported by transformers where a model may be
-  spread over processes. The farm's own processes (``keep_imports``) never do that: there,
-  transformers takes torch for a build that lacks it.
+- ``torch.distributed.tensor`` and FSDP are imported by transformers where a model may be spread
+  over processes, and peft by diffusers where adapters may be loaded into its models. The
+  farm's own processes (``keep_imports``) do neither: there, the libraries find both not installed.
 - transformers reads every file of its hundreds of models twice, a quarter of a second each time,
   because it remembers too few folders; here it remembers all.
 - ``torch._dynamo`` is imported for decorators that mark what ``torch.compile`` must skip, and for
@@ -40,11 +40,14 @@ from typing import Any
 
 from farm.model_imports.gc_pause import gc_paused
 
-__all__ = ["install", "keep_imports", "lean_imports"]
+__all__ = ["install", "keep_imports", "keeps_imports", "lean_imports"]
 
 LIBRARIES = ("diffusers", "transformers", "peft")
-ASKED_FOR_DISTRIBUTED = ("transformers.utils.import_utils", "is_torch_distributed_available")
-"""The function that transformers asks before it imports parts of ``torch.distributed``."""
+QUESTIONS = {
+    "diffusers.utils.import_utils": "is_peft_available",
+    "transformers.utils.import_utils": "is_torch_distributed_available",
+}
+"""Functions that libraries call before they import what the farm's own processes leave out."""
 FOLDER_READER = ("transformers.utils.import_utils", "create_import_structure_from_path")
 """The function that reads what a folder of transformers' models offers."""
 
@@ -81,8 +84,8 @@ class _LeanLoader(Loader):
             if module.__name__ == FOLDER_READER[0]:
                 _remember_every_folder(module, FOLDER_READER[1])
             if _keeps_imports:
-                if module.__name__ == ASKED_FOR_DISTRIBUTED[0]:
-                    setattr(module, ASKED_FOR_DISTRIBUTED[1], _never)
+                if question := QUESTIONS.get(module.__name__):
+                    setattr(module, question, _never)
                 gc.freeze()
 
     def __getattr__(self, name: str) -> Any:  # get_source, get_data, … for tracebacks and readers
@@ -214,10 +217,16 @@ def keep_imports() -> None:
     """Say that this process runs nothing but the farm; called before the libraries are imported.
 
     Garbage is never looked for among imported modules, which are most of a process's objects; what
-    is garbage when a module is imported stays, too. Parts of ``torch.distributed`` are left out.
+    is garbage when a module is imported stays, too. Peft and most of ``torch.distributed`` are
+    left out.
     """
     global _keeps_imports
     _keeps_imports = True
+
+
+def keeps_imports() -> bool:
+    """Whether ``keep_imports`` was called."""
+    return _keeps_imports
 
 
 def install() -> None:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from farm.model_imports.lean import keeps_imports
+
 __all__ = ["CollectorPauses"]
 
 LONG_PAUSE_S = 0.05
@@ -27,14 +29,16 @@ class CollectorPauses:
 
     @contextmanager
     def shortened(self) -> Iterator[None]:
-        """Keep pauses short inside the block."""
+        """Keep pauses short inside the block, and in a process that runs nothing but the farm until
+        it ends: Python's last collection would take a second or more, too."""
         gc.freeze()
         gc.callbacks.append(self._observe)
         try:
             yield
         finally:
             gc.callbacks.remove(self._observe)
-            gc.unfreeze()
+            if not keeps_imports():
+                gc.unfreeze()
 
     def settle(self) -> None:
         """If a collection took long, leave what it kept out of the next ones."""

@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from farm.errors import Interrupted, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock
-from farm.training.dispatch.dispatcher import Dispatcher
-from farm.training.dispatch.ledger import Job, Ledger, Status, counts
+from farm.training.dispatch.ledger import Job, Status, counts
 from farm.training.lane.checkpoints import drop_left_checkpoints
 from farm.training.lane.scratch import sweep_folders
 from farm.training.run.driver import (
     Driver,
+    dispatcher_of,
     lock_run,
     point_names,
     record_seconds,
@@ -130,19 +130,13 @@ def _release(lock: StoreLock) -> bool:
 
 def _drive(driver: Driver) -> list[Job]:
     prepared = driver.prepared
-    if prepared.plan is not None and prepared.request.executor == "ray":
+    on_ray = prepared.plan is not None and prepared.request.executor == "ray"
+    if on_ray and not driver.stop.is_set():
         from farm.training.cluster.run import run_on_ray
 
         return run_on_ray(driver)
-    dispatcher = Dispatcher(
-        prepared.jobs,
-        Ledger(prepared.store, prepared.run_id, epoch=driver.lock.number),
-        resolution_px=prepared.base.resolution_px,
-        ready_priors=driver.ready_priors,
-        committed=prepared.committed,
-        settings=prepared.request.dispatch,
-    )
-    if prepared.plan is None:  # nothing to train: neither Ray nor lanes are needed
+    dispatcher = dispatcher_of(driver)
+    if prepared.plan is None or on_ray:  # nothing to train, or stopped before anything began
         driver.show(dispatcher.snapshot(), dispatcher.news())
         return dispatcher.jobs()
     from farm.training.run.in_process import run_in_process
@@ -161,6 +155,7 @@ def summarise(prepared: PreparedRun, jobs: Sequence[Job], seconds: float) -> Run
         jobs=len(jobs) + prepared.num_rejected,
         committed=len(own),
         reused=len(done) - len(own),
+        revoked=prepared.num_revoked,
         failed=tally["quarantined"] + tally["rejected"] + prepared.num_rejected,
         quarantined=tally["quarantined"],
         cancelled=tally["cancelled"],

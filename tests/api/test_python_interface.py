@@ -81,6 +81,9 @@ def test_check_returns_faults_instead_of_raising(tmp_path: Path) -> None:
     assert {fault.subject for fault in report.errors} == {"s001"}
     with pytest.raises(ManifestError):
         report.raise_for_errors()
+    assert not farm.check(manifest, recipe={"resolution_px": 512}).good_subjects  # photos of 72 px
+    with pytest.raises(ManifestError, match="recipe"):
+        farm.check(manifest, recipe={"stepps": 1})
 
 
 def test_plan_writes_nothing_and_says_what_run_would_do(tmp_path: Path) -> None:

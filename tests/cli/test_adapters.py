@@ -71,7 +71,9 @@ def test_every_adapter_is_listed_with_its_origin_verdict_and_date(store: Registr
     assert [one["verdict"] for one in found["adapters"]] == ["learned well", "", ""]
     assert all(one["created"].startswith("20") for one in found["adapters"])
     text = call("list").stdout
-    for word in ("default/tom0", "cat", "s1", f"{2:032x}", "imported", "learned well"):
+    assert "state" in text.splitlines()[1].split()[-2:]
+    words = ("default/tom0", "cat", "s1", f"{2:032x}", "imported", "learned well", "available")
+    for word in words:
         assert word in text
 
 

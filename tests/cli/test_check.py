@@ -107,6 +107,16 @@ def test_the_resolution_is_held_against_the_photos(manifest: Path):
     assert "too small for 512 px" in out
 
 
+def test_recipe_fields_are_held_against_the_manifest_as_in_a_run(manifest: Path):
+    assert run(manifest, "--set", "steps=60", "--set", "early_stop.patience=3")[0] == 0
+    assert run(manifest, "--set", "resolution_px=64")[0] == 0
+    code, out, _ = run(manifest, "--set", "resolution_px=512")
+    assert (code, "too small for 512 px" in out) == (3, True)
+    refused = runner.invoke(app, ["check", str(manifest), "--set", "stepps=3"]).exception
+    assert getattr(refused, "exit_code", None) == 3
+    assert "did you mean `steps`?" in getattr(refused, "remedy", "")
+
+
 def test_a_pipe_gets_one_line_per_fault_without_padding(manifest: Path):
     (manifest.parent / "tom/a-photo-with-a-rather-long-name-indeed.png").write_bytes(b"broken")
     _, out, _ = run(manifest)

@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from farm.cli.views.pace import Pace, Work
 from farm.cli.views.run import LiveView
 from farm.training.dispatch.job_state import Status
 from farm.training.dispatch.messages import LaneView, Snapshot
+from farm.training.pace import Pace, Work
 from farm.training.plan.estimate import Estimate
 
 PLAN_S = 100.0

@@ -124,6 +124,7 @@ def test_with_json_an_unexpected_error_is_a_document_too(
     monkeypatch.setattr("farm.storage.Store.__init__", broken)
     monkeypatch.setattr("faulthandler.enable", lambda: None)
     monkeypatch.setattr("farm.cli.hush_libraries", lambda: None)
+    monkeypatch.setattr("farm.cli.keep_imports", lambda: None)
     monkeypatch.setattr(sys, "argv", ["farm", "status", "--store", "s", "--json"])
     with pytest.raises(ZeroDivisionError):
         main()

@@ -19,13 +19,13 @@ from farm.cli import app
 from farm.cli.execute import hardware_of
 from farm.cli.existing_store import existing_store
 from farm.cli.options import PlanOptions, recipe_fields
-from farm.cli.views.pace import Pace, Work
 from farm.errors import FarmError, ManifestError, PlanError, StoreUnusable, UserError
 from farm.intake.scoring import ScoringSettings
 from farm.storage import Store
 from farm.text.durations import duration
 from farm.training.cluster.jobs.submit import entrypoint_of, scoring_arguments
 from farm.training.dispatch.messages import Snapshot
+from farm.training.pace import Pace, Work
 from farm.training.plan.estimate import Estimate
 from farm.training.run.files import read_settings
 
@@ -56,7 +56,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
         "failed": 0,
     }
     assert set(summary) == {
-        *("run", "jobs", "committed", "reused", "failed", "quarantined", "cancelled", "seconds")
+        *("run", "jobs", "committed", "reused", "revoked", "failed", "quarantined", "cancelled"),
+        "seconds",
     }
     # the report takes its duration from there
     recorded = read_settings(Store(folder / "store"), summary["run"])["seconds"]
@@ -367,5 +368,9 @@ def test_the_demo_needs_nothing_and_finds_its_own_work(tmp_path: Path) -> None:
     photos = sorted((tmp_path / "demo/photos").rglob("*.png"))
     assert len(photos) == 10
     assert {photo.parent.name for photo in photos} == {"cat-01", "mushroom-02"}
+    (served,) = (tmp_path / "demo/store/runs").glob("*/served")
+    pictures = {file.name: file.stat().st_mtime_ns for file in served.iterdir()}
+    assert set(pictures) == {"cat-01.png", "mushroom-02.png"}
     again = farm("demo", *options)
     assert (again["committed"], again["reused"]) == (0, 2)
+    assert {file.name: file.stat().st_mtime_ns for file in served.iterdir()} == pictures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.cli.commands import farm_in_one_process
+from support.cli.terminal import environment, foreign_lines
 from support.manifests import write_manifest
 
 from farm.cli.views.progress import Stages
@@ -20,33 +20,6 @@ from farm.text.visible import visible, visible_lines
 
 FARM = "from farm.cli import main; main()"
 Printed = dict[str, list[tuple[str, str]]]
-OURS = (
-    r"loading (the base )?\S+ …",
-    r"reading photos: .*",
-    r"run [0-9a-f]{12}",
-    r"[│┌└├].*",
-    r"s\d{3}: (committed|found.*)",
-    r"\d+ of \d+ committed, .*",
-    r"rendered \d+ subjects into .*",
-    r"serving .* at http://.*",
-    r" *\d+\.\d s  .*",  # the endpoint's start, with its seconds
-    r"warning: .*",
-    r"note: the store .* holds nothing yet; .*",
-)
-"""Every line that the commands below may write on stderr."""
-
-
-def environment() -> dict[str, str]:
-    """A user's environment: without the switches that tests set."""
-    ours = ("TRANSFORMERS_", "DIFFUSERS_", "PYTHONWARNINGS", "FARM_DEBUG")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def foreign_lines(stderr: str) -> list[str]:
-    """Lines that none of our commands writes; each update of a progress bar counts as a line."""
-    lines = [line for line in re.split(r"[\r\n]", stderr) if line.strip()]
-    return [line for line in lines if not any(re.fullmatch(form, line) for form in OURS)]
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +43,15 @@ def printed(base_folder: Path, manifest: Path, tmp_path_factory: pytest.TempPath
     is in the streams of the command that was first."""
     folder = tmp_path_factory.mktemp("printed")
     store = ("--store", folder / "store")
-    on_hub_form = ("--store", folder / "ray", "--base", base_folder, "--json")
+    on_hub_form = ("--store", folder / "hub", "--base", base_folder, "--json")
     hostile = hostile_manifest(folder)
     groups: dict[str, tuple[tuple[str | Path, ...], ...]] = {
         "hub form": (
             ("base", "show", base_folder, "--json"),
-            ("plan", manifest, "--base", base_folder, "--store", folder / "s", "--json"),
+            ("plan", manifest, *on_hub_form),
+            ("run", manifest, *on_hub_form, "--in-process", "--sample-steps", "2"),
+            # here, where images cost little: scoring generates more than a hundred
+            ("score", "s000", *on_hub_form, "--scorer", "embedded"),
         ),
         "embedded": (
             ("demo", "--help"),
@@ -91,11 +67,6 @@ def printed(base_folder: Path, manifest: Path, tmp_path_factory: pytest.TempPath
         ),
         "no base, fails": (("base", "show", folder),),
         "hostile names, fails": (("check", hostile), ("plan", hostile, "--base", "tiny")),
-        "ray": (
-            ("run", manifest, *on_hub_form, "--sample-steps", "2"),
-            # here, where images cost little: scoring generates more than a hundred
-            ("score", "s000", *on_hub_form, "--scorer", "embedded"),
-        ),
     }
     owners = [name for name, commands in groups.items() for _ in commands]
     every = [command for commands in groups.values() for command in commands]
@@ -116,10 +87,14 @@ def hostile_manifest(folder: Path) -> Path:
     return manifest
 
 
-def test_a_base_in_hub_form_is_loaded_without_a_line_of_another_library(printed: Printed) -> None:
+def test_a_base_in_hub_form_is_used_without_a_line_of_another_library(printed: Printed) -> None:
+    documents = []
     for stdout, stderr in printed["hub form"]:
-        json.loads(stdout)
+        documents.append(json.loads(stdout.splitlines()[-1]))
         assert foreign_lines(stderr) == []
+    _, _, trained, scored = documents
+    assert trained["committed"] == 2
+    assert scored
 
 
 def test_no_command_on_the_embedded_base_prints_a_line_of_another_library(
@@ -127,13 +102,6 @@ def test_no_command_on_the_embedded_base_prints_a_line_of_another_library(
 ) -> None:
     for number, (_, stderr) in enumerate(printed["embedded"]):
         assert foreign_lines(stderr) == [], number
-
-
-def test_a_run_on_ray_prints_no_line_of_another_library(printed: Printed) -> None:
-    (trained, stderr), (scored, more) = printed["ray"]
-    assert json.loads(trained.splitlines()[-1])["committed"] == 2
-    assert json.loads(scored.splitlines()[-1])
-    assert foreign_lines(stderr + more) == []
 
 
 def test_the_endpoint_starts_and_stops_without_a_line_of_another_library(

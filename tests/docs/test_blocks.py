@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.cli.terminal import foreign_lines
 from support.docs.commands import PARSERS, WrongCommand, check_line, has_option
 from support.docs.pages import Block, all_blocks, blocks_in, command_lines, inline_code
 from support.docs.program import SMALL, SMALL_SHARE, SMALL_STUDY, shrink_recipe
@@ -51,6 +52,17 @@ def test_every_block_works(block: Block, documentation: Documentation) -> None:
         check_nginx(block.text)
     else:
         documentation.reach(block)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_command_of_readme_prints_a_line_of_another_library(
+    documentation: Documentation,
+) -> None:
+    """Among them are two runs on Ray."""
+    errors = documentation.read_readme().errors
+    assert foreign_lines(errors) == []
+    assert len(re.findall(r"^[\w-]+: committed$", errors, re.MULTILINE)) == 4
 
 
 def check_nginx(text: str) -> None:

@@ -20,9 +20,9 @@ from farm.model_imports.lean import keep_imports
 keep_imports()
 base = load_base("embedded")
 parts = ("_dynamo", "distributed.tensor", "distributed.fsdp", "distributed.checkpoint")
-statistics = ("scipy.stats", "scipy.integrate", "scipy.optimize")
+others = ("peft", "scipy.stats", "scipy.integrate", "scipy.optimize")
 left_out = [
-    name for name in (*(f"torch.{part}" for part in parts), *statistics) if name in sys.modules
+    name for name in (*(f"torch.{part}" for part in parts), *others) if name in sys.modules
 ]
 assert not left_out, left_out
 assert importlib.metadata.packages_distributions is whole

@@ -43,6 +43,19 @@ def test_objects_that_make_collections_long_are_left_out_of_later_ones(
         assert gc.get_freeze_count() >= at_start + len(held) / 2
 
 
+def test_the_farms_own_process_leaves_them_out_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collector_pauses, "keeps_imports", lambda: True)
+    held = [[number] for number in range(1_000)]
+    try:
+        with CollectorPauses().shortened():
+            pass
+        assert gc.get_freeze_count() >= len(held)
+    finally:
+        gc.unfreeze()
+
+
 def test_garbage_of_requests_is_still_collected() -> None:
     with CollectorPauses().shortened():
         ring: list[object] = []

@@ -61,8 +61,8 @@ _NUMBERED = re.compile(
     r"^(transformer_blocks|single_transformer_blocks|\w*refiner|layers)\.(\d+)\."
 )
 PREFIX = "transformer."
-PREFIXES = ("lora_unet_", "lycoris_")
-"""Of kohya's scripts, and of LyCORIS wrapped around a bare denoiser."""
+PREFIXES = ("lora_unet_", "lycoris_", "lycoris_unet_", "lycoris_transformer_")
+"""Of kohya's scripts, and of LyCORIS wrapped around a bare denoiser or a whole pipeline."""
 _XLABS = re.compile(r"^(double_blocks\.\d+)\.processor\.(qkv|proj)_lora([12])$")
 
 

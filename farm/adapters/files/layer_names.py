@@ -30,13 +30,19 @@ __all__ = [
 
 TEXT_LEVEL = "text_model."
 KOHYA_PREFIXES = {
-    "unet": ("lora_unet_", "lycoris_"),
-    "transformer": ("lora_unet_", "lora_transformer_", "lycoris_"),
-    "text_encoder": ("lora_te_", "lora_te1_"),
-    "text_encoder_2": ("lora_te2_",),
+    "unet": ("lora_unet_", "lycoris_", "lycoris_unet_"),
+    "transformer": (
+        *("lora_unet_", "lora_transformer_"),
+        *("lycoris_", "lycoris_unet_", "lycoris_transformer_"),
+    ),
+    "text_encoder": (
+        *("lora_te_", "lora_te1_"),
+        *("lycoris_te_", "lycoris_te1_", "lycoris_text_encoder_"),
+    ),
+    "text_encoder_2": ("lora_te2_", "lycoris_te2_", "lycoris_text_encoder_2_"),
 }
 """Component prefixes that are read, of kohya's scripts and of LyCORIS wrapped around a bare
-denoiser; ``FamilyNames`` has those that are written."""
+denoiser or a whole pipeline; ``FamilyNames`` has those that are written."""
 CLIP_LAYERS = "encoder.layers."
 _CLIP = re.compile(r"^(?:text_encoders\.)?(clip_[lgh])\.(?:transformer\.)?")
 """The beginning of a text layer's name in ComfyUI's and OneTrainer's files."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 UNSCORED = ("", "not scored")
-HEADERS = ("name", "class", "subject", "version", "origin", "verdict", "date", "")
+HEADERS = ("name", "class", "subject", "version", "origin", "verdict", "date", "state")
 
 
 def register(app: typer.Typer) -> None:
@@ -83,7 +83,7 @@ def _cells(one: ListedAdapter) -> tuple[str, ...]:
     if one.problem:
         cells = ("", "", one.version, "", "")
     mark = "revoked" if one.is_revoked else ""
-    last = ": ".join(text for text in (mark, one.problem) if text)
+    last = ": ".join(text for text in (mark, one.problem) if text) or "available"
     return tuple(visible(text) for text in (one.name, *cells, one.created[:10], last))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli.options import BaseOption, JsonOption, ManifestArgument
+from farm.cli.options import BaseOption, JsonOption, ManifestArgument, SetOption, recipe_fields
 from farm.cli.private_hosts import PrivateHostsOption
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def check(
         ),
     ] = None,
     base: BaseOption = "embedded",
+    recipe: SetOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads; one per CPU core by default.")
     ] = None,
@@ -51,8 +52,9 @@ def check(
 
       farm check jobs/article.yaml
 
-      farm check photos/ --resolution 512 --json
+      farm check photos/ --set steps=60 --json
     """
+    from farm.cli.execute import check_recipe
     from farm.cli.views.check import render_report
     from farm.cli.views.output import print_json, print_rich
     from farm.cli.views.progress import progress_bar
@@ -60,7 +62,9 @@ def check(
     from farm.intake.check import check_manifest
     from farm.training.run.check import read_for_check
 
-    read = read_for_check(manifest, base)
+    fields = recipe_fields(recipe)
+    check_recipe(fields)
+    read = read_for_check(manifest, base, fields)
     with progress_bar("checking photos") as progress:
         report = check_manifest(read, workers=workers, resolution_px=resolution, progress=progress)
     is_bad = bool(report.errors or (strict and report.warnings))

@@ -99,16 +99,20 @@ def demo(
 
 
 def _serve_and_keep(prepared: PreparedRun) -> FarmError | None:
-    """Generate one image per class through an endpoint, and keep them for the report.
+    """Generate one image per class through an endpoint, and keep them for the report, unless an
+    earlier demo did.
 
     Returns:
-        The error that prevented it; None if it succeeded or no adapter was committed.
+        The error that prevented it, else None.
     """
     from farm.cli.temporary_endpoint import temporary_endpoint
-    from farm.quality.report.served import keep_served
+    from farm.quality.report.served import keep_served, kept_names
 
     prompts = _prompts_by_class(prepared)
     if not prompts:
+        return None
+    if kept_names(prepared.store, prepared.run_id) == set(prompts):
+        note("the endpoint's images of an earlier demo are kept")
         return None
     note("starting the endpoint on the store of the demo …")
     try:

@@ -99,9 +99,12 @@ def run(
       farm run s3://bucket/manifest.jsonl --store s3://bucket/farm --address auto --nodes 4 --yes
     """
     from farm.storage import Store
+    from farm.training.run.earlier import refuse_driven
 
     Store(os.fspath(options.store)).check_writable()
-    prepared = prepare(run_request(manifest, options))
+    request = run_request(manifest, options)
+    refuse_driven(request)
+    prepared = prepare(request)
     show_plan(prepared)
     if not (yes or json):
         confirm(prepared)

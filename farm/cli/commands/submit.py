@@ -195,7 +195,7 @@ def _parsed(manifest: str, words: list[str]) -> RunOptions:
         message = getattr(error, "message", "") or "--help cannot be sent to a cluster"
         raise UserError(f"--with: {message}", "see `farm run --help`") from error
     options = read_options(RunOptions, context.params)
-    check_recipe(options)
+    check_recipe(options.recipe)
     if options.gpu is not None or options.cpus is not None:
         hardware_of(options)
     return options

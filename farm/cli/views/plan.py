@@ -76,6 +76,7 @@ def _plan_lines(prepared: PreparedRun) -> list[tuple[str, str]]:
         (
             "subjects",
             f"{prepared.num_to_train:,} to train, {len(prepared.committed):,} committed already"
+            + (f" ({prepared.num_revoked:,} of them revoked)" if prepared.num_revoked else "")
             + (f", {prepared.num_rejected:,} left out for faults" if prepared.num_rejected else ""),
         ),
     ]

@@ -1,6 +1,6 @@
 """How a running run and its summary look in a terminal.
 
-Owns the layout; ``pace`` computes the remaining time. Progress goes to stderr: a live table on a
+Owns the layout; the driver computes the remaining time. Progress goes to stderr: a live table on a
 terminal, plain lines elsewhere.
 """
 
@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from farm.cli.views.output import note
-from farm.cli.views.pace import Work
 from farm.text.durations import duration
 from farm.text.visible import visible
 
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from farm.training.dispatch.messages import Notice, Snapshot
-    from farm.training.plan.estimate import Estimate
     from farm.training.run.request import RunSummary
 
 __all__ = [
     "LiveView",
     "PlainView",
     "failure_lines",
+    "not_trained_again",
     "run_view",
     "summary_lines",
 ]
@@ -43,9 +42,7 @@ SHOWN_LANES = 40
 class PlainView:
     """A line per event, and a line of totals every ten seconds."""
 
-    def __init__(self, expected: Estimate | None = None) -> None:
-        self._work = Work(expected)
-        self._pace = self._work.pace()
+    def __init__(self) -> None:
         self._shown_at = 0.0
         self._last = ""
 
@@ -65,14 +62,13 @@ class PlainView:
         for line in news:
             note(visible(line.text))
         now = time.monotonic()
-        left = self._pace.note(now, *self._work.done(snapshot))
-        text = _totals(snapshot, left)
+        text = _totals(snapshot)
         if now - self._shown_at >= PLAIN_EVERY_S and text != self._last:
             self._shown_at, self._last = now, text
             note(text)
 
 
-def _totals(snapshot: Snapshot, left_s: float | None) -> str:
+def _totals(snapshot: Snapshot) -> str:
     tally = snapshot.counts
     in_flight = tally["leased"] + tally["training"]
     failed = tally["quarantined"] + tally["rejected"]
@@ -86,20 +82,18 @@ def _totals(snapshot: Snapshot, left_s: float | None) -> str:
     rate = sum(lane.rows_per_s for lane in snapshot.lanes)
     if rate:
         parts.append(f"{rate:.0f} rows/s")
-    if left_s is not None:
-        parts.append(f"about {duration(left_s)} left")
+    if snapshot.left_s is not None:
+        parts.append(f"about {duration(snapshot.left_s)} left")
     return ", ".join(parts)
 
 
 class LiveView:
     """A table that refreshes itself: the whole run, a row per lane, the last events."""
 
-    def __init__(self, expected: Estimate | None = None, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._work = Work(expected)
-        self._pace = self._work.pace()
         self._news: deque[Notice] = deque(maxlen=6)
         self._live = Live(
             console=console or Console(stderr=True), refresh_per_second=2, transient=True
@@ -128,14 +122,12 @@ class LiveView:
             if line.is_bad:
                 self._live.console.print(Text(visible(line.text), style="yellow"))
         self._news.extend(line for line in news if not line.is_bad)
-        share, dropped = self._work.done(snapshot)
-        left = self._pace.note(time.monotonic(), share, dropped)
-        bar = ProgressBar(total=1.0, completed=max(0.0, share), width=60)
+        bar = ProgressBar(total=1.0, completed=max(0.0, snapshot.work_share), width=60)
         last = [
             Text(visible(line.text), style="dim", no_wrap=True, overflow="ellipsis")
             for line in self._news
         ]
-        totals = Text(_totals(snapshot, left), style="bold")
+        totals = Text(_totals(snapshot), style="bold")
         # a bar alone does not end its line
         self._live.update(
             Group(totals, Padding(bar, 0, expand=False), _lanes_table(snapshot), *last)
@@ -161,15 +153,9 @@ def _lanes_table(snapshot: Snapshot) -> Table:
     return table
 
 
-def run_view(*, plain: bool = False, expected: Estimate | None = None) -> LiveView | PlainView:
-    """The live table on a terminal, plain lines elsewhere.
-
-    Args:
-        expected: the times by the plan, used until the run's own pace is known.
-    """
-    if plain or not sys.stderr.isatty():
-        return PlainView(expected)
-    return LiveView(expected)
+def run_view(*, plain: bool = False) -> LiveView | PlainView:
+    """The live table on a terminal, plain lines elsewhere."""
+    return PlainView() if plain or not sys.stderr.isatty() else LiveView()
 
 
 def failure_lines(subject: str, status: str, reason: str, remedy: str = "") -> list[str]:
@@ -179,14 +165,25 @@ def failure_lines(subject: str, status: str, reason: str, remedy: str = "") -> l
     return [*lines, f"  remedy: {visible(remedy)}"] if remedy else lines
 
 
+def not_trained_again(num_revoked: int) -> str:
+    """What a run does with revoked adapters, and the remedy."""
+    from farm.adapters.registry import NEW_VERSION
+
+    are = "is revoked and was" if num_revoked == 1 else "are revoked and were"
+    return f"{num_revoked:,} {are} not trained again: {NEW_VERSION}"
+
+
 def summary_lines(summary: RunSummary, store_url: str) -> list[str]:
     """The result of a run as text."""
+    revoked = f" ({summary.revoked} of them revoked)" if summary.revoked else ""
     lines = [
-        f"run {summary.run}: {summary.committed} trained, {summary.reused} found, "
+        f"run {summary.run}: {summary.committed} trained, {summary.reused} found{revoked}, "
         f"{summary.failed} failed of {summary.jobs} in {duration(summary.seconds)}"
     ]
     if summary.start > 1 and summary.committed:
         lines[0] += f" since start {summary.start} of this run; the report adds up all starts"
+    if summary.revoked:
+        lines.append(f"  {not_trained_again(summary.revoked)}")
     for failure in summary.failures[:20]:
         shown = failure_lines(failure.subject, failure.status, failure.reason, failure.remedy)
         lines += [f"  {line}" for line in shown]

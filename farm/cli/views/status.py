@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from farm.adapters.registry import NEW_VERSION
 from farm.cli.views.output import print_json, print_rich, say, table_of
 from farm.cli.views.run import failure_lines
 from farm.text.durations import duration
@@ -67,6 +68,8 @@ def _failures(facts: Facts) -> list[str]:
 
 def _rows(facts: Facts) -> Iterator[tuple[str, object]]:
     yield from ((name, count) for name, count in facts["counts"].items() if count)
+    if revoked := facts["revoked"]:
+        yield "revoked", f"{revoked:,} of the committed; {NEW_VERSION}"
     if waiting := facts["waiting_for_class_images"]:
         yield "waiting for class images", waiting
     if facts["cluster"]:

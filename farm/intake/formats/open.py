@@ -36,6 +36,7 @@ from farm.intake.formats.other_tools import concept_of, settings_of
 from farm.intake.formats.plain_rows import plain_rows
 from farm.intake.formats.tables import is_table, read_csv, read_parquet
 from farm.intake.formats.unread_tables import unread_tables
+from farm.intake.formats.web import can_seek, held, is_web, remedy_of_sheet, suffix_of
 from farm.intake.parsing.json import is_json_lines, read_json, read_jsonl
 from farm.intake.parsing.text_files import TEXT_REMEDY, NotText, decoded, is_parquet
 from farm.intake.parsing.yaml import read_yaml
@@ -69,6 +70,7 @@ def _read_lines(text: str, file: str, base: str) -> ManifestRows:
 
 
 TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".toml")
+FORM_SUFFIXES = frozenset((*TEXT_SUFFIXES, *WORKBOOK_SUFFIXES, ".parquet"))
 
 
 def open_rows(url: str) -> ManifestRows:
@@ -123,9 +125,7 @@ def _open(url: str, names: Sequence[str], *, trusted: bool = True) -> ManifestRo
         url = url.replace("\\", "/")
     if "://" not in url and os.path.isdir(url):
         return _open_folder(os.path.abspath(url), url, names)
-    is_file = _suffix(url) in {*TEXT_SUFFIXES, *WORKBOOK_SUFFIXES, ".parquet"} or url.startswith(
-        ("http://", "https://")
-    )
+    is_file = suffix_of(url, FORM_SUFFIXES) in FORM_SUFFIXES or is_web(url)
     if "://" in url and not is_file:
         with _reachable(url):
             filesystem, path = fsspec.core.url_to_fs(url)
@@ -186,20 +186,16 @@ def _unread(others: Sequence[str], reported: Collection[str], head: ManifestRow)
         yield head.fault((), message, remedy, severity="warning")
 
 
-def _suffix(url: str) -> str:
-    is_web = url.startswith(("http://", "https://"))
-    return os.path.splitext(url.split("?", 1)[0] if is_web else url)[1].lower()
-
-
 def _open_file(url: str, *, trusted: bool = True) -> ManifestRows:
-    base = parent_url(url if "://" in url else os.path.abspath(url))
-    suffix = _suffix(url)
+    named = url.partition("?")[0] if is_web(url) else url
+    base = parent_url(named if "://" in url else os.path.abspath(url))
+    suffix = suffix_of(url, FORM_SUFFIXES)
     if suffix in WORKBOOK_SUFFIXES:
         raise ManifestError(
             f"{url} is a spreadsheet file, which is not supported",
             "export it from the spreadsheet program as `CSV UTF-8`",
         )
-    if suffix not in TEXT_SUFFIXES and suffix != ".parquet":
+    if suffix not in FORM_SUFFIXES and not (is_web(url) and not suffix):
         if "://" not in url and not os.path.exists(url):
             raise _missing(url)
         raise ManifestError(f"{url} has an unknown manifest extension", _remedy_of_other(suffix))
@@ -253,9 +249,9 @@ def _text_reader(text: str, suffix: str) -> TextReader:
         return read_yaml
     if suffix in TABLES:
         return {"[": read_json, "{": _read_lines}.get(start, read_csv)
-    if start not in {"[", "{"} and is_table(text[:MAX_HEAD]):
+    if start not in {"[", "{"} and (not suffix or is_table(text[:MAX_HEAD])):
         return read_csv
-    if suffix == ".json":
+    if suffix in {"", ".json"}:
         return _read_lines if start == "{" and is_json_lines(text) else read_json
     return read_json if start == "[" else _read_lines
 
@@ -357,7 +353,8 @@ def _binary(url: str, *, trusted: bool) -> Any:
                     pass
             except PhotoFault as fault:
                 raise ManifestError(f"{url}: {fault.message}", fault.remedy) from fault
-        return filesystem.open(path, "rb")
+        file = filesystem.open(path, "rb")
+        return file if can_seek(file) else held(file, MAX_MANIFEST_BYTES)
 
 
 def _text(file: Any, url: str, suffix: str) -> str:
@@ -370,5 +367,6 @@ def _text(file: Any, url: str, suffix: str) -> str:
     try:
         return decoded(data) if suffix in TABLES else decoded(data, TEXT_REMEDY)
     except NotText as error:
-        fault = Fault(url, error.message, error.remedy, line=error.line)
-        raise ManifestError(f"{url} cannot be read", error.remedy, [fault]) from error
+        remedy = remedy_of_sheet(url) or error.remedy
+        fault = Fault(url, error.message, remedy, line=error.line)
+        raise ManifestError(f"{url} cannot be read", remedy, [fault]) from error

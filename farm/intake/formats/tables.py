@@ -6,14 +6,16 @@ of a list in one cell, empty cells are absent. Parquet is read in batches of row
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from farm.errors import Fault, FaultList
 from farm.intake.captions.photo_table import TABLE_COLUMNS, is_photo_manifest
-from farm.intake.faults import LIKE_A_FIELD, closest, nearest
+from farm.intake.faults import LIKE_A_FIELD, closest, meaning, nearest
 from farm.intake.formats.imagefolder import read_imagefolder
 from farm.intake.parsing.delimited import Delimited, folded, read_delimited
 from farm.intake.parsing.json import read_json
@@ -36,6 +38,10 @@ SHORT_COLUMNS = {"subject": "id", "class": "class_noun"}
 """Names of the ``subjects.csv`` shorthand; besides them ``live``, which chooses a preset."""
 
 
+REQUIRED = {"id": "subject", "class_noun": "class"}
+"""Fields that every table of subjects has, and the columns that it is advised to name them by."""
+FOLDER_COLUMNS = frozenset(("folder", "directory", "dir"))
+"""Words for a subject's photos that also name the subject, where nothing else does."""
 ONE = "keep one of them"
 _GROUPED = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:[.,][0-9]{3})+")
 """A number that may have marks between its thousands, or a decimal mark: `1.000`."""
@@ -65,6 +71,12 @@ def read_csv(text: str, file: str, base: str) -> ManifestRows:
     head = ManifestRow({}, file, base)
     if is_photo_manifest(table.columns, file):
         return read_imagefolder(_photo_rows(table, head, faults), head, faults)
+    if (renamed := _renamed(table.columns)) is not None:
+        message, columns = renamed
+        header = io.StringIO()
+        csv.writer(header, delimiter=table.delimiter, lineterminator="").writerow(columns)
+        fault = Fault(file, message, f"write it as `{header.getvalue()[:200]}`", table.line)
+        return ManifestRows(head, iter(()), FaultList([fault]))
     if table.columns and not any(_is_known(column) for column in table.columns):
         shown = ", ".join(f"`{column[:40]}`" for column in table.columns[:5])
         message = f"its first line names no column that is known here: {shown}"
@@ -101,6 +113,37 @@ def _subject_rows(table: Delimited, head: ManifestRow, faults: FaultList) -> Ite
     faults += [ManifestRow({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
 
 
+def _renamed(columns: Sequence[str]) -> tuple[str, list[str]] | None:
+    """What is wrong with a header whose required columns have other words, and the right header.
+
+    A misspelled column alone is left to the rows, whose other faults are reported with it.
+    """
+    names = [_known(column) for column in columns]
+    fields = [SHORT_COLUMNS.get(name, name) for name in names]
+    missing = [field for field in REQUIRED if field not in fields]
+    found: dict[int, str] = {}
+    for field in missing:
+        meant = (at for at, name in enumerate(names) if meaning(name) == field)
+        if (at := next(meant, None)) is not None:
+            found[at] = field
+    if "id" in missing and "id" not in found.values():
+        at = next((at for at, name in enumerate(names) if folded(name) in FOLDER_COLUMNS), None)
+        if at is not None and (found or missing == ["id"]):
+            found[at] = "id"
+    if not found:
+        return None
+    for field in missing:
+        words = (field, REQUIRED[field])
+        at = next((at for at, name in enumerate(names) if closest(folded(name), words)), None)
+        if at is not None and field not in found.values():
+            found.setdefault(at, field)
+    pairs = [f"`{columns[at][:40]}` for `{REQUIRED[found[at]]}`" for at in sorted(found)]
+    right = [REQUIRED[found[at]] if at in found else name for at, name in enumerate(columns)]
+    added = [REQUIRED[field] for field in missing if field not in found.values()]
+    also = f"; `{added[0]}` is missing" if added else ""
+    return f"columns have other names than here: {', '.join(pairs)}{also}", [*right, *added]
+
+
 def _is_known(column: str) -> bool:
     """Whether a column may be a subject's, if only by a name that is nearly right."""
     name = folded(column)
@@ -119,7 +162,8 @@ def _hints(columns: Iterable[str]) -> dict[Path, str]:
     fields = [name for name in SubjectEntry.model_fields if name not in SHORT_COLUMNS.values()]
     names = (*SHORT_COLUMNS, "live", *fields)
     taken = {*names, *SHORT_COLUMNS.values(), *Recipe.model_fields}
-    return {(one,): nearest(one, names) for one in columns if one not in taken and "." not in one}
+    unknown = (one for one in columns if one not in taken and "." not in one)
+    return {(one,): nearest(REQUIRED.get(meaning(one) or "", one), names) for one in unknown}
 
 
 def _cell(column: str, text: str, table: Delimited) -> Any:
@@ -191,6 +235,11 @@ def read_parquet(source: Any, file: str, base: str) -> ManifestRows:
     if is_photo_manifest(table.schema_arrow.names, file):
         photos = (ManifestRow(value, *_at(head, number)) for number, value in rows)
         return read_imagefolder(photos, head, faults)
+    if (renamed := _renamed(table.schema_arrow.names)) is not None:
+        message, columns = renamed
+        shown = ", ".join(f"`{column[:40]}`" for column in columns[:10])
+        faults.append(Fault(file, message, f"name the columns {shown}"))
+        return ManifestRows(head, iter(()), faults)
     return ManifestRows(head, _parquet_rows(rows, file, base, faults), faults)
 
 

@@ -18,13 +18,14 @@ from pydantic import ValidationError
 
 from farm.errors import Fault, PhotoFault
 from farm.intake.captions.files import Caption, Names
-from farm.intake.faults import faults_of, similar_name
-from farm.intake.photos.find import MAX_PHOTOS, Beside, find_photos, matches
+from farm.intake.faults import faults_of, similar_name, validated
+from farm.intake.photos.find import MAX_PHOTOS, Beside, captions_around, find_photos, matches
 from farm.intake.photos.listings import ARCHIVE_SUFFIXES, has_magic
-from farm.intake.photos.litter import is_mask
-from farm.intake.rows import ManifestRow, Path, join_url
+from farm.intake.photos.litter import MASK_FOLDERS
+from farm.intake.rows import ManifestRow, Path, join_url, parent_url
 from farm.intake.schema import PhotoEntry
-from farm.intake.subject import Photo
+from farm.intake.subject import MAX_CAPTION, Photo
+from farm.text.listed import listed
 
 __all__ = ["CaptionRule", "ListedPhoto", "class_captions", "list_photos", "list_uris"]
 
@@ -64,13 +65,16 @@ def list_photos(
     beside.budget.add_subject()
     is_read = rule != "none"
     found: dict[str, ListedPhoto] = {}
+    folders: dict[str, Path] = {}
     for path, entry in _entries(value, row, faults, beside):
-        for photo in _found(path, entry, row, beside, faults, is_read=is_read):
+        for photo in _found(path, entry, row, beside, faults, is_read=is_read, folders=folders):
             uri = photo.photo.uri
             if uri in found:
                 message = f"{_short(uri)} is named twice"
                 faults.append(row.fault(path, message, "remove one", severity="warning"))
             found.setdefault(uri, photo)
+    if is_read:
+        _take_from_around(folders, found, row, beside, faults)
     if isinstance(rule, Mapping):
         _apply(rule, found, row, faults)
     return list(found.values())
@@ -104,9 +108,9 @@ def class_captions(value: object, row: ManifestRow, beside: Beside) -> list[Capt
         if path not in row.styles:
             continue
         for place, entry in _entry(path, {"uri": str(reference)}, row, []):
-            for listed in _found(place, entry, row, beside, []):
-                if listed.caption_file is not None:
-                    texts.setdefault(listed.caption_file.text, listed.caption_file)
+            for one in _found(place, entry, row, beside, []):
+                if one.caption_file is not None:
+                    texts.setdefault(one.caption_file.text, one.caption_file)
     return list(texts.values())
 
 
@@ -193,8 +197,13 @@ def _found(
     faults: list[Fault],
     *,
     is_read: bool = True,
+    folders: dict[str, Path] | None = None,
 ) -> Iterator[ListedPhoto]:
-    """The photos that one entry resolves to, with their captions if these are read."""
+    """The photos that one entry resolves to, with their captions if these are read.
+
+    Args:
+        folders: the folder that it names, if it is one and captions are read, is added to it.
+    """
     style = row.style(path)
     is_read = is_read and entry.caption is None
     try:
@@ -203,6 +212,8 @@ def _found(
         faults.append(row.fault(path, fault.message, fault.remedy))
         return
     faults += found.faults
+    if folders is not None and is_read and found.folder:
+        folders.setdefault(found.folder, path)
     if found.outside:
         message = f"links in {_short(entry.uri)} lead out of it: {', '.join(found.outside[:3])}"
         remedy = "they are not followed; copy the photos into the folder"
@@ -212,16 +223,60 @@ def _found(
         place = entry.uri.removeprefix(f"{row.base}/").rstrip("/")
         message = f"folders in {_short(entry.uri)} are not read: {names}"
         remedy = f"move their files up, or name `{place}/**/*` in `photos` to use all photos below"
+        if all(name.lower() in MASK_FOLDERS for name in found.inner):
+            remedy = "nothing to do if they hold masks, which are not used"
+        faults.append(row.fault(path, message, remedy, severity="warning"))
+    if found.masks:
+        names = listed(sorted(found.masks), 3)
+        message = f"masks in {_short(entry.uri)} are not used: {names}"
+        remedy = "nothing to do if they are masks; rename those that are photos of the subject"
         faults.append(row.fault(path, message, remedy, severity="warning"))
     passed_over = [name for name in found.passed_over if not name.lower().endswith(style.suffixes)]
     if passed_over:
         names = ", ".join(passed_over[:3]) + ("…" if len(passed_over) > 3 else "")
         message = f"passed over in {_short(entry.uri)}, no photos by their names: {names}"
         faults.append(row.fault(path, message, _remedy_of_others(passed_over), severity="warning"))
+    _drop_long(found.captions, row, faults)
     for uri in found.uris:
         caption = found.captions.get(uri)
         text = entry.caption or (caption.text if caption is not None else style.fallback)
         yield ListedPhoto(Photo(uri, text), path, caption)
+
+
+def _take_from_around(
+    folders: Mapping[str, Path],
+    found: dict[str, ListedPhoto],
+    row: ManifestRow,
+    beside: Beside,
+    faults: list[Fault],
+) -> None:
+    """Give photos in several folders, which have no captions of their own, those of tables in the
+    folder that holds these folders. Tables beside the manifest are reported with it."""
+    styles = {row.style(path) for path in folders.values()}
+    base = row.base if "://" in row.base else os.path.abspath(row.base)
+    if len(styles) != 1 or any(parent_url(folder) == base.rstrip("/") for folder in folders):
+        return
+    captions, own = captions_around(list(folders), styles.pop(), beside)
+    faults += own
+    _drop_long(captions, row, faults)
+    for uri, caption in captions.items():
+        photo = found.get(uri)
+        if photo is None:
+            continue
+        if photo.caption_file is None and folders.get(parent_url(uri)) == photo.path:
+            with_text = replace(photo.photo, caption=caption.text)
+            found[uri] = ListedPhoto(with_text, photo.path, caption)
+
+
+def _drop_long(captions: dict[str, Caption], row: ManifestRow, faults: list[Fault]) -> None:
+    """Drop captions of files that are too long, with the fault of a manifest's own caption."""
+    for uri, caption in list(captions.items()):
+        if len(caption.text) <= MAX_CAPTION:
+            continue
+        written = ManifestRow({"id": row.value.get("id", "")}, caption.file, "", caption.line)
+        _, own = validated(PhotoEntry, {"uri": uri, "caption": caption.text}, written)
+        faults += own
+        del captions[uri]
 
 
 def _remedy_of_others(names: list[str]) -> str:
@@ -247,8 +302,6 @@ def _remedy_of_others(names: list[str]) -> str:
     for suffixes, hint in more:
         if any(name.lower().endswith(suffixes) for name in names):
             remedy += f"; {hint}"
-    if any(map(is_mask, names)):
-        remedy += "; masks of OneTrainer are not used"
     return remedy
 
 

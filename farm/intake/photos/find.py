@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from threading import Lock
 
-from farm.errors import FaultList, PhotoFault
-from farm.intake.captions.files import Caption, Captions
+from farm.errors import Fault, FaultList, PhotoFault
+from farm.intake.captions.files import Caption, Captions, is_table_name
 from farm.intake.faults import similar_name
 from farm.intake.photos.budget import LookBudget
 from farm.intake.photos.bytes import PhotoReader
@@ -31,9 +31,9 @@ from farm.intake.photos.listings import (
     list_glob,
 )
 from farm.intake.photos.uris import check_reference, filesystem_of, private_host_fault
-from farm.intake.rows import CaptionStyle, join_url
+from farm.intake.rows import CaptionStyle, join_url, parent_url
 
-__all__ = ["MAX_PHOTOS", "Beside", "Found", "find_photos", "matches"]
+__all__ = ["MAX_PHOTOS", "Beside", "Found", "captions_around", "find_photos", "matches"]
 
 MAX_PHOTOS = 10_000
 """Maximum number of photos of one subject."""
@@ -53,12 +53,16 @@ class Found:
     """Captions by URI, from files beside the photos."""
     passed_over: list[str] = field(default_factory=list)
     """Names that are neither photos nor known litter."""
+    masks: Collection[str] = ()
+    """Names of masks of photos, which are not used."""
     outside: list[str] = field(default_factory=list)
     """Links that lead out of the folder; they are not followed."""
     inner: list[str] = field(default_factory=list)
     """Folders inside the folder whose photos, or captions, are not used."""
     faults: FaultList = field(default_factory=FaultList)
     """Faults of the caption files, without a subject."""
+    folder: str = ""
+    """The folder that it names; empty if it names something else."""
 
 
 class Beside:
@@ -71,6 +75,7 @@ class Beside:
     def __init__(self) -> None:
         self.budget = LookBudget()
         self._known: dict[tuple[str, CaptionStyle], tuple[Captions, Listing]] = {}
+        self._around: dict[tuple[str, CaptionStyle], tuple[Captions, dict[str, str]]] = {}
         self._lock = Lock()
 
     def captions(self, folder: str, style: CaptionStyle) -> tuple[Captions, Listing]:
@@ -85,6 +90,46 @@ class Beside:
                 listing.is_whole = False
                 self._known[folder, style] = _captions_of(listing, style, _read), listing
             return self._known[folder, style]
+
+    def around(self, folder: str, style: CaptionStyle) -> tuple[Captions, dict[str, str]]:
+        """The captions in tables of a folder for the photos in its folders, and the URIs of these
+        by their names from the tables."""
+        with self._lock:
+            if (folder, style) not in self._around:
+                self._around[folder, style] = self._read_around(folder, style)
+            return self._around[folder, style]
+
+    def _read_around(self, folder: str, style: CaptionStyle) -> tuple[Captions, dict[str, str]]:
+        tables: dict[str, str] = {}
+        photos: dict[str, str] = {}
+        with suppress(Exception):  # photos may be readable though the folder cannot be listed
+            listing = list_folder(folder, self.budget)
+            if style.has_tables:
+                tables = {k: uri for k, uri in listing.siblings.items() if is_table_name(k)}
+            for inner in listing.folders if tables else ():
+                files = list_folder(f"{folder.rstrip('/')}/{inner}", self.budget).files
+                photos |= {f"{inner}/{name}": uri for name, uri in files}
+        return _captions_of(Listing(folder, siblings={**tables, **photos}), style, _read), photos
+
+
+def captions_around(
+    folders: Sequence[str], style: CaptionStyle, beside: Beside
+) -> tuple[dict[str, Caption], list[Fault]]:
+    """Captions by URI for the photos in several folders, from tables in the folder that holds them
+    all, and the faults of these tables. If it holds more folders of photos, they are warnings."""
+    around = {parent_url(folder) for folder in folders}
+    if len(folders) < 2 or len(around) > 1:
+        return {}, []
+    (parent,) = around
+    captions, photos = beside.around(parent, style)
+    faults = captions.faults.whole()
+    found = {}
+    for name, uri in photos.items():
+        if parent_url(uri) in folders and (caption := captions.of(name)) is not None:
+            found[uri] = replace(caption, file=join_url(parent, caption.file))
+    if not {parent_url(uri) for uri in photos.values()} <= set(folders):
+        faults = [replace(fault, severity="warning") for fault in faults]
+    return found, faults
 
 
 def _listed(url: str, budget: LookBudget, *, is_archive: bool) -> Listing:
@@ -136,6 +181,9 @@ def find_photos(
         raise PhotoFault(f"it holds {len(listing.files)} photos", f"give at most {MAX_PHOTOS}")
     uris = [uri for _, uri in listing.files]
     found = Found(uris, passed_over=listing.passed_over, outside=listing.outside)
+    found.masks = listing.masks
+    if listing.is_whole and not listing.where.lower().endswith(".zip"):
+        found.folder = listing.where.rstrip("/")
     style = style or CaptionStyle()
     found.inner = _inner(listing, style, beside.budget)
     if with_captions:

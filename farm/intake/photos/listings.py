@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import PurePosixPath
@@ -23,7 +23,7 @@ from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES
 from farm.intake.photos.files import Links, member_uri, remote_entries
-from farm.intake.photos.litter import is_litter, is_mask, is_quiet, other_forms
+from farm.intake.photos.litter import is_litter, is_quiet, masks_among, other_forms
 from farm.intake.photos.uris import filesystem_of
 
 __all__ = [
@@ -54,6 +54,8 @@ class Listing:
     """All names that may be captions, and their URIs."""
     passed_over: list[str] = field(default_factory=list)
     """Names that are neither photos nor files often found beside them."""
+    masks: Collection[str] = ()
+    """Names of masks of photos among them, which are no photos."""
     outside: list[str] = field(default_factory=list)
     """Links that lead out of the folder; they are not followed."""
     folders: list[str] = field(default_factory=list)
@@ -123,10 +125,11 @@ def _sorted_out(names: Mapping[str, str], where: str) -> Listing:
     """A listing of a folder's or archive's names, sorted into photos and others, without litter."""
     listing = Listing(where, siblings={name: names[name] for name in sorted(names)})
     others = other_forms(listing.siblings, filter(is_photo_name, listing.siblings))
+    listing.masks = masks_among(filter(is_photo_name, listing.siblings))
     for name, uri in listing.siblings.items():
-        if name in others:
+        if name in others or name in listing.masks:
             continue
-        if is_photo_name(name) and not is_mask(name):
+        if is_photo_name(name):
             listing.files.append((name, uri))
         elif not is_quiet(name):
             listing.passed_over.append(name)
@@ -365,7 +368,8 @@ def _matched(names: Mapping[str, str], beside: Mapping[str, str], root: str, sho
     listing = _sorted_out(names, shown)
     # photos are the names that matched; captions may be any name
     where = root if listing.files else shown
-    return Listing(where, listing.files, beside, listing.passed_over, is_whole=False)
+    listing.where, listing.siblings, listing.is_whole = where, beside, False
+    return listing
 
 
 # -- archives -------------------------------------------------------------------------------------

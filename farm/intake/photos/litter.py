@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-__all__ = ["HEIF_SUFFIXES", "is_litter", "is_mask", "is_quiet", "other_forms"]
+__all__ = ["HEIF_SUFFIXES", "MASK_FOLDERS", "is_litter", "is_quiet", "masks_among", "other_forms"]
 
 _NAMES = frozenset(
     # macOS
@@ -68,9 +68,45 @@ def is_quiet(name: str) -> bool:
     return posixpath.splitext(name)[1].lower() in _QUIET_SUFFIXES
 
 
-def is_mask(name: str) -> bool:
-    """Whether a picture marks regions of the photo beside it, as OneTrainer names them."""
-    return posixpath.splitext(name.lower())[0].endswith(("-masklabel", "-condlabel"))
+_MASK = re.compile(r"(?P<of>.*)[-_. ](?:mask|masklabel|condlabel)")
+MASK_FOLDERS = frozenset(("mask", "masks"))
+
+
+def _is_mask_name(name: str) -> bool:
+    """Whether a path is that of a mask by its name or its folder, if a photo belongs to it."""
+    folder, _, last = name.lower().rpartition("/")
+    is_inside = not MASK_FOLDERS.isdisjoint(folder.split("/"))
+    return is_inside or _MASK.fullmatch(posixpath.splitext(last)[0]) is not None
+
+
+def masks_among(photos: Iterable[str]) -> set[str]:
+    """The pictures that mark regions of a photo among them: `0_mask.png`, OneTrainer's
+    `0-masklabel.png` or `masks/0.png` of `0.jpg`.
+
+    A picture so named is a photo where no photo is named as it would be without the mark. Those of
+    OneTrainer are masks beside any photo.
+    """
+    every = list(photos)
+    named = [name for name in every if _is_mask_name(name)]
+    if not named or len(named) == len(every):
+        return set()
+    stems = {_stem(name) for name in set(every).difference(named)}
+    bare = {posixpath.basename(stem) for stem in stems}
+    return {name for name in named if _belongs(_stem(name), stems, bare)}
+
+
+def _belongs(stem: str, stems: Collection[str], bare: Collection[str]) -> bool:
+    """Whether a mask's path without suffix is that of a photo's mask."""
+    folder, _, last = stem.rpartition("/")
+    match = _MASK.fullmatch(last)
+    own = match["of"] if match else last
+    if not MASK_FOLDERS.isdisjoint(folder.split("/")):
+        return own in bare
+    return last.endswith(("-masklabel", "-condlabel")) or posixpath.join(folder, own) in stems
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name.lower())[0]
 
 
 def other_forms(names: Iterable[str], photos: Iterable[str]) -> set[str]:

@@ -28,6 +28,7 @@ from farm.quality.report.view import UNJUDGED, ReportImage, RunView, SubjectRow,
 from farm.storage import Store
 from farm.training.dispatch.ledger import Status
 from farm.training.dispatch.run_jobs import RunJobs
+from farm.training.run.failures import revoked_names
 from farm.training.run.files import read_settings
 from farm.training.run.job_files import read_run_jobs
 from farm.version import __version__
@@ -150,6 +151,8 @@ class _Source:
         jobs = read_run_jobs(store, run_id)
         settings = read_settings(store, run_id)
         timeline = read_timeline(store, run_id, jobs.subjects())
+        registry = Registry(store)
+        revoked = revoked_names(registry.revoked_keys(), jobs)
         plan = settings.get("plan") or {}
         if price is None:
             hardware = (settings.get("request") or {}).get("hardware") or {}
@@ -171,8 +174,9 @@ class _Source:
             device=str(plan.get("device") or "cpu"),
             rows_per_s=_rows_per_s(jobs, timeline),
             farm_version=__version__,
+            revoked=[name for names in revoked.values() for name in names],
         )
-        reader = SubjectReader(Registry(store), budget_for(len(jobs)), timeline.jobs)
+        reader = SubjectReader(registry, budget_for(len(jobs)), timeline.jobs)
         return cls(store, jobs, reader, run)
 
     def parts(self, size: int) -> Iterator[list[SubjectView]]:

@@ -15,7 +15,7 @@ from farm.quality.report.view import ReportImage
 from farm.serving.http.image_metadata import read_image_metadata
 from farm.storage import Store
 
-__all__ = ["keep_served", "read_served"]
+__all__ = ["keep_served", "kept_names", "read_served"]
 
 
 def keep_served(store: Store, run_id: str, pictures: Mapping[str, bytes]) -> None:
@@ -24,6 +24,11 @@ def keep_served(store: Store, run_id: str, pictures: Mapping[str, bytes]) -> Non
     store.delete(folder)
     for name, data in pictures.items():
         store.write(f"{folder}/{name}.png", data)
+
+
+def kept_names(store: Store, run_id: str) -> set[str]:
+    """The adapters that images of this run are stored of."""
+    return {name.removesuffix(".png") for name in store.list(f"runs/{run_id}/served")}
 
 
 def read_served(store: Store, run_id: str, side_px: int) -> list[ReportImage]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from farm.adapters.registry import NEW_VERSION
 from farm.base.names import EMBEDDED_NOUNS, verdict_note
 from farm.quality.report.subject import (
     VERDICT_ORDER,
@@ -18,6 +19,7 @@ from farm.quality.report.subject import (
     SubjectView,
     best_of,
 )
+from farm.text.listed import listed
 
 __all__ = [
     "VERDICT_ORDER",
@@ -90,6 +92,8 @@ class RunView:
     notes: Sequence[str] = ()
     """What the page could not show, and why."""
     farm_version: str = ""
+    revoked: Sequence[str] = ()
+    """``namespace/name`` of revoked adapters."""
     highlights: Sequence[SubjectView] = ()
     """The best subjects, where ``subjects`` are rows without images."""
 
@@ -127,6 +131,16 @@ class RunView:
         tail += f"; {rest:,} not scored" if rest else ""
         well, subjects = counts["learned well"], _subjects(len(judged))
         return f"{well:,} of {len(judged):,} {subjects} learned well{tail}."
+
+    @property
+    def revoked_note(self) -> str:
+        """Which adapters are revoked, and the remedy; empty if none is."""
+        num = len(self.revoked)
+        if not num:
+            return ""
+        shown = listed(self.revoked, 5)
+        are, them = ("1 adapter is", "it") if num == 1 else (f"{num:,} adapters are", "them")
+        return f"{are} revoked, so endpoints refuse {them} ({shown}): {NEW_VERSION}."
 
     @property
     def classes(self) -> list[str]:

@@ -15,7 +15,7 @@ import ray.exceptions
 from farm.errors import FarmError
 from farm.store_trouble import StoreTrouble
 from farm.training.cluster.start import keep_ray_stopped
-from farm.training.cluster.watch import end_actors
+from farm.training.cluster.watch import end_actors, has_started
 from farm.training.plan.plan import Plan
 from farm.training.priors.builder import PriorBuilder
 from farm.training.priors.ray_data import (
@@ -83,6 +83,8 @@ class PriorThread:
         patience_s = END_S
         if stopped_at is not None:
             patience_s = max(0.0, STOP_S - (time.monotonic() - stopped_at))
+            if patience_s and not has_started(PriorWorker.__name__):
+                patience_s = 0.0  # no part has begun
         self._thread.join(patience_s)
         deadline = time.monotonic() + KILL_S
         while self._thread.is_alive() and time.monotonic() < deadline:

@@ -43,7 +43,7 @@ from farm.training.cluster.watch import (
 )
 from farm.training.dispatch.ledger import Job
 from farm.training.dispatch.messages import Notice, Snapshot
-from farm.training.run.driver import Driver
+from farm.training.run.driver import Driver, dispatcher_of
 from farm.training.run.files import OpenRequest, close_requests, open_requests
 
 __all__ = ["run_on_ray"]
@@ -79,6 +79,8 @@ def run_on_ray(driver: Driver) -> list[Job]:
         HeadLost: if the cluster's head does not answer for too long.
     """
     with _connected(driver):
+        if driver.stop.is_set():  # while Ray started: nothing that could be lost has begun
+            return dispatcher_of(driver).jobs()
         return _RayRun(driver).drive()
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "end_actors",
     "end_controllers",
     "free_places_of_dead_controllers",
+    "has_started",
     "head_patience_s",
     "is_autoscaling",
     "missing_words",
@@ -239,6 +240,20 @@ def end_actors(class_name: str) -> None:
         core_worker = ray._private.worker.global_worker.core_worker
         for actor_id in _actors(lambda name: class_name in name, is_dead=False):
             core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
+
+
+def has_started(class_name: str) -> bool:
+    """Whether one of this driver's actors whose class name contains ``class_name`` is ready for
+    work; also true if Ray does not answer."""
+    try:
+        job_id = ray.get_runtime_context().get_job_id()
+        return any(
+            class_name in actor["ActorClassName"]
+            for actor in ray._private.state.actors().values()
+            if actor["JobID"] == job_id and actor["State"] == "ALIVE"
+        )
+    except Exception:  # as in ``end_actors``
+        return True
 
 
 def free_places_of_dead_controllers() -> None:

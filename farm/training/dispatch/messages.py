@@ -219,3 +219,7 @@ class Snapshot:
     """By the dispatcher's clock, in seconds."""
     dropped_share: float = 0.0
     """The part of ``done_share`` that was not trained: the rest of jobs that ended early."""
+    work_share: float = 0.0
+    """How much of the whole run is done, samples and scores included; added by the driver."""
+    left_s: float | None = None
+    """The remaining time, added by the driver; None if not known."""

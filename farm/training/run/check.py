@@ -7,6 +7,8 @@ that needs no download. Plans and runs check the names against every base; see `
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from typing import get_args
 
 from farm.base.names import EMBEDDED, BuiltName, edition_of
@@ -18,24 +20,28 @@ from farm.training.plan.base_facts import base_facts
 __all__ = ["read_for_check"]
 
 
-def read_for_check(manifest: str, base: str) -> Manifest:
+def read_for_check(
+    manifest: str, base: str, recipe: Mapping[str, object] | None = None
+) -> Manifest:
     """Read a manifest with all its faults, those of its modules' names included.
+
+    Args:
+        recipe: fields that override everything in the manifest, as of a run.
 
     Raises:
         ManifestError: if the manifest cannot be read at all.
         BaseModelError: if the base does not exist.
     """
     layers, reader = base_layers(edition_of(base)), prompt_reader(base)
-    found = read_manifest(manifest, strict=False, **layers, reader=reader)
+    read = partial(read_manifest, manifest, strict=False, recipe=recipe, **layers, reader=reader)
+    found = read()
     if not _is_at_hand(base) or not _names_modules(found):
         return found
     facts = base_facts(base)
     modules, family = facts.modules, facts.recipe or None
     if family is None and all_fit(found, modules):
         return found
-    return read_manifest(
-        manifest, strict=False, **layers, family_recipe=family, reader=reader, modules=modules
-    )
+    return read(family_recipe=family, modules=modules)
 
 
 def _is_at_hand(base: str) -> bool:

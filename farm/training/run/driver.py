@@ -16,14 +16,25 @@ from farm.adapters.registry import Registry
 from farm.errors import LaneLost, StoreError, StoreUnusable, UserError
 from farm.locks import StoreLock, holder
 from farm.storage import Store
+from farm.training.dispatch.dispatcher import Dispatcher
 from farm.training.dispatch.job_blocks import batches
+from farm.training.dispatch.ledger import Ledger
 from farm.training.dispatch.messages import Assignment, Notice, Snapshot
 from farm.training.lane.settings import LaneSettings
+from farm.training.pace import Pace, Work
+from farm.training.run.earlier import driven_elsewhere
 from farm.training.run.files import read_settings, write_assignments, write_settings
 from farm.training.run.patience import StorePatience
 from farm.training.run.request import PreparedRun, ProgressView
 
-__all__ = ["Driver", "lock_run", "point_names", "record_seconds", "write_run_files"]
+__all__ = [
+    "Driver",
+    "dispatcher_of",
+    "lock_run",
+    "point_names",
+    "record_seconds",
+    "write_run_files",
+]
 
 DRIVER_TTL_S = 60.0
 """A driver on another machine that has not renewed its lock for this long counts as dead. On this
@@ -49,6 +60,13 @@ class Driver:
     """Address of the Ray cluster that it joined, to be shown with the first news."""
     _renewed: float = 0.0
     _heard: int = 0
+    _work: Work = field(init=False)
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        plan = self.prepared.plan
+        self._work = Work(plan.estimate if plan is not None else None)
+        self._pace = self._work.pace()
 
     def show(self, snapshot: Snapshot, news: Sequence[Notice]) -> None:
         """Show news, renew the lock, and stop the run if the store fails for too long.
@@ -62,6 +80,7 @@ class Driver:
             joined = f"joined the cluster at {self.cluster}"
             news = [Notice(self._heard, time.time(), joined, is_bad=False), *news]
             self.cluster = ""
+        snapshot = self._timed(snapshot)
         if self.view is not None:
             self.view.show(snapshot, news)
         if line := self.patience.heed(snapshot.trouble):
@@ -71,14 +90,23 @@ class Driver:
         if time.monotonic() - self._renewed > DRIVER_TTL_S / 6:
             self._renewed = time.monotonic()
             with suppress(StoreError, StoreUnusable):
-                if not self.lock.renew():
+                left_s = snapshot.left_s
+                news_of_it = {} if left_s is None else {"left_s": left_s, "at": time.time()}
+                if not self.lock.renew(news_of_it):
                     raise LaneLost(
                         "another driver took this run over", "let that one finish the run"
                     )
 
+    def _timed(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot with the share of the work that is done, and the remaining time."""
+        share, dropped = self._work.done(snapshot)
+        left_s = self._pace.note(time.monotonic(), share, dropped)
+        return replace(snapshot, work_share=share, left_s=left_s)
+
     def show_line(self, snapshot: Snapshot, text: str) -> None:
         """Show a line from the driver itself."""
         if self.view is not None:
+            snapshot = self._timed(snapshot)
             self.view.show(snapshot, [Notice(self._heard, time.time(), text, is_bad=True)])
 
     @property
@@ -107,6 +135,19 @@ class Driver:
         return set(self.prepared.jobs.columns.priors) - missing
 
 
+def dispatcher_of(driver: Driver) -> Dispatcher:
+    """A dispatcher in this process; nothing is written before its first tick."""
+    prepared = driver.prepared
+    return Dispatcher(
+        prepared.jobs,
+        Ledger(prepared.store, prepared.run_id, epoch=driver.lock.number),
+        resolution_px=prepared.base.resolution_px,
+        ready_priors=driver.ready_priors,
+        committed=prepared.committed,
+        settings=prepared.request.dispatch,
+    )
+
+
 def lock_run(prepared: PreparedRun) -> StoreLock:
     """Become the one driver of the run.
 
@@ -117,12 +158,7 @@ def lock_run(prepared: PreparedRun) -> StoreLock:
     take_over = prepared.request.take_over
     lock = StoreLock.take(prepared.store, folder, ttl_s=DRIVER_TTL_S, force=take_over)
     if lock is None:
-        owner = holder(prepared.store, folder)
-        who = f"process {owner.pid}" if owner is not None else "another driver"
-        raise UserError(
-            f"run {prepared.run_id} is already driven by {who}",
-            "wait for it, stop it, or take the run over: `farm run` with --take-over",
-        )
+        raise driven_elsewhere(prepared.run_id, holder(prepared.store, folder))
     return lock
 
 

@@ -1,22 +1,32 @@
-"""Subjects of earlier runs of a manifest that the manifest no longer names.
+"""Other runs of a manifest in its store: one that a driver has, and the last one before.
 
-Owns how they are found. A store keeps their adapters, and endpoints serve them, until they are
-revoked.
+Owns how they are found. A subject of an earlier run that the manifest no longer names keeps its
+adapter, and endpoints serve it, until it is revoked. Imports no torch: a run that another driver
+has is refused before anything is loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from farm.adapters.registry import Registry
-from farm.errors import UserError
+from farm.base.names import edition_of
+from farm.base.tokens import prompt_reader
+from farm.errors import FarmError, UserError
+from farm.intake.check import check_manifest
+from farm.intake.manifest import read_manifest
+from farm.locks import Owner, holder
+from farm.recipe import base_layers
 from farm.storage import Store
-from farm.training.run.files import list_runs, read_assignments, read_settings
+from farm.training.run.files import list_runs, name_run, read_assignments, read_settings
 from farm.training.run.job_files import count_jobs
-from farm.training.run.request import PreparedRun
+from farm.training.run.job_set import jobs_of
+from farm.training.run.request import PreparedRun, RunBase, RunRequest
 
-__all__ = ["no_longer_named"]
+__all__ = ["driven_elsewhere", "no_longer_named", "refuse_driven"]
 
 PARALLEL_READS = 16
 MOST_RUNS = 100
@@ -25,6 +35,58 @@ MOST_JOBS = 5_000
 """Jobs of the larger of the two runs."""
 MOST_NAMES = 100
 """Names that are looked up."""
+
+
+def driven_elsewhere(run_id: str, owner: Owner | None) -> UserError:
+    """The refusal of a run that another driver has."""
+    who = f"process {owner.pid}" if owner is not None else "another driver"
+    return UserError(
+        f"run {run_id} is already driven by {who}",
+        "wait for it, stop it, or take the run over: `farm run` with --take-over",
+    )
+
+
+def refuse_driven(request: RunRequest) -> None:
+    """Refuse a run that another driver has, before its base is loaded.
+
+    Only what the store holds of runs of the same manifest is looked at, and nothing is locked: the
+    driver that begins takes the lock later, or is refused then.
+
+    Raises:
+        UserError: if another driver has it.
+    """
+    if request.take_over:
+        return
+    store = Store(request.store)
+    wanted = (request.base, request.revision)
+    for run_id, settings in _runs_of(store, request.manifest, list_runs(store)):
+        asked = settings["request"]
+        if (asked.get("base"), asked.get("revision")) != wanted:
+            continue
+        owner = holder(store, f"runs/{run_id}/drivers")
+        if owner is not None and _run_id(request, settings.get("base") or {}) == run_id:
+            raise driven_elsewhere(run_id, owner)
+
+
+def _run_id(request: RunRequest, base: Mapping[str, Any]) -> str | None:
+    """The id of a requested run, if its base is as another run has stored it; None for a manifest
+    that will be refused."""
+    try:
+        manifest = read_manifest(
+            request.manifest,
+            strict=False,
+            recipe=request.recipe,
+            **base_layers(edition_of(request.base)),
+            family_recipe=base.get("recipe") or None,
+            reader=prompt_reader(request.base, request.revision),
+        )
+        facts = RunBase(**base)
+        check = check_manifest(manifest, resolution_px=facts.resolution_px)
+    except (FarmError, TypeError):  # settings of another version; the run itself will report it
+        return None
+    if check.errors and not request.skip_faulty:
+        return None
+    return name_run(jobs_of(check, facts).names)
 
 
 def no_longer_named(prepared: PreparedRun) -> list[str]:
@@ -54,24 +116,32 @@ def no_longer_named(prepared: PreparedRun) -> list[str]:
 def _last_run(store: Store, prepared: PreparedRun) -> str | None:
     """The run of the same manifest, other than this one, that was started last."""
     others = [run_id for run_id in list_runs(store) if run_id != prepared.run_id]
-    if not others or len(others) > MOST_RUNS:
-        return None
-    with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        starts = list(pool.map(partial(_start_of, store), others))
-    mine = prepared.request.manifest.rstrip("/")
     found = [
-        (started, run_id)
-        for (manifest, started), run_id in zip(starts, others, strict=True)
-        if manifest == mine
+        (float(settings.get("started") or 0.0), run_id)
+        for run_id, settings in _runs_of(store, prepared.request.manifest, others)
     ]
     return max(found)[1] if found else None
 
 
-def _start_of(store: Store, run_id: str) -> tuple[str, float]:
-    """A run's manifest, and when it was last started."""
+def _runs_of(
+    store: Store, manifest: str, run_ids: list[str]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The runs of a manifest among others, with their settings; empty if there are too many."""
+    if not run_ids or len(run_ids) > MOST_RUNS:
+        return []
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        settings = list(pool.map(partial(_settings_of, store), run_ids))
+    mine = manifest.rstrip("/")
+    return [
+        (run_id, found)
+        for run_id, found in zip(run_ids, settings, strict=True)
+        if str((found.get("request") or {}).get("manifest") or "").rstrip("/") == mine
+    ]
+
+
+def _settings_of(store: Store, run_id: str) -> Mapping[str, Any]:
+    """A run's settings; damaged ones concern no other run."""
     try:
-        settings = read_settings(store, run_id)
-    except UserError:  # damaged settings concern no other run
-        return "", 0.0
-    asked = settings.get("request") or {}
-    return str(asked.get("manifest") or "").rstrip("/"), float(settings.get("started") or 0.0)
+        return read_settings(store, run_id)
+    except UserError:
+        return {}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from farm.adapters.lookup import check_case
-from farm.adapters.registry import Registry, is_revoked_among
+from farm.adapters.registry import Registry
 from farm.base.device.presence import has_gpu
 from farm.base.device.sharing import mps_is_running
 from farm.base.names import Fetched, edition_of
@@ -33,6 +33,7 @@ from farm.training.plan.plan import Plan
 from farm.training.plan.planner import make_plan
 from farm.training.plan.shape import Workload, workload_of
 from farm.training.priors.builder import missing_priors
+from farm.training.run.failures import revoked_names
 from farm.training.run.files import name_run, read_settings
 from farm.training.run.job_files import read_run_jobs
 from farm.training.run.job_set import JobSet, jobs_of
@@ -129,7 +130,7 @@ def _run_base(name: str, facts: BaseFacts) -> RunBase:
 def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) -> PreparedRun:
     registry = Registry(store)
     committed = frozenset(registry.committed_among(jobs.run))
-    withdrawn = registry.revoked_keys() if committed else set()
+    revoked = revoked_names(registry.revoked_keys(), jobs.run) if committed else {}
     left = jobs.left(committed)
     priors = missing_priors(store, jobs.priors(left))
     return PreparedRun(
@@ -141,14 +142,8 @@ def _prepared(request: RunRequest, store: Store, base: RunBase, jobs: JobSet) ->
         committed=committed,
         priors=tuple(priors),
         plan=_plan(request, base, jobs, left, priors) if left else None,
-        revoked=tuple(
-            sorted(
-                f"{space}/{name}"
-                for key in committed
-                for space, name in jobs.names[key]
-                if is_revoked_among(withdrawn, key, space)
-            )
-        ),
+        revoked=tuple(sorted(name for names in revoked.values() for name in names)),
+        num_revoked=len(revoked),
     )
 
 

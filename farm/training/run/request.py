@@ -106,6 +106,8 @@ class PreparedRun:
     """Warnings of the check."""
     revoked: tuple[str, ...] = ()
     """``namespace/name`` of committed adapters that are revoked, sorted: none is trained again."""
+    num_revoked: int = 0
+    """How many of the committed jobs have a revoked adapter."""
 
     @property
     def num_to_train(self) -> int:
@@ -123,6 +125,8 @@ class RunSummary:
     """Trained and committed by this start of the run."""
     reused: int
     """Already committed, found in the store."""
+    revoked: int
+    """How many of those found are revoked: endpoints refuse them, and none was trained again."""
     failed: int
     """Without an adapter, for any reason."""
     quarantined: int

@@ -9,12 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from statistics import median
 from typing import Any
 
 from farm.adapters.registry import Registry
-from farm.locks import StoreLock, holder
+from farm.locks import StoreLock, held
 from farm.model_imports.gc_pause import gc_paused
 from farm.storage import Store
 from farm.training.dispatch.compaction import (
@@ -31,9 +29,10 @@ from farm.training.dispatch.ledger import FINAL, Job, Ledger, Status
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.dispatch.segments import read_segments, segment_names
 from farm.training.dispatch.state_file import Chunk
-from farm.training.run.failures import failures_among
+from farm.training.pace import left_after
+from farm.training.run.failures import failures_among, is_any_revoked, revoked_names
 from farm.training.run.files import close_requests, open_requests, read_settings
-from farm.training.run.job_files import count_jobs, read_run_jobs, read_subjects
+from farm.training.run.job_files import count_jobs, read_keys, read_run_jobs, read_subjects
 
 __all__ = ["run_status", "settle_requests"]
 
@@ -49,6 +48,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
 
     Steps, and how many jobs wait for class images, are those of a run with a driver and at most
     ``MOST_COUNTED`` jobs, else None.
+    The remaining time is the driver's own, as its display shows it.
     The rate is that of the last start: adapters by the time since it began, in its last ten minutes
     if it is longer. A run that has work left and no driver has none.
 
@@ -59,7 +59,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     settings = read_settings(store, run_id)
     started = float(settings.get("started") or 0.0)
     num_jobs = count_jobs(store, run_id)
-    owner = holder(store, f"runs/{run_id}/drivers", now)
+    owner, news = held(store, f"runs/{run_id}/drivers", now) or (None, {})
     tally = read_tally(store, run_id, may_lag=owner is not None)
     if tally is None:
         with gc_paused():
@@ -67,13 +67,12 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     left = num_jobs - sum(tally.counts[status] for status in FINAL)
     is_idle = left > 0 and owner is None
     per_s = 0.0 if is_idle else tally.commits_per_s(started)
-    # the work that is left needs no start of Ray and mostly no class images
-    work_per_s = tally.commits_per_s(max(started, tally.first_lease))
-    eta_s = left / work_per_s if work_per_s and owner is not None else None
+    eta_s = None
+    if left and "left_s" in news:
+        eta_s = left_after(news["left_s"], now - news.get("at", now))
     steps = None
     if left and owner is not None and num_jobs <= MOST_COUNTED:
         steps = _count_steps(store, run_id, started)
-        eta_s = steps.left_s(left) or eta_s
     return {
         "run": run_id,
         "store": store.url,
@@ -88,6 +87,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "steps": {"done": steps.done, "total": steps.total, "per_s": steps.per_s}
         if steps
         else None,
+        "revoked": _count_revoked(store, run_id),
         "waiting_for_class_images": steps.waiting_for_priors if steps else None,
         "failures": list(tally.failures),
     }
@@ -101,23 +101,18 @@ class _Steps:
     """Trained steps of the jobs that have, or may still get, an adapter."""
     total: int
     """All steps of these jobs."""
-    left: int
     per_s: float
     """In the last ten minutes of this start; 0 before its first progress."""
     waiting_for_priors: int
     """Queued jobs whose class images are not complete."""
-    commit_s: float
-    """The usual time between two adapters of this start; 0 before the second one."""
 
-    def left_s(self, num_left: int) -> float | None:
-        """The time for the steps that are left, or for the samples, scores and files that follow
-        them if these take longer; None if not known.
 
-        Args:
-            num_left: unfinished jobs.
-        """
-        steps_s = self.left / self.per_s if self.left and self.per_s else 0.0
-        return max(steps_s, num_left * self.commit_s) or None
+def _count_revoked(store: Store, run_id: str) -> int:
+    """How many of the run's jobs have a revoked adapter."""
+    revoked = Registry(store).revoked_keys()
+    if not revoked or not is_any_revoked(revoked, read_keys(store, run_id)):
+        return 0
+    return len(revoked_names(revoked, read_run_jobs(store, run_id)))
 
 
 def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
@@ -133,8 +128,8 @@ def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
         run = read_run_jobs(store, run_id)
         columns = run.columns
         steps = [columns.recipes[number].steps for number in columns.recipe_of]
-        state, per_s, commit_s = _replay(store, run_id, started)
-    done = total = left = 0
+        state, per_s = _replay(store, run_id, started)
+    done = total = 0
     queued = []
     for number, key in enumerate(run):
         job = state.jobs.get(key)
@@ -145,19 +140,18 @@ def _count_steps(store: Store, run_id: str, started: float) -> _Steps:
         if job is None or status is not Status.COMMITTED:
             trained = min(trained, job.step if job is not None else 0)
         done, total = done + trained, total + steps[number]
-        left += steps[number] - trained
         if status is Status.QUEUED:
             queued.append(number)
-    return _Steps(done, total, left, per_s, _waiting(store, run, queued), commit_s)
+    return _Steps(done, total, per_s, _waiting(store, run, queued))
 
 
-def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, float, float]:
-    """The state after all events, and the steps per second and seconds per adapter of this start.
+def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, float]:
+    """The state after all events, and the steps per second of this start.
 
     Only trained steps count for the rate: a job that is cancelled or begins again changes what is
     left.
     """
-    leased, gains, commits = 0.0, [], []
+    leased, gains = 0.0, []
 
     def note(event: Event, before: Job | None, after: Job) -> None:
         nonlocal leased
@@ -168,17 +162,14 @@ def _replay(store: Store, run_id: str, started: float) -> tuple[LedgerState, flo
         gained = after.step - (before.step if before is not None else 0)
         if event.kind in GAINS and gained > 0:
             gains.append((event.at, gained))
-        if event.kind == "committed":
-            commits.append(event.at)
 
     state = read_state(store, run_id, note)
-    commit_s = median(b - a for a, b in pairwise(commits)) if len(commits) > 1 else 0.0
     if not gains:
-        return state, 0.0, commit_s
+        return state, 0.0
     last = gains[-1][0]
     begin = max(last - RATE_WINDOW_S, leased or started)
     recent = sum(gained for at, gained in gains if at > begin)
-    return state, recent / max(last - begin, 1.0), commit_s
+    return state, recent / max(last - begin, 1.0)
 
 
 def _waiting(store: Store, run: RunJobs, queued: Collection[int]) -> int:

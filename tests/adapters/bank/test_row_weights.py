@@ -1,6 +1,8 @@
 """Tests of row weights: what was gathered beforehand equals what a training bank's route gathers,
 whatever layers and ranks the adapters have."""
 
+import functools
+
 import pytest
 import torch
 from support.adapters import weights_on
@@ -177,9 +179,9 @@ def mixed(base):
     bank.close()
 
 
-def alone(base_slot_kind):
+@functools.cache
+def alone(row, slot, factor):
     """The prediction of one row with one adapter, by a training bank on a copy of the base."""
-    row, slot, factor = base_slot_kind
     base = load_base("tiny")
     kind = KINDS[slot - 1]
     source = MixedBank(base, "unet", num_slots=1)
@@ -199,7 +201,7 @@ def test_rows_of_any_layers_and_ranks_equal_each_alone(base, mixed, order, most_
     rows.assign([[slot] for slot in order], [[factor] for factor in factors])
     together = predict(base, rows.active(), 6)
     for row, (slot, factor) in enumerate(zip(order, factors, strict=True)):
-        expected = alone((row, slot, factor))
+        expected = alone(row, slot, factor)
         torch.testing.assert_close(together[row], expected, rtol=1e-4, atol=1e-5)
 
 

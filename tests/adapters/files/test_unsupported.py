@@ -163,9 +163,34 @@ def test_a_rank_above_a_slots_is_lowered_exactly_or_refused(tmp_path: Path) -> N
         load_adapter(written(path, wide), {name: (300, 300)})
 
 
-def test_lycoris_around_a_bare_denoiser_is_read(known: Known, tmp_path: Path) -> None:
-    tensors = {key.replace("lora_unet_", "lycoris_"): one for key, one in kohya(known).items()}
-    assert len(load_adapter(written(tmp_path / "a.safetensors", tensors), known).layers) == 2
+@pytest.mark.parametrize("prefix", ["lycoris_", "lycoris_unet_"])
+def test_lycoris_around_a_bare_denoiser_is_read(prefix: str, known: Known, tmp_path: Path) -> None:
+    own = kohya(known)
+    tensors = {key.replace("lora_unet_", prefix): one for key, one in own.items()}
+    read = load_adapter(written(tmp_path / "a.safetensors", tensors), known)
+    plain = load_adapter(written(tmp_path / "b.safetensors", own), known)
+    assert len(read.layers) == 2
+    for name in plain.layers:
+        assert torch.equal(change(read, name), change(plain, name))
+    beyond = {**tensors, f"{prefix}mid_block.diff": torch.ones(1)}
+    with pytest.raises(AdapterFileError, match=r"diff"):
+        load_adapter(written(tmp_path / "c.safetensors", beyond), known)
+
+
+def test_lycoris_around_the_text_encoders_is_read(tmp_path: Path) -> None:
+    layer = "encoder_layers_0_self_attn_q_proj"
+    known = {
+        f"{component}.encoder.layers.0.self_attn.q_proj": (8, 8)
+        for component in ("text_encoder", "text_encoder_2")
+    }
+    for first, second in (("te", "te2"), ("te1", "te2"), ("text_encoder", "text_encoder_2")):
+        tensors = {}
+        for number, prefix in enumerate((first, second), start=1):
+            for half, shape in (("down", (2, 8)), ("up", (8, 2))):
+                key = f"lycoris_{prefix}_text_model_{layer}.lora_{half}.weight"
+                tensors[key] = torch.full(shape, float(number))
+        read = load_adapter(written(tmp_path / f"{first}.safetensors", tensors), known)
+        assert [float(read.layers[name].down[0, 0]) for name in known] == [1.0, 2.0]
 
 
 def lay(folder: Path, tensors: dict[str, Tensor], *places: str) -> Path:

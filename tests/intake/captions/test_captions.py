@@ -311,3 +311,68 @@ def test_wildcards_in_captions_are_told(tmp_path: Path, draw: Draw):
     assert "{sitting|standing}" in fault.message
     assert fault.severity == "warning"
     assert fault.file.endswith("a/0.txt")
+
+
+@pytest.mark.parametrize("form", ["0.txt", "metadata.csv", "../manifest.jsonl", "../captions"])
+def test_a_caption_has_one_bound_wherever_it_is_written(
+    draw_subject: Draw, tmp_path: Path, form: str
+) -> None:
+    folder = draw_subject("tom")
+
+    def faults(caption: str) -> list[Fault]:
+        row = '"id": "tom", "class_noun": "cat"'
+        if form == "../manifest.jsonl":
+            row += f', "photos": [{{"uri": "tom/0.png", "caption": "{caption}"}}, "tom/1.png"]'
+        elif form == "../captions":
+            row += f', "captions": {{"0.png": "{caption}"}}'
+        else:
+            table = f'file_name,text\n0.png,"{caption}"\n'
+            (folder / form).write_text(table if form == "metadata.csv" else caption)
+        (tmp_path / "manifest.jsonl").write_text(f"{{{row}}}\n")
+        return list(read_manifest(str(tmp_path / "manifest.jsonl"), strict=False).faults)
+
+    assert all(fault.severity == "warning" for fault in faults("a [V] cat " + 190 * "asleep, "))
+    (long,) = [one for one in faults("a [V] cat " + "x" * 10_000) if one.severity == "error"]
+    wanted = "text of 1 to 10,000 characters on one line"
+    assert (wanted in long.message, long.remedy) == (True, f"give {wanted}")
+    assert Path(long.file).name == (form if "/" not in form else "manifest.jsonl")
+    assert (long.line, long.subject) == (2 if form == "metadata.csv" else 1, "tom")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_table_above_the_folders_of_a_subject_captions_their_photos(
+    draw_subject: Draw, tmp_path: Path, name: str
+) -> None:
+    for folder in ("tom/front", "tom/back", "rex"):
+        draw_subject(folder)
+    rows = [("front/0.png", "[V] in front"), ("back/1.png", "[V] behind"), ("back/9.png", "[V]")]
+    table = "".join(f'{{"file_name": "{file}", "text": "{one}"}}\n' for file, one in rows)
+    if name.endswith(".csv"):
+        table = "".join(f"{file},{one}\n" for file, one in [("file_name", "text"), *rows])
+    (tmp_path / "tom" / name).write_text(table)
+    (tmp_path / "tom/back/0.txt").write_text("[V] of its own")
+    manifest = tmp_path / "m.yaml"
+
+    def read(photos: str) -> tuple[dict[str, str], list[tuple[str, int | None, str]]]:
+        manifest.write_text(f"subjects:\n- {{id: tom, class_noun: cat, photos: {photos}}}\n")
+        found = read_manifest(str(manifest), strict=False)
+        (subject,) = found.subjects or [None]
+        captions = {
+            str(Path(photo.uri).relative_to(tmp_path)): photo.caption
+            for photo in (subject.photos if subject is not None else ())
+            if photo.caption is not None
+        }
+        return captions, [(Path(one.file).name, one.line, one.severity) for one in found.faults]
+
+    line = 4 if name.endswith(".csv") else 3
+    captions, faults = read("[tom/front, tom/back]")
+    assert faults == [(name, line, "error")]
+    draw_subject("tom/side")  # of another subject, perhaps: the table may be for it too
+    captions, faults = read("[tom/front, tom/back]")
+    assert faults == [(name, line, "warning")]
+    assert captions == {
+        "tom/front/0.png": "[V] in front",
+        "tom/back/0.png": "[V] of its own",
+        "tom/back/1.png": "[V] behind",
+    }
+    assert read("[tom/front, rex]")[0] == {}

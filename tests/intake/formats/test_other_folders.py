@@ -17,6 +17,7 @@ from support.photos import encoded, picture
 
 from farm.errors import ManifestError
 from farm.intake.manifest import read_manifest
+from farm.intake.photos.litter import masks_among
 
 TABLE = "subject,class\ntom,cat\n"
 ROWS = "file_name,text\ntom/0.png,sks cat a\n"
@@ -43,7 +44,10 @@ ROWS = "file_name,text\ntom/0.png,sks cat a\n"
         ({"tom/9.zip": b"PK"}, "unpack archives"),
         ({"tom/9.numbers": b"PK"}, "CSV UTF-8"),
         ({"tom/9.mp4": b"x"}, "still frames"),
-        ({"tom/0-masklabel.png": PHOTOS[0]}, "masks of OneTrainer are not used"),
+        ({"tom/0-masklabel.png": PHOTOS[0]}, "masks in tom are not used: 0-masklabel.png"),
+        ({"tom/0_mask.png": PHOTOS[0]}, "masks in tom are not used: 0_mask.png"),
+        ({"tom/0.Mask.jpg": PHOTOS[0]}, "masks in tom are not used: 0.Mask.jpg"),
+        ({"tom/masks/0.png": PHOTOS[0]}, "nothing to do if they hold masks"),
     ],
 )
 def test_what_is_not_used_of_a_folder_is_reported_once(
@@ -86,6 +90,25 @@ def test_litter_and_other_forms_of_photos_are_neither_photos_nor_warnings(tmp_pa
     manifest = read(tmp_path, {"subjects.csv": TABLE, **photos("tom/"), **files})
     assert not manifest.faults
     assert len(manifest.subjects[0].photos) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "masks"),
+    [
+        (["0.jpg", "1.jpg", "0_mask.png", "1-mask.png"], ["0_mask.png", "1-mask.png"]),
+        (["0.jpg", "masks/0.png", "mask/0_mask.png"], ["mask/0_mask.png", "masks/0.png"]),
+        (["a/0.jpg", "b/0_mask.png"], []),
+        (["venice.jpg", "red mask.jpg", "gold_mask.jpg"], []),
+        (["0_mask.png", "1_mask.png"], []),
+        (["0-masklabel.png", "1-masklabel.png"], []),
+        (["masks/0.jpg", "masks/1.jpg"], []),
+        (["0.jpg", "unmask.jpg", "mask.jpg"], []),
+    ],
+)
+def test_a_mask_belongs_to_a_photo_and_other_pictures_are_photos(
+    names: list[str], masks: list[str]
+) -> None:
+    assert sorted(masks_among(names)) == masks
 
 
 def test_all_photos_below_a_folder_are_used_as_the_remedy_says(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_file_that_is_no_manifest_is_refused_with_what_to_name_instead(
     [
         ("subject;class;steps\ntom;cat;300", "name it `recipe.steps`"),
         ("subject,class\ntomm,cat", "did you mean the folder `tom`?"),
-        ("Name;Klasse\ntom;cat", "`id` is missing"),
+        ("Name;Klasse\ntom;cat", "write it as `subject;class`"),
     ],
 )
 def test_a_column_or_folder_that_is_nearly_right_is_named(

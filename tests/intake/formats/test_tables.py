@@ -64,6 +64,25 @@ def test_the_shorthand_columns_are_known():
     assert not faults
 
 
+@pytest.mark.parametrize(
+    ("header", "right"),
+    [
+        ("name,noun", "subject,class"),
+        ("Subject Name;Type;live", "subject;class;live"),
+        ("folder\tcategory", "subject\tclass"),
+        ("key,klass", "subject,class"),
+        ("id,kind,recipe.steps", "id,class,recipe.steps"),
+        ("owner,noun", "owner,class,subject"),
+    ],
+)
+def test_a_required_column_under_another_word_is_one_fault_with_the_right_header(
+    header: str, right: str
+):
+    rows, (fault,) = csv_rows(f"{header}\na,b\nc,d\n")
+    assert (rows, fault.line, fault.remedy) == ([], 1, f"write it as `{right}`")
+    assert ("`subject` is missing" in fault.message) == header.startswith("owner")
+
+
 @pytest.mark.parametrize("cell", ["1.000", '"1,000"', "12.000"])
 def test_a_whole_number_with_marks_between_its_thousands_is_not_guessed(cell: str):
     rows, _ = csv_rows(f"id,recipe.steps,recipe.prior_weight\na,{cell},1.500\n")

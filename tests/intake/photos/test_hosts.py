@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,11 +12,22 @@ import aiohttp
 import pytest
 from support.photos import encoded, picture
 
-from farm.errors import PhotoFault
+from farm.errors import ManifestError, PhotoFault
 from farm.intake.manifest import read_manifest
 from farm.intake.photos.bytes import member_uri, read_photo_bytes
 from farm.intake.photos.find import find_photos
 from farm.intake.photos.uris import ALLOW_PRIVATE_HOSTS, is_public
+
+TABLE = (b"subject,class,photos\nto", b"m,cat,https://x.example/1.png\n")
+DOCUMENT = (b'{"subjects": [\n{"id": "tom", "class_noun": "cat",', b' "photos": "1.png"}]}\n')
+EXPORTS = {
+    "export?format=csv&gid=0": TABLE,
+    "pub?gid=0&single=true&output=csv": TABLE,
+    "download?id=5": TABLE,
+    "download?id=6": DOCUMENT,
+    "edit": (b"<!DOCTYPE html><html>", b"</html>"),
+    "export?format=tsv": (b"x" * 1000, b"y" * 1000),
+}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -34,6 +46,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with suppress(OSError):
                 while self.command == "GET":
                     self.wfile.write(bytes(2**20))
+            return
+        if "/d/" in self.path:  # as an online spreadsheet: in pieces, and without a length
+            self.send_response(200)
+            self.end_headers()
+            for part in EXPORTS[self.path.rpartition("/")[2]] if self.command == "GET" else ():
+                self.wfile.write(part)
+                self.wfile.flush()
+                time.sleep(0.02)
             return
         if self.path == "/redirect.png":
             self.send_response(302)
@@ -113,6 +133,32 @@ def test_private_hosts_are_read_where_the_operator_allows_them(
 ):
     monkeypatch.setenv(ALLOW_PRIVATE_HOSTS, "1")
     assert read_photo_bytes(f"http://127.0.0.1:{server.server_port}/redirect.png")
+
+
+@pytest.mark.parametrize("name", list(EXPORTS))
+def test_an_address_without_a_suffix_is_read_by_its_query_and_content(
+    name: str, server: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("farm.intake.formats.open.MAX_MANIFEST_BYTES", 500)
+    address = f"http://127.0.0.1:{server.server_port}/d/1/{name}"
+    if name in {"edit", "export?format=tsv"}:
+        problem = "it is a web page" if name == "edit" else "is larger than"
+        with pytest.raises(ManifestError) as told:
+            read_manifest(address)
+        assert problem in str([told.value.message, *told.value.faults])
+        return
+    (subject,) = read_manifest(address, strict=False).resolved
+    assert (subject.id, subject.base) == ("tom", address.rpartition("/")[0])
+
+
+def test_a_table_that_a_manifest_names_by_an_export_is_under_the_rules_of_hosts(
+    server: http.server.ThreadingHTTPServer, tmp_path: Path
+):
+    address = f"http://127.0.0.1:{server.server_port}/d/1/export?format=csv&gid=0"
+    (tmp_path / "m.yaml").write_text(f"subjects: {address}\n")
+    manifest = read_manifest(str(tmp_path / "m.yaml"), strict=False)
+    assert "not a public address" in manifest.errors[0].message
+    assert Handler.asked == []
 
 
 def test_a_server_that_sends_more_than_was_requested_is_cut_off(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from farm.quality.report.served import keep_served, read_served
+from farm.quality.report.served import keep_served, kept_names, read_served
 from farm.serving.http.image_metadata import encode_picture
 from farm.storage import Store
 
@@ -21,6 +21,7 @@ def test_each_picture_is_shown_with_its_adapter_and_prompt(tmp_path: Path) -> No
     keep_served(store, "r", {"rex": picture("a dog"), "tom.2": picture("a cat")})
     shown = read_served(store, "r", 64)
     assert [one.text for one in shown] == ["rex: a dog", "tom.2: a cat"]
+    assert kept_names(store, "r") == {"rex", "tom.2"}
     assert all(one.uri.startswith("data:image/webp;base64,") for one in shown)
 
 

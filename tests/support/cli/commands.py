@@ -54,6 +54,7 @@ def farm_here(*words: str | Path, **environment: str) -> Done:
         # lasting changes of the process, and its end
         stack.enter_context(mock.patch.object(faulthandler, "enable"))
         stack.enter_context(mock.patch.object(farm.cli, "hush_libraries"))
+        stack.enter_context(mock.patch.object(farm.cli, "keep_imports"))
         stack.enter_context(mock.patch.object(farm.cli, "_leave", sys.exit))
         stack.enter_context(redirect_stdout(stdout))
         stack.enter_context(redirect_stderr(stderr))

@@ -187,6 +187,7 @@ def _check_deployment(values: dict[str, Any]) -> None:
 
 
 FURTHER: dict[str, Callable[[dict[str, Any]], None]] = {
+    "farm check": _check_recipe,
     "farm run": _check_recipe,
     "farm plan": _check_recipe,
     "farm submit": _check_submission,

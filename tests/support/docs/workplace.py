@@ -20,6 +20,7 @@ import time
 import venv
 from pathlib import Path
 
+from support.cli.terminal import environment
 from support.docs.pages import ROOT, Block, command_lines
 from support.docs.program import SMALL
 from support.docs.warm_process import WarmProcess
@@ -127,8 +128,8 @@ class PageRun:
     def __init__(self, clone: Clone, *, prelude: tuple[str, ...] = (), warm: bool = False) -> None:
         self.clone = clone
         self.port = free_port()
-        self.output = ""
-        """All output."""
+        self.output = self.errors = ""
+        """All output, and what of it was written on stderr."""
         self._changes = list(prelude)
         self._is_warm = warm
         self._servers: list[tuple[subprocess.Popen[bytes], Path]] = []
@@ -172,6 +173,7 @@ class PageRun:
             check=False,
         )
         self.output += done.stdout + done.stderr
+        self.errors += done.stderr
         if done.returncode:
             raise BlockFailed(f"{place}: {line}\n{done.stdout}{done.stderr}")
         if REMEMBERED.match(line):
@@ -212,6 +214,7 @@ class PageRun:
                 raise BlockFailed(f"{place}: {line}\n{printed}")
             time.sleep(0.2)
         self.output += printed
+        self.errors += printed
         return printed
 
     def _run_console(self, block: Block) -> None:
@@ -281,7 +284,7 @@ def readers_environment() -> dict[str, str]:
     folders = os.environ["PATH"].split(os.pathsep)
     without_farm = [one for one in folders if not (Path(one) / "farm").exists()]
     dropped = ("RAY_ADDRESS", "VIRTUAL_ENV", "FARM_STORE", "PYTHONPATH")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    kept = {name: value for name, value in environment().items() if name not in dropped}
     return {**kept, "PATH": os.pathsep.join(without_farm)}
 
 

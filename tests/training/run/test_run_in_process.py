@@ -18,14 +18,18 @@ from support.docs.warm_process import forked_farm
 from support.manifests import QUICK, adapters, request, write_manifest, write_photo
 from support.s3 import BUCKET, CREDENTIALS, flaky_proxy
 
-from farm.adapters.registry import Registry
+from farm.adapters.registry import NEW_VERSION, Registry
 from farm.adapters.weights import AdapterWeights
-from farm.errors import Interrupted, ManifestError, PlanError, UserError
-from farm.locks import StoreLock
+from farm.cli.views.output import print_rich
+from farm.cli.views.plan import plan_table
+from farm.cli.views.run import summary_lines
+from farm.errors import Interrupted, ManifestError, PlanError
+from farm.quality.report.collect import collect
+from farm.quality.report.page import render
 from farm.storage import Store
 from farm.training.dispatch.ledger import read_events
 from farm.training.dispatch.messages import Notice, Snapshot
-from farm.training.execute import prepare_run, resume_run, run_manifest
+from farm.training.execute import execute_run, prepare_run, resume_run, run_manifest
 from farm.training.lane.settings import LaneSettings
 from farm.training.plan.hardware import Hardware
 from farm.training.run.earlier import no_longer_named
@@ -298,26 +302,28 @@ def test_an_adapter_that_was_removed_is_trained_again(tmp_path: Path) -> None:
 
 
 def test_a_revoked_adapter_is_named_and_another_recipe_trains_it_anew(
-    manifest: Path, undisturbed: tuple[Store, dict[str, AdapterWeights]], tmp_path: Path
+    manifest: Path,
+    undisturbed: tuple[Store, dict[str, AdapterWeights]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(undisturbed[0].url, tmp_path / "store")
     Registry(Store(tmp_path / "store")).revoke("default", "s001")
     found = prepare_run(request(manifest, tmp_path / "store"))
     assert (found.num_to_train, found.revoked) == (0, ("default/s001",))
+    summary = execute_run(found)
+    assert (summary.reused, summary.revoked) == (5, 1)
+    lines = "\n".join(summary_lines(summary, found.store.url))
+    assert "0 trained, 5 found (1 of them revoked), 0 failed of 5" in lines
+    assert f"1 is revoked and was not trained again: {NEW_VERSION}" in lines
+    print_rich(plan_table(found))
+    assert "0 to train, 5 committed already (1 of them revoked)" in capsys.readouterr().out
+    assert run_status(found.store, summary.run)["revoked"] == 1
+    view = collect(found.store, summary.run)
+    assert view.revoked_note.startswith("1 adapter is revoked, so endpoints refuse it (default/s0")
+    assert NEW_VERSION.partition("`")[0] in render(view)
     anew = prepare_run(request(manifest, tmp_path / "store", recipe={"seed": 1}))
     assert (anew.num_to_train, anew.revoked) == (5, ())
-
-
-def test_a_run_has_one_driver(tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m", 1)
-    prepared = prepare_run(request(manifest, tmp_path / "store"))
-    other = StoreLock.take(prepared.store, f"runs/{prepared.run_id}/drivers", ttl_s=60)
-    assert other is not None
-    with pytest.raises(UserError, match="is already driven by process"):
-        run_manifest(request(manifest, tmp_path / "store"))
-    summary = run_manifest(request(manifest, tmp_path / "store", take_over=True))
-    assert summary.committed == 1
-    assert not other.renew()
 
 
 def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:

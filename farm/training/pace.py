@@ -1,6 +1,7 @@
 """The remaining time of a run, from its own speed.
 
-Owns the arithmetic: how much of the work is done, and how long the rest takes. Reads no clock.
+Owns the arithmetic: how much of the work is done, and how long the rest takes. The driver applies
+it; its display and `farm status` show the driver's number. Reads no clock.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from farm.training.dispatch.messages import Snapshot
     from farm.training.plan.estimate import Estimate
 
-__all__ = ["Pace", "Work"]
+__all__ = ["Pace", "Work", "left_after"]
 
 FINAL = ("committed", "quarantined", "rejected", "cancelled")
 """Statuses of jobs that need no more time."""
@@ -25,6 +26,11 @@ PLAN_WEIGHT = 0.1
 """Share of the work that the plan's speed counts as at the start; nothing once a window is done."""
 MOST_ASSUMED = 0.5
 """Share of what is left that may be assumed as done since the last progress."""
+
+
+def left_after(left_s: float, age_s: float) -> float:
+    """A remaining time once some more time has passed without news."""
+    return max(left_s - max(age_s, 0.0), (1 - MOST_ASSUMED) * left_s)
 
 
 class Pace:
