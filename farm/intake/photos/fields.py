@@ -162,6 +162,8 @@ def _beside_the_manifest(
     close = similar_name(name, names) if beside.budget.take_suggestion() else None
     if close is not None:
         remedy = f"did you mean the folder `{close}`? Else {remedy}"
+        if close.strip() != close and close.strip() == name:
+            remedy = f"rename the folder `{close}`, whose name begins or ends with a blank"
     message = f"`photos` is missing, and there is no folder `{name}` beside the manifest"
     faults.append(row.fault(("photos",), message, remedy))
 
@@ -297,6 +299,7 @@ def _remedy_of_others(names: list[str]) -> str:
         (ARCHIVE_SUFFIXES, "unpack archives"),
         ((".mov", ".mp4", ".avi", ".mkv", ".webm"), "take still frames of videos"),
         ((".icloud",), "download photos that end in .icloud from iCloud first"),
+        ((".lnk", ".webloc"), "copy the photos themselves here: shortcuts do not lead to them"),
         ((".crdownload", ".part", ".download"), "finish downloads"),
     )
     for suffixes, hint in more:

@@ -221,10 +221,23 @@ def _add_captions(found: Found, listing: Listing, style: CaptionStyle, beside: B
         for name, uri in names.items():
             if (caption := captions.of(name, found.faults)) is not None:
                 found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
+        _use_captioned(found, listing, captions, names)
     if not listing.is_whole:
         # the folder's other captions may be another subject's
         warnings = (replace(fault, severity="warning") for fault in found.faults.whole())
         found.faults = FaultList(warnings)
+
+
+def _use_captioned(
+    found: Found, listing: Listing, captions: Captions, names: dict[str, str]
+) -> None:
+    """Use the pictures with captions among those named as masks: they are photos."""
+    for name in listing.masks:
+        if (caption := captions.of(name, found.faults)) is not None:
+            names[name] = uri = listing.siblings[name]
+            found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
+    found.masks = [name for name in listing.masks if name not in names]
+    found.uris = [names[name] for name in sorted(names)]
 
 
 def _read(uri: str) -> bytes:
