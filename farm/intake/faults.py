@@ -166,10 +166,11 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
 def _wrong_kind(kind: str, value: object, wanted: str) -> tuple[str, str]:
     """Message and remedy of a value that is something else than wanted."""
     if kind == "string_too_long" and isinstance(value, str):
-        return f"{_shown(value)} has {len(value.strip()):,} characters", f"give {wanted}"
+        has = f"it has {len(value.strip()):,} characters"
+        return f"{_shown(value)} is not {wanted}: {has}", f"give {wanted}"
     has_lines = isinstance(value, str) and "\n" in value.strip()
     if kind == "string_pattern_mismatch" and has_lines:
-        return f"{_shown(value)} has several lines", "write it on one line"
+        return f"{_shown(value)} is not {wanted}: it has several lines", "write it on one line"
     return f"{_shown(value)} is not {wanted.split(' from ')[0]}", f"give {wanted}"
 
 

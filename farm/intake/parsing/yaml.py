@@ -87,7 +87,7 @@ def _not_a_mapping(file: str, line: int, path: Path) -> Fault:
 _TAB = re.compile(r" *\t")
 
 
-def _line(text: str, index: int) -> str:
+def _text_of(text: str, index: int) -> str:
     """One line of a text, by its index."""
     return next(islice(io.StringIO(text), index, None), "")
 
@@ -100,7 +100,7 @@ def _syntax_fault(error: yaml.YAMLError, text: str, file: str) -> Fault:
     if "escape" in message or "hexdecimal" in message:
         message += ": a backslash in double quotes begins an escape"
         remedy = "write paths in single quotes or without quotes, or with slashes"
-    if mark is not None and _TAB.match(_line(text, mark.line)):
+    if mark is not None and _TAB.match(_text_of(text, mark.line)):
         message = "a tab indents this line"
         remedy = "indent with blanks; what follows this line was not read"
     return Fault(

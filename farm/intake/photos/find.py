@@ -221,7 +221,8 @@ def _add_captions(found: Found, listing: Listing, style: CaptionStyle, beside: B
         for name, uri in names.items():
             if (caption := captions.of(name, found.faults)) is not None:
                 found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
-        _use_captioned(found, listing, captions, names)
+        if found.masks:
+            _use_captioned(found, listing, captions, names)
     if not listing.is_whole:
         # the folder's other captions may be another subject's
         warnings = (replace(fault, severity="warning") for fault in found.faults.whole())
@@ -232,11 +233,12 @@ def _use_captioned(
     found: Found, listing: Listing, captions: Captions, names: dict[str, str]
 ) -> None:
     """Use the pictures with captions among those named as masks: they are photos."""
-    for name in listing.masks:
-        if (caption := captions.of(name, found.faults)) is not None:
-            names[name] = uri = listing.siblings[name]
+    for name in found.masks:
+        uri, caption = listing.siblings.get(name), captions.of(name, found.faults)
+        if uri is not None and caption is not None:
+            names[name] = uri
             found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
-    found.masks = [name for name in listing.masks if name not in names]
+    found.masks = [name for name in found.masks if name not in names]
     found.uris = [names[name] for name in sorted(names)]
 
 
