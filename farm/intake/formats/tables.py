@@ -174,7 +174,14 @@ def _hints(columns: Iterable[str]) -> dict[Path, str]:
     names = (*SHORT_COLUMNS, "live", *fields)
     taken = {*names, *SHORT_COLUMNS.values(), *Recipe.model_fields}
     unknown = (one for one in columns if one not in taken and "." not in one)
-    return {(one,): nearest(REQUIRED.get(meaning(one) or "", one), names) for one in unknown}
+    return {(one,): _hint(one, names) for one in unknown}
+
+
+def _hint(column: str, names: Iterable[str]) -> str:
+    meant = meaning(column) or ""
+    if meant in Recipe.model_fields:
+        return f"name it `recipe.{meant}`"
+    return nearest(REQUIRED.get(meant, column), names)
 
 
 def _cell(column: str, text: str, table: Delimited) -> Any:

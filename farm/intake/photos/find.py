@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from threading import Lock
 
 from farm.errors import Fault, FaultList, PhotoFault
+from farm.intake.captions.above import Above, rows_above
 from farm.intake.captions.files import Caption, Captions, is_table_name
 from farm.intake.faults import similar_name
 from farm.intake.photos.budget import LookBudget
@@ -76,7 +77,15 @@ class Beside:
         self.budget = LookBudget()
         self._known: dict[tuple[str, CaptionStyle], tuple[Captions, Listing]] = {}
         self._around: dict[tuple[str, CaptionStyle], tuple[Captions, dict[str, str]]] = {}
+        self._above: dict[str, Above] = {}
         self._lock = Lock()
+
+    def above(self, folder: str) -> Above:
+        """The rows with captions in the tables of a local folder that holds folders of photos."""
+        with self._lock:
+            if folder not in self._above:
+                self._above[folder] = rows_above(folder)
+            return self._above[folder]
 
     def captions(self, folder: str, style: CaptionStyle) -> tuple[Captions, Listing]:
         """The captions of a folder, and its names."""

@@ -99,10 +99,10 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
     if match := _ARTICLE.match(subject.class_noun):
         message = f"the class noun `{subject.class_noun}` begins with an article, as prompts do"
         noun = subject.class_noun[match.end() :]
-        yield place.fault("class_noun", message, f"write `{noun}`", is_warning=True)
+        yield place.fault("class_noun", message, f"leave it out: `{noun}`", is_warning=True)
     if match := _QUOTED.fullmatch(subject.class_noun):
         message = f"the quotes around the class noun `{subject.class_noun}` are part of it"
-        yield place.fault("class_noun", message, f"write `{match[1]}`", is_warning=True)
+        yield place.fault("class_noun", message, f"leave them out: `{match[1]}`", is_warning=True)
     samples = subject.sample_prompts
     # one prompt of the class alone helps to watch for drift, but not all of them
     if samples and not any(names_identifier(prompt, identifier) for prompt in samples):

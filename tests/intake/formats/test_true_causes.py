@@ -19,10 +19,15 @@ TOML = '[[datasets]]\nresolution = 64\n{}\n[[datasets.subsets]]\nimage_dir = "to
     [
         ("m.yaml", "subjects:\n\t- id: tom\n", 2, "indent with blanks"),
         ("m.yaml", "subjects:\n- id: tom\n  \tclass_noun: cat\n", 3, "a tab indents this line"),
-        ("m.yaml", "subjects:\n- id: tom\n  class_noun: “cat”\n", 3, "write `cat`"),
+        ("m.yaml", "subjects:\n- id: tom\n  class_noun: “cat”\n", 3, "leave them out: `cat`"),
         ("m.csv", "subject,class\n# old ones\ntom,cat\n", 2, "remove the line"),
-        ("m.csv", "subject,class\ntom,a cat\n", 2, "write `cat`"),
-        ("m.csv", "subject,class,class_prompt\ntom,An old cat,a cat\n", 2, "write `old cat`"),
+        ("m.csv", "subject,class\ntom,a cat\n", 2, "leave it out: `cat`"),
+        (
+            "m.csv",
+            "subject,class,class_prompt\ntom,An old cat,a cat\n",
+            2,
+            "leave it out: `old cat`",
+        ),
         ("d.toml", TOML.format("name = “img”"), 3, "write straight quotes"),
         ("d.toml", TOML.format("flip_aug = True"), 3, "write `flip_aug = true`"),
         ("d.toml", TOML.format("image_dir = tom"), 3, 'write text in quotes: `image_dir = "tom"`'),
@@ -30,6 +35,12 @@ TOML = '[[datasets]]\nresolution = 64\n{}\n[[datasets.subsets]]\nimage_dir = "to
         ("d.toml", TOML.format("x = 1 2"), 3, "correct the syntax"),
         ("m.csv", "subject,class,photos\ntom,cat,tom/*.JPG\n", 2, PATTERN_REMEDY),
         ("m.yaml", "- {id: tom, class_noun: cat, photos: 'tom/*.{jpg,png}'}\n", 1, PATTERN_REMEDY),
+        ("m.yaml", "id: tom\nclass_noun: cat\nphotos: tom\n", 1, "put it into a list: `- id: …`"),
+        ("m.json", '{"id": "tom", "class_noun": "cat"}', 1, "inside `[` and `]`"),
+        ("m.json", '{\n// my cats\n"subjects": []}', 2, "a comment begins, which JSON"),
+        ("m.json", '{"subjects": [],\n}', 2, "a comma stands before the `}`"),
+        ("m.yaml", "- {id: tom, class_noun: cat, photos: 1}\n", 1, 'needs quotes: "1"'),
+        ("m.csv", "subject,class,lr\ntom,cat,1\n", 2, "name it `recipe.learning_rate`"),
         (
             "m.yaml",
             "- id: tom\n  class_noun: cat\n  captions:\n    0.png: |\n      sks\n      cat\n",
@@ -116,6 +127,32 @@ def test_captions_that_are_not_read_are_told(
     assert all(fault.severity == "warning" and told in fault.message for fault in faults)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("metadata.csv", "file_name,text\nrex/0.png,sks dog\ntom/0.png,sks cat\n", 3),
+        ("captions.jsonl", '{"image": "./tom/1.png", "caption": "sks cat"}\n', 1),
+        ("metadata.csv", "file_name,text\n0.png,sks cat\n", 2),
+        ("metadata.csv", "file_name,text\nrex/0.png,sks cat\n", 0),
+        ("metadata.csv", "file_name,size\ntom/0.png,3\n", 0),
+    ],
+)
+def test_a_table_above_the_folder_of_a_subject_is_told_at_its_row(
+    tmp_path: Path, name: str, text: str, line: int
+) -> None:
+    row = "- {id: tom, class_noun: cat, photos: set/tom}\n"
+    files: Files = {**photos("set/tom/"), f"set/{name}": text}
+    manifest = read(tmp_path, {**files, "m.yaml": row}, "m.yaml")
+    assert [(fault.severity, fault.line) for fault in manifest.faults] == (
+        [("warning", line)] if line else []
+    )
+    # what the remedy says
+    (tmp_path / "set/tom/metadata.csv").write_text(
+        "file_name,text\n0.png,sks\n1.png,sks\n2.png,sks\n"
+    )
+    assert not read(tmp_path, {}, "m.yaml").faults
+
+
 # -- data sets and other trainers -----------------------------------------------------------------
 
 
@@ -125,6 +162,16 @@ def test_rows_of_other_splits_are_told_by_their_column(tmp_path: Path) -> None:
     manifest = read(tmp_path, files, "d")
     assert [photo.uri[-5:] for photo in manifest.subjects[0].photos] == ["0.png", "1.png"]
     assert any("split `test` are not trained on" in fault.message for fault in manifest.faults)
+
+
+def test_a_row_for_each_photo_of_a_subject_is_read(tmp_path: Path) -> None:
+    rows = "".join(f"tom,cat,tom/{number}.png,sks cat {number}\n" for number in range(3))
+    table = f"subject,class,photo,caption\n{rows}"
+    manifest = read(tmp_path, {**photos("tom/"), "subjects.csv": table})
+    assert not manifest.faults
+    assert [one.caption for one in manifest.subjects[0].photos] == [
+        f"sks cat {n}" for n in range(3)
+    ]
 
 
 def test_a_table_of_addresses_and_captions_is_one_of_photos(tmp_path: Path) -> None:
