@@ -264,7 +264,7 @@ def _take_from_around(
         return
     style = styles.pop()
     if len(folders) == 1 and style.has_tables:
-        faults += _unread_above(*folders, found, beside)
+        faults += _unread_above(next(iter(folders)), found, beside)
     captions, own = captions_around(list(folders), style, beside)
     faults += own
     _drop_long(captions, row, faults)
