@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from farm.errors import Fault, PhotoFault
 from farm.intake.captions.photo_table import read_photo_table
-from farm.intake.photos.files import open_local
 
 __all__ = ["Above", "rows_above", "unread_above"]
 
@@ -28,19 +27,21 @@ MAX_BYTES = 2**24
 """Of each table: this concerns only warnings."""
 
 
-def rows_above(folder: str) -> Above:
-    """The rows with captions in the tables of a local folder."""
+def rows_above(folder: str, read: Callable[[str], bytes]) -> Above:
+    """The rows with captions in the tables of a local folder.
+
+    Args:
+        read: returns the bytes of a path.
+    """
     found: Above = {}
     for name in NAMES:
         file = f"{folder}/{name}"
-        if not os.path.isfile(file):
-            continue
         try:
-            with open_local(file, "") as opened:
-                data = opened.read(MAX_BYTES + 1)
+            if not os.path.isfile(file) or os.path.getsize(file) > MAX_BYTES:
+                continue
+            table = read_photo_table(read(file), file)
         except (OSError, PhotoFault):
             continue
-        table = read_photo_table(data if len(data) <= MAX_BYTES else b"", file)
         if not (table.names_photos and table.has_captions):
             continue
         for row in table.rows:

@@ -84,7 +84,7 @@ class Beside:
         """The rows with captions in the tables of a local folder that holds folders of photos."""
         with self._lock:
             if folder not in self._above:
-                self._above[folder] = rows_above(folder)
+                self._above[folder] = rows_above(folder, _read)
             return self._above[folder]
 
     def captions(self, folder: str, style: CaptionStyle) -> tuple[Captions, Listing]:
