@@ -51,6 +51,13 @@ _WHOLE = frozenset(
     if field.annotation in (int, int | None)
 )
 """Fields of whole numbers."""
+_SWITCHES = {"live", *(name for name, one in Recipe.model_fields.items() if one.annotation is bool)}
+"""Columns of true and false."""
+_LOCAL_SWITCHES = {
+    **dict.fromkeys(("wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar", "sant"), True),
+    **dict.fromkeys(("falsch", "faux", "falso", "onwaar", "falskt"), False),
+}
+"""Into which spreadsheet programs of other languages change `true` and `false`."""
 _OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "captions", "preset"}
 
 
@@ -110,6 +117,10 @@ def _subject_rows(table: Delimited, head: ManifestRow, faults: FaultList) -> Ite
         row = ManifestRow({}, *_at(head, line), hints=hints)
         for column, cell in zip(columns, cells, strict=False):
             _place(row, column, _cell(column, cell, table), faults)
+        if str(row.value.get("id", "")).startswith("#"):
+            message = "the row begins with `#`, but tables have no comments"
+            faults.append(ManifestRow({}, *_at(head, line)).fault((), message, "remove the line"))
+            continue
         yield row
     faults += [ManifestRow({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
 
@@ -176,7 +187,14 @@ def _hints(columns: Iterable[str]) -> dict[Path, str]:
     names = (*SHORT_COLUMNS, "live", *fields)
     taken = {*names, *SHORT_COLUMNS.values(), *Recipe.model_fields}
     unknown = (one for one in columns if one not in taken and "." not in one)
-    return {(one,): nearest(REQUIRED.get(meaning(one) or "", one), names) for one in unknown}
+    return {(one,): _hint(one, names) for one in unknown}
+
+
+def _hint(column: str, names: Iterable[str]) -> str:
+    meant = meaning(column) or ""
+    if meant in Recipe.model_fields:
+        return f"name it `recipe.{meant}`"
+    return nearest(REQUIRED.get(meant, column), names)
 
 
 def _cell(column: str, text: str, table: Delimited) -> Any:
@@ -193,6 +211,8 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
         return items[0] if len(items) == 1 and column == "photos" else items
     if column.rpartition(".")[2] in _WHOLE and _GROUPED.fullmatch(text):
         return text  # refused as it is written: 1 and 1000 are both possible
+    if column.rpartition(".")[2] in _SWITCHES and text.casefold() in _LOCAL_SWITCHES:
+        return _LOCAL_SWITCHES[text.casefold()]
     if LIST_MARK in text:
         return [parse_scalar(table.number(item.strip())) for item in text.split(LIST_MARK)]
     return parse_scalar(table.number(text))
