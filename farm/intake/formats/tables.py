@@ -62,6 +62,7 @@ _LOCAL_SWITCHES = {
 _OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "captions", "preset"}
 
 
+_FIELDS = _OWN_COLUMNS | SubjectEntry.model_fields.keys() | Recipe.model_fields.keys()
 _KNOWN = _OWN_COLUMNS | TABLE_COLUMNS
 
 
@@ -156,18 +157,30 @@ def _renamed(columns: Sequence[str]) -> tuple[str, list[str]] | None:
         at = next((at for at, name in enumerate(names) if closest(folded(name), words)), None)
         if at is not None and field not in found.values():
             found.setdefault(at, field)
-    pairs = [f"`{columns[at][:40]}` for `{REQUIRED[found[at]]}`" for at in sorted(found)]
-    right = [REQUIRED[found[at]] if at in found else name for at, name in enumerate(columns)]
+    right = {at: REQUIRED[field] for at, field in found.items()}
+    right = _other_words(names, {*fields, *found.values()}) | right
+    pairs = [f"`{columns[at][:40]}` for `{right[at]}`" for at in sorted(right)]
     added = [REQUIRED[field] for field in missing if field not in found.values()]
     also = f"; `{added[0]}` is missing" if added else ""
-    return f"columns have other names than here: {', '.join(pairs)}{also}", [*right, *added]
+    header = [right.get(at, name) for at, name in enumerate(columns)]
+    return f"columns have other names than here: {', '.join(pairs)}{also}", [*header, *added]
+
+
+def _other_words(columns: Sequence[str], taken: Collection[str]) -> dict[int, str]:
+    """The names that columns should have which name other fields by other words, by position."""
+    found: dict[int, str] = {}
+    for at, column in enumerate(columns):
+        field = meaning(column)
+        name = f"recipe.{field}" if field in Recipe.model_fields else field
+        if name and folded(column) not in _FIELDS and name not in {*taken, *found.values()}:
+            found[at] = name
+    return found
 
 
 def _is_known(column: str) -> bool:
     """Whether a column may be a subject's, if only by a name that is nearly right."""
     name = folded(column)
-    fields = {*_OWN_COLUMNS, *SubjectEntry.model_fields, *Recipe.model_fields}
-    return "." in name or name in fields or closest(name, fields, LIKE_A_FIELD) is not None
+    return "." in name or name in _FIELDS or closest(name, _FIELDS, LIKE_A_FIELD) is not None
 
 
 def _known(column: str) -> str:
