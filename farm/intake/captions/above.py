@@ -61,10 +61,11 @@ def unread_above(folder: str, photos: Iterable[str], rows: Above) -> Fault | Non
         photos: names in the folder.
         rows: of the tables above it.
     """
-    inner = posixpath.basename(folder)
+    around, inner = posixpath.split(folder)
     for photo in photos:
         for name in (_path(f"{inner}/{photo}"), _path(photo)):
-            if name not in rows:
+            # a name without a folder may be that of a photo beside the table
+            if name not in rows or ("/" not in name and os.path.exists(f"{around}/{name}")):
                 continue
             file, line = rows[name]
             message = f"its captions are not read, here that of `{name}`: it is above the photos"

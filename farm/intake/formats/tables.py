@@ -34,6 +34,7 @@ TEXT_COLUMNS = frozenset(
     ("id", "class_noun", "name", "namespace", "identifier", "instance_prompt", "class_prompt")
 )
 LIST_COLUMNS = frozenset(("photos", "sample_prompts", "class_images"))
+_MAPPINGS = frozenset(("recipe", "prior", "captions"))
 SHORT_COLUMNS = {"subject": "id", "class": "class_noun"}
 """Names of the ``subjects.csv`` shorthand; besides them ``live``, which chooses a preset."""
 
@@ -79,6 +80,13 @@ def read_csv(text: str, file: str, base: str) -> ManifestRows:
     head = ManifestRow({}, file, base)
     if is_photo_manifest(table.columns, file):
         return read_imagefolder(_photo_rows(table, head, faults), head, faults)
+    words = [word for column in table.columns for word in column.split()]
+    if len(table.columns) == 1 and len({folded(word) for word in words} & _KNOWN) > 1:
+        message = "no commas divide its columns, only blanks"
+        fault = Fault(
+            file, message, f"write `{','.join(words)[:200]}`, and its rows alike", table.line
+        )
+        return ManifestRows(head, iter(()), FaultList([fault]))
     if (renamed := _renamed(table.columns)) is not None:
         message, columns = renamed
         header = io.StringIO()
@@ -186,15 +194,17 @@ def _hints(columns: Iterable[str]) -> dict[Path, str]:
     fields = [name for name in SubjectEntry.model_fields if name not in SHORT_COLUMNS.values()]
     names = (*SHORT_COLUMNS, "live", *fields)
     taken = {*names, *SHORT_COLUMNS.values(), *Recipe.model_fields}
+    columns = list(columns)
     unknown = (one for one in columns if one not in taken and "." not in one)
-    return {(one,): _hint(one, names) for one in unknown}
+    return {(one,): _hint(one, names, columns) for one in unknown}
 
 
-def _hint(column: str, names: Iterable[str]) -> str:
+def _hint(column: str, names: Iterable[str], columns: Collection[str]) -> str:
     meant = meaning(column) or ""
     if meant in Recipe.model_fields:
         return f"name it `recipe.{meant}`"
-    return nearest(REQUIRED.get(meant, column), names)
+    named = REQUIRED.get(meant, column)
+    return nearest(column if named in columns else named, names)
 
 
 def _cell(column: str, text: str, table: Delimited) -> Any:
@@ -209,6 +219,8 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
             return found
         items = [item.strip() for item in text.split(LIST_MARK) if item.strip()]
         return items[0] if len(items) == 1 and column == "photos" else items
+    if column in _MAPPINGS and text.startswith("{") and isinstance(found := _json(text), dict):
+        return found
     if column.rpartition(".")[2] in _WHOLE and _GROUPED.fullmatch(text):
         return text  # refused as it is written: 1 and 1000 are both possible
     if column.rpartition(".")[2] in _SWITCHES and text.casefold() in _LOCAL_SWITCHES:

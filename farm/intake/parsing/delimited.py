@@ -47,7 +47,7 @@ class Delimited:
     """Line, message and remedy of each error, and beyond ``MAX_WRONG_ROWS`` their number; grows
     while rows are consumed."""
     num_wrong: int = 0
-    """Rows of too many cells."""
+    """Rows of too many cells, or divided by another mark."""
     num_unnamed: int = 0
     """Cells without a name at the end of the header."""
 
@@ -178,8 +178,7 @@ def _rows(
             # exports of wide sheets end rows with empty cells
             while len(cells) > len(table.columns) and not cells[-1]:
                 cells.pop()
-            if len(cells) > len(table.columns):
-                _add_wrong(table, line(), len(cells))
+            if _is_wrong(table, line(), cells):
                 continue
             yield line(), cells
     except csv.Error as error:
@@ -201,10 +200,32 @@ def _unwrapped(cells: list[str], table: Delimited) -> list[str]:
     return inner
 
 
-def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:
-    """Report a row of too many cells, or count it."""
+def _other_mark(cells: list[str], table: Delimited) -> str | None:
+    """The mark that divides a row whose header is divided by another one."""
+    if len(table.columns) < 2 or len(cells) != 1:
+        return None
+    wanted = len(table.columns) - 1
+    others = (mark for mark in _MARKS if mark != table.delimiter)
+    return next((mark for mark in others if cells[0].count(mark) == wanted), None)
+
+
+def _is_wrong(table: Delimited, line: int, cells: list[str]) -> bool:
+    """Whether a row cannot be divided into the columns; reports it."""
+    mark = _other_mark(cells, table)
+    if mark is None and len(cells) <= len(table.columns):
+        return False
+    _add_wrong(table, line, len(cells), mark or "")
+    return True
+
+
+def _add_wrong(table: Delimited, line: int, num_cells: int, mark: str = "") -> None:
+    """Report a row of too many cells, or one that another mark divides; or count it."""
     table.num_wrong += 1
     if table.num_wrong <= MAX_WRONG_ROWS:
+        if mark:
+            message = f"`{mark}` divides this row, and `{table.delimiter}` the header"
+            table.faults.append((line, message, "divide all rows alike"))
+            return
         message = f"{num_cells} cells in a table of {len(table.columns)} columns"
         mark = "comma" if table.delimiter == "," else f"`{table.delimiter}`"
         remedy = f'put cells that hold a {mark} in quotes: "a{table.delimiter} b"'
@@ -215,7 +236,7 @@ def _add_wrong(table: Delimited, line: int, num_cells: int) -> None:
 
 def _count_wrong(table: Delimited, line: int) -> None:
     if (num_more := table.num_wrong - MAX_WRONG_ROWS) > 0:
-        message = f"{num_more:,} more rows above have too many cells"
+        message = f"{num_more:,} more rows above have too many cells, or are divided otherwise"
         table.faults.append((line, message, "correct the others first"))
 
 

@@ -165,7 +165,7 @@ def find_photos(
     Raises:
         PhotoFault: if there is nothing, no photo, or an unsafe archive.
     """
-    if _DRIVE.match(reference) and os.name != "nt":
+    if _DRIVE.match(reference.removeprefix("file:///")) and os.name != "nt":
         raise PhotoFault(
             f"{reference} is a path of Windows, and this machine has no drives",
             "copy the photos here and give their path on this machine, with slashes",
@@ -355,6 +355,8 @@ def _nearest_path(path: str, base: str, budget: LookBudget) -> str:
     folder, name = os.path.split(path)
     is_inside = False
     while folder != "/" and not os.path.isdir(folder):
+        if os.path.isfile(folder):
+            return f"{folder} is a file; unpack it to name folders in it"
         folder, name = os.path.split(folder)
         is_inside = True
     try:
@@ -363,7 +365,7 @@ def _nearest_path(path: str, base: str, budget: LookBudget) -> str:
             close = similar_name(name, names)
     except OSError:
         close = None
-    if close is not None:
+    if close is not None and not (is_inside and folder == "/"):
         return f"did you mean {os.path.join(folder, close)}?"
     return f"{folder} holds no `{name}`; correct the path, or put the photos there"
 

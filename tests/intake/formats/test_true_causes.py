@@ -40,6 +40,12 @@ TOML = '[[datasets]]\nresolution = 64\n{}\n[[datasets.subsets]]\nimage_dir = "to
         ("m.json", '{\n// my cats\n"subjects": []}', 2, "a comment begins, which JSON"),
         ("m.json", '{"subjects": [],\n}', 2, "a comma stands before the `}`"),
         ("m.yaml", "- {id: tom, class_noun: cat, photos: 1}\n", 1, 'needs quotes: "1"'),
+        ("m.csv", "subject,class\ntom;cat\n", 2, "divide all rows alike"),
+        ("m.csv", "subject  class\ntom  cat\n", 1, "write `subject,class`, and its rows alike"),
+        ("m.csv", "subject,class,type\ntom,cat,x\n", 2, "known here: subject, class, live"),
+        ("m.csv", "subject,class,photos\ntom,cat,tom/0.png/a\n", 2, "is a file; unpack it"),
+        ("m.csv", "subject,class,photos\ntom,cat,/Usrs/me/tom\n", 2, "/ holds no `Usrs`"),
+        ("m.csv", "subject,class,photos\ntom,cat,file:///C:/tom\n", 2, "a path of Windows"),
         ("m.csv", "subject,class,lr\ntom,cat,1\n", 2, "name it `recipe.learning_rate`"),
         (
             "m.yaml",
@@ -65,6 +71,12 @@ def test_switches_are_read_as_spreadsheets_of_other_languages_write_them(
     assert not manifest.faults
     recipe = manifest.subjects[0].recipe
     assert (recipe.steps, recipe.flip) == (preset, preset == 800)
+
+
+def test_mappings_in_cells_are_read_as_json(tmp_path: Path) -> None:
+    table = 'subject,class,recipe\ntom,cat,"{""steps"": 300}"\n'
+    manifest = read(tmp_path, {**photos("tom/"), "subjects.csv": table})
+    assert (manifest.faults, manifest.subjects[0].recipe.steps) == ((), 300)
 
 
 def test_a_folder_whose_name_ends_in_a_blank_is_named_for_it(tmp_path: Path) -> None:
@@ -115,6 +127,7 @@ def test_masks_beside_photos_named_one_by_one_are_not_reported(tmp_path: Path) -
         ("caption.txt", "sks cat on a bed\n", "1 caption file without a photo"),
         ("Prompts.txt", "sks cat on a bed\n", "1 caption file without a photo"),
         ("notes.txt", "from Anna\n", ""),
+        ("metadata.csv", "file_name,text\n0.png;sks cat\n", "`;` divides this row"),
         ("captions.txt", "0.png: sks cat\n1.png: sks cat\n", "it names 2 of the photos"),
     ],
 )
@@ -124,7 +137,7 @@ def test_captions_that_are_not_read_are_told(
     files: Files = {**photos("tom/"), f"tom/{name}": text, "subjects.csv": TABLE}
     faults = read(tmp_path, files).faults
     assert len(faults) == bool(told)
-    assert all(fault.severity == "warning" and told in fault.message for fault in faults)
+    assert all(told in fault.message for fault in faults)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +164,20 @@ def test_a_table_above_the_folder_of_a_subject_is_told_at_its_row(
         "file_name,text\n0.png,sks\n1.png,sks\n2.png,sks\n"
     )
     assert not read(tmp_path, {}, "m.yaml").faults
+
+
+def test_a_table_beside_photos_is_not_taken_for_one_above_a_folder(tmp_path: Path) -> None:
+    rows = "".join(f"{number}.png,sks dog\n" for number in range(3))
+    text = (
+        "- {id: rex, class_noun: dog, photos: set}\n- {id: tom, class_noun: cat, photos: set/tom}\n"
+    )
+    files: Files = {
+        **photos("set/"),
+        **photos("set/tom/"),
+        "set/metadata.csv": f"file_name,text\n{rows}",
+    }
+    (fault,) = read(tmp_path, {**files, "m.yaml": text}, "m.yaml").faults
+    assert "folders in set are not read" in fault.message
 
 
 # -- data sets and other trainers -----------------------------------------------------------------
