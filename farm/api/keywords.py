@@ -21,6 +21,14 @@ __all__ = ["Location", "check_location", "with_keywords"]
 Location = str | os.PathLike[str]
 """A path or a URL."""
 
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "string_type": "text",
+}
+"""What pydantic misses in a value, by its kinds of errors."""
 Keywords = ParamSpec("Keywords")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -82,7 +90,8 @@ def _check_keywords(function: str, model: Any, keywords: Mapping[str, Any]) -> N
             TypeAdapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:
             (first, *_) = error.errors()
-            what = first["msg"].removeprefix("Input ")
+            wanted = _WANTED.get(first["type"])
+            what = f"should be {wanted}" if wanted else first["msg"].removeprefix("Input ")
             raise UserError(
                 f"{name} is {value!r}: it {what}", f"see help(farm.{function})"
             ) from None

@@ -259,10 +259,7 @@ def _fetch_hub(name: str, revision: str | None, fetched: Fetched | None) -> Path
             parts = [folder / part for part in WEIGHTED_PARTS if (folder / part).is_dir()]
             return folder if all(map(weight_files, parts)) else Path(fetch())
     except LocalEntryNotFoundError as error:
-        raise BaseModelError(
-            f"{name} is not in the local hub cache and the hub is not reachable",
-            "go online once, or copy the model into a folder and name that",
-        ) from error
+        raise hub_unreachable(name) from error
     except (HfHubHTTPError, ValueError, OSError) as error:
         raise BaseModelError(
             f"{name}{f' at {revision}' if revision else ''} is not available from the hub: {error}",

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from farm.base.names import EMBEDDED, EMBEDDED_NOUNS, BuiltName, edition_of
 from farm.errors import BaseModelError
 
-__all__ = ["MAX_WINDOWS", "PromptReader", "prompt_reader"]
+__all__ = ["MAX_WINDOWS", "PromptReader", "hub_unreachable", "prompt_reader"]
 
 FOLDER, INDEX = "tokenizer", "model_index.json"
 FOLDERS = (FOLDER, "tokenizer_2", "tokenizer_3")
@@ -179,13 +179,32 @@ def _from_url(url: str) -> PromptReader:
         return _from_folder(Path(folder), url)
 
 
+def hub_unreachable(base: str) -> BaseModelError:
+    """The error of a base that is not in the local cache, without a network to fetch it by."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE is set, so it is not fetched"
+        remedy = "unset HF_HUB_OFFLINE once"
+    else:
+        why = "the network does not reach the hub"
+        remedy = "connect to the network"
+    return BaseModelError(
+        f"{base} is not in the local hub cache, and {why}",
+        f"{remedy}, or copy the model into a folder and name that",
+    )
+
+
 def _from_hub(base: str, revision: str | None) -> PromptReader:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = [*(f"{part}/*" for part in FOLDERS), INDEX]
     try:
         folder = snapshot_download(base, revision=revision, allow_patterns=wanted)
-    except Exception as error:  # offline, gated, unknown: the hub's errors share no base class
+    except LocalEntryNotFoundError as error:
+        raise hub_unreachable(base) from error
+    except Exception as error:  # gated, unknown: the hub's errors share no base class
         raise BaseModelError(
             f"the tokenizer of {base} cannot be fetched: {str(error).partition(chr(10))[0]}",
             BASE_REMEDY,

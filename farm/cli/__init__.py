@@ -180,7 +180,10 @@ def _explain(error: FarmError) -> None:
     console = Console(stderr=True)
     message = visible_lines(error.message)
     console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-    for fault in getattr(error, "faults", ()):
+    faults = getattr(error, "faults", ())
+    if len(faults) == 1 and faults[0].message in error.message:
+        faults = ()  # the message says it already
+    for fault in faults:
         console.print(Text(f"  {visible(str(fault))}"), soft_wrap=True)
     if error.remedy:
         remedy = visible_lines(error.remedy)

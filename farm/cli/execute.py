@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from farm.cli.options import PlanOptions, RunOptions, quantization_of
-from farm.cli.views.output import note, note_verdicts, print_json, print_rich, say
+from farm.cli.views.output import ask, note, note_verdicts, print_json, print_rich, say
 
 if TYPE_CHECKING:
     from farm.training.plan.hardware import Hardware
@@ -242,7 +242,7 @@ def confirm(prepared: PreparedRun) -> None:
     """Ask on a terminal whether to start a run that has work to do; "no" exits with 0."""
     if prepared.plan is None or not sys.stdin.isatty():
         return
-    if not typer.confirm("Start?", default=True, err=True):
+    if not ask("Start?", default=True):
         raise typer.Exit(0)
 
 

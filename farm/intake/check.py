@@ -76,6 +76,11 @@ class CheckReport:
         return sum(fault.count for fault in self.warnings)
 
     @property
+    def num_trainable(self) -> int:
+        """Number of good subjects; 0 while an error concerns the whole file."""
+        return 0 if self.manifest.is_broken else len(self.good_subjects)
+
+    @property
     def captions(self) -> tuple[int, int]:
         """Number of captioned photos, and of all photos; shared ones count for each subject."""
         resolved = self.manifest.resolved

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -56,6 +56,8 @@ class Manifest:
     """The settings for quality cards in its defaults."""
     quantization: Quantization | None = None
     """How its defaults keep the base."""
+    is_broken: bool = field(default=False, compare=False)
+    """Whether an error concerns the whole file, or a part of it that names no subject."""
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -134,6 +136,9 @@ def read_manifest(
     )
     for row, (resolved, own) in _resolved(_within_limit(rows), resolver):
         register.add(row, resolved, own)
+    of_reader = (*rows.faults.whole(), *resolver.faults.whole())
+    faulty = {fault.subject for fault in of_reader if fault.severity == "error"}
+    register.exclude(faulty - {""})
     found = [*rows.faults.whole(), *resolver.faults.whole(), *register.faults.whole()]
     manifest = Manifest(
         url,
@@ -142,6 +147,7 @@ def read_manifest(
         tuple(register.resolved),
         scoring=resolver.scoring,
         quantization=resolver.quantization,
+        is_broken="" in faulty,
     )
     if strict and manifest.errors:
         raise invalid(url, manifest.faults)
@@ -271,10 +277,12 @@ def _as_last_words(nouns: Sequence[str]) -> tuple[str, ...]:
 
 
 def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
-    """The error that lists every fault of a manifest."""
-    count = sum(fault.count for fault in faults if fault.severity == "error")
+    """The error that lists every fault of a manifest, without its warnings."""
+    errors = [fault for fault in faults if fault.severity == "error"]
+    count = sum(fault.count for fault in errors)
     message = f"{source} has {count:,} fault{'s' if count > 1 else ''}"
-    return ManifestError(message, "correct them all and try again", faults)
+    remedy = "correct them all and try again" if count > 1 else "correct it and try again"
+    return ManifestError(message, remedy, errors)
 
 
 def _within_limit(rows: ManifestRows) -> Iterator[ManifestRow]:
@@ -342,6 +350,13 @@ class _Register:
         self.faults += faults
         is_good = all(fault.severity == "warning" for fault in faults.whole())
         self.resolved.append(resolved if is_good else replace(resolved, subject=None))
+
+    def exclude(self, ids: Collection[str]) -> None:
+        """Leave nothing to train of subjects whose rows were read with errors."""
+        if ids:
+            self.resolved = [
+                replace(one, subject=None) if one.id in ids else one for one in self.resolved
+            ]
 
 
 def _two_cases(name: str, first: tuple[str, str]) -> str:

@@ -93,7 +93,7 @@ def execute_run(
         guard.close(is_released=_release(lock))
     summary = summarise(prepared, jobs, seconds)
     summary = replace(summary, start=lock.number)
-    left = sum(not job.is_final for job in jobs)
+    left = [job for job in jobs if not job.is_final]
     if driver.patience.error is not None and left:
         raise driver.patience.error
     if driver.stop.is_set() and left:
@@ -106,10 +106,14 @@ def execute_run(
     return summary
 
 
-def _left(number: int) -> str:
-    if number == 1:
-        return "1 job is left and keeps its last checkpoint"
-    return f"{number} jobs are left and keep their last checkpoints"
+def _left(jobs: Sequence[Job]) -> str:
+    begun, are_left = sum(job.step > 0 for job in jobs), f"{len(jobs)} jobs are left"
+    if len(jobs) == 1:
+        return "1 job is left" + (" and keeps its last checkpoint" if begun else "")
+    if begun == len(jobs):
+        return f"{are_left} and keep their last checkpoints"
+    keep = "keeps its last checkpoint" if begun == 1 else "keep their last checkpoints"
+    return f"{are_left}; {begun} of them {keep}" if begun else are_left
 
 
 def _release(lock: StoreLock) -> bool:

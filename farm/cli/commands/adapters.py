@@ -9,7 +9,7 @@ import typer
 
 from farm.cli.existing_store import existing_store
 from farm.cli.options import JsonOption, StoreOption
-from farm.cli.views.output import note, note_verdicts, print_json, print_table, say
+from farm.cli.views.output import ask, note, note_verdicts, print_json, print_table, say
 from farm.text.visible import visible
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def revoke(
     label = f"{named.namespace}/{named.name}"
     if not (was_revoked or yes or json) and sys.stdin.isatty():
         question = f"Revoke {visible(label)}, version {named.job_key}? This cannot be undone."
-        if not typer.confirm(question, default=False, err=True):
+        if not ask(question, default=False):
             raise typer.Exit(0)
     if not was_revoked:
         registry.revoke(named.namespace, named.name, job_key=named.job_key, reason=reason)

@@ -85,7 +85,7 @@ def report_document(report: CheckReport) -> dict[str, object]:
         "manifest": manifest.source,
         "ok": not report.errors,
         "subjects": len(manifest.resolved),
-        "trainable": len(report.good_subjects),
+        "trainable": report.num_trainable,
         "photos": report.num_photos,
         "captions": dict(zip(("captioned", "photos"), report.captions, strict=True)),
         "bytes": report.num_bytes,

@@ -19,6 +19,7 @@ from farm.cli.options import (
     StoreOption,
 )
 from farm.cli.views.output import note, note_verdicts, print_json, print_table, say
+from farm.text.visible import visible
 
 __all__ = ["register"]
 
@@ -93,10 +94,14 @@ def score(
     named = list(dict.fromkeys([*(names or ()), *(name or ())]))
     if not named:
         raise UserError("no adapter is named", "write `farm score NAME`; `farm list` lists them")
+    from farm.quality.report.bars import SCORE_TITLES
     from farm.quality.rescore import score_named
 
+    opened = existing_store(store)
+    each = "232 images" if full else "dozens of images"
+    note(f"scoring {', '.join(map(visible, named))}: {each} per adapter, which takes minutes …")
     cards = score_named(
-        existing_store(store), named, base_name=base, scorer_name=scorer, dino_name=dino,
+        opened, named, base_name=base, scorer_name=scorer, dino_name=dino,
         photos_folder=photos, full=full, device=device,
     )  # fmt: skip
     if json:
@@ -106,7 +111,7 @@ def score(
         (adapter, card["verdict"]["label"], *(_shown(card["scores"].get(key)) for key in _COLUMNS))
         for adapter, card in cards.items()
     ]
-    print_table(("adapter", "verdict", *_COLUMNS), rows)
+    print_table(("adapter", "verdict", *(SCORE_TITLES[key] for key in _COLUMNS)), rows)
     note_verdicts([base])
 
 

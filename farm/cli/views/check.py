@@ -42,7 +42,7 @@ def render_report(report: CheckReport, shown_per_kind: int | None = None) -> Ren
     parts: list[RenderableType] = []
     if report.faults:
         parts += [render_faults(report.faults, shown_per_kind), Text()]
-    if report.good_subjects:
+    if report.num_trainable:
         parts += [_recipes(report.good_subjects), Text()]
     return Group(*parts, _verdict(report))
 
@@ -140,7 +140,7 @@ def _prior_set(subject: Subject) -> str:
 
 
 def _verdict(report: CheckReport) -> Text:
-    written, good = len(report.manifest.resolved), len(report.good_subjects)
+    written = len(report.manifest.resolved)
     text = Text()
     if report.errors:
         text.append(f"✗ {_count(report.num_errors, 'error')}", style="bold red")
@@ -148,10 +148,9 @@ def _verdict(report: CheckReport) -> Text:
         text.append("✓ nothing is wrong" if not report.warnings else "✓ no errors", "bold green")
     if report.warnings:
         text.append(", ").append(_count(report.num_warnings, "warning"), style="yellow")
-    able = "all" if good == written else f"{good:,}"
     text.append(f"  ·  {_count(written, 'subject')}")
     if written:
-        text.append(f", {able} can be trained")
+        text.append(f", {_trainable(report)}")
     size = _size(report.num_bytes)
     text.append(f"  ·  {_count(report.num_photos, 'photo')}, {size}", style="dim")
     text.append(f", {report.seconds:.1f} s", style="dim")
@@ -159,6 +158,16 @@ def _verdict(report: CheckReport) -> Text:
     if photos:
         text.append(f"  ·  captions: {captioned:,} of {_count(photos, 'photo')}", style="dim")
     return text
+
+
+def _trainable(report: CheckReport) -> str:
+    """How many subjects can be trained, and what it takes."""
+    if report.manifest.is_broken:
+        return "none can be trained until the file is corrected"
+    if not report.errors:
+        return "all can be trained"
+    good = report.num_trainable
+    return f"{good:,} can be trained{' with --skip-faulty' if good else ''}"
 
 
 def _size(num_bytes: int) -> str:

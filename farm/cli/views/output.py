@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "ask",
     "note",
     "note_verdicts",
     "print_facts",
@@ -40,6 +41,17 @@ def note(text: str) -> None:
     ``tee`` that Ctrl-C also reached, the command continues."""
     with suppress(BrokenPipeError):
         print(visible_lines(text), file=sys.stderr, flush=True)
+
+
+def ask(question: str, *, default: bool) -> bool:
+    """Ask on the terminal. Ctrl-C is reported once: typer would report it too."""
+    import typer
+
+    try:
+        return typer.confirm(question, default=default, err=True)
+    except typer.Abort as error:
+        note("")
+        raise KeyboardInterrupt from error
 
 
 def note_verdicts(bases: Iterable[str]) -> None:

@@ -85,17 +85,20 @@ def _plan_lines(prepared: PreparedRun) -> list[tuple[str, str]]:
         classes = "1 class" if num == 1 else f"{num} classes"
         facts.append(("class images", f"{images:,} to generate, for {classes}"))
     if prepared.plan is not None:
-        facts += _hardware_lines(prepared.plan)
+        facts += _hardware_lines(prepared.plan, prepared.num_to_train)
     return facts
 
 
-def _hardware_lines(plan: Plan) -> list[tuple[str, str]]:
+def _hardware_lines(plan: Plan, num_subjects: int) -> list[tuple[str, str]]:
     place = f"{plan.gpu_fraction:g} GPU" if plan.device == "cuda" else _threads(plan.threads)
-    each = " each" if plan.num_lanes > 1 else ""
+    lanes = min(plan.num_lanes, num_subjects)
+    each = " each" if lanes > 1 else ""
     nodes = "" if plan.num_nodes == 1 else f" on {plan.num_nodes} nodes"
+    if lanes < plan.num_lanes:  # every node has some, and no more have work
+        nodes = f" of {plan.num_lanes}{nodes}"
     lines = [
-        ("lanes", f"{plan.num_lanes}{nodes}, {place}{each}"),
-        ("slots", f"{plan.slots} per lane: {_subjects(plan.slots * plan.num_lanes)} at a time"),
+        ("lanes", f"{lanes}{nodes}, {place}{each}"),
+        ("slots", f"{plan.slots} per lane: {_subjects(min(plan.slots * plan.num_lanes, num_subjects))} at a time"),
     ]
     if plan.share_bytes:
         share = f"{plan.lane_bytes / GIB:.1f} of {plan.share_bytes / GIB:.1f} GiB per lane"

@@ -27,6 +27,7 @@ from farm.intake.photos.metadata import MAX_PROFILE_BYTES, bare, trimmed, whole_
 from farm.intake.photos.structure import check_container, check_cost, is_sane_exif
 
 __all__ = [
+    "FORMATS_REMEDY",
     "MAX_PHOTO_PIXELS",
     "MIN_SIDE_PX",
     "PHOTO_SUFFIXES",
@@ -50,6 +51,8 @@ BLOCK_ROWS = 64
 """Rows of a picture converted or compared at once."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 """Decoders that photos may use. Pillow's others (PostScript, PSD, fonts …) are disabled."""
+FORMATS_REMEDY = "give JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM or TGA"
+"""The same for people."""
 PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".mpo", ".tif", ".tiff", ".bmp", ".gif")
     + (".avif", ".jp2", ".ppm", ".pgm", ".tga", ".heic", ".heif")
@@ -231,7 +234,7 @@ def _unidentified(data: bytes, error: Exception) -> PhotoFault:
                 f"it begins as {form}, but cannot be read: it is damaged, or of a rare variant",
                 "open it in an image editor and save it as PNG or JPEG",
             )
-    return PhotoFault("it is not a photo", "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF")
+    return PhotoFault("it is not a photo", FORMATS_REMEDY)
 
 
 def _decode_fault(error: Exception) -> PhotoFault:

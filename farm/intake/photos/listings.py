@@ -21,7 +21,7 @@ from fsspec.utils import glob_translate
 from farm.errors import PhotoFault
 from farm.intake.photos.archives import archive_members, open_archive
 from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
-from farm.intake.photos.decode import PHOTO_SUFFIXES
+from farm.intake.photos.decode import FORMATS_REMEDY, PHOTO_SUFFIXES
 from farm.intake.photos.files import Links, member_uri, remote_entries
 from farm.intake.photos.litter import is_litter, is_quiet, masks_among, other_forms
 from farm.intake.photos.uris import PATTERN_REMEDY, filesystem_of
@@ -87,7 +87,7 @@ class Listing:
         if self.passed_over:
             return (
                 f"{self.where} holds no photos; it holds {', '.join(self.passed_over[:3])}",
-                "give JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
+                FORMATS_REMEDY,
             )
         return f"{self.where} holds no photos", "put 3 to 20 photos of the subject there"
 

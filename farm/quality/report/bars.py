@@ -16,7 +16,15 @@ from farm.quality.verdict import (
     SIMILARITY,
 )
 
-__all__ = ["Bar", "card_bars", "class_preservation", "evidence", "score_rows", "share"]
+__all__ = [
+    "SCORE_TITLES",
+    "Bar",
+    "card_bars",
+    "class_preservation",
+    "evidence",
+    "score_rows",
+    "share",
+]
 
 SCORE_TITLES = {
     "clip_i": f"{SIMILARITY} (CLIP-I)",

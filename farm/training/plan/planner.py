@@ -68,7 +68,7 @@ def _choose(candidates: Sequence[Plan], inputs: PlanInputs) -> Plan:
     elif len(candidates) > 1:
         need = lane_bytes(inputs.facts, inputs.shape, 1, checkpointing=True) / GIB
         reason = f"1/8 of the GPU cannot hold the base and one slot ({need:.1f} GiB)"
-    notes = [_checkpoint_note(candidates, chosen), *_sharing_notes(inputs.hardware, chosen)]
+    notes = [*_checkpoint_notes(candidates, chosen), *_sharing_notes(inputs.hardware, chosen)]
     return replace(chosen, reason=reason, notes=tuple(notes))
 
 
@@ -82,18 +82,19 @@ def _sharing_notes(hardware: Hardware, chosen: Plan) -> list[str]:
     return [f"lanes on one GPU take turns: NVIDIA MPS {known}; with it, their kernels overlap"]
 
 
-def _checkpoint_note(candidates: Sequence[Plan], chosen: Plan) -> str:
-    """Whether gradient checkpointing pays on the chosen share."""
+def _checkpoint_notes(candidates: Sequence[Plan], chosen: Plan) -> list[str]:
+    """Whether gradient checkpointing pays on the chosen share; nothing where it changes nothing."""
     others = [
         plan
         for plan in candidates
         if plan.gpu_fraction == chosen.gpu_fraction and plan.checkpointing != chosen.checkpointing
     ]
     if not others:
-        return f"gradient checkpointing: {'needed' if chosen.checkpointing else 'not considered'}"
+        return [f"gradient checkpointing: {'needed' if chosen.checkpointing else 'not considered'}"]
     verdict = "pays" if chosen.checkpointing else "does not pay"
-    rate = max(plan.rows_per_s for plan in others)
-    return (
-        f"gradient checkpointing {verdict}: {chosen.slots} slots at {chosen.rows_per_s:.3g} rows/s "
-        f"against {others[0].slots} at {rate:.3g}"
-    )
+    own, rate = f"{chosen.rows_per_s:.3g}", f"{max(plan.rows_per_s for plan in others):.3g}"
+    if (chosen.slots, own) == (others[0].slots, rate):
+        return []
+    slots = f"{chosen.slots} slot{'' if chosen.slots == 1 else 's'}"
+    against = f"{others[0].slots} at {rate}"
+    return [f"gradient checkpointing {verdict}: {slots} at {own} rows/s against {against}"]

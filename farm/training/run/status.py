@@ -46,8 +46,8 @@ GAINS = frozenset({"progress", "released", "committed"})
 def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[str, Any]:
     """Counts, steps, rate, remaining time and failures of a run, as plain values.
 
-    Steps, and how many jobs wait for class images, are those of a run with a driver and at most
-    ``MOST_COUNTED`` jobs, else None.
+    Steps are those of a run with work left and at most ``MOST_COUNTED`` jobs, else None. So is how
+    many jobs wait for class images, but only where a driver runs.
     The remaining time is the driver's own, as its display shows it.
     The rate is that of the last start: adapters by the time since it began, in its last ten minutes
     if it is longer. A run that has work left and no driver has none.
@@ -71,7 +71,7 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
     if left and "left_s" in news:
         eta_s = left_after(news["left_s"], now - news.get("at", now))
     steps = None
-    if left and owner is not None and num_jobs <= MOST_COUNTED:
+    if left and num_jobs <= MOST_COUNTED:
         steps = _count_steps(store, run_id, started)
     return {
         "run": run_id,
@@ -84,11 +84,11 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "started": settings.get("started"),
         "jobs_per_hour": per_s * 3600,
         "eta_s": eta_s,
-        "steps": {"done": steps.done, "total": steps.total, "per_s": steps.per_s}
-        if steps
-        else None,
+        "steps": {
+            "done": steps.done, "total": steps.total, "per_s": 0.0 if is_idle else steps.per_s
+        } if steps else None,
         "revoked": _count_revoked(store, run_id),
-        "waiting_for_class_images": steps.waiting_for_priors if steps else None,
+        "waiting_for_class_images": steps.waiting_for_priors if steps and not is_idle else None,
         "failures": list(tally.failures),
     }
 
