@@ -183,8 +183,13 @@ class ManifestError(UserError):
         self.faults = tuple(faults)
         self.args = (message, remedy, self.faults)
 
+    @property
+    def listed(self) -> list[Fault]:
+        """The faults that its text lists: the errors, which alone it is raised for."""
+        return [fault for fault in self.faults if fault.severity == "error"]
+
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), *(f"  {fault}" for fault in self.faults)])
+        return "\n".join([super().__str__(), *(f"  {fault}" for fault in self.listed)])
 
 
 class PhotoFault(UserError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -96,7 +97,8 @@ def full_disk(error: BaseException) -> OutputUnusable | None:
     """The error of a command that met a full disk; None for other errors."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
-    place = f"cannot write {error.filename}: " if error.filename else ""
+    name = re.sub(r"(^|/)\.([^/]+)\.[0-9a-f]{32}$", r"\1\2", str(error.filename or ""))
+    place = f"cannot write {name}: " if name else ""
     return OutputUnusable(
         f"{place}a disk is full",
         f"free space where the output, the cache and temporary files ({tempfile.gettempdir()}) are",

@@ -54,7 +54,10 @@ def with_retries(url: str, call: Callable[[], Result], *, is_write: bool = False
         diagnosis = _diagnose(error, is_write=is_write, url=url)
         if diagnosis is not None:
             what, remedy = diagnosis
-            raise StoreUnusable(f"{url}: {what} ({error})", remedy) from error
+            # a local error only says the same in other words, with the name of a hidden file
+            is_local = "://" not in url and getattr(error, "errno", None) is not None
+            more = "" if is_local else f" ({error})"
+            raise StoreUnusable(f"{url}: {what}{more}", remedy) from error
         if _is_transient(error):
             raise StoreError(
                 f"{url}: {error}", "check whether the store responds, then try again"

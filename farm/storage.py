@@ -108,13 +108,13 @@ class Store:
         """
         if not self.is_local:
             return
-        probe = f".{uuid.uuid4().hex}"
+        probe = self.full_path(f".{uuid.uuid4().hex}")
         missing = missing_folders(self._root)
         try:
-            self.write(probe, PROBE)
+            with_retries(self.url, lambda: _write_local(probe, PROBE), is_write=True)
         finally:
             with suppress(OSError):  # it was not written
-                os.unlink(self.full_path(probe))
+                os.unlink(probe)
             for folder in missing:
                 with suppress(OSError):  # another process uses it already
                     folder.rmdir()

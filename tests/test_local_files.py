@@ -12,7 +12,7 @@ from farm.base.embedded.measure import measure_base
 from farm.cli.commands.base import train
 from farm.cli.commands.demo import demo
 from farm.errors import OutputUnusable
-from farm.local_files import check_file, check_folder, write_file, writing
+from farm.local_files import check_file, check_folder, full_disk, write_file, writing
 from farm.quality.study.article import ArticleStudy, run_article_study
 from farm.quality.study.prior import PriorStudy, run_prior_study
 
@@ -90,6 +90,13 @@ def test_a_disk_that_fails_meanwhile_is_named(
     monkeypatch.setattr("farm.local_files._free_bytes", lambda path: 0)
     with pytest.raises(OutputUnusable, match=f"cannot write out: .*{reason}"), writing(Path("out")):
         raise error
+
+
+def test_a_full_disk_is_told_with_the_files_own_name() -> None:
+    for name, shown in ((f"/d/.page.html.{'a1' * 16}", "/d/page.html"), ("/d/.x.y", "/d/.x.y")):
+        error = full_disk(OSError(errno.ENOSPC, "No space left on device", name))
+        assert error is not None
+        assert error.message == f"cannot write {shown}: a disk is full"
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from farm.base.fingerprint import fingerprint_build, fingerprint_folder, weight_files
 from farm.base.names import EMBEDDED, BuiltName, Fetched, edition_of
+from farm.base.tokens import hub_unreachable
 from farm.errors import BaseModelError
 from farm.file_facts import cache_folder
 from farm.keys import digest
+from farm.local_files import full_disk
 from farm.model_imports.lean import lean_imports
 from farm.model_imports.quiet import quiet_loading
 
@@ -261,6 +263,8 @@ def _fetch_hub(name: str, revision: str | None, fetched: Fetched | None) -> Path
     except LocalEntryNotFoundError as error:
         raise hub_unreachable(name) from error
     except (HfHubHTTPError, ValueError, OSError) as error:
+        if (full := full_disk(error)) is not None:
+            raise full from error
         raise BaseModelError(
             f"{name}{f' at {revision}' if revision else ''} is not available from the hub: {error}",
             "check the id and revision; gated models need `hf auth login`",

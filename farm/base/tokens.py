@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from farm.base.names import EMBEDDED, EMBEDDED_NOUNS, BuiltName, edition_of
 from farm.errors import BaseModelError
+from farm.local_files import full_disk
 
 __all__ = ["MAX_WINDOWS", "PromptReader", "hub_unreachable", "prompt_reader"]
 
@@ -205,6 +206,8 @@ def _from_hub(base: str, revision: str | None) -> PromptReader:
     except LocalEntryNotFoundError as error:
         raise hub_unreachable(base) from error
     except Exception as error:  # gated, unknown: the hub's errors share no base class
+        if (full := full_disk(error)) is not None:
+            raise full from error
         raise BaseModelError(
             f"the tokenizer of {base} cannot be fetched: {str(error).partition(chr(10))[0]}",
             BASE_REMEDY,

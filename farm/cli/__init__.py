@@ -13,7 +13,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from farm.cli.quiet import hush_libraries
-from farm.errors import FarmError, Interrupted, UserError, explain
+from farm.errors import FarmError, Fault, Interrupted, UserError, explain
 from farm.local_files import full_disk
 from farm.model_imports.lean import keep_imports
 
@@ -180,7 +180,7 @@ def _explain(error: FarmError) -> None:
     console = Console(stderr=True)
     message = visible_lines(error.message)
     console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-    faults = getattr(error, "faults", ())
+    faults: Sequence[Fault] = getattr(error, "listed", ())
     if len(faults) == 1 and faults[0].message in error.message:
         faults = ()  # the message says it already
     for fault in faults:

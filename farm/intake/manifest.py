@@ -277,12 +277,11 @@ def _as_last_words(nouns: Sequence[str]) -> tuple[str, ...]:
 
 
 def invalid(source: str, faults: Sequence[Fault]) -> ManifestError:
-    """The error that lists every fault of a manifest, without its warnings."""
-    errors = [fault for fault in faults if fault.severity == "error"]
-    count = sum(fault.count for fault in errors)
+    """The error that lists every fault of a manifest."""
+    count = sum(fault.count for fault in faults if fault.severity == "error")
     message = f"{source} has {count:,} fault{'s' if count > 1 else ''}"
     remedy = "correct them all and try again" if count > 1 else "correct it and try again"
-    return ManifestError(message, remedy, errors)
+    return ManifestError(message, remedy, faults)
 
 
 def _within_limit(rows: ManifestRows) -> Iterator[ManifestRow]:

@@ -100,7 +100,7 @@ def test_plan_writes_nothing_and_says_what_run_would_do(tmp_path: Path) -> None:
     [
         ({"step": 3}, "has no option 'step'"),
         ({"slot": 3}, "did you mean slots"),
-        ({"slots": "four"}, "slots is 'four': it should be a valid integer"),
+        ({"slots": "four"}, "slots is 'four': it should be a whole number"),
         ({"slots": 0}, "slots is 0"),
         ({"gpu_fraction": 1.5}, "at most 1"),
         ({"recipe": ["steps=3"]}, "recipe is"),

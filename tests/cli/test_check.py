@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from farm.cli import app
 from farm.cli.views import progress
 from farm.cli.views.check import render_faults
-from farm.errors import Fault
+from farm.errors import Fault, ManifestError
+from farm.intake.check import check_manifest
+from farm.intake.manifest import read_manifest
 
 runner = CliRunner()
 
@@ -66,6 +68,30 @@ def test_faults_exit_with_3_and_show_place_and_remedy(manifest: Path):
     assert "unknown key `clas_noun`" in out
     assert "did you mean `class_noun`?" in out
     assert "0 can be trained" in out
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "trainable"),
+    [
+        ("tom,cat,maybe\nrex,dog,true\n", "2 subjects, 1 can be trained with --skip-faulty", 1),
+        ('tom,cat,true\n"rex,dog,true\n', "none can be trained until the file is corrected", 0),
+    ],
+)
+def test_the_count_follows_from_the_errors(
+    manifest: Path, rows: str, count: str, trainable: int
+) -> None:
+    (manifest.parent / "tom").rename(manifest.parent / "photos")
+    for name in ("tom", "rex"):
+        (manifest.parent / name).symlink_to("photos")
+    manifest = manifest.with_name("subjects.csv")
+    manifest.write_text(f"subject,class,live\n{rows}")
+    code, out, _ = run(manifest, "--json")
+    assert (code, json.loads(out.splitlines()[-1])["trainable"]) == (3, trainable)
+    assert count in run(manifest)[1]
+    report = check_manifest(read_manifest(str(manifest), strict=False))
+    with pytest.raises(ManifestError, match="has 1 fault") as caught:
+        report.raise_for_errors()
+    assert str(caught.value).count("subjects.csv:") == 1  # as many as it counts
 
 
 def test_warnings_exit_with_0_unless_they_count(manifest: Path):

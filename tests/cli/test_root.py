@@ -11,7 +11,9 @@ import pytest
 import typer
 from support.cli.commands import farm_here
 
+from farm.base.tokens import hub_unreachable
 from farm.cli import main
+from farm.cli.views.output import ask
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
@@ -137,3 +139,31 @@ def test_base_show_prints_one_json_document() -> None:
     facts = json.loads(farm_here("base", "show", "tiny", "--json").stdout.splitlines()[-1])
     assert facts["prediction_type"] == "epsilon"
     assert len(facts["fingerprint"]) == 64
+
+
+def test_ctrl_c_at_a_question_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: object, **options: object) -> bool:
+        raise typer.Abort
+
+    monkeypatch.setattr(typer, "confirm", pressed)
+    monkeypatch.setattr("farm.storage.Store.__init__", lambda *_: ask("Start?", default=True))
+    done = farm_here("status", "--store", "s")
+    assert (done.returncode, done.stderr.split()) == (130, ["farm:", "interrupted"])
+
+
+def test_a_wrong_value_of_set_is_told_once() -> None:
+    done = farm_here("plan", "m", "--set", "steps=abc")
+    assert done.returncode == 3
+    assert (done.stderr.count("`abc`"), done.stderr.count("from 1 to 100,000")) == (1, 1)
+
+
+def test_without_a_network_the_error_names_it_and_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for is_offline, words in ((False, "the network does not reach"), (True, "HF_HUB_OFFLINE is")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+        error = hub_unreachable("owner/model")
+        assert words in error.message
+        assert "a folder" in error.remedy

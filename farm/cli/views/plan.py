@@ -96,9 +96,10 @@ def _hardware_lines(plan: Plan, num_subjects: int) -> list[tuple[str, str]]:
     nodes = "" if plan.num_nodes == 1 else f" on {plan.num_nodes} nodes"
     if lanes < plan.num_lanes:  # every node has some, and no more have work
         nodes = f" of {plan.num_lanes}{nodes}"
+    at_once = _subjects(min(plan.slots * plan.num_lanes, num_subjects))
     lines = [
         ("lanes", f"{lanes}{nodes}, {place}{each}"),
-        ("slots", f"{plan.slots} per lane: {_subjects(min(plan.slots * plan.num_lanes, num_subjects))} at a time"),
+        ("slots", f"{plan.slots} per lane: {at_once} at a time"),
     ]
     if plan.share_bytes:
         share = f"{plan.lane_bytes / GIB:.1f} of {plan.share_bytes / GIB:.1f} GiB per lane"

@@ -85,8 +85,12 @@ def run_status(store: Store, run_id: str, *, now: float | None = None) -> dict[s
         "jobs_per_hour": per_s * 3600,
         "eta_s": eta_s,
         "steps": {
-            "done": steps.done, "total": steps.total, "per_s": 0.0 if is_idle else steps.per_s
-        } if steps else None,
+            "done": steps.done,
+            "total": steps.total,
+            "per_s": 0.0 if is_idle else steps.per_s,
+        }
+        if steps
+        else None,
         "revoked": _count_revoked(store, run_id),
         "waiting_for_class_images": steps.waiting_for_priors if steps and not is_idle else None,
         "failures": list(tally.failures),

@@ -4,6 +4,7 @@ import contextlib
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from PIL import Image, ImageCms
 from support.photos import encoded, picture, png_bomb
 
 from farm.errors import PhotoFault
-from farm.intake.photos.decode import crops, open_header, open_photo, seen_size
+from farm.intake.photos.decode import (
+    FORMATS,
+    FORMATS_REMEDY,
+    crops,
+    open_header,
+    open_photo,
+    seen_size,
+)
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -225,3 +233,10 @@ def test_square_photos_give_different_crops():
 
 def test_small_photos_are_enlarged():
     assert crops(picture(size=(20, 16)), 64, 2).shape == (2, 64, 64, 3)
+
+
+def test_the_remedy_names_every_form_that_is_read() -> None:
+    named = FORMATS_REMEDY.removeprefix("give ").replace(" or ", ", ").split(", ")
+    assert [name.upper().replace(" ", "") for name in named] == list(FORMATS)
+    page = (Path(__file__).parents[3] / "docs/manifest.md").read_text()
+    assert f"{FORMATS_REMEDY.removeprefix('give ').replace(' or ', ' and ')} are read" in page

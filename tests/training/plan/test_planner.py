@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.base.memory import MemoryFacts
+from farm.cli.views.plan import _hardware_lines
 from farm.errors import PlanError
 from farm.recipe import Recipe
 from farm.training.plan.costs import CONTEXT_BYTES, beside_bytes, lane_bytes, row_flops
 from farm.training.plan.gpu_lanes import prior_worker_fraction
 from farm.training.plan.hardware import Hardware
-from farm.training.plan.planner import make_plan
+from farm.training.plan.planner import _checkpoint_notes, make_plan
 from farm.training.plan.shape import lane_shape, workload_of
 
 GIB = 2**30
@@ -129,6 +130,17 @@ def test_checkpointing_is_chosen_by_speed_and_the_plan_says_whether_it_pays() ->
     assert make_plan(SD15, work, narrow).checkpointing
     with pytest.raises(PlanError, match="switch gradient checkpointing on"):
         make_plan(SD15, work, narrow, checkpointing=False)
+
+
+def test_a_plan_claims_no_more_lanes_and_subjects_at_a_time_than_there_are_subjects() -> None:
+    plan = make_plan(SD15, workload_of([RECIPE] * 3, 64), replace(A100, num_nodes=4), lanes=3)
+    shown = dict(_hardware_lines(plan, 3))
+    assert shown["lanes"].startswith("3 of 12 on 4 nodes")
+    assert shown["slots"].endswith(": 3 subjects at a time")
+    twin = replace(plan, checkpointing=not plan.checkpointing)
+    assert _checkpoint_notes([plan, twin], plan) == []  # both are equal
+    (note,) = _checkpoint_notes([plan, replace(twin, slots=2)], plan)
+    assert f"{plan.slots} slot at" in note
 
 
 def test_generating_missing_priors_costs_time_and_reserves_a_share_of_the_gpu() -> None:

@@ -16,10 +16,11 @@ from farm.cli.views.status import status_view
 from farm.locks import StoreLock
 from farm.storage import Store
 from farm.training.dispatch import run_state
-from farm.training.dispatch.ledger import Ledger
+from farm.training.dispatch.ledger import Job, Ledger
 from farm.training.dispatch.messages import DispatchSettings, JobResult
 from farm.training.dispatch.run_jobs import RunJobs
 from farm.training.dispatch.run_state import RunState
+from farm.training.execute import _left
 from farm.training.run.files import write_assignments, write_settings
 from farm.training.run.status import run_status
 
@@ -142,6 +143,21 @@ def test_the_rate_counts_what_the_last_start_committed_since_it_began(tmp_path: 
     later = [NOW + 300.0]
     assert begin(store, later, epoch=2)
     assert run_status(store, "r")["jobs_per_hour"] == 0.0
+
+
+def test_a_stopped_run_shows_the_steps_that_its_checkpoints_keep(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    state = begin(store, [NOW])
+    state.record("leased", KEYS[0], lane="0#x", expires=NOW)
+    state.record("released", KEYS[0], lane="0#x", step=2)
+    state.flush()
+    facts = run_status(store, "r")
+    total = ASSIGNMENTS[0].spec.subject.recipe.steps
+    assert facts["driver"] is None
+    assert facts["steps"] == {"done": 2, "total": 4 * total, "per_s": 0.0}
+    assert _left([Job("a"), Job("b")]) == "2 jobs are left"
+    assert _left([Job("a", step=2)]) == "1 job is left and keeps its last checkpoint"
+    assert "1 of them keeps its last checkpoint" in _left([Job("a", step=2), Job("b")])
 
 
 def test_steps_and_rate_are_known_before_the_first_adapter(tmp_path: Path) -> None:
