@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from support.lora_files import attention_of, change, kohya_name, pair, written
 from torch import Tensor
 
@@ -49,6 +49,10 @@ def pickled(*, legacy: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def whole() -> bytes:
+    return save({"x.lora_A.weight": torch.ones(2, 2)})
+
+
 def zipped() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -68,6 +72,9 @@ def zipped() -> bytes:
         ("a.safetensors", zipped(), "is a zip archive", "unpack it"),
         ("a.gguf", b"GGUF\3\0\0\0" + bytes(40), "GGUF", "name a LoRA"),
         ("a.safetensors", b"", "the file is empty", "fetch it again"),
+        ("a.safetensors", whole()[:-9], "a download that broke off", "fetch it again"),
+        ("a.safetensors", whole()[:20], "a download that broke off", "fetch it again"),
+        ("a.safetensors", bytes(99), "begins with zeros", "fetch it again"),
         ("a.safetensors", b"\xef\xbb\xbf\n <!DOCTYPE html>", "a web page", "signed in"),
         ("a.safetensors", b"Entry not found", "is text, not the adapter itself: `Entry", "again"),
         ("a.safetensors.crdownload", b"\x60\1\0\0\0\0\0\0{", "has not ended", "wait"),
@@ -112,6 +119,15 @@ def test_the_remedy_for_a_pickled_file_makes_one_that_is_read(known: Known, tmp_
          "conv_in.weight belongs to a whole trained module", "modules_to_save"),
         (("x.lora_A.weight", "x.lora_B.weight", "e.token_adapter.trainable_tokens_delta"),
          "trained tokens", "plain LoRA"),
+        (("lora_te_text_model_embeddings_token_embedding.alpha",
+          "lora_te_text_model_embeddings_token_embedding.lora_down.weight"),
+         "an adapter of the text encoder's embeddings", "plain LoRA"),
+        (("x.lora_A.weight", "x.lora_B.weight", "vae.decoder.conv_in.lora_A.weight"),
+         "an adapter of the VAE", "plain LoRA"),
+        (("0.to_q_lora.down.weight", "0.to_q_lora.up.weight"), "an IP-Adapter", "plain LoRA"),
+        (("input_blocks.0.0.down", "input_blocks.0.0.up", "lora_controlnet"), "a Control-LoRA",
+         "plain LoRA"),
+        (("text_model.embeddings.token_embedding.weight",), "is a whole model", "--base"),
         (("x.lora_A.v1.0.weight",), "lora_A.v1.0.weight is unknown", "save the adapter"),
     ],
 )  # fmt: skip
@@ -126,7 +142,11 @@ def test_a_file_of_another_kind_is_named_by_its_tensors(
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.unet.", "module.base_model.model.", "model.diffusion_model.", "unet."]
+    "prefix",
+    [
+        *("module.unet.", "module.base_model.model.", "model.diffusion_model.", "unet."),
+        *("unet.module.", "_fsdp_wrapped_module.unet._fsdp_wrapped_module."),
+    ],
 )
 def test_levels_that_wrappers_add_to_names_are_dropped(
     known: Known, tmp_path: Path, prefix: str
