@@ -206,8 +206,8 @@ def _origin(path: Path, file: Path, form: str) -> ImportedFile:
     is_peft = file.name == PEFT_FILES[0]
     if not is_peft:
         return ImportedFile(file=file.name, sha256=file_digest(file), form=form)
-    is_component = path.is_dir() and file.parent.name in COMPONENT_NAMES
-    folder = file.parent.parent if is_component else file.parent
+    is_component = path.is_dir() and file.relative_to(path).parts[0] in COMPONENT_NAMES
+    folder = path if is_component else file.parent
     found = sorted(one for name in PEFT_FILES for one in folder.rglob(name))
     sha256 = digest({str(one.relative_to(folder)): file_digest(one) for one in found})
     name = (path if path.is_dir() else folder).resolve().name

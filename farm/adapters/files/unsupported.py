@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from farm.adapters.file_names import PEFT_CONFIG
 from farm.errors import AdapterFileError
 
 __all__ = ["PICKLE_REMEDY", "is_foreign", "unknown_tensor", "unreadable_file"]
@@ -54,8 +55,10 @@ _OTHER_KINDS = (
     (re.compile(r"\.(?:[ab][12]|bm[12])\.weight$"), "a GLoRA adapter"),
     (re.compile(r"\.on_input$"), "an (IA)³ adapter: it scales activations"),
     (re.compile(r"vera_lambda"), "a VeRA adapter: its matrices are not in the file"),
-    (re.compile(r"lora_embedding_|(?:token|position)_embedding\.(?:lora|hada|lokr|alpha)"),
-     "an adapter of the text encoder's embeddings"),
+    (
+        re.compile(r"lora_embedding_|(?:token|position)_embedding\.(?:lora|hada|lokr|alpha)"),
+        "an adapter of the text encoder's embeddings",
+    ),
     (re.compile(r"^(?:lora_)?vae[._].*\.(?:lora|hada|lokr|alpha)"), "an adapter of the VAE"),
     (re.compile(r"^\d+\.to_\w+_lora\."), "the LoRA of an IP-Adapter, which needs the rest of it"),
     (re.compile(r"^lora_controlnet$"), "a Control-LoRA"),
@@ -94,6 +97,10 @@ def unreadable_file(path: Path, error: Exception) -> AdapterFileError:
         return AdapterFileError(f"{path} is a folder", "name a file in it")
     except OSError:
         head = b""
+    if path.name == PEFT_CONFIG:
+        return AdapterFileError(
+            f"{path} is an adapter's config, not the adapter itself", "name the folder of both"
+        )
     if path.suffix.lower() in _UNFINISHED:
         return AdapterFileError(
             f"{path} is a download that has not ended", "wait for its end, or start it again"

@@ -74,6 +74,7 @@ def zipped() -> bytes:
         ("a.safetensors", b"", "the file is empty", "fetch it again"),
         ("a.safetensors", whole()[:-9], "a download that broke off", "fetch it again"),
         ("a.safetensors", whole()[:20], "a download that broke off", "fetch it again"),
+        ("adapter_config.json", CONFIG.encode(), "an adapter's config", "name the folder"),
         ("a.safetensors", bytes(99), "begins with zeros", "fetch it again"),
         ("a.safetensors", b"\xef\xbb\xbf\n <!DOCTYPE html>", "a web page", "signed in"),
         ("a.safetensors", b"Entry not found", "is text, not the adapter itself: `Entry", "again"),
@@ -232,6 +233,29 @@ def test_folders_of_named_and_of_single_component_adapters_are_found(
     assert len(load_adapter(tmp_path / "upper", known).layers) == 2
     parts = lay(tmp_path / "parts", peft(known), "text_encoder", "unet")
     assert [file.parent.name for file in adapter_files(parts)] == ["unet", "text_encoder"]
+    both = lay(tmp_path / "both", peft(known), "text_encoder/tom", "unet/tom")
+    files = [file.relative_to(both).parts[0] for file in adapter_files(both)]
+    assert files == ["unet", "text_encoder"]
+    with pytest.raises(AdapterFileError, match=r"several adapters: unet/rex.*, unet/tom"):
+        adapter_files(lay(tmp_path / "two", peft(known), "unet/rex", "unet/tom"))
+
+
+def test_every_part_of_a_folder_counts_when_it_is_imported_again(
+    known: Known, tmp_path: Path
+) -> None:
+    name = next(one for one in known if one.startswith("text_encoder.") and one.endswith("fc1"))
+    path = f"base_model.model.{name.split('.', 1)[1]}"
+    store, base = Store(str(tmp_path / "store")), load_base("tiny")
+    folder = lay(tmp_path / "both", peft(known), "text_encoder/tom", "unet/tom")
+    for scale in (1.0, 2.0):
+        down, up = (scale * one for one in pair(known[name]))
+        tensors = {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
+        written(folder / "text_encoder/tom/adapter_model.safetensors", tensors)
+        request = ImportRequest(folder, "tom", "cat", replace=True)
+        imported = import_adapter(store, base, request)
+        assert imported.is_new
+        assert len(imported.weights.layers) == 3
+    assert not import_adapter(store, base, request).is_new
 
 
 @pytest.mark.parametrize(
