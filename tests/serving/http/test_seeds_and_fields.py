@@ -151,6 +151,7 @@ def test_a_weight_of_zero_is_the_base_itself(endpoint: LiveEndpoint) -> None:
     [
         ("[V:rex:0.5]", "[V:rex]"),
         ("[V: rex]", "[V:rex]"),
+        ("[V:rex@0123abcd]", "[V:rex]"),
         ("[V rex]", "[V:rex]"),
         ("[v:rex]", "[V:rex]"),
         ("[rex:0.5]", "[V:rex]"),
