@@ -133,9 +133,10 @@ def library_version(library: str) -> str:
     """
     spec = find_spec(library)
     for folder in (spec and spec.submodule_search_locations) or ():
-        text = (Path(folder) / VERSION_FILES[library]).read_text(encoding="utf-8")
-        if found := re.search(r"""^__version__ = ["']([^"']+)["']""", text, re.MULTILINE):
-            return found[1]
+        with contextlib.suppress(OSError):  # as in an archive
+            text = (Path(folder) / VERSION_FILES[library]).read_text(encoding="utf-8")
+            if found := re.search(r"""^__version__ = ["']([^"']+)["']""", text, re.MULTILINE):
+                return found[1]
     return str(import_module(library).__version__)
 
 

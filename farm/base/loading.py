@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "embedded_folder",
+    "fingerprint_at_hand",
+    "is_at_hand",
     "load_base",
     "refuse_revision",
     "resolve_folder",
@@ -148,6 +150,23 @@ def resolve_folder(
         f"there is no base {name!r}",
         f"name {EMBEDDED!r}, an existing folder, a URL, or a hub id such as 'owner/model'",
     )
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether a base is part of the package or a folder, and so needs no download."""
+    is_built = name in get_args(BuiltName) or edition_of(name) == EMBEDDED
+    return is_built or os.path.isdir(os.path.expanduser(name))
+
+
+def fingerprint_at_hand(name: str) -> str:
+    """The fingerprint of a base that needs no download, as ``load_base`` gives it.
+
+    Raises:
+        BaseModelError: as ``load_base``.
+    """
+    if name in get_args(BuiltName):
+        return fingerprint_build(name)
+    return fingerprint_folder(resolve_folder(name))
 
 
 def refuse_revision(name: str, revision: str | None) -> None:

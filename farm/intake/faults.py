@@ -160,11 +160,23 @@ def _words(detail: Any, path: Path, model: type[BaseModel]) -> tuple[str, str]:
         return f"{_shown(value)} is none of the choices", nearest(value, choices)
     if kind.startswith(("greater_than", "less_than")):
         return f"{_shown(value)} is out of range", f"give {wanted}"
+    return _wrong_kind(kind, value, wanted)
+
+
+def _wrong_kind(kind: str, value: object, wanted: str) -> tuple[str, str]:
+    """Message and remedy of a value that is something else than wanted."""
+    if kind == "string_too_long" and isinstance(value, str):
+        has = f"it has {len(value.strip()):,} characters"
+        return f"{_shown(value)} is not {wanted}: {has}", f"give {wanted}"
+    has_lines = isinstance(value, str) and "\n" in value.strip()
+    if kind == "string_pattern_mismatch" and has_lines:
+        return f"{_shown(value)} is not {wanted}: it has several lines", "write it on one line"
     return f"{_shown(value)} is not {wanted.split(' from ')[0]}", f"give {wanted}"
 
 
 def _shown(value: object) -> str:
     if isinstance(value, str):
+        value = value.strip("\r\n").replace("\n", " ")
         return f"`{value[:60]}…`" if len(value) > 60 else f"`{value}`"
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"

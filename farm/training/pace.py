@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from farm.training.dispatch.job_state import FINAL, Status
+
 if TYPE_CHECKING:
     from farm.training.dispatch.messages import Snapshot
     from farm.training.plan.estimate import Estimate
 
 __all__ = ["Pace", "Work", "left_after"]
 
-FINAL = ("committed", "quarantined", "rejected", "cancelled")
-"""Statuses of jobs that need no more time."""
-DROPPED = ("quarantined", "rejected", "cancelled")
-"""Those of them that ended without their work."""
+DROPPED = FINAL - {Status.COMMITTED}
+"""Statuses of jobs that ended without their work."""
 WINDOW = 0.4
 """Share of the work, the latest, from whose time the speed is measured: a part of seconds would
 mislead, because lanes start one after another and samples follow the last step."""

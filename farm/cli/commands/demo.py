@@ -126,7 +126,8 @@ def _serve_and_keep(prepared: PreparedRun) -> FarmError | None:
 
 
 def _prompts_by_class(prepared: PreparedRun) -> Mapping[str, str]:
-    """The adapter name and last prompt of the first committed subject of each class."""
+    """The adapter name and last prompt of the first subject of each class whose adapter is
+    committed and not revoked."""
     from farm.adapters.registry import Registry
 
     registry = Registry(prepared.store)
@@ -134,7 +135,9 @@ def _prompts_by_class(prepared: PreparedRun) -> Mapping[str, str]:
     for assignment in prepared.jobs.assignments():
         subject = assignment.spec.subject
         namespace, name = assignment.names[0]
-        if subject.class_noun not in chosen and registry.resolve(namespace, name) is not None:
+        if subject.class_noun in chosen or f"{namespace}/{name}" in prepared.revoked:
+            continue
+        if registry.resolve(namespace, name) is not None:
             chosen[subject.class_noun] = (name, subject.sample_prompts[-1])
     return dict(chosen.values())
 

@@ -29,7 +29,7 @@ from farm.intake.captions.photo_table import (
 from farm.intake.captions.unread import (
     TABLE_SUFFIXES,
     is_table_name,
-    json_sidecars,
+    sidecars_among,
     unread_sidecars,
     unread_texts,
     unused_list,
@@ -49,6 +49,8 @@ MAX_TABLES = 20
 """Tables of captions read in one folder or archive."""
 MAX_TABLE_BYTES = 64 * 2**20
 """Maximum size of a table of captions: ten thousand photos with a page of text each."""
+CAPTION_WORDS = frozenset(("caption", "captions", "prompt", "prompts"))
+"""Names of texts that are captions, whatever the photos are called."""
 FEW_ORPHANS = 2
 """Minimum number of texts without a photo that count as captions; fewer may be the user's notes."""
 
@@ -119,7 +121,7 @@ class Captions:
         """Of tables, and of files that are not read."""
         sidecars: list[str] = []
         if self._style.has_tables:
-            sidecars = json_sidecars(every)
+            sidecars = sidecars_among(every)
             tables = [name for name in every if is_table_name(name) and name not in sidecars]
             tables.sort(key=lambda one: (not _is_metadata(one), one))
             for name in tables[:MAX_TABLES]:
@@ -152,8 +154,10 @@ class Captions:
         if len(orphans) < FEW_ORPHANS and not is_meant:
             with suppress(PhotoFault):
                 found = (self._unused(name, self._read(name)) for name in orphans)
-                return [unused for unused in found if unused is not None]
-            return []
+                if unused := [fault for fault in found if fault is not None]:
+                    return unused
+            if not any(_stem(name, 1).casefold() in CAPTION_WORDS for name in orphans):
+                return []
         names = ", ".join(orphans[:3]) + ("…" if len(orphans) > 3 else "")
         count = f"{len(orphans)} caption file{'s' if len(orphans) > 1 else ''}"
         remedy = "put each beside its photo, with its name: `photo.txt` beside `photo.jpg`"

@@ -135,6 +135,8 @@ _SURE_COLUMNS = frozenset(
     ("file_name", "filename", "file_names", "image", "images", "image_path", "image_file", "img")
 )
 """Columns that make any manifest a table of photos; `path` or `url` may belong to a subject."""
+_PHOTO_WORDS = frozenset(("photo", "photo_name", "photo_path", "picture"))
+_OF_SUBJECTS = frozenset(("id", "subject", "name", "class", "class_noun", "version", "defaults"))
 
 
 def is_photo_manifest(columns: Iterable[str], file: str) -> bool:
@@ -143,6 +145,10 @@ def is_photo_manifest(columns: Iterable[str], file: str) -> bool:
     if "photos" in names:
         return False
     if any(name in _SURE_COLUMNS or name.endswith("_file_name") for name in names):
+        return True
+    if photo_column(names) and names & _CAPTIONS and not names & _OF_SUBJECTS:
+        return True
+    if names & _PHOTO_WORDS and names & {"caption", "text"}:
         return True
     is_metadata = posixpath.basename(file).casefold().startswith("metadata.")
     return is_metadata and not names & {"id", "subject", "class_noun", "version", "defaults"}

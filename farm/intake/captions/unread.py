@@ -7,6 +7,7 @@ those of tables. Reads nothing but the bytes that it is given.
 from __future__ import annotations
 
 import posixpath
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -18,7 +19,7 @@ from farm.intake.rows import CaptionStyle
 __all__ = [
     "TABLE_SUFFIXES",
     "is_table_name",
-    "json_sidecars",
+    "sidecars_among",
     "unread_sidecars",
     "unread_texts",
     "unused_list",
@@ -28,6 +29,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 """Suffixes of tables that may caption the photos beside them."""
 TEXT_SUFFIXES = (".txt", ".caption")
 """Suffixes of texts that other tools write as captions."""
+_YAML_CAPTION = re.compile(rb"^[\"']?(main_prompt|caption|prompt|text|tags)[\"']? *:", re.MULTILINE)
 FEW_NAMED = 2
 """Fewest photos that a list of captions names; a phone's file of facts names one."""
 
@@ -37,32 +39,42 @@ def is_table_name(name: str) -> bool:
     return name.lower().endswith(TABLE_SUFFIXES)
 
 
-def json_sidecars(names: Iterable[str]) -> list[str]:
-    """JSON files named after one photo each, as tools for data sets and phones write them."""
+def sidecars_among(names: Iterable[str]) -> list[str]:
+    """JSON and YAML files named after one photo each, as tools for data sets and phones write
+    them."""
     every = list(names)
-    others = [unicodedata.normalize("NFC", name) for name in every if not is_table_name(name)]
+    files = (name for name in every if not is_table_name(name) and not _is_sidecar_name(name))
+    others = [unicodedata.normalize("NFC", name) for name in files]
     owners = {*others, *(posixpath.splitext(name)[0] for name in others)}
     return [
         name
         for name in every
-        if name.lower().endswith(".json")
+        if _is_sidecar_name(name)
         and unicodedata.normalize("NFC", posixpath.splitext(name)[0]) in owners
     ]
+
+
+def _is_sidecar_name(name: str) -> bool:
+    return name.lower().endswith((".json", ".yaml", ".yml"))
 
 
 def unread_sidecars(
     sidecars: list[str], read: Callable[[str], bytes]
 ) -> tuple[str, None, str, str] | None:
-    """File, message and remedy for captions in JSON files beside photos; looks into the first."""
+    """File, message and remedy for captions in such files beside photos; looks into the first."""
     if not sidecars:
         return None
     try:
-        key = caption_key(read(sidecars[0]))
+        data = read(sidecars[0])
     except PhotoFault:
         return None
+    is_json = sidecars[0].lower().endswith(".json")
+    match = None if is_json else _YAML_CAPTION.search(data)
+    key = caption_key(data) if is_json else match and match[1].decode()
     if key is None:
         return None
-    files = "1 JSON file" if len(sidecars) == 1 else f"{len(sidecars)} JSON files"
+    form = "JSON" if is_json else "YAML"
+    files = f"1 {form} file" if len(sidecars) == 1 else f"{len(sidecars)} {form} files"
     message = f"captions in {files} beside the photos are not read"
     remedy = f"write each `{key}` into a text file: `photo.txt` beside `photo.jpg`"
     return sidecars[0], None, message, remedy

@@ -48,6 +48,9 @@ _KOHYA_ASIDE = frozenset(
     (*_REGULARISING, "log", "logs", "model", "models", "output", "outputs", "sample", "samples")
 )
 """Folders that the kohya_ss program and its guides make beside `img`."""
+_INSTANCE = ("instance_images", "instance", "instance_data", "instance_data_dir", "instances")
+_CLASS = ("class_images", "class", "class_data", "class_data_dir", "classes")
+"""The two folders of DreamBooth scripts."""
 FEW_FOLDERS = 3
 """Most folders in which folders named as for kohya's scripts are looked for."""
 _SUBJECTS_REMEDY = (
@@ -100,6 +103,8 @@ def read_folder(folder: str, names: list[str], *, is_split: bool = False) -> Man
             f"{folder} is a kohya_ss project, not a folder of subjects",
             f"name its folder of photos: {inner}",
         )
+    if (halves := _dreambooth(folder, names)) is not None:
+        raise ManifestError(*halves)
     head = ManifestRow({}, folder, folder)
     faults = FaultList()
     if is_split:
@@ -143,6 +148,22 @@ def _tree_photos(folder: str, names: list[str]) -> str | None:
         if any(_KOHYA_NAME.fullmatch(one) for one in inner):
             return f"{base}/{name}"
     return None
+
+
+def _dreambooth(folder: str, names: list[str]) -> tuple[str, str] | None:
+    """Message and remedy for the two folders of a DreamBooth script: the subject, and its class."""
+    by_fold = {name.casefold(): name for name in names}
+    photos = next((by_fold[one] for one in _INSTANCE if one in by_fold), None)
+    images = next((by_fold[one] for one in _CLASS if one in by_fold), None)
+    if photos is None or images is None or len(names) > FEW_FOLDERS:
+        return None
+    fields = f"id: {slug(os.path.basename(folder.rstrip('/')))}, class_noun: cat, photos: {photos}"
+    if has_photos(f"{folder.rstrip('/')}/{images}"):
+        fields += f", class_images: {images}"
+    return (
+        f"{folder} holds the photos of one subject and the images of its class, as for DreamBooth",
+        f"write a file manifest.yaml beside them, with your class: `subjects: [{{{fields}}}]`",
+    )
 
 
 def _no_folders(folder: str) -> tuple[str, str]:

@@ -104,12 +104,12 @@ def _train_rows(
 ) -> Iterator[tuple[ManifestRow, PhotoRow]]:
     """The rows of the train split, or all where the table has none."""
     read = [(row, photo_row(row.value, row.line or 1)) for row in rows]
-    has_splits = any(_top(one.files) in TRAIN_SPLITS for _, one in read)
+    has_splits = any(_split(one) in TRAIN_SPLITS for _, one in read)
     kept: list[PhotoRow] = []
     skipped: Counter[str] = Counter()
     first: dict[str, ManifestRow] = {}
     for row, one in read:
-        top = _top(one.files)
+        top = _split(one)
         if has_splits and top in OTHER_SPLITS:
             skipped[top] += 1
             first.setdefault(top, row)
@@ -124,6 +124,12 @@ def _train_rows(
         message = f"{count} rows of the split `{split}` are not trained on"
         remedy = "nothing to do, unless you want them trained; then move them to `train`"
         faults.append(first[split].fault((), message, remedy, severity="warning"))
+
+
+def _split(read: PhotoRow) -> str:
+    """The split of a row: the first folder of its photo, or else what its column `split` says."""
+    top = _top(read.files)
+    return top if top in TRAIN_SPLITS | OTHER_SPLITS else _first(read, ("split",)).casefold()
 
 
 def _top(files: tuple[str, ...]) -> str:

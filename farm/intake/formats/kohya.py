@@ -30,10 +30,12 @@ from farm.intake.formats.kohya_options import (
     misspelled,
     no_repeats,
     recipe_of,
+    remedy_of_syntax,
     tokens_of,
     training_settings_fault,
     unused_options,
 )
+from farm.intake.formats.other_tools import settings_of
 from farm.intake.rows import CaptionStyle, ManifestRow, ManifestRows, Path, shown_field
 
 __all__ = ["read_kohya", "read_kohya_config"]
@@ -102,6 +104,8 @@ def read_kohya_config(
     settings = next(filter(None, map(training_settings_fault, sections)), None)
     if settings is not None:
         fault = head.fault(*settings)
+    elif (refusal := settings_of(config)) is not None:
+        fault = head.fault((), *refusal)
     elif isinstance(config.get("subjects"), list):
         message = "it lists subjects, but a TOML file is read as kohya's dataset config"
         fault = head.fault(("subjects",), message, "write the manifest as YAML or JSON")
@@ -135,7 +139,7 @@ def _syntax_fault(error: tomllib.TOMLDecodeError, text: str, file: str) -> Fault
     if is_escaped_path(line):
         message = f"not valid TOML: {error}; a backslash in double quotes begins an escape"
         return Fault(file, message, ESCAPE_REMEDY, line=number)
-    return Fault(file, f"not valid TOML: {error}", "correct the syntax", line=number)
+    return Fault(file, f"not valid TOML: {error}", remedy_of_syntax(line), line=number)
 
 
 def _wrong_type(subset: Options) -> tuple[str, str, str] | None:

@@ -29,6 +29,7 @@ __all__ = [
     "misspelled",
     "no_repeats",
     "recipe_of",
+    "remedy_of_syntax",
     "tokens_of",
     "training_settings_fault",
     "unused_options",
@@ -123,6 +124,20 @@ def bare_class(text: str) -> str:
 def is_escaped_path(line: str) -> bool:
     """Whether a line of TOML has a backslash inside double quotes, as a path of Windows."""
     return re.search(r'"[^"]*\\', line) is not None
+
+
+def remedy_of_syntax(line: str) -> str:
+    """What to write in place of a line that is not valid TOML."""
+    name, _, value = (part.strip() for part in line.partition("="))
+    if re.search("[“”„‘’«»]", line):
+        return "write straight quotes: \" or '"
+    if re.fullmatch("true|false", value, re.IGNORECASE):
+        return f"write `{name} = {value.lower()}`"
+    if re.fullmatch(r"\d+(\s*,\s*\d+)+", value):
+        return f"write several numbers in brackets: `{name} = [{value}]`"
+    if re.fullmatch(r"[^\W\d][\w ./:-]*", value):
+        return f'write text in quotes: `{name} = "{value}"`'
+    return "correct the syntax"
 
 
 def unused_options(options: Options) -> Iterator[str]:

@@ -60,6 +60,8 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 
 MAX_HEAD = 10_000
 """Characters of a text by which it is recognised as a table."""
+_OF_ONE = frozenset(("id", "class_noun", "photos"))
+_ONE_REMEDY = "put it into a list: `- id: …` and the rest below it, or in JSON inside `[` and `]`"
 TABLES = frozenset((".csv", ".tsv"))
 WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"))
 TextReader = Callable[[str, str, str], ManifestRows]
@@ -88,6 +90,9 @@ def _whole(url: str) -> ManifestRows:
     rows = _open(url, (*MANIFEST_NAMES, CONCEPTS_NAME))
     if (refusal := settings_of(rows.head.value)) is not None:
         raise ManifestError(f"{url}: {refusal[0]}", refusal[1])
+    if "subjects" not in rows.head.value and len(rows.head.value.keys() & _OF_ONE) > 1:
+        rows.faults.append(rows.head.fault((), "it is a single subject, not a list", _ONE_REMEDY))
+        return replace(rows, head=replace(rows.head, value={}))
     table = rows.head.value.get("subjects")
     if isinstance(table, dict):
         message, remedy = "`subjects` is a mapping, not a list", "write `- id: …` for each subject"

@@ -16,6 +16,18 @@ from farm.intake.formats.kohya_options import training_settings_fault
 __all__ = ["concept_of", "settings_of"]
 
 
+_OTHERS: tuple[tuple[str, frozenset[str], tuple[str, ...]], ...] = (
+    ("diffusion-pipe", frozenset(("directory",)), ("directory", "path")),
+    ("diffusion-pipe", frozenset(("dataset", "model", "output_dir")), ("photos",)),
+    ("AutoTrain", frozenset(("base_model", "project_name")), ("data", "path")),
+    ("SimpleTuner", frozenset(("--data_backend_config",)), ("photos",)),
+    ("SimpleTuner", frozenset(("data_backend_config",)), ("photos",)),
+    ("EveryDream", frozenset(("data_root", "resume_ckpt")), ("data_root",)),
+    ("x-flux", frozenset(("data_config",)), ("data_config", "img_dir")),
+)
+"""Trainers, the keys by which their settings are recognised, and where these name the photos."""
+
+
 def settings_of(head: Mapping[str, Any]) -> tuple[str, str] | None:
     """Message and remedy if a document is another trainer's settings.
 
@@ -30,6 +42,11 @@ def settings_of(head: Mapping[str, Any]) -> tuple[str, str] | None:
         concepts = head.get("concepts")
         first = concepts[0] if isinstance(concepts, list) and concepts else None
         return _refusal("OneTrainer", _text(first, "path"))
+    for tool, names, place in _OTHERS:
+        if names <= head.keys():
+            inner = head.get(place[0])
+            found = inner if len(place) == 1 else _text(_one(inner), place[1])
+            return _refusal(tool, found if isinstance(found, str) else "")
     for name in ("instance_data_dir", "dataset_name", "pretrained_model_name_or_path"):
         if name in head:
             return _refusal("a diffusers script", _text(head, "instance_data_dir"))
@@ -57,6 +74,11 @@ def _toolkit_folders(config: Mapping[str, Any]) -> Iterator[str]:
 def _items(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     found = value.get(name)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _one(value: object) -> object:
+    """A value, or the first of a list of them."""
+    return value[0] if isinstance(value, list) and value else value
 
 
 def _text(value: object, name: str) -> str:

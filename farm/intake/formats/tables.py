@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from farm.errors import Fault, FaultList
@@ -51,9 +51,17 @@ _WHOLE = frozenset(
     if field.annotation in (int, int | None)
 )
 """Fields of whole numbers."""
+_SWITCHES = {"live", *(name for name, one in Recipe.model_fields.items() if one.annotation is bool)}
+"""Columns of true and false."""
+_LOCAL_SWITCHES = {
+    **dict.fromkeys(("wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar", "sant"), True),
+    **dict.fromkeys(("falsch", "faux", "falso", "onwaar", "falskt"), False),
+}
+"""Into which spreadsheet programs of other languages change `true` and `false`."""
 _OWN_COLUMNS = TEXT_COLUMNS | LIST_COLUMNS | SHORT_COLUMNS.keys() | {"live", "captions", "preset"}
 
 
+_FIELDS = _OWN_COLUMNS | SubjectEntry.model_fields.keys() | Recipe.model_fields.keys()
 _KNOWN = _OWN_COLUMNS | TABLE_COLUMNS
 
 
@@ -109,6 +117,10 @@ def _subject_rows(table: Delimited, head: ManifestRow, faults: FaultList) -> Ite
         row = ManifestRow({}, *_at(head, line), hints=hints)
         for column, cell in zip(columns, cells, strict=False):
             _place(row, column, _cell(column, cell, table), faults)
+        if str(row.value.get("id", "")).startswith("#"):
+            message = "the row begins with `#`, but tables have no comments"
+            faults.append(ManifestRow({}, *_at(head, line)).fault((), message, "remove the line"))
+            continue
         yield row
     faults += [ManifestRow({}, *_at(head, line)).fault((), *words) for line, *words in table.faults]
 
@@ -137,18 +149,30 @@ def _renamed(columns: Sequence[str]) -> tuple[str, list[str]] | None:
         at = next((at for at, name in enumerate(names) if closest(folded(name), words)), None)
         if at is not None and field not in found.values():
             found.setdefault(at, field)
-    pairs = [f"`{columns[at][:40]}` for `{REQUIRED[found[at]]}`" for at in sorted(found)]
-    right = [REQUIRED[found[at]] if at in found else name for at, name in enumerate(columns)]
+    right = {at: REQUIRED[field] for at, field in found.items()}
+    right = _other_words(names, {*fields, *found.values()}) | right
+    pairs = [f"`{columns[at][:40]}` for `{right[at]}`" for at in sorted(right)]
     added = [REQUIRED[field] for field in missing if field not in found.values()]
     also = f"; `{added[0]}` is missing" if added else ""
-    return f"columns have other names than here: {', '.join(pairs)}{also}", [*right, *added]
+    header = [right.get(at, name) for at, name in enumerate(columns)]
+    return f"columns have other names than here: {', '.join(pairs)}{also}", [*header, *added]
+
+
+def _other_words(columns: Sequence[str], taken: Collection[str]) -> dict[int, str]:
+    """The names that columns should have which name other fields by other words, by position."""
+    found: dict[int, str] = {}
+    for at, column in enumerate(columns):
+        field = meaning(column)
+        name = f"recipe.{field}" if field in Recipe.model_fields else field
+        if name and folded(column) not in _FIELDS and name not in {*taken, *found.values()}:
+            found[at] = name
+    return found
 
 
 def _is_known(column: str) -> bool:
     """Whether a column may be a subject's, if only by a name that is nearly right."""
     name = folded(column)
-    fields = {*_OWN_COLUMNS, *SubjectEntry.model_fields, *Recipe.model_fields}
-    return "." in name or name in fields or closest(name, fields, LIKE_A_FIELD) is not None
+    return "." in name or name in _FIELDS or closest(name, _FIELDS, LIKE_A_FIELD) is not None
 
 
 def _known(column: str) -> str:
@@ -163,7 +187,14 @@ def _hints(columns: Iterable[str]) -> dict[Path, str]:
     names = (*SHORT_COLUMNS, "live", *fields)
     taken = {*names, *SHORT_COLUMNS.values(), *Recipe.model_fields}
     unknown = (one for one in columns if one not in taken and "." not in one)
-    return {(one,): nearest(REQUIRED.get(meaning(one) or "", one), names) for one in unknown}
+    return {(one,): _hint(one, names) for one in unknown}
+
+
+def _hint(column: str, names: Iterable[str]) -> str:
+    meant = meaning(column) or ""
+    if meant in Recipe.model_fields:
+        return f"name it `recipe.{meant}`"
+    return nearest(REQUIRED.get(meant, column), names)
 
 
 def _cell(column: str, text: str, table: Delimited) -> Any:
@@ -180,6 +211,8 @@ def _cell(column: str, text: str, table: Delimited) -> Any:
         return items[0] if len(items) == 1 and column == "photos" else items
     if column.rpartition(".")[2] in _WHOLE and _GROUPED.fullmatch(text):
         return text  # refused as it is written: 1 and 1000 are both possible
+    if column.rpartition(".")[2] in _SWITCHES and text.casefold() in _LOCAL_SWITCHES:
+        return _LOCAL_SWITCHES[text.casefold()]
     if LIST_MARK in text:
         return [parse_scalar(table.number(item.strip())) for item in text.split(LIST_MARK)]
     return parse_scalar(table.number(text))

@@ -137,6 +137,15 @@ def _syntax_fault(error: json.JSONDecodeError, file: str, line: int | None = Non
     )
 
 
+def _no_key(text: str, at: int) -> str:
+    """What stands where the key of an object is expected."""
+    if text.startswith(("//", "/*", "#"), at):
+        return "a comment begins, which JSON does not have,"
+    if text.startswith("}", at):
+        return "a comma stands before the `}`"
+    return "a key in quotes is expected"
+
+
 class _Reader:
     """A JSON reader that records line numbers and reports duplicate keys."""
 
@@ -200,7 +209,7 @@ class _Reader:
             if found:
                 at = self._skip(self._expect(",", at))
             if self._text[at : at + 1] != '"':
-                raise json.JSONDecodeError("a key in quotes is expected", self._text, at)
+                raise json.JSONDecodeError(_no_key(self._text, at), self._text, at)
             start = at
             key, at = self._string(at)
             place = (*path, key)

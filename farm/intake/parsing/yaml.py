@@ -7,8 +7,10 @@ copied, and their expanded size is bounded.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import yaml
@@ -68,7 +70,7 @@ def read_yaml(text: str, file: str, base: str) -> ManifestRows:
                 lines[path] = line
                 lines.update({path + rest: number for rest, number in inner.items()})
     except yaml.YAMLError as error:
-        faults.append(_syntax_fault(error, file))
+        faults.append(_syntax_fault(error, text, file))
     return ManifestRows(ManifestRow(head, file, base, 1, lines), iter(subjects), faults)
 
 
@@ -82,7 +84,15 @@ def _not_a_mapping(file: str, line: int, path: Path) -> Fault:
     )
 
 
-def _syntax_fault(error: yaml.YAMLError, file: str) -> Fault:
+_TAB = re.compile(r" *\t")
+
+
+def _text_of(text: str, index: int) -> str:
+    """One line of a text, by its index."""
+    return next(islice(io.StringIO(text), index, None), "")
+
+
+def _syntax_fault(error: yaml.YAMLError, text: str, file: str) -> Fault:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     words = [getattr(error, part, None) for part in ("problem", "context")]
     message = ", ".join(word for word in words if word) or " ".join(str(error).split())
@@ -90,6 +100,9 @@ def _syntax_fault(error: yaml.YAMLError, file: str) -> Fault:
     if "escape" in message or "hexdecimal" in message:
         message += ": a backslash in double quotes begins an escape"
         remedy = "write paths in single quotes or without quotes, or with slashes"
+    if mark is not None and _TAB.match(_text_of(text, mark.line)):
+        message = "a tab indents this line"
+        remedy = "indent with blanks; what follows this line was not read"
     return Fault(
         file,
         f"not valid YAML: {message}",

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from farm.errors import Fault, PhotoFault
+from farm.intake.captions.above import unread_above
 from farm.intake.captions.files import Caption, Names
 from farm.intake.faults import faults_of, similar_name, validated
 from farm.intake.photos.find import MAX_PHOTOS, Beside, captions_around, find_photos, matches
@@ -136,7 +137,10 @@ def _entries(
             yield from _entry(("photos", index), item, row, faults)
     else:
         what = "empty" if value in ([], {}, "") else "no place of photos"
-        faults.append(row.fault(("photos",), f"`photos` is {what}", "give a folder or a list"))
+        remedy = "give a folder or a list"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            remedy += f'; a name of digits needs quotes: "{value}"'
+        faults.append(row.fault(("photos",), f"`photos` is {what}", remedy))
 
 
 def _beside_the_manifest(
@@ -162,6 +166,8 @@ def _beside_the_manifest(
     close = similar_name(name, names) if beside.budget.take_suggestion() else None
     if close is not None:
         remedy = f"did you mean the folder `{close}`? Else {remedy}"
+        if close.strip() != close and close.strip() == name:
+            remedy = f"rename the folder `{close}`, whose name begins or ends with a blank"
     message = f"`photos` is missing, and there is no folder `{name}` beside the manifest"
     faults.append(row.fault(("photos",), message, remedy))
 
@@ -256,7 +262,10 @@ def _take_from_around(
     base = row.base if "://" in row.base else os.path.abspath(row.base)
     if len(styles) != 1 or any(parent_url(folder) == base.rstrip("/") for folder in folders):
         return
-    captions, own = captions_around(list(folders), styles.pop(), beside)
+    style = styles.pop()
+    if len(folders) == 1 and style.has_tables:
+        faults += _unread_above(next(iter(folders)), found, beside)
+    captions, own = captions_around(list(folders), style, beside)
     faults += own
     _drop_long(captions, row, faults)
     for uri, caption in captions.items():
@@ -266,6 +275,15 @@ def _take_from_around(
         if photo.caption_file is None and folders.get(parent_url(uri)) == photo.path:
             with_text = replace(photo.photo, caption=caption.text)
             found[uri] = ListedPhoto(with_text, photo.path, caption)
+
+
+def _unread_above(folder: str, found: Mapping[str, ListedPhoto], beside: Beside) -> Iterator[Fault]:
+    """A warning if a table above a local folder captions its photos without captions."""
+    silent = (uri for uri, one in found.items() if one.photo.caption is None)
+    names = [posixpath.basename(uri) for uri in silent if parent_url(uri) == folder]
+    rows = beside.above(parent_url(folder)) if names and "://" not in folder else {}
+    if (fault := unread_above(folder, names, rows)) is not None:
+        yield fault
 
 
 def _drop_long(captions: dict[str, Caption], row: ManifestRow, faults: list[Fault]) -> None:
@@ -297,6 +315,7 @@ def _remedy_of_others(names: list[str]) -> str:
         (ARCHIVE_SUFFIXES, "unpack archives"),
         ((".mov", ".mp4", ".avi", ".mkv", ".webm"), "take still frames of videos"),
         ((".icloud",), "download photos that end in .icloud from iCloud first"),
+        ((".lnk", ".webloc"), "copy the photos themselves here: shortcuts do not lead to them"),
         ((".crdownload", ".part", ".download"), "finish downloads"),
     )
     for suffixes, hint in more:

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from threading import Lock
 
 from farm.errors import Fault, FaultList, PhotoFault
+from farm.intake.captions.above import Above, rows_above
 from farm.intake.captions.files import Caption, Captions, is_table_name
 from farm.intake.faults import similar_name
 from farm.intake.photos.budget import LookBudget
@@ -76,7 +77,15 @@ class Beside:
         self.budget = LookBudget()
         self._known: dict[tuple[str, CaptionStyle], tuple[Captions, Listing]] = {}
         self._around: dict[tuple[str, CaptionStyle], tuple[Captions, dict[str, str]]] = {}
+        self._above: dict[str, Above] = {}
         self._lock = Lock()
+
+    def above(self, folder: str) -> Above:
+        """The rows with captions in the tables of a local folder that holds folders of photos."""
+        with self._lock:
+            if folder not in self._above:
+                self._above[folder] = rows_above(folder, _read)
+            return self._above[folder]
 
     def captions(self, folder: str, style: CaptionStyle) -> tuple[Captions, Listing]:
         """The captions of a folder, and its names."""
@@ -221,10 +230,25 @@ def _add_captions(found: Found, listing: Listing, style: CaptionStyle, beside: B
         for name, uri in names.items():
             if (caption := captions.of(name, found.faults)) is not None:
                 found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
+        if found.masks:
+            _use_captioned(found, listing, captions, names)
     if not listing.is_whole:
         # the folder's other captions may be another subject's
         warnings = (replace(fault, severity="warning") for fault in found.faults.whole())
         found.faults = FaultList(warnings)
+
+
+def _use_captioned(
+    found: Found, listing: Listing, captions: Captions, names: dict[str, str]
+) -> None:
+    """Use the pictures with captions among those named as masks: they are photos."""
+    for name in found.masks:
+        uri, caption = listing.siblings.get(name), captions.of(name, found.faults)
+        if uri is not None and caption is not None:
+            names[name] = uri
+            found.captions[uri] = replace(caption, file=join_url(listing.where, caption.file))
+    found.masks = [name for name in found.masks if name not in names]
+    found.uris = [names[name] for name in sorted(names)]
 
 
 def _read(uri: str) -> bytes:

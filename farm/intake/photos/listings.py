@@ -24,7 +24,7 @@ from farm.intake.photos.budget import LOOKS_TOGETHER, LookBudget
 from farm.intake.photos.decode import PHOTO_SUFFIXES
 from farm.intake.photos.files import Links, member_uri, remote_entries
 from farm.intake.photos.litter import is_litter, is_quiet, masks_among, other_forms
-from farm.intake.photos.uris import filesystem_of
+from farm.intake.photos.uris import PATTERN_REMEDY, filesystem_of
 
 __all__ = [
     "ARCHIVE_SUFFIXES",
@@ -235,7 +235,7 @@ def _local_glob(base: str, pattern: str, looks: _Looks) -> Listing:
     found = _expanded(root, pattern.removeprefix(literal).strip("/").split("/"), looks, links)
     names = [name for name in dict.fromkeys(found) if not is_litter(name)]
     if not names:
-        raise PhotoFault(f"nothing matches {shown}", "correct the pattern")
+        raise PhotoFault(f"nothing matches {shown}", PATTERN_REMEDY)
     outside = [name for name in names if links.leave(name)]
     matched = {name: os.path.join(root, name) for name in names if name not in set(outside)}
     beside: dict[str, str] = {}
@@ -342,7 +342,7 @@ def _remote_glob(base: str, pattern: str, looks: _Looks) -> Listing:
     names = [name for name in names if name and not is_litter(name)]
     if not names:
         message = f"nothing matches {looks.shown}, so it holds no photos"
-        raise PhotoFault(message, "correct the pattern")
+        raise PhotoFault(message, PATTERN_REMEDY)
     beside: dict[str, str] = {}
     for folder in _around(names):
         listed = _list_remote(f"{root}/{folder}".rstrip("/"), looks)

@@ -26,6 +26,7 @@ from farm.intake.photos.budget import MAX_PHOTO_BYTES
 __all__ = [
     "ALLOWED_PROTOCOLS",
     "ALLOW_PRIVATE_HOSTS",
+    "PATTERN_REMEDY",
     "allows_private_hosts",
     "check_reference",
     "filesystem_of",
@@ -34,6 +35,10 @@ __all__ = [
     "worker_environment",
 ]
 
+PATTERN_REMEDY = (
+    "correct the pattern: case counts, and in place of braces `{jpg,png}` write a list of patterns"
+)
+"""For a pattern without a match. fsspec's own patterns have no braces either."""
 ALLOWED_PROTOCOLS = (
     *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"),
 )

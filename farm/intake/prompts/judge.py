@@ -19,6 +19,8 @@ __all__ = ["judge_prompts"]
 
 _CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/-]+__")
 """Wildcards of prompt generators: `{sitting|standing}`, `__place__`."""
+_ARTICLE = re.compile(r"(?:an?|the)\s+(?=\S)", re.IGNORECASE)
+_QUOTED = re.compile("[\"'“”„‘«](.+)[\"'“”’»]")
 _BRACES = re.compile(r"\{[^{}]*\}")
 
 
@@ -94,6 +96,13 @@ def _identifier_faults(subject: Subject, place: _Places) -> Iterator[Fault]:
             f"`{subject.class_prompt}` names the subject; the prior set shows the class",
             f"write it without {PLACEHOLDER} and without `{identifier}`",
         )
+    if match := _ARTICLE.match(subject.class_noun):
+        message = f"the class noun `{subject.class_noun}` begins with an article, as prompts do"
+        noun = subject.class_noun[match.end() :]
+        yield place.fault("class_noun", message, f"leave it out: `{noun}`", is_warning=True)
+    if match := _QUOTED.fullmatch(subject.class_noun):
+        message = f"the quotes around the class noun `{subject.class_noun}` are part of it"
+        yield place.fault("class_noun", message, f"leave them out: `{match[1]}`", is_warning=True)
     samples = subject.sample_prompts
     # one prompt of the class alone helps to watch for drift, but not all of them
     if samples and not any(names_identifier(prompt, identifier) for prompt in samples):

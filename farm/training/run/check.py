@@ -6,12 +6,11 @@ that needs no download. Plans and runs check the names against every base; see `
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
-from typing import get_args
 
-from farm.base.names import EMBEDDED, BuiltName, edition_of
+from farm.base.loading import is_at_hand
+from farm.base.names import edition_of
 from farm.base.tokens import prompt_reader
 from farm.intake.manifest import Manifest, all_fit, read_manifest
 from farm.recipe import BASE_RECIPES, FAMILY_RECIPES, Recipe, base_layers
@@ -35,18 +34,13 @@ def read_for_check(
     layers, reader = base_layers(edition_of(base)), prompt_reader(base)
     read = partial(read_manifest, manifest, strict=False, recipe=recipe, **layers, reader=reader)
     found = read()
-    if not _is_at_hand(base) or not _names_modules(found):
+    if not is_at_hand(base) or not _names_modules(found):
         return found
     facts = base_facts(base)
     modules, family = facts.modules, facts.recipe or None
     if family is None and all_fit(found, modules):
         return found
     return read(family_recipe=family, modules=modules)
-
-
-def _is_at_hand(base: str) -> bool:
-    is_built = base in get_args(BuiltName) or edition_of(base) == EMBEDDED
-    return is_built or os.path.isdir(os.path.expanduser(base))
 
 
 def _names_modules(manifest: Manifest) -> bool:

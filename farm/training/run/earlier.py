@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from farm.adapters.registry import Registry
+from farm.base.loading import fingerprint_at_hand, is_at_hand
 from farm.base.names import edition_of
 from farm.base.tokens import prompt_reader
-from farm.errors import FarmError, UserError
+from farm.errors import BaseModelError, FarmError, UserError
 from farm.intake.check import check_manifest
 from farm.intake.manifest import read_manifest
 from farm.locks import Owner, holder
@@ -63,9 +65,27 @@ def refuse_driven(request: RunRequest) -> None:
         asked = settings["request"]
         if (asked.get("base"), asked.get("revision")) != wanted:
             continue
-        owner = holder(store, f"runs/{run_id}/drivers")
-        if owner is not None and _run_id(request, settings.get("base") or {}) == run_id:
+        owner, base = _driver_of(store, run_id), settings.get("base") or {}
+        if owner is None or not _has_weights(request.base, base.get("fingerprint")):
+            continue
+        if _run_id(request, base) == run_id:
             raise driven_elsewhere(run_id, owner)
+
+
+def _driver_of(store: Store, run_id: str) -> Owner | None:
+    """The driver that has a run; None also if its lock cannot be read, which the run itself will
+    report if it is this one."""
+    with suppress(FarmError, OSError):
+        return holder(store, f"runs/{run_id}/drivers")
+    return None
+
+
+def _has_weights(base: str, fingerprint: str | None) -> bool:
+    """Whether a base may have this fingerprint; one on this disk may have been trained again."""
+    try:
+        return not is_at_hand(base) or fingerprint_at_hand(base) == fingerprint
+    except BaseModelError:  # the run itself will report it
+        return False
 
 
 def _run_id(request: RunRequest, base: Mapping[str, Any]) -> str | None:
@@ -140,8 +160,8 @@ def _runs_of(
 
 
 def _settings_of(store: Store, run_id: str) -> Mapping[str, Any]:
-    """A run's settings; damaged ones concern no other run."""
+    """A run's settings; those that are damaged, or may not be read, concern no other run."""
     try:
         return read_settings(store, run_id)
-    except UserError:
+    except (FarmError, OSError):
         return {}

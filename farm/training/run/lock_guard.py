@@ -19,6 +19,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 from farm.errors import FarmError
 from farm.locks import Owner, StoreLock, release_dead
@@ -42,7 +43,7 @@ class LockGuard:
         try:
             # a grandchild in its own session: stopping a Ray job kills the driver's descendants
             starter = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(order)],
+                [sys.executable, "-c", _START, json.dumps(order), _PLACE],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -70,17 +71,22 @@ class LockGuard:
         self._pipe = None
 
 
+_PLACE = str(Path(__file__).absolute().parents[3])
+"""The folder or archive from which the farm is imported."""
 _START = """
 import os, sys
 if os.fork():
     os._exit(0)
+os.chdir("/")
 try:
-    sys.path[0] = os.getcwd()
-    os.chdir("/")
     nothing_is_left = os.read(0, 1)
 except OSError:
     nothing_is_left = False
 if not nothing_is_left:
+    if sys.path[:1] == [""]:
+        del sys.path[0]
+    if sys.argv[2] not in sys.path:
+        sys.path.insert(0, sys.argv[2])
     from farm.training.run.lock_guard import clean_up
     clean_up(sys.argv[1])
 """

@@ -73,6 +73,11 @@ def test_the_shorthand_columns_are_known():
         ("key,klass", "subject,class"),
         ("id,kind,recipe.steps", "id,class,recipe.steps"),
         ("owner,noun", "owner,class,subject"),
+        (
+            "name;species;folder;trigger word;lr",
+            "subject;class;photos;identifier;recipe.learning_rate",
+        ),
+        ("name,name,type,path,dir", "subject,name,class,photos,dir"),
     ],
 )
 def test_a_required_column_under_another_word_is_one_fault_with_the_right_header(

@@ -24,13 +24,16 @@ from farm.training.lane.scratch import scratch_folder, sweep_folders
 from farm.training.run.lock_guard import LockGuard
 
 DRIVER = """
-import sys, time
+import os, sys, tempfile, time
 from farm.storage import Store
 from farm.training.run.lock_guard import LockGuard
 from farm.locks import StoreLock
 from farm.training.lane.scratch import scratch_folder
 store = Store(sys.argv[1])
 lock = StoreLock.take(store, "c", ttl_s=3600)
+if len(sys.argv) > 2:  # the current folder is gone
+    with tempfile.TemporaryDirectory() as gone:
+        os.chdir(gone)
 guard = LockGuard(store, lock)
 folder = scratch_folder("train")
 print(folder.name, flush=True)
@@ -61,13 +64,13 @@ def guards_of(store: Store) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(("sign", "where"), [(signal.SIGKILL, []), (signal.SIGTERM, ["gone"])])
 def test_a_killed_process_group_releases_its_claim_and_folders(
-    tmp_path: Path, sign: signal.Signals
+    tmp_path: Path, sign: signal.Signals, where: list[str]
 ) -> None:
     store = Store(tmp_path / "store")
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, store.url],
+        [sys.executable, "-c", DRIVER, store.url, *where],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -75,7 +78,7 @@ def test_a_killed_process_group_releases_its_claim_and_folders(
     assert process.stdout is not None
     folder = Path(process.stdout.readline().strip())
     assert folder.is_dir()
-    assert not released(store)
+    assert not await_true(lambda: released(store), 1.5 if where else 0.0)
     os.killpg(process.pid, sign)
     process.wait()
     assert await_true(lambda: released(store))

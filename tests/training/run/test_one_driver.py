@@ -20,7 +20,7 @@ from farm.training.run.earlier import refuse_driven
 from farm.training.run.status import run_status
 
 
-def test_a_run_has_one_driver(tmp_path: Path) -> None:
+def test_a_run_has_one_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_manifest(tmp_path / "m", 1)
     prepared = prepare_run(request(manifest, tmp_path / "store"))
     other = StoreLock.take(prepared.store, f"runs/{prepared.run_id}/drivers", ttl_s=60)
@@ -33,6 +33,14 @@ def test_a_run_has_one_driver(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"run {prepared.run_id} is already driven by process"):
         refuse_driven(mine)
     refuse_driven(replace(mine, recipe=QUICK | {"seed": 1}))  # another run of the same manifest
+    store = prepared.store  # damaged runs of the same manifest concern no other
+    store.write("runs/0/run.json", store.read(f"runs/{prepared.run_id}/run.json"))
+    store.write("runs/0/drivers/000001.json", b"{")
+    (tmp_path / "store/runs/1/run.json").mkdir(parents=True)
+    refuse_driven(replace(mine, recipe=QUICK | {"seed": 1}))
+    with monkeypatch.context() as patch:  # the base has other weights now: another run, too
+        patch.setattr("farm.base.loading.fingerprint_build", lambda name: "0" * 64)
+        refuse_driven(mine)
     summary = run_manifest(replace(mine, take_over=True))
     assert summary.committed == 1
     assert not other.renew()

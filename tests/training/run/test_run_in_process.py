@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from support.s3 import BUCKET, CREDENTIALS, flaky_proxy
 
 from farm.adapters.registry import NEW_VERSION, Registry
 from farm.adapters.weights import AdapterWeights
+from farm.cli.commands.demo import _prompts_by_class
 from farm.cli.views.output import print_rich
 from farm.cli.views.plan import plan_table
 from farm.cli.views.run import summary_lines
@@ -311,6 +313,8 @@ def test_a_revoked_adapter_is_named_and_another_recipe_trains_it_anew(
     Registry(Store(tmp_path / "store")).revoke("default", "s001")
     found = prepare_run(request(manifest, tmp_path / "store"))
     assert (found.num_to_train, found.revoked) == (0, ("default/s001",))
+    shown = next(iter(_prompts_by_class(found)))  # by a demo's endpoint, which refuses revoked ones
+    assert shown not in _prompts_by_class(replace(found, revoked=(f"default/{shown}",)))
     summary = execute_run(found)
     assert (summary.reused, summary.revoked) == (5, 1)
     lines = "\n".join(summary_lines(summary, found.store.url))

@@ -71,7 +71,7 @@ class LaneBarrier:
         return cls
 
     @classmethod
-    def remote(cls, **_: Any) -> LaneBarrier:
+    def remote(cls, *_: Any, **__: Any) -> LaneBarrier:
         """Start it."""
         return cls()
 
