@@ -44,6 +44,8 @@ from farm.storage import Store
 
 __all__ = ["ImportRequest", "Imported", "import_adapter"]
 
+BASE_NAME = "base"
+"""In requests, the base by whatever name it has."""
 PEFT_FILES = (PEFT_WEIGHTS, PEFT_CONFIG)
 
 
@@ -96,6 +98,11 @@ def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported
     form, header = describe_file(file)
     identifier, is_assumed = _identifier(request, header)
     record = _record(request, base, identifier, _origin(request.path, file, form))
+    if record.name in (BASE_NAME, base.name):
+        raise UserError(
+            f"--name: an endpoint takes {record.name!r} for the base model itself",
+            "choose another --name",
+        )
     registry = Registry(store)
     _check_name(registry, record, request.replace)
     with tempfile.TemporaryDirectory(prefix="farm-import-") as folder:
@@ -169,6 +176,16 @@ def _folder_tokens(header: Mapping[str, str], noun: str) -> str:
     return words[0] if len(words) > 1 or words != [noun] else ""
 
 
+_NAMES = "use letters from A to Z, digits, dot, dash and underscore"
+_ALLOWED = {
+    "--name": _NAMES,
+    "--namespace": _NAMES,
+    "--class": "write 1 to 100 characters, such as cat",
+    "--identifier": "write one word, such as sks",
+}
+"""What each option may hold."""
+
+
 def _reason(error: ValidationError) -> str:
     """Why a value was refused, without patterns."""
     first = error.errors()[0]
@@ -182,7 +199,7 @@ def _checked(kind: Any, value: str, option: str) -> str:
     except ValidationError as error:
         raise UserError(
             f"{option} {value[:100]!r} is not allowed: {_reason(error)}",
-            "use letters, digits, dot, dash and underscore in names, and one word as identifier",
+            _ALLOWED.get(option, "write 1 to 1,000 characters, with [V]"),
         ) from error
 
 

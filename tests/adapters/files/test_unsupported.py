@@ -15,7 +15,7 @@ from torch import Tensor
 from farm.adapters.files.folder import adapter_files, load_adapter
 from farm.adapters.files.importing import ImportRequest, import_adapter
 from farm.base.loading import load_base
-from farm.errors import AdapterFileError
+from farm.errors import AdapterFileError, UserError
 from farm.storage import Store
 
 Known = dict[str, tuple[int, ...]]
@@ -301,6 +301,28 @@ def test_the_identifier_is_read_from_what_kohyas_header_keeps(
     assert imported.record.identifier == identifier
     assert imported.identifier_assumed is is_assumed
     assert not imported.alpha_assumed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "remedy"),
+    [
+        ({"name": "tiny"}, "takes 'tiny' for the base model itself", "another --name"),
+        ({"name": "base"}, "takes 'base' for the base model itself", "another --name"),
+        ({"name": "käse"}, "--name 'käse' is not allowed", "letters from A to Z"),
+        ({"class_noun": " "}, "--class ' ' is not allowed", "1 to 100 characters"),
+        ({"identifier": "my cat"}, "--identifier 'my cat' is not allowed", "one word"),
+        ({"instance_prompt": " "}, "--prompt ' ' is not allowed", "with [V]"),
+    ],
+)
+def test_words_that_cannot_be_served_are_refused_with_what_to_write(
+    known: Known, tmp_path: Path, changes: dict[str, str], message: str, remedy: str
+) -> None:
+    path = written(tmp_path / "a.safetensors", kohya(known))
+    words = {"name": "tom", "class_noun": "cat", **changes}
+    with pytest.raises(UserError) as refused:
+        import_adapter(Store(str(tmp_path)), load_base("tiny"), ImportRequest(path, **words))
+    assert message in refused.value.message
+    assert remedy in refused.value.remedy
 
 
 def test_a_peft_file_without_its_config_has_an_assumed_strength(
