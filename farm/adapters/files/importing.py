@@ -98,7 +98,7 @@ def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported
     form, header = describe_file(file)
     identifier, is_assumed = _identifier(request, header)
     record = _record(request, base, identifier, _origin(request.path, file, form))
-    if record.name in (BASE_NAME, base.name):
+    if record.name in (BASE_NAME, base.name.rstrip("/").rsplit("/", 1)[-1]):
         raise UserError(
             f"--name: an endpoint takes {record.name!r} for the base model itself",
             "choose another --name",
@@ -122,6 +122,8 @@ def _record(
     request: ImportRequest, base: Base, identifier: str, origin: ImportedFile
 ) -> AdapterRecord:
     noun = _checked(ClassNoun, request.class_noun, "--class")
+    if PLACEHOLDER in noun:
+        raise UserError(f"--class {noun!r} names the subject too", "write the class alone: cat")
     prompt = request.instance_prompt or DEFAULT_INSTANCE_PROMPT
     prompt = _checked(Prompt, prompt.replace(CLASS_NOUN_FIELD, noun), "--prompt")
     prompt = prompt.replace(PLACEHOLDER, identifier)

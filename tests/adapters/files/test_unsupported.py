@@ -309,6 +309,7 @@ def test_the_identifier_is_read_from_what_kohyas_header_keeps(
         ({"name": "tiny"}, "takes 'tiny' for the base model itself", "another --name"),
         ({"name": "base"}, "takes 'base' for the base model itself", "another --name"),
         ({"name": "käse"}, "--name 'käse' is not allowed", "letters from A to Z"),
+        ({"class_noun": "[V] cat"}, "--class '[V] cat' names the subject too", "the class alone"),
         ({"class_noun": " "}, "--class ' ' is not allowed", "1 to 100 characters"),
         ({"identifier": "my cat"}, "--identifier 'my cat' is not allowed", "one word"),
         ({"instance_prompt": " "}, "--prompt ' ' is not allowed", "with [V]"),
