@@ -20,7 +20,7 @@ them.
   the decorators do nothing, and no module is.
 
 In ``sys.modules``, modules of scipy and torch are replaced by ones that import the real one at the
-first use of anything else.
+first use of anything else, and before its submodules, which may rely on it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ QUESTIONS = {
 """Functions that libraries call before they import what the farm's own processes leave out."""
 FOLDER_READER = ("transformers.utils.import_utils", "create_import_structure_from_path")
 """The function that reads what a folder of transformers' models offers."""
+ALONE = frozenset(("torch._dynamo._trace_wrapped_higher_order_op",))
+"""Submodules that do not rely on the package with a substitute; transformers imports them."""
 
 
 class _LaterModule(ModuleType):
@@ -66,6 +68,26 @@ def _real(name: str) -> ModuleType:
     if isinstance(sys.modules.get(name), _LaterModule):
         del sys.modules[name]
     return importlib.import_module(name)
+
+
+class _LoadedLoader(Loader):
+    """Gives a module that its package has imported already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
+def _spec_of_loaded(module: ModuleType) -> ModuleSpec:
+    """A specification by which importlib, which takes the module's own one, loads nothing again."""
+    loader = _LoadedLoader(module)
+    module.__spec__ = ModuleSpec(module.__name__, loader, origin=module.__file__)
+    return module.__spec__
 
 
 class _LeanLoader(Loader):
@@ -93,11 +115,17 @@ class _LeanLoader(Loader):
 
 
 class _LeanFinder(MetaPathFinder):
-    """Finds torch and modules of these libraries where they are, with the loader wrapped."""
+    """Finds torch and modules of these libraries where they are, with the loader wrapped; imports a
+    package that has a substitute before its submodules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        package = fullname.rpartition(".")[0]
+        if isinstance(sys.modules.get(package), _LaterModule) and fullname not in ALONE:
+            _real(package)
+            loaded = sys.modules.get(fullname)
+            return None if loaded is None else _spec_of_loaded(loaded)
         is_torch = fullname == "torch"  # which imports its own parts
         if not is_torch and fullname.partition(".")[0] not in LIBRARIES:
             return None

@@ -4,11 +4,14 @@ which commands import none of them.
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from support.manifests import write_manifest
+
+from farm.model_imports import lean
 
 SCRIPT = """
 import importlib.metadata, sys
@@ -48,6 +51,11 @@ from transformers.loss import loss_for_object_detection as detection
 rows, columns = detection.linear_sum_assignment([[4.0, 1.0], [2.0, 3.0]])
 assert (list(rows), list(columns)) == ([0, 1], [1, 0])
 
+from farm.model_imports.lean import lean_imports
+
+with lean_imports():  # as torchao and torchvision do, which the libraries import
+    from torch._dynamo.utils import is_compile_supported
+
 import torch
 assert torch.distributed.is_available()
 from diffusers.utils.torch_utils import is_compiled_module
@@ -65,6 +73,26 @@ assert torch._dynamo.eval_frame.OptimizedModule is type(compiled)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, torch.compile is wanted at once")
 def test_a_base_loads_without_the_compiler_and_statistics_which_still_work_when_used() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+
+
+def test_a_package_with_a_substitute_is_imported_before_its_submodules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "lean_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from lean_package.part import VALUE\n")
+    (package / "part.py").write_text("from . import other\nVALUE = object()\n")
+    (package / "other.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with lean.lean_imports():
+        lean._stand_in("lean_package")
+        whole, part = sys.modules["lean_package"], import_module("lean_package.part")
+    assert whole.VALUE is part.VALUE is sys.modules["lean_package"].VALUE
+    assert part is sys.modules["lean_package.part"] is sys.modules["lean_package"].part
+    assert part.__spec__ is not None
+    assert part.__spec__.origin == str(package / "part.py")
+    for name in [name for name in sys.modules if name.startswith("lean_package")]:
+        del sys.modules[name]
 
 
 DRIVER = """
