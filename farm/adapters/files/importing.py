@@ -41,11 +41,10 @@ from farm.intake.subject import (
 )
 from farm.keys import digest, file_digest, key_of
 from farm.storage import Store
+from farm.text.safe_names import names_of_base
 
 __all__ = ["ImportRequest", "Imported", "import_adapter"]
 
-BASE_NAME = "base"
-"""In requests, the base by whatever name it has."""
 PEFT_FILES = (PEFT_WEIGHTS, PEFT_CONFIG)
 
 
@@ -98,7 +97,7 @@ def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported
     form, header = describe_file(file)
     identifier, is_assumed = _identifier(request, header)
     record = _record(request, base, identifier, _origin(request.path, file, form))
-    if record.name in (BASE_NAME, base.name.rstrip("/").rsplit("/", 1)[-1]):
+    if record.name in names_of_base(base.name):
         raise UserError(
             f"--name: an endpoint takes {record.name!r} for the base model itself",
             "choose another --name",
