@@ -254,9 +254,9 @@ def test_a_write_to_a_full_disk_leaves_no_half_file(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreUnusable, match="the store is full$"):
+    with pytest.raises(StoreUnusable, match="a/b: the store is full\n"):
         Store(tmp_path).write("a/b", b"x")
-    with pytest.raises(StoreUnusable, match=f"^{tmp_path}: the store is full$"):
+    with pytest.raises(StoreUnusable, match=f"^{tmp_path}: the store is full\n"):
         Store(tmp_path).check_writable()
     assert list((tmp_path / "a").iterdir()) == []
 

@@ -40,5 +40,5 @@ def test_scoring_says_that_it_starts_and_names_scores_as_the_report_does(
 
     monkeypatch.setattr("farm.quality.rescore.score_named", score_named)
     result = CliRunner().invoke(app, ["score", "tom", "--store", str(tmp_path)])
-    assert "scoring tom: " in result.stderr
+    assert "scoring 1 adapter: " in result.stderr
     assert "Class preservation (PRES" in result.stdout

@@ -19,7 +19,6 @@ from farm.cli.options import (
     StoreOption,
 )
 from farm.cli.views.output import note, note_verdicts, print_json, print_table, say
-from farm.text.visible import visible
 
 __all__ = ["register"]
 
@@ -99,7 +98,8 @@ def score(
 
     opened = existing_store(store)
     each = "232 images" if full else "dozens of images"
-    note(f"scoring {', '.join(map(visible, named))}: {each} per adapter, which takes minutes …")
+    adapters = f"{len(named):,} adapter{'' if len(named) == 1 else 's'}"
+    note(f"scoring {adapters}: {each} for each, which takes minutes …")
     cards = score_named(
         opened, named, base_name=base, scorer_name=scorer, dino_name=dino,
         photos_folder=photos, full=full, device=device,

@@ -17,6 +17,7 @@ OURS = (
     r"rendered \d+ subjects into .*",
     r"serving .* at http://.*",
     r" *\d+\.\d s  .*",  # the endpoint's start, with its seconds
+    r"scoring \d+ adapters?: .* images .* …",
     r"warning: .*",
     r"note: the store .* holds nothing yet; .*",
     r"note: The embedded base generates small cartoons: .*",
