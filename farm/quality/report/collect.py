@@ -155,7 +155,7 @@ class _Source:
         """Read everything except the subjects."""
         jobs = read_run_jobs(store, run_id)
         settings = read_settings(store, run_id)
-        timeline = read_timeline(store, run_id, jobs.subjects())
+        timeline = read_timeline(store, run_id, jobs.subjects(), settings.get("starts"))
         registry = Registry(store)
         revoked = revoked_names(registry.revoked_keys(), jobs)
         plan = settings.get("plan") or {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -33,6 +33,8 @@ ENDS: Mapping[str, SpanEnd] = {
     "rejected": "bad",
     "lost": "bad",
 }
+Recorded = Mapping[str, Mapping[str, float]]
+"""By the number of the start."""
 _ON_RAY = re.compile(r".+-\d+-\d+-(\d+\.\d+)")
 """Run, start, number of the lane run, then the place: its node and the lane on it."""
 
@@ -46,11 +48,20 @@ class Start:
     """From its first event to its last, without pauses."""
     num_lanes: int
     """Lanes that held jobs."""
+    recorded: Mapping[str, float] = field(default_factory=dict)
+    """What the driver recorded of it in ``run.json``; without ``seconds`` if it was killed."""
+
+    @property
+    def lived_s(self) -> float:
+        """How long it lived, with loading before its first event and the end after its last. As
+        between two events, more than ``PAUSE_S`` without any was no work: waiting for nodes."""
+        own = float(self.recorded.get("seconds") or 0.0)
+        return own if 0 <= own - self.seconds <= PAUSE_S else self.seconds
 
     @property
     def machine_s(self) -> float:
         """The time of its lanes together; of one machine if none held a job."""
-        return self.seconds * max(1, self.num_lanes)
+        return self.lived_s * max(1, self.num_lanes)
 
 
 @dataclass(frozen=True)
@@ -72,15 +83,20 @@ class Timeline:
         return sum(start.machine_s for start in self.starts)
 
 
-def read_timeline(store: Store, run_id: str, subjects: Mapping[str, str]) -> Timeline:
-    """Built from the ledger; ``subjects`` names the subject of each job key."""
+def read_timeline(
+    store: Store, run_id: str, subjects: Mapping[str, str], recorded: Recorded | None = None
+) -> Timeline:
+    """Built from the ledger; ``subjects`` names the subject of each job key, and ``recorded`` is
+    what drivers recorded of each start."""
     names = groupby(segment_names(store, run_id), epoch_of)
     starts = ((epoch, read_segments(store, run_id, list(own))) for epoch, own in names)
-    return make_timeline(starts, subjects)
+    return make_timeline(starts, subjects, recorded)
 
 
 def make_timeline(
-    starts: Iterable[tuple[int, Iterable[Event]]], subjects: Mapping[str, str]
+    starts: Iterable[tuple[int, Iterable[Event]]],
+    subjects: Mapping[str, str],
+    recorded: Recorded | None = None,
 ) -> Timeline:
     """Spans from each lease to its end, starts one after the other. The events of each start (its
     epoch is given) are iterated once and not kept: a large run has millions."""
@@ -93,30 +109,27 @@ def make_timeline(
         for lane, start, end, job, how in ended:
             start_s, end_s = before_s + clock.at(start), before_s + clock.at(end)
             spans.append(LaneSpan(lane, start_s, end_s, job, subjects.get(job, job), how))
-        found.append(Start(epoch, clock.total, len({span[0] for span in ended})))
+        num_lanes = len({span[0] for span in ended})
+        found.append(Start(epoch, clock.total, num_lanes, (recorded or {}).get(str(epoch), {})))
         before_s += clock.total
     return Timeline(jobs, spans, found)
 
 
 def run_seconds(settings: Mapping[str, Any], timeline: Timeline) -> float:
     """All starts of the run. Those that were killed recorded nothing: the ledger has their time."""
-    recorded = settings.get("starts") or {}
-    total = 0.0
-    for start in timeline.starts:
-        own = (recorded.get(str(start.epoch)) or {}).get("seconds") or 0.0
-        total += max(own, start.seconds)
+    starts = timeline.starts
+    total = sum(max(start.seconds, start.recorded.get("seconds", 0.0)) for start in starts)
     return max(float(settings.get("seconds") or 0.0), total)
 
 
 def device_seconds(settings: Mapping[str, Any], timeline: Timeline) -> float:
     """The time that is paid for: with GPUs, that of the shares that the lanes held; on CPUs, that
     of the machines."""
-    recorded, plan = settings.get("starts") or {}, settings.get("plan") or {}
     total = 0.0
     for start in timeline.starts:
-        own = recorded.get(str(start.epoch)) or plan
-        shares = float(own.get("gpu_fraction") or 0.0) * start.num_lanes
-        total += start.seconds * (shares or float(own.get("num_nodes") or 1))
+        used = start.recorded or settings.get("plan") or {}
+        shares = float(used.get("gpu_fraction") or 0.0) * start.num_lanes
+        total += start.lived_s * (shares or float(used.get("num_nodes") or 1))
     return total
 
 

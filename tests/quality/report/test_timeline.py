@@ -129,11 +129,18 @@ def test_each_start_in_the_ledger_is_paid_for_what_it_used(tmp_path: Path) -> No
         ledger.append("leased", "a", lane="here.0#x")
         ledger.append(last, "a", lane="here.0#x")  # type: ignore[arg-type]
         ledger.flush()
-    timeline = read_timeline(store, "r", {})
-    assert [(start.epoch, start.seconds) for start in timeline.starts] == [(1, 10), (2, 5)]
-    used = {"gpu_fraction": 0.5, "num_nodes": 1}
+    used = {"gpu_fraction": 0.5, "num_nodes": 1.0}
     starts = {"1": used, "2": used | {"seconds": 8.0}, "3": {"seconds": 1.0}}  # 1 was killed
-    settings = {"seconds": 9.0, "plan": None, "starts": starts}
-    assert run_seconds(settings, timeline) == 10 + 8
-    assert device_seconds(settings, timeline) == 0.5 * (10 + 5)
-    assert device_seconds({"plan": {"num_nodes": 2}}, timeline) == 2 * (10 + 5)
+    timeline = read_timeline(store, "r", {}, starts)
+    assert [(start.epoch, start.seconds, start.lived_s) for start in timeline.starts] == [
+        (1, 10, 10),
+        (2, 5, 8),
+    ]
+    assert (timeline.seconds, timeline.machine_s) == (15, 18)
+    assert run_seconds({"seconds": 9.0, "plan": None}, timeline) == 18
+    assert device_seconds({"plan": None}, timeline) == 0.5 * 18
+    unrecorded = read_timeline(store, "r", {})
+    assert device_seconds({"plan": {"num_nodes": 2}}, unrecorded) == 2 * 15
+    waited = read_timeline(store, "r", {}, {"2": used | {"seconds": 6 + PAUSE_S}})
+    assert waited.machine_s == 15
+    assert run_seconds({}, waited) == 10 + 6 + PAUSE_S
