@@ -15,7 +15,7 @@ from torch import Tensor
 
 from farm.quality import scores
 from farm.quality.intervals import MIN_PICTURES, ScoreEstimate
-from farm.quality.verdict import Evidence
+from farm.quality.verdict import ALIKE, Evidence
 
 __all__ = ["EmbeddedImages", "evidence_of", "scores_of"]
 
@@ -73,7 +73,7 @@ def evidence_of(
     gain = _share(fidelity, before, likeness.mean if likeness else 1.0)
     missing = f"Fewer than {MIN_PICTURES} images were generated." if fidelity is None else ""
     if gain is None and not missing:
-        missing = "The scorer cannot distinguish this subject's photos from others of its class."
+        missing = ALIKE
     copy_excess = _share(own["copying"], likeness.nearest if likeness else None, 1.0)
     return Evidence(
         gain=gain,

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "ALIKE",
     "CLASS_PRESERVATION",
     "CLASS_VARIETY",
+    "NO_SCORES",
+    "NO_VERDICT",
     "PROMPT_FIDELITY",
     "SIMILARITY",
     "Evidence",
@@ -53,6 +56,16 @@ COPY_EXCESS = 0.5
 """Copy excess from which the images copy the photos."""
 PROMPT_LOST = 0.75
 """Prompt ratio below which prompts count as ignored."""
+ALIKE = "The scorer cannot distinguish this subject's photos from others of its class."
+"""Why a subject that has scores has no verdict."""
+NO_SCORES = ("No scores were made.", "Run `farm score`, which generates more images.")
+NO_VERDICT = (
+    "There is no verdict on this subject, although it has scores.",
+    "More images do not change this: judge the images yourself, add photos that show what is "
+    "particular about the subject, or run `farm score --dino`, whose scorer distinguishes members "
+    "of a class better.",
+)
+"""Headlines and remedies of adapters without a verdict."""
 DIVERGED_RATIO = 1.5
 """Last evaluation loss over the first."""
 
@@ -76,7 +89,7 @@ class Evidence:
     loss_ratio: float | None = None
     """Last evaluation loss divided by the first."""
     missing: str = ""
-    """The reason if there are no scores."""
+    """The reason if there is no verdict."""
     class_noun: str = "member of its class"
     """The class noun, for the sentences."""
 
@@ -111,12 +124,8 @@ def judge(evidence: Evidence) -> Verdict:
         )
     if evidence.gain is None:
         reason = evidence.missing or "Too few images were generated."
-        return Verdict(
-            "not scored",
-            "No scores were made.",
-            (reason,),
-            ("Run `farm score`, which generates more images.",),
-        )
+        headline, remedy = NO_VERDICT if reason == ALIKE else NO_SCORES
+        return Verdict("not scored", headline, (reason,), (remedy,))
     if evidence.gain < GAIN_NONE:
         return Verdict(
             "never learned",

@@ -60,8 +60,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
         "seconds",
     }
     # the report takes its duration from there
-    recorded = read_settings(Store(folder / "store"), summary["run"])["seconds"]
-    assert round(recorded, 3) == summary["seconds"]
+    settings = read_settings(Store(folder / "store"), summary["run"])
+    assert round(settings["seconds"], 3) == summary["seconds"]
+    (start,) = settings["starts"].values()
+    assert start == {"gpu_fraction": 0.0, "num_nodes": 1, "seconds": settings["seconds"]}
     return manifest, folder / "store", summary["run"]
 
 

@@ -22,7 +22,12 @@ from farm.quality.report.served import read_served
 from farm.quality.report.subject import best_of
 from farm.quality.report.subject_reader import SubjectReader
 from farm.quality.report.thumbs import budget_for
-from farm.quality.report.timeline import Timeline, read_timeline
+from farm.quality.report.timeline import (
+    Timeline,
+    device_seconds,
+    read_timeline,
+    run_seconds,
+)
 from farm.quality.report.trackers import track_run
 from farm.quality.report.view import UNJUDGED, ReportImage, RunView, SubjectRow, SubjectView
 from farm.storage import Store
@@ -150,26 +155,23 @@ class _Source:
         """Read everything except the subjects."""
         jobs = read_run_jobs(store, run_id)
         settings = read_settings(store, run_id)
-        timeline = read_timeline(store, run_id, jobs.subjects())
+        timeline = read_timeline(store, run_id, jobs.subjects(), settings.get("starts"))
         registry = Registry(store)
         revoked = revoked_names(registry.revoked_keys(), jobs)
         plan = settings.get("plan") or {}
         if price is None:
             hardware = (settings.get("request") or {}).get("hardware") or {}
             price = hardware.get("dollars_per_gpu_hour")
-        shares = float(plan.get("gpu_fraction") or 0.0) * len(timeline.lanes)
-        # on CPUs the price is per machine; with GPUs, per share that the lanes held
-        devices = shares or float(plan.get("num_nodes") or 1)
         run = RunView(
             run_id=run_id,
             base=str((settings.get("base") or {}).get("name") or "its base"),
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            # without the time of starts that were killed, which the ledger's events span
-            seconds=max(float(settings.get("seconds") or 0.0), timeline.seconds),
+            seconds=run_seconds(settings, timeline),
             work_s=timeline.seconds,
+            machine_s=timeline.machine_s,
             subjects=(),
             spans=timeline.spans,
-            dollars=None if price is None else price * devices * timeline.seconds / 3600,
+            dollars=None if price is None else price * device_seconds(settings, timeline) / 3600,
             dollars_per_hour=price,
             device=str(plan.get("device") or "cpu"),
             rows_per_s=_rows_per_s(jobs, timeline),

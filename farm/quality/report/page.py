@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from farm.local_files import write_file
 from farm.quality.report import curve
 from farm.quality.report.row_index import index_of, slug
-from farm.quality.report.view import LaneSpan, RunView, SubjectRow, SubjectView
+from farm.quality.report.view import LaneSpan, RunView, SpanEnd, SubjectRow, SubjectView
 from farm.quality.verdict import CLASS_PRESERVATION, PROMPT_FIDELITY, SIMILARITY
 from farm.text.durations import duration
 from farm.text.visible import visible_lines
@@ -35,14 +35,16 @@ LANE_WIDTH = 1000
 SHOWN_LANES = 100
 MOST_BARS = 120
 """Bars of a lane's timeline; more would overlap."""
+BAR_NOTES: dict[SpanEnd, str] = {"ok": "", "stopped": ": not finished", "bad": ": failed"}
 SHOWN_FAILURES = 50
 """Reasons listed at the top of the page."""
 FIRST_ROWS = 25
 """Rows that a large run's table shows before its index is read; a page of the table."""
-Bar = tuple[float, float, str, bool]
+Bar = tuple[float, float, str, SpanEnd]
 SCORE_NAMES = {"gain": SIMILARITY, "prompt": PROMPT_FIDELITY, "kept": CLASS_PRESERVATION}
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*(?: [\d.]*\d)?")
 """A command's option and its number; a line break inside would make it unreadable."""
+_CODE = re.compile(r"`([^`\n]+)`")
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def _environment() -> Environment:
     environment.filters["duration"] = duration
     environment.filters["slug"] = slug
     environment.filters["grouped"] = "{:,.0f}".format
-    environment.filters["options"] = _unbroken_options
+    environment.filters["marked"] = _marked
     environment.globals.update(loss_plot=_plot, plot_width=curve.WIDTH, plot_height=curve.HEIGHT)
     environment.globals.update(score=SCORE_NAMES, shown_failures=SHOWN_FAILURES)
     return environment
@@ -193,9 +195,16 @@ def _shown(value: object) -> object:
     return visible_lines(value) if type(value) is str else value
 
 
+def _marked(text: str) -> Markup:
+    """Escaped text in which what stands between backticks is code."""
+    parts = [_unbroken_options(part) for part in _CODE.split(visible_lines(text))]
+    parts[1::2] = [Markup("<code>{}</code>").format(part) for part in parts[1::2]]
+    return Markup("").join(parts)
+
+
 def _unbroken_options(text: str) -> Markup:
     """Escaped text in which each option of a command stays on one line."""
-    parts = _OPTION.sub(r"\0\g<0>\0", visible_lines(text)).split("\0")
+    parts = _OPTION.sub(r"\0\g<0>\0", text).split("\0")
     marked = [
         Markup('<span class="option">{}</span>').format(part) if index % 2 else escape(part)
         for index, part in enumerate(parts)
@@ -217,8 +226,8 @@ def _lane_rows(run: RunView) -> list[tuple[str, int, list[Bar]]]:
 
 
 def _bars(spans: Sequence[LaneSpan], scale: float) -> list[Bar]:
-    """A lane's spans as (x, width, text, succeeded) in a view box LANE_WIDTH wide. Of a lane with
-    many jobs, those that begin in the same piece of the width share a bar."""
+    """A lane's spans as (x, width, text, end) in a view box LANE_WIDTH wide. Of a lane with many
+    jobs, those that begin in the same piece of the width share a bar."""
     pieces: dict[int, list[LaneSpan]] = {}
     is_long = len(spans) > MOST_BARS
     for number, span in enumerate(spans):
@@ -229,7 +238,9 @@ def _bars(spans: Sequence[LaneSpan], scale: float) -> list[Bar]:
         start, end = min(job.start_s for job in jobs), max(job.end_s for job in jobs)
         text = jobs[0].subject if len(jobs) == 1 else f"{len(jobs)} jobs"
         width = round(max((end - start) * scale, 1.5), 1)
-        bars.append((round(start * scale, 1), width, text, all(job.ended_well for job in jobs)))
+        ends: set[SpanEnd] = {job.how for job in jobs}
+        how: SpanEnd = "bad" if "bad" in ends else "stopped" if "stopped" in ends else "ok"
+        bars.append((round(start * scale, 1), width, text + BAR_NOTES[how], how))
     return bars
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farm.quality.report.bars import Bar, card_bars, class_preservation, score_rows, share
-from farm.quality.verdict import Label
+from farm.quality.verdict import ALIKE, NO_SCORES, NO_VERDICT, Label
 
 __all__ = ["VERDICT_ORDER", "ReportImage", "SubjectRow", "SubjectView", "best_of"]
 
@@ -99,9 +99,9 @@ class SubjectView:
             return "There is no adapter."
         if self.verdict == "unfinished":
             return f"Not finished: {self.status}."
-        if not self.card:
-            return "No scores were made."
-        return str(self.card.get("verdict", {}).get("headline", "No scores were made."))
+        if ALIKE in self.reasons:  # cards of earlier versions say that there are no scores
+            return NO_VERDICT[0]
+        return str((self.card or {}).get("verdict", {}).get("headline", NO_SCORES[0]))
 
     @property
     def reasons(self) -> list[str]:
@@ -121,6 +121,8 @@ class SubjectView:
         card = self.card or {}
         if "missing" in card:
             return [card["remedy"]] if card.get("remedy") else []
+        if ALIKE in self.reasons:
+            return [NO_VERDICT[1]]
         return list(card.get("verdict", {}).get("remedies", []))
 
     @property

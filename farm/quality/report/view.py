@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from farm.adapters.registry import NEW_VERSION
 from farm.base.names import EMBEDDED_NOUNS, verdict_note
@@ -27,6 +28,7 @@ __all__ = [
     "LaneSpan",
     "ReportImage",
     "RunView",
+    "SpanEnd",
     "SubjectRow",
     "SubjectView",
     "UNJUDGED",
@@ -35,6 +37,14 @@ __all__ = [
 
 UNJUDGED: frozenset[str] = frozenset({"not scored", "unfinished"})
 """Verdicts that contain no information about learning."""
+SpanEnd = Literal["ok", "stopped", "bad"]
+"""How a job's time on a lane ended: with an adapter, unfinished but kept, or in a failure."""
+COUNTED = {
+    "partly learned": "partly",
+    "class forgotten": "with a forgotten class",
+    "copies its photos": "copying photos",
+}
+"""Verdicts in the headline, where they follow a number; the others as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,7 @@ class LaneSpan:
     end_s: float
     job: str
     subject: str
-    ended_well: bool
+    how: SpanEnd
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,9 @@ class RunView:
     rows_per_s: float | None = None
     work_s: float | None = None
     """From the first job to the last event, the time of ``spans``; None means ``seconds``."""
+    machine_s: float | None = None
+    """The time of all lanes together, each in its own start; None means that each lane lived for
+    the whole ``lane_s``."""
     notes: Sequence[str] = ()
     """What the page could not show, and why."""
     farm_version: str = ""
@@ -121,16 +134,13 @@ class RunView:
     @property
     def headline(self) -> str:
         """The run in one sentence."""
-        judged = [one for one in self.subjects if one.verdict not in UNJUDGED]
-        if not judged:
-            num = len(self.subjects)
-            return f"{self.num_committed:,} of {num:,} {_subjects(num)} trained."
-        counts = Counter(one.verdict for one in judged)
-        partly, rest = counts["partly learned"], len(self.subjects) - len(judged)
-        tail = f", {partly:,} partly" if partly else ""
-        tail += f"; {rest:,} not scored" if rest else ""
-        well, subjects = counts["learned well"], _subjects(len(judged))
-        return f"{well:,} of {len(judged):,} {subjects} learned well{tail}."
+        total = f"{len(self.subjects):,} {_subjects(len(self.subjects))}"
+        nums = {one.label: one.num for one in self.verdicts}
+        if not nums.keys() - UNJUDGED:
+            return f"{self.num_committed:,} of {total} trained."
+        well = nums.pop("learned well", 0)
+        others = [f", {num:,} {COUNTED.get(label, label)}" for label, num in nums.items()]
+        return f"{well:,} of {total} learned well{''.join(others)}."
 
     @property
     def revoked_note(self) -> str:
@@ -176,13 +186,20 @@ class RunView:
         return self.seconds if self.work_s is None else self.work_s
 
     @property
+    def lanes_s(self) -> float:
+        """The time of all lanes together."""
+        if self.machine_s is not None:
+            return self.machine_s
+        return self.lane_s * max(len(self.lanes), 1)
+
+    @property
     def utilisation(self) -> float | None:
         """Share of the lanes' time in which they held at least one job."""
-        if not self.spans or self.lane_s <= 0:
+        if not self.spans or self.lanes_s <= 0:
             return None
         by_lane = self.spans_by_lane
         busy = sum(_union([(s.start_s, s.end_s) for s in spans]) for spans in by_lane.values())
-        return min(1.0, busy / (self.lane_s * len(by_lane)))
+        return min(1.0, busy / self.lanes_s)
 
     @property
     def seconds_a_subject(self) -> float | None:
@@ -190,7 +207,7 @@ class RunView:
         trained = self.num_committed - self.num_reused
         if not trained:
             return None
-        return self.lane_s * max(len(self.lanes), 1) / trained
+        return self.lanes_s / trained
 
     @property
     def saved_steps(self) -> tuple[int, int]:

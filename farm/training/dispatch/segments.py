@@ -20,6 +20,7 @@ from farm.training.dispatch.job_state import Event
 __all__ = [
     "SUFFIX",
     "Position",
+    "epoch_of",
     "ledger_folder",
     "num_events",
     "read_events",
@@ -51,6 +52,12 @@ def ledger_folder(run_id: str) -> str:
 def segment_name(epoch: int, number: int) -> str:
     """The name of a segment, without its suffix."""
     return f"{epoch:06d}-{number:06d}"
+
+
+def epoch_of(segment: str) -> int:
+    """The epoch of a segment: the number of the start that wrote it."""
+    number = segment.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def segment_names(store: Store, run_id: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from farm.adapters.registry import Registry
 from farm.errors import LaneLost, StoreError, StoreUnusable, UserError
@@ -172,22 +173,31 @@ def write_run_files(prepared: PreparedRun, lock: StoreLock) -> None:
     asked = asdict(replace(request, make_judge=None))
     del asked["make_judge"]  # code, not a setting
     asked["cards"] = request.make_judge is not None
+    before = _starts_before(store, run_id)
+    if plan is not None:
+        used = {name: plan[name] for name in ("gpu_fraction", "num_nodes")}
+        before["starts"] = before["starts"] | {str(lock.number): used}
     write_settings(
         store,
         run_id,
         {"request": asked, "base": asdict(prepared.base), "plan": plan}
-        | {"epoch": lock.number, "started": time.time(), "seconds": _seconds_before(store, run_id)},
+        | {"epoch": lock.number, "started": time.time()}
+        | before,
     )
     fingerprint = prepared.base.fingerprint
     if not store.exists(f"bases/{fingerprint}.json"):
         store.write_json(f"bases/{fingerprint}.json", asdict(prepared.base))
 
 
-def _seconds_before(store: Store, run_id: str) -> float:
-    """What earlier starts of the run took. A damaged file is about to be replaced."""
+def _starts_before(store: Store, run_id: str) -> dict[str, Any]:
+    """What earlier starts of the run took and used. A damaged file is about to be replaced."""
+    settings: dict[str, Any] = {}
     with suppress(UserError):
-        return float(read_settings(store, run_id).get("seconds") or 0.0)
-    return 0.0
+        settings = read_settings(store, run_id)
+    return {
+        "seconds": float(settings.get("seconds") or 0.0),
+        "starts": settings.get("starts") or {},
+    }
 
 
 def record_seconds(prepared: PreparedRun, lock: StoreLock, seconds: float) -> None:
@@ -195,7 +205,10 @@ def record_seconds(prepared: PreparedRun, lock: StoreLock, seconds: float) -> No
     settings = read_settings(prepared.store, prepared.run_id)
     if settings.get("epoch") == lock.number:
         total = float(settings.get("seconds") or 0.0) + seconds
-        write_settings(prepared.store, prepared.run_id, settings | {"seconds": total})
+        starts = settings.get("starts") or {}
+        own = (starts.get(str(lock.number)) or {}) | {"seconds": seconds}
+        recorded = {"seconds": total, "starts": starts | {str(lock.number): own}}
+        write_settings(prepared.store, prepared.run_id, settings | recorded)
 
 
 def point_names(prepared: PreparedRun) -> None:

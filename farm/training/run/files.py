@@ -7,7 +7,7 @@ jobs, and restart its driver.
     runs/<run_id>/manifest.parquet    the resolved manifest
     runs/<run_id>/jobs.jsonl.gz       its jobs and the names of their adapters (``job_files``)
     runs/<run_id>/jobs.index.json.gz  an index of the jobs
-    runs/<run_id>/run.json            settings and plan of the last start
+    runs/<run_id>/run.json            settings and plan of the last start, time of each
     runs/<run_id>/drivers/            locks: which process is its driver
     runs/<run_id>/requests/           requests of `farm cancel` and `farm retry`
 """
@@ -87,7 +87,11 @@ def _is_settings(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     parts = [value.get(name) or {} for name in ("request", "base", "plan")]
+    starts = value.get("starts") or {}
+    if not isinstance(starts, dict) or not all(isinstance(one, dict) for one in starts.values()):
+        return False
     times = [value.get(name) or 0 for name in ("started", "seconds")]
+    times += [number for one in starts.values() for number in one.values()]
     return all(isinstance(one, dict) for one in parts) and all(
         isinstance(one, int | float) for one in times
     )

@@ -118,3 +118,13 @@ def test_classes_that_the_embedded_base_does_not_know_are_named() -> None:
     assert EMBEDDED_VERDICTS not in render(replace(run, base="sd15"))
     assert "does not know" not in render(replace(run, base="sd15"))
     assert "does not know" not in render(replace(run, subjects=subjects[1:2]))
+
+
+def test_what_messages_put_between_backticks_is_code() -> None:
+    remedy = "Run `farm run m.yaml --set seed=1`, not `<b>`, or pass --slots 2."
+    subject = SubjectView("a", "a", "default", "cat", "rejected", reason="r", remedy=remedy)
+    page = render(RunView("r", "b", "now", 3.0, [subject]))
+    shown = re.sub(r'<span class="option">|</span>', "", page)
+    assert shown.count("<code>farm run m.yaml --set seed=1</code>, not <code>&lt;b&gt;</code>") == 2
+    assert '<span class="option">--slots 2</span>' in page
+    assert "`" not in page.partition("<script>")[0]

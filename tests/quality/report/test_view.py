@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.quality.finished_run import make_run
 
+from farm.quality.ratios import evidence_of
 from farm.quality.report.curve import HEIGHT, WIDTH, loss_plot
 from farm.quality.report.view import LaneSpan, RunView, SubjectView
+from farm.quality.verdict import ALIKE, NO_SCORES, NO_VERDICT, judge
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,11 @@ def test_every_subject_is_counted_under_one_verdict(run: RunView) -> None:
     partly = sum(one.num for one in run.verdicts if one.label == "partly learned")
     assert partly
     well = run.verdicts[0].num
-    assert run.headline == f"{well} of 16 subjects learned well, {partly} partly."
+    others = (
+        f"{partly} partly, 1 with a forgotten class, 1 copying photos, 1 never learned, "
+        "1 diverged, 2 failed"
+    )
+    assert run.headline == f"{well} of 16 subjects learned well, {others}."
 
 
 def test_failures_of_one_reason_stand_together(run: RunView) -> None:
@@ -34,7 +40,7 @@ def test_failures_of_one_reason_stand_together(run: RunView) -> None:
 
 
 def test_overlapping_jobs_of_a_lane_are_counted_once() -> None:
-    spans = [LaneSpan("l", 0, 6, "a", "a", True), LaneSpan("l", 2, 8, "b", "b", True)]
+    spans = [LaneSpan("l", 0, 6, "a", "a", "ok"), LaneSpan("l", 2, 8, "b", "b", "ok")]
     run = RunView("r", "b", "", 10.0, [], spans)
     assert run.utilisation == pytest.approx(0.8)
 
@@ -58,6 +64,22 @@ def test_a_card_without_scores_says_why() -> None:
     assert subject.verdict == "not scored"
     assert subject.reasons == ["The card could not be judged: x"]
     assert subject.bars == []
+
+
+def test_a_subject_that_the_scorer_cannot_distinguish_has_scores_and_no_verdict() -> None:
+    evidence = evidence_of("clip", {}, {}, None, ())
+    assert judge(evidence).headline == NO_SCORES[0]
+    verdict = judge(replace(evidence, missing=ALIKE, prompt_ratio=0.99)).to_json()
+    assert (verdict["headline"], verdict["remedies"]) == (NO_VERDICT[0], [NO_VERDICT[1]])
+    old = verdict | {"headline": NO_SCORES[0], "remedies": [NO_SCORES[1]]}
+    for one in (verdict, old):
+        card = {"evidence": {"prompt_ratio": 0.99}, "verdict": one}
+        subject = SubjectView("a", "a", "default", "bird", "committed", card=card)
+        assert (subject.headline, subject.remedies) == (NO_VERDICT[0], [NO_VERDICT[1]])
+        assert subject.why_not_scored == ALIKE
+        well = replace(subject, card={"verdict": {"label": "learned well"}})
+        run = RunView("r", "b", "", 10.0, [well, subject])
+        assert run.headline == "1 of 2 subjects learned well, 1 not scored."
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=600))

@@ -152,7 +152,7 @@ def make_run(num: int, *, num_failed: int = 2, budget: ThumbBudget = SPARE) -> R
                 clock[lane] + length,
                 subject.job_key,
                 subject.id,
-                subject.status == "committed",
+                "ok" if subject.status == "committed" else "bad",
             )
         )
         clock[lane] += length + rng.uniform(0, 1)
