@@ -49,6 +49,11 @@ WEIGHTED_PARTS = (
     "transformer",
 )
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+SINGLE_REMEDY = (
+    "convert it with diffusers, and name the folder: "
+    "`StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)`, for other families "
+    "with their own pipeline"
+)
 FETCHED_ENDINGS = (".json", ".txt", ".safetensors", ".model", ".jinja")
 HUB_VARIANTS = ["*.fp16*", "*.non_ema*"]
 """Copies of weights in other forms; fetched only if a part has no others."""
@@ -136,7 +141,10 @@ def resolve_folder(
     if os.path.isdir(os.path.expanduser(name)):
         refuse_revision(name, revision)
         return _checked(Path(name).expanduser(), name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    names_file = name.lower().endswith((".safetensors", *PICKLED))
+    if os.path.isfile(os.path.expanduser(name)):
+        raise BaseModelError(f"{name} is one file, not a folder in diffusers' form", SINGLE_REMEDY)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not names_file:
         return _checked(_fetch_hub(name, revision, fetched), name)
     raise BaseModelError(
         f"there is no base {name!r}",

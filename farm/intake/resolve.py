@@ -7,7 +7,7 @@ names are found in ``manifest.py``; pixels are checked in ``check.py``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from farm.intake.subject import (
     Subject,
     names_identifier,
 )
+from farm.text.safe_names import names_of_base
 
 __all__ = ["ResolvedSubject", "Resolver", "unexpected"]
 
@@ -137,6 +138,7 @@ class Resolver:
         found, refused = validated(SubjectEntry, row.value, row)
         is_refused = bool(refused)
         faults = FaultList(refused, MAX_SUBJECT_FAULTS)
+        faults += _name_faults(row, self._reader)
         entry = found or SubjectEntry.model_validate(
             {**_kept(row.value), "id": slug(str(row.value.get("id", "")))}
         )
@@ -262,6 +264,13 @@ def _kept(value: Mapping[str, Any]) -> dict[str, Any]:
             continue
         kept[field] = value[field]
     return kept
+
+
+def _name_faults(row: ManifestRow, reader: Reader | None) -> Iterator[Fault]:
+    name = row.value.get("id")
+    if name in names_of_base("" if reader is None else reader.base):
+        message = f"an endpoint takes `{name}` for the base model itself, not for this subject"
+        yield row.fault(("id",), message, f"choose another name, such as `{name}-1`")
 
 
 def _count_faults(subject: Subject, row: ManifestRow) -> list[Fault]:

@@ -7,7 +7,6 @@ ray, so that a config can be checked anywhere.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,10 +17,9 @@ from farm.recipe import Quantization
 from farm.serving.access.limits import Limits
 from farm.serving.config import EngineConfig
 from farm.serving.http.connections import ConnectionLimits
+from farm.text.safe_names import public_base_id
 
-__all__ = ["EndpointConfig", "ReplicaConfig", "public_base_id"]
-
-_NOT_PUBLIC = re.compile(r"[^A-Za-z0-9_.\-]+")
+__all__ = ["EndpointConfig", "ReplicaConfig"]
 
 
 class ReplicaConfig(BaseModel):
@@ -113,9 +111,3 @@ class EndpointConfig(BaseModel):
         if self.cache_folder:
             return Path(self.cache_folder).expanduser()
         return cache_folder() / f"adapters-{os.geteuid()}"
-
-
-def public_base_id(base: str) -> str:
-    """The last part of a base's name, so that no path or bucket is revealed."""
-    last = base.rstrip("/").rsplit("/", 1)[-1]
-    return _NOT_PUBLIC.sub("-", last).strip("-.") or "base"

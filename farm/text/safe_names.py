@@ -14,7 +14,9 @@ __all__ = [
     "SAFE_NAME",
     "is_job_key",
     "is_safe_name",
+    "names_of_base",
     "only_in_case",
+    "public_base_id",
 ]
 
 MAX_NAME_LENGTH = 128
@@ -30,6 +32,8 @@ publish under names that manifests do not allow."""
 JOB_KEY = r"[0-9a-f]{32}"
 """A key of ``farm.keys.key_of``."""
 
+_NOT_PUBLIC = re.compile(r"[^A-Za-z0-9_.\-]+")
+
 
 def only_in_case(name: str, other: str) -> str:
     """How two names are described that a disk which ignores case cannot keep apart."""
@@ -44,3 +48,14 @@ def is_safe_name(text: str) -> bool:
 def is_job_key(text: str) -> bool:
     """Whether a text has the form of a job key."""
     return re.fullmatch(JOB_KEY, text) is not None
+
+
+def public_base_id(base: str) -> str:
+    """The last part of a base's name, so that no path or bucket is revealed."""
+    last = base.rstrip("/").rsplit("/", 1)[-1]
+    return _NOT_PUBLIC.sub("-", last).strip("-.") or "base"
+
+
+def names_of_base(base: str) -> tuple[str, str]:
+    """What an endpoint takes for the base itself, so that no adapter may have these names."""
+    return "base", public_base_id(base)

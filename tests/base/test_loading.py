@@ -77,6 +77,21 @@ def test_an_unknown_base_is_refused(name: str, message: str) -> None:
         load_base(name)
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_single_file_is_called_one_and_never_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"models/dream.{suffix}"  # as short as a hub id
+    with pytest.raises(BaseModelError, match="there is no base"):
+        load_base(name)
+    Path("models").mkdir()
+    Path(name).write_bytes(b"x")
+    with pytest.raises(BaseModelError, match="is one file, not a folder") as refused:
+        load_base(name)
+    assert "from_single_file" in refused.value.remedy
+
+
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=r"model_index\.json"):
         load_base(str(tmp_path))

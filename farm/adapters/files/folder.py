@@ -201,8 +201,12 @@ def adapter_files(path: Path) -> list[Path]:
             return [root / PEFT_WEIGHTS, *_peft_files(root.glob("text_encoder*"))]
     # components saved one by one, or an adapter that PEFT saved under a name of its own
     inner = _peft_files(path.glob("*/"))
-    if inner and all(file.parent.name in COMPONENT_NAMES for file in inner):
-        return sorted(inner, key=lambda file: file.parent.name.startswith("text_encoder"))
+    found = {name: _component_files(path / name) for name in sorted(COMPONENT_NAMES)}
+    parts = [file for files in found.values() for file in files]
+    if parts and all(file in parts for file in inner):
+        if any(len(files) > 1 for files in found.values()):
+            raise _no_adapter(path, parts)
+        return sorted(parts, key=lambda file: _is_text(file, path))
     if len(inner) == 1:
         return adapter_files(inner[0].parent)
     single = sorted(
@@ -213,6 +217,16 @@ def adapter_files(path: Path) -> list[Path]:
     if len(single) == 1:
         return single
     raise _no_adapter(path, single or inner)
+
+
+def _component_files(folder: Path) -> list[Path]:
+    """The adapters of one component, which PEFT saves in its folder or, if they have names, in
+    folders of these names below it."""
+    return _peft_files([folder]) or _peft_files(folder.glob("*/"))
+
+
+def _is_text(file: Path, root: Path) -> bool:
+    return file.relative_to(root).parts[0].startswith("text_encoder")
 
 
 def _peft_files(folders: Iterable[Path]) -> list[Path]:

@@ -41,6 +41,7 @@ from farm.intake.subject import (
 )
 from farm.keys import digest, file_digest, key_of
 from farm.storage import Store
+from farm.text.safe_names import names_of_base
 
 __all__ = ["ImportRequest", "Imported", "import_adapter"]
 
@@ -96,6 +97,11 @@ def import_adapter(store: Store, base: Base, request: ImportRequest) -> Imported
     form, header = describe_file(file)
     identifier, is_assumed = _identifier(request, header)
     record = _record(request, base, identifier, _origin(request.path, file, form))
+    if record.name in names_of_base(base.name):
+        raise UserError(
+            f"--name: an endpoint takes {record.name!r} for the base model itself",
+            "choose another --name",
+        )
     registry = Registry(store)
     _check_name(registry, record, request.replace)
     with tempfile.TemporaryDirectory(prefix="farm-import-") as folder:
@@ -115,6 +121,8 @@ def _record(
     request: ImportRequest, base: Base, identifier: str, origin: ImportedFile
 ) -> AdapterRecord:
     noun = _checked(ClassNoun, request.class_noun, "--class")
+    if PLACEHOLDER in noun:
+        raise UserError(f"--class {noun!r} names the subject too", "write the class alone: cat")
     prompt = request.instance_prompt or DEFAULT_INSTANCE_PROMPT
     prompt = _checked(Prompt, prompt.replace(CLASS_NOUN_FIELD, noun), "--prompt")
     prompt = prompt.replace(PLACEHOLDER, identifier)
@@ -169,6 +177,16 @@ def _folder_tokens(header: Mapping[str, str], noun: str) -> str:
     return words[0] if len(words) > 1 or words != [noun] else ""
 
 
+_NAMES = "use letters from A to Z, digits, dot, dash and underscore"
+_ALLOWED = {
+    "--name": _NAMES,
+    "--namespace": _NAMES,
+    "--class": "write 1 to 100 characters, such as cat",
+    "--identifier": "write one word, such as sks",
+}
+"""What each option may hold."""
+
+
 def _reason(error: ValidationError) -> str:
     """Why a value was refused, without patterns."""
     first = error.errors()[0]
@@ -182,7 +200,7 @@ def _checked(kind: Any, value: str, option: str) -> str:
     except ValidationError as error:
         raise UserError(
             f"{option} {value[:100]!r} is not allowed: {_reason(error)}",
-            "use letters, digits, dot, dash and underscore in names, and one word as identifier",
+            _ALLOWED.get(option, "write 1 to 1,000 characters, with [V]"),
         ) from error
 
 
@@ -206,8 +224,8 @@ def _origin(path: Path, file: Path, form: str) -> ImportedFile:
     is_peft = file.name == PEFT_FILES[0]
     if not is_peft:
         return ImportedFile(file=file.name, sha256=file_digest(file), form=form)
-    is_component = path.is_dir() and file.parent.name in COMPONENT_NAMES
-    folder = file.parent.parent if is_component else file.parent
+    is_component = path.is_dir() and file.relative_to(path).parts[0] in COMPONENT_NAMES
+    folder = path if is_component else file.parent
     found = sorted(one for name in PEFT_FILES for one in folder.rglob(name))
     sha256 = digest({str(one.relative_to(folder)): file_digest(one) for one in found})
     name = (path if path.is_dir() else folder).resolve().name

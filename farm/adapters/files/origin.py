@@ -38,12 +38,15 @@ MARKS = (
     (re.compile(r"context_refiner|noise_refiner"), "Z-Image"),
     (re.compile(r"text_fusion|txtfusion|transformer_blocks\.\d+\.attn\.to_gate"), "Krea 2"),
     (re.compile(r"to_qkv_mlp_proj|\bff(_context)?[._]linear_(in|out)"), "FLUX.2"),
+    (re.compile(r"motion_modules"), "AnimateDiff's motion modules"),
+    (re.compile(r"joint_blocks"), "Stable Diffusion 3"),
+    (re.compile(r"(?:^|[._])blocks[._]\d+[._](?:self|cross)_attn[._][qkvo]$"), "Wan"),
     (re.compile(r"double_blocks|single_blocks|single_transformer_blocks"), "FLUX"),
     (re.compile(r"txt_mlp|img_mlp"), "Qwen-Image"),
 )
 """Families by names of layers, where no width decides."""
 SECOND_TEXT = re.compile(r"^lora_te2_|^text_encoder_2\.")
-SOME_TRANSFORMER = re.compile(r"^transformer\.|joint_blocks")
+SOME_TRANSFORMER = re.compile(r"^transformer\.")
 UNNAMED = "another family"
 
 

@@ -43,6 +43,8 @@ _PARTS = (
 """Splits a tensor's key into its layer and its part of that layer."""
 WRAPPERS = ("base_model.model.", "_orig_mod.", "model.diffusion_model.", "diffusion_model.")
 """Levels that PEFT, torch.compile and ComfyUI add to module names."""
+_PARALLEL = re.compile(r"(?:^|(?<=\.))(?:module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Levels that torch's data parallelism, FSDP and checkpointing add."""
 
 
 @dataclass
@@ -193,8 +195,7 @@ def _part_of(key: str) -> tuple[re.Match[str] | None, str]:
 def _bare(layer: str) -> str:
     for wrapper in WRAPPERS:
         layer = layer.replace(wrapper, "")
-    # the first level is torch's data parallelism
-    return original_name(layer.removeprefix("module."))
+    return original_name(_PARALLEL.sub("", layer))
 
 
 def _alphas_by_layer(contents: _Contents, names: Mapping[str, str], path: Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from farm.adapters.file_names import PEFT_CONFIG
 from farm.errors import AdapterFileError
 
 __all__ = ["PICKLE_REMEDY", "is_foreign", "unknown_tensor", "unreadable_file"]
@@ -34,6 +35,8 @@ _HEADS = (
 )  # fmt: skip
 _UNFINISHED = (".crdownload", ".part", ".partial", ".download", ".incomplete", ".aria2")
 """Suffixes of browsers and download tools for files that are not complete."""
+_CUT_SHORT = ("incomplete metadata", "invalid header length", "header too small")
+"""In the safetensors library's messages on files that are shorter or longer than they say."""
 _SPACE = b"\xef\xbb\xbf \t\r\n"
 _SIZE_BYTES = 8
 """A safetensors file begins with the size of its header, whose upper half is zero."""
@@ -52,7 +55,13 @@ _OTHER_KINDS = (
     (re.compile(r"\.(?:[ab][12]|bm[12])\.weight$"), "a GLoRA adapter"),
     (re.compile(r"\.on_input$"), "an (IA)³ adapter: it scales activations"),
     (re.compile(r"vera_lambda"), "a VeRA adapter: its matrices are not in the file"),
-    (re.compile(r"lora_embedding_"), "an adapter of a token embedding"),
+    (
+        re.compile(r"lora_embedding_|(?:token|position)_embedding\.(?:lora|hada|lokr|alpha)"),
+        "an adapter of the text encoder's embeddings",
+    ),
+    (re.compile(r"^(?:lora_)?vae[._].*\.(?:lora|hada|lokr|alpha)"), "an adapter of the VAE"),
+    (re.compile(r"^\d+\.to_\w+_lora\."), "the LoRA of an IP-Adapter, which needs the rest of it"),
+    (re.compile(r"^lora_controlnet$"), "a Control-LoRA"),
 )
 """Tensors of adapters that are not plain LoRA, and what they mark."""
 _WHOLE = (
@@ -88,6 +97,10 @@ def unreadable_file(path: Path, error: Exception) -> AdapterFileError:
         return AdapterFileError(f"{path} is a folder", "name a file in it")
     except OSError:
         head = b""
+    if path.name == PEFT_CONFIG:
+        return AdapterFileError(
+            f"{path} is an adapter's config, not the adapter itself", "name the folder of both"
+        )
     if path.suffix.lower() in _UNFINISHED:
         return AdapterFileError(
             f"{path} is a download that has not ended", "wait for its end, or start it again"
@@ -99,6 +112,10 @@ def unreadable_file(path: Path, error: Exception) -> AdapterFileError:
         if not is_named_so:
             return AdapterFileError(f"{path} is not a safetensors file", "name a LoRA")
     what = "the file is empty" if not head else str(error)
+    if any(cause in what for cause in _CUT_SHORT):
+        what = "its size is not the one in its header, as after a download that broke off"
+    elif head and not any(head):
+        what = "it begins with zeros, as a download does that has not ended"
     return AdapterFileError(f"{path} cannot be read: {what}", "fetch it again")
 
 

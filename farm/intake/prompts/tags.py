@@ -16,14 +16,15 @@ TAG = re.compile(rf"\[V(?::({SAFE_NAME}))?\]")
 
 _BRACKETS = re.compile(r"\[[^\[\]]{1,200}\]")
 _LIKE_TAG = re.compile(r"\[\s*V\s*(?::[^\[\]]*)?\]", re.IGNORECASE)
-_NAMED = re.compile(rf"\[\s*(?:V[\s:]\s*)?({SAFE_NAME})\s*(?::[^\[\]]*)?\]", re.IGNORECASE)
+_NAMED = re.compile(rf"\[\s*(?:V[\s:]\s*)?({SAFE_NAME})\s*(?:[:@][^\[\]]*)?\]", re.IGNORECASE)
 
 
 def near_miss(prompt: str, identifiers: Mapping[str, str]) -> tuple[str, str] | None:
     """The first text in brackets that is hardly anything but a mistyped tag, and the right tag.
 
-    That is what begins as a tag does, such as ``[v]``, ``[V: rex]`` and ``[V:rex:0.5]``, and the
-    name of an adapter, such as ``[rex:0.5]``. Other brackets are ordinary words.
+    That is what begins as a tag does, such as ``[v]``, ``[V: rex]``, ``[V:rex@key]`` and
+    ``[V:rex:0.5]``, and the name of an adapter, such as ``[rex:0.5]``. Other brackets are ordinary
+    words.
 
     Args:
         identifiers: of the request's adapters by name.

@@ -95,6 +95,7 @@ class RetryingProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
+        path = path.removesuffix("/") or path
         is_checked = scope["type"] == "http" and (_is_ours(path) or self._is_proxys_health(path))
         if not is_checked:
             await self._app(scope, receive, send)

@@ -88,6 +88,7 @@ def create_app(services: Services, *, names_requests: bool = True) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # that page loads scripts from a CDN; /openapi.json is complete
         redoc_url=None,
+        redirect_slashes=False,  # the guard reads both spellings
     )
     app.state.services = services
     install_error_handlers(app, services.limits.by_field)

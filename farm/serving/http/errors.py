@@ -67,6 +67,9 @@ _PLACES = re.compile(
 )
 """URLs and absolute paths, which reveal where files are; the endpoint's own routes may appear."""
 
+ROUTES = "images come from POST /v1/images/generations, names of models from GET /v1/models"
+"""The remedy for a wrong path."""
+
 
 def scrub(text: str) -> str:
     """A message without locations and control characters, truncated to a maximum length."""
@@ -166,9 +169,10 @@ def install_error_handlers(app: FastAPI, limits: Mapping[str, float]) -> None:
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            error.detail = "there is nothing at this path"
+            error.detail = f"there is nothing at this path: {ROUTES}"
         elif error.status_code == 405:
-            error.detail = f"{request.method} is not allowed here"
+            allowed = (error.headers or {}).get("Allow", "GET")
+            error.detail = f"{request.method} is not allowed here: use {allowed}"
         elif error.status_code == 400 and "parsing the body" in str(error.detail):
             error.detail = "the body is not valid JSON in UTF-8"
         return http_response(error)
@@ -182,6 +186,18 @@ def install_error_handlers(app: FastAPI, limits: Mapping[str, float]) -> None:
 
 MAX_FAULTS = 8
 """Faults in one message."""
+_OTHER_WORDS = {
+    "num_inference_steps": ("steps", "inference_steps", "num_steps"),
+    "guidance_scale": ("cfg", "cfg_scale", "guidance"),
+    "scheduler": ("sampler", "sampler_name"),
+    "size": ("width", "height", "image_size", "resolution"),
+    "n": ("num_images", "num_images_per_prompt", "num_outputs", "batch_size"),
+    "adapter_weight": ("scale", "lora_scale", "lora_weight"),
+    "adapters": ("lora", "loras"),
+    "model": ("name", "adapter", "adapter_name", "lora_name"),
+    "weight": ("scale", "strength", "lora_scale", "adapter_weight"),
+}
+"""Fields by the names that they have in other interfaces."""
 _EXPECTED = {
     "missing": "is missing",
     "string_type": "must be text",
@@ -269,5 +285,7 @@ def _round(context: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown_field(loc: Sequence[Any]) -> str:
     model = ExtraAdapter if "adapters" in loc[1:-1] else GenerateRequest
-    close = similar_name(str(loc[-1]), model.model_fields)
+    name = str(loc[-1])
+    meant = (one for one in model.model_fields if name in _OTHER_WORDS.get(one, ()))
+    close = next(meant, None) or similar_name(name, model.model_fields)
     return f"unknown field; did you mean `{close}`?" if close else "unknown field"

@@ -76,6 +76,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _plain(scope)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
@@ -152,6 +153,21 @@ class Guard:
         if isinstance(error, HTTPException):
             return http_response(error)
         return error_response(error)
+
+
+def _plain(scope: Scope) -> Scope:
+    """The request without a slash at its end, and as GET if it is HEAD.
+
+    The server omits the body of a response to HEAD. A redirect to the path without the slash would
+    be followed neither by all clients nor, behind a proxy with TLS, with the key.
+    """
+    changes: dict[str, str] = {}
+    if scope["method"] == "HEAD":
+        changes["method"] = "GET"
+    path = scope["path"]
+    if path.endswith("/") and not path.endswith("//") and path != PAGE:
+        changes["path"] = path.removesuffix("/")
+    return {**scope, **changes} if changes else scope
 
 
 def _address(scope: Scope) -> str:

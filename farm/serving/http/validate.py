@@ -140,7 +140,7 @@ def _check_limits(
     """Refuse a request for everything that is over a limit, at once."""
     refused: list[RequestRefused] = []
     for check in (
-        partial(_check_side, *size, base.side_multiple_px),
+        partial(_check_side, *size, base.side_multiple_px, limits.max_side_px),
         partial(limits.check_cost, *size, asked.steps, num_pictures),
         partial(limits.check_texts, prompt=asked.prompt, negative_prompt=asked.negative_prompt),
         partial(_check_most, "guidance_scale", asked.guidance_scale or 0, limits.max_guidance),
@@ -185,17 +185,18 @@ def _check_most(field: str, value: float, most: float) -> None:
         raise RequestRefused(f"{field}: {value:g} is over the limit of {most:g}", "", field)
 
 
-def _check_side(width_px: int, height_px: int, multiple_px: int) -> None:
+def _check_side(width_px: int, height_px: int, multiple_px: int, most_px: int) -> None:
     if width_px % multiple_px or height_px % multiple_px:
+        width, height = (_rounded(one, multiple_px, most_px) for one in (width_px, height_px))
         raise RequestRefused(
-            f"size: sides are multiples of {multiple_px} px",
-            f"write {_rounded(width_px, multiple_px)}x{_rounded(height_px, multiple_px)}",
-            "size",
+            f"size: sides are multiples of {multiple_px} px", f"write {width}x{height}", "size"
         )
 
 
-def _rounded(side_px: int, multiple_px: int) -> int:
-    return max(1, round(side_px / multiple_px)) * multiple_px
+def _rounded(side_px: int, multiple_px: int, most_px: int) -> int:
+    """The nearest multiple that is no larger than the limit."""
+    nearest = min(round(side_px / multiple_px), most_px // multiple_px)
+    return max(1, nearest) * multiple_px
 
 
 def _preview_every(asked: GenerateRequest) -> int:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from support.lora_files import attention_of, change, kohya_name, pair, written
 from torch import Tensor
 
 from farm.adapters.files.folder import adapter_files, load_adapter
 from farm.adapters.files.importing import ImportRequest, import_adapter
 from farm.base.loading import load_base
-from farm.errors import AdapterFileError
+from farm.errors import AdapterFileError, UserError
 from farm.storage import Store
 
 Known = dict[str, tuple[int, ...]]
@@ -49,6 +49,10 @@ def pickled(*, legacy: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def whole() -> bytes:
+    return save({"x.lora_A.weight": torch.ones(2, 2)})
+
+
 def zipped() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -68,6 +72,10 @@ def zipped() -> bytes:
         ("a.safetensors", zipped(), "is a zip archive", "unpack it"),
         ("a.gguf", b"GGUF\3\0\0\0" + bytes(40), "GGUF", "name a LoRA"),
         ("a.safetensors", b"", "the file is empty", "fetch it again"),
+        ("a.safetensors", whole()[:-9], "a download that broke off", "fetch it again"),
+        ("a.safetensors", whole()[:20], "a download that broke off", "fetch it again"),
+        ("adapter_config.json", CONFIG.encode(), "an adapter's config", "name the folder"),
+        ("a.safetensors", bytes(99), "begins with zeros", "fetch it again"),
         ("a.safetensors", b"\xef\xbb\xbf\n <!DOCTYPE html>", "a web page", "signed in"),
         ("a.safetensors", b"Entry not found", "is text, not the adapter itself: `Entry", "again"),
         ("a.safetensors.crdownload", b"\x60\1\0\0\0\0\0\0{", "has not ended", "wait"),
@@ -112,6 +120,15 @@ def test_the_remedy_for_a_pickled_file_makes_one_that_is_read(known: Known, tmp_
          "conv_in.weight belongs to a whole trained module", "modules_to_save"),
         (("x.lora_A.weight", "x.lora_B.weight", "e.token_adapter.trainable_tokens_delta"),
          "trained tokens", "plain LoRA"),
+        (("lora_te_text_model_embeddings_token_embedding.alpha",
+          "lora_te_text_model_embeddings_token_embedding.lora_down.weight"),
+         "an adapter of the text encoder's embeddings", "plain LoRA"),
+        (("x.lora_A.weight", "x.lora_B.weight", "vae.decoder.conv_in.lora_A.weight"),
+         "an adapter of the VAE", "plain LoRA"),
+        (("0.to_q_lora.down.weight", "0.to_q_lora.up.weight"), "an IP-Adapter", "plain LoRA"),
+        (("input_blocks.0.0.down", "input_blocks.0.0.up", "lora_controlnet"), "a Control-LoRA",
+         "plain LoRA"),
+        (("text_model.embeddings.token_embedding.weight",), "is a whole model", "--base"),
         (("x.lora_A.v1.0.weight",), "lora_A.v1.0.weight is unknown", "save the adapter"),
     ],
 )  # fmt: skip
@@ -126,7 +143,11 @@ def test_a_file_of_another_kind_is_named_by_its_tensors(
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.unet.", "module.base_model.model.", "model.diffusion_model.", "unet."]
+    "prefix",
+    [
+        *("module.unet.", "module.base_model.model.", "model.diffusion_model.", "unet."),
+        *("unet.module.", "_fsdp_wrapped_module.unet._fsdp_wrapped_module."),
+    ],
 )
 def test_levels_that_wrappers_add_to_names_are_dropped(
     known: Known, tmp_path: Path, prefix: str
@@ -212,6 +233,29 @@ def test_folders_of_named_and_of_single_component_adapters_are_found(
     assert len(load_adapter(tmp_path / "upper", known).layers) == 2
     parts = lay(tmp_path / "parts", peft(known), "text_encoder", "unet")
     assert [file.parent.name for file in adapter_files(parts)] == ["unet", "text_encoder"]
+    both = lay(tmp_path / "both", peft(known), "text_encoder/tom", "unet/tom")
+    files = [file.relative_to(both).parts[0] for file in adapter_files(both)]
+    assert files == ["unet", "text_encoder"]
+    with pytest.raises(AdapterFileError, match=r"several adapters: unet/rex.*, unet/tom"):
+        adapter_files(lay(tmp_path / "two", peft(known), "unet/rex", "unet/tom"))
+
+
+def test_every_part_of_a_folder_counts_when_it_is_imported_again(
+    known: Known, tmp_path: Path
+) -> None:
+    name = next(one for one in known if one.startswith("text_encoder.") and one.endswith("fc1"))
+    path = f"base_model.model.{name.split('.', 1)[1]}"
+    store, base = Store(str(tmp_path / "store")), load_base("tiny")
+    folder = lay(tmp_path / "both", peft(known), "text_encoder/tom", "unet/tom")
+    for scale in (1.0, 2.0):
+        down, up = (scale * one for one in pair(known[name]))
+        tensors = {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
+        written(folder / "text_encoder/tom/adapter_model.safetensors", tensors)
+        request = ImportRequest(folder, "tom", "cat", replace=True)
+        imported = import_adapter(store, base, request)
+        assert imported.is_new
+        assert len(imported.weights.layers) == 3
+    assert not import_adapter(store, base, request).is_new
 
 
 @pytest.mark.parametrize(
@@ -257,6 +301,29 @@ def test_the_identifier_is_read_from_what_kohyas_header_keeps(
     assert imported.record.identifier == identifier
     assert imported.identifier_assumed is is_assumed
     assert not imported.alpha_assumed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "remedy"),
+    [
+        ({"name": "tiny"}, "takes 'tiny' for the base model itself", "another --name"),
+        ({"name": "base"}, "takes 'base' for the base model itself", "another --name"),
+        ({"name": "käse"}, "--name 'käse' is not allowed", "letters from A to Z"),
+        ({"class_noun": "[V] cat"}, "--class '[V] cat' names the subject too", "the class alone"),
+        ({"class_noun": " "}, "--class ' ' is not allowed", "1 to 100 characters"),
+        ({"identifier": "my cat"}, "--identifier 'my cat' is not allowed", "one word"),
+        ({"instance_prompt": " "}, "--prompt ' ' is not allowed", "with [V]"),
+    ],
+)
+def test_words_that_cannot_be_served_are_refused_with_what_to_write(
+    known: Known, tmp_path: Path, changes: dict[str, str], message: str, remedy: str
+) -> None:
+    path = written(tmp_path / "a.safetensors", kohya(known))
+    words = {"name": "tom", "class_noun": "cat", **changes}
+    with pytest.raises(UserError) as refused:
+        import_adapter(Store(str(tmp_path)), load_base("tiny"), ImportRequest(path, **words))
+    assert message in refused.value.message
+    assert remedy in refused.value.remedy
 
 
 def test_a_peft_file_without_its_config_has_an_assumed_strength(

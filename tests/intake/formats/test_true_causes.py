@@ -22,6 +22,7 @@ TOML = '[[datasets]]\nresolution = 64\n{}\n[[datasets.subsets]]\nimage_dir = "to
         ("m.yaml", "subjects:\n- id: tom\n  class_noun: “cat”\n", 3, "leave them out: `cat`"),
         ("m.csv", "subject,class\n# old ones\ntom,cat\n", 2, "remove the line"),
         ("m.csv", "subject,class\ntom,a cat\n", 2, "leave it out: `cat`"),
+        ("m.csv", "subject,class,photos\nbase,cat,tom\n", 2, "another name, such as `base-1`"),
         (
             "m.csv",
             "subject,class,class_prompt\ntom,An old cat,a cat\n",

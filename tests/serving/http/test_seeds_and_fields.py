@@ -73,6 +73,7 @@ def test_what_clients_send_as_a_matter_of_course_is_taken(
     [
         ({"size": "large"}, "write WIDTHxHEIGHT"),
         ({"size": "100x99"}, "write 96x96"),
+        ({"size": "99999x65"}, "write 2048x64"),
         ({"model": "my cat"}, "write an adapter's name"),
         ({"model": "dall-e-3"}, "GET /v1/models"),
         ({"background": "transparent"}, "'auto' or 'opaque'"),
@@ -80,6 +81,10 @@ def test_what_clients_send_as_a_matter_of_course_is_taken(
         ({"seed": "7"}, "integer"),
         ({"seed": 2**63 - 1, "n": 2}, f"write {2**63 - 3} or less"),
         ({"colour": "red"}, "colour: unknown field"),
+        ({"steps": 3}, "did you mean `num_inference_steps`?"),
+        ({"width": 64}, "did you mean `size`?"),
+        ({"scale": 0.5}, "did you mean `adapter_weight`?"),
+        ({"adapters": [{"model": "tom", "scale": 0.5}]}, "did you mean `weight`?"),
     ],
 )
 def test_what_is_refused_is_refused_with_what_to_write(
@@ -88,6 +93,36 @@ def test_what_is_refused_is_refused_with_what_to_write(
     answer = ask(endpoint, **fields)
     assert 400 <= answer.status_code < 500
     assert words in answer.json()["error"]["message"]
+
+
+def test_a_slash_at_the_end_of_a_path_changes_nothing(endpoint: LiveEndpoint) -> None:
+    url = f"{endpoint.url}/v1/images/generations/"
+    assert httpx2.post(url, json={"model": "rex", **PLAIN}, timeout=60).status_code == 200
+    form = {"content-type": "text/plain"}  # as any web page could send
+    assert httpx2.post(url, content=b"{}", headers=form).status_code == 415
+    assert httpx2.get(f"{endpoint.url}/v1/models/rex/").json()["id"] == "rex"
+    assert httpx2.get(f"{endpoint.url}/v1/models//").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready/", "/v1/models", "/v1/models/rex"])
+def test_head_is_answered_as_get_without_the_body(endpoint: LiveEndpoint, path: str) -> None:
+    got, head = (
+        httpx2.request(method, endpoint.url + path, headers={"x-request-id": "a"})
+        for method in ("GET", "HEAD")
+    )
+    assert (got.status_code, head.status_code, head.content) == (200, 200, b"")
+    varying = ("date", "server")
+    assert {name: text for name, text in head.headers.items() if name not in varying} == {
+        name: text for name, text in got.headers.items() if name not in varying
+    }
+
+
+def test_a_wrong_path_or_method_says_what_to_use(endpoint: LiveEndpoint) -> None:
+    wrong = httpx2.post(f"{endpoint.url}/v1/images/edits", json=PLAIN)
+    assert "POST /v1/images/generations" in wrong.json()["error"]["message"]
+    method = httpx2.put(f"{endpoint.url}/v1/images/generations", json=PLAIN)
+    assert method.json()["error"]["message"] == "PUT is not allowed here: use POST"
+    assert httpx2.head(f"{endpoint.url}/v1/images/generations").status_code == 405
 
 
 def test_seeds_count_up_and_no_two_are_one(endpoint: LiveEndpoint) -> None:
@@ -116,6 +151,7 @@ def test_a_weight_of_zero_is_the_base_itself(endpoint: LiveEndpoint) -> None:
     [
         ("[V:rex:0.5]", "[V:rex]"),
         ("[V: rex]", "[V:rex]"),
+        ("[V:rex@0123abcd]", "[V:rex]"),
         ("[V rex]", "[V:rex]"),
         ("[v:rex]", "[V:rex]"),
         ("[rex:0.5]", "[V:rex]"),
