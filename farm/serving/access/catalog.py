@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -33,6 +34,8 @@ PAGE_TTL_S = 60.0
 """Maximum age of the dates shown in a listing; requests never use them."""
 PAGE_READERS = 12
 """Threads that read one page, of those for store reads; requests use the others."""
+MAX_COUNTED = 500
+"""Names that are read to leave revoked ones out of the total."""
 SLOW_READ_S = 0.25
 """Time allowed for each read of a thread beyond the caller's patience for one."""
 NUM_RECORDS_KEPT = 20_000
@@ -72,7 +75,8 @@ class Page:
     adapters: tuple[NamedAdapter, ...]
     has_more: bool
     total: int
-    """Number of all matching names."""
+    """Number of all matching names that can be requested: without revoked and broken ones, which
+    are not told apart in namespaces of more than ``MAX_COUNTED`` names."""
 
 
 class Catalog:
@@ -170,12 +174,15 @@ class Catalog:
             matching = await self._in_thread(_containing, names, wanted)
         start = bisect_right(matching, after) if after else 0
         found = await self._read_page(namespace, matching[start : start + limit])
-        shown = tuple(
-            named
-            for named in found
-            if named and not is_revoked_among(revoked, named.job_key, named.namespace)
-        )
-        return Page(shown, len(matching) > start + limit, len(matching))
+        shown = tuple(_requestable(found, revoked))
+        has_more = len(matching) > start + limit
+        total = len(matching)
+        if start == 0 and not has_more:
+            total = len(shown)
+        elif revoked and total <= MAX_COUNTED:
+            with suppress(StoreError):  # the page is shown with the number of names
+                total = len(_requestable(await self._read_page(namespace, matching), revoked))
+        return Page(shown, has_more, total)
 
     async def _read_page(self, namespace: str, names: Sequence[str]) -> list[NamedAdapter | None]:
         """The names' files, several in each thread; None for one that does not exist or is broken.
@@ -274,6 +281,16 @@ class Catalog:
             long_prompts=record.recipe.long_prompts if record.recipe else "cut",
             samples=tuple(file for file in sorted(record.files) if _SAMPLE.fullmatch(file)),
         )
+
+
+def _requestable(
+    found: Iterable[NamedAdapter | None], revoked: Collection[str]
+) -> list[NamedAdapter]:
+    return [
+        named
+        for named in found
+        if named and not is_revoked_among(revoked, named.job_key, named.namespace)
+    ]
 
 
 def _containing(names: Iterable[str], wanted: str) -> list[str]:

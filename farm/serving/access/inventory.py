@@ -120,7 +120,8 @@ def summary(inventory: Inventory, config: EngineConfig, base_fingerprint: str) -
     """The lines shown to the operator at startup."""
     refusals = inventory.refusals(config, base_fingerprint)
     num_refused = sum(len(names) for names in refusals.values())
-    count = f"{inventory.total} adapter{'' if inventory.total == 1 else 's'}"
+    served = f"{inventory.total - num_refused} of " if num_refused else ""
+    count = f"{served}{inventory.total} adapter{'' if inventory.total == 1 else 's'}"
     if inventory.total > len(inventory.read):
         count += f" (the first {len(inventory.read)} checked)"
     lines = [f"{count}, up to {config.num_slots - 1} of them in the model at once (--slots)"]

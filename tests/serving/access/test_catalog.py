@@ -161,6 +161,11 @@ def test_a_revoked_version_is_unknown_and_its_successor_is_not(
         with pytest.raises(AdapterNotFound):
             await catalog.resolve("default", "rex")
         assert (await catalog.page("default")).adapters == ()
+        assert (await catalog.page("default")).total == 0
+        for name in ("sam", "tom"):
+            commit(store, make_record(name))
+        pages = [await catalog.page("default", limit=1), await catalog.page("default", limit=9)]
+        assert [page.total for page in pages] == [2, 2]  # on the first page of several, and on all
         commit(store, new)
         assert (await catalog.resolve("default", "rex"))[0].job_key == new.job_key
         with pytest.raises(AdapterNotFound):

@@ -3,8 +3,6 @@ the base, change weights, follow a link; at desktop and phone sizes."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,12 +10,12 @@ from importlib import resources
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
-from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from support.endpoint import LiveEndpoint, eventually, live_endpoint
+from support.endpoint import LiveEndpoint, are_same, eventually, live_endpoint, pixels_of
 
 pytestmark = [pytest.mark.slow]
 BROWSERS = ("chromium", "google-chrome")
@@ -65,11 +63,11 @@ def wait_for_pictures(browser: Chrome, count: int) -> None:
     eventually(lambda: in_page(browser, "return !document.querySelector('#generate').disabled"))
 
 
-def picture(browser: Chrome, selector: str) -> bytes:
-    """The decoded pixels of the first image that matches."""
+def picture(browser: Chrome, selector: str) -> np.ndarray:
+    """The decoded pixels of the first image that matches. Whether two images share a batch depends
+    on when their requests arrive, so images are compared by ``are_same``."""
     source = in_page(browser, "return document.querySelector(arguments[0]).src", selector)
-    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
-        return image.convert("RGB").tobytes()
+    return pixels_of(source.partition(",")[2])
 
 
 def click_example(browser: Chrome, words: str) -> None:
@@ -166,14 +164,15 @@ def requested_urls(browser: Chrome) -> set[str]:
 
 
 @pytest.fixture
-def visitor(endpoint: LiveEndpoint, browser: Chrome) -> Chrome:
+def visitor(endpoint: LiveEndpoint, browser: Chrome) -> Iterator[Chrome]:
     """A browser with the key already entered, and few steps per picture."""
     browser.get(endpoint.url)
     in_page(browser, "sessionStorage.setItem('key', arguments[0])", endpoint.key("acme"))
     browser.refresh()
     eventually(lambda: len(text_of(browser, ".card b")) == 4, within_s=30)
     in_page(browser, "document.querySelector('#steps').value = 2")
-    return browser
+    yield browser
+    set_size(browser, 1200, phone=False)
 
 
 @pytest.mark.browser
@@ -192,13 +191,13 @@ def test_an_example_shows_the_subject_beside_the_base_and_the_weight_redraws_it(
     wait_for_pictures(visitor, 2)
     assert text_of(visitor, "figcaption div:first-child") == ["a photo of sks dog in space"]
     own, base = picture(visitor, "figure img"), picture(visitor, ".base img")
-    assert own != base
+    assert not are_same(own, base)
 
     slide = """const slider = document.querySelector('.chip input[type=range]');
         slider.value = arguments[0]; slider.dispatchEvent(new Event('input'));"""
     in_page(visitor, slide, "0")
     eventually(lambda: "weight 0.00" in text_of(visitor, "figcaption .quiet")[0], within_s=30)
-    assert picture(visitor, "figure img") == base  # without weight it is the base's picture
+    assert are_same(picture(visitor, "figure img"), base)  # without weight it is the base's picture
     assert len(text_of(visitor, "figure")) == 1  # in the same place
 
 
@@ -216,9 +215,57 @@ def test_a_link_reproduces_the_picture_on_a_phone(visitor: Chrome) -> None:
     visitor.get("about:blank")
     visitor.get(link)
     wait_for_pictures(visitor, 2)
-    assert picture(visitor, "figure img") == own
-    assert in_page(visitor, "return document.documentElement.scrollWidth") == 390
-    set_size(visitor, 1200, phone=False)
+    assert are_same(picture(visitor, "figure img"), own)
+    eventually(lambda: in_page(visitor, "return document.documentElement.scrollWidth") == 390)
+
+
+@pytest.mark.browser
+def test_a_card_whose_images_are_not_finished_says_why(visitor: Chrome) -> None:
+    choose(visitor, "rex")
+    choose_prompt = "return document.querySelector('#prompt').value"
+    eventually(lambda: in_page(visitor, choose_prompt) == "a photo of [V] dog")
+    click_both = """for (const words of ['in space', 'with a red hat'])
+        [...document.querySelectorAll('.example')].find(one => one.innerText == words).click();"""
+    in_page(visitor, click_both)
+    wait_for_pictures(visitor, 2)
+    newest, replaced = text_of(visitor, "figcaption")
+    assert "a photo of sks dog with a red hat" in newest
+    assert replaced.startswith("a photo of [V] dog in space\nCancelled: another generation")
+
+    cut = """const whole = window.fetch;
+        window.fetch = async (...asked) => {
+            const answer = await whole(...asked), reader = answer.body.getReader();
+            const { value } = await reader.read();
+            reader.cancel();
+            const parts = [(one) => one.enqueue(value), (one) => one.error(new TypeError('broken'))];
+            return new Response(new ReadableStream({ pull: (one) => parts.shift()(one) }));
+        };"""
+    in_page(visitor, cut)
+    click_example(visitor, "in the snow")
+    broken = "Not generated: the connection to the endpoint broke"
+    eventually(lambda: broken in text_of(visitor, "figcaption")[0], within_s=60)
+    assert not visitor.find_elements(By.CSS_SELECTOR, "figure.waiting, figure img:not(.done)")
+
+
+@pytest.mark.browser
+def test_settings_say_what_is_expected_and_are_shown_whole(visitor: Chrome) -> None:
+    asks = """document.querySelector('#size').value = 'large';
+        document.querySelector('#generate').click();
+        return [document.querySelector('#size').validationMessage,
+                document.querySelector('#generate-form details').open];"""
+    message, is_open = in_page(visitor, asks)
+    assert "512x512" in message
+    assert is_open
+    missing = """const menu = document.querySelector('#scheduler'), whole = menu.cloneNode(true);
+        whole.style.width = 'auto';
+        document.querySelector('.settings').append(whole);
+        whole.style.position = 'absolute';
+        const width = whole.offsetWidth;
+        whole.remove();
+        return width - menu.offsetWidth;"""
+    for width_px in (1280, 390):
+        set_size(visitor, width_px, phone=False)
+        assert in_page(visitor, missing) <= 0
 
 
 @pytest.mark.browser

@@ -10,7 +10,9 @@ export function useKey(key) {
 export async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = key ? { authorization: `Bearer ${key}` } : {};
-  const answer = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
+  const answer = await fetch(path, { ...options, headers: { ...headers, ...options.headers } }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("The endpoint does not respond. Is it running?");
+  });
   if (answer.status === 401) {
     $("key-form").hidden = false;
     // the form says what to enter; an error only if something was entered
@@ -25,18 +27,22 @@ export async function ask(path, options = {}) {
   return answer;
 }
 
-// Yields the events of one generation; each is a parsed object.
+export const BROKEN = "the connection to the endpoint broke before the image was finished. Generate it again.";
+
+// Yields the events of one generation; each is a parsed object. An error before them is a refusal.
 export async function* generationEvents(order, signal) {
   const answer = await ask("v1/images/generations", {
     method: "POST",
     body: JSON.stringify({ ...order, stream: true, partial_images: 3, stream_progress: true }),
     headers: { "content-type": "application/json" },
     signal,
-  });
+  }).catch((error) => { throw Object.assign(error, { isRefusal: true }); });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw signal.aborted ? error : new Error(BROKEN);
+    });
     if (done) return;
     text += value;
     const parts = text.split("\n\n");

@@ -46,7 +46,7 @@ export async function list(isFresh, attempt) {
   $("gallery").append(...page.data.map((model) => cardOf(model, attempt)));
   listing.last = page.last_id ?? "";
   $("more").hidden = !page.has_more;
-  $("total").textContent = `${page.total}`;
+  $("total").textContent = `${page.total} ${page.total === 1 ? "adapter" : "adapters"}`;
   if (state.base) $("base").textContent = `on ${state.base}`;
   show();
 }

@@ -2,10 +2,10 @@
 // Talks only to this endpoint.
 
 import { $, complain, make } from "./elements.js";
-import { factsOf, generationEvents, useKey } from "./endpoint.js";
+import { BROKEN, factsOf, generationEvents, useKey } from "./endpoint.js";
 import { list, search } from "./gallery.js";
 import { fragmentOf, readFragment } from "./links.js";
-import { finish, openResult, preview } from "./pictures.js";
+import { finish, isUnfinished, openResult, preview, settle } from "./pictures.js";
 import { areAlive, baseOrder, isBaseAlone, ordersOf, phrase, setMode, state, toggle, whenChoiceChanges, whenWeightChanges } from "./subjects.js";
 
 const EXAMPLES = [
@@ -16,7 +16,7 @@ const EXAMPLES = [
   ["Mixed", "a photo of {} ", ["with a yellow crown in space", "with a red hat in the snow", "with blue glasses on the beach"]],
 ];
 const POSES = { living: ["sitting", "sleeping", "jumping"], things: ["tilted", "upside down"] };
-const running = { stopping: null, last: null }; // last: {prompt, result, seed, …} of the newest result
+const running = { now: null, last: null }; // now: {stopping, jobs, prompt}; last: {prompt, result, seed, …} of the newest result
 
 const attempt = async (action) => {
   complain(null);
@@ -76,41 +76,48 @@ async function redraw() {
   if (!last?.result.block.isConnected || last.mode !== state.mode) return;
   const columns = ordersOf(last.prompt, { ...settings(), seed: last.seed, n: last.result.figures[0].length });
   if (referencesOf(columns) !== last.references) return; // another choice of subjects
-  await runAll(columns.map(({ order }, index) => ({ order, figures: last.result.figures[index] })), last.mode, last.prompt);
+  if (last.result.figures.flat().some((figure) => !figure.querySelector(".view:not(.base)"))) return; // it was cancelled
+  const jobs = columns.map(({ order }, index) => ({ order, figures: last.result.figures[index] }));
+  const bases = jobs.filter(({ figures }) => figures.some((figure) => isUnfinished(figure, true)));
+  await runAll([...jobs, ...bases.map((job) => ({ ...job, order: baseOrder(job.order), isBase: true }))], last.mode, last.prompt);
 }
 
 async function runAll(jobs, mode, prompt) {
-  running.stopping?.abort();
-  const stopping = running.stopping = new AbortController();
+  stopRunning("Cancelled: another generation was started.", new Set(jobs.flatMap(({ figures }) => figures)));
+  const now = running.now = { stopping: new AbortController(), jobs, prompt };
   const meter = { done: new Map(), total: jobs.reduce((sum, { order }) => sum + order.n * (order.num_inference_steps ?? 25), 0) };
   busy(true);
-  const outcomes = await Promise.allSettled(jobs.map((job, index) => run({ ...job, index, mode, prompt, meter }, stopping)));
-  if (running.stopping !== stopping) return; // a newer generation has started
-  running.stopping = null;
+  const outcomes = await Promise.allSettled(jobs.map((job, index) => run({ ...job, index, mode, prompt, meter }, now.stopping)));
+  if (running.now !== now) return; // stopped, or a newer generation has started
+  running.now = null;
   busy(false);
-  for (const { figures } of jobs) for (const figure of figures) if (figure.classList.contains("waiting")) drop(figure);
-  const failed = outcomes.find(({ status, reason }) => status === "rejected" && reason.name !== "AbortError");
+  // a request that was refused at once leaves no card; #error says why
+  outcomes.forEach(({ reason }, index) => reason && jobs[index].figures.forEach((figure) => (
+    settle(figure, prompt, reason.isRefusal ? "" : `Not generated: ${reason.message}`))));
+  const failed = outcomes.find(({ status }) => status === "rejected");
   if (failed) throw failed.reason;
 }
 
-// A figure without an image leaves; one whose base image alone is missing stays.
-function drop(figure) {
-  if (figure.querySelector("img").classList.contains("done")) {
-    figure.className = "";
-    for (const image of figure.querySelectorAll(".base img:not(.done)")) image.parentElement.remove();
-    return;
-  }
-  const block = figure.parentElement;
-  figure.remove();
-  if (block && !block.children.length) block.remove();
+// Cancel what is running; its cards say so, except those in `kept`, which the next generation fills.
+function stopRunning(words, kept = new Set()) {
+  const { now } = running;
+  if (!now) return;
+  running.now = null;
+  now.stopping.abort();
+  busy(false);
+  for (const figure of now.jobs.flatMap(({ figures }) => figures)) if (!kept.has(figure)) settle(figure, now.prompt, words);
 }
 
 async function run({ order, figures, isBase, index, mode, prompt, meter }, stopping) {
   const num = order.num_inference_steps ?? 25;
+  const finished = new Set();
   for await (const event of generationEvents(order, stopping.signal)) {
+    if (stopping.signal.aborted) return; // events of the same chunk may follow
     const at = event.picture_index ?? 0;
+    if (finished.has(at)) continue; // a late preview never replaces its image
     const figure = figures[at];
     if (event.type === "image_generation.completed") {
+      finished.add(at);
       meter.done.set(`${index}/${at}`, num);
       finish(figure, event, { isBase, link: linkOf(event, mode, prompt), file: `${nameOf(order)}-${event.seed}.${event.output_format}` });
     } else if (event.type === "image_generation.partial_image") {
@@ -122,6 +129,7 @@ async function run({ order, figures, isBase, index, mode, prompt, meter }, stopp
     $("progress").max = meter.total;
     $("progress").value = [...meter.done.values()].reduce((sum, steps) => sum + steps, 0);
   }
+  if (!stopping.signal.aborted && finished.size < order.n) throw new Error(BROKEN);
 }
 
 const nameOf = (order) => [order.model ?? state.base, ...(order.adapters ?? []).map((one) => one.model)].map((name) => name.split("@")[0]).join("+");
@@ -190,7 +198,7 @@ async function start() {
 }
 
 $("generate-form").addEventListener("submit", (event) => { event.preventDefault(); attempt(generate); });
-$("stop").addEventListener("click", () => running.stopping?.abort());
+$("stop").addEventListener("click", () => stopRunning("Stopped."));
 $("more").addEventListener("click", () => attempt(() => list(false, attempt)));
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("generate-form").requestSubmit();
@@ -200,6 +208,12 @@ $("key-form").addEventListener("submit", (event) => {
   useKey($("key").value.trim());
   attempt(async () => { await start(); $("key-form").hidden = true; });
 });
+$("size").addEventListener("invalid", () => {
+  if ($("size").validity.patternMismatch) $("size").setCustomValidity("Write width x height in pixels, such as 512x512, or auto.");
+});
+$("size").addEventListener("input", () => $("size").setCustomValidity(""));
+// a browser shows its message only at a field that is visible
+$("generate-form").addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
 for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", () => setMode(radio.value));
 let typing;
 $("search").addEventListener("input", () => {

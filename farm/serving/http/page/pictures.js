@@ -28,8 +28,36 @@ function figureOf(title, hasBase, mode) {
 
 const dataUrl = (event) => `data:image/${event.output_format};base64,${event.b64_json}`;
 
+const replaced = new WeakMap(); // the finished image under a preview, by its element
+
 export function preview(figure, event, isBase) {
-  imageOf(figure, isBase).src = dataUrl(event);
+  const image = imageOf(figure, isBase);
+  if (image.classList.contains("done") && !replaced.has(image)) replaced.set(image, image.src);
+  image.src = dataUrl(event);
+}
+
+export const isUnfinished = (figure, isBase) => figure.querySelector(isBase ? ".base img:not(.done)" : "img:not(.done)") !== null;
+
+// The end of a generation that did not finish this figure: finished images stay, previews leave,
+// and the caption says why. Without words, a figure without its own image leaves.
+export function settle(figure, prompt, words) {
+  for (const image of figure.querySelectorAll("img.done")) {
+    if (replaced.has(image)) image.src = replaced.get(image);
+    replaced.delete(image);
+  }
+  if (!isUnfinished(figure, false)) return;
+  const isOwnDone = figure.querySelector(".view:not(.base) img.done") !== null;
+  const block = figure.parentElement;
+  for (const image of figure.querySelectorAll("img:not(.done)")) image.closest(".view").remove();
+  figure.className = "";
+  if (isOwnDone) {
+    if (words) figure.querySelector("figcaption").append(make("div", { className: "quiet", textContent: `Base model's image: ${words}` }));
+  } else if (words) {
+    figure.querySelector("figcaption").replaceChildren(make("div", { textContent: prompt }), make("div", { className: "quiet", textContent: words }));
+  } else {
+    figure.remove();
+    if (block && !block.children.length) block.remove();
+  }
 }
 
 const imageOf = (figure, isBase) => figure.querySelector(isBase ? ".base img" : "img");
@@ -38,6 +66,7 @@ const imageOf = (figure, isBase) => figure.querySelector(isBase ? ".base img" : 
 export function finish(figure, event, { isBase, link, file }) {
   const image = imageOf(figure, isBase);
   image.src = dataUrl(event);
+  replaced.delete(image);
   image.alt = isBase ? `${event.revised_prompt}, by the base model` : event.revised_prompt;
   image.classList.add("done");
   if (!isBase) caption(figure, event, link, file);

@@ -110,6 +110,7 @@ def test_the_start_says_what_is_served_and_what_not_and_why(store: Path, engine:
         update={"max_rank": 16, "target_modules": ("to_q", "to_k", "to_v", "to_out.0")}
     )
     told = "\n".join(summary(inventory, limited, fingerprint))
+    assert "0 of 3 adapters, up to" in told
     assert "3 cannot be served" in told
     assert "high: a rank above the limit of 16 (--max-rank)" in told
     assert "by_default, narrow: layers outside the limit" in told
