@@ -75,8 +75,8 @@ class Page:
     adapters: tuple[NamedAdapter, ...]
     has_more: bool
     total: int
-    """Number of all matching names that can be requested: without revoked and broken ones, which
-    are not told apart in namespaces of more than ``MAX_COUNTED`` names."""
+    """Number of all matching names that can be requested: without revoked and broken ones.
+    Those of more than ``MAX_COUNTED`` names are included, as nothing reads them all."""
 
 
 class Catalog:

@@ -237,7 +237,7 @@ def test_a_card_whose_images_are_not_finished_says_why(visitor: Chrome) -> None:
             const answer = await whole(...asked), reader = answer.body.getReader();
             const { value } = await reader.read();
             reader.cancel();
-            const parts = [(one) => one.enqueue(value), (one) => one.error(new TypeError('broken'))];
+            const parts = [(one) => one.enqueue(value), (one) => one.error(new TypeError())];
             return new Response(new ReadableStream({ pull: (one) => parts.shift()(one) }));
         };"""
     in_page(visitor, cut)
