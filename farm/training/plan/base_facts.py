@@ -19,8 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from farm.base.fingerprint import fingerprint_build, fingerprint_folder
-from farm.base.loading import refuse_revision, resolve_folder
+from farm.base.loading import fingerprint_at_hand, refuse_revision
 from farm.base.memory import MemoryFacts
 from farm.base.names import EDITIONS, EMBEDDED, BuiltName, Fetched
 from farm.intake.modules import BaseModules
@@ -52,11 +51,10 @@ def base_facts(name: str, revision: str | None = None, fetched: Fetched | None =
     kept = _kept().get(name)
     if kept is None:
         return loaded_facts(name, revision, fetched)
-    if name in get_args(BuiltName):
-        refuse_revision(name, revision)
-        return replace(kept, fingerprint=fingerprint_build(name))
-    if fingerprint_folder(resolve_folder(name, revision=revision)) == kept.fingerprint:
-        return kept
+    refuse_revision(name, revision)
+    fingerprint = fingerprint_at_hand(name)
+    if name in get_args(BuiltName) or fingerprint == kept.fingerprint:
+        return replace(kept, fingerprint=fingerprint)
     return loaded_facts(name, revision)  # of weights that were trained again in place
 
 
